@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -45,7 +47,7 @@ def kv_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 OPTIONS = {"kv_dtype": "fp32"}
 
 
-def engine(pages: int = 64, max_model_len: int | None = None, caching: bool = True, **scheduler: int) -> Engine:
+def engine(pages: int = 64, max_model_len: int | None = None, caching: bool = True, **scheduler: Any) -> Engine:
     limit = max_model_len or min(pages * PAGE_SIZE, CONFIG.max_position_embeddings)
     cache = KVCache(CONFIG, pages, OPTIONS["kv_dtype"])
     return Engine(MODEL, cache, limit, SchedulerConfig(**scheduler), enable_prefix_caching=caching)

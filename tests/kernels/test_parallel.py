@@ -29,12 +29,13 @@ def test_pool_alone(tmp_path: Path, options: list[str]) -> None:
     program = tmp_path / "pool"
     sources = [Path(__file__).with_name("pool_test.cpp"), CSRC / "parallel.cpp"]
     flags = ["-std=c++20", "-Wall", "-Wextra", "-pthread", f"-I{CSRC}", *options]
-    built = subprocess.run([COMPILER, *flags, *sources, "-o", program], capture_output=True, text=True, check=False)
+    # The environment of `make sanitize` preloads another sanitizer.
+    clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    command = [COMPILER, *flags, *sources, "-o", program]
+    built = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
     if "-fsanitize=thread" in options and "tsan" in built.stderr:
         pytest.skip("the compiler has no ThreadSanitizer")
     assert built.returncode == 0, built.stderr
-    # The environment of `make sanitize` preloads another sanitizer.
-    clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     ran = subprocess.run([program], env=clean, capture_output=True, text=True, check=False, timeout=120)
     if "unexpected memory mapping" in ran.stderr:
         pytest.skip("ThreadSanitizer does not know this kernel's address layout")
