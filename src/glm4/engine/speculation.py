@@ -14,18 +14,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Matches are found by their last 2, 3 or 4 ids; those of 4 are followed back to find the longest of the latest few.
+# Matches are found by their last 2, 3 or 4 ids; those of 4 are followed back to find the longest of the latest few. Up
+# to 8 ids: beyond that the latest precedent is the better one (records with counters, say).
 _SIZES = (2, 3, 4)
 _CANDIDATES = 16
-_LONGEST = 32
+_LONGEST = 8
 MAX_DRAFT = 7
 # Match lengths from which guesses are counted apart, and the share of them that is expected to come true at first.
-_LEVELS = (2, 3, 4, 8, 16)
-_EXPECTED = (0.25, 0.35, 0.5, 0.7, 0.85)
+_LEVELS = (2, 3, 4, 6)
+_EXPECTED = (0.25, 0.35, 0.5, 0.8)
 # Weight of the newest verification in the running share of guesses that came true.
 _MEMORY = 0.15
 _RETRY_AFTER = 48
 _ID_BITS = 24
+_MASKS = tuple((1 << size * _ID_BITS) - 1 for size in _SIZES)
+# Of a longer prompt only its end is searched: an entry takes about 300 bytes.
+_MOST_INDEXED = 1 << 17
 # A row's share of a step before it is measured, and the least that is believed: guessing takes time in Python too.
 _USUAL_COST = 0.25
 _LEAST_COST = 0.05
@@ -121,13 +125,14 @@ class PromptLookup:
     def _index(self, ids: Sequence[int]) -> None:
         """Enter the contexts that have got a successor since the last call."""
         self._earlier += [0] * (len(ids) - len(self._earlier))
-        for end in range(max(self._indexed, 1), len(ids)):
-            for size, after in self._after.items():
+        first = max(self._indexed, 1, len(ids) - _MOST_INDEXED)
+        key = _packed(ids[max(0, first - _SIZES[-1]) : first - 1])
+        for end in range(first, len(ids)):
+            key = (key << _ID_BITS | ids[end - 1]) & _MASKS[-1]
+            self._earlier[end] = self._after[_SIZES[-1]].get(key, 0) if end >= _SIZES[-1] else 0
+            for size, mask in zip(_SIZES, _MASKS, strict=True):
                 if end >= size:
-                    key = _packed(ids[end - size : end])
-                    if size == _SIZES[-1]:
-                        self._earlier[end] = after.get(key, 0)
-                    after[key] = end
+                    self._after[size][key & mask] = end
         self._indexed = len(ids)
 
 
