@@ -17,18 +17,21 @@ constexpr int VECTORS = kRowBlock / LANES;  // vectors that cover the 32 outputs
 // Rows per micro-tile, sized to the register file.
 #if defined(GLM4_AVX512)
 constexpr int FLOAT_TILE = 6;
-constexpr int INT_TILE = 6;
+constexpr int INT8_TILE = 6;
+constexpr int INT4_TILE = 6;
 #elif defined(GLM4_AVX2)
 constexpr int FLOAT_TILE = 3;
-constexpr int INT_TILE = 8;
+constexpr int INT8_TILE = 4;
+constexpr int INT4_TILE = 8;
 #elif defined(GLM4_NEON)
 constexpr int FLOAT_TILE = 2;
-constexpr int INT_TILE = 4;
+constexpr int INT8_TILE = 4;
+constexpr int INT4_TILE = 4;
 #else
 constexpr int FLOAT_TILE = 2;
-constexpr int INT_TILE = 2;
+constexpr int INT8_TILE = 2;
+constexpr int INT4_TILE = 2;
 #endif
-constexpr int MAX_TILE = maximum(FLOAT_TILE, INT_TILE);
 
 // Vectors of outputs an integer tile of R rows works on at once.
 #if defined(GLM4_AVX512)
@@ -38,7 +41,7 @@ constexpr int STEP = 2;
 // With few rows every operand read serves more vectors, and a single row walks through memory in whole lines; with many
 // rows the sums alone fill the sixteen registers.
 template <int R>
-constexpr int STEP = R == 1 ? 4 : R <= 3 ? 2 : 1;
+constexpr int STEP = R == 1 ? 4 : R <= 4 ? 2 : 1;
 #elif defined(GLM4_NEON)
 template <int R>
 constexpr int STEP = 1;

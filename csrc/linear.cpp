@@ -34,7 +34,7 @@ template <class F>
 constexpr bool is_float = F::format == kFp32 || F::format == kBf16;
 
 template <class F>
-constexpr int TILE = is_float<F> ? FLOAT_TILE : INT_TILE;
+constexpr int TILE = is_float<F> ? FLOAT_TILE : F::format == kInt8 ? INT8_TILE : INT4_TILE;
 
 // Bytes of panel per activation row and whole span.
 template <class F>
