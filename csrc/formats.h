@@ -1,5 +1,5 @@
-// Weight formats: the dot products of one cell of 32 outputs x 32 inputs with R rows of activations, and what a span of
-// four cells (128 inputs) adds to the sums.
+// Weight formats: what the bytes of a cell of 32 outputs x 32 inputs mean, and its dot products with R rows of
+// activations; tiles.h adds them up.
 //
 // A float format multiplies with float activations in a panel [column][R]; an integer format with activations
 // quantised per row and group, in a panel of one Record per span, whose `start` takes the weights' bias out of an
@@ -13,25 +13,6 @@
 namespace glm4::GLM4_ISA {
 
 constexpr int VECTORS = kRowBlock / LANES;  // vectors that cover the 32 outputs of a block
-
-// Rows per micro-tile, sized to the register file.
-#if defined(GLM4_AVX512)
-constexpr int FLOAT_TILE = 6;
-constexpr int INT8_TILE = 6;
-constexpr int INT4_TILE = 6;
-#elif defined(GLM4_AVX2)
-constexpr int FLOAT_TILE = 3;
-constexpr int INT8_TILE = 4;
-constexpr int INT4_TILE = 8;
-#elif defined(GLM4_NEON)
-constexpr int FLOAT_TILE = 2;
-constexpr int INT8_TILE = 4;
-constexpr int INT4_TILE = 4;
-#else
-constexpr int FLOAT_TILE = 2;
-constexpr int INT8_TILE = 2;
-constexpr int INT4_TILE = 2;
-#endif
 
 // Vectors of outputs an integer tile of R rows works on at once.
 #if defined(GLM4_AVX512)
@@ -120,7 +101,8 @@ GLM4_INLINE vf byte_floats(const uint8_t* p, int shift, uint32_t mask) {
 
 // Sums of 32 products in float: below 2^24 they are exact, and any processor multiplies floats fast.
 template <int R, class Weights>
-GLM4_INLINE void float_sums(const int8_t (&quants)[R][kColGroup], const int32_t (&start)[R], Dots<R>& out, const Weights& weights) {
+GLM4_INLINE void float_sums(const int8_t (&quants)[R][kColGroup], const int32_t (&start)[R], Dots<R>& out,
+                            const Weights& weights) {
     vf sum[R][STEP<R>];
     GLM4_UNROLL
     for (int r = 0; r < R; ++r) {
@@ -146,25 +128,6 @@ GLM4_INLINE void float_sums(const int8_t (&quants)[R][kColGroup], const int32_t 
 }
 #endif
 
-// With few rows a tile waits for memory, and the processor's own prefetchers start anew at every 4 KB page. Bytes ahead
-// that were best on Zen 3 (one core: 18 GB/s without, 21 with); 0 where nothing was measured.
-#if defined(GLM4_AVX2)
-constexpr int64_t kPrefetchDistance = 1024;
-#else
-constexpr int64_t kPrefetchDistance = 0;
-#endif
-constexpr int kPrefetchRows = 3;
-
-// Asks for one of `PASSES` parts of what lies kPrefetchDistance behind a cell.
-template <int R, int64_t NBYTES, int PASSES>
-GLM4_INLINE void prefetch_cell([[maybe_unused]] const uint8_t* cell, [[maybe_unused]] int pass) {
-    if constexpr (kPrefetchDistance > 0 && R <= kPrefetchRows) {
-        constexpr int64_t share = (NBYTES / 64 + PASSES - 1) / PASSES * 64;
-        GLM4_UNROLL
-        for (int64_t at = 0; at < share; at += 64) __builtin_prefetch(cell + kPrefetchDistance + pass * share + at);
-    }
-}
-
 struct Int8 {
     static constexpr Format format = kInt8;
     static constexpr int zero_point = 128;
@@ -187,7 +150,8 @@ struct Int8 {
 
     // out[r][i] = sum over the 32 columns for outputs of vectors v .. v + STEP<R> - 1.
     template <int R>
-    GLM4_INLINE void dot(const uint8_t* cell, const Quant (&quants)[R][kColGroup], const int32_t (&start)[R], int v, Dots<R>& out) {
+    GLM4_INLINE void dot(const uint8_t* cell, const Quant (&quants)[R][kColGroup],
+                         [[maybe_unused]] const int32_t (&start)[R], int v, Dots<R>& out) {
 #if defined(GLM4_AVX512)
         start_sums(start, out);
         GLM4_UNROLL
@@ -261,7 +225,8 @@ struct Int4 {
     static int32_t start_of(int32_t sum) { return 65536 * offset_unit * sum - zero_point * sum; }
 
     template <int R>
-    GLM4_INLINE void dot(const uint8_t* cell, const Quant (&quants)[R][kColGroup], const int32_t (&start)[R], int v, Dots<R>& out) {
+    GLM4_INLINE void dot(const uint8_t* cell, const Quant (&quants)[R][kColGroup],
+                         [[maybe_unused]] const int32_t (&start)[R], int v, Dots<R>& out) {
 #if defined(GLM4_AVX512)
         const vi mask = _mm512_set1_epi8(15);
         start_sums(start, out);
@@ -340,125 +305,6 @@ struct Int4 {
     }
 };
 
-// Adds `groups` cells to the sums of R rows; sums is [R][32].
-template <class F, int R>
-void float_tile(const uint8_t* cell, int64_t groups, const float* panel, float* sums) {
-    vf sum[R][VECTORS];
-    GLM4_UNROLL
-    for (int r = 0; r < R; ++r) {
-        GLM4_UNROLL
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = vload(sums + r * kRowBlock + v * LANES);
-    }
-    for (int64_t g = 0; g < groups; ++g, cell += kCellBytes[F::format], panel += kColGroup * R) {
-        for (int pair = 0; pair < kColGroup; pair += 2) {
-            GLM4_UNROLL
-            for (int col = pair; col < pair + 2; ++col) {
-                vf x[R];
-                GLM4_UNROLL
-                for (int r = 0; r < R; ++r) x[r] = vset(panel[col * R + r]);
-                GLM4_UNROLL
-                for (int v = 0; v < VECTORS; ++v) {
-                    const vf w = F::load(cell, col, v);
-                    GLM4_UNROLL
-                    for (int r = 0; r < R; ++r) sum[r][v] = vfma(w, x[r], sum[r][v]);
-                }
-            }
-        }
-    }
-    GLM4_UNROLL
-    for (int r = 0; r < R; ++r) {
-        GLM4_UNROLL
-        for (int v = 0; v < VECTORS; ++v) vstore(sums + r * kRowBlock + v * LANES, sum[r][v]);
-    }
-}
-
-// sums[r] += scale of the weights * sum over the cells of (dot products * scale of the activations).
-template <int R>
-GLM4_INLINE void int8_span(const uint8_t* cell, int cells, const Record<Int8, R>& a, float* sums) {
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(cell + cells * kCellBytes[kInt8]);
-    GLM4_UNROLL
-    for (int v = 0; v < VECTORS; v += STEP<R>) {
-        vf part[R][STEP<R>];
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) {
-            GLM4_UNROLL
-            for (int i = 0; i < STEP<R>; ++i) part[r][i] = vset(0.0f);
-        }
-        GLM4_ROLLED  // each load then walks through memory in small steps, which prefetchers follow
-        for (int c = 0; c < cells; ++c) {
-            const uint8_t* at = cell + c * kCellBytes[kInt8];
-            prefetch_cell<R, kCellBytes[kInt8], VECTORS / STEP<R>>(at, v / STEP<R>);
-            Dots<R> dot;
-            Int8::dot<R>(at, a.quants[c], a.start[c], v, dot);
-            GLM4_UNROLL
-            for (int r = 0; r < R; ++r) {
-                GLM4_UNROLL
-                for (int i = 0; i < STEP<R>; ++i) {
-                    part[r][i] = vfma(vfloat(dot[r][i]), vset(a.scale[c][r]), part[r][i]);
-                }
-            }
-        }
-        GLM4_UNROLL
-        for (int i = 0; i < STEP<R>; ++i) {
-            const vf scale = vload_half(scales + (v + i) * LANES);
-            GLM4_UNROLL
-            for (int r = 0; r < R; ++r) {
-                float* sum = sums + r * kRowBlock + (v + i) * LANES;
-                vstore(sum, vfma(part[r][i], scale, vload(sum)));
-            }
-        }
-    }
-}
-
-// sums[r] += scale of the activations * sum over the cells of integers; the rows' scales come last, see `finish`.
-template <int R>
-GLM4_INLINE void int4_span(const uint8_t* cell, int cells, const Record<Int4, R>& a, float* sums) {
-    GLM4_UNROLL
-    for (int v = 0; v < VECTORS; v += STEP<R>) {
-        vi part[R][STEP<R>];
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) {
-            GLM4_UNROLL
-            for (int i = 0; i < STEP<R>; ++i) part[r][i] = viset(0);
-        }
-        GLM4_ROLLED
-        for (int c = 0; c < cells; ++c, cell += kCellBytes[kInt4]) {
-            prefetch_cell<R, kCellBytes[kInt4], VECTORS / STEP<R>>(cell, v / STEP<R>);
-            Dots<R> dot;
-            Int4::dot<R>(cell, a.quants[c], a.start[c], v, dot);
-            GLM4_UNROLL
-            for (int i = 0; i < STEP<R>; ++i) {
-                const vi pairs = vload_scale_pairs(cell + Int4::scale_offset + (v + i) * LANES * 2);
-                GLM4_UNROLL
-                for (int r = 0; r < R; ++r) part[r][i] = vdot_words(part[r][i], dot[r][i], pairs);
-            }
-        }
-        cell -= cells * kCellBytes[kInt4];
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) {
-            GLM4_UNROLL
-            for (int i = 0; i < STEP<R>; ++i) {
-                float* sum = sums + r * kRowBlock + (v + i) * LANES;
-                vstore(sum, vfma(vfloat(part[r][i]), vset(a.scale[0][r]), vload(sum)));
-            }
-        }
-    }
-}
-
-// Adds `groups` cells, which start at a span, to the sums of R rows; sums is [R][32].
-template <class F, int R>
-void int_tile(const uint8_t* cell, int64_t groups, const uint8_t* panel, float* sums) {
-    for (; groups > 0; groups -= kSpanCells, cell += span_nbytes(F::format), panel += sizeof(Record<F, R>)) {
-        const int cells = static_cast<int>(minimum<int64_t>(kSpanCells, groups));
-        const Record<F, R>& a = *reinterpret_cast<const Record<F, R>*>(panel);
-        if constexpr (F::format == kInt8) {
-            int8_span<R>(cell, cells, a, sums);
-        } else {
-            int4_span<R>(cell, cells, a, sums);
-        }
-    }
-}
-
 // Dequantised values of one row of a block: row `lane` of cell g.
 template <class F>
 void cell_row(const Weight& w, const uint8_t* block, int64_t g, int lane, int count, float* out) {
@@ -471,7 +317,8 @@ void cell_row(const Weight& w, const uint8_t* block, int64_t g, int lane, int co
         const float scale = half_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
         for (int i = 0; i < count; ++i) out[i] = static_cast<float>(F::quant(cell, lane, i)) * scale;
     } else {
-        const int scale = cell[F::scale_offset + 2 * lane], offset = (cell[F::scale_offset + 2 * lane + 1] - 128) * F::offset_unit;
+        const uint8_t* pair = cell + F::scale_offset + 2 * lane;
+        const int scale = pair[0], offset = (pair[1] - 128) * F::offset_unit;
         const float unit = w.row_scales(block)[lane];
         for (int i = 0; i < count; ++i) out[i] = static_cast<float>(scale * F::quant(cell, lane, i) + offset) * unit;
     }

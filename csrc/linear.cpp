@@ -3,8 +3,8 @@
 // Activation rows are cut into tiles of a few rows and brought into panels (quantised for the integer formats). A task
 // takes one block of 32 outputs and a band of rows, and walks the block in pieces that stay in the first-level cache
 // while every tile of the band uses them; partial sums rest in float, so the pieces do not change any result.
-#include "formats.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace glm4::GLM4_ISA {
 namespace {
@@ -49,7 +49,8 @@ constexpr int64_t span_panel_nbytes() {
 // Bytes of panel per activation row. The last span of a float panel may be shorter, but it starts no piece.
 template <class F>
 int64_t panel_row_nbytes(const Weight& w) {
-    return is_float<F> ? w.groups() * kColGroup * static_cast<int64_t>(sizeof(float)) : w.spans() * span_panel_nbytes<F>();
+    if constexpr (is_float<F>) return w.groups() * kColGroup * static_cast<int64_t>(sizeof(float));
+    return w.spans() * span_panel_nbytes<F>();
 }
 
 // Columns first .. first + wanted of one row, zeros beyond the end.
