@@ -24,7 +24,7 @@ import numpy as np
 import harness
 from contenders import Contender, LlamaCpp, OpenVino, Ours
 from glm4 import speed
-from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.backends.local import LocalBackend
 from glm4.hub import resolve
 from glm4.model.shapes import SHAPES
 from glm4.model.weights.checkpoint import open_checkpoint
@@ -67,19 +67,14 @@ class Row:
 
 
 def load(arguments: argparse.Namespace, loads: Sequence[Question]) -> LocalBackend:
-    """Our engine, with no more KV cache than the loads need."""
-    options = LocalOptions(
-        dtype=arguments.dtype,
-        max_model_len=max(item.context + item.new for item in loads) + 1,
-        max_num_seqs=max(arguments.batches),
-        num_threads=arguments.threads,
-        kv_cache_dtype=arguments.kv_dtype,
-        enable_prefix_caching=False,  # the peers compute every prompt, so do we
-        speculation=False,
-    )
+    """Our engine, with no more KV cache than the loads need, nothing shared and nothing guessed: as the peers do it."""
+    chosen = (loads, arguments.dtype, arguments.kv_dtype, arguments.threads)
     if arguments.random:
-        return LocalBackend.random(SHAPES[arguments.random], options)
-    return LocalBackend.load(open_checkpoint(resolve(arguments.model)), options, np.empty(0, np.int64))
+        config = SHAPES[arguments.random]
+        return LocalBackend.random(config, speed.backend_options(config, *chosen))
+    with open_checkpoint(resolve(arguments.model)) as checkpoint:
+        options = speed.backend_options(checkpoint.config, *chosen)
+        return LocalBackend.load(checkpoint, options, np.empty(0, np.int64))
 
 
 def opponents(arguments: argparse.Namespace, layers: int) -> list[Contender]:

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.backends.local import LocalBackend
+from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.generation import GenerationRequest
 from glm4.kernels import Kernels, int8_cache
 from glm4.kernels.formats import random_packed
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
 from glm4.model.precision import matrix_shapes
 from glm4.sampling_params import SamplingParams
 
@@ -60,6 +60,9 @@ class Question:
         return f"decode at context {self.context}{together}"
 
 
+_WARM_UP = Question(32, 4)
+
+
 @dataclass(frozen=True)
 class Rates:
     """Tokens per second: of the prompts, and of all tokens after each sequence's first (0 where there are none)."""
@@ -92,9 +95,29 @@ def decodes(contexts: Sequence[int], batches: Sequence[int] = (1,)) -> list[Ques
     return alone + [Question(min(contexts), DECODE_TOKENS + 1, batch) for batch in batches if batch > 1]
 
 
-def kv_cache_nbytes(config: ModelConfig, kv_dtype: str, questions: Sequence[Question]) -> int:
-    """Bytes of KV cache that the largest question needs."""
-    return max(question.num_pages for question in questions) * page_nbytes(config, kv_dtype)
+def backend_options(
+    config: ModelConfig,
+    questions: Sequence[Question],
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    num_threads: int | None = None,
+) -> LocalOptions:
+    """Options of a backend that can answer `questions` and holds no more KV cache than the largest needs.
+
+    Raises:
+        InvalidRequestError: no such KV cache format.
+    """
+    pages = max(question.num_pages for question in (*questions, _WARM_UP))
+    return LocalOptions(
+        dtype=dtype,
+        max_model_len=max(question.context + question.new for question in (*questions, _WARM_UP)),
+        max_num_seqs=max(question.batch for question in questions),
+        kv_cache_dtype=kv_dtype,
+        kv_cache_memory=pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, dtype, config)),
+        num_threads=num_threads,
+        enable_prefix_caching=False,
+        speculation=False,
+    )
 
 
 def run(backend: LocalBackend, question: Question, rng: np.random.Generator) -> Rates:
@@ -166,7 +189,7 @@ def measure(
     """Ask every question once a round, so that a drifting machine slows all alike. Contexts of decode are random."""
     rng = np.random.default_rng(0)
     fill(backend.engine.cache, max(question.num_pages for question in questions), rng)
-    run(backend, Question(32, 4), rng)  # touches every page of the weights once
+    run(backend, _WARM_UP, rng)  # touches every page of the weights once
     found = [Measurement(question) for question in questions]
     for number in range(rounds):
         for index, measurement in enumerate(found):
