@@ -18,6 +18,8 @@ from glm4.kernels import get_kernels
 from glm4.speed import cached_product_peak, read_bandwidth
 from kernels import peak_tops
 
+_CPU_NUMBERS = {"family": "cpu family", "model": "model"}
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -112,7 +114,11 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = next((x.split(":")[1].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x), model)
+        lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        entries = {name.strip(): value.strip() for name, value in lines}
+        # Virtual machines often hide the product's name; family and model tell the generation.
+        numbers = ", ".join(f"{name} {entries[key]}" for name, key in _CPU_NUMBERS.items() if key in entries)
+        model = f"{entries.get('model name', model)} ({numbers})" if numbers else entries.get("model name", model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{model}, {num_cores()} cores, {memory:.0f} GB, {get_kernels('native').isa()}"
 

@@ -84,6 +84,8 @@ def opponents(arguments: argparse.Namespace, layers: int) -> list[Contender]:
         for path in arguments.gguf or [own_gguf(arguments)]:
             peers.append(LlamaCpp(arguments.llama, path.stem, path, arguments.threads))
     if arguments.openvino_python:
+        if not str(arguments.random).startswith("glm-4-9b"):
+            raise SystemExit("openvino_stack.py builds the 9B shape only; leave --openvino-python out")
         weights = "int8" if arguments.dtype == "int8" else "int4"
         peers.append(OpenVino(arguments.openvino_python, weights, arguments.openvino_layers, layers, arguments.threads))
     return peers
