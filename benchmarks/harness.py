@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,45 +37,21 @@ class Finished:
     peak_nbytes: int
 
 
-def finish(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> Finished:
+def finish(command: Sequence[str | Path]) -> Finished:
     """Run a command with nothing on its standard input.
 
     Raises:
         SystemExit: it failed; shows the end of what it wrote to standard error.
     """
     words = [str(word) for word in command]
-    with tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
-        child = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=None if environment is None else os.environ | environment,
-            bufsize=0,
-        )
-        assert child.stdout is not None
-        first = child.stdout.read(1)
-        first_byte = time.perf_counter() - start
-        rest = _read_all(child.stdout.fileno())
-        child.stdout.close()
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - start
-        if child.returncode != 0:
-            errors.seek(0)
-            tail = errors.read().decode(errors="replace")[-2000:]
-            raise SystemExit(f"{shlex.join(words)} failed with status {child.returncode}:\n{tail}")
-    # Kilobytes on Linux, bytes on macOS.
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Finished((first + rest).decode(errors="replace"), seconds, first_byte, peak)
-
-
-def _read_all(descriptor: int) -> bytes:
-    parts = []
-    while part := os.read(descriptor, 1 << 16):
-        parts.append(part)
-    return b"".join(parts)
+    # Whoever turned the cache of compiled modules off would measure the compiler with every start.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    launcher = [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py"))]
+    done = subprocess.run([*launcher, *words], stdout=subprocess.PIPE, env=environment, check=True)
+    found = json.loads(done.stdout)
+    if found["status"] != 0:
+        raise SystemExit(f"{shlex.join(words)} failed with status {found['status']}:\n{found['errors']}")
+    return Finished(found["output"], found["seconds"], found["first_byte"], found["peak_nbytes"])
 
 
 @dataclass(frozen=True)
