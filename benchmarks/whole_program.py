@@ -41,7 +41,7 @@ def beginning(tokenizer: Tokenizer, tokens: int) -> str:
 def printed_tokens(tokenizer: Tokenizer, program: Program, prompt: str) -> int:
     """Tokens of what the last run printed, the prompt not counted where the program repeats it."""
     text = program.runs[-1].output
-    return len(tokenizer.encode(text.split(prompt[-80:])[-1]))
+    return len(tokenizer.encode(text.split(prompt[-80:])[-1].rstrip("\n")))
 
 
 def main() -> None:
