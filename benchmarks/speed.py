@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,7 @@ def load(arguments: argparse.Namespace, loads: Sequence[Question]) -> LocalBacke
     chosen = (loads, arguments.dtype, arguments.kv_dtype, arguments.threads)
     if arguments.random:
         config = SHAPES[arguments.random]
+        config = replace(config, num_hidden_layers=arguments.layers or config.num_hidden_layers)
         return LocalBackend.random(config, speed.backend_options(config, *chosen))
     with open_checkpoint(resolve(arguments.model)) as checkpoint:
         options = speed.backend_options(checkpoint.config, *chosen)
@@ -139,6 +140,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--random", choices=sorted(SHAPES), help="random weights in this shape instead of a model")
+    parser.add_argument("--layers", type=int, help="with --random: fewer (as in --gguf), where memory is short")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--threads", type=int, default=harness.num_cores())
@@ -165,7 +167,8 @@ def main() -> None:
     start = time.perf_counter()
     backend = load(arguments, loads)
     ready = time.perf_counter() - start
-    contenders: list[Contender] = [Ours(backend), *opponents(arguments, backend.model.config.num_hidden_layers)]
+    layers = backend.model.config.num_hidden_layers
+    contenders: list[Contender] = [Ours(backend), *opponents(arguments, layers)]
     rows = rows_of(backend, loads, yardsticks)
     compare(contenders, loads, rows, arguments.rounds)
     yardsticks = yardsticks.best(harness.Yardsticks.measure())
@@ -173,7 +176,7 @@ def main() -> None:
     for row, final in zip(flat, (row for pair in rows_of(backend, loads, yardsticks) for row in pair), strict=True):
         row.yardstick = final.yardstick
     facts |= {
-        "model": f"random {arguments.random}" if arguments.random else arguments.model,
+        "model": f"random {arguments.random}, {layers} layers" if arguments.random else arguments.model,
         "this machine": str(yardsticks),
         "our model ready after": f"{ready:.1f} s",
     }

@@ -21,15 +21,17 @@ from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.generation import GenerationRequest
 from glm4.kernels import Kernels, int8_cache
 from glm4.kernels.formats import random_packed
+from glm4.memory import available_memory
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.precision import matrix_shapes
+from glm4.model.precision import matrix_shapes, resolve_precision, weight_nbytes
 from glm4.sampling_params import SamplingParams
 
 DECODE_TOKENS = 24
 _BANDWIDTH_BYTES = 512 << 20
 # Small enough for one core's second-level cache, with enough rows to hide the matrix's way there.
 _PEAK_SIZE, _PEAK_ROWS = 512, 512
+_CACHE_SHARE = 0.9  # of the memory beside the weights; a benchmark may take more than a server would
 _FILL_PAGES = 64  # random pages made; the rest repeats them
 
 _Views = Callable[[NDArray[Any]], tuple[NDArray[np.int8], NDArray[np.float32]]]
@@ -104,16 +106,22 @@ def backend_options(
 ) -> LocalOptions:
     """Options of a backend that can answer `questions` and holds no more KV cache than the largest needs.
 
+    A cache that does not fit beside the weights is refused by the backend, before any weight is made.
+
     Raises:
-        InvalidRequestError: no such KV cache format.
+        InvalidRequestError: no such weight or KV cache format.
+        OutOfMemoryError: the weights do not fit.
     """
     pages = max(question.num_pages for question in (*questions, _WARM_UP))
+    free = available_memory()
+    left = free - weight_nbytes(config, resolve_precision(dtype, config, free))
+    wanted = pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, dtype, config))
     return LocalOptions(
         dtype=dtype,
         max_model_len=max(question.context + question.new for question in (*questions, _WARM_UP)),
         max_num_seqs=max(question.batch for question in questions),
         kv_cache_dtype=kv_dtype,
-        kv_cache_memory=pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, dtype, config)),
+        kv_cache_memory=max(1, min(wanted, int(_CACHE_SHARE * left))),
         num_threads=num_threads,
         enable_prefix_caching=False,
         speculation=False,

@@ -101,12 +101,15 @@ def _backend(
     from glm4.backends.local import LocalBackend
     from glm4.errors import InvalidRequestError
     from glm4.hub import resolve
+    from glm4.model.precision import packed_dtype
     from glm4.model.shapes import SHAPES
     from glm4.model.weights.checkpoint import open_checkpoint
     from glm4.speed import backend_options
 
     if shape is None:
         with open_checkpoint(resolve(model, progress=report)) as checkpoint:
+            packed = checkpoint.packed
+            dtype = dtype if packed is None else packed_dtype(dtype, packed.precision)
             settings = backend_options(checkpoint.config, questions, dtype, kv_dtype, threads)
             return LocalBackend.load(checkpoint, settings, np.empty(0, np.int64), report)
     if shape not in SHAPES:
