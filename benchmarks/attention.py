@@ -26,8 +26,8 @@ from glm4.kernels import get_kernels
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.shapes import SHAPES
+from glm4.speed import fill
 from kernels import read_bandwidth
-from random_kv import fill
 
 LAYERS_NBYTES = 256 << 20  # more than any last-level cache we have met
 
@@ -63,7 +63,7 @@ class Case:
             KVCache(replace(config, num_hidden_layers=1), pages, kv_dtype) for _ in range(layers - 1)
         ]
         for cache in self.caches:
-            fill(cache.keys[0], cache.values[0], rng)
+            fill(cache, pages, rng)
         self.tables = rng.permutation(pages).astype(np.int32)[None]
         self.queries = rng.standard_normal((rows, config.num_attention_heads, config.head_dim), dtype=np.float32)
         self.turn = 0

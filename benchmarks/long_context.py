@@ -28,7 +28,7 @@ from glm4.model.loader import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
 from glm4.model.transformer import Transformer
-from random_kv import fill
+from glm4.speed import fill
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def decode(model: Transformer, kernels: TimedKernels, kv_dtype: str, context: in
     pages = pages_for(context)
     cache = KVCache(model.config, pages, kv_dtype)
     rng = np.random.default_rng(0)
-    for keys, values in zip(cache.keys, cache.values, strict=True):
-        fill(keys, values, rng)
+    fill(cache, pages, rng)
     order = rng.permutation(cache.allocate(pages)).tolist()
     times, shares, token = [], [], 1
     for position in range(context - tokens, context):

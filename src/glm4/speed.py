@@ -1,6 +1,6 @@
-"""How fast a model runs here: prefill, decode and batched decode, beside what this machine's memory can deliver.
+"""How fast a model runs here: prefill, decode, batched and long decode, beside what this machine can deliver.
 
-Used by `glm4 bench` and by benchmarks/speed.py. Prompts are random ids, nothing is shared or guessed: every token is
+Used by `glm4 bench` and by benchmarks/speed.py. Prompts are random ids; nothing is shared or guessed: every token is
 computed.
 """
 
@@ -12,18 +12,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.backends.local import LocalBackend
+from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.generation import GenerationRequest
-from glm4.model.kv_cache import PAGE_SIZE, page_nbytes
-from glm4.model.precision import matrix_shapes
+from glm4.kernels import Kernels, int8_cache
+from glm4.kernels.formats import random_packed
+from glm4.memory import available_memory
+from glm4.model.config import ModelConfig
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
+from glm4.model.precision import matrix_shapes, resolve_precision, weight_nbytes
 from glm4.sampling_params import SamplingParams
 
 DECODE_TOKENS = 24
 _BANDWIDTH_BYTES = 512 << 20
+# Small enough for one core's second-level cache, with enough rows to hide the matrix's way there.
+_PEAK_SIZE, _PEAK_ROWS = 512, 512
+_CACHE_SHARE = 0.9  # of the memory beside the weights; a benchmark may take more than a server would
+_FILL_PAGES = 64  # random pages made; the rest repeats them
+
+_Views = Callable[[NDArray[Any]], tuple[NDArray[np.int8], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,27 @@ class Question:
         """Counts the prompt's tokens rather than the answer's."""
         return self.new == 1
 
+    @property
+    def num_pages(self) -> int:
+        """Pages of the KV cache it takes."""
+        return self.batch * pages_for(self.context + self.new)
+
     def __str__(self) -> str:
         if self.is_prefill:
             return f"prefill {self.context}"
         together = f", {self.batch} sequences" if self.batch > 1 else ""
         return f"decode at context {self.context}{together}"
+
+
+_WARM_UP = Question(32, 4)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Tokens per second: of the prompts, and of all tokens after each sequence's first (0 where there are none)."""
+
+    prefill: float
+    decode: float
 
 
 @dataclass
@@ -70,12 +97,41 @@ def decodes(contexts: Sequence[int], batches: Sequence[int] = (1,)) -> list[Ques
     return alone + [Question(min(contexts), DECODE_TOKENS + 1, batch) for batch in batches if batch > 1]
 
 
-def ask(backend: LocalBackend, question: Question, rng: np.random.Generator) -> float:
-    """Tokens per second: of the prompt for prefill, else of all tokens after each sequence's first."""
-    params = SamplingParams(temperature=0.0, max_tokens=question.new, ignore_eos=True)
-    for index in range(question.batch):
-        ids = rng.integers(0, backend.info.vocab_size, question.context).tolist()
-        backend.add_request(GenerationRequest(f"speed-{index}", ids, params))
+def backend_options(
+    config: ModelConfig,
+    questions: Sequence[Question],
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    num_threads: int | None = None,
+) -> LocalOptions:
+    """Options of a backend that can answer `questions` and holds no more KV cache than the largest needs.
+
+    A cache that does not fit beside the weights is refused by the backend, before any weight is made.
+
+    Raises:
+        InvalidRequestError: no such weight or KV cache format.
+        OutOfMemoryError: the weights do not fit.
+    """
+    pages = max(question.num_pages for question in (*questions, _WARM_UP))
+    free = available_memory()
+    left = free - weight_nbytes(config, resolve_precision(dtype, config, free))
+    wanted = pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, dtype, config))
+    return LocalOptions(
+        dtype=dtype,
+        max_model_len=max(question.context + question.new for question in (*questions, _WARM_UP)),
+        max_num_seqs=max(question.batch for question in questions),
+        kv_cache_dtype=kv_dtype,
+        kv_cache_memory=max(1, min(wanted, int(_CACHE_SHARE * left))),
+        num_threads=num_threads,
+        enable_prefix_caching=False,
+        speculation=False,
+    )
+
+
+def run(backend: LocalBackend, question: Question, rng: np.random.Generator) -> Rates:
+    """Compute the prompts and the tokens after them; the clock of decode starts when the last prompt is through."""
+    for request in _requests(backend, question, rng):
+        backend.add_request(request)
     start = first = time.perf_counter()
     counts: dict[str, int] = {}
     before = 0
@@ -84,12 +140,52 @@ def ask(backend: LocalBackend, question: Question, rng: np.random.Generator) -> 
         for output in backend.step():
             counts[output.request_id] = counts.get(output.request_id, 0) + len(output.token_ids)
         if not started and len(counts) == question.batch:
-            # The clock of decode starts when the last prompt is through.
             first, before = time.perf_counter(), sum(counts.values())
-    end = time.perf_counter()
-    if question.is_prefill:
-        return question.context / (end - start)
-    return (sum(counts.values()) - before) / (end - first)
+    seconds, new = time.perf_counter() - first, sum(counts.values()) - before
+    return Rates(question.batch * question.context / (first - start), new / seconds if new else 0.0)
+
+
+def run_filled(backend: LocalBackend, question: Question, rng: np.random.Generator) -> float:
+    """Decode tokens per second behind contexts that are not computed: whatever the cache's pages hold (see `fill`)."""
+    engine = backend.engine
+    for request in _requests(backend, question, rng):
+        backend.add_request(request)
+        sequence = engine.scheduler.waiting.pop()
+        sequence.pages = engine.prefix_cache.allocate(pages_for(question.context))
+        sequence.num_computed = question.context - 1
+        engine.scheduler.running.append(sequence)
+    backend.step()
+    start, new = time.perf_counter(), 0
+    while backend.has_unfinished_requests():
+        new += sum(len(output.token_ids) for output in backend.step())
+    return new / (time.perf_counter() - start)
+
+
+def _requests(backend: LocalBackend, question: Question, rng: np.random.Generator) -> Iterator[GenerationRequest]:
+    params = SamplingParams(temperature=0.0, max_tokens=question.new, ignore_eos=True)
+    for index in range(question.batch):
+        ids = rng.integers(0, backend.info.vocab_size, question.context).tolist()
+        yield GenerationRequest(f"speed-{index}", ids, params)
+
+
+def fill(cache: KVCache, num_pages: int, rng: np.random.Generator) -> None:
+    """Random keys and values of about unit size into the first `num_pages` pages of every layer."""
+    for keys, values in zip(cache.keys, cache.values, strict=True):
+        for pages, views in ((keys[:num_pages], int8_cache.key_views), (values[:num_pages], int8_cache.value_views)):
+            _fill_pages(pages, views, rng)
+
+
+def _fill_pages(pages: NDArray[np.generic], views: _Views, rng: np.random.Generator) -> None:
+    part = pages[:_FILL_PAGES]
+    if pages.dtype == np.int8:
+        numbers, scales = views(part)
+        numbers[:] = rng.integers(-127, 128, numbers.shape, dtype=np.int8)
+        scales[:] = 2.0 / 127
+    else:
+        part[:] = rng.standard_normal(part.shape, dtype=np.float32)
+    for start in range(_FILL_PAGES, len(pages), _FILL_PAGES):
+        rest = pages[start : start + _FILL_PAGES]
+        rest[:] = part[: len(rest)]
 
 
 def measure(
@@ -98,15 +194,18 @@ def measure(
     rounds: int,
     progress: Callable[[str, float, float], None] | None = None,
 ) -> list[Measurement]:
-    """Ask every question once a round, so that a drifting machine slows all alike."""
+    """Ask every question once a round, so that a drifting machine slows all alike. Contexts of decode are random."""
     rng = np.random.default_rng(0)
-    ask(backend, Question(32, 4), rng)  # touches every page of the weights once
+    fill(backend.engine.cache, max(question.num_pages for question in questions), rng)
+    run(backend, _WARM_UP, rng)  # touches every page of the weights once
     found = [Measurement(question) for question in questions]
     for number in range(rounds):
         for index, measurement in enumerate(found):
             if progress is not None:
                 progress("measuring", number * len(found) + index, rounds * len(found))
-            measurement.rounds.append(ask(backend, measurement.question, rng))
+            question = measurement.question
+            rate = run(backend, question, rng).prefill if question.is_prefill else run_filled(backend, question, rng)
+            measurement.rounds.append(rate)
     if progress is not None:
         progress("measuring", rounds * len(found), rounds * len(found))
     return found
@@ -145,3 +244,21 @@ def read_bandwidth(repeat: int = 5) -> float:
             list(pool.map(np.sum, parts()))
             times.append(time.perf_counter() - start)
     return array.nbytes / min(times)
+
+
+def cached_product_peak(kernels: Kernels, repeat: int = 20) -> float:
+    """Operations per second of our own int8 product with matrix and rows in the processor's caches; the best run.
+
+    What the kernels reach when memory costs nothing: a yardstick for prefill that needs no compiler. The instruction
+    set's own peak lies above it (benchmarks/peak.cpp measures that one).
+    """
+    rng = np.random.default_rng(0)
+    weight = random_packed("int8", _PEAK_SIZE, _PEAK_SIZE, rng, 0.02)
+    x = rng.standard_normal((_PEAK_ROWS, _PEAK_SIZE), dtype=np.float32)
+    kernels.linear(x, weight)
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        kernels.linear(x, weight)
+        times.append(time.perf_counter() - start)
+    return 2.0 * _PEAK_ROWS * _PEAK_SIZE * _PEAK_SIZE / min(times)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from glm4.chat.messages import ReasoningDelta, TextDelta, ToolCallDelta
-from glm4.cli import render
+from glm4.cli import markdown
 from glm4.cli.console import printable
-from glm4.cli.render import ChatMarkdown, MarkdownView, PlainView, blocks, finished_length
+from glm4.cli.markdown import ChatMarkdown, MarkdownView, blocks, finished_length
+from glm4.cli.render import PlainView
 
 ANSWER = """# Title
 
@@ -141,7 +144,7 @@ def screen_text(raw: str, width: int = 40) -> list[str]:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_the_whole_answer_stands_on_the_screen_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(render, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(markdown, "_REFRESH_SECONDS", 0.0)
     console = terminal()
     with MarkdownView(console) as view:
         for start in range(0, len(ANSWER), size):
@@ -152,7 +155,7 @@ def test_the_whole_answer_stands_on_the_screen_once(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_block_taller_than_the_screen_is_complete_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(markdown, "_REFRESH_SECONDS", 0.0)
     console = terminal(height=6)
     code = "```\n" + "".join(f"line {number}\n" for number in range(40)) + "```\n"
     with MarkdownView(console) as view:
@@ -163,7 +166,7 @@ def test_a_block_taller_than_the_screen_is_complete_in_the_end(monkeypatch: pyte
 
 
 def test_reasoning_comes_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(markdown, "_REFRESH_SECONDS", 0.0)
     console = terminal()
     with MarkdownView(console) as view:
         view.show([ReasoningDelta("hm *not markdown*")])
@@ -184,3 +187,13 @@ def test_plain_output_adds_no_second_newline(capsys: pytest.CaptureFixture[str])
     with PlainView() as view:
         view.show([ToolCallDelta(0, "id", "weather", '{"city"'), ToolCallDelta(0, arguments=": 1}")])
     assert capsys.readouterr().out == 'a\nweather {"city": 1}\n'
+
+
+def test_a_plain_answer_loads_no_markdown() -> None:
+    """No clock: what makes a start slow is what it loads."""
+    code = "import sys, glm4.cli.answer, glm4.cli.chat, glm4.cli.render as r, glm4.llm; r.make_view(plain=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('\\n'.join(sys.modules))"], capture_output=True, text=True, check=True
+    )
+    unneeded = {"markdown_it", "rich.markdown", "rich.syntax", "rich.live", "pygments", "huggingface_hub", "modelscope"}
+    assert not unneeded & set(done.stdout.split())

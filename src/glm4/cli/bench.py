@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from glm4.backends.local import LocalBackend
-    from glm4.speed import Measurement
+    from glm4.speed import Measurement, Question
 
 EXAMPLES = """
 glm4 bench
 glm4 bench -m ./my-finetune --dtype int4 --batch 4 --batch 8
 glm4 bench --random glm-4-9b --dtype int4 --json
+glm4 bench --random glm-4-9b-chat --dtype int4 --kv-dtype int8 --context 2048 --context 32768
 """
 
 _PROMPTS, _CONTEXTS, _BATCHES = [128, 512], [16, 1024], [4, 8]
@@ -34,12 +35,18 @@ def bench(
         ),
     ] = None,
     dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
     threads: options.Threads = None,
     prompt: Annotated[
         list[int], typer.Option(min=1, metavar="TOKENS", help="Prefill of this length; repeatable.")
     ] = _PROMPTS,
     context: Annotated[
-        list[int], typer.Option(min=1, metavar="TOKENS", help="Decode behind this many tokens; repeatable.")
+        list[int],
+        typer.Option(
+            min=1,
+            metavar="TOKENS",
+            help="Decode behind this many tokens (random keys and values, so that no time goes into them); repeatable.",
+        ),
     ] = _CONTEXTS,
     batch: Annotated[
         list[int], typer.Option(min=1, metavar="N", help="Decode of so many sequences at once; repeatable.")
@@ -47,60 +54,71 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Medians are taken over this many rounds.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
-    """Measure prefill, decode and batched decode, as shares of what this machine's memory delivers.
+    """Measure prefill, decode, batched and long decode, as shares of what this machine delivers.
 
-    Close other programs first: two cores shared with a browser measure the browser.
+    The yardsticks: how fast NumPy sums a large array (memory), and the kernels' own int8 product with everything in the
+    processor's caches (arithmetic). Close other programs first: two cores shared with a browser measure the browser.
     """
     from glm4 import speed
     from glm4.cli import console
 
+    questions = [*speed.prefills(prompt), *speed.decodes(context, batch)]
     with console.progress() as report:
-        bandwidth = speed.read_bandwidth()
-        backend = _backend(model, random, dtype, threads, max([*prompt, *context]), max(batch), report)
-        questions = [*speed.prefills(prompt), *speed.decodes(context, batch)]
+        backend = _backend(model, random, dtype, kv_dtype, threads, questions, report)
+        kernels = backend.model.kernels
+        bandwidth, peak = speed.read_bandwidth(), speed.cached_product_peak(kernels)
         found = speed.measure(backend, questions, rounds, report)
-        bandwidth = max(bandwidth, speed.read_bandwidth())  # other programs may have disturbed the first try
-    rows = [_row(backend, measurement, bandwidth) for measurement in found]
-    facts = {"model": f"random {random}" if random else model, **backend.info.details, "read_bandwidth": bandwidth}
+        # A second try each: other programs may have disturbed the first.
+        bandwidth = max(bandwidth, speed.read_bandwidth())
+        peak = max(peak, speed.cached_product_peak(kernels))
+    rows = [_row(backend, measurement, bandwidth, peak) for measurement in found]
+    facts = {
+        "model": f"random {random}" if random else model,
+        **backend.info.details,
+        "read_bandwidth": bandwidth,
+        "cached_int8_product": peak,
+    }
     backend.close()
     if as_json:
         console.print_json({"facts": facts, "rows": rows})
         return
     out = console.stdout()
-    out.print(_headline(facts), markup=False, highlight=False)
+    out.print(_headline(facts), markup=False, highlight=False, soft_wrap=True)
     out.print(_table(rows))
 
 
 def _backend(
-    model: str, shape: str | None, dtype: str, threads: int | None, longest: int, batch: int, report: Any
+    model: str,
+    shape: str | None,
+    dtype: str,
+    kv_dtype: str,
+    threads: int | None,
+    questions: list[Question],
+    report: Any,
 ) -> LocalBackend:
     import numpy as np
 
-    from glm4.backends.local import LocalBackend, LocalOptions
+    from glm4.backends.local import LocalBackend
     from glm4.errors import InvalidRequestError
     from glm4.hub import resolve
+    from glm4.model.precision import packed_dtype
     from glm4.model.shapes import SHAPES
     from glm4.model.weights.checkpoint import open_checkpoint
-    from glm4.speed import DECODE_TOKENS
+    from glm4.speed import backend_options
 
-    settings = LocalOptions(
-        dtype=dtype,
-        max_model_len=longest + DECODE_TOKENS + 2,
-        max_num_seqs=batch,
-        num_threads=threads,
-        enable_prefix_caching=False,
-        speculation=False,
-    )
     if shape is None:
         with open_checkpoint(resolve(model, progress=report)) as checkpoint:
+            packed = checkpoint.packed
+            dtype = dtype if packed is None else packed_dtype(dtype, packed.precision)
+            settings = backend_options(checkpoint.config, questions, dtype, kv_dtype, threads)
             return LocalBackend.load(checkpoint, settings, np.empty(0, np.int64), report)
     if shape not in SHAPES:
         raise InvalidRequestError(f"--random must be one of {', '.join(sorted(SHAPES))}, not {shape!r}", param="random")
     report("making random weights", 0, 0)
-    return LocalBackend.random(SHAPES[shape], settings)
+    return LocalBackend.random(SHAPES[shape], backend_options(SHAPES[shape], questions, dtype, kv_dtype, threads))
 
 
-def _row(backend: LocalBackend, measurement: Measurement, bandwidth: float) -> dict[str, Any]:
+def _row(backend: LocalBackend, measurement: Measurement, bandwidth: float, peak: float) -> dict[str, Any]:
     from glm4.speed import bytes_per_step, operations_per_token
 
     question, rate = measurement.question, measurement.tokens_per_second
@@ -112,7 +130,8 @@ def _row(backend: LocalBackend, measurement: Measurement, bandwidth: float) -> d
         "rounds": measurement.rounds,
     }
     if question.is_prefill:
-        row["tera_operations_per_second"] = rate * operations_per_token(backend) / 1e12
+        row["operations_per_second"] = rate * operations_per_token(backend)
+        row["share_of_peak"] = row["operations_per_second"] / peak
     else:
         row["bytes_per_second"] = rate / question.batch * bytes_per_step(backend, question)
         row["share_of_bandwidth"] = row["bytes_per_second"] / bandwidth
@@ -120,11 +139,16 @@ def _row(backend: LocalBackend, measurement: Measurement, bandwidth: float) -> d
 
 
 def _headline(facts: dict[str, Any]) -> str:
+    limits = f"{facts['read_bandwidth'] / 1e9:.1f} GB/s and {_tera(facts['cached_int8_product'])}"
     return (
         f"{facts['model']}: {facts['dtype']} weights ({facts['weight_bytes'] / 1e9:.2f} GB), "
         f"{facts['kv_cache_dtype']} KV cache; {facts['num_threads']} threads, {facts['isa']}; "
-        f"this machine reads {facts['read_bandwidth'] / 1e9:.1f} GB/s"
+        f"yardsticks: {limits}"
     )
+
+
+def _tera(operations: float) -> str:
+    return f"{operations / 1e12:.2f} TOPS"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
@@ -132,15 +156,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True)
-    for title in ("tokens/s", "TOPS", "GB/s", "of bandwidth"):
+    for title in ("tokens/s", "rate", "share"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        operations, read = row.get("tera_operations_per_second"), row.get("bytes_per_second")
-        table.add_row(
-            row["question"],
-            f"{row['tokens_per_second']:.1f}",
-            "" if operations is None else f"{operations:.2f}",
-            "" if read is None else f"{read / 1e9:.1f}",
-            "" if read is None else f"{row['share_of_bandwidth']:.0%}",
-        )
+        if "share_of_peak" in row:
+            rate, share = _tera(row["operations_per_second"]), f"{row['share_of_peak']:.0%} of arithmetic"
+        else:
+            rate, share = f"{row['bytes_per_second'] / 1e9:.1f} GB/s", f"{row['share_of_bandwidth']:.0%} of bandwidth"
+        table.add_row(row["question"], f"{row['tokens_per_second']:.1f}", rate, share)
     return table

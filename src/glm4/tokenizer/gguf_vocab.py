@@ -83,7 +83,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> ByteLevelBPE:
     prefix = glm_prefix_ids(added)
     if not prefix and metadata.get("tokenizer.ggml.add_bos_token"):
         prefix = _ids(metadata, ("bos_token_id",))
-    return ByteLevelBPE(core, pieces, added, prefix, frozenset(_ids(metadata, _EOS_KEYS)))
+    return ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(_ids(metadata, _EOS_KEYS)))
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[dict[int, str], list[AddedToken]]:

@@ -9,8 +9,8 @@ Not covered: a split pattern in a stranger's `tokenizer.json` can be one that th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, garbage_col
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from glm4.tokenizer.short_texts import ShortTexts
 
 MAX_FILE_BYTES = 128 << 20
 
@@ -29,29 +31,34 @@ class ByteLevelBPE(Tokenizer):
     A character whose bytes the vocabulary lacks leaves no token (SmolLM2 lacks 21 rare bytes), as in the original.
 
     Args:
-        core: encodes plain text; must not know any added token.
+        core: gives (and keeps) what encodes plain text; must not know any added token.
         pieces: id → token in the byte-level alphabet (one printable character per byte).
+        short_texts: encodes the first short texts, so that `core` is made only when there is more to do.
     """
 
     def __init__(
         self,
-        core: tokenizers.Tokenizer,
+        core: Callable[[], tokenizers.Tokenizer],
         pieces: Mapping[int, str],
         added_tokens: Iterable[AddedToken],
         prefix_ids: tuple[int, ...] = (),
         eos_ids: frozenset[int] = frozenset(),
+        short_texts: ShortTexts | None = None,
     ) -> None:
         super().__init__(named_ids=pieces, added_tokens=added_tokens, prefix_ids=prefix_ids, eos_ids=eos_ids)
         self._core = core
         self._pieces = pieces
+        self._short_texts = short_texts
 
     def definition(self) -> dict[str, Any]:
         """What the library knows of this tokenizer, as the object of a `tokenizer.json`: no added tokens."""
-        value: dict[str, Any] = json.loads(self._core.to_str())
+        value: dict[str, Any] = json.loads(self._core().to_str())
         return value
 
     def _encode_plain(self, text: str) -> list[int]:
-        ids: list[int] = self._core.encode(text, add_special_tokens=False).ids
+        if self._short_texts is not None and self._short_texts.takes(text):
+            return self._short_texts.encode(text)
+        ids: list[int] = self._core().encode(text, add_special_tokens=False).ids
         return ids
 
     def _piece(self, token_id: int) -> bytes | None:
@@ -79,22 +86,14 @@ def _byte_alphabet() -> dict[str, int]:
 _BPE_OPTIONS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges")
 
 
-def _build_core(definition: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer of a `tokenizer.json`, without added tokens, truncation, padding and post-processing.
-
-    The vocabulary is handed over as it is: writing 150,000 tokens as JSON again would take a second.
+def _shell(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer of a `tokenizer.json` without a vocabulary, added tokens, truncation and so on.
 
     Raises:
         TokenizerError: the library refuses it.
     """
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer
 
-    options = {name: model[name] for name in _BPE_OPTIONS if model.get(name)}
-    listed = model.get("merges") or ()
-    if set(map(type, listed)) == {str}:
-        merges = [tuple(merge.split(" ", 1)) for merge in listed]
-    else:
-        merges = [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in listed]
     shell = {
         "version": "1.0",
         "normalizer": definition.get("normalizer"),
@@ -102,15 +101,46 @@ def _build_core(definition: Mapping[str, Any], model: Mapping[str, Any], path: P
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
     try:
-        core = Tokenizer.from_str(json.dumps(shell))
-        core.model = models.BPE(dict(model["vocab"]), merges, **options)
+        return Tokenizer.from_str(json.dumps(shell))
     except Exception as error:  # the library raises bare Exception
         raise TokenizerError(f"{path}: {error}") from None
-    return core
+
+
+def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
+    """Give the shell its vocabulary and merges.
+
+    The vocabulary is handed over as it is: writing 150,000 tokens as JSON again would take a second.
+
+    Raises:
+        TokenizerError: the library refuses it.
+    """
+    from tokenizers import models
+
+    options = {name: model[name] for name in _BPE_OPTIONS if model.get(name)}
+    listed = model.get("merges") or ()
+    if set(map(type, listed)) == {str}:
+        merges = [tuple(merge.split(" ", 1)) for merge in listed]
+    else:
+        merges = [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in listed]
+    try:
+        shell.model = models.BPE(dict(model["vocab"]), merges, **options)
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerError(f"{path}: {error}") from None
+    return shell
+
+
+def _short_texts(shell: tokenizers.Tokenizer, model: Mapping[str, Any]) -> ShortTexts | None:
+    """What encodes short texts without the library's tables; None for models with options it does not know."""
+    from glm4.tokenizer.short_texts import ShortTexts
+
+    merges = model.get("merges") or ()
+    if any(model.get(name) for name in _BPE_OPTIONS) or set(map(type, merges)) != {str}:
+        return None
+    return ShortTexts(shell, model["vocab"], merges)
 
 
 def read_tokenizer_json(
-    path: Path, config_tokens: Sequence[AddedToken] = (), eos_names: Sequence[str] = ()
+    path: Path, config_tokens: Sequence[AddedToken] = (), eos_names: Sequence[str] = (), *, trusted: bool = False
 ) -> ByteLevelBPE:
     """Read a `tokenizer.json`.
 
@@ -118,6 +148,7 @@ def read_tokenizer_json(
         path: the file.
         config_tokens: added tokens named by `tokenizer_config.json`; the ones `tokenizer.json` lacks are added.
         eos_names: spellings of the end-of-text tokens.
+        trusted: we wrote the file after using it, so the library need not look at it before there is a long text.
 
     Raises:
         TokenizerError: not a byte-level BPE, damaged, or too large.
@@ -125,10 +156,12 @@ def read_tokenizer_json(
     if path.stat().st_size > MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; refusing to read it")
     with garbage_collection_paused():
-        return _read_tokenizer_json(path, config_tokens, eos_names)
+        return _read_tokenizer_json(path, config_tokens, eos_names, trusted)
 
 
-def _read_tokenizer_json(path: Path, config_tokens: Sequence[AddedToken], eos_names: Sequence[str]) -> ByteLevelBPE:
+def _read_tokenizer_json(
+    path: Path, config_tokens: Sequence[AddedToken], eos_names: Sequence[str], trusted: bool
+) -> ByteLevelBPE:
     try:
         definition = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -140,7 +173,7 @@ def _read_tokenizer_json(path: Path, config_tokens: Sequence[AddedToken], eos_na
     if kind != "BPE" or "ByteLevel" not in _types(definition.get("decoder")):
         raise TokenizerError(f"{path}: only byte-level BPE is supported; this is {kind} with another decoder")
     try:
-        return _from_definition(definition, model, path, config_tokens, eos_names)
+        return _from_definition(definition, model, path, config_tokens, eos_names, trusted)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise TokenizerError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from None
 
@@ -151,14 +184,20 @@ def _from_definition(
     path: Path,
     config_tokens: Sequence[AddedToken],
     eos_names: Sequence[str],
+    trusted: bool,
 ) -> ByteLevelBPE:
     added = _json_added_tokens(definition.get("added_tokens"), path)
     known = {token.content for token in added} | {token.id for token in added}
     added += [token for token in config_tokens if token.content not in known and token.id not in known]
     pieces = _without_added(model, added, path)
     prefix = glm_prefix_ids(added) or _prefix_of(definition.get("post_processor"))
-    core = _build_core(definition, model, path)
-    return ByteLevelBPE(core, pieces, added, prefix, frozenset(t.id for t in added if t.content in eos_names))
+    stops = frozenset(t.id for t in added if t.content in eos_names)
+    shell = _shell(definition, path)
+    make = cache(partial(_build_core, shell, model, path))
+    short_texts = _short_texts(shell, model) if trusted else None
+    if short_texts is None:
+        make()  # now, so that a damaged file is refused here
+    return ByteLevelBPE(make, pieces, added, prefix, stops, short_texts)
 
 
 def _types(node: object) -> set[str]:

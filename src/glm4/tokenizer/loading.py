@@ -16,13 +16,16 @@ from glm4.tokenizer.tiktoken_tokenizer import TiktokenTokenizer, read_ranks
 MAX_CONFIG_BYTES = 16 << 20
 
 
-def load_tokenizer(path: Path | None, *, gguf_metadata: Mapping[str, Any] | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: Path | None, *, gguf_metadata: Mapping[str, Any] | None = None, trusted: bool = False
+) -> Tokenizer:
     """Load the tokenizer of a checkpoint.
 
     Args:
         path: a folder with `tokenizer.json` or `tokenizer.model` (the first wins if both are there), or one of those
             files. Not needed when the GGUF metadata describes the vocabulary.
         gguf_metadata: metadata of a GGUF file; used if it holds a vocabulary.
+        trusted: we wrote the folder; see `read_tokenizer_json`.
 
     Raises:
         TokenizerError: there is none, or it cannot be used.
@@ -38,7 +41,7 @@ def load_tokenizer(path: Path | None, *, gguf_metadata: Mapping[str, Any] | None
         raise TokenizerError(f"{path} has no tokenizer.json or tokenizer.model; the checkpoint is incomplete")
     added, eos_names = _read_config(folder / "tokenizer_config.json")
     if file.suffix == ".json":
-        return read_tokenizer_json(file, added, eos_names)
+        return read_tokenizer_json(file, added, eos_names, trusted=trusted)
     eos_ids = frozenset(token.id for token in added if token.content in eos_names)
     return TiktokenTokenizer(read_ranks(file), added or None, eos_ids)
 

@@ -1,0 +1,110 @@
+"""Peak memory of a whole process that loads a model, computes a long prompt and decodes: ours and llama.cpp's.
+
+    python benchmarks/memory.py --llama BUILD/bin --gguf Q4_0.gguf Q4_K_M.gguf
+
+Ours is a packed checkpoint of random weights in the model's shape, written for the occasion (6 GB beside --folder for
+the 9B shape in int4) and loaded as `glm4` loads any. Both processes map their files; resident pages of a mapped file
+count on both sides. Memory hardly varies, so few rounds do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import harness
+from contenders import LlamaCpp
+from glm4 import speed
+from glm4.backends.local import LocalBackend
+from glm4.kernels import PackedWeight, get_kernels
+from glm4.model.loader import canonical_tensors, random_model
+from glm4.model.precision import PRECISIONS
+from glm4.model.shapes import SHAPES
+from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.model.weights.packed import PackedInfo, packed_shapes
+from glm4.model.weights.packed_writer import PackedWriter, write_packed_config
+from glm4.model.weights.safetensors import SINGLE_FILE
+from glm4.variants import get_variant
+
+NEW = 8
+
+
+def write_random(folder: Path, shape: str, dtype: str) -> None:
+    """A packed checkpoint of random weights, without a tokenizer."""
+    config, precision, variant = SHAPES[shape], PRECISIONS[dtype], get_variant(shape)
+    assert variant is not None
+    tensors = canonical_tensors(random_model(config, precision, get_kernels("native")).weights, config)
+    with PackedWriter(folder / SINGLE_FILE, config, precision) as writer:
+        for name in packed_shapes(config):
+            tensor = tensors[name]
+            writer.write(name, tensor.data if isinstance(tensor, PackedWeight) else tensor)
+        nbytes, digest = writer.finish()
+    info = PackedInfo(precision, nbytes, digest, variant.name, config.architecture, f"random {shape}")
+    write_packed_config(folder, config, info)
+
+
+def run_once(folder: Path, question: speed.Question, threads: int) -> None:
+    """The process that is measured."""
+    with open_checkpoint(folder) as checkpoint:
+        options = speed.backend_options(checkpoint.config, [question], num_threads=threads)
+        backend = LocalBackend.load(checkpoint, options, np.empty(0, np.int64))
+        speed.run(backend, question, np.random.default_rng(0))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--random", choices=sorted(SHAPES), default="glm-4-9b")
+    parser.add_argument("--dtype", choices=sorted(PRECISIONS), default="int4")
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=harness.num_cores())
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where the temporary checkpoint goes; default: the system's")
+    parser.add_argument("--llama", type=Path, metavar="FOLDER", help="llama.cpp's binaries")
+    parser.add_argument("--gguf", type=Path, nargs="+", default=[])
+    parser.add_argument("--json", action="store_true")
+    # What the processes of their own are told to do.
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    question = speed.Question(arguments.context, NEW + 1)
+    if arguments.write:
+        write_random(arguments.write, arguments.random, arguments.dtype)
+        return
+    if arguments.measure:
+        run_once(arguments.measure, question, arguments.threads)
+        return
+    facts = harness.facts(arguments.rounds)
+    peers = [LlamaCpp(arguments.llama, path.stem, path, arguments.threads) for path in arguments.gguf]
+    ours: list[float] = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        harness.progress(f"writing a random {arguments.random} in {arguments.dtype}")
+        # Written by a process of its own, so that this one stays small.
+        again = [sys.executable, __file__, "--random", arguments.random, "--dtype", arguments.dtype]
+        harness.finish([*again, "--write", name])
+        child = [*again, "--measure", name, "--context", str(arguments.context)]
+        for number in range(arguments.rounds):
+            harness.progress(f"round {number + 1}/{arguments.rounds}: ours")
+            ours.append(harness.finish([*child, "--threads", str(arguments.threads)]).peak_nbytes)
+            for peer in peers:
+                harness.progress(f"round {number + 1}/{arguments.rounds}: {peer.name}")
+                peer.answer([question])
+    harness.progress("")
+    peaks = {f"ours, {arguments.dtype}": ours} | {peer.name: peer.peaks for peer in peers}
+    if arguments.json:
+        print(json.dumps({"facts": facts, "peak_bytes": peaks}, indent=2))
+        return
+    rows = [[name, (harness.median(values) or 0.0) / 1e9] for name, values in peaks.items()]
+    print(f"{harness.bullets(facts)}\n\n{harness.table(['process', 'peak memory, GB'], rows)}")
+
+
+if __name__ == "__main__":
+    main()
