@@ -34,11 +34,14 @@ extern "C" double glm4_peak_operations(int64_t rounds) {
     // Opaque to the compiler, which would otherwise keep one of twelve equal sums.
     opaque(s0), opaque(s1), opaque(s2), opaque(s3), opaque(s4), opaque(s5);
     opaque(s6), opaque(s7), opaque(s8), opaque(s9), opaque(s10), opaque(s11);
-    for (int64_t i = 0; i < rounds; ++i) {
+    // Opaque before each: equal products would be computed once for all twelve.
+    const auto step = [&](Vector& sum) {
         opaque(x), opaque(y);
-        s0 = dot(s0, x, y), s1 = dot(s1, x, y), s2 = dot(s2, x, y), s3 = dot(s3, x, y);
-        s4 = dot(s4, x, y), s5 = dot(s5, x, y), s6 = dot(s6, x, y), s7 = dot(s7, x, y);
-        s8 = dot(s8, x, y), s9 = dot(s9, x, y), s10 = dot(s10, x, y), s11 = dot(s11, x, y);
+        sum = dot(sum, x, y);
+    };
+    for (int64_t i = 0; i < rounds; ++i) {
+        step(s0), step(s1), step(s2), step(s3), step(s4), step(s5);
+        step(s6), step(s7), step(s8), step(s9), step(s10), step(s11);
     }
     Vector all[] = {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11};
     volatile unsigned char sink = 0;

@@ -391,9 +391,9 @@ void set_isa(const std::string& name) {
     fail("unknown or unsupported instruction set '" + name + "'");
 }
 
-void set_threads(int count) {
+void set_threads(int count, const Binding& binding) {
     check(count >= 1 && count <= 1024, "set_num_threads: " + str(count) + " is not within 1..1024");
-    run([&](const Kernels&) { set_num_threads(count); });
+    run([&](const Kernels&) { set_num_threads(count, binding); });
 }
 
 int threads() {
@@ -411,7 +411,7 @@ NB_MODULE(_native, m) {
     m.def("isas", &isas);
     m.def("isa", [] { return std::string(table->name); });
     m.def("set_isa", &set_isa, nb::arg("name"));
-    m.def("set_num_threads", &set_threads, nb::arg("count"));
+    m.def("set_num_threads", &set_threads, nb::arg("count"), nb::arg("binding"));
     m.def("num_threads", &threads);
     m.def("pack", &pack);
     m.def("unpack", &unpack);

@@ -1,11 +1,14 @@
 #include "parallel.h"
 
 #include <pthread.h>
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <mutex>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -25,15 +28,31 @@ inline void pause_cpu() {
 constexpr auto kSpin = std::chrono::microseconds(60);
 constexpr int kPausesPerClockRead = 32;
 
+// Binds the calling thread and names it for `top -H`. A processor that is gone or forbidden binds nothing.
+void settle(int thread, const std::vector<int>& processors) {
+#ifdef __linux__
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int processor : processors) {
+        if (processor >= 0 && processor < CPU_SETSIZE) CPU_SET(static_cast<size_t>(processor), &set);
+    }
+    if (CPU_COUNT(&set) > 0) pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
+    pthread_setname_np(pthread_self(), ("glm4-" + std::to_string(thread)).c_str());
+#else
+    (void)thread, (void)processors;
+#endif
+}
+
 class Pool {
 public:
     ~Pool() { stop(); }
 
     int size() const { return size_; }
 
-    void resize(int count) {
+    void resize(int count, const Binding& binding) {
         stop();
         size_ = count;
+        binding_ = binding;
     }
 
     void run(int64_t count, Task task, const void* context) {
@@ -48,10 +67,7 @@ public:
         next_.store(0, std::memory_order_relaxed);
         open_.store(true, std::memory_order_seq_cst);
         epoch_.fetch_add(1, std::memory_order_seq_cst);
-        if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-            { std::lock_guard<std::mutex> guard(sleep_mutex_); }
-            wake_.notify_all();
-        }
+        epoch_.notify_all();  // a system call only when somebody sleeps
         work(0);
         // A worker that wakes after this point finds the job closed and never touches it; so a worker the operating
         // system has not scheduled yet delays nobody.
@@ -75,7 +91,9 @@ private:
     }
 
     void worker(int thread) {
-        uint64_t seen = 0;
+        const size_t place = static_cast<size_t>(thread - 1);
+        settle(thread, place < binding_.size() ? binding_[place] : std::vector<int>());
+        uint32_t seen = 0;
         for (;;) {
             wait_for_job(seen);
             seen = epoch_.load(std::memory_order_seq_cst);
@@ -87,7 +105,8 @@ private:
         }
     }
 
-    void wait_for_job(uint64_t seen) {
+    // No lock anywhere: a thread the system stops would keep it.
+    void wait_for_job(uint32_t seen) {
         const auto deadline = std::chrono::steady_clock::now() + kSpin;
         do {
             for (int i = 0; i < kPausesPerClockRead; ++i) {
@@ -95,10 +114,7 @@ private:
                 pause_cpu();
             }
         } while (std::chrono::steady_clock::now() < deadline);
-        std::unique_lock<std::mutex> guard(sleep_mutex_);
-        sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        wake_.wait(guard, [&] { return epoch_.load(std::memory_order_seq_cst) != seen; });
-        sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+        epoch_.wait(seen, std::memory_order_seq_cst);
     }
 
     void start() {
@@ -113,29 +129,24 @@ private:
 
     void stop() {
         if (workers_.empty()) return;
-        {
-            std::lock_guard<std::mutex> guard(sleep_mutex_);
-            stopping_.store(true);
-            epoch_.fetch_add(1);
-        }
-        wake_.notify_all();
+        stopping_.store(true);
+        epoch_.fetch_add(1);
+        epoch_.notify_all();
         for (std::thread& thread : workers_) thread.join();
         workers_.clear();
     }
 
     int size_ = 1;
+    Binding binding_;
     std::vector<std::thread> workers_;
     Task task_ = nullptr;
     const void* context_ = nullptr;
     int64_t count_ = 0;
     alignas(64) std::atomic<int64_t> next_{0};
-    alignas(64) std::atomic<uint64_t> epoch_{0};
+    alignas(64) std::atomic<uint32_t> epoch_{0};
     std::atomic<bool> open_{false};
     std::atomic<bool> stopping_{false};
-    std::atomic<int> sleepers_{0};
     alignas(64) std::atomic<int> active_{0};
-    std::mutex sleep_mutex_;
-    std::condition_variable wake_;
 };
 
 std::mutex call_mutex;
@@ -150,7 +161,7 @@ Pool& the_pool() {
                        [] {
                            const int size = pool->size();
                            pool = new Pool();
-                           pool->resize(size);
+                           pool->resize(size, {});
                            call_mutex.unlock();
                        });
     }
@@ -163,7 +174,7 @@ void parallel_run(int64_t count, Task task, const void* context) { the_pool().ru
 
 int num_threads() { return the_pool().size(); }
 
-void set_num_threads(int count) { the_pool().resize(count); }
+void set_num_threads(int count, const Binding& binding) { the_pool().resize(count, binding); }
 
 CallLock::CallLock() { call_mutex.lock(); }
 

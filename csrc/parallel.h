@@ -2,10 +2,12 @@
 //
 // One call runs at a time: whoever calls kernels holds a CallLock, so Python threads queue up instead of racing for
 // the workers and the workspace. After fork() the child starts with a fresh pool whose workers are created on first
-// use. Tasks must not throw.
+// use. Indices are dealt out one by one: a thread the system does not run leaves its share to the others, and holds
+// them up by the one index it is at. Tasks must not throw.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace glm4 {
 
@@ -18,8 +20,13 @@ void parallel_run(int64_t count, Task task, const void* context);
 // Threads in use, the caller included.
 int num_threads();
 
-// Sets the number of threads, at least 1. The caller holds a CallLock.
-void set_num_threads(int count);
+// Processors that each worker is bound to; empty: none is bound. The caller never is.
+using Binding = std::vector<std::vector<int>>;
+
+// Sets the number of threads, at least 1, and binds worker i, from 1 on, to binding[i - 1] where that is given and the
+// system can do it. A forked child keeps the number and binds nothing: it has no processors to itself. The caller holds
+// a CallLock.
+void set_num_threads(int count, const Binding& binding);
 
 // Serialises kernel calls of different Python threads, and guards the workspace.
 class CallLock {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +100,46 @@ def test_the_9b_model_in_int4() -> None:
     assert result.fits
     # Matrices are packed a slab at a time: loading needs no fp32 copy of the head (2.5 GB).
     assert result.loading < 0.3 * GB
+
+
+@pytest.mark.parametrize("kv_dtype", ["fp16", "int8"])
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_the_whole_context_of_the_9b_model_fits_into_24_gigabytes(dtype: str, kv_dtype: str) -> None:
+    result = plan(CHAT, dtype=dtype, kv_dtype=kv_dtype, context=131_072, available_memory=24 * GB)
+    assert result.fits
+    assert result.total < (11.7 if dtype == "int4" else 15.4) * GB
+    assert result.kv_cache == 131_072 * 40 * (256 if kv_dtype == "fp16" else 132) * 2 * 2
+
+
+def test_a_million_tokens_of_the_1m_model() -> None:
+    """Twice the KV heads: 86 GB of keys and values in fp16, 44 GB in int8."""
+    config = SHAPES["glm-4-9b-chat-1m"]
+    assert config.max_position_embeddings == 1 << 20
+    needed = {
+        kv: plan(config, dtype="int4", kv_dtype=kv, context=1 << 20, available_memory=128 * GB)
+        for kv in ("fp16", "int8")
+    }
+    assert 85 * GB < needed["fp16"].kv_cache < 87 * GB
+    assert 44 * GB < needed["int8"].kv_cache < 45 * GB
+    assert needed["int8"].fits
+    assert needed["int8"].total < 51 * GB
+    here = plan(config, dtype="int4", kv_dtype="int8", available_memory=24 * GB)
+    assert 250_000 < here.largest_context < 260_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_a_cache_takes_memory_only_where_it_is_used() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    config = dataclasses.replace(CHAT, num_hidden_layers=2)
+    before = resident()
+    cache = KVCache(config, pages_for(1 << 20), "fp16")  # 2 GB of address space
+    for page in cache.allocate(64):
+        for array in (*cache.keys, *cache.values):
+            array[page] = 1
+    # 64 pages are 4 MB; the system may hand out memory in pieces of 2 MB, for each of four arrays.
+    assert resident() - before < 64 << 20
 
 
 @pytest.mark.parametrize(("gigabytes", "dtype", "fits"), [(40, "int8", True), (10, "int4", True), (4, "int4", False)])

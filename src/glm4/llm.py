@@ -62,7 +62,7 @@ class LLM:
         max_num_seqs: requests that run at once; more wait.
         kv_cache_dtype: "auto" (fp16; fp32 beside fp32 weights), "fp32", "fp16", or "int8" (half of fp16).
         kv_cache_memory: bytes for the KV cache; None is up to 60 % of what is free.
-        num_threads: None is one per processor this process may use.
+        num_threads: None is one per core this process may use, within its container's share.
         enable_prefix_caching: keep what was computed for a prompt and reuse it for prompts that begin alike.
         speculation: guess repeated text ahead; same answers, fewer steps.
         progress: called with (stage, done, total) while downloading and loading.

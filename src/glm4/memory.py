@@ -3,52 +3,57 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-_MEMINFO = Path("/proc/meminfo")
-# (limit, usage) files of cgroup v2 and v1; a limit of "max" or an absurdly large number means none.
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
+from glm4.control_groups import ROOT, control_groups, read_numbers
+
+# Version 1 writes a number near 2**63 for no limit.
+_NO_LIMIT = 1 << 60
+# By version of control groups: (limit, usage, key of what is page cache in memory.stat).
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
-def available_memory() -> int:
+def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping; page cache counts as free."""
-    free = _meminfo("MemAvailable") or _sysconf_free()
-    for limit_file, usage_file in _CGROUPS:
-        limit, usage = _number(limit_file), _number(usage_file)
-        if limit is not None and usage is not None and limit < 1 << 60:
-            free = min(free, max(0, limit - usage))
-    return free
+    free = _meminfo("MemAvailable", root) or _sysconf_free()
+    return min([free, *(max(0, limit - used) for limit, used in _groups(root))])
 
 
-def total_memory() -> int:
+def total_memory(root: Path = ROOT) -> int:
     """Bytes of memory this machine (or container) has."""
-    total = _meminfo("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [limit for file, _ in _CGROUPS if (limit := _number(file)) is not None and limit < 1 << 60]
-    return min([total, *limits])
+    total = _meminfo("MemTotal", root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([total, *(limit for limit, _ in _groups(root))])
 
 
-def _meminfo(key: str) -> int | None:
+def _groups(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, bytes in use that cannot be dropped) of every control group with a limit."""
+    for folder, version in control_groups("memory", root):
+        limit_file, usage_file, cache_key = _FILES[version]
+        limit, usage = read_numbers(folder / limit_file), read_numbers(folder / usage_file)
+        if limit and usage and limit[0] < _NO_LIMIT:
+            yield limit[0], max(0, usage[0] - _number(folder / "memory.stat", cache_key, ""))
+
+
+def _meminfo(key: str, root: Path) -> int:
+    return _number(root / "proc/meminfo", key, ":") * 1024
+
+
+def _number(file: Path, key: str, separator: str) -> int:
+    """The number on the line of `key`; 0 when there is none."""
     try:
-        lines = _MEMINFO.read_text().splitlines()
+        lines = file.read_text(encoding="ascii").splitlines()
     except OSError:
-        return None
+        return 0
     for line in lines:
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return None
+        if line.startswith(key + separator + " "):
+            return int(line.split()[1])
+    return 0
 
 
 def _sysconf_free() -> int:
     # macOS has no MemAvailable; half of the memory is a cautious stand-in for what can be had.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _number(file: Path) -> int | None:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

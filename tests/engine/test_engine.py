@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from glm4.engine.engine import Engine
 from glm4.engine.scheduler import SchedulerConfig, fair_shares
@@ -48,7 +47,7 @@ def kv_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 OPTIONS = {"kv_dtype": "fp32"}
 
 
-def engine(pages: int = 64, max_model_len: int | None = None, caching: bool = True, **scheduler: int) -> Engine:
+def engine(pages: int = 64, max_model_len: int | None = None, caching: bool = True, **scheduler: Any) -> Engine:
     limit = max_model_len or min(pages * PAGE_SIZE, CONFIG.max_position_embeddings)
     cache = KVCache(CONFIG, pages, OPTIONS["kv_dtype"])
     return Engine(MODEL, cache, limit, SchedulerConfig(**scheduler), enable_prefix_caching=caching)
@@ -270,64 +269,3 @@ def test_prompt_logprobs_are_complete_although_the_prompt_is_known() -> None:
     (output,) = [output for _ in range(3) for output in made.step()]
     assert output.prompt_logprobs is not None
     assert len(output.prompt_logprobs) == 100
-
-
-class EngineMachine(RuleBasedStateMachine):
-    """Random adds, steps and aborts: pages always add up, and every finished answer is the one it gives alone."""
-
-    @initialize(pages=st.integers(4, 14), seqs=st.integers(1, 6), chunk=st.integers(4, 64))
-    def start(self, pages: int, seqs: int, chunk: int) -> None:
-        self.engine = engine(pages, max_num_seqs=seqs, max_num_batched_tokens=chunk, max_prefill_beside_decode=chunk)
-        self.items: dict[str, GenerationRequest] = {}
-        self.answers: dict[str, list[int]] = {}
-        self.count = 0
-
-    @rule(length=st.integers(1, 90), new=st.integers(1, 30))
-    def add(self, length: int, new: int) -> None:
-        self.count += 1
-        name = f"r{self.count}"
-        # Few seeds, so that prompts share beginnings and the prefix cache has something to do.
-        item = request(name, prompt(self.count % 3, 120)[:length], max_tokens=new)
-        self.engine.add_request(item)
-        self.items[name], self.answers[name] = item, []
-
-    @precondition(lambda self: self.items)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.items)))
-        self.engine.abort(name)
-        del self.items[name]
-
-    @rule(steps=st.integers(1, 20))
-    def step(self, steps: int) -> None:
-        for _ in range(steps):
-            for output in self.engine.step():
-                self.answers[output.request_id] += output.token_ids
-                if output.finish_reason is not None:
-                    assert self.answers[output.request_id] == alone(self.items.pop(output.request_id))
-
-    @invariant()
-    def pages_add_up(self) -> None:
-        if not hasattr(self, "engine"):
-            return
-        scheduler, cache = self.engine.scheduler, self.engine.cache
-        held = {page for sequence in scheduler.running for page in sequence.pages}
-        assert len(held) + self.engine.prefix_cache.num_available_pages == cache.num_pages
-        private = [p for s in scheduler.running for p in s.pages[s.num_shared_pages :]]
-        assert len(set(private)) == len(private)
-        assert all(not sequence.pages for sequence in scheduler.waiting)
-        assert len(scheduler.running) <= scheduler.config.max_num_seqs
-
-    def teardown(self) -> None:
-        if hasattr(self, "engine"):
-            for name in list(self.items):
-                self.engine.abort(name)
-            assert self.engine.prefix_cache.num_available_pages == self.engine.cache.num_pages
-            self.engine.prefix_cache.clear()
-            assert self.engine.cache.num_free_pages == self.engine.cache.num_pages
-
-
-TestEngineMachine = EngineMachine.TestCase
-TestEngineMachine.settings = settings(
-    max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_engine import alone, engine, kv_dtype, prompt, request, run
 
-from glm4.engine.speculation import MAX_DRAFT, PromptLookup
+from glm4.engine import speculation
+from glm4.engine.speculation import MAX_DRAFT, PromptLookup, RowCost
 
 __all__ = ["kv_dtype"]  # a fixture
 
@@ -22,29 +25,117 @@ def steps_of(made: object, *items: object) -> tuple[dict[str, list[int]], int]:
     return answers, steps
 
 
-def test_what_followed_before_is_proposed_longest_context_first() -> None:
+COST = 0.25
+
+
+def propose(ids: list[int], limit: int, cost: float = COST) -> list[int]:
+    return PromptLookup().propose(ids, limit, cost)
+
+
+def test_what_followed_the_longest_match_is_proposed() -> None:
+    assert propose([3, 4, 5, 6, 3, 4], 1) == [5]
+    assert propose([1, 2, 3, 4, 9, 9, 3, 4, 5, 5, 1, 2, 3, 4], 1) == [9]  # four before two
+    assert propose([1, 2, 3, 4, 5], 2) == []
+    assert propose([1], 2) == propose([], 2) == []
+    # Four ids occur twice; what came before them decides.
+    head, four = [7, 8, 9], [1, 2, 3, 4]
+    assert propose([*head, *four, 50, 51, 9, 9, *four, 60, 61, *head, *four], 1) == [50]
+    # Equally long: the latest.
+    assert propose([7, 8, 1, 7, 8, 2, 7, 8], 1) == [2]
+
+
+def test_a_match_grows_with_the_text() -> None:
+    """Ids handed over one by one give the drafts that all at once give."""
+    text = prompt(3, 40) + prompt(4, 30) + prompt(3, 40)
     lookup = PromptLookup()
-    lookup.record(4, 4)
-    lookup.record(4, 4)
-    assert lookup.propose([1, 2, 3, 4, 9, 9, 3, 4, 5, 5, 1, 2, 3, 4], 2) == [9, 9]
-    assert PromptLookup().propose([3, 4, 5, 6, 3, 4], 2) == [5, 6]
-    assert PromptLookup().propose([1, 2, 3, 4, 5], 2) == []
+    for end in range(1, len(text) + 1):
+        assert lookup.propose(text[:end], MAX_DRAFT, COST) == propose(text[:end], MAX_DRAFT)
 
 
-def test_the_latest_occurrence_wins() -> None:
-    assert PromptLookup().propose([7, 8, 1, 7, 8, 2, 7, 8], 1) == [2]
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=60))
+def test_a_draft_is_what_followed_an_earlier_occurrence(ids: list[int]) -> None:
+    draft = propose(ids, MAX_DRAFT, 0.0)
+    known = [end for end in range(2, len(ids)) if ids[end - 2 : end] == ids[-2:]]
+    assert bool(draft) == bool(known)
+    if draft:
+        longest = max(next((n for n in range(end) if ids[end - 1 - n] != ids[-1 - n]), end) for end in known)
+        starts = [end for end in known if ids[max(0, end - min(longest, 4)) : end] == ids[-min(longest, 4) :]]
+        assert draft in [ids[end : end + MAX_DRAFT] for end in starts]
+
+
+def test_of_a_very_long_prompt_the_end_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation, "_MOST_INDEXED", 10)
+    same = prompt(1, 4)
+    assert propose([*same, *range(200, 220), *same], MAX_DRAFT) == []
+    assert propose([*range(200, 220), *same, 8, 9, *same], 2) == [8, 9]
+
+
+def test_longer_matches_are_trusted_further() -> None:
+    def drafted(match: int) -> int:
+        same = prompt(1, match)
+        return len(propose([*same, *range(200, 220), *same], MAX_DRAFT))
+
+    lengths = [drafted(match) for match in (2, 4, 8, 20)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] <= 2
+    assert lengths[-1] >= 5
+
+
+def test_dear_rows_and_rare_hits_stop_the_guessing() -> None:
+    ids = [1, 2, 3, 1, 2]
+    assert propose(ids, MAX_DRAFT, cost=0.9) == []
+    assert len(propose(ids, MAX_DRAFT, cost=0.01)) > len(propose(ids, MAX_DRAFT, cost=0.2))
 
 
 def test_guessing_stops_when_it_does_not_pay_and_is_tried_again() -> None:
     lookup, ids = PromptLookup(), [1, 2, 3, 1, 2]
     for _ in range(20):
+        lookup.propose(ids, MAX_DRAFT, COST)
         lookup.record(2, 0)
-    drafts = [lookup.propose(ids, MAX_DRAFT) for _ in range(100)]
-    tried = [draft for draft in drafts if draft]
-    assert 1 <= len(tried) <= 3
-    for _ in range(20):
+    drafts = [lookup.propose(ids, MAX_DRAFT, COST) for _ in range(100)]
+    assert 1 <= len([draft for draft in drafts if draft]) <= 3
+    # Long matches are counted apart, so they are still guessed.
+    same = prompt(1, 20)
+    ids = [*ids, *same, *range(200, 220), *same]
+    assert len(lookup.propose(ids, MAX_DRAFT, COST)) >= 5
+    ids = [*ids, 90, 1, 2]
+    lookup.propose(ids, MAX_DRAFT, COST)
+    for _ in range(30):
         lookup.record(3, 3)
-    assert len(lookup.propose([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2], MAX_DRAFT)) == MAX_DRAFT
+    assert len(lookup.propose(ids, MAX_DRAFT, COST)) >= 4
+
+
+def test_cost_of_a_row_is_the_slope_of_step_times() -> None:
+    cost = RowCost()
+    assert cost.share(1) == pytest.approx(COST)
+    for rows in (1, 2, 4, 1, 8, 3, 1, 5):
+        cost.record(rows, 0.9 + 0.1 * rows)
+    assert cost.share(1) == pytest.approx(0.1)
+    assert cost.share(4) == pytest.approx(4 * 0.1 / 1.3)
+    cost.record(1, 50.0)  # the machine was busy
+    assert cost.share(1) == pytest.approx(0.1)
+    for _ in range(1000):  # steps that are all alike teach nothing new
+        cost.record(1, 1.0)
+    assert cost.share(1) == pytest.approx(0.1)
+    assert RowCost(0.7).share(3) == 0.7
+    alike = RowCost()
+    for _ in range(20):
+        alike.record(1, 1.0)
+    assert alike.share(1) == pytest.approx(COST)
+
+
+def test_text_without_repetition_costs_few_guesses() -> None:
+    """Twelve ids at random: almost every pair has occurred before, and says nothing about what follows."""
+    made = engine(guess_cost=COST)
+    options = {"temperature": 5.0, "seed": 1, "max_tokens": 200}
+    item = request("a", prompt(0, 300), logit_bias=dict.fromkeys(range(5, 17), 100.0), **options)
+    made.add_request(item)
+    made.step()
+    (sequence,) = made.scheduler.running
+    run(made)
+    assert sequence.num_new_tokens == 200
+    assert 0 < sequence.lookup.num_drafted < 30
 
 
 @pytest.mark.usefixtures("kv_dtype")
@@ -55,7 +146,7 @@ def test_the_text_is_the_same_in_fewer_steps(options: dict[str, object]) -> None
     # A strong bias makes the tiny model repeat itself, as copy-heavy text does.
     biased = options | {"max_tokens": 60, "logit_bias": {5: 9.0, 6: 9.0, 7: 9.0}}
     item = request("a", prompt(0, 40), **biased)
-    answers, steps = steps_of(engine(), item)
+    answers, steps = steps_of(engine(guess_cost=COST), item)
     assert answers["a"] == alone(item)
     assert steps < 58
 

@@ -12,7 +12,7 @@ import pytest
 
 from glm4.errors import KernelError
 from glm4.kernels import Kernels, _native, get_kernels
-from glm4.kernels.native import default_num_threads
+from glm4.processors import default_num_threads
 
 REPORT = """
 from glm4.errors import KernelError

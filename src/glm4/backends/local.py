@@ -34,7 +34,7 @@ class LocalOptions:
         kv_cache_dtype: "auto" (fp32 beside fp32 weights, else fp16), "fp32", "fp16" or "int8".
         kv_cache_memory: bytes for the KV cache; None takes what `max_num_seqs` full sequences need, within 60 % of
             the free memory.
-        num_threads: None is one per processor this process may use.
+        num_threads: None is one per core this process may use, within its container's share.
         kernels: "auto", "native" or "reference".
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
         speculation: guess repeated text ahead (same answers, fewer steps).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -47,6 +48,7 @@ class Engine:
         self.scheduler = Scheduler(scheduler_config or SchedulerConfig(), self.prefix_cache)
         self._banned_ids = np.empty(0, np.int64) if banned_ids is None else banned_ids
         self._sequences: dict[str, Sequence] = {}
+        self._seconds = 0.0  # in the model, in this step
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request.
@@ -95,6 +97,8 @@ class Engine:
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return []
+        self._seconds = 0.0
+        decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
         hidden = self._forward(scheduled)
         ready: list[tuple[ScheduledSequence, int]] = []
         start = 0
@@ -108,7 +112,10 @@ class Engine:
             else:
                 self._share(sequence)
             start += item.num_rows
-        return [output for group in _grouped(ready) for output in self._sample(group, hidden)]
+        outputs = [output for group in _grouped(ready) for output in self._sample(group, hidden)]
+        if decoding:
+            self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
+        return outputs
 
     def _forward(self, scheduled: list[ScheduledSequence]) -> NDArray[np.float32]:
         ids: list[int] = []
@@ -121,13 +128,18 @@ class Engine:
             computed=[s.sequence.num_computed for s in scheduled],
             new=[s.num_rows for s in scheduled],
         )
-        return self.model.forward(np.asarray(ids, np.int32), batch, self.cache)
+        start = time.perf_counter()
+        hidden = self.model.forward(np.asarray(ids, np.int32), batch, self.cache)
+        self._seconds += time.perf_counter() - start
+        return hidden
 
     def _sample(
         self, ready: list[tuple[ScheduledSequence, int]], hidden: NDArray[np.float32]
     ) -> list[GenerationOutput]:
         rows = [row + offset for item, row in ready for offset in range(1 + len(item.draft))]
+        began = time.perf_counter()
         logits = self.model.logits(np.ascontiguousarray(hidden[rows]))
+        self._seconds += time.perf_counter() - began
         outputs, start = [], 0
         for item, _ in ready:
             stop = start + 1 + len(item.draft)

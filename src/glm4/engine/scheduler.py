@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.sequence import Sequence
+from glm4.engine.speculation import RowCost
 from glm4.model.kv_cache import PAGE_SIZE, pages_for
 
 
@@ -26,12 +27,14 @@ class SchedulerConfig:
         max_prefill_beside_decode: prefill rows of a pass that also decodes; bounds how long a stream stalls.
         max_speculative_rows: decode rows of a pass, guessed tokens included; 0 never guesses. Up to about eight rows
             cost little more than one, because reading the weights dominates.
+        guess_cost: what a guessed token costs, as a share of a step; None measures it.
     """
 
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 512
     max_prefill_beside_decode: int = 128
     max_speculative_rows: int = 8
+    guess_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Scheduler:
         # In order of admission: the last one is the first to be preempted.
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.row_cost = RowCost(config.guess_cost)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; first come, first admitted."""
@@ -113,13 +117,14 @@ class Scheduler:
     def _with_drafts(self, planned: list[ScheduledSequence]) -> list[ScheduledSequence]:
         """Let decoding sequences guess ahead, as far as rows and free pages allow; guesses never cost a preemption."""
         rows_left = self.config.max_speculative_rows - len(planned)
+        cost = self.row_cost.share(len(planned))
         result: list[ScheduledSequence] = []
         for item in planned:
             sequence, draft = item.sequence, list[int]()
             # The last new token needs no successor, so nothing is guessed beyond it.
             room = sequence.max_new_tokens - sequence.num_new_tokens - 1
             if rows_left > 0 and room > 0:
-                draft = sequence.lookup.propose(sequence.ids, min(rows_left, room))
+                draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
             if needed > self._cache.num_available_pages:
                 draft = []

@@ -5,73 +5,202 @@ pass of few rows, so a right guess costs a fraction of a step. The engine sample
 distribution with the sequence's own random stream and keeps going only while a guess was right: the text is the very
 same as without speculation, greedy or sampled.
 
-Copy-heavy text (editing a file, quoting a document, JSON) repeats itself, free chat does not. Each sequence watches how
-often its guesses come true and stops guessing when it does not pay, trying again now and then.
+Copy-heavy text (editing a file, quoting a document, JSON) repeats itself, free chat does not. The longest match is
+followed, and each sequence learns how often guesses behind a match of some length come true; it guesses as far as that
+outweighs what a row costs on this machine (`RowCost`), and tries again now and then where it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# Longest context that is looked up first; a longer match is a better guess.
-_LONGEST = 4
-_SHORTEST = 2
+# Matches are found by their last 2, 3 or 4 ids; those of 4 are followed back to find the longest of the latest few. Up
+# to 8 ids: beyond that the latest precedent is the better one (records with counters, say).
+_SIZES = (2, 3, 4)
+_CANDIDATES = 16
+_LONGEST = 8
 MAX_DRAFT = 7
+# Match lengths from which guesses are counted apart, and the share of them that is expected to come true at first.
+_LEVELS = (2, 3, 4, 6)
+_EXPECTED = (0.25, 0.35, 0.5, 0.8)
 # Weight of the newest verification in the running share of guesses that came true.
 _MEMORY = 0.15
-# Verifying a token beside others costs about this share of a step; guesses below it lose time.
-_WORTH_IT = 0.25
 _RETRY_AFTER = 48
+_ID_BITS = 24
+_MASKS = tuple((1 << size * _ID_BITS) - 1 for size in _SIZES)
+# Of a longer prompt only its end is searched: an entry takes about 300 bytes.
+_MOST_INDEXED = 1 << 17
+# A row's share of a step before it is measured, and the least that is believed: guessing takes time in Python too.
+_USUAL_COST = 0.25
+_LEAST_COST = 0.05
+_KEPT = 0.98  # of the weight of earlier steps, at each new one
+_FEW_STEPS = 6
+_OUTLIER = 3.0
+_LEAST_SPREAD = 0.2
 
 
 class PromptLookup:
-    """Drafts for one sequence, from its own prompt and output."""
+    """Drafts for one sequence, from its own prompt and output.
+
+    Attributes:
+        num_drafted: ids guessed so far.
+        num_accepted: those of them that came true.
+    """
 
     def __init__(self) -> None:
+        self.num_drafted = 0
+        self.num_accepted = 0
         self._indexed = 0
-        # Per context length: context → position after its latest occurrence that has a successor.
-        self._after: list[dict[tuple[int, ...], int]] = [{} for _ in range(_LONGEST - _SHORTEST + 1)]
-        self._hit_rate = 0.5
-        self._silent = 0
+        # Per size: the last ids as one number → position after their latest occurrence that has a successor.
+        self._after: dict[int, dict[int, int]] = {size: {} for size in _SIZES}
+        # Position → the one before it after the same four ids; 0 for none.
+        self._earlier: list[int] = [0]
+        self._hit_rates = list(_EXPECTED)
+        self._silent = [0] * len(_LEVELS)
+        self._match = 0  # length of the match behind the last proposal
 
-    def propose(self, ids: Sequence[int], limit: int) -> list[int]:
-        """Up to `limit` tokens that may follow `ids`; empty when there is no precedent or guessing does not pay."""
+    def propose(self, ids: Sequence[int], limit: int, cost: float) -> list[int]:
+        """Up to `limit` ids that may follow `ids`; empty when there is no precedent or guessing does not pay.
+
+        Args:
+            ids: all ids so far; each call's begin with those of the call before.
+            limit: the most ids wanted; never more than `MAX_DRAFT` are given.
+            cost: what verifying one id costs, as a share of a step.
+        """
         self._index(ids)
-        length = self._length(min(limit, MAX_DRAFT))
-        if length < 1:
+        start, self._match = self._longest_match(ids)
+        if not start:
             return []
-        for size in range(_LONGEST, _SHORTEST - 1, -1):
-            start = self._after[size - _SHORTEST].get(tuple(ids[len(ids) - size :]))
-            if start is not None:
-                return list(ids[start : start + length])
-        return []
+        length = self._length(min(limit, MAX_DRAFT), cost)
+        return list(ids[start : start + length])
 
     def record(self, drafted: int, accepted: int) -> None:
-        """How many of the drafted tokens came true."""
+        """How many ids of the last proposal, cut to `drafted` ids, came true."""
+        self.num_drafted += drafted
+        self.num_accepted += accepted
         # Only verified guesses count: what follows a wrong one was never tested.
-        verified = min(drafted, accepted + 1)
-        for index in range(verified):
+        for index in range(min(drafted, accepted + 1)):
+            level = _level(self._match + index)
             hit = 1.0 if index < accepted else 0.0
-            self._hit_rate += _MEMORY * (hit - self._hit_rate)
+            self._hit_rates[level] += _MEMORY * (hit - self._hit_rates[level])
 
-    def _length(self, limit: int) -> int:
+    def _length(self, limit: int, cost: float) -> int:
         """How far ahead to guess: while the chance that all of it comes true is worth the cost."""
-        if self._hit_rate < _WORTH_IT:
-            self._silent += 1
-            if self._silent < _RETRY_AFTER:
-                return 0
-            self._silent = 0
-            return min(limit, 2)
-        chance, length = self._hit_rate, 0
-        while length < limit and chance >= _WORTH_IT:
+        chance, length = 1.0, 0
+        while length < limit:
+            # A guess that comes true makes the match behind the next one longer.
+            chance *= self._hit_rates[_level(self._match + length)]
+            if chance < cost:
+                break
             length += 1
-            chance *= self._hit_rate
-        return length
+        level = _level(self._match)
+        if length:
+            self._silent[level] = 0
+            return length
+        self._silent[level] += 1
+        if self._silent[level] < _RETRY_AFTER:
+            return 0
+        self._silent[level] = 0
+        return min(limit, 1)
+
+    def _longest_match(self, ids: Sequence[int]) -> tuple[int, int]:
+        """(position after the longest earlier occurrence of the last ids, its length); (0, 0) when there is none."""
+        for size in reversed(_SIZES):
+            start = self._after[size].get(_packed(ids[len(ids) - size :])) if len(ids) > size else None
+            if start is None:
+                continue
+            if size < _SIZES[-1]:
+                return start, size
+            best, length = start, size
+            for _ in range(_CANDIDATES):
+                found = _common_ending(ids, start)
+                if found > length:
+                    best, length = start, found
+                start = self._earlier[start]
+                if not start or length == _LONGEST:
+                    break
+            return best, length
+        return 0, 0
 
     def _index(self, ids: Sequence[int]) -> None:
         """Enter the contexts that have got a successor since the last call."""
-        for end in range(max(self._indexed, 1), len(ids)):
-            for size in range(_SHORTEST, _LONGEST + 1):
+        self._earlier += [0] * (len(ids) - len(self._earlier))
+        first = max(self._indexed, 1, len(ids) - _MOST_INDEXED)
+        key = _packed(ids[max(0, first - _SIZES[-1]) : first - 1])
+        for end in range(first, len(ids)):
+            key = (key << _ID_BITS | ids[end - 1]) & _MASKS[-1]
+            self._earlier[end] = self._after[_SIZES[-1]].get(key, 0) if end >= _SIZES[-1] else 0
+            for size, mask in zip(_SIZES, _MASKS, strict=True):
                 if end >= size:
-                    self._after[size - _SHORTEST][tuple(ids[end - size : end])] = end
+                    self._after[size][key & mask] = end
         self._indexed = len(ids)
+
+
+class RowCost:
+    """What one more row costs, learned from how long steps without prefill take.
+
+    A line through (rows, seconds), where older steps count less and less. It decides how far guesses go, and so how
+    many steps a text takes; never what the text is.
+
+    Args:
+        fixed: a share of a step to use instead, whatever is measured.
+    """
+
+    def __init__(self, fixed: float | None = None) -> None:
+        self._fixed = fixed
+        # Sums over steps: 1, rows, rows², seconds, rows × seconds.
+        self._sums = [0.0] * 5
+        self._slope: float | None = None  # seconds a row
+
+    def record(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        count, total = self._sums[0], self._sums[3]
+        if count > _FEW_STEPS and seconds * count > _OUTLIER * total:
+            return  # the machine was busy with something else
+        new = (1.0, rows, rows * rows, seconds, rows * seconds)
+        self._sums = [_KEPT * old + value for old, value in zip(self._sums, new, strict=True)]
+        count, row_sum, square_sum, total, product_sum = self._sums
+        spread = square_sum / count - (row_sum / count) ** 2
+        # While all steps are alike there is no slope to see; the last one known stays.
+        if count > _FEW_STEPS and spread > _LEAST_SPREAD:
+            self._slope = (product_sum / count - row_sum / count * total / count) / spread
+
+    def share(self, num_sequences: int) -> float:
+        """The chance from which a guess pays, beside `num_sequences` decoding sequences.
+
+        A guess that comes true saves one of the tokens that a step of so many rows yields.
+        """
+        if self._fixed is not None:
+            return self._fixed
+        if self._slope is None:
+            return _USUAL_COST
+        count, row_sum, _, total, _ = self._sums
+        step = total / count + self._slope * (num_sequences - row_sum / count)
+        if step <= 0:
+            return _USUAL_COST
+        return min(1.0, max(_LEAST_COST, self._slope * num_sequences / step))
+
+
+def _packed(ids: Sequence[int]) -> int:
+    """A few ids as one number, which takes less memory than a tuple."""
+    number = 0
+    for token in ids:
+        number = number << _ID_BITS | token
+    return number
+
+
+def _common_ending(ids: Sequence[int], end: int) -> int:
+    """How many ids before position `end` equal those at the end of `ids`, at most `_LONGEST`."""
+    limit = min(end, _LONGEST)
+    for count in range(limit):
+        if ids[end - 1 - count] != ids[-1 - count]:
+            return count
+    return limit
+
+
+def _level(match: int) -> int:
+    """The class of match lengths that `match` (at least 2) belongs to."""
+    level = len(_LEVELS) - 1
+    while level and match < _LEVELS[level]:
+        level -= 1
+    return level

@@ -1,20 +1,21 @@
 # ruff: noqa: D102  (the contract of each method is written once, in glm4.kernels.Kernels)
 """The compiled kernels: allocates results and calls `_native`. Reads the environment so that csrc need not.
 
-GLM4_ISA forces an instruction set: generic, avx2, avx512 or neon.
+GLM4_ISA forces an instruction set: generic, avx2, avx512 or neon. GLM4_PIN=0 never binds worker threads to processors
+and GLM4_PIN=1 does wherever there are enough; see `glm4.processors`.
 """
 
 from __future__ import annotations
 
 import os
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from glm4.errors import KernelError, TensorError
 from glm4.kernels import F32, I32, I64, KVCacheArray, _native
 from glm4.kernels.formats import FORMATS, PackedWeight, aligned_empty, unpackable_row_message, weight_format
+from glm4.processors import default_num_threads, worker_processors
 
 _CODES = {name: fmt.code for name, fmt in FORMATS.items()}
 
@@ -93,7 +94,7 @@ class NativeKernels:
         return out
 
     def set_num_threads(self, n: int) -> None:
-        _native.set_num_threads(n)
+        _native.set_num_threads(n, worker_processors(n, _pin_setting()))
 
     def num_threads(self) -> int:
         return _native.num_threads()
@@ -107,7 +108,8 @@ def native_kernels() -> NativeKernels:
     """The compiled kernels, set up once: instruction set from GLM4_ISA, threads from the processors we may use.
 
     Raises:
-        KernelError: GLM4_ISA names an instruction set that is unknown or that this processor lacks.
+        KernelError: GLM4_ISA names an instruction set that is unknown or that this processor lacks, or GLM4_PIN says
+            something else than 0 or 1.
     """
     wanted = os.environ.get("GLM4_ISA", "")
     usable = _native.isas()
@@ -115,20 +117,13 @@ def native_kernels() -> NativeKernels:
         if wanted not in usable:
             raise KernelError(f"GLM4_ISA={wanted}: not an instruction set usable here; choose {', '.join(usable)}")
         _native.set_isa(wanted)
-    _native.set_num_threads(default_num_threads())
-    return NativeKernels()
+    kernels = NativeKernels()
+    kernels.set_num_threads(default_num_threads())
+    return kernels
 
 
-def default_num_threads() -> int:
-    """Processors this process may run on, and no more than its container is granted."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(count, _cgroup_processors() or count, 1024))
-
-
-def _cgroup_processors() -> int | None:
-    """Whole processors granted by the control group (version 2), rounded up; None where there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return -(-int(quota) // int(period))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return None
+def _pin_setting() -> str:
+    setting = os.environ.get("GLM4_PIN", "")
+    if setting not in ("", "0", "1"):
+        raise KernelError(f"GLM4_PIN={setting}: must be 0 (never bind threads to processors) or 1 (always)")
+    return setting
