@@ -99,6 +99,8 @@ def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, pr
             vectors[name] = source.vector(name)
         else:
             packed[name] = source.weight(name)
+            if name == "embed_tokens" and not config.tie_word_embeddings:
+                source.release(name)  # read whole for its checksum; a text needs a few of its rows
         done += source.info(name).nbytes
         if progress is not None:
             progress("loading", done, total)
