@@ -31,6 +31,7 @@ DAMPING = 0.1
 HEADROOM = np.float32(1.1)
 _SLAB_NBYTES = 64 << 20
 _SEARCH_ROWS = 1024  # their targets fit a second-level cache
+_PASSES = 2  # of least squares; the integers are judged by their own error
 _TINY = np.float32(1e-30)
 
 
@@ -159,13 +160,18 @@ def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Flo
     least = np.full_like(unit, np.inf)
     best_scale, best_offset = np.zeros_like(unit), np.zeros_like(unit)
     for steps in INT4_CANDIDATES:
-        q = np.rint(np.clip(y * reciprocal((high - low) / steps) - np.float32(0.5), np.float32(-8), np.float32(7)))
-        sq, sqq, sqy = weights @ q, weights @ (q * q), (q * weighted).sum(axis=0)
-        spread = total * sqq - sq * sq
-        fit = np.where(spread > 0, (total * sqy - sq * sy) / np.maximum(spread, _TINY), np.float32(0))
-        base = (sy - fit * sq) / total + middle
+        fit = (high - low) / steps
+        base = fit * np.float32(0.5)
+        for _ in range(_PASSES):
+            q = np.rint(np.clip((y - base) * reciprocal(fit), np.float32(-8), np.float32(7)))
+            sq, sqq, sqy = weights @ q, weights @ (q * q), (q * weighted).sum(axis=0)
+            spread = total * sqq - sq * sq
+            fit = np.where(spread > 0, (total * sqy - sq * sy) / np.maximum(spread, _TINY), np.float32(0))
+            base = (sy - fit * sq) / total
         scale = np.rint(np.clip(fit * inverse_unit, np.float32(0), np.float32(255)))
-        offset = np.rint(np.clip(base * inverse_unit / np.float32(INT4_OFFSET_UNIT), np.float32(-127), np.float32(127)))
+        offset = np.rint(
+            np.clip((base + middle) * inverse_unit / np.float32(INT4_OFFSET_UNIT), np.float32(-127), np.float32(127))
+        )
         step, centre = unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
         wrong = target - centre
         wrong -= step * np.rint(np.clip(wrong * reciprocal(step), np.float32(-8), np.float32(7)))
