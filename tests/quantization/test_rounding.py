@@ -99,7 +99,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatc
     assert same.mean() > 0.6  # here candidates are compared after rounding to integers: others may win
     np.testing.assert_array_equal(quants[same.repeat(32, axis=1)], other[0][same.repeat(32, axis=1)])
     identity = np.eye(128, dtype=np.float32)
-    assert output_error(w, packed, identity) <= 1.0001 * output_error(w, plain, identity)
+    assert output_error(w, packed, identity) <= 1.005 * output_error(w, plain, identity)
 
 
 def test_slabs_of_rows_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:

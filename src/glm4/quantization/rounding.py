@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
 from glm4.kernels.formats import COL_GROUP, INT4_OFFSET_UNIT, ROW_BLOCK, PackedWeight, empty_packed, packed_nbytes
-from glm4.kernels.reference_packing import INT4_CANDIDATES, Int4Cells, int4_cells, pack_int4, reciprocal, to_cells
+from glm4.kernels.reference_packing import (
+    INT4_CANDIDATES,
+    INT4_PASSES,
+    Int4Cells,
+    int4_cells,
+    pack_int4,
+    reciprocal,
+    to_cells,
+)
 
 Float = NDArray[np.float32]
 
@@ -31,7 +39,6 @@ DAMPING = 0.1
 HEADROOM = np.float32(1.1)
 _SLAB_NBYTES = 64 << 20
 _SEARCH_ROWS = 1024  # their targets fit a second-level cache
-_PASSES = 2  # of least squares; the integers are judged by their own error
 _TINY = np.float32(1e-30)
 
 
@@ -162,7 +169,7 @@ def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Flo
     for steps in INT4_CANDIDATES:
         fit = (high - low) / steps
         base = fit * np.float32(0.5)
-        for _ in range(_PASSES):
+        for _ in range(INT4_PASSES):
             q = np.rint(np.clip((y - base) * reciprocal(fit), np.float32(-8), np.float32(7)))
             sq, sqq, sqy = weights @ q, weights @ (q * q), (q * weighted).sum(axis=0)
             spread = total * sqq - sq * sq
