@@ -171,7 +171,7 @@ def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Flo
         base = fit * np.float32(0.5)
         for _ in range(INT4_PASSES):
             q = np.rint(np.clip((y - base) * reciprocal(fit), np.float32(-8), np.float32(7)))
-            sq, sqq, sqy = weights @ q, weights @ (q * q), (q * weighted).sum(axis=0)
+            sq, sqq, sqy = _weighted_sum(weights, q), _weighted_sum(weights, q * q), (q * weighted).sum(axis=0)
             spread = total * sqq - sq * sq
             fit = np.where(spread > 0, (total * sqy - sq * sy) / np.maximum(spread, _TINY), np.float32(0))
             base = (sy - fit * sq) / total
@@ -182,11 +182,16 @@ def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Flo
         step, centre = unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
         wrong = target - centre
         wrong -= step * np.rint(np.clip(wrong * reciprocal(step), np.float32(-8), np.float32(7)))
-        error = weights @ (wrong * wrong)
+        error = _weighted_sum(weights, wrong * wrong)
         better = error < least
         for best, found in ((least, error), (best_scale, scale), (best_offset, offset)):
             best[better] = found[better]
     return best_scale, best_offset
+
+
+def _weighted_sum(weights: Float, values: Float) -> Float:
+    """weights [columns] times values [columns, N]. Too small a product for a BLAS that would wake its threads."""
+    return np.asarray(np.einsum("c,cn->n", weights, values), np.float32)
 
 
 def pack_integers(
