@@ -73,9 +73,10 @@ def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
             break
         except np.linalg.LinAlgError:
             damping *= 10
-    root = np.diagonal(lower)
-    upper = (lower / root)[::-1, ::-1]  # each column by its own root
-    return Factors(np.ascontiguousarray(upper, np.float32), (root[::-1] ** 2).astype(np.float32))
+    del flipped
+    root = np.diagonal(lower).copy()
+    lower /= root  # each column by its own root
+    return Factors(np.ascontiguousarray(lower[::-1, ::-1], np.float32), (root[::-1] ** 2).astype(np.float32))
 
 
 def round_int4(weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
