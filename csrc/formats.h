@@ -1,5 +1,5 @@
-// Weight formats: the dot products of one cell of 32 outputs x 32 inputs with R rows of activations, and what a span of
-// four cells (128 inputs) adds to the sums.
+// Weight formats: what the bytes of a cell of 32 outputs x 32 inputs mean, and its dot products with R rows of
+// activations; tiles.h adds them up.
 //
 // A float format multiplies with float activations in a panel [column][R]; an integer format with activations
 // quantised per row and group, in a panel of one Record per span, whose `start` takes the weights' bias out of an
@@ -14,40 +14,38 @@ namespace glm4::GLM4_ISA {
 
 constexpr int VECTORS = kRowBlock / LANES;  // vectors that cover the 32 outputs of a block
 
-// Rows per micro-tile, sized to the register file.
+// Vectors of outputs an integer tile of R rows works on at once.
 #if defined(GLM4_AVX512)
-constexpr int FLOAT_TILE = 6;
-constexpr int INT_TILE = 6;
-constexpr int VECTOR_STEP = 2;
-#elif defined(GLM4_AVX2)
-constexpr int FLOAT_TILE = 3;
-constexpr int INT_TILE = 4;
-constexpr int VECTOR_STEP = 1;
-#elif defined(GLM4_NEON)
-constexpr int FLOAT_TILE = 2;
-constexpr int INT_TILE = 4;
-constexpr int VECTOR_STEP = 1;
-#else
-constexpr int FLOAT_TILE = 2;
-constexpr int INT_TILE = 2;
-constexpr int VECTOR_STEP = 4;
-#endif
-constexpr int MAX_TILE = maximum(FLOAT_TILE, INT_TILE);
-
-// Activations of R rows and one span, as an integer format reads them.
 template <int R>
+constexpr int STEP = 2;
+#elif defined(GLM4_AVX2)
+// With few rows every operand read serves more vectors, and a single row walks through memory in whole lines; with many
+// rows the sums alone fill the sixteen registers.
+template <int R>
+constexpr int STEP = R == 1 ? 4 : R <= 4 ? 2 : 1;
+#elif defined(GLM4_NEON)
+template <int R>
+constexpr int STEP = 1;
+#else
+template <int R>
+constexpr int STEP = 4;
+#endif
+
+template <int R>
+using Dots = vi[R][STEP<R>];
+
+// Activations of R rows and one span, as the integer format F reads them.
+template <class F, int R>
 struct Record {
-    int8_t quants[kSpanCells][R][kColGroup];
+    typename F::Quant quants[kSpanCells][R][kColGroup];
     int32_t start[kSpanCells][R];  // of a cell's dot products: zero_point and offset taken out, see each format
     float scale[kSpanCells][R];    // a format whose activation group is a span uses the first only
 };
 
 struct Fp32 {
     static constexpr Format format = kFp32;
-    GLM4_INLINE void load_pair(const uint8_t* cell, int pair, int v, vf& even, vf& odd) {
-        const float* p = reinterpret_cast<const float*>(cell) + pair * 2 * kRowBlock + v * LANES;
-        even = vload(p);
-        odd = vload(p + kRowBlock);
+    GLM4_INLINE vf load(const uint8_t* cell, int col, int v) {
+        return vload(reinterpret_cast<const float*>(cell) + col * kRowBlock + v * LANES);
     }
     static float value(const uint8_t* cell, int row, int col) {
         return reinterpret_cast<const float*>(cell)[col * kRowBlock + row];
@@ -56,10 +54,9 @@ struct Fp32 {
 
 struct Bf16 {
     static constexpr Format format = kBf16;
-    GLM4_INLINE void load_pair(const uint8_t* cell, int pair, int v, vf& even, vf& odd) {
-        const uint16_t* p = reinterpret_cast<const uint16_t*>(cell) + (pair * kRowBlock + v * LANES) * 2;
-        even = vload_bf16_even(p);
-        odd = vload_bf16_odd(p);
+    GLM4_INLINE vf load(const uint8_t* cell, int col, int v) {
+        const uint16_t* p = reinterpret_cast<const uint16_t*>(cell) + (col / 2 * kRowBlock + v * LANES) * 2;
+        return col % 2 == 0 ? vload_bf16_even(p) : vload_bf16_odd(p);
     }
     static float value(const uint8_t* cell, int row, int col) {
         const uint16_t* p = reinterpret_cast<const uint16_t*>(cell);
@@ -67,13 +64,11 @@ struct Bf16 {
     }
 };
 
-template <int R>
-using Quants = int8_t[R][kColGroup];
-
-// The four activations of one row and column quad, as one 32-bit operand.
-GLM4_INLINE int32_t quad(const int8_t* quants, int index) {
+// Four activations of a byte, or two of a word, as one 32-bit operand.
+template <class Quant>
+GLM4_INLINE int32_t operand(const Quant* quants, int index) {
     int32_t bits;
-    memcpy(&bits, quants + index * 4, 4);
+    memcpy(&bits, reinterpret_cast<const char*>(quants) + index * 4, 4);
     return bits;
 }
 
@@ -88,11 +83,11 @@ GLM4_INLINE vi widen(vi x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); 
 
 // The weights' bias taken out beforehand.
 template <int R>
-GLM4_INLINE void start_sums(const int32_t (&start)[R], vi (&out)[R][VECTOR_STEP]) {
+GLM4_INLINE void start_sums(const int32_t (&start)[R], Dots<R>& out) {
     GLM4_UNROLL
     for (int r = 0; r < R; ++r) {
         GLM4_UNROLL
-        for (int i = 0; i < VECTOR_STEP; ++i) out[r][i] = viset(start[r]);
+        for (int i = 0; i < STEP<R>; ++i) out[r][i] = viset(start[r]);
     }
 }
 
@@ -106,28 +101,29 @@ GLM4_INLINE vf byte_floats(const uint8_t* p, int shift, uint32_t mask) {
 
 // Sums of 32 products in float: below 2^24 they are exact, and any processor multiplies floats fast.
 template <int R, class Weights>
-GLM4_INLINE void float_sums(const Quants<R>& quants, const int32_t (&start)[R], vi (&out)[R][VECTOR_STEP], const Weights& weights) {
-    vf sum[R][VECTOR_STEP];
+GLM4_INLINE void float_sums(const int8_t (&quants)[R][kColGroup], const int32_t (&start)[R], Dots<R>& out,
+                            const Weights& weights) {
+    vf sum[R][STEP<R>];
     GLM4_UNROLL
     for (int r = 0; r < R; ++r) {
         GLM4_UNROLL
-        for (int i = 0; i < VECTOR_STEP; ++i) sum[r][i] = vset(0.0f);
+        for (int i = 0; i < STEP<R>; ++i) sum[r][i] = vset(0.0f);
     }
     for (int k = 0; k < kColGroup; ++k) {
-        vf w[VECTOR_STEP];
+        vf w[STEP<R>];
         GLM4_UNROLL
-        for (int i = 0; i < VECTOR_STEP; ++i) w[i] = weights(k, i);
+        for (int i = 0; i < STEP<R>; ++i) w[i] = weights(k, i);
         GLM4_UNROLL
         for (int r = 0; r < R; ++r) {
             const vf x = vset(static_cast<float>(quants[r][k]));
             GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) sum[r][i] = vadd(sum[r][i], vmul(w[i], x));
+            for (int i = 0; i < STEP<R>; ++i) sum[r][i] = vadd(sum[r][i], vmul(w[i], x));
         }
     }
     GLM4_UNROLL
     for (int r = 0; r < R; ++r) {
         GLM4_UNROLL
-        for (int i = 0; i < VECTOR_STEP; ++i) out[r][i] = __builtin_convertvector(sum[r][i], vi) + viset(start[r]);
+        for (int i = 0; i < STEP<R>; ++i) out[r][i] = __builtin_convertvector(sum[r][i], vi) + viset(start[r]);
     }
 }
 #endif
@@ -136,40 +132,60 @@ struct Int8 {
     static constexpr Format format = kInt8;
     static constexpr int zero_point = 128;
     static constexpr int activation_cells = 1;  // cells that share an activation scale
+#if defined(GLM4_AVX2)
+    // There is no exact byte product of full range here: words, and each quad in the order 0 2 1 3, which is what the
+    // even and the odd bytes of four weights are multiplied with.
+    using Quant = int16_t;
+    GLM4_INLINE void store_quants(const int8_t* from, int16_t* to) {
+        for (int k = 0; k < kColGroup; k += 4) {
+            to[k] = from[k], to[k + 1] = from[k + 2], to[k + 2] = from[k + 1], to[k + 3] = from[k + 3];
+        }
+    }
+#else
+    using Quant = int8_t;
+    GLM4_INLINE void store_quants(const int8_t* from, int8_t* to) { memcpy(to, from, kColGroup); }
+#endif
 
     static int32_t start_of(int32_t sum) { return -zero_point * sum; }
 
-    // out[r][i] = sum over the 32 columns for outputs of vectors v .. v + VECTOR_STEP - 1.
+    // out[r][i] = sum over the 32 columns for outputs of vectors v .. v + STEP<R> - 1.
     template <int R>
-    GLM4_INLINE void dot(const uint8_t* cell, const Quants<R>& quants, [[maybe_unused]] const int32_t (&start)[R],
-                         [[maybe_unused]] int v, vi (&out)[R][VECTOR_STEP]) {
+    GLM4_INLINE void dot(const uint8_t* cell, const Quant (&quants)[R][kColGroup],
+                         [[maybe_unused]] const int32_t (&start)[R], int v, Dots<R>& out) {
 #if defined(GLM4_AVX512)
         start_sums(start, out);
         GLM4_UNROLL
         for (int k = 0; k < 8; ++k) {
-            vi w[VECTOR_STEP];
+            vi w[STEP<R>];
             GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) w[i] = line(cell + k * 128 + (v + i) * 64);
+            for (int i = 0; i < STEP<R>; ++i) w[i] = line(cell + k * 128 + (v + i) * 64);
             GLM4_UNROLL
             for (int r = 0; r < R; ++r) {
-                const vi x = viset(quad(quants[r], k));
+                const vi x = viset(operand(quants[r], k));
                 GLM4_UNROLL
-                for (int i = 0; i < VECTOR_STEP; ++i) out[r][i] = _mm512_dpbusd_epi32(out[r][i], w[i], x);
+                for (int i = 0; i < STEP<R>; ++i) out[r][i] = _mm512_dpbusd_epi32(out[r][i], w[i], x);
             }
         }
 #elif defined(GLM4_AVX2)
-        // Both factors lie in -127..127: |a| * sign(w, a) needs no more than 2 * 127 * 127 in 16 bits, which is exact;
-        // the plain unsigned w + 128 would saturate.
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) out[r][0] = _mm256_setzero_si256();
-        const vi bias = _mm256_set1_epi8(static_cast<char>(0x80));
+        start_sums(start, out);
+        const vi low_bytes = _mm256_set1_epi16(255);
         GLM4_UNROLL
         for (int k = 0; k < 8; ++k) {
-            const vi w = _mm256_xor_si256(line(cell + k * 128 + v * 32), bias);
+            vi even[STEP<R>], odd[STEP<R>];
+            GLM4_UNROLL
+            for (int i = 0; i < STEP<R>; ++i) {
+                const vi bytes = line(cell + k * 128 + (v + i) * 32);
+                even[i] = _mm256_and_si256(bytes, low_bytes);
+                odd[i] = _mm256_srli_epi16(bytes, 8);
+            }
             GLM4_UNROLL
             for (int r = 0; r < R; ++r) {
-                const vi x = viset(quad(quants[r], k));
-                out[r][0] = _mm256_add_epi32(out[r][0], widen(pairs(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x))));
+                const vi x = viset(operand(quants[r], 2 * k)), y = viset(operand(quants[r], 2 * k + 1));
+                GLM4_UNROLL
+                for (int i = 0; i < STEP<R>; ++i) {
+                    out[r][i] = vdot_words(vdot_words(out[r][i], even[i], x), odd[i], y);
+                    pin(out[r][i]);
+                }
             }
         }
 #elif defined(GLM4_NEON)
@@ -178,7 +194,7 @@ struct Int8 {
         for (int k = 0; k < 8; ++k) {
             const uint8x16_t biased = veorq_u8(vld1q_u8(cell + k * 128 + v * 16), vdupq_n_u8(0x80));
             for (int r = 0; r < R; ++r) {
-                const int8x16_t x = vreinterpretq_s8_s32(viset(quad(quants[r], k)));
+                const int8x16_t x = vreinterpretq_s8_s32(viset(operand(quants[r], k)));
                 out[r][0] = vdotq_s32(out[r][0], vreinterpretq_s8_u8(biased), x);
             }
         }
@@ -197,6 +213,8 @@ struct Int4 {
     static constexpr Format format = kInt4;
     static constexpr int zero_point = 8;
     static constexpr int activation_cells = kSpanCells;
+    using Quant = int8_t;
+    GLM4_INLINE void store_quants(const int8_t* from, int8_t* to) { memcpy(to, from, kColGroup); }
     static constexpr int offset_unit = kInt4OffsetUnit;
     static constexpr int64_t scale_offset = 512;
 
@@ -207,25 +225,25 @@ struct Int4 {
     static int32_t start_of(int32_t sum) { return 65536 * offset_unit * sum - zero_point * sum; }
 
     template <int R>
-    GLM4_INLINE void dot(const uint8_t* cell, const Quants<R>& quants, [[maybe_unused]] const int32_t (&start)[R],
-                         [[maybe_unused]] int v, vi (&out)[R][VECTOR_STEP]) {
+    GLM4_INLINE void dot(const uint8_t* cell, const Quant (&quants)[R][kColGroup],
+                         [[maybe_unused]] const int32_t (&start)[R], int v, Dots<R>& out) {
 #if defined(GLM4_AVX512)
         const vi mask = _mm512_set1_epi8(15);
         start_sums(start, out);
         GLM4_UNROLL
         for (int k = 0; k < 4; ++k) {
-            vi low[VECTOR_STEP], high[VECTOR_STEP];
+            vi low[STEP<R>], high[STEP<R>];
             GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) {
+            for (int i = 0; i < STEP<R>; ++i) {
                 const vi both = line(cell + k * 128 + (v + i) * 64);
                 low[i] = _mm512_and_si512(both, mask);
                 high[i] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
             }
             GLM4_UNROLL
             for (int r = 0; r < R; ++r) {
-                const vi x = viset(quad(quants[r], 2 * k)), y = viset(quad(quants[r], 2 * k + 1));
+                const vi x = viset(operand(quants[r], 2 * k)), y = viset(operand(quants[r], 2 * k + 1));
                 GLM4_UNROLL
-                for (int i = 0; i < VECTOR_STEP; ++i) {
+                for (int i = 0; i < STEP<R>; ++i) {
                     out[r][i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(out[r][i], low[i], x), high[i], y);
                 }
             }
@@ -234,19 +252,34 @@ struct Int4 {
         // Eight sums of two products of at most 15 * 127 fit 16 bits: one widening per cell.
         const vi mask = _mm256_set1_epi8(15);
         GLM4_UNROLL
-        for (int r = 0; r < R; ++r) out[r][0] = _mm256_setzero_si256();
+        for (int r = 0; r < R; ++r) {
+            GLM4_UNROLL
+            for (int i = 0; i < STEP<R>; ++i) out[r][i] = _mm256_setzero_si256();
+        }
         GLM4_UNROLL
         for (int k = 0; k < 4; ++k) {
-            const vi both = line(cell + k * 128 + v * 32);
-            const vi low = _mm256_and_si256(both, mask), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+            vi low[STEP<R>], high[STEP<R>];
+            GLM4_UNROLL
+            for (int i = 0; i < STEP<R>; ++i) {
+                const vi both = line(cell + k * 128 + (v + i) * 32);
+                low[i] = _mm256_and_si256(both, mask);
+                high[i] = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+            }
             GLM4_UNROLL
             for (int r = 0; r < R; ++r) {
-                const vi x = viset(quad(quants[r], 2 * k)), y = viset(quad(quants[r], 2 * k + 1));
-                out[r][0] = _mm256_add_epi16(out[r][0], _mm256_add_epi16(pairs(low, x), pairs(high, y)));
+                const vi x = viset(operand(quants[r], 2 * k)), y = viset(operand(quants[r], 2 * k + 1));
+                GLM4_UNROLL
+                for (int i = 0; i < STEP<R>; ++i) {
+                    out[r][i] = _mm256_add_epi16(out[r][i], _mm256_add_epi16(pairs(low[i], x), pairs(high[i], y)));
+                    pin(out[r][i]);
+                }
             }
         }
         GLM4_UNROLL
-        for (int r = 0; r < R; ++r) out[r][0] = _mm256_add_epi32(widen(out[r][0]), viset(start[r]));
+        for (int r = 0; r < R; ++r) {
+            GLM4_UNROLL
+            for (int i = 0; i < STEP<R>; ++i) out[r][i] = _mm256_add_epi32(widen(out[r][i]), viset(start[r]));
+        }
 #elif defined(GLM4_NEON)
         GLM4_UNROLL
         for (int r = 0; r < R; ++r) out[r][0] = viset(start[r]);
@@ -255,8 +288,8 @@ struct Int4 {
             const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
             const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
             for (int r = 0; r < R; ++r) {
-                const int8x16_t x = vreinterpretq_s8_s32(viset(quad(quants[r], 2 * k)));
-                const int8x16_t y = vreinterpretq_s8_s32(viset(quad(quants[r], 2 * k + 1)));
+                const int8x16_t x = vreinterpretq_s8_s32(viset(operand(quants[r], 2 * k)));
+                const int8x16_t y = vreinterpretq_s8_s32(viset(operand(quants[r], 2 * k + 1)));
                 out[r][0] = vdotq_s32(vdotq_s32(out[r][0], low, x), high, y);
             }
         }
@@ -272,118 +305,6 @@ struct Int4 {
     }
 };
 
-// Adds `groups` cells to the sums of R rows; sums is [R][32].
-template <class F, int R>
-void float_tile(const uint8_t* cell, int64_t groups, const float* panel, float* sums) {
-    vf sum[R][VECTORS];
-    GLM4_UNROLL
-    for (int r = 0; r < R; ++r) {
-        GLM4_UNROLL
-        for (int v = 0; v < VECTORS; ++v) sum[r][v] = vload(sums + r * kRowBlock + v * LANES);
-    }
-    for (int64_t g = 0; g < groups; ++g, cell += kCellBytes[F::format], panel += kColGroup * R) {
-        for (int pair = 0; pair < kColGroup / 2; ++pair) {
-            const float* x = panel + pair * 2 * R;
-            GLM4_UNROLL
-            for (int v = 0; v < VECTORS; ++v) {
-                vf even, odd;
-                F::load_pair(cell, pair, v, even, odd);
-                GLM4_UNROLL
-                for (int r = 0; r < R; ++r) sum[r][v] = vfma(odd, vset(x[R + r]), vfma(even, vset(x[r]), sum[r][v]));
-            }
-        }
-    }
-    GLM4_UNROLL
-    for (int r = 0; r < R; ++r) {
-        GLM4_UNROLL
-        for (int v = 0; v < VECTORS; ++v) vstore(sums + r * kRowBlock + v * LANES, sum[r][v]);
-    }
-}
-
-// sums[r] += scale of the weights * sum over the cells of (dot products * scale of the activations).
-template <int R>
-GLM4_INLINE void int8_span(const uint8_t* cell, int cells, const Record<R>& a, float* sums) {
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(cell + cells * kCellBytes[kInt8]);
-    GLM4_UNROLL
-    for (int v = 0; v < VECTORS; v += VECTOR_STEP) {
-        vf part[R][VECTOR_STEP];
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) {
-            GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) part[r][i] = vset(0.0f);
-        }
-        GLM4_ROLLED  // each load then walks through memory in small steps, which prefetchers follow
-        for (int c = 0; c < cells; ++c) {
-            vi dot[R][VECTOR_STEP];
-            Int8::dot<R>(cell + c * kCellBytes[kInt8], a.quants[c], a.start[c], v, dot);
-            GLM4_UNROLL
-            for (int r = 0; r < R; ++r) {
-                GLM4_UNROLL
-                for (int i = 0; i < VECTOR_STEP; ++i) {
-                    part[r][i] = vfma(vfloat(dot[r][i]), vset(a.scale[c][r]), part[r][i]);
-                }
-            }
-        }
-        GLM4_UNROLL
-        for (int i = 0; i < VECTOR_STEP; ++i) {
-            const vf scale = vload_half(scales + (v + i) * LANES);
-            GLM4_UNROLL
-            for (int r = 0; r < R; ++r) {
-                float* sum = sums + r * kRowBlock + (v + i) * LANES;
-                vstore(sum, vfma(part[r][i], scale, vload(sum)));
-            }
-        }
-    }
-}
-
-// sums[r] += scale of the activations * sum over the cells of integers; the rows' scales come last, see `finish`.
-template <int R>
-GLM4_INLINE void int4_span(const uint8_t* cell, int cells, const Record<R>& a, float* sums) {
-    GLM4_UNROLL
-    for (int v = 0; v < VECTORS; v += VECTOR_STEP) {
-        vi part[R][VECTOR_STEP];
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) {
-            GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) part[r][i] = viset(0);
-        }
-        GLM4_ROLLED
-        for (int c = 0; c < cells; ++c, cell += kCellBytes[kInt4]) {
-            vi dot[R][VECTOR_STEP];
-            Int4::dot<R>(cell, a.quants[c], a.start[c], v, dot);
-            GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) {
-                const vi pairs = vload_scale_pairs(cell + Int4::scale_offset + (v + i) * LANES * 2);
-                GLM4_UNROLL
-                for (int r = 0; r < R; ++r) part[r][i] = vdot_words(part[r][i], dot[r][i], pairs);
-            }
-        }
-        cell -= cells * kCellBytes[kInt4];
-        GLM4_UNROLL
-        for (int r = 0; r < R; ++r) {
-            GLM4_UNROLL
-            for (int i = 0; i < VECTOR_STEP; ++i) {
-                float* sum = sums + r * kRowBlock + (v + i) * LANES;
-                vstore(sum, vfma(vfloat(part[r][i]), vset(a.scale[0][r]), vload(sum)));
-            }
-        }
-    }
-}
-
-// Adds `groups` cells, which start at a span, to the sums of R rows; sums is [R][32].
-template <class F, int R>
-void int_tile(const uint8_t* cell, int64_t groups, const uint8_t* panel, float* sums) {
-    for (; groups > 0; groups -= kSpanCells, cell += span_nbytes(F::format), panel += sizeof(Record<R>)) {
-        const int cells = static_cast<int>(minimum<int64_t>(kSpanCells, groups));
-        const Record<R>& a = *reinterpret_cast<const Record<R>*>(panel);
-        if constexpr (F::format == kInt8) {
-            int8_span<R>(cell, cells, a, sums);
-        } else {
-            int4_span<R>(cell, cells, a, sums);
-        }
-    }
-}
-
 // Dequantised values of one row of a block: row `lane` of cell g.
 template <class F>
 void cell_row(const Weight& w, const uint8_t* block, int64_t g, int lane, int count, float* out) {
@@ -396,7 +317,8 @@ void cell_row(const Weight& w, const uint8_t* block, int64_t g, int lane, int co
         const float scale = half_to_float(reinterpret_cast<const uint16_t*>(scales)[lane]);
         for (int i = 0; i < count; ++i) out[i] = static_cast<float>(F::quant(cell, lane, i)) * scale;
     } else {
-        const int scale = cell[F::scale_offset + 2 * lane], offset = (cell[F::scale_offset + 2 * lane + 1] - 128) * F::offset_unit;
+        const uint8_t* pair = cell + F::scale_offset + 2 * lane;
+        const int scale = pair[0], offset = (pair[1] - 128) * F::offset_unit;
         const float unit = w.row_scales(block)[lane];
         for (int i = 0; i < count; ++i) out[i] = static_cast<float>(scale * F::quant(cell, lane, i) + offset) * unit;
     }

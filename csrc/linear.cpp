@@ -3,14 +3,19 @@
 // Activation rows are cut into tiles of a few rows and brought into panels (quantised for the integer formats). A task
 // takes one block of 32 outputs and a band of rows, and walks the block in pieces that stay in the first-level cache
 // while every tile of the band uses them; partial sums rest in float, so the pieces do not change any result.
-#include "formats.h"
 #include "parallel.h"
+#include "tiles.h"
 
 namespace glm4::GLM4_ISA {
 namespace {
 
 constexpr int64_t BAND_ROWS = 240;           // at most; a multiple of every tile
-constexpr int64_t BAND_NBYTES = 640 << 10;   // of panels, to stay in the second-level cache from block to block
+// Of panels, to stay in the second-level cache from block to block: 1 MB where AVX-512 is, 512 KB or less elsewhere.
+#if defined(GLM4_AVX512)
+constexpr int64_t BAND_NBYTES = 640 << 10;
+#else
+constexpr int64_t BAND_NBYTES = 320 << 10;
+#endif
 constexpr int64_t PIECE_NBYTES = 16 << 10;   // of a weight block, per pass over the band
 constexpr int64_t SERIAL_NBYTES = 32 << 10;  // weights too small to wake the workers for
 
@@ -29,13 +34,23 @@ template <class F>
 constexpr bool is_float = F::format == kFp32 || F::format == kBf16;
 
 template <class F>
-constexpr int TILE = is_float<F> ? FLOAT_TILE : INT_TILE;
+constexpr int TILE = is_float<F> ? FLOAT_TILE : F::format == kInt8 ? INT8_TILE : INT4_TILE;
 
-// Bytes of panel per activation row.
+// Bytes of panel per activation row and whole span.
+template <class F>
+constexpr int64_t span_panel_nbytes() {
+    if constexpr (is_float<F>) {
+        return kSpanCells * kColGroup * static_cast<int64_t>(sizeof(float));
+    } else {
+        return static_cast<int64_t>(sizeof(Record<F, 1>));
+    }
+}
+
+// Bytes of panel per activation row. The last span of a float panel may be shorter, but it starts no piece.
 template <class F>
 int64_t panel_row_nbytes(const Weight& w) {
-    return is_float<F> ? w.groups() * kColGroup * static_cast<int64_t>(sizeof(float))
-                       : w.spans() * static_cast<int64_t>(sizeof(Record<1>));
+    if constexpr (is_float<F>) return w.groups() * kColGroup * static_cast<int64_t>(sizeof(float));
+    return w.spans() * span_panel_nbytes<F>();
 }
 
 // Columns first .. first + wanted of one row, zeros beyond the end.
@@ -89,8 +104,8 @@ GLM4_INLINE float quantize_groups(const float* values, int cells, int8_t* quants
 template <class F, int R>
 void int_panel(const float* x, const Weight& w, uint8_t* panel) {
     constexpr int SHARED = F::activation_cells;
-    for (int64_t span = 0; span < w.spans(); ++span, panel += sizeof(Record<R>)) {
-        Record<R>& record = *reinterpret_cast<Record<R>*>(panel);
+    for (int64_t span = 0; span < w.spans(); ++span, panel += sizeof(Record<F, R>)) {
+        Record<F, R>& record = *reinterpret_cast<Record<F, R>*>(panel);
         for (int r = 0; r < R; ++r) {
             float values[kSpanCells * kColGroup];
             int8_t quants[kSpanCells * kColGroup];
@@ -105,7 +120,7 @@ void int_panel(const float* x, const Weight& w, uint8_t* panel) {
                 record.scale[c][r] = quantize_groups(from + c * kColGroup, SHARED, quants + c * kColGroup, sums + c);
             }
             for (int c = 0; c < kSpanCells; ++c) {
-                memcpy(record.quants[c][r], quants + c * kColGroup, kColGroup);
+                F::store_quants(quants + c * kColGroup, record.quants[c][r]);
                 record.start[c][r] = F::start_of(sums[c]);
             }
         }
@@ -185,10 +200,7 @@ struct Linear {
             for (int64_t t = first; t < last; ++t) {
                 const int64_t row = tiles.first_row(t);
                 const int height = tiles.height(t);
-                // In a float panel a span takes exactly four groups, the last one's excepted, which starts no piece.
-                const int64_t span_panel = is_float<F> ? kSpanCells * kColGroup * static_cast<int64_t>(sizeof(float))
-                                                       : static_cast<int64_t>(sizeof(Record<1>));
-                const uint8_t* panel = panels + row * row_nbytes + s * span_panel * height;
+                const uint8_t* panel = panels + row * row_nbytes + s * span_panel_nbytes<F>() * height;
                 with_height<TILE<F>>(height, [&]<int R>() {
                     run_tile<F, R>(cells + s * span_nbytes(F::format), groups, panel, sum + (row - row0) * kRowBlock);
                 });

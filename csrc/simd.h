@@ -201,6 +201,15 @@ GLM4_INLINE vi vload_scale_pairs(const uint8_t* p) {
     return _mm256_sub_epi16(words, _mm256_set1_epi32(128 << 16));
 }
 GLM4_INLINE vi vdot_words(vi c, vi a, vi b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
+// Keeps a sum where it is: GCC otherwise reorders a long chain of integer additions, computes all products first and
+// spills them.
+GLM4_INLINE void pin(vi& sum) { asm("" : "+x"(sum)); }
+GLM4_INLINE vi vstore_int8(int8_t* p, vf x) {
+    const vi q = _mm256_cvtps_epi32(x);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+    return q;
+}
 
 #elif defined(GLM4_NEON)
 
@@ -318,7 +327,7 @@ GLM4_INLINE vi vdot_words(vi c, vi a, vi b) {
 
 #endif
 
-#if !defined(GLM4_AVX512)
+#if !defined(GLM4_AVX512) && !defined(GLM4_AVX2)
 GLM4_INLINE vi vstore_int8(int8_t* p, vf x) {
     float part[LANES];
     vstore(part, x);
@@ -331,6 +340,8 @@ GLM4_INLINE vi vstore_int8(int8_t* p, vf x) {
     memcpy(&lanes, q, sizeof lanes);
     return lanes;
 }
+#endif
+#if !defined(GLM4_AVX512)
 GLM4_INLINE int32_t vreduce_add(vi a) {
     int32_t part[LANES], sum = 0;
     memcpy(part, &a, sizeof part);
