@@ -93,8 +93,11 @@ def test_parts_come_in_order_and_in_slabs(tmp_path: Path, monkeypatch: pytest.Mo
         pieces = [p for p in parts if p.name == part.name]
         assert [p.first for p in pieces] == [True] + [False] * (len(pieces) - 1)
         if part.packed is not None:
-            data = np.concatenate([p.packed.data for p in pieces if p.packed is not None])
-            np.testing.assert_array_equal(data, part.packed.data)
+            # Not bit for bit: a matrix product of other shape sums up in another order, and a tie may fall otherwise.
+            restored = np.concatenate([kernels.unpack(p.packed) for p in pieces if p.packed is not None])
+            errors = [np.square(q - part.source).sum() for q in (restored, kernels.unpack(part.packed))]
+            assert errors[0] == pytest.approx(errors[1], rel=0.02)
+            np.testing.assert_array_equal(np.concatenate([p.source for p in pieces]), part.source)
         assert (part.output_error is None) == (part.packed is None or part.name == "embed_tokens")
 
 

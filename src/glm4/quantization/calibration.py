@@ -76,7 +76,7 @@ class InputSums:
 def calibrated(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Kernels) -> Iterator[Part]:
     """All tensors of a model in int4, in model order; the embedding plain, the rest rounded with error compensation.
 
-    A matrix that is embedding and head at once is rounded plainly.
+    A matrix that is embedding and head at once is rounded as a head: errors of logits weigh more than those of inputs.
 
     Args:
         checkpoint: the model, in any form that yields float32 tensors.
@@ -84,9 +84,11 @@ def calibrated(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Ke
     """
     config, names = checkpoint.config, checkpoint.tensor_names()
     table = empty_packed("int4", *checkpoint.shape("embed_tokens"))
-    yield from _table_parts(checkpoint, "embed_tokens", None, None, kernels, table)
-    hidden = kernels.embedding(table, np.ascontiguousarray(ids.reshape(-1))).reshape(*ids.shape, -1)
-    del table
+    hessian = exact_head_input_sum(checkpoint, ids, kernels) if config.tie_word_embeddings else None
+    factors = None if hessian is None else factorise(hessian)
+    yield from _table_parts(checkpoint, "embed_tokens", factors, hessian, kernels, table)
+    hidden = _embedded(table, ids, kernels)
+    del table, hessian, factors
     for index in range(config.num_hidden_layers):
         prefix = f"layers.{index}."
         tensors = {name.removeprefix(prefix): checkpoint.load(name) for name in names if name.startswith(prefix)}
@@ -123,10 +125,20 @@ def _table_parts(
     for slab, values in read_slabs(checkpoint, [name]):
         packed = kernels.pack("int4", values) if factors is None else round_int4(values, factors, kernels)
         if whole is not None:
-            start = packed_nbytes("int4", slab.start, packed.cols) if slab.start else 0
-            whole.data[start : start + packed.nbytes] = packed.data
+            _place(whole, slab.start, packed)
         error = None if hessian is None else output_error(values, packed, hessian, kernels)
         yield Part(name, values, packed, slab.start == 0, error)
+
+
+def _place(whole: PackedWeight, row: int, part: PackedWeight) -> None:
+    """Puts packed rows where they belong; `row` is a multiple of the row block."""
+    start = packed_nbytes(whole.format, row, whole.cols) if row else 0
+    whole.data[start : start + part.nbytes] = part.data
+
+
+def _embedded(table: PackedWeight, ids: NDArray[np.int32], kernels: Kernels) -> Float:
+    """Embeddings [sequences, tokens, H]."""
+    return kernels.embedding(table, np.ascontiguousarray(ids.reshape(-1))).reshape(*ids.shape, -1)
 
 
 def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: Kernels) -> tuple[float, float]:
@@ -142,6 +154,22 @@ def layer_input_sums(config: ModelConfig, layer: Layer, hidden: Float, kernels: 
     recorder = InputSums(kernels)
     run_layer(config, layer, hidden.copy(), cast(Kernels, recorder))
     return {name: recorder.sums[id(layer[name])] for name in MATRICES}
+
+
+def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Kernels) -> Float:
+    """`head_input_sum` of the model in int8, for a head that is needed before the layers are rounded."""
+    config, names = checkpoint.config, checkpoint.tensor_names()
+    table = empty_packed("int8", *checkpoint.shape("embed_tokens"))
+    for slab, values in read_slabs(checkpoint, ["embed_tokens"]):
+        _place(table, slab.start, kernels.pack("int8", values))
+    hidden = _embedded(table, ids, kernels)
+    del table
+    for index in range(config.num_hidden_layers):
+        prefix = f"layers.{index}."
+        loaded = {name.removeprefix(prefix): checkpoint.load(name) for name in names if name.startswith(prefix)}
+        layer = {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in loaded.items()}
+        run_layer(config, layer, hidden, kernels)
+    return head_input_sum(config, checkpoint.load("norm"), hidden, kernels)
 
 
 def head_input_sum(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:
