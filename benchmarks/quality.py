@@ -7,7 +7,9 @@ The reference is the model in float32 after its channels were rescaled at random
 quantises those weights. "int4" and "int8" compare dequantised weights in the float32 engine, as llama.cpp's formats are
 compared; "int4+a8" and "int8+a8" run our own kernels, whose activations are 8 bits too. "q4_k_m" is what llama.cpp
 makes (rows that are no multiple of 256 fall back to 5 and 8 bits); "q4_k_m-fits" is the format as if every row did fit.
-Bits per weight are those of the layers' matrices; embedding and head have 8 bits in every contender.
+"int4-cal" is what `glm4 quantize --to int4` makes: rounding with error compensation, calibrated on text the model wrote
+from prompts of the package, none of which is in the token set here. Bits per weight are all in: every matrix, embedding
+and head included, with scales and padding.
 
 Hidden states of the reference are kept (N x hidden_size), and logits are formed again slice by slice, so that the whole
 distribution is compared, not its top.
@@ -29,19 +31,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.hub import resolve
-from glm4.kernels import Kernels, get_kernels
+from glm4.kernels import Kernels, PackedWeight, get_kernels
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
-from quality_formats import Ggml, Quantised, llama_cpp, ours
-from quality_model import Tensors, hidden_states, off_grid, transformer
+from glm4.quantization.calibration_text import SEQUENCES, calibration_text
+from glm4.text_side import TextSide
+from quality_formats import Ggml, Quantised, llama_cpp
+from quality_model import Tensors, assembled, hidden_states, off_grid, packed_model, transformer
 from quality_picture import picture
 from quality_text import token_set
 
 Float = NDArray[np.float32]
 SEQUENCE = 512
 SLICE = 64
-ALL_FORMATS = ("q8_0", "q4_0", "q4_k_s", "q4_k_m", "q4_k_m-fits", "int8", "int4", "int8+a8", "int4+a8")
+PEERS = ("q8_0", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0", "q5_k_m-fits", "q4_k_m-fits", "q4_k_s-fits", "q4_0-fits")
+OURS = ("int8", "int4", "int4-cal")
+ALL_FORMATS = (*PEERS, *OURS, *(f"{name}+a8" for name in OURS))
 
 
 @dataclass(frozen=True)
@@ -70,18 +76,28 @@ class Contender:
     model: Transformer
 
 
-def build(name: str, reference: Tensors, ggml: Ggml | None, kernels: Kernels) -> tuple[Transformer, float]:
-    """The model of a contender and its bits per weight."""
+def build(
+    name: str, reference: Tensors, ggml: Ggml | None, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]
+) -> tuple[Transformer, float]:
+    """The model of a contender and its bits per weight.
+
+    Args:
+        calibration: ids to calibrate on, [sequences, tokens]; asked for where a contender needs them.
+    """
     total = Quantised()
     base, _, mode = name.partition("+")
-    if base in PRECISIONS:
-        quantise = ours(base, kernels, total)
+    if base in PRECISIONS or base == "int4-cal":
+        packed = packed_model(base, reference, kernels, calibration)
+        for tensor in packed.values():
+            if isinstance(tensor, PackedWeight):
+                total.count(tensor.rows * tensor.cols, tensor.nbytes * 8 / (tensor.rows * tensor.cols))
         if mode == "a8":
-            model = transformer(reference, PRECISIONS[base], kernels)
-            layers = [w for layer in model.weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-            for w in layers:
-                total.count("layer", w.rows * w.cols, w.nbytes * 8 / (w.rows * w.cols))
-            return model, total.bits_per_weight
+            return assembled(reference.config, packed, kernels), total.bits_per_weight
+
+        def quantise(tensor: str, _: Float) -> Float:
+            weight = packed[tensor]
+            assert isinstance(weight, PackedWeight)
+            return kernels.unpack(weight)
     else:
         recipe = base.removesuffix("-fits").upper()
         quantise = llama_cpp(recipe, reference.config, ggml, base.endswith("-fits"), total)
@@ -166,8 +182,12 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
     with open_checkpoint(resolve(args.model)) as checkpoint:
         log(f"token set of about {args.tokens} tokens")
         make = lambda: token_set(checkpoint, args.tokens, SEQUENCE, log)  # noqa: E731
+        write = lambda: calibration_text(checkpoint, TextSide.load(checkpoint), args.calibration)  # noqa: E731
         ids = cached(args.cache, f"ids-{args.model}-{args.tokens}", make).astype(np.int32)
         tensors = off_grid(checkpoint, args.seed)
+        if any(name.startswith("int4-cal") for name in args.formats):
+            log(f"calibration text of {args.calibration} sequences")
+            calibration = cached(args.cache, f"calibration-{args.model}-{args.calibration}", write).astype(np.int32)
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
     fp32 = PRECISIONS["fp32"]
     log(f"reference: {len(ids)} tokens, sha256 {digest[:16]}")
@@ -179,9 +199,12 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
     contenders = []
     for name in args.formats:
         start = time.perf_counter()
-        model, bits = build(name, tensors, ggml, kernels)
+        model, bits = build(name, tensors, ggml, kernels, lambda: calibration)
         built = time.perf_counter()
-        hidden = hidden_states(model, ids, SEQUENCE)
+        run_model = lambda model=model: hidden_states(model, ids, SEQUENCE)  # noqa: E731
+        # llama.cpp's formats do not change from run to run; ours do.
+        folder = args.cache if name in PEERS else None
+        hidden = cached(folder, f"{key}-{name}", run_model).astype(np.float32)
         contenders.append(Contender(name, bits, hidden, drop_layers(model)))
         log(f"{name}: {bits:.3f} bits, quantised in {built - start:.0f} s, run in {time.perf_counter() - built:.0f} s")
     about: dict[str, object] = {
@@ -201,6 +224,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=list(ALL_FORMATS), choices=ALL_FORMATS)
     parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base, for the k-quants")
     parser.add_argument("--cache", type=Path, help="folder that keeps the token set and the reference's hidden states")
+    parser.add_argument("--calibration", type=int, default=SEQUENCES, help="sequences of 512 tokens for int4-cal")
     parser.add_argument("--seed", type=int, default=0, help="of the rescaling")
     parser.add_argument("--out", type=Path, help="folder for quality.md, quality.json and quality.svg")
     return parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """The contenders of `quality.py`: what each weight format makes of a model's matrices.
 
-llama.cpp's formats are judged by their dequantised weights. Q8_0, Q5_0 and Q4_0 are written out here in NumPy; the
-k-quants need llama.cpp's own quantizer: the shared library `libggml-base` of a build, given with --ggml.
+llama.cpp's formats are judged by their dequantised weights. Q8_0, Q5_1, Q5_0 and Q4_0 are written out here in NumPy;
+the k-quants need llama.cpp's own quantizer: the shared library `libggml-base` of a build, given with --ggml.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from glm4.model.precision import PRECISIONS
 from glm4.model.weights.gguf_quants import BLOCK_FORMATS, dequantise
 
 Float = NDArray[np.float32]
-TABLES = ("embed_tokens", "lm_head")
 
 # ggml's number of each type, and bits per weight.
-GGML_TYPES = {"Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
-BITS = {"Q4_0": 4.5, "Q5_0": 5.5, "Q8_0": 8.5, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625}
+GGML_TYPES = {"Q4_0": 2, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
+BITS = {"Q4_0": 4.5, "Q5_0": 5.5, "Q5_1": 6.0, "Q8_0": 8.5, "Q4_K": 4.5, "Q5_K": 5.5, "Q6_K": 6.5625}
 SUPER_BLOCK = 256
 # What llama.cpp takes instead when a row is no multiple of 256.
 FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
@@ -60,7 +59,18 @@ def q5_0(w: Float) -> Float:
     return _offset_format(w, 16)
 
 
-PLAIN: dict[str, Callable[[Float], Float]] = {"Q8_0": q8_0, "Q5_0": q5_0, "Q4_0": q4_0}
+def q5_1(w: Float) -> Float:
+    """Q5_1: 31 steps from the smallest to the largest value of 32."""
+    groups = w.reshape(-1, 32)
+    low = groups.min(axis=1, keepdims=True)
+    d = (groups.max(axis=1, keepdims=True) - low) / np.float32(31)
+    inverse = np.divide(1, d, out=np.zeros_like(d), where=d > 0)
+    q = np.minimum(31, np.floor((groups - low) * inverse + np.float32(0.5)))
+    step, start = (x.astype(np.float16).astype(np.float32) for x in (d, low))
+    return np.asarray(q * step + start, np.float32).reshape(w.shape)
+
+
+PLAIN: dict[str, Callable[[Float], Float]] = {"Q8_0": q8_0, "Q5_1": q5_1, "Q5_0": q5_0, "Q4_0": q4_0}
 
 
 class Ggml:
@@ -95,34 +105,39 @@ class Quantised:
     bits: float = 0.0
     weights: int = 0
 
-    def count(self, name: str, weights: int, bits: float) -> None:
-        """Adds a matrix; embedding and head are left out (8 bits in every contender)."""
-        if name not in TABLES:
-            self.bits += weights * bits
-            self.weights += weights
+    def count(self, weights: int, bits: float) -> None:
+        """Adds a matrix of `weights` numbers that take `bits` each, scales and padding included."""
+        self.bits += weights * bits
+        self.weights += weights
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the layers' matrices."""
+        """Of all matrices, embedding and head included."""
         return self.bits / self.weights
 
 
 def more_bits(layer: int, layers: int) -> bool:
-    """llama.cpp's choice of the layers whose V and DOWN get Q6_K in Q4_K_M."""
+    """llama.cpp's choice of the layers whose V and DOWN get Q6_K in Q4_K_M and Q5_K_M."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+# What a recipe takes where it makes no exception.
+DEFAULT = {"Q8_0": "Q8_0", "Q4_0": "Q4_0", "Q5_0": "Q5_0", "Q4_K_S": "Q4_K", "Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}
+
+
 def gguf_type(recipe: str, name: str, part: str, config: ModelConfig) -> str:
-    """Type of one matrix in llama.cpp's recipes Q8_0, Q4_0, Q5_0, Q4_K_S and Q4_K_M, before the fallback."""
-    if recipe == "Q8_0" or name in TABLES:
-        return "Q8_0"
+    """Type of one matrix in llama.cpp's recipes, before the fallback. The head gets more than the embedding."""
+    kind = DEFAULT[recipe]
+    if name == "lm_head":
+        return kind if kind == "Q8_0" else "Q6_K"
+    if name == "embed_tokens":
+        return kind
     layer, layers = int(name.split(".")[1]), config.num_hidden_layers
-    if recipe == "Q4_K_M":
-        return "Q6_K" if part in ("v", "down") and more_bits(layer, layers) else "Q4_K"
-    if recipe == "Q4_K_S":
-        early = (part == "v" and layer < 4) or (part == "down" and layer < layers // 8)
-        return "Q5_K" if early else "Q4_K"
-    return recipe
+    if recipe in ("Q4_K_M", "Q5_K_M") and part in ("v", "down") and more_bits(layer, layers):
+        return "Q6_K"
+    if recipe == "Q4_K_S" and ((part == "v" and layer < 4) or (part == "down" and layer < layers // 8)):
+        return "Q5_K"
+    return kind
 
 
 def parts(name: str, config: ModelConfig) -> list[tuple[str, int, int]]:
@@ -149,7 +164,7 @@ def llama_cpp(
             kind = gguf_type(recipe, name, part, config)
             if kind in FALLBACK and w.shape[1] % SUPER_BLOCK and not fits:
                 kind = FALLBACK[kind]
-            total.count(name, (stop - start) * w.shape[1], BITS[kind])
+            total.count((stop - start) * w.shape[1], BITS[kind])
             if ggml is None and kind not in PLAIN:
                 raise SystemExit(f"{recipe} needs {kind}: give llama.cpp's libggml-base with --ggml")
             rows = np.ascontiguousarray(w[start:stop])
@@ -165,7 +180,7 @@ def ours(dtype: str, kernels: Kernels, total: Quantised) -> Callable[[str, Float
 
     def apply(name: str, w: Float) -> Float:
         packed = kernels.pack(precision.format_of(name), w)
-        total.count(name, w.size, packed.nbytes * 8 / w.size)
+        total.count(w.size, packed.nbytes * 8 / w.size)
         return kernels.unpack(packed)
 
     return apply

@@ -10,18 +10,20 @@ formats would cost nothing and flatter these. So channels are rescaled at random
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.kernels import Kernels, PackedWeight
+from glm4.kernels.formats import empty_packed
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import CanonicalTensors, load_model
-from glm4.model.precision import Precision
+from glm4.model.loader import CanonicalTensors, assemble, load_model
+from glm4.model.precision import PRECISIONS, Precision
 from glm4.model.transformer import Transformer
+from glm4.quantization.calibration import Part, calibrated
 
 Float = NDArray[np.float32]
 LOW, HIGH = 0.8, 1.25
@@ -106,6 +108,40 @@ def off_grid(checkpoint: CanonicalTensors, seed: int = 0) -> Tensors:
 def transformer(tensors: Tensors, precision: Precision, kernels: Kernels) -> Transformer:
     """The model with its matrices packed as `precision` says."""
     return load_model(tensors, precision, kernels)
+
+
+def packed_model(
+    name: str, tensors: Tensors, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]
+) -> dict[str, PackedWeight | Float]:
+    """All tensors, matrices packed as a row of PRECISIONS says, or as "int4-cal": calibrated."""
+    if name == "int4-cal":
+        return gathered(calibrated(tensors, calibration(), kernels), tensors)
+    precision = PRECISIONS[name]
+    loaded = {tensor: tensors.load(tensor) for tensor in tensors.tensor_names()}
+    return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}
+
+
+def gathered(parts: Iterable[Part], tensors: Tensors) -> dict[str, PackedWeight | Float]:
+    """The parts of each matrix in one piece."""
+    made: dict[str, PackedWeight | Float] = {}
+    pieces: dict[str, list[NDArray[np.uint8]]] = {}
+    for part in parts:
+        if part.packed is None:
+            made[part.name] = part.source
+        else:
+            pieces.setdefault(part.name, []).append(part.packed.data)
+    for name, data in pieces.items():
+        weight = empty_packed("int4", *tensors.shape(name))
+        np.concatenate(data, out=weight.data)
+        made[name] = weight
+    return made
+
+
+def assembled(config: ModelConfig, packed: dict[str, PackedWeight | Float], kernels: Kernels) -> Transformer:
+    """The model that runs on those packed tensors."""
+    matrices = {name: tensor for name, tensor in packed.items() if isinstance(tensor, PackedWeight)}
+    vectors = {name: tensor for name, tensor in packed.items() if not isinstance(tensor, PackedWeight)}
+    return Transformer(config, assemble(config, matrices, vectors), kernels)
 
 
 def hidden_states(model: Transformer, ids: NDArray[np.int32], sequence: int) -> Float:

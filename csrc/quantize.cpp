@@ -8,7 +8,8 @@
 namespace glm4::GLM4_ISA {
 namespace {
 
-constexpr int INT4_CANDIDATES = 16;  // the range of a group spans 13, 13.33 … 18 steps; see reference.py
+constexpr int INT4_CANDIDATES = 8;  // the range of a group spans 12, 13 … 19 steps; see reference_packing.py
+constexpr int INT4_PASSES = 3;       // of rounding and least squares
 constexpr float INT4_MIN_UNIT = 1e-30f;
 
 // One cell, transposed: a column of 32 rows is contiguous, and vector lanes are rows.
@@ -76,24 +77,26 @@ void search_int4(const Cell& cell, int first, float* steps, float* centres) {
     for (int col = 0; col < kColGroup; ++col) sy = vadd(sy, vsub(vload(cell[col] + first), low));
     vf best_gain = vset(-1.0f), best_step = vset(0.0f), best_start = vset(0.0f);
     for (int candidate = 0; candidate < INT4_CANDIDATES; ++candidate) {
-        const vf step = vdiv(range, vset(13.0f + static_cast<float>(candidate) / 3.0f));
-        const vf inverse = reciprocal(step);
-        const vf start = vmul(vsub(range, vmul(step, vset(15.0f))), vset(0.5f));
-        vf sq = vset(0.0f), sqq = vset(0.0f), sqy = vset(0.0f);
-        for (int col = 0; col < kColGroup; ++col) {
-            const vf y = vsub(vload(cell[col] + first), low);
-            const vf q = round_clipped(vmul(vsub(y, start), inverse), 0.0f, 15.0f);
-            sq = vadd(sq, q);
-            sqq = vadd(sqq, vmul(q, q));
-            sqy = vadd(sqy, vmul(q, y));
+        vf step = vdiv(range, vset(12.0f + static_cast<float>(candidate)));
+        vf base = vmul(vsub(range, vmul(step, vset(15.0f))), vset(0.5f)), gain = vset(0.0f);
+        for (int pass = 0; pass < INT4_PASSES; ++pass) {
+            const vf inverse = reciprocal(step);
+            vf sq = vset(0.0f), sqq = vset(0.0f), sqy = vset(0.0f);
+            for (int col = 0; col < kColGroup; ++col) {
+                const vf y = vsub(vload(cell[col] + first), low);
+                const vf q = round_clipped(vmul(vsub(y, base), inverse), 0.0f, 15.0f);
+                sq = vadd(sq, q);
+                sqq = vadd(sqq, vmul(q, q));
+                sqy = vadd(sqy, vmul(q, y));
+            }
+            // Least squares y ~ step * q + base. It takes base * sum(y) + step * sum(q y) off the sum of squares.
+            const vf n = vset(static_cast<float>(kColGroup)), nth = vset(1.0f / static_cast<float>(kColGroup));
+            const vf spread = vsub(vmul(n, sqq), vmul(sq, sq)), rise = vsub(vmul(n, sqy), vmul(sq, sy));
+            step = vselect_gt(spread, vset(0.0f), vdiv(rise, vmax(spread, vset(1.0f))), vset(0.0f));
+            base = vmul(vsub(sy, vmul(step, sq)), nth);
+            gain = vadd(vmul(base, sy), vmul(step, sqy));
         }
-        // Least squares y ~ fit * q + base. What it takes off the sum of squares is base * sum(y) + fit * sum(q y).
-        const vf n = vset(static_cast<float>(kColGroup)), nth = vset(1.0f / static_cast<float>(kColGroup));
-        const vf spread = vsub(vmul(n, sqq), vmul(sq, sq)), rise = vsub(vmul(n, sqy), vmul(sq, sy));
-        const vf fit = vselect_gt(spread, vset(0.0f), vdiv(rise, vmax(spread, vset(1.0f))), vset(0.0f));
-        const vf base = vmul(vsub(sy, vmul(fit, sq)), nth);
-        const vf gain = vadd(vmul(base, sy), vmul(fit, sqy));
-        best_step = vselect_gt(gain, best_gain, fit, best_step);
+        best_step = vselect_gt(gain, best_gain, step, best_step);
         best_start = vselect_gt(gain, best_gain, base, best_start);
         best_gain = vselect_gt(gain, best_gain, gain, best_gain);
     }

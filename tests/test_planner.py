@@ -95,8 +95,8 @@ def test_kv_cache_per_token(name: str, kib_per_token: float) -> None:
 
 def test_the_9b_model_in_int4() -> None:
     result = plan(CHAT, dtype="int4", context=8192, available_memory=12 * GB)
-    assert result.total_weights < 6.2 * GB
-    assert total_without(result) < 8 * GB
+    assert 8 * result.total_weights < 4.6 * CHAT.num_parameters
+    assert total_without(result) < 7 * GB
     assert result.fits
     # Matrices are packed a slab at a time: loading needs no fp32 copy of the head (2.5 GB).
     assert result.loading < 0.3 * GB

@@ -35,13 +35,13 @@ CONTEXT = 512
 MODELS = [pytest.param("smoke", marks=pytest.mark.smoke), pytest.param("starter", marks=pytest.mark.starter)]
 
 # Least share of positions whose most likely next token is that of float32. Measured, over all positions and over the
-# generated ones: int8 0.956 and 0.953 (smoke), 0.982 and 0.990 (starter); int4 0.965 and 0.961 (smoke), 0.889 and 0.932
-# (starter). The smoke file holds Q4_1, whose scales and minima int4 can nearly express; the starter's weights are
-# rounded a second time. benchmarks/quality.py compares formats on weights that lie on no format's grid.
+# generated ones: int8 0.956 and 0.953 (smoke), 0.982 and 0.990 (starter); int4 0.909 and 0.918 (smoke), embedding and
+# head included, without calibration. Both files' weights are rounded a second time here; benchmarks/quality.py compares
+# formats on weights that lie on no format's grid.
 AGREEMENT = {
     ("smoke", "bf16"): 0.99,
     ("smoke", "int8"): 0.93,
-    ("smoke", "int4"): 0.93,
+    ("smoke", "int4"): 0.88,
     ("starter", "bf16"): 0.99,
     ("starter", "int8"): 0.95,
     ("starter", "int4"): 0.86,

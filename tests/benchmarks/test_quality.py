@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,16 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality
 import quality_formats as qf
 import quality_model as qm
+import quality_tensors as qt
 from glm4.kernels import get_kernels
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
-from quality_picture import picture
+from quality_picture import CHARACTER, LINE, label_places, picture
 from tiny import tiny_model, write_folder
 
 FP32 = PRECISIONS["fp32"]
 
 
-@pytest.mark.parametrize("name", ["Q8_0", "Q5_0", "Q4_0"])
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q5_0", "Q4_0"])
 def test_plain_formats_equal_the_gguf_package(name: str) -> None:
     w = np.random.default_rng(3).standard_normal((16, 96), dtype=np.float32)
     w[2, :32] = 0.0
@@ -41,6 +43,15 @@ def test_recipes_fall_back_where_super_blocks_do_not_fit(tmp_path: Path) -> None
     made = qf.llama_cpp("Q4_K_S", config, None, False, total)(name, w)
     np.testing.assert_array_equal(made, qf.q5_0(w))
     assert total.bits_per_weight == 5.5
+    kinds = {
+        (recipe, name): qf.gguf_type(recipe, name, part, config)
+        for recipe in ("Q8_0", "Q4_0", "Q4_K_M", "Q5_K_M")
+        for name, part in (("embed_tokens", "embed_tokens"), ("lm_head", "lm_head"), ("layers.0.qkv", "q"))
+    }
+    assert [kinds["Q4_K_M", name] for name in ("embed_tokens", "lm_head", "layers.0.qkv")] == ["Q4_K", "Q6_K", "Q4_K"]
+    assert [kinds["Q5_K_M", name] for name in ("embed_tokens", "lm_head", "layers.0.qkv")] == ["Q5_K", "Q6_K", "Q5_K"]
+    assert [kinds["Q4_0", name] for name in ("embed_tokens", "lm_head", "layers.0.qkv")] == ["Q4_0", "Q6_K", "Q4_0"]
+    assert {kinds["Q8_0", name] for name in ("embed_tokens", "lm_head", "layers.0.qkv")} == {"Q8_0"}
     padded = qf.llama_cpp("Q4_K_S", config, None, True, total)
     with pytest.raises(SystemExit, match="--ggml"):
         padded(name, w)
@@ -68,18 +79,51 @@ def test_scores_of_equal_and_of_rounded_models(tmp_path: Path) -> None:
     with open_checkpoint(write_folder(tmp_path / "m", tiny_model())) as checkpoint:
         tensors = qm.off_grid(checkpoint)
     contenders = []
-    for name in ("fp32", "int8", "int4", "int4+a8"):
-        model, bits = quality.build(name, tensors, None, kernels)
+    for name in ("fp32", "int8", "int4", "int4+a8", "int4-cal", "int4-cal+a8"):
+        model, bits = quality.build(name, tensors, None, kernels, lambda: ids.reshape(2, -1))
         hidden = qm.hidden_states(model, ids, quality.SEQUENCE)
         contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
-    same, int8, int4, int4_a8 = quality.score(contenders[0], contenders, ids, kernels)
+    same, int8, int4, int4_a8, calibrated, calibrated_a8 = quality.score(contenders[0], contenders, ids, kernels)
     assert same.kld == pytest.approx(0.0, abs=1e-7)
     assert same.top1 == 1.0
     assert same.ppl_ratio == pytest.approx(1.0)
     assert 0 < int8.kld < int4.kld / 20
     assert int4.kld < int4_a8.kld * 1.5
     assert int8.top1 > int4.top1
+    assert calibrated.kld < int4.kld
+    assert calibrated_a8.kld < int4_a8.kld
+    assert int4.bits_per_weight == calibrated.bits_per_weight == calibrated_a8.bits_per_weight
     assert "| int4+a8 |" in quality.table([same, int8, int4, int4_a8])
+
+
+def test_labels_of_a_crowded_picture_do_not_overlap() -> None:
+    names = [f"format-{i}" for i in range(12)]
+    dots = [(300.0 + i % 3, 200.0 + i) for i in range(12)]
+    boxes = [
+        (x, y - LINE + 3, x + CHARACTER * len(n), y + 3)
+        for n, (x, y) in zip(names, label_places(names, dots), strict=True)
+    ]
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_tensor_errors_are_relative_to_all_weights_of_a_kind() -> None:
+    rng = np.random.default_rng(4)
+    names = ("layer.0.attention.q", "layer.0.output.x")
+    tensors = {name: rng.standard_normal((32, 64), dtype=np.float32) for name in names}
+    header: dict[str, object] = {}
+    data = b""
+    for name, tensor in tensors.items():
+        header[name] = {"dtype": "F32", "shape": [32, 64], "data_offsets": [len(data), len(data) + tensor.nbytes]}
+        data += tensor.tobytes()
+    text = json.dumps({"__metadata__": {}, **header}).encode()
+    read = list(qt.matrices(len(text).to_bytes(8, "little") + text + data))
+    assert [name for name, _ in read] == list(tensors)
+    found = qt.errors(read, {"half": lambda w: w * np.float32(0.5), "Q4_0": qf.q4_0})
+    assert list(found) == ["attention", "ffn out", "all"]
+    assert found["all"]["half"] == pytest.approx(0.5)
+    assert found["attention"]["Q4_0"] > 0.05
 
 
 def test_picture_is_a_drawing_of_every_point() -> None:

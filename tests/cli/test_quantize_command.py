@@ -14,8 +14,11 @@ from tiny import tiny_model, write_folder, write_gguf
 
 def test_quantize_then_describe_then_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_folder(tmp_path / "source"), tmp_path / "out"
-    assert main(["quantize", str(source), "--to", "int4", "-o", str(out)]) == 0
-    shown = capsys.readouterr().out
+    assert main(["quantize", str(source), "--to", "int4", "-o", str(out), "--no-calibrate"]) == 0
+    captured = capsys.readouterr()
+    shown = captured.out
+    assert "without calibration (--calibrate is closer" in captured.err
+    assert "of outputs" not in shown
     assert "gate_up" in shown
     assert "bits per weight all in" in shown
     assert shown.endswith(f"{out}\n")
@@ -23,8 +26,7 @@ def test_quantize_then_describe_then_chat(tmp_path: Path, capsys: pytest.Capture
     captured = capsys.readouterr()
     facts = json.loads(captured.out)
     assert facts["format"] == "packed"
-    assert facts["dtypes"]["int4"] == 8
-    assert facts["dtypes"]["int8"] == 2
+    assert facts["dtypes"]["int4"] == 10
     assert facts["verified"] is True
     assert "packed as int4 from source" in facts["notes"]
     assert "sha256" in captured.err
@@ -36,6 +38,19 @@ def test_quantize_then_describe_then_chat(tmp_path: Path, capsys: pytest.Capture
     refused = run("chat", "-m", str(out), "hello", "--dtype", "int8", home=tmp_path / "home")
     assert refused.returncode == 2
     assert b"packed as int4" in refused.stderr
+
+
+def test_calibration_is_the_default_of_small_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glm4.quantization.checkpoint.SEQUENCES", 1)
+    source, out = write_folder(tmp_path / "source"), tmp_path / "out"
+    assert main(["quantize", str(source), "--to", "int4", "-o", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert "int4 with calibration: about 1 min here" in captured.err
+    assert "of outputs" in captured.out
+    assert main(["quantize", str(source), "--to", "int8", "-o", str(tmp_path / "b"), "--calibrate"]) == 2
+    assert "only int4 is calibrated" in capsys.readouterr().err
 
 
 def test_quantize_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +87,7 @@ def test_verify_is_for_packed_checkpoints(tmp_path: Path, capsys: pytest.Capture
 
 def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_folder(tmp_path / "source", tiny_model()), tmp_path / "out"
-    assert main(["quantize", str(source), "--to", "int4", "-o", str(out)]) == 0
+    assert main(["quantize", str(source), "--to", "int4", "-o", str(out), "--no-calibrate"]) == 0
     data = bytearray((out / "model.safetensors").read_bytes())
     data[-5000] ^= 4
     (out / "model.safetensors").write_bytes(data)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,14 @@ from glm4.errors import DiskFullError, InvalidRequestError, ModelNotFoundError
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import packed_nbytes
 from glm4.model import loader
+from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization import checkpoint as quantization
+from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.report import KindError, QuantizationReport
+from glm4.text_side import TextSide
+from model_driver import forced_logits
 from packing import pack_folder
 
 
@@ -32,9 +37,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_folder(tmp_path_factory.mktemp("source") / "model", generation_config={"top_p": 0.5})
 
 
-def quantize(source: Path, folder: Path, target: str = "int4", *, force: bool = False) -> QuantizationReport:
+def quantize(
+    source: Path, folder: Path, target: str = "int4", *, force: bool = False, calibrate: bool = False
+) -> QuantizationReport:
     with open_checkpoint(source) as checkpoint:
-        return quantization.quantize(checkpoint, target, folder, force=force)
+        return quantization.quantize(checkpoint, target, folder, force=force, calibrate=calibrate)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -72,12 +79,50 @@ def test_the_report_is_what_the_weights_say(source: Path, tmp_path: Path, target
             assert row.weights == sum(weight.size for weight in weights)
             assert row.nbytes == sum(packed_nbytes(precision.linear, *weight.shape) for weight in weights)
     assert list(report.kinds) == ["embed_tokens", "qkv", "o", "gate_up", "down", "lm_head"]
-    assert report.kinds["lm_head"].format == "int8"
+    assert report.kinds["lm_head"].format == precision.embedding == target
+    assert report.calibration_tokens == 0
+    assert report.kinds["qkv"].relative_output_rmse is None
     assert 0.001 < report.relative_rmse < (0.01 if target == "int8" else 0.15)
     assert report.nbytes == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert report.bits_per_weight == 8 * report.nbytes / config.num_parameters
     saved = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
     assert saved == json.loads(json.dumps(report.as_dict()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_calibrated_int4_is_closer_in_its_outputs(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SEQUENCES", 3)
+    source = tiny.write_folder(tmp_path / "model", tiny.tiny_model("hf", tie_word_embeddings=tied))
+    report = quantize(source, tmp_path / "out", calibrate=True)
+    assert report.calibration_tokens == 3 * 512
+    expected = ["embed_tokens", "qkv", "o", "gate_up", "down", *(() if tied else ("lm_head",))]
+    assert list(report.kinds) == expected
+    with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
+        ids = calibration_text(checkpoint, TextSide.load(checkpoint), 3)
+        plain = load_model(checkpoint, PRECISIONS["int4"], get_kernels())
+        for name, kind in report.kinds.items():
+            assert kind.tensors == (1 if name in ("embed_tokens", "lm_head") else 2)
+            assert kind.bits_per_weight == pytest.approx(8 * kind.nbytes / kind.weights)
+        assert packed.packed is not None
+        packed.packed.verify_sha256()
+        made = load_model(packed, PRECISIONS["int4"], get_kernels())
+        exact = load_model(checkpoint, PRECISIONS["fp32"], get_kernels())
+    errors = []
+    for model in (made, plain):
+        logits = [forced_logits(m, ids.reshape(-1)[:400], chunk=400) for m in (exact, model)]
+        errors.append(float(np.square(logits[1] - logits[0]).mean()))
+    assert errors[0] < errors[1]
+
+
+def test_int8_is_not_calibrated(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="only int4"):
+        quantize(source, tmp_path / "out", "int8", calibrate=True)
+    with open_checkpoint(source) as checkpoint:
+        config = checkpoint.config
+    assert quantization.is_calibrated(config, "int4", None)
+    assert not quantization.is_calibrated(config, "int8", None)
+    assert not quantization.is_calibrated(replace(config, num_hidden_layers=100_000), "int4", None)
+    assert quantization.calibration_seconds(config) > 0
 
 
 def test_report_of_exact_and_empty_weights() -> None:

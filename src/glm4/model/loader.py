@@ -85,7 +85,7 @@ def load_model(
             progress("loading", min(done, total), total)
     if progress is not None:
         progress("loading", total, total)
-    return Transformer(checkpoint.config, _assemble(checkpoint.config, packed, vectors), kernels)
+    return Transformer(checkpoint.config, assemble(checkpoint.config, packed, vectors), kernels)
 
 
 def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, progress: Progress | None) -> Transformer:
@@ -99,10 +99,12 @@ def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, pr
             vectors[name] = source.vector(name)
         else:
             packed[name] = source.weight(name)
+            if name == "embed_tokens" and not config.tie_word_embeddings:
+                source.release(name)  # read whole for its checksum; a text needs a few of its rows
         done += source.info(name).nbytes
         if progress is not None:
             progress("loading", done, total)
-    return Transformer(config, _assemble(config, packed, vectors), kernels)
+    return Transformer(config, assemble(config, packed, vectors), kernels)
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def _pack_rows(weight: PackedWeight, start: int, values: Float, kernels: Kernels
     return len(part)
 
 
-def _assemble(config: ModelConfig, packed: dict[str, PackedWeight], vectors: dict[str, Float]) -> ModelWeights:
+def assemble(config: ModelConfig, packed: dict[str, PackedWeight], vectors: dict[str, Float]) -> ModelWeights:
+    """The weights of a model from its canonical tensors."""
     layers = tuple(
         LayerWeights(
             input_layernorm=vectors[f"layers.{i}.input_layernorm"],
@@ -199,4 +202,4 @@ def random_model(config: ModelConfig, precision: Precision, kernels: Kernels, se
     packed["embed_tokens"] = random_packed(precision.embedding, *shape, rng, 1.0)
     if not config.tie_word_embeddings:
         packed["lm_head"] = random_packed(precision.embedding, *shape, rng, config.hidden_size**-0.5)
-    return Transformer(config, _assemble(config, packed, vectors), kernels)
+    return Transformer(config, assemble(config, packed, vectors), kernels)

@@ -77,9 +77,12 @@ class Transformer:
         Returns:
             float32 [T, hidden_size], before the final norm (see `logits`).
         """
+        return self.run_layers(self.kernels.embedding(self.weights.embed_tokens, ids), batch, cache)
+
+    def run_layers(self, h: Float, batch: ForwardBatch, cache: KVCache) -> Float:
+        """The layers alone: `h` [T, hidden_size] is changed in place, and returned."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         cos, sin = self.rotary.lookup(batch.positions)
-        h = kernels.embedding(self.weights.embed_tokens, ids)
         balance = self._key_balance if cache.kv_dtype == "int8" else None
         for index, layer in enumerate(self.weights.layers):
             x = kernels.rms_norm(h, layer.input_layernorm, eps)

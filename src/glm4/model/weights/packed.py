@@ -233,6 +233,11 @@ class PackedSource:
         self._location(name)
         return self._checked(name).view("<f4").astype(np.float32)
 
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back to the file cache until they are read again."""
+        location = self._location(name)
+        self._file.release(location.offset, location.info.nbytes)
+
     def prefer_huge_pages(self) -> None:
         """Ask the system to read the file into huge pages; before the first tensor is read."""
         self._file.prefer_huge_pages()

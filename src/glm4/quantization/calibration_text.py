@@ -1,0 +1,80 @@
+"""The calibration text: what the model itself writes, sampled with fixed seeds.
+
+Half answers to questions in the model's chat format, half free continuations of a few opening words; Chinese, English,
+code and JSON. The prompts stand in `calibration_prompts.json`. None of them is in `benchmarks/quality_text.py`, and no
+document is read: quality is measured on other text than was calibrated on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.chat.messages import Message
+from glm4.generation import GenerationRequest
+from glm4.model.loader import CanonicalTensors
+from glm4.sampling_params import SamplingParams
+from glm4.text_side import TextSide
+
+PROMPTS = Path(__file__).with_name("calibration_prompts.json")
+SEQUENCE = 512
+# Sequences to calibrate on.
+SEQUENCES = 32
+_NEW_TOKENS = 320
+_BATCH = 32
+
+
+def calibration_text(
+    checkpoint: CanonicalTensors,
+    text: TextSide,
+    sequences: int,
+    progress: Callable[[str, float, float], None] | None = None,
+) -> NDArray[np.int32]:
+    """Ids [sequences, 512]: texts one after the other, cut into sequences of equal length.
+
+    The model runs in int8, or in int4 where that does not fit.
+
+    Args:
+        progress: called with ("writing calibration text", done, total) in tokens.
+    """
+    options = LocalOptions(dtype="auto", max_model_len=1024, max_num_seqs=_BATCH, kv_cache_dtype="fp16")
+    backend = LocalBackend.load(checkpoint, options, text.tokenizer.unnamed_ids(checkpoint.config.vocab_size))
+    prompts, wanted = prompt_ids(text), sequences * SEQUENCE
+    ids: list[int] = []
+    while len(ids) < wanted:
+        left = -(-(wanted - len(ids)) // _NEW_TOKENS)
+        for answer in _answers(backend, [next(prompts) for _ in range(min(_BATCH, max(4, left)))], text.stop_ids):
+            ids += answer
+        if progress is not None:
+            progress("writing calibration text", min(len(ids), wanted), wanted)
+    return np.array(ids[:wanted], np.int32).reshape(sequences, SEQUENCE)
+
+
+def prompt_ids(text: TextSide) -> Iterator[tuple[int, list[int]]]:
+    """(seed, ids of a prompt) without end: chat and free prompts in turn, each time round with other seeds."""
+    prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
+    chat = [text.render([Message(role="user", content=prompt)]) for prompt in prompts["chat"]]
+    free = [text.tokenizer.encode(prompt) for prompt in prompts["open"]]
+    for seed in count():
+        kind = (chat, free)[seed % 2]
+        yield seed, kind[seed // 2 % len(kind)]
+
+
+def _answers(
+    backend: LocalBackend, prompts: list[tuple[int, list[int]]], stop_ids: frozenset[int]
+) -> Iterator[list[int]]:
+    """Each prompt with what the model makes of it."""
+    answers = {str(seed): list(ids) for seed, ids in prompts}
+    for seed, ids in prompts:
+        params = SamplingParams(temperature=0.9, top_p=0.98, seed=seed, max_tokens=_NEW_TOKENS)
+        backend.add_request(GenerationRequest(str(seed), ids, params, stop_ids))
+    while backend.has_unfinished_requests():
+        for output in backend.step():
+            answers[output.request_id] += output.token_ids
+    yield from answers.values()

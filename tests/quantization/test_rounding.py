@@ -1,0 +1,146 @@
+"""Error-compensated rounding against a column-by-column oracle in float64, and packing from integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from glm4.errors import TensorError
+from glm4.kernels import get_kernels
+from glm4.kernels.formats import PackedWeight
+from glm4.kernels.reference import REFERENCE
+from glm4.kernels.reference_packing import int4_cells
+from glm4.quantization import rounding
+from glm4.quantization.rounding import factorise, pack_integers, round_int4
+
+Float = NDArray[np.float32]
+
+
+def inputs(rng: np.random.Generator, tokens: int, cols: int) -> Float:
+    """Correlated, with a few loud channels, as the inputs of real layers are."""
+    mixing = rng.standard_normal((cols, cols)) / np.sqrt(cols) + np.eye(cols)
+    loud = np.where(rng.random(cols) < 0.1, 8.0, 1.0)
+    return np.asarray((rng.standard_normal((tokens, cols)) @ mixing) * loud, np.float32)
+
+
+def by_matrix(weight: PackedWeight) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Float]:
+    """quants [N, K], scale and offset [N, groups], unit [N] of an int4 matrix."""
+    cells = int4_cells(weight)
+    quants = cells.quants.swapaxes(1, 2).reshape(-1, cells.quants.shape[1] * 32)[: weight.rows, : weight.cols]
+    scale, offset = (x.swapaxes(1, 2).reshape(-1, x.shape[1])[: weight.rows] for x in (cells.scale, cells.offset))
+    return quants.astype(int), scale.astype(int), offset.astype(int), cells.unit.reshape(-1)[: weight.rows]
+
+
+def output_error(weight: Float, packed: PackedWeight, hessian: Float) -> float:
+    wrong = (REFERENCE.unpack(packed) - weight).astype(np.float64)
+    return float(np.einsum("ij,jk,ik->", wrong, hessian.astype(np.float64), wrong))
+
+
+@pytest.mark.parametrize("cols", [8, 32, 96, 150])
+def test_factors_multiply_to_the_damped_matrix(cols: int) -> None:
+    x = inputs(np.random.default_rng(cols), 3 * cols, cols)
+    hessian = x.T @ x
+    factors = factorise(hessian, 0.02)
+    upper = factors.upper.astype(np.float64)
+    damped = hessian + 0.02 * np.diagonal(hessian).mean() * np.eye(cols)
+    np.testing.assert_array_equal(np.tril(upper, -1), 0)
+    np.testing.assert_array_equal(np.diagonal(upper), 1)
+    assert (factors.diagonal > 0).all()
+    np.testing.assert_allclose(upper * factors.diagonal @ upper.T, damped, rtol=0, atol=1e-4 * hessian.max())
+
+
+def test_factors_of_poor_statistics() -> None:
+    """Fewer inputs than columns, none at all, and inputs that are no numbers."""
+    x = inputs(np.random.default_rng(0), 5, 64)
+    assert np.isfinite(factorise(x.T @ x).upper).all()
+    np.testing.assert_array_equal(factorise(np.zeros((32, 32), np.float32)).upper, np.eye(32))
+    with pytest.raises(ValueError, match="not finite"):
+        factorise(np.full((4, 4), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (33, 96), (64, 150), (40, 20)])
+def test_each_value_is_the_nearest_to_its_compensated_target(rows: int, cols: int) -> None:
+    """An oracle in float64, one column after the other, under the scales that were chosen."""
+    rng = np.random.default_rng(rows)
+    w = rng.standard_normal((rows, cols), dtype=np.float32)
+    x = inputs(rng, 4 * cols, cols)
+    factors = factorise(x.T @ x)
+    packed = round_int4(w, factors, get_kernels())
+    quants, scale, offset, unit = by_matrix(packed)
+    error = np.zeros((rows, cols))
+    for k in range(cols):
+        step, centre = unit * scale[:, k // 32].astype(float), unit * 8.0 * offset[:, k // 32]
+        target = w[:, k] + error[:, :k] @ factors.upper[:k, k]
+        exact = np.clip((target - centre) / step, -8, 7)
+        assert np.abs(exact - quants[:, k]).max() <= 0.5 + 1e-3
+        error[:, k] = w[:, k] - (step * quants[:, k] + centre)
+    np.testing.assert_allclose(w - REFERENCE.unpack(packed), error, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_outputs_are_closer_than_with_plain_rounding(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((128, 192), dtype=np.float32)
+    x = inputs(rng, 2000, 192)
+    hessian = x.T @ x
+    plain = output_error(w, get_kernels().pack("int4", w), hessian)
+    assert output_error(w, round_int4(w, factorise(hessian), get_kernels()), hessian) < 0.8 * plain
+
+
+def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With H = I nothing is compensated; without headroom the units are those of plain rounding too."""
+    monkeypatch.setattr(rounding, "HEADROOM", np.float32(1))
+    w = np.random.default_rng(5).standard_normal((64, 128), dtype=np.float32)
+    packed, plain = round_int4(w, factorise(np.eye(128, dtype=np.float32)), REFERENCE), REFERENCE.pack("int4", w)
+    (quants, scale, offset, unit), other = by_matrix(packed), by_matrix(plain)
+    np.testing.assert_array_equal(unit, other[3])
+    same = (scale == other[1]) & (offset == other[2])
+    assert same.mean() > 0.6  # here candidates are compared after rounding to integers: others may win
+    np.testing.assert_array_equal(quants[same.repeat(32, axis=1)], other[0][same.repeat(32, axis=1)])
+    identity = np.eye(128, dtype=np.float32)
+    assert output_error(w, packed, identity) <= 1.005 * output_error(w, plain, identity)
+
+
+def test_slabs_of_rows_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    w, x = rng.standard_normal((100, 64), dtype=np.float32), inputs(rng, 300, 64)
+    factors = factorise(x.T @ x)
+    whole = round_int4(w, factors, get_kernels())
+    monkeypatch.setattr(rounding, "_SLAB_NBYTES", 4 * 64 * 32)
+    slabs = round_int4(w, factors, get_kernels())
+    # Not bit for bit: a matrix product of other shape sums up in another order, and a tie may fall the other way.
+    assert (slabs.data == whole.data).mean() > 0.9
+    errors = [output_error(w, packed, x.T @ x) for packed in (slabs, whole)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(32, 32), (5, 70), (65, 128)])
+def test_packing_integers(rows: int, cols: int) -> None:
+    """Every kernel set reads back exactly the values that were packed."""
+    rng = np.random.default_rng(cols)
+    groups = -(-cols // 32)
+    quants = rng.integers(-8, 8, (rows, cols)).astype(np.int8)
+    scale = rng.integers(0, 256, (rows, groups)).astype(np.int32)
+    offset = rng.integers(-127, 128, (rows, groups)).astype(np.int32)
+    unit = (rng.random(rows) + 0.1).astype(np.float32)
+    packed = pack_integers(quants, scale, offset, unit)
+    expected = unit[:, None] * (scale.repeat(32, 1)[:, :cols] * quants.astype(int) + 8 * offset.repeat(32, 1)[:, :cols])
+    for kernels in (REFERENCE, get_kernels()):
+        np.testing.assert_allclose(kernels.unpack(packed), expected, rtol=1e-6)
+    again = by_matrix(packed)
+    for found, wanted in zip(again, (quants, scale, offset, unit), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_rows_of_zeros_stay_zero_and_bad_weights_are_refused() -> None:
+    x = inputs(np.random.default_rng(8), 200, 64)
+    factors = factorise(x.T @ x)
+    w = np.zeros((3, 64), np.float32)
+    w[1] = 1.0
+    restored = REFERENCE.unpack(round_int4(w, factors, get_kernels()))
+    np.testing.assert_array_equal(restored[[0, 2]], 0)
+    np.testing.assert_allclose(restored[1], 1.0, rtol=0.02)
+    w[2, 5] = np.inf
+    with pytest.raises(TensorError, match="row 2"):
+        round_int4(w, factors, get_kernels())

@@ -1,0 +1,51 @@
+"""End to end on real weights: calibrated int4 of the smoke model is closer to float32 than plain int4 is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import quality
+import quality_text
+from glm4 import hub
+from glm4.errors import ModelNotFoundError
+from glm4.kernels import get_kernels
+from glm4.model.precision import PRECISIONS
+from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.quantization.calibration_text import calibration_text
+from glm4.text_side import TextSide
+from quality_model import hidden_states, off_grid, transformer
+
+
+@pytest.mark.smoke
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_calibration_lowers_the_divergence_on_other_text() -> None:
+    try:
+        path = hub.resolve("smoke", allow_download="CI" in os.environ)
+    except ModelNotFoundError as error:
+        pytest.skip(str(error))
+    kernels = get_kernels()
+    with open_checkpoint(path) as checkpoint:
+        text = TextSide.load(checkpoint)
+        sources = [quality_text.SOURCES[kind] for kind in ("english", "code")]
+        documents = [quality_text._documents(text, source, 1, quality.SEQUENCE) for source in sources]
+        calibration = calibration_text(checkpoint, text, 4)
+        tensors = off_grid(checkpoint)
+    ids = np.concatenate(documents).reshape(-1)
+    model = transformer(tensors, PRECISIONS["fp32"], kernels)
+    reference = quality.Contender("fp32", 32.0, hidden_states(model, ids, quality.SEQUENCE), quality.drop_layers(model))
+    contenders = []
+    for name in ("int4", "int4-cal"):
+        model, bits = quality.build(name, tensors, None, kernels, lambda: calibration)
+        assert bits < 4.6
+        hidden = hidden_states(model, ids, quality.SEQUENCE)
+        contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
+    plain, calibrated = quality.score(reference, contenders, ids, kernels)
+    assert calibrated.kld < 0.9 * plain.kld
