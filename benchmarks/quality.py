@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization.calibration_text import SEQUENCES, calibration_text
 from glm4.text_side import TextSide
 from quality_formats import Ggml, Quantised, llama_cpp
-from quality_model import Tensors, assembled, hidden_states, off_grid, packed_model, transformer
+from quality_model import Packed, Tensors, assembled, hidden_states, off_grid, packed_model, transformer
 from quality_picture import picture
 from quality_text import token_set
 
@@ -47,7 +48,7 @@ SEQUENCE = 512
 SLICE = 64
 PEERS = ("q8_0", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0", "q5_k_m-fits", "q4_k_m-fits", "q4_k_s-fits", "q4_0-fits")
 OURS = ("int8", "int4", "int4-cal")
-ALL_FORMATS = (*PEERS, *OURS, *(f"{name}+a8" for name in OURS))
+ALL_FORMATS = (*PEERS, *(name + mode for name in OURS for mode in ("", "+a8")))
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,17 @@ class Contender:
 
 
 def build(
-    name: str, reference: Tensors, ggml: Ggml | None, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]
+    name: str, reference: Tensors, ggml: Ggml | None, kernels: Kernels, pack: Callable[[str], Packed]
 ) -> tuple[Transformer, float]:
     """The model of a contender and its bits per weight.
 
     Args:
-        calibration: ids to calibrate on, [sequences, tokens]; asked for where a contender needs them.
+        pack: makes the tensors of one of our own formats; see `packed_model`.
     """
     total = Quantised()
     base, _, mode = name.partition("+")
     if base in PRECISIONS or base == "int4-cal":
-        packed = packed_model(base, reference, kernels, calibration)
+        packed = pack(base)
         for tensor in packed.values():
             if isinstance(tensor, PackedWeight):
                 total.count(tensor.rows * tensor.cols, tensor.nbytes * 8 / (tensor.rows * tensor.cols))
@@ -197,9 +198,11 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
     reference = Contender("fp32", 32.0, hidden, drop_layers(model))
     ggml = Ggml(args.ggml) if args.ggml else None
     contenders = []
+    # Kept for the run with 8-bit activations: calibration takes minutes.
+    pack = lru_cache(maxsize=1)(lambda base: packed_model(base, tensors, kernels, lambda: calibration))
     for name in args.formats:
         start = time.perf_counter()
-        model, bits = build(name, tensors, ggml, kernels, lambda: calibration)
+        model, bits = build(name, tensors, ggml, kernels, pack)
         built = time.perf_counter()
         run_model = lambda model=model: hidden_states(model, ids, SEQUENCE)  # noqa: E731
         # llama.cpp's formats do not change from run to run; ours do.

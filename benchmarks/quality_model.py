@@ -26,6 +26,7 @@ from glm4.model.transformer import Transformer
 from glm4.quantization.calibration import Part, calibrated
 
 Float = NDArray[np.float32]
+Packed = dict[str, PackedWeight | Float]
 LOW, HIGH = 0.8, 1.25
 
 
@@ -110,9 +111,7 @@ def transformer(tensors: Tensors, precision: Precision, kernels: Kernels) -> Tra
     return load_model(tensors, precision, kernels)
 
 
-def packed_model(
-    name: str, tensors: Tensors, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]
-) -> dict[str, PackedWeight | Float]:
+def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]) -> Packed:
     """All tensors, matrices packed as a row of PRECISIONS says, or as "int4-cal": calibrated."""
     if name == "int4-cal":
         return gathered(calibrated(tensors, calibration(), kernels), tensors)
@@ -121,9 +120,9 @@ def packed_model(
     return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}
 
 
-def gathered(parts: Iterable[Part], tensors: Tensors) -> dict[str, PackedWeight | Float]:
+def gathered(parts: Iterable[Part], tensors: Tensors) -> Packed:
     """The parts of each matrix in one piece."""
-    made: dict[str, PackedWeight | Float] = {}
+    made: Packed = {}
     pieces: dict[str, list[NDArray[np.uint8]]] = {}
     for part in parts:
         if part.packed is None:
@@ -137,7 +136,7 @@ def gathered(parts: Iterable[Part], tensors: Tensors) -> dict[str, PackedWeight 
     return made
 
 
-def assembled(config: ModelConfig, packed: dict[str, PackedWeight | Float], kernels: Kernels) -> Transformer:
+def assembled(config: ModelConfig, packed: Packed, kernels: Kernels) -> Transformer:
     """The model that runs on those packed tensors."""
     matrices = {name: tensor for name, tensor in packed.items() if isinstance(tensor, PackedWeight)}
     vectors = {name: tensor for name, tensor in packed.items() if not isinstance(tensor, PackedWeight)}

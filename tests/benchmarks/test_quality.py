@@ -78,9 +78,13 @@ def test_scores_of_equal_and_of_rounded_models(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 250, 2 * quality.SEQUENCE).astype(np.int32)
     with open_checkpoint(write_folder(tmp_path / "m", tiny_model())) as checkpoint:
         tensors = qm.off_grid(checkpoint)
+
+    def pack(base: str) -> qm.Packed:
+        return qm.packed_model(base, tensors, kernels, lambda: ids.reshape(2, -1))
+
     contenders = []
     for name in ("fp32", "int8", "int4", "int4+a8", "int4-cal", "int4-cal+a8"):
-        model, bits = quality.build(name, tensors, None, kernels, lambda: ids.reshape(2, -1))
+        model, bits = quality.build(name, tensors, None, kernels, pack)
         hidden = qm.hidden_states(model, ids, quality.SEQUENCE)
         contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
     same, int8, int4, int4_a8, calibrated, calibrated_a8 = quality.score(contenders[0], contenders, ids, kernels)

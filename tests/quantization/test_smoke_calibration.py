@@ -20,7 +20,7 @@ from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization.calibration_text import calibration_text
 from glm4.text_side import TextSide
-from quality_model import hidden_states, off_grid, transformer
+from quality_model import Packed, hidden_states, off_grid, packed_model, transformer
 
 
 @pytest.mark.smoke
@@ -41,9 +41,13 @@ def test_calibration_lowers_the_divergence_on_other_text() -> None:
     ids = np.concatenate(documents).reshape(-1)
     model = transformer(tensors, PRECISIONS["fp32"], kernels)
     reference = quality.Contender("fp32", 32.0, hidden_states(model, ids, quality.SEQUENCE), quality.drop_layers(model))
+
+    def pack(base: str) -> Packed:
+        return packed_model(base, tensors, kernels, lambda: calibration)
+
     contenders = []
     for name in ("int4", "int4-cal"):
-        model, bits = quality.build(name, tensors, None, kernels, lambda: calibration)
+        model, bits = quality.build(name, tensors, None, kernels, pack)
         assert bits < 4.6
         hidden = hidden_states(model, ids, quality.SEQUENCE)
         contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
