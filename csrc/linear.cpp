@@ -18,6 +18,8 @@ constexpr int64_t BAND_NBYTES = 320 << 10;
 #endif
 constexpr int64_t PIECE_NBYTES = 16 << 10;   // of a weight block, per pass over the band
 constexpr int64_t SERIAL_NBYTES = 32 << 10;  // weights too small to wake the workers for
+constexpr int64_t RUN_NBYTES = 256 << 10;    // of neighbouring blocks, in one task: prefetchers start anew at each task
+constexpr int64_t RUNS_PER_THREAD = 8;       // at least, so that nobody waits long for the last one
 
 int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
 
@@ -182,12 +184,19 @@ struct Linear {
     uint8_t* sums;
     int64_t sums_nbytes, row_nbytes, bands;
     Tiling tiles;
+    int64_t run_blocks;
+
+    int64_t runs() const { return (w.blocks() + run_blocks - 1) / run_blocks; }  // per band
+
+    void run(int64_t index, int thread) const {
+        const int64_t first = index % runs() * run_blocks, last = minimum(w.blocks(), first + run_blocks);
+        for (int64_t b = first; b < last; ++b) block(index / runs(), b, thread);
+    }
 
     // Tiles of one band: [first, last).
     int64_t band_tile(int64_t band) const { return tiles.tiles * band / bands; }
 
-    void block(int64_t index, int thread) const {
-        const int64_t band = index / w.blocks(), b = index % w.blocks();
+    void block(int64_t band, int64_t b, int thread) const {
         const int64_t first = band_tile(band), last = band_tile(band + 1);
         const int64_t row0 = tiles.first_row(first), rows = tiles.first_row(last) - row0;
         float* sum = reinterpret_cast<float*>(sums + thread * sums_nbytes);
@@ -225,11 +234,18 @@ struct Linear {
     }
 };
 
+// Blocks of a task.
+int64_t blocks_per_run(const Weight& w, int64_t bands, int threads) {
+    const int64_t most = w.blocks() * bands / (threads * RUNS_PER_THREAD);
+    return maximum<int64_t>(1, minimum(RUN_NBYTES / w.block_nbytes(), most));
+}
+
 template <class F>
 void run_linear(const float* x, int64_t m, const Weight& w, const float* bias, float* y, uint8_t* scratch) {
     const Layout l = layout<F>(w, m);
-    Linear<F> op{x, w, bias, y, scratch, scratch + l.panel_nbytes, l.sums_nbytes, panel_row_nbytes<F>(w),
-                 bands_for(m, panel_row_nbytes<F>(w)), tiling(m, TILE<F>)};
+    const int64_t row_nbytes = panel_row_nbytes<F>(w), bands = bands_for(m, row_nbytes);
+    const Linear<F> op{x,     w,     bias,       y, scratch, scratch + l.panel_nbytes, l.sums_nbytes, row_nbytes,
+                       bands, tiling(m, TILE<F>), blocks_per_run(w, bands, num_threads())};
     const bool serial = w.blocks() * w.block_nbytes() * m < SERIAL_NBYTES;
     const auto panel = [&](int64_t t, int) {
         const int64_t row = op.tiles.first_row(t);
@@ -237,17 +253,17 @@ void run_linear(const float* x, int64_t m, const Weight& w, const float* bias, f
             make_panel<F, R>(x + row * w.cols, w, op.panels + row * op.row_nbytes);
         });
     };
-    const auto block = [&](int64_t index, int thread) { op.block(index, thread); };
+    const auto run = [&](int64_t index, int thread) { op.run(index, thread); };
     if (serial || op.tiles.tiles == 1) {
         for (int64_t t = 0; t < op.tiles.tiles; ++t) panel(t, 0);
     } else {
         parallel_for(op.tiles.tiles, panel);
     }
-    const int64_t tasks = w.blocks() * op.bands;
+    const int64_t tasks = op.runs() * bands;
     if (serial) {
-        for (int64_t i = 0; i < tasks; ++i) block(i, 0);
+        for (int64_t i = 0; i < tasks; ++i) run(i, 0);
     } else {
-        parallel_for(tasks, block);
+        parallel_for(tasks, run);
     }
 }
 
