@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 
 from glm4.chat import budget
 from glm4.chat.template import ChatTemplate
 from glm4.errors import TemplateError
+
+STATUS = Path("/proc/self/status")
 
 
 def grow(start: str, step: str) -> str:
@@ -123,10 +125,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(source: str) -> str:
-    start = time.monotonic()
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source).render({"messages": [{"role": "user", "content": "hi"}]})
-    assert time.monotonic() - start < 30
     assert len(str(caught.value)) < 1000
     return str(caught.value)
 
@@ -157,17 +157,20 @@ def test_nesting(name: str) -> None:
     assert "RecursionError" in refused(NESTING[name])
 
 
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's account of a process's peak memory")
 def test_memory() -> None:
     """All of them in one process stay below 600 MB; without bounds several need many gigabytes."""
     code = (
-        "import resource, sys; sys.path[:0] = sys.argv[1:]; import test_template_hostile as t\n"
+        "import sys; sys.path[:0] = sys.argv[1:]; import test_template_hostile as t\n"
         "for source in t.SIZES.values():\n    t.refused(source)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        "print(t.STATUS.read_text())"
     )
     folder = __file__.rpartition("/")[0]
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, timeout=250)
-    assert int(run.stdout) < 600
+    # Not ru_maxrss: that of a child begins with the peak of its parent.
+    peak = next(line for line in run.stdout.splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) >> 10 < 600
 
 
-def test_default_limits_stop_a_loop_in_seconds() -> None:
+def test_default_limits_stop_a_loop() -> None:
     assert "too many steps" in refused(LOOPS["nested ranges"])
