@@ -224,6 +224,7 @@ def interrupt_after(llm: LLM, steps: int) -> None:
 def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, talk: Talk) -> None:
     llm = scripted_llm(tmp_path / "model", lambda prompt: "abcdefghij")
     interrupt_after(llm, 4)
+    before = signal.getsignal(signal.SIGINT)
     shown = talk(llm, "go", "/stats", "/save t.json", "next")
     assert "abcd\n" in shown
     assert "[stopped; the answer so far stays" in shown
@@ -232,7 +233,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, talk: Talk) -> Non
     assert saved[-1] == {"role": "assistant", "content": "abcd", "interrupted": True}
     assert "abcdefghij" in shown.split("next")[-1]
     assert not llm.has_unfinished_requests()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_ctrl_c_before_the_first_word_takes_the_question_back(tmp_path: Path, talk: Talk) -> None:

@@ -209,8 +209,9 @@ def loads(folder: Path) -> bool:
     """True if the folder gives a model, False if it is refused properly."""
     try:
         with open_checkpoint(folder) as checkpoint:
-            assert checkpoint.packed is not None
-            load_model(checkpoint, checkpoint.packed.precision, get_kernels())
+            # A configuration that no longer says "packed" makes it an ordinary checkpoint, whose tensors then don't fit.
+            packed = checkpoint.packed
+            load_model(checkpoint, PRECISIONS["int4"] if packed is None else packed.precision, get_kernels())
     except CheckpointError:
         return False
     return True
@@ -265,6 +266,14 @@ def test_any_value_in_the_configuration(folder: Path, victim: Path, data: st.Dat
     target[data.draw(st.sampled_from(sorted(target)))] = data.draw(JSON_VALUES)
     (victim / "config.json").write_text(json.dumps(values))
     loads(victim)
+    (victim / "config.json").write_bytes((folder / "config.json").read_bytes())
+
+
+@pytest.mark.parametrize("value", [None, {}])
+def test_a_configuration_that_forgets_the_packing_is_refused(folder: Path, victim: Path, value: object) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (victim / "config.json").write_text(json.dumps(values | {"quantization_config": value}))
+    assert loads(victim) is False
     (victim / "config.json").write_bytes((folder / "config.json").read_bytes())
 
 
