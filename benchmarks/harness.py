@@ -59,7 +59,7 @@ class Yardsticks:
     """What this machine does at best: bytes read per second, and operations per second.
 
     Attributes:
-        peak: byte dot products between registers where a compiler is at hand (peak.cpp), else our own int8 product in
+        peak: byte dot products between registers where a compiler is at hand (peak.cpp), else our own product in
             the processor's caches.
         peak_kind: which of the two.
     """
@@ -75,7 +75,7 @@ class Yardsticks:
         registers = peak_tops(kernels.num_threads(), 0.3, time.perf_counter)
         if registers is not None:
             return cls(read_bandwidth(), registers * 1e12, "byte dot products between registers")
-        return cls(read_bandwidth(), cached_product_peak(kernels), "our int8 product in the caches")
+        return cls(read_bandwidth(), cached_product_peak(kernels), "our integer product in the caches")
 
     def best(self, other: Yardsticks) -> Yardsticks:
         """The larger of two tries each: other programs may have disturbed one."""

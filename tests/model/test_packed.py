@@ -209,7 +209,7 @@ def loads(folder: Path) -> bool:
     """True if the folder gives a model, False if it is refused properly."""
     try:
         with open_checkpoint(folder) as checkpoint:
-            # A configuration that no longer says "packed" makes it an ordinary checkpoint, whose tensors then don't fit.
+            # A configuration that no longer says "packed" makes it an ordinary checkpoint, whose tensors don't fit.
             packed = checkpoint.packed
             load_model(checkpoint, PRECISIONS["int4"] if packed is None else packed.precision, get_kernels())
     except CheckpointError:
