@@ -57,7 +57,7 @@ def bench(
     """Measure prefill, decode, batched and long decode, as shares of what this machine delivers.
 
     The yardsticks: how fast NumPy sums a large array (memory), and the kernels' own integer product with everything in
-    the processor's caches (arithmetic). Close other programs first: two cores shared with a browser measure the browser.
+    the processor's caches (arithmetic). Close other programs first: two cores beside a browser measure the browser.
     """
     from glm4 import speed
     from glm4.cli import console
