@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,29 @@ def test_add_and_step_is_continuous_batching(llm: LLM) -> None:
             if chunk.output is not None:
                 done[chunk.request_id] = chunk.output.metrics.num_generated_tokens
     assert done == {"a": 12, "b": 12}
+
+
+def test_requests_prepared_on_other_threads_give_the_same_answers(llm: LLM) -> None:
+    expected = [output.outputs[0].token_ids for output in llm.chat(CHATS, GREEDY)]
+    with ThreadPoolExecutor(4) as threads:
+        prepared = list(threads.map(lambda chat: llm.prepare_chat(chat, GREEDY), CHATS))
+        raw = threads.submit(llm.prepare_prompt, "abc", GREEDY).result()
+        too_long = threads.submit(llm.prepare_prompt, "x" * 300, GREEDY)
+        with pytest.raises(PromptTooLongError):
+            too_long.result()
+    assert not llm.has_unfinished_requests(), "preparing queues nothing"
+    for index, request in enumerate(prepared):
+        llm.add(f"chat-{index}", request)
+    llm.add("raw", raw)
+    with pytest.raises(InvalidRequestError, match="in use"):
+        llm.add("raw", raw)
+    answers: dict[str, list[int]] = {}
+    while llm.has_unfinished_requests():
+        for chunk in llm.step():
+            if chunk.output is not None:
+                answers[chunk.request_id] = chunk.output.outputs[0].token_ids
+    assert [answers[f"chat-{index}"] for index in range(len(CHATS))] == expected
+    assert answers["raw"] == llm.generate("abc", GREEDY)[0].outputs[0].token_ids
 
 
 def test_one_bad_prompt_refuses_the_call_and_leaves_nothing_running(llm: LLM) -> None:

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from glm4.errors import Glm4Error
-from glm4.llm import LLM, Conversation, Prompt, Tools
+from glm4.llm import LLM
 from glm4.outputs import RequestOutput, StreamChunk
+from glm4.prepared_request import Conversation, PreparedRequest, Prompt, Tools
 from glm4.sampling_params import SamplingParams
 
 _Item = StreamChunk | BaseException
@@ -48,20 +49,18 @@ class AsyncLLM:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[StreamChunk]:
         """Answer a conversation, chunk by chunk."""
-        request_id = f"async-{next(self._ids)}"
-
-        def add() -> None:
-            self.llm.add_chat(request_id, messages, sampling_params, tools=tools, template_kwargs=template_kwargs)
-
-        async for chunk in self._stream(request_id, add):
+        prepared = await asyncio.to_thread(
+            self.llm.prepare_chat, messages, sampling_params, tools=tools, template_kwargs=template_kwargs
+        )
+        async for chunk in self._stream(prepared):
             yield chunk
 
     async def stream_generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> AsyncIterator[StreamChunk]:
         """Continue a raw prompt, chunk by chunk."""
-        request_id = f"async-{next(self._ids)}"
-        async for chunk in self._stream(request_id, lambda: self.llm.add_prompt(request_id, prompt, sampling_params)):
+        prepared = await asyncio.to_thread(self.llm.prepare_prompt, prompt, sampling_params)
+        async for chunk in self._stream(prepared):
             yield chunk
 
     async def chat(
@@ -87,7 +86,8 @@ class AsyncLLM:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
-    async def _stream(self, request_id: str, add: Callable[[], None]) -> AsyncIterator[StreamChunk]:
+    async def _stream(self, prepared: PreparedRequest) -> AsyncIterator[StreamChunk]:
+        request_id = f"async-{next(self._ids)}"
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[_Item] = asyncio.Queue()
 
@@ -99,7 +99,7 @@ class AsyncLLM:
         def start() -> None:
             self._sinks[request_id] = deliver
             try:
-                add()
+                self.llm.add(request_id, prepared)
             except Exception as error:  # handed to the task that asked, not lost on the engine's thread
                 del self._sinks[request_id]
                 deliver(error)

@@ -8,48 +8,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast, overload
 
 from glm4.backends.base import Backend, BackendInfo
 from glm4.backends.local import LocalBackend, LocalOptions
-from glm4.chat.base import offered_tools
 from glm4.chat.dialect import Dialect
-from glm4.chat.messages import Message, as_messages
-from glm4.errors import CheckpointError, InvalidRequestError, PromptTooLongError, TokenizerError
-from glm4.generation import GenerationOutput, GenerationRequest, TokenLogprobs
+from glm4.chat.messages import Message
+from glm4.errors import CheckpointError, InvalidRequestError, TokenizerError
+from glm4.generation import GenerationRequest
 from glm4.hub import resolve
 from glm4.kernels import get_kernels
 from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
-from glm4.output_processor import Detokenizer, EventParser, PlainParser, SampleProcessor
-from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
+from glm4.output_processor import SampleProcessor
+from glm4.outputs import RequestOutput, StreamChunk
 from glm4.packed_cache import BackgroundWrite, PackedCache, discard
+from glm4.prepared_request import Conversation, PreparedRequest, Prompt, Tools, prepare_chat, prepare_prompt
+from glm4.running_request import RunningRequest
 from glm4.sampling_params import SamplingParams
 from glm4.text_side import TextSide
 from glm4.tokenizer import Tokenizer
 from glm4.variants import get_variant
 
-Conversation = Sequence[Message | Mapping[str, Any]]
-Prompt = str | Sequence[int]
-Tools = Sequence[Mapping[str, Any]]
 Progress = Callable[[str, float, float], None]
-
-
-@dataclass
-class _Running:
-    """A request in flight: its samples' text sides, by the id each has at the backend."""
-
-    request_id: str
-    prompt: str | None
-    prompt_ids: list[int]
-    samples: dict[str, SampleProcessor] = field(default_factory=dict)
-    metrics: RequestMetrics = field(default_factory=RequestMetrics)
-    prompt_logprobs: list[TokenLogprobs | None] | None = None
-
-    def output(self) -> RequestOutput:
-        outputs = [sample.output for sample in self.samples.values() if sample.output is not None]
-        return RequestOutput(self.request_id, self.prompt, self.prompt_ids, outputs, self.prompt_logprobs, self.metrics)
 
 
 class LLM:
@@ -137,7 +118,7 @@ class LLM:
         self.text = text
         self.checkpoint = checkpoint
         self._kept = None
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, RunningRequest] = {}
         self._owners: dict[str, str] = {}
         # Chunks of requests that a stream iterator waits for; all others are returned by `step`.
         self._streams: dict[str, deque[StreamChunk]] = {}
@@ -165,81 +146,70 @@ class LLM:
 
     # Requests
 
-    def add_chat(
+    def prepare_chat(
         self,
-        request_id: str,
         messages: Conversation,
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Queue a conversation to be answered.
+    ) -> PreparedRequest:
+        """Everything about a conversation that can be done before the engine sees it. Thread-safe; see `add`.
 
         Raises:
-            InvalidRequestError, PromptTooLongError, TemplateError: it can never run; nothing was queued.
+            InvalidRequestError, PromptTooLongError, TemplateError: it can never run.
         """
-        turns = as_messages(messages)
-        ids = self.text.render(
-            turns,
-            tools or (),
+        return prepare_chat(
+            self.text,
+            self.info.max_model_len,
+            messages,
+            params,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
             template_kwargs=template_kwargs,
         )
-        dialect, tokenizer, offered = self.text.dialect, self.tokenizer, offered_tools(turns, tools or ())
 
-        def decoder(skip_special_tokens: bool) -> tuple[Detokenizer, EventParser]:
-            detokenizer = dialect.detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
-            return detokenizer, dialect.parser(offered, tokenizer)
+    def prepare_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> PreparedRequest:
+        """The same for a raw prompt: text (encoded with the model's usual prefix) or ids as they are. Thread-safe."""
+        return prepare_prompt(self.text, self.info.max_model_len, prompt, params)
 
-        self._add(request_id, None, ids, params, decoder)
+    def add(self, request_id: str, prepared: PreparedRequest) -> None:
+        """Queue a prepared request. Cheap; like `step`, only for the thread that owns this object.
 
-    def add_prompt(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None) -> None:
-        """Queue a raw prompt to be continued: text (encoded with the model's usual prefix) or ids as they are."""
-        text = prompt if isinstance(prompt, str) else None
-        ids = self.tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-
-        def decoder(skip_special_tokens: bool) -> tuple[Detokenizer, EventParser]:
-            return self.tokenizer.detokenizer(skip_special_tokens=skip_special_tokens), PlainParser()
-
-        self._add(request_id, text, ids, params, decoder)
-
-    def _add(
-        self,
-        request_id: str,
-        prompt: str | None,
-        ids: list[int],
-        params: SamplingParams | None,
-        decoder: Callable[[bool], tuple[Detokenizer, EventParser]],
-    ) -> None:
-        params = params or self.text.defaults
+        Raises:
+            InvalidRequestError: the id is in use, or a token id is outside the vocabulary; nothing was queued.
+        """
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
-        if len(ids) + 1 > self.info.max_model_len:
-            raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self.info.max_model_len} (prompt and answer"
-                " together); shorten the prompt, or load the model with a larger max_model_len (`--context`)",
-                param="messages" if prompt is None else "prompt",
-            )
-        running = _Running(request_id, prompt, ids)
+        params, ids = prepared.params, prepared.prompt_ids
+        running = RunningRequest(request_id, prepared.prompt, ids)
         running.metrics.num_prompt_tokens = len(ids)
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"
-            request = GenerationRequest(backend_id, ids, params, self.text.stop_ids, index)
             try:
-                self.backend.add_request(request)
+                self.backend.add_request(GenerationRequest(backend_id, ids, params, self.text.stop_ids, index))
             except InvalidRequestError:
                 for added in running.samples:
                     self.backend.abort(added)
                     del self._owners[added]
                 raise
-            detokenizer, parser = decoder(params.skip_special_tokens)
+            detokenizer, parser = prepared.decoder()
             running.samples[backend_id] = SampleProcessor(
                 index, params, detokenizer, parser, partial(self.backend.abort, backend_id)
             )
             self._owners[backend_id] = request_id
         self._running[request_id] = running
+
+    def add_chat(
+        self, request_id: str, messages: Conversation, params: SamplingParams | None = None, **options: Any
+    ) -> None:
+        """Queue a conversation to be answered: `prepare_chat` (same options and errors) and `add` together."""
+        self.add(request_id, self.prepare_chat(messages, params, **options))
+
+    def add_prompt(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None) -> None:
+        """Queue a raw prompt to be continued: `prepare_prompt` and `add` together."""
+        self.add(request_id, self.prepare_prompt(prompt, params))
 
     def abort(self, request_id: str) -> None:
         """Stop a request at once and free what it holds; no further chunk follows. Unknown ids are ignored."""
@@ -267,40 +237,14 @@ class LLM:
             request_id = self._owners.get(new.request_id)
             if request_id is None:
                 continue
-            chunk = self._process(self._running[request_id], new)
+            running = self._running[request_id]
+            chunk = running.push(new)
+            if running.finished:
+                del self._running[request_id]
+                for backend_id in running.samples:
+                    del self._owners[backend_id]
             if chunk is not None:
                 self._streams.get(request_id, self._unclaimed).append(chunk)
-
-    def _process(self, running: _Running, new: GenerationOutput) -> StreamChunk | None:
-        """Run one backend output through its sample's text side; None once the sample is over."""
-        metrics, sample = running.metrics, running.samples[new.request_id]
-        if sample.output is not None:
-            return None
-        if new.prompt_logprobs is not None:
-            running.prompt_logprobs = list(new.prompt_logprobs)
-        before = sample.num_tokens
-        events = sample.push(new)
-        # Tokens of the same step after a stop string do not count.
-        used = sample.num_tokens - before
-        metrics.mark_tokens(used, new.num_cached_tokens)
-        finished = all(other.output is not None for other in running.samples.values())
-        if finished:
-            self._forget(running)
-        return StreamChunk(
-            request_id=running.request_id,
-            index=sample.index,
-            events=tuple(events),
-            token_ids=new.token_ids[:used],
-            logprobs=new.logprobs[:used],
-            finish_reason=sample.output.finish_reason if sample.output is not None else None,
-            output=running.output() if finished else None,
-        )
-
-    def _forget(self, running: _Running) -> None:
-        running.metrics.mark_finished()
-        del self._running[running.request_id]
-        for backend_id in running.samples:
-            del self._owners[backend_id]
 
     # Whole answers and streams
 

@@ -9,8 +9,9 @@ Not covered: a split pattern in a stranger's `tokenizer.json` can be one that th
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,21 @@ def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Pat
     return shell
 
 
+def _once(make: Callable[[], tokenizers.Tokenizer]) -> Callable[[], tokenizers.Tokenizer]:
+    """`make` with its result kept. Threads that ask at the same time wait: a shell takes its tables only once."""
+    lock, kept = threading.Lock(), list[Any]()
+
+    def get() -> tokenizers.Tokenizer:
+        if not kept:
+            with lock:
+                if not kept:
+                    kept.append(make())
+        made: tokenizers.Tokenizer = kept[0]
+        return made
+
+    return get
+
+
 def _short_texts(shell: tokenizers.Tokenizer, model: Mapping[str, Any]) -> ShortTexts | None:
     """What encodes short texts without the library's tables; None for models with options it does not know."""
     from glm4.tokenizer.short_texts import ShortTexts
@@ -193,7 +209,7 @@ def _from_definition(
     prefix = glm_prefix_ids(added) or _prefix_of(definition.get("post_processor"))
     stops = frozenset(t.id for t in added if t.content in eos_names)
     shell = _shell(definition, path)
-    make = cache(partial(_build_core, shell, model, path))
+    make = _once(partial(_build_core, shell, model, path))
     short_texts = _short_texts(shell, model) if trusted else None
     if short_texts is None:
         make()  # now, so that a damaged file is refused here
