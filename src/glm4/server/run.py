@@ -1,0 +1,69 @@
+"""`run`: an application on a socket, with the limits and the orderly end that uvicorn leaves to its user."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import FrameType
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from glm4.server.config import ServerConfig
+from glm4.server.state import ServerState
+
+HEADER_SECONDS = 20.0
+MAX_HEADER_BYTES = 64 << 10
+KEEP_ALIVE_SECONDS = 15
+
+
+class _Protocol(H11Protocol):
+    """Closes connections on which no request begins: uvicorn would wait for its headers for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Stops admitting the moment it is told to stop, and ends with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+        super().__init__(config)
+        self._state = state
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # A signal may come in the middle of anything; the loop does it in order.
+        asyncio.get_running_loop().call_soon_threadsafe(self._state.models.stop_admitting)
+        super().handle_exit(sig, frame)
+
+
+def run(app: Starlette, config: ServerConfig, *, fd: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests.
+
+    Args:
+        fd: an open, bound socket to serve on instead of host and port.
+    """
+    # uvicorn raises the signal again once it is done; the end we want is a quiet one.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    settings = uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        fd=fd,
+        http=_Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+    _Server(settings, app.state.glm4).run()
