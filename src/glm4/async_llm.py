@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from glm4.errors import Glm4Error
+from glm4.generation import AdapterInfo
 from glm4.llm import LLM
-from glm4.outputs import RequestOutput, StreamChunk
+from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.prepared_request import Conversation, PreparedRequest, Prompt, Tools
 from glm4.sampling_params import SamplingParams
 
@@ -47,19 +48,25 @@ class AsyncLLM:
         *,
         tools: Tools | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> AsyncIterator[StreamChunk]:
         """Answer a conversation, chunk by chunk."""
         prepared = await asyncio.to_thread(
-            self.llm.prepare_chat, messages, sampling_params, tools=tools, template_kwargs=template_kwargs
+            self.llm.prepare_chat,
+            messages,
+            sampling_params,
+            tools=tools,
+            template_kwargs=template_kwargs,
+            adapter=adapter,
         )
         async for chunk in self._stream(prepared):
             yield chunk
 
     async def stream_generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> AsyncIterator[StreamChunk]:
         """Continue a raw prompt, chunk by chunk."""
-        prepared = await asyncio.to_thread(self.llm.prepare_prompt, prompt, sampling_params)
+        prepared = await asyncio.to_thread(self.llm.prepare_prompt, prompt, sampling_params, adapter=adapter)
         async for chunk in self._stream(prepared):
             yield chunk
 
@@ -70,14 +77,28 @@ class AsyncLLM:
         *,
         tools: Tools | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> RequestOutput:
         """Answer a conversation."""
-        stream = self.stream_chat(messages, sampling_params, tools=tools, template_kwargs=template_kwargs)
+        stream = self.stream_chat(
+            messages, sampling_params, tools=tools, template_kwargs=template_kwargs, adapter=adapter
+        )
         return await _last_output(stream)
 
-    async def generate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> RequestOutput:
         """Continue a raw prompt."""
-        return await _last_output(self.stream_generate(prompt, sampling_params))
+        return await _last_output(self.stream_generate(prompt, sampling_params, adapter=adapter))
+
+    async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> EmbeddingOutput:
+        """Embed one text; several at once share batches."""
+        prepared = await asyncio.to_thread(self.llm.prepare_embedding, prompt, adapter=adapter)
+        return (await _last_output(self._stream(prepared))).as_embedding()
+
+    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is quick."""
+        return await asyncio.to_thread(self.llm.load_adapter, name, path)
 
     async def close(self) -> None:
         """Stop the thread and free the model; streams that still run end with an error."""
