@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from glm4.errors import Glm4Error
+from glm4.generation import AdapterInfo
 from glm4.llm import LLM
-from glm4.outputs import RequestOutput, StreamChunk
+from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.prepared_request import Conversation, PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
 
@@ -142,6 +143,15 @@ class AsyncLLM:
         """Continue a raw prompt; options are those of `LLM.prepare_prompt`."""
         prepared = await asyncio.to_thread(partial(self.llm.prepare_prompt, prompt, sampling_params, **options))
         return await (await self.submit(prepared)).output()
+
+    async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> EmbeddingOutput:
+        """Embed one text; several at once share batches."""
+        prepared = await asyncio.to_thread(partial(self.llm.prepare_embedding, prompt, adapter=adapter))
+        return (await (await self.submit(prepared)).output()).as_embedding()
+
+    async def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is quick."""
+        return await asyncio.to_thread(self.llm.load_adapter, name, path)
 
     async def submit(self, prepared: PreparedRequest) -> RequestStream:
         """Hand a prepared request to the engine; returns once the engine has taken it.

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from glm4.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class GenerationRequest:
         params: sampling options; `stop` strings are text and therefore handled above the seam.
         stop_ids: the model's own stop ids (dropped when `params.ignore_eos`), `params.stop_token_ids` not included.
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
+        adapter: name of a loaded LoRA adapter, or None for the model itself.
+        pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` is then without effect.
     """
 
     request_id: str
@@ -28,6 +35,8 @@ class GenerationRequest:
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
     sample_index: int = 0
+    adapter: str | None = None
+    pooling: Literal["mean"] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class GenerationOutput:
         logprobs: one entry per new token when asked for.
         prompt_logprobs: set once, with the first output, when asked for; entry 0 is None (nothing precedes it).
         num_cached_tokens: prompt tokens that came from a cache.
+        embedding: float32 [hidden_size] of length 1, with the only output of a request that asked for pooling.
     """
 
     request_id: str
@@ -61,3 +71,45 @@ class GenerationOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     num_cached_tokens: int = 0
+    embedding: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing, for a metrics page. Counts since the start unless said otherwise.
+
+    Attributes:
+        num_running: requests that hold pages, now.
+        num_waiting: requests queued for a place, now.
+        kv_pages_used: pages of the KV cache that running requests hold, now; those kept only for reuse are free.
+        kv_pages_total: pages there are.
+        prefix_cache_queries: prompt tokens looked up in the prefix cache.
+        prefix_cache_hits: those of them that were found.
+        num_preemptions: how often a request gave its pages back to an older one.
+        num_drafted_tokens: tokens guessed ahead.
+        num_accepted_tokens: those of them that came true.
+        running_adapters: names of the LoRA adapters that running requests use, now; sorted.
+        waiting_adapters: those that only waiting requests use.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_pages_used: int = 0
+    kv_pages_total: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    running_adapters: tuple[str, ...] = ()
+    waiting_adapters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """A loaded LoRA adapter: its name, the folder it came from, largest rank, and bytes in memory."""
+
+    name: str
+    path: str
+    rank: int
+    nbytes: int

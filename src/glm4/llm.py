@@ -16,14 +16,22 @@ from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.chat.dialect import Dialect
 from glm4.chat.messages import Message
 from glm4.errors import CheckpointError, InvalidRequestError, TokenizerError
-from glm4.generation import GenerationRequest
+from glm4.generation import AdapterInfo, EngineStats
 from glm4.hub import resolve
 from glm4.kernels import get_kernels
 from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
 from glm4.output_processor import SampleProcessor
-from glm4.outputs import RequestOutput, StreamChunk
+from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.packed_cache import BackgroundWrite, PackedCache, discard
-from glm4.prepared_request import Conversation, PreparedRequest, Prompt, Tools, prepare_chat, prepare_prompt
+from glm4.prepared_request import (
+    Conversation,
+    PreparedRequest,
+    Prompt,
+    Tools,
+    prepare_chat,
+    prepare_embedding,
+    prepare_prompt,
+)
 from glm4.running_request import RunningRequest
 from glm4.sampling_params import SamplingParams
 from glm4.text_side import TextSide
@@ -154,6 +162,7 @@ class LLM:
         tools: Tools | None = None,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> PreparedRequest:
         """Everything about a conversation that can be done before the engine sees it. Thread-safe; see `add`.
 
@@ -168,17 +177,25 @@ class LLM:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             template_kwargs=template_kwargs,
+            adapter=adapter,
         )
 
-    def prepare_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> PreparedRequest:
+    def prepare_prompt(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+    ) -> PreparedRequest:
         """The same for a raw prompt: text (encoded with the model's usual prefix) or ids as they are. Thread-safe."""
-        return prepare_prompt(self.text, self.info.max_model_len, prompt, params)
+        return prepare_prompt(self.text, self.info.max_model_len, prompt, params, adapter=adapter)
+
+    def prepare_embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
+        """The same for a text to be embedded; its `RequestOutput` has the vector. Thread-safe."""
+        return prepare_embedding(self.text, self.info.max_model_len, prompt, adapter=adapter)
 
     def add(self, request_id: str, prepared: PreparedRequest) -> None:
         """Queue a prepared request. Cheap; like `step`, only for the thread that owns this object.
 
         Raises:
-            InvalidRequestError: the id is in use, or a token id is outside the vocabulary; nothing was queued.
+            InvalidRequestError: the id is in use, a token id is outside the vocabulary, or there is no such adapter;
+                nothing was queued.
         """
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
@@ -188,7 +205,7 @@ class LLM:
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"
             try:
-                self.backend.add_request(GenerationRequest(backend_id, ids, params, self.text.stop_ids, index))
+                self.backend.add_request(prepared.sample(backend_id, self.text.stop_ids, index))
             except InvalidRequestError:
                 for added in running.samples:
                     self.backend.abort(added)
@@ -207,9 +224,9 @@ class LLM:
         """Queue a conversation to be answered: `prepare_chat` (same options and errors) and `add` together."""
         self.add(request_id, self.prepare_chat(messages, params, **options))
 
-    def add_prompt(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None) -> None:
+    def add_prompt(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> None:
         """Queue a raw prompt to be continued: `prepare_prompt` and `add` together."""
-        self.add(request_id, self.prepare_prompt(prompt, params))
+        self.add(request_id, self.prepare_prompt(prompt, params, **options))
 
     def abort(self, request_id: str) -> None:
         """Stop a request at once and free what it holds; no further chunk follows. Unknown ids are ignored."""
@@ -246,6 +263,33 @@ class LLM:
             if chunk is not None:
                 self._streams.get(request_id, self._unclaimed).append(chunk)
 
+    # LoRA adapters, and what is going on: from any thread
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter in PEFT's format from a folder, for requests to name (`adapter=`).
+
+        Raises:
+            InvalidRequestError: the name is taken, or there are too many adapters.
+            CheckpointError, OutOfMemoryError: it cannot be used with this model, or does not fit.
+        """
+        return self.backend.load_adapter(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse requests that name an adapter from now on; those queued or running finish.
+
+        Raises:
+            InvalidRequestError: there is no such adapter.
+        """
+        self.backend.unload_adapter(name)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that requests may name."""
+        return self.backend.adapters()
+
+    def stats(self) -> EngineStats:
+        """Counts for a metrics page."""
+        return self.backend.stats()
+
     # Whole answers and streams
 
     @overload
@@ -258,6 +302,7 @@ class LLM:
         stream: Literal[False] = ...,
         add_generation_prompt: bool = ...,
         template_kwargs: Mapping[str, Any] | None = ...,
+        adapter: str | None = ...,
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -270,6 +315,7 @@ class LLM:
         stream: Literal[True],
         add_generation_prompt: bool = ...,
         template_kwargs: Mapping[str, Any] | None = ...,
+        adapter: str | None = ...,
     ) -> Iterator[StreamChunk]: ...
 
     def chat(
@@ -281,6 +327,7 @@ class LLM:
         stream: bool = False,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> list[RequestOutput] | Iterator[StreamChunk]:
         """Answer one conversation or several at once.
 
@@ -289,6 +336,7 @@ class LLM:
             sampling_params: None takes `default_sampling_params()`.
             tools: tools in OpenAI's form, or GLM-4's built-in types.
             stream: return an iterator of chunks instead of finished answers; closing it aborts what still runs.
+            adapter: name of a loaded LoRA adapter to answer with.
 
         Returns:
             One `RequestOutput` per conversation, in order; or the iterator.
@@ -302,6 +350,7 @@ class LLM:
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
                 template_kwargs=template_kwargs,
+                adapter=adapter,
             )
             for conversation in conversations
         ]
@@ -314,21 +363,47 @@ class LLM:
         sampling_params: SamplingParams | None = ...,
         *,
         stream: Literal[False] = ...,
+        adapter: str | None = ...,
     ) -> list[RequestOutput]: ...
 
     @overload
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | None = ..., *, stream: Literal[True]
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | None = ...,
+        *,
+        stream: Literal[True],
+        adapter: str | None = ...,
     ) -> Iterator[StreamChunk]: ...
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | None = None, *, stream: bool = False
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        adapter: str | None = None,
     ) -> list[RequestOutput] | Iterator[StreamChunk]:
         """Continue one raw prompt or several at once (text or token ids); see `chat` for the rest."""
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        batch = [prompts] if single else list(prompts)
-        adders = [partial(self.add_prompt, prompt=cast("Prompt", prompt), params=sampling_params) for prompt in batch]
+        adders = [
+            partial(self.add_prompt, prompt=prompt, params=sampling_params, adapter=adapter)
+            for prompt in _prompts(prompts)
+        ]
         return self._run(adders, stream)
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], *, adapter: str | None = None) -> list[EmbeddingOutput]:
+        """Embed one text or several at once (text or token ids); see `EmbeddingOutput` for what the vectors are.
+
+        Raises:
+            PromptTooLongError: a text is longer than the context.
+            Glm4Error: a text cannot be embedded.
+        """
+
+        def add(request_id: str, prompt: Prompt) -> None:
+            self.add(request_id, self.prepare_embedding(prompt, adapter=adapter))
+
+        outputs = self._run([partial(add, prompt=prompt) for prompt in _prompts(prompts)], stream=False)
+        return [output.as_embedding() for output in cast("list[RequestOutput]", outputs)]
 
     def _run(
         self, adders: Sequence[Callable[[str], None]], stream: bool
@@ -386,6 +461,11 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return cast("list[Prompt]", [prompts] if single else list(prompts))
 
 
 def _is_batch(messages: Conversation | Sequence[Conversation]) -> bool:

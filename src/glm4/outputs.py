@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from glm4.chat.messages import Event, Message, TextDelta, ToolCall
 from glm4.chat.parsing import merged
+from glm4.errors import Glm4Error
 from glm4.generation import TokenLogprobs
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass
@@ -79,7 +85,10 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """All samples of one request, in order of their index."""
+    """All samples of one request, in order of their index.
+
+    A request for an embedding has it in `embedding`, and one sample without text.
+    """
 
     request_id: str
     prompt: str | None
@@ -87,6 +96,31 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     prompt_logprobs: list[TokenLogprobs | None] | None
     metrics: RequestMetrics
+    embedding: NDArray[np.float32] | None = None
+
+    def as_embedding(self) -> EmbeddingOutput:
+        """The embedding that was asked for.
+
+        Raises:
+            Glm4Error: the request gave none, because it was not for one or its adapter's numbers overflowed.
+        """
+        if self.embedding is None:
+            raise Glm4Error("no embedding could be computed for this text")
+        return EmbeddingOutput(self.embedding, len(self.prompt_token_ids))
+
+
+@dataclass(frozen=True)
+class EmbeddingOutput:
+    """One embedded text.
+
+    Attributes:
+        embedding: float32 [hidden_size], of length 1: the mean over the text's positions of the model's last hidden
+            states after the final norm, scaled. The models are not trained for it, so distances are rough.
+        prompt_tokens: tokens of the text, the model's usual prefix included.
+    """
+
+    embedding: NDArray[np.float32]
+    prompt_tokens: int
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ may hold up the requests that run there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from glm4.chat.base import offered_tools
 from glm4.chat.messages import Message, as_messages
 from glm4.errors import PromptTooLongError
+from glm4.generation import GenerationRequest
 from glm4.output_processor import Detokenizer, EventParser, PlainParser
 from glm4.sampling_params import SamplingParams
 from glm4.text_side import TextSide
@@ -31,12 +32,28 @@ class PreparedRequest:
         prompt_ids: what the model reads.
         params: sampling options, the model's defaults filled in.
         decoder: makes a fresh detokenizer and parser for one sample.
+        adapter: name of the LoRA adapter to use.
+        pooling: "mean" for an embedding of the prompt instead of an answer.
     """
 
     prompt: str | None
     prompt_ids: list[int]
     params: SamplingParams
     decoder: Callable[[], tuple[Detokenizer, EventParser]]
+    adapter: str | None = None
+    pooling: Literal["mean"] | None = None
+
+    def sample(self, backend_id: str, stop_ids: frozenset[int], index: int) -> GenerationRequest:
+        """What the backend gets for one of the samples."""
+        return GenerationRequest(
+            backend_id,
+            self.prompt_ids,
+            self.params,
+            stop_ids,
+            index,
+            adapter=self.adapter,
+            pooling=self.pooling,
+        )
 
 
 def prepare_chat(
@@ -48,6 +65,7 @@ def prepare_chat(
     tools: Tools | None = None,
     add_generation_prompt: bool = True,
     template_kwargs: Mapping[str, Any] | None = None,
+    adapter: str | None = None,
 ) -> PreparedRequest:
     """Render and tokenize a conversation; see `LLM.prepare_chat`."""
     turns, params = as_messages(messages), params or text.defaults
@@ -64,11 +82,16 @@ def prepare_chat(
         detokenizer = text.dialect.detokenizer(text.tokenizer, skip_special_tokens=skip)
         return detokenizer, text.dialect.parser(offered, text.tokenizer)
 
-    return PreparedRequest(None, ids, params, decoder)
+    return PreparedRequest(None, ids, params, decoder, adapter)
 
 
 def prepare_prompt(
-    text: TextSide, max_model_len: int, prompt: Prompt, params: SamplingParams | None = None
+    text: TextSide,
+    max_model_len: int,
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    adapter: str | None = None,
 ) -> PreparedRequest:
     """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
     params = params or text.defaults
@@ -79,7 +102,15 @@ def prepare_prompt(
     def decoder() -> tuple[Detokenizer, EventParser]:
         return text.tokenizer.detokenizer(skip_special_tokens=skip), PlainParser()
 
-    return PreparedRequest(prompt if isinstance(prompt, str) else None, ids, params, decoder)
+    return PreparedRequest(prompt if isinstance(prompt, str) else None, ids, params, decoder, adapter)
+
+
+def prepare_embedding(
+    text: TextSide, max_model_len: int, prompt: Prompt, *, adapter: str | None = None
+) -> PreparedRequest:
+    """Tokenize a text to be embedded; see `LLM.prepare_embedding`."""
+    prepared = prepare_prompt(text, max_model_len + 1, prompt, SamplingParams(), adapter=adapter)  # no answer follows
+    return replace(prepared, pooling="mean")
 
 
 def check_length(ids: Sequence[int], max_model_len: int, param: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glm4.generation import GenerationOutput, TokenLogprobs
 from glm4.output_processor import SampleProcessor
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
@@ -19,6 +22,7 @@ class RunningRequest:
     samples: dict[str, SampleProcessor] = field(default_factory=dict)
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    embedding: NDArray[np.float32] | None = None
 
     @property
     def finished(self) -> bool:
@@ -32,6 +36,7 @@ class RunningRequest:
             return None
         if new.prompt_logprobs is not None:
             self.prompt_logprobs = list(new.prompt_logprobs)
+        self.embedding = new.embedding
         before = sample.num_tokens
         events = sample.push(new)
         # Tokens of the same step after a stop string do not count.
@@ -52,4 +57,12 @@ class RunningRequest:
 
     def _output(self) -> RequestOutput:
         outputs = [sample.output for sample in self.samples.values() if sample.output is not None]
-        return RequestOutput(self.request_id, self.prompt, self.prompt_ids, outputs, self.prompt_logprobs, self.metrics)
+        return RequestOutput(
+            self.request_id,
+            self.prompt,
+            self.prompt_ids,
+            outputs,
+            self.prompt_logprobs,
+            self.metrics,
+            self.embedding,
+        )

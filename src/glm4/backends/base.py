@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from glm4.generation import GenerationOutput, GenerationRequest
+from glm4.generation import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,27 @@ class Backend(Protocol):
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has something to do."""
+
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Load a LoRA adapter (a folder in PEFT's format) for requests to name. May be called from any thread.
+
+        Raises:
+            InvalidRequestError: the name is taken or unusable, or there are too many.
+            CheckpointError, OutOfMemoryError: it cannot be used, or does not fit.
+        """
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse requests that name it from now on; those queued or running finish. May be called from any thread.
+
+        Raises:
+            InvalidRequestError: there is no such adapter.
+        """
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that requests may name, in the order they were loaded. May be called from any thread."""
+
+    def stats(self) -> EngineStats:
+        """What is going on. Cheap; may be called from any thread."""
 
     def close(self) -> None:
         """Free memory and threads. Idempotent."""

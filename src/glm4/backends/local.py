@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +11,19 @@ from numpy.typing import NDArray
 from glm4.engine.engine import Engine
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.errors import InvalidRequestError, OutOfMemoryError
-from glm4.generation import GenerationOutput, GenerationRequest
+from glm4.generation import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.kernels import Kernels, get_kernels
 from glm4.memory import available_memory
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, KV_DTYPES, PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
 from glm4.model.loader import CanonicalTensors, Progress, load_model, random_model
+from glm4.model.lora import LoraAdapter, read_adapter
 from glm4.model.precision import Precision, packed_dtype, resolve_precision, weight_nbytes
 from glm4.model.transformer import Transformer
 
 from .base import BackendInfo
+
+_POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads")
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class LocalOptions:
         kernels: "auto", "native" or "reference".
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
         speculation: guess repeated text ahead (same answers, fewer steps).
+        max_adapters: LoRA adapters that may be loaded at once.
+        adapter_memory: bytes they may take in all.
     """
 
     dtype: str = "auto"
@@ -50,12 +56,15 @@ class LocalOptions:
     kernels: str = "auto"
     enable_prefix_caching: bool = True
     speculation: bool = True
+    max_adapters: int = 16
+    adapter_memory: int = 2 << 30
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads"):
+        least = dict.fromkeys(("max_adapters", "adapter_memory"), 0) | dict.fromkeys(_POSITIVE, 1)
+        for name, limit in least.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequestError(f"{name} must be at least 1, not {value}", param=name)
+            if value is not None and value < limit:
+                raise InvalidRequestError(f"{name} must be at least {limit}, not {value}", param=name)
         if self.kv_cache_dtype not in ("auto", *KV_DTYPES):
             known = ", ".join(("auto", *KV_DTYPES))
             raise InvalidRequestError(f"kv_cache_dtype must be one of {known}, not {self.kv_cache_dtype!r}")
@@ -71,6 +80,7 @@ class LocalBackend:
         precision: str,
         banned_ids: NDArray[np.int64],
         mapped_nbytes: int = 0,
+        model_type: str = "glm",
     ) -> None:
         kv_dtype = resolve_kv_dtype(options.kv_cache_dtype, precision, model.config)
         num_pages, max_model_len = _cache_size(model.config, options, kv_dtype, available_memory() - mapped_nbytes)
@@ -78,8 +88,19 @@ class LocalBackend:
         if not options.speculation:
             scheduler = replace(scheduler, max_speculative_rows=0)
         cache = KVCache(model.config, num_pages, kv_dtype)
-        self.engine = Engine(model, cache, max_model_len, scheduler, banned_ids, options.enable_prefix_caching)
+        self.engine = Engine(
+            model,
+            cache,
+            max_model_len,
+            scheduler,
+            banned_ids,
+            options.enable_prefix_caching,
+            options.max_adapters,
+            options.adapter_memory,
+        )
         self.model = model
+        self._model_type = model_type
+        self._adapter_format = "fp32" if precision == "fp32" else "bf16"
         self._info = BackendInfo(
             name="local",
             vocab_size=model.config.vocab_size,
@@ -115,14 +136,14 @@ class LocalBackend:
         model = load_model(checkpoint, precision, _kernels(options), progress)
         # Pages of a mapped file still count as available memory, but taking them would slow every token.
         mapped = 0 if packed is None else model.weights.nbytes
-        return cls(model, options, precision.name, banned_ids, mapped)
+        return cls(model, options, precision.name, banned_ids, mapped, checkpoint.model_type)
 
     @classmethod
     def random(cls, config: ModelConfig, options: LocalOptions, seed: int = 0) -> LocalBackend:
         """A model of that shape with random weights, for benchmarks."""
         precision = _checked_precision(config, options)
         model = random_model(config, precision, _kernels(options), seed)
-        return cls(model, options, precision.name, np.empty(0, np.int64))
+        return cls(model, options, precision.name, np.empty(0, np.int64), model_type=config.architecture)
 
     @property
     def info(self) -> BackendInfo:
@@ -145,10 +166,36 @@ class LocalBackend:
         """True while `step` has something to do."""
         return self.engine.has_unfinished_requests()
 
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Read a PEFT adapter and offer it; see `model.weights.adapter` for what is supported and the errors."""
+        table, kernels = self.engine.adapters, self.model.kernels
+        room = min(table.room_for(name), available_memory())
+        adapter = read_adapter(
+            Path(path), self.model.config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room
+        )
+        table.add(name, adapter)
+        return _adapter_info(name, adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """Refuse requests that name it from now on; those queued or running finish."""
+        self.engine.adapters.remove(name)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The adapters that requests may name."""
+        return [_adapter_info(name, adapter) for name, adapter in self.engine.adapters.items()]
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing."""
+        return self.engine.stats()
+
     def close(self) -> None:
         """Forget running requests; the memory goes when this object goes."""
         for request_id in self.engine.request_ids():
             self.engine.abort(request_id)
+
+
+def _adapter_info(name: str, adapter: LoraAdapter) -> AdapterInfo:
+    return AdapterInfo(name, adapter.path, adapter.rank, adapter.nbytes)
 
 
 def _kernels(options: LocalOptions) -> Kernels:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glm4.errors import InvalidRequestError, PromptTooLongError
-from glm4.generation import GenerationOutput, GenerationRequest
+from glm4.generation import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 
 from .base import BackendInfo
 
@@ -24,6 +27,7 @@ class ScriptedBackend:
     """Answers each request with `script(prompt_ids)`, one token a step, all requests side by side.
 
     Stop ids, `max_tokens`, `ignore_eos` and abort behave as in the real engine; an exhausted script ends with "stop".
+    Any adapter can be loaded, from any path, and changes nothing. An embedding counts the prompt's ids modulo 8.
     """
 
     def __init__(
@@ -31,6 +35,7 @@ class ScriptedBackend:
     ) -> None:
         self._script = script
         self._running: dict[str, _Running] = {}
+        self._adapters: dict[str, AdapterInfo] = {}
         self._info = BackendInfo("scripted", vocab_size, max_model_len, max_num_seqs)
 
     @property
@@ -42,7 +47,9 @@ class ScriptedBackend:
         """Ask the script for this request's answer."""
         if request.request_id in self._running:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        if len(request.prompt_ids) + 1 > self._info.max_model_len:
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise InvalidRequestError(f"there is no adapter {request.adapter!r}; load it first", param="model")
+        if len(request.prompt_ids) + (request.pooling is None) > self._info.max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(request.prompt_ids)} tokens; the context holds {self._info.max_model_len - 1}",
                 param="prompt",
@@ -65,6 +72,8 @@ class ScriptedBackend:
 
     def _advance(self, running: _Running) -> GenerationOutput:
         request, params = running.request, running.request.params
+        if request.pooling is not None:
+            return GenerationOutput(request.request_id, finish_reason="stop", embedding=_counts(request.prompt_ids))
         if running.sent >= len(running.answer):
             return GenerationOutput(request.request_id, finish_reason="stop")
         token = running.answer[running.sent]
@@ -79,6 +88,38 @@ class ScriptedBackend:
         """True while an answer is unfinished."""
         return bool(self._running)
 
+    def load_adapter(self, name: str, path: str) -> AdapterInfo:
+        """Remember the name."""
+        if name in self._adapters:
+            raise InvalidRequestError(f"an adapter {name!r} is loaded already; unload it first", param="name")
+        return self._adapters.setdefault(name, AdapterInfo(name, path, 0, 0))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget the name."""
+        if self._adapters.pop(name, None) is None:
+            raise InvalidRequestError(f"there is no adapter {name!r}; load it first", param="model")
+
+    def adapters(self) -> list[AdapterInfo]:
+        """The names that were loaded."""
+        return list(self._adapters.values())
+
+    def stats(self) -> EngineStats:
+        """How many answers are being said and how many wait; there are no pages and nothing else to count."""
+        requests = [running.request for running in list(self._running.values())]
+        limit = self._info.max_num_seqs
+        running, waiting = ({r.adapter for r in part if r.adapter} for part in (requests[:limit], requests[limit:]))
+        return EngineStats(
+            num_running=len(requests[:limit]),
+            num_waiting=len(requests[limit:]),
+            running_adapters=tuple(sorted(running)),
+            waiting_adapters=tuple(sorted(waiting - running)),
+        )
+
     def close(self) -> None:
         """Forget everything."""
         self._running.clear()
+
+
+def _counts(ids: Sequence[int]) -> NDArray[np.float32]:
+    counts = np.bincount(np.asarray(ids) % 8, minlength=8).astype(np.float32)
+    return np.asarray(counts / np.linalg.norm(counts), np.float32)

@@ -10,6 +10,9 @@ Two invariants carry the bookkeeping:
 - Pages are released from the last to the first. So in `_idle`, which is in order of release, a child always stands
   before its parent: the oldest entry is a leaf.
 
+Each LoRA adapter has a tree of its own, because the same tokens have other keys and values under it. A tree's number is
+its adapter's, which is never used again, so pages of an unloaded adapter are found by nobody and taken back in time.
+
 Sharing is exact: a page's keys and values are bit-identical however its tokens were batched and chunked (the kernels'
 contract), so which of two equal pages a sequence reads can't matter.
 """
@@ -45,8 +48,8 @@ class PrefixCache:
 
     def __init__(self, cache: KVCache, enabled: bool = True) -> None:
         self._cache = cache
-        self._enabled = enabled
-        self._root = _Node(-1, (), None)
+        self.enabled = enabled
+        self._roots: dict[int, _Node] = {}
         self._nodes: dict[int, _Node] = {}
         # Nodes without holders in order of release; a dict because it keeps order and forgets in constant time.
         self._idle: dict[int, _Node] = {}
@@ -56,17 +59,21 @@ class PrefixCache:
         """Pages that `allocate` can give: free ones and those kept only for reuse."""
         return self._cache.num_free_pages + len(self._idle)
 
-    def hold(self, ids: Sequence[int]) -> list[int]:
-        """Hold the pages of the longest known prefix of `ids`, leaving at least one id to compute."""
+    @property
+    def num_used_pages(self) -> int:
+        """Pages that running sequences hold."""
+        return self._cache.num_pages - self.num_available_pages
+
+    def hold(self, ids: Sequence[int], tree: int = 0) -> list[int]:
+        """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute."""
         pages: list[int] = []
-        node = self._root
-        for index in range((len(ids) - 1) // PAGE_SIZE if self._enabled else 0):
-            child = node.children.get(_key(ids, index))
-            if child is None:
+        node = self._roots.get(tree)
+        for index in range((len(ids) - 1) // PAGE_SIZE if self.enabled else 0):
+            node = node.children.get(_key(ids, index)) if node is not None else None
+            if node is None:
                 break
-            self._hold(child)
-            pages.append(child.page)
-            node = child
+            self._hold(node)
+            pages.append(node.page)
         return pages
 
     def allocate(self, count: int) -> list[int]:
@@ -79,7 +86,7 @@ class PrefixCache:
             self._drop(next(iter(self._idle.values())))
         return self._cache.allocate(count)
 
-    def share(self, ids: Sequence[int], pages: list[int], num_computed: int, first: int) -> int:
+    def share(self, ids: Sequence[int], pages: list[int], num_computed: int, first: int, tree: int = 0) -> int:
         """Enter a sequence's full pages into the tree.
 
         A page whose content is there already is given back and replaced in `pages` by the shared one.
@@ -89,14 +96,17 @@ class PrefixCache:
             pages: its pages; changed in place.
             num_computed: ids whose keys and values are complete.
             first: full pages entered already.
+            tree: 0, or the number of the adapter they were computed under.
 
         Returns:
             Full pages entered now, in all.
         """
         full = num_computed // PAGE_SIZE
-        if not self._enabled or first >= full:
+        if not self.enabled or first >= full:
             return first
-        parent = self._root if first == 0 else self._nodes[pages[first - 1]]
+        # A root's key holds its tree's number, so that it can be dropped with its last child.
+        root = self._roots.setdefault(tree, _Node(-1, (tree,), None))
+        parent = root if first == 0 else self._nodes[pages[first - 1]]
         for index in range(first, full):
             key = _key(ids, index)
             node = parent.children.get(key)
@@ -136,6 +146,8 @@ class PrefixCache:
         if node.children or node.holders or parent is None:
             raise RuntimeError("a shared page in use was about to be dropped")
         del parent.children[node.key], self._nodes[node.page], self._idle[node.page]
+        if parent.parent is None and not parent.children:
+            del self._roots[parent.key[0]]
         self._cache.free([node.page])
 
 

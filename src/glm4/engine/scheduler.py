@@ -64,6 +64,8 @@ class Scheduler:
         # In order of admission: the last one is the first to be preempted.
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_looked_up_tokens = 0  # in the prefix cache
+        self.num_found_tokens = 0
         self.row_cost = RowCost(config.guess_cost)
 
     def add(self, sequence: Sequence) -> None:
@@ -99,7 +101,7 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
-            held = [] if sequence.wants_prompt_logprobs() else self._cache.hold(sequence.ids)
+            held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree)
             # Wait for room for the whole prompt: admitting earlier would only preempt someone to make it.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
             promised = sum(pages_for(len(s.ids) + 1) - len(s.pages) for s in self.running)
@@ -112,7 +114,13 @@ class Scheduler:
             sequence.num_computed = len(held) * PAGE_SIZE
             if not sequence.num_new_tokens:
                 sequence.num_cached = sequence.num_computed
+                self._count_lookup(sequence)
             self.running.append(self.waiting.popleft())
+
+    def _count_lookup(self, sequence: Sequence) -> None:
+        if self._cache.enabled and not sequence.needs_all_rows():
+            self.num_looked_up_tokens += len(sequence.ids)
+            self.num_found_tokens += sequence.num_cached
 
     def _with_drafts(self, planned: list[ScheduledSequence]) -> list[ScheduledSequence]:
         """Let decoding sequences guess ahead, as far as rows and free pages allow; guesses never cost a preemption."""

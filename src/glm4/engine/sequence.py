@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.engine.pooling import MeanPool
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
 from glm4.generation import GenerationRequest, TokenLogprobs
+from glm4.model.lora import LoraAdapter
 
 
 class Sequence:
@@ -31,6 +33,11 @@ class Sequence:
         self.max_new_tokens = limit if request.params.max_tokens is None else min(limit, request.params.max_tokens)
         # Entry 0 has no predecessor; filled as prefill proceeds, kept across preemption.
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
+        self.adapter: LoraAdapter | None = None
+        self.pool: MeanPool | None = None
+        if request.pooling is not None:
+            self.pool = MeanPool()
+            self.max_new_tokens = 0
 
     @property
     def request_id(self) -> str:
@@ -50,6 +57,15 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log-probabilities are asked for and incomplete."""
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
+
+    def needs_all_rows(self) -> bool:
+        """True while the hidden states of the whole prompt are needed, so that none of it may come from a cache."""
+        return self.pool is not None or self.wants_prompt_logprobs()
+
+    @property
+    def tree(self) -> int:
+        """The tree of the prefix cache its pages belong to."""
+        return 0 if self.adapter is None else self.adapter.number
 
     def finish_reason(self) -> tuple[str | None, int | None]:
         """("stop", id), ("length", None) or (None, None), judged by the newest token."""

@@ -31,6 +31,10 @@ class CanonicalTensors(Protocol):
     def config(self) -> ModelConfig:
         """Shape and constants."""
 
+    @property
+    def model_type(self) -> str:
+        """Whose names and row order its LoRA adapters have: "chatglm", "glm", "glm4", "llama" or "qwen2"."""
+
     def check(self) -> None:
         """Raise TensorError when tensors are missing, left over or misshapen."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,11 @@ from glm4.kernels.formats import PackedWeight
 from glm4.model.config import ModelConfig
 from glm4.model.key_balance import key_balance
 from glm4.model.kv_cache import ForwardBatch, KVCache
+from glm4.model.lora import add_adapters
 from glm4.model.rotary import RotaryTable
 
 Float = NDArray[np.float32]
+Matrix = Literal["qkv", "o", "gate_up", "down"]
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,13 @@ class Transformer:
         for index, layer in enumerate(self.weights.layers):
             x = kernels.rms_norm(h, layer.input_layernorm, eps)
             factors = None if balance is None else balance[index]
-            attended = self._attention(x, layer, cos, sin, factors, batch, cache.keys[index], cache.values[index])
+            attended = self._attention(x, index, cos, sin, factors, batch, cache)
             if layer.post_self_attn_layernorm is not None:
                 attended = kernels.rms_norm(attended, layer.post_self_attn_layernorm, eps)
             kernels.add_(h, attended)
             x = kernels.rms_norm(h, layer.post_attention_layernorm, eps)
-            x = kernels.linear(kernels.swiglu(kernels.linear(x, layer.gate_up)), layer.down)
+            x = kernels.swiglu(self._linear(x, index, "gate_up", batch))
+            x = self._linear(x, index, "down", batch)
             if layer.post_mlp_layernorm is not None:
                 x = kernels.rms_norm(x, layer.post_mlp_layernorm, eps)
             kernels.add_(h, x)
@@ -101,16 +105,16 @@ class Transformer:
     def _attention(
         self,
         x: Float,
-        layer: LayerWeights,
+        index: int,
         cos: Float,
         sin: Float,
         factors: Float | None,
         batch: ForwardBatch,
-        k_cache: NDArray[np.generic],
-        v_cache: NDArray[np.generic],
+        cache: KVCache,
     ) -> Float:
         config, kernels = self.config, self.kernels
-        heads = kernels.linear(x, layer.qkv, layer.qkv_bias).reshape(len(x), -1, config.head_dim)
+        k_cache, v_cache = cache.keys[index], cache.values[index]
+        heads = self._linear(x, index, "qkv", batch).reshape(len(x), -1, config.head_dim)
         first_key, first_value = config.num_attention_heads, config.num_attention_heads + config.num_key_value_heads
         # Queries and keys stand side by side, so one call rotates both.
         kernels.rotary(heads[:, :first_value], cos, sin)
@@ -126,7 +130,15 @@ class Transformer:
             batch.context_lens,
             self._scale,
         )
-        return kernels.linear(attended.reshape(len(x), -1), layer.o)
+        return self._linear(attended.reshape(len(x), -1), index, "o", batch)
+
+    def _linear(self, x: Float, index: int, key: Matrix, batch: ForwardBatch) -> Float:
+        """One matrix of layer `index` times `x`, with what the rows' LoRA adapters add to it."""
+        layer = self.weights.layers[index]
+        y = self.kernels.linear(x, getattr(layer, key), layer.qkv_bias if key == "qkv" else None)
+        if batch.adapters:
+            add_adapters(self.kernels, batch.adapters, index, key, x, y)
+        return y
 
     @cached_property
     def _key_balance(self) -> list[Float]:
@@ -134,5 +146,8 @@ class Transformer:
 
     def logits(self, hidden: Float) -> Float:
         """Final norm and head for `hidden` [R, hidden_size]; returns float32 [R, vocab_size]."""
-        x = self.kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
-        return self.kernels.linear(x, self.weights.lm_head)
+        return self.kernels.linear(self.final_norm(hidden), self.weights.lm_head)
+
+    def final_norm(self, hidden: Float) -> Float:
+        """What the head reads, and what embeddings are made of: `hidden` [R, hidden_size] after the last norm."""
+        return self.kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)

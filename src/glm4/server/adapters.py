@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -36,7 +34,7 @@ async def load_adapter(request: Request) -> Response:
     if name in taken:
         raise ApiError(400, f"the name {name!r} is taken", "lora_name", "invalid_value")
     try:
-        await target.engine.call(partial(target.llm.load_adapter, name, Path(path)))
+        await target.engine.load_adapter(name, path)
     except InvalidRequestError:
         raise
     except (Glm4Error, OSError) as error:
@@ -55,7 +53,7 @@ async def unload_adapter(request: Request) -> Response:
         raise InvalidRequestError("lora_name is needed", param="lora_name")
     model = _owner(state.models, name)
     assert model.engine is not None  # noqa: S101 (`_owner` looks at ready models only)
-    await model.engine.call(partial(model.llm.unload_adapter, name))
+    model.llm.unload_adapter(name)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 

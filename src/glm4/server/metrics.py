@@ -133,16 +133,18 @@ class _EngineCollector(Collector):
         for model in self._models.models:
             if model.engine is None or model.admission is None:
                 continue
-            stats = model.llm.backend.stats()
+            stats = model.llm.stats()
             waiting = stats.num_waiting + model.admission.num_waiting
-            put(GaugeMetricFamily, "num_requests_running", "Requests in the batch.", stats.num_running)
-            put(GaugeMetricFamily, "num_requests_waiting", "Requests that wait for a place.", waiting)
-            put(GaugeMetricFamily, "kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", stats.kv_usage)
-            put(CounterMetricFamily, "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_queries)
-            put(CounterMetricFamily, "prefix_cache_hits", "Prompt tokens found.", stats.prefix_hits)
-            put(CounterMetricFamily, "num_preemptions", "Requests set back for want of pages.", stats.num_preemptions)
-            put(CounterMetricFamily, "spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_drafted)
-            put(CounterMetricFamily, "spec_decode_num_accepted_tokens", "Guesses that came true.", stats.num_accepted)
+            usage = stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0
+            gauge, counter = GaugeMetricFamily, CounterMetricFamily
+            put(gauge, "num_requests_running", "Requests in the batch.", stats.num_running)
+            put(gauge, "num_requests_waiting", "Requests that wait for a place.", waiting)
+            put(gauge, "kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", usage)
+            put(counter, "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
+            put(counter, "prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
+            put(counter, "num_preemptions", "Requests set back for want of pages.", stats.num_preemptions)
+            put(counter, "spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_drafted_tokens)
+            put(counter, "spec_decode_num_accepted_tokens", "Guesses that came true.", stats.num_accepted_tokens)
         yield from families.values()
 
 

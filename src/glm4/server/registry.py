@@ -122,7 +122,7 @@ class ModelRegistry:
         llm = await asyncio.to_thread(partial(LLM, spec.source, progress=progress, **spec.options))
         engine = AsyncLLM(llm)
         for name, path in spec.adapters.items():
-            await engine.call(partial(llm.load_adapter, name, path))
+            await engine.load_adapter(name, str(path))
         config = self._config
         model.admission = Admission(llm.info.max_num_seqs, config.max_queue, config.queue_timeout)
         model.engine = engine
@@ -155,7 +155,7 @@ class ModelRegistry:
     @staticmethod
     def adapters(model: ServedModel) -> tuple[str, ...]:
         """LoRA adapters of a model that clients may name."""
-        return tuple(model.spec.adapters) if model.engine is None else tuple(model.llm.adapters())
+        return tuple(model.spec.adapters) if model.engine is None else tuple(adapter.name for adapter in model.llm.adapters())
 
     @staticmethod
     def _check_ready(model: ServedModel) -> None:
