@@ -24,7 +24,7 @@ from glm4.server import (
 from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError, error_response
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
-from glm4.server.registry import ModelRegistry
+from glm4.server.registry import Loader, ModelRegistry
 from glm4.server.state import ServerState
 
 ROUTES = [
@@ -49,9 +49,13 @@ ADAPTER_ROUTES = [
 """Only with `allow_adapter_loading`."""
 
 
-def create_app(config: ServerConfig) -> Starlette:
-    """An ASGI application that loads its models in the background once it is started."""
-    registry = ModelRegistry(config)
+def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
+    """An ASGI application that loads its models in the background once it is started.
+
+    Args:
+        load: makes the `LLM` of a model; None loads it as `LLM` does.
+    """
+    registry = ModelRegistry(config, load)
     state = ServerState(config, registry, metrics.ServerMetrics(config.metrics_prefix, registry))
 
     @asynccontextmanager

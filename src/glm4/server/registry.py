@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 from glm4.async_llm import AsyncLLM
 from glm4.errors import Glm4Error
-from glm4.llm import LLM
+from glm4.llm import LLM, Progress
 from glm4.server.admission import Admission
 from glm4.server.config import ANY_MODEL, ModelSpec, ServerConfig
 from glm4.server.errors import ApiError, busy
 
 log = logging.getLogger("glm4.server")
+
+Loader = Callable[[ModelSpec, Progress], LLM]
+
+
+def _load_llm(spec: ModelSpec, progress: Progress) -> LLM:
+    return LLM(spec.source, progress=progress, **spec.options)
 
 
 @dataclass
@@ -74,10 +79,15 @@ class Target:
 
 
 class ModelRegistry:
-    """All models of one server."""
+    """All models of one server.
 
-    def __init__(self, config: ServerConfig) -> None:
+    Args:
+        load: makes the `LLM` of a model; tests bring their own.
+    """
+
+    def __init__(self, config: ServerConfig, load: Loader | None = None) -> None:
         self._config = config
+        self._load_llm = load or _load_llm
         self.models = [ServedModel(spec) for spec in config.models]
         self._loading: asyncio.Task[None] | None = None
 
@@ -119,7 +129,7 @@ class ModelRegistry:
             model.stage = f"{stage}, {done / total:.0%}" if total else stage
 
         spec = model.spec
-        llm = await asyncio.to_thread(partial(LLM, spec.source, progress=progress, **spec.options))
+        llm = await asyncio.to_thread(self._load_llm, spec, progress)
         engine = AsyncLLM(llm)
         for name, path in spec.adapters.items():
             await engine.load_adapter(name, str(path))

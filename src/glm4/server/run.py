@@ -43,20 +43,12 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(app: Starlette, config: ServerConfig, *, fd: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests.
-
-    Args:
-        fd: an open, bound socket to serve on instead of host and port.
-    """
-    # uvicorn raises the signal again once it is done; the end we want is a quiet one.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+def make_server(app: Starlette, config: ServerConfig) -> uvicorn.Server:
+    """A server for an application; `run(sockets=[…])` serves on sockets that are bound already."""
     settings = uvicorn.Config(
         app,
         host=config.host,
         port=config.port,
-        fd=fd,
         http=_Protocol,
         ws="none",
         log_config=None,
@@ -66,4 +58,12 @@ def run(app: Starlette, config: ServerConfig, *, fd: int | None = None) -> None:
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    _Server(settings, app.state.glm4).run()
+    return _Server(settings, app.state.glm4)
+
+
+def run(app: Starlette, config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests."""
+    # uvicorn raises the signal again once it is done; the end we want is a quiet one.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    make_server(app, config).run()
