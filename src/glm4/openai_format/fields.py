@@ -177,12 +177,14 @@ OPTIONS: Mapping[str, Field] = MappingProxyType(
 )
 """Sampling options of every body that generates text."""
 
-# Labels that change nothing about the answer: whose request it is, and hints for a cache that needs none.
-_LABELS = {name: Field(STRING, text) for name in ("user", "safety_identifier", "prompt_cache_key")}
+LABELS: Mapping[str, Field] = MappingProxyType(
+    {name: Field(STRING, text) for name in ("user", "safety_identifier", "prompt_cache_key")}
+)
+"""Fields that change nothing about the answer: whose request it is, and a hint for a cache that needs none."""
 
 _COMMON = {
     **OPTIONS,
-    **_LABELS,
+    **LABELS,
     "model": Field(STRING, text),
     "stream": Field(BOOLEAN, boolean),
     "stream_options": Field(
