@@ -15,10 +15,12 @@ from glm4.server import (
     adapters,
     chat_completions,
     completions,
+    docs,
     embeddings,
     health,
     metrics,
     models,
+    openapi,
     tokenize,
 )
 from glm4.server.config import ServerConfig
@@ -41,7 +43,17 @@ ROUTES = [
     Route("/ready", health.ready, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
     Route("/metrics", metrics.metrics, methods=["GET"]),
+    Route("/openapi.json", openapi.openapi_json, methods=["GET"]),
 ]
+"""The API: each route has a row in `operations.OPERATIONS`, which describes it."""
+
+PAGES = [
+    Route("/", docs.root, methods=["GET"]),
+    Route("/docs", docs.docs, methods=["GET"]),
+    Route("/docs/{file}", docs.docs_file, methods=["GET"]),
+]
+"""For people with a browser."""
+
 ADAPTER_ROUTES = [
     Route("/v1/load_lora_adapter", adapters.load_adapter, methods=["POST"]),
     Route("/v1/unload_lora_adapter", adapters.unload_adapter, methods=["POST"]),
@@ -67,9 +79,9 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
             await registry.close()
 
     app = Starlette(
-        routes=[*ROUTES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
+        routes=[*ROUTES, *PAGES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),  # type: ignore[arg-type]
+        exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),
         middleware=[
             Middleware(RequestLog),
             Middleware(Origins, config=config),
