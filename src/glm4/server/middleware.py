@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
-from glm4.server.errors import ApiError, error_response
+from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
 
 access_log = logging.getLogger("glm4.access")
 
@@ -51,7 +51,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["path"].startswith(ANTHROPIC_PREFIX):
+                    headers["request-id"] = request_id  # where Anthropic's clients look for it
             await send(message)
 
         try:
@@ -125,7 +128,9 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
         if scope["type"] == "http" and self._active and not self._known(Headers(scope=scope).get("host", "")):
-            error = ApiError(421, "the Host header names another machine; allow it with --allowed-host", code="bad_host")
+            error = ApiError(
+                421, "the Host header names another machine; allow it with --allowed-host", code="bad_host"
+            )
             await error_response(Request(scope), error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
