@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from glm4.anthropic_format.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED, REFUSED
@@ -24,6 +24,7 @@ class MessageRequest:
 
     Attributes:
         chat: what the model is asked, in the words of the rest of glm4.
+        begun: how the answer begins: what the client wrote as the last, the assistant's message.
         stream: send events.
         generate: False when the prompt is only to be cached (max_tokens 0); `chat.params` then ask for one token, which
             is left out of the response.
@@ -33,6 +34,7 @@ class MessageRequest:
     """
 
     chat: ChatRequest
+    begun: str = ""
     stream: bool = False
     generate: bool = True
     thinking: Thinking = "shown"
@@ -55,8 +57,13 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
     stream, tokens = given.get("stream", False), given["max_tokens"]
     if stream and not tokens:
         raise refusal("max_tokens", "0 leaves nothing to stream")
+    chat = _chat(given, defaults.replace(**changes, **_form(given), max_tokens=max(tokens, 1)))
+    chat, begun = _split(chat)
+    if begun and (chat.tool_choice not in ("auto", "none") or _form(given)):
+        raise refusal("messages", "the form of the answer is given, so the last message cannot be its beginning")
     return MessageRequest(
-        chat=_chat(given, defaults.replace(**changes, **_form(given), max_tokens=max(tokens, 1))),
+        chat=chat,
+        begun=begun,
         stream=stream,
         generate=tokens > 0,
         thinking=_thinking(given.get("thinking", {})),
@@ -68,7 +75,8 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
 def parse_count(body: Mapping[str, Any], defaults: SamplingParams) -> MessageRequest:
     """Read a /v1/messages/count_tokens body; see `parse_message`."""
     given = _read(body, COUNT_FIELDS, COUNT_REQUIRED)
-    return MessageRequest(_chat(given, defaults), manages_context="context_management" in given)
+    chat, begun = _split(_chat(given, defaults))
+    return MessageRequest(chat, begun, manages_context="context_management" in given)
 
 
 def _read(body: Mapping[str, Any], table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:
@@ -83,8 +91,6 @@ def _chat(given: Mapping[str, Any], params: SamplingParams) -> ChatRequest:
     messages: list[Message] = [*given.get("system", ()), *given["messages"]]
     if not messages:
         raise refusal("messages", "there is nothing in them")
-    if messages[-1].role == "assistant":
-        raise refusal("messages", "the last message must not be the assistant's: beginning its answer is not supported")
     tools, choice = given.get("tools", ()), given.get("tool_choice", Choice())
     if choice.tool_choice not in ("auto", "none"):
         named = choice.tool_choice["function"]["name"] if isinstance(choice.tool_choice, Mapping) else None
@@ -98,6 +104,16 @@ def _chat(given: Mapping[str, Any], params: SamplingParams) -> ChatRequest:
         tool_choice=choice.tool_choice,
         parallel_tool_calls=choice.parallel,
     )
+
+
+def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
+    """The conversation up to the answer, and the answer's beginning if the last message is one."""
+    *turns, last = chat.messages
+    if last.role != "assistant" or not (last.content or last.tool_calls or last.reasoning):
+        return (chat if last.role != "assistant" else replace(chat, messages=turns)), ""
+    if last.tool_calls or last.reasoning or not turns:
+        raise refusal("messages", "an answer can only be begun with text, and after a message of the user")
+    return replace(chat, messages=turns), last.content
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,6 +13,7 @@ from glm4.anthropic_format.events import PING
 from glm4.anthropic_format.fields import REFUSED_HEADERS
 from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.openai_format import ChatRequest
+from glm4.prefill import Opening
 from glm4.prepared_request import PreparedRequest
 from glm4.server.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError
@@ -38,7 +40,7 @@ async def count_tokens(request: Request) -> Response:
     _check_headers(request)
     target = state.target(body)
     wanted = parse_count(body, target.llm.default_sampling_params())
-    count = await _count(target, wanted.chat)
+    count = await prepare(lambda: _count(target, wanted))
     counts: dict[str, object] = {"input_tokens": count}
     if wanted.manages_context:
         counts["context_management"] = {"original_input_tokens": count}
@@ -51,22 +53,41 @@ def _check_headers(request: Request) -> None:
             raise InvalidRequestError(text, param=name)
 
 
-async def _count(target: Target, chat: ChatRequest) -> int:
-    tools = () if chat.tool_choice == "none" else chat.tools
-    return len(await prepare(lambda: target.llm.text.render(chat.messages, tools)))
+def _tools(chat: ChatRequest) -> Sequence[Mapping[str, Any]]:
+    """The tools that stand in the prompt."""
+    return () if chat.tool_choice == "none" else chat.tools
 
 
-async def _prepare(target: Target, chat: ChatRequest) -> PreparedRequest:
+def _opening(target: Target, wanted: MessageRequest) -> Opening | None:
+    if not wanted.begun:
+        return None
+    return Opening.find(target.llm.text, wanted.chat.messages, _tools(wanted.chat), wanted.begun)
+
+
+def _count(target: Target, wanted: MessageRequest) -> int:
+    count = len(target.llm.text.render(wanted.chat.messages, _tools(wanted.chat)))
+    opening = _opening(target, wanted)
+    return count if opening is None else count + len(opening.ids)
+
+
+async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
+    limit = target.llm.info.max_model_len - 1
     try:
-        return await prepare_chat_request(target, chat)
+        prepared = await prepare_chat_request(target, wanted.chat)
+        opening = await prepare(lambda: _opening(target, wanted))
+        if opening is not None:
+            prepared = opening.before(prepared)
+            if len(prepared.prompt_ids) > limit:
+                raise PromptTooLongError("the beginning of the answer does not fit", param="messages")
     except PromptTooLongError:
         # In Anthropic's words: by them Claude Code knows that it has to shorten the conversation.
-        count, limit = await _count(target, chat), target.llm.info.max_model_len - 1
+        count = await prepare(lambda: _count(target, wanted))
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
+    return prepared
 
 
 async def _answer(state: ServerState, target: Target, wanted: MessageRequest) -> Response:
-    prepared = await _prepare(target, wanted.chat)
+    prepared = await _prepare(target, wanted)
     generation = Generation(state, target, prepared)
     answer = MessageEvents(target.name, wanted, len(prepared.prompt_ids))
     if wanted.stream:
