@@ -125,7 +125,9 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
         if scope["type"] == "http" and self._active and not self._known(Headers(scope=scope).get("host", "")):
-            error = ApiError(421, "the Host header names another machine; allow it with --allowed-host", code="bad_host")
+            error = ApiError(
+                421, "the Host header names another machine; allow it with --allowed-host", code="bad_host"
+            )
             await error_response(Request(scope), error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
