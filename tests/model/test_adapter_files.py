@@ -141,6 +141,14 @@ def test_tensors_that_do_not_fit_are_refused(
         read(path, config)
 
 
+def test_a_name_made_to_be_matched_slowly(tmp_path: Path, config: ModelConfig) -> None:
+    name = "base_model.model." + ".layers.1.x" * 200_000
+    path = write_adapter(tmp_path / "a", factors(config) | {name: np.ones((4, 64), np.float32)})
+    with pytest.raises(UnsupportedModelError, match="2200017 characters") as caught:
+        read(path, config)
+    assert len(str(caught.value)) < 500
+
+
 def test_factors_under_the_names_of_two_kinds_of_checkpoint(tmp_path: Path, config: ModelConfig) -> None:
     mixed = factors(config)
     stem = "base_model.model.transformer.encoder.layers.0.self_attention.dense.lora_"

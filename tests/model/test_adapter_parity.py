@@ -35,7 +35,7 @@ CASES = {
     "chatglm": ("chatglm-chat", "folder"),
     "chatglm-half-split": ("chatglm-half-split", "folder"),
     "qwen2": ("hf-starter", "qwen2"),
-    "llama": ("hf-smoke", "llama"),
+    "llama": ("hf-edge", "llama"),
 }
 
 

@@ -44,7 +44,7 @@ CASES = {
     "chatglm": Case("chatglm-chat", "chatglm", CHATGLM),
     "chatglm-half-split": Case("chatglm-half-split", "chatglm", ["query_key_value"]),
     "qwen2": Case("hf-starter", "qwen2", LLAMA),
-    "llama": Case("hf-smoke", "llama", ["q_proj", "k_proj", "up_proj"]),
+    "llama": Case("hf-edge", "llama", ["q_proj", "k_proj", "up_proj"]),
 }  # fmt: skip
 
 
