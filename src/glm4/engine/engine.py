@@ -92,6 +92,8 @@ class Engine:
             for token in getattr(request.params, name) or ():
                 if not 0 <= token < vocab_size:
                     raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
+        if request.pooling is not None and request.params.prompt_logprobs is not None:
+            raise InvalidRequestError("an embedding has no prompt_logprobs", param="prompt_logprobs")
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
         if request.constraint is not None and self._executor is None:
             self._executor = ThreadPoolExecutor(_GRAMMAR_THREADS, thread_name_prefix="glm4-grammar")
