@@ -72,7 +72,7 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
     app = Starlette(
         routes=[*ROUTES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),  # type: ignore[arg-type]
+        exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),
         middleware=[
             Middleware(RequestLog),
             Middleware(Origins, config=config),

@@ -57,9 +57,7 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
 
 def _too_large(limit: int) -> ApiError:
     # The rest of the body is not read, so the connection cannot be used again.
-    return ApiError(
-        413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"}
-    )
+    return ApiError(413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"})
 
 
 def decode(raw: bytes) -> dict[str, Any]:
@@ -71,7 +69,9 @@ def decode(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ApiError(400, f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_json") from None
+        raise ApiError(
+            400, f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_json"
+        ) from None
     _check_depth(text)
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)

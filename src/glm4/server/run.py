@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -28,7 +29,8 @@ class _Protocol(H11Protocol):
         self.loop.call_later(HEADER_SECONDS, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        begun = cast("object | None", self.cycle)  # declared as never None, and None until the first request
+        if begun is None and not self.transport.is_closing():
             self.transport.close()
 
 
