@@ -15,6 +15,7 @@ Glm4Error
 │   └── PromptTooLongError       the prompt does not fit the context
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
+├── StoreError               the file of stored responses cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
 
 Messages are written for the person at the terminal: what is wrong, where, and what to do about it.
@@ -91,6 +92,10 @@ class OutOfMemoryError(Glm4Error):
 
 class KernelError(Glm4Error):
     """No usable compute kernel."""
+
+
+class StoreError(Glm4Error):
+    """The file of stored responses cannot be opened, read or written."""
 
 
 class BatchFileError(Glm4Error):

@@ -32,6 +32,7 @@ class TemplateDialect(ABC):
         stop_names: tokens that end the model's turn.
         markers: tokens inside an answer that the parser must see → what the detokenizer shows for them.
         builtin_tools: tool types the model knows by name alone.
+        thinks: answers begin with thinking.
     """
 
     name: str
@@ -39,6 +40,7 @@ class TemplateDialect(ABC):
     stop_names: tuple[str, ...]
     markers: Mapping[str, str] = MappingProxyType({})
     builtin_tools: tuple[str, ...] = ()
+    thinks: bool = False
 
     @abstractmethod
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
