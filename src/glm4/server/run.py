@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from glm4.errors import InvalidRequestError
 from glm4.server.config import ServerConfig
 from glm4.server.state import ServerState
 
@@ -61,9 +63,30 @@ def make_server(app: Starlette, config: ServerConfig) -> uvicorn.Server:
     return _Server(settings, app.state.glm4)
 
 
-def run(app: Starlette, config: ServerConfig) -> None:
+def bind(config: ServerConfig) -> socket.socket:
+    """The socket to listen on; port 0 takes a free one.
+
+    Raises:
+        InvalidRequestError: the address cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"cannot listen on {config.host}, port {config.port}: {error.strerror or error}; is another server running"
+            " there? Choose another --port (0 takes a free one)"
+        ) from None
+    return listener
+
+
+def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT; a second one does not wait for running requests."""
     # uvicorn raises the signal again once it is done; the end we want is a quiet one.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    make_server(app, config).run()
+    make_server(app, config).run(sockets=[listener])
