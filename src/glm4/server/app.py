@@ -15,11 +15,13 @@ from glm4.server import (
     adapters,
     chat_completions,
     completions,
+    docs,
     embeddings,
     health,
     messages,
     metrics,
     models,
+    openapi,
     responses,
     tokenize,
 )
@@ -52,7 +54,17 @@ ROUTES = [
     Route("/ready", health.ready, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
     Route("/metrics", metrics.metrics, methods=["GET"]),
+    Route("/openapi.json", openapi.openapi_json, methods=["GET"]),
 ]
+"""The API: each route has a row in `operations.OPERATIONS`, which describes it."""
+
+PAGES = [
+    Route("/", docs.root, methods=["GET"]),
+    Route("/docs", docs.docs, methods=["GET"]),
+    Route("/docs/{file}", docs.docs_file, methods=["GET"]),
+]
+"""For people with a browser."""
+
 ADAPTER_ROUTES = [
     Route("/v1/load_lora_adapter", adapters.load_adapter, methods=["POST"]),
     Route("/v1/unload_lora_adapter", adapters.unload_adapter, methods=["POST"]),
@@ -83,7 +95,7 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
             await stored.close()
 
     app = Starlette(
-        routes=[*ROUTES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
+        routes=[*ROUTES, *PAGES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),
         middleware=[
