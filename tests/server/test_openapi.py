@@ -18,7 +18,6 @@ from hypothesis import seed as with_seed
 from live import LiveServer, config, serve
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
-from tiny import write_folder
 
 from glm4.errors import InvalidRequestError
 from glm4.openai_format.fields import read_fields
@@ -26,6 +25,7 @@ from glm4.server.app import ADAPTER_ROUTES, ROUTES
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.openapi import document
 from glm4.server.operations import OPERATIONS
+from tiny import write_folder
 
 NAMES = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 # Per cent of the examples, by operation; those that take nothing have one only.
@@ -62,9 +62,7 @@ def told(server: LiveServer) -> dict[str, Any]:
 
 
 def component(told: dict[str, Any], name: str) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(
-        {"$ref": f"#/components/schemas/{name}", "components": told["components"]}
-    )
+    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": told["components"]})
 
 
 # The document

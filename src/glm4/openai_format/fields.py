@@ -383,8 +383,13 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 """Fields of OpenAI's schema that are not done here, and why."""
 
 
-def read_fields(body: Mapping[str, Any], table: Mapping[str, Field]) -> dict[str, Any]:
+def read_fields(
+    body: Mapping[str, Any], table: Mapping[str, Field], refused: Mapping[str, str] = REFUSED
+) -> dict[str, Any]:
     """The fields that are not null, each read by its row.
+
+    Args:
+        refused: why fields that other servers know are not done here.
 
     Raises:
         InvalidRequestError: a field is unknown, unsupported or of the wrong type; `.param` names it.
@@ -394,7 +399,7 @@ def read_fields(body: Mapping[str, Any], table: Mapping[str, Field]) -> dict[str
         if value is None:
             continue
         if name not in table:
-            reason = f": {REFUSED[name]}" if name in REFUSED else ""
+            reason = f": {refused[name]}" if name in refused else ""
             raise InvalidRequestError(f"unsupported field {name!r}{reason}", param=name)
         read[name] = table[name].read(name, value)
     return read

@@ -207,9 +207,7 @@ def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) ->
     return prompt if prompt is not None else tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _prompt_details(
-    outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions
-) -> dict[str, Any]:
+def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions) -> dict[str, Any]:
     """vLLM's extras about the prompt, for a request with one."""
     details: dict[str, Any] = {}
     if len(outputs) == 1:

@@ -68,9 +68,7 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
 
 def _too_large(limit: int) -> ApiError:
     # The rest of the body is not read, so the connection cannot be used again.
-    return ApiError(
-        413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"}
-    )
+    return ApiError(413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"})
 
 
 def decode(raw: bytes) -> dict[str, Any]:

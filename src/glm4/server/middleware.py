@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
 from glm4.server.docs import FILES
-from glm4.server.errors import ApiError, error_response
+from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
 
 access_log = logging.getLogger("glm4.access")
 
@@ -55,7 +55,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["path"].startswith(ANTHROPIC_PREFIX):
+                    headers["request-id"] = request_id  # where Anthropic's clients look for it
             await send(message)
 
         try:

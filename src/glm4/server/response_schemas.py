@@ -276,11 +276,7 @@ _SERVER: dict[str, Schema] = {
     "Version": closed({"version": _STRING}),
     "OpenAPI": {"type": "object", "required": ["openapi", "info", "paths"]},
     "Error": closed(
-        {
-            "error": closed(
-                {"message": _STRING, "type": _STRING, "param": nullable(_STRING), "code": nullable(_STRING)}
-            )
-        }
+        {"error": closed({"message": _STRING, "type": _STRING, "param": nullable(_STRING), "code": nullable(_STRING)})}
     ),
     "AnthropicError": closed({"type": {"const": "error"}, "error": closed({"type": _STRING, "message": _STRING})}),
 }
