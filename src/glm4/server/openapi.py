@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse, Response
 from glm4 import __version__
 from glm4.openai_format.fields import body_schema
 from glm4.server.config import ServerConfig
+from glm4.server.errors import ANTHROPIC_PREFIX
 from glm4.server.middleware import PUBLIC_PATHS
 from glm4.server.operations import OPERATIONS, TEXT, Operation
-from glm4.server.response_schemas import SCHEMAS, closed, ref
+from glm4.server.response_schemas import SCHEMAS
+from glm4.server.schema_words import closed, ref
 from glm4.server.state import server_state
 
 _ERRORS: Mapping[int, str] = {
@@ -92,12 +94,9 @@ def _parameters(operation: Operation) -> dict[str, Any]:
     if not operation.parameters:
         return {}
     rows = []
-    for name, description in operation.parameters.items():
+    for name, schema in operation.parameters.items():
         place = "path" if f"{{{name}}}" in operation.path else "query"
-        schema = {"type": "string", "minLength": 1}
-        rows.append(
-            {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
-        )
+        rows.append({"name": name, "in": place, "required": place == "path", "schema": schema})
     return {"parameters": rows}
 
 
@@ -109,32 +108,36 @@ def _body(operation: Operation) -> dict[str, Any]:
 
 
 def _responses(operation: Operation, locked: bool) -> dict[str, Any]:
-    responses = {"200": _answer(operation)}
+    responses = {} if operation.answer is None else {"200": _answer(operation, operation.answer)}
     for status, name in (operation.also or {}).items():
         responses[str(status)] = _json(name, "not now", _WAIT)
     errors = {*operation.errors, 421, 500, *((401,) if locked else ())}
     for status in sorted(errors):
         headers = _WAIT if status in (429, 503) else {}
-        responses[str(status)] = _json(operation.error_schema, _ERRORS[status], headers)
+        responses[str(status)] = _json(_error(operation), _ERRORS[status], headers)
     return responses
 
 
-def _answer(operation: Operation) -> dict[str, Any]:
-    if operation.answer == TEXT:
+def _error(operation: Operation) -> str:
+    return "AnthropicError" if operation.path.startswith(ANTHROPIC_PREFIX) else "Error"
+
+
+def _answer(operation: Operation, name: str) -> dict[str, Any]:
+    if name == TEXT:
         answer: dict[str, Any] = {"content": {TEXT: {"schema": {"type": "string"}}}}
     else:
-        answer = {"content": {"application/json": {"schema": ref(operation.answer)}}}
+        answer = {"content": {"application/json": {"schema": ref(name)}}}
     if operation.events is not None:
-        answer["content"]["text/event-stream"] = {"schema": _event(operation.events)}
+        answer["content"]["text/event-stream"] = {"schema": _event(operation.events, _error(operation))}
     return {"description": "the answer", "headers": _REQUEST_ID, **answer}
 
 
-def _event(name: str) -> dict[str, Any]:
+def _event(name: str, error: str) -> dict[str, Any]:
     """A server-sent event, as its parsed fields. OpenAPI 3.1 has no word for a stream of them (3.2 has itemSchema)."""
     chunk = {
         "type": "string",
         "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": [ref(name), ref("Error")]},
+        "contentSchema": {"anyOf": [ref(name), ref(error)]},
     }
     data = {
         "description": "JSON: a part of the answer, or an error that ends the stream; [DONE] comes last",
