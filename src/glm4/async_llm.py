@@ -6,14 +6,14 @@ import asyncio
 import itertools
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from glm4.errors import Glm4Error
 from glm4.generation import AdapterInfo
 from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.prepared_request import Conversation, PreparedRequest, Prompt, Tools
+from glm4.prepared_request import Conversation, PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
 
 _Item = StreamChunk | BaseException
@@ -45,20 +45,10 @@ class AsyncLLM:
         self,
         messages: Conversation,
         sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        adapter: str | None = None,
+        **options: Any,
     ) -> AsyncIterator[StreamChunk]:
-        """Answer a conversation, chunk by chunk."""
-        prepared = await asyncio.to_thread(
-            self.llm.prepare_chat,
-            messages,
-            sampling_params,
-            tools=tools,
-            template_kwargs=template_kwargs,
-            adapter=adapter,
-        )
+        """Answer a conversation, chunk by chunk; options are those of `LLM.prepare_chat`."""
+        prepared = await asyncio.to_thread(self.llm.prepare_chat, messages, sampling_params, **options)
         async for chunk in self._stream(prepared):
             yield chunk
 
@@ -74,16 +64,10 @@ class AsyncLLM:
         self,
         messages: Conversation,
         sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-        adapter: str | None = None,
+        **options: Any,
     ) -> RequestOutput:
-        """Answer a conversation."""
-        stream = self.stream_chat(
-            messages, sampling_params, tools=tools, template_kwargs=template_kwargs, adapter=adapter
-        )
-        return await _last_output(stream)
+        """Answer a conversation; options are those of `LLM.prepare_chat`."""
+        return await _last_output(self.stream_chat(messages, sampling_params, **options))
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None

@@ -13,6 +13,7 @@ Glm4Error
 ├── ModelNotFoundError       no such model name, folder or file
 ├── InvalidRequestError      a request that can never succeed; `.param` names the field
 │   └── PromptTooLongError       the prompt does not fit the context
+├── GrammarError             a grammar became too complex to follow while text was generated; the text ends there
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
@@ -79,6 +80,10 @@ class InvalidRequestError(Glm4Error):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class GrammarError(Glm4Error):
+    """A grammar that became too complex to follow while text was generated."""
 
 
 class PromptTooLongError(InvalidRequestError):
