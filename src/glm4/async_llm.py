@@ -7,7 +7,8 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from glm4.errors import Glm4Error
 from glm4.generation import AdapterInfo
@@ -17,13 +18,87 @@ from glm4.prepared_request import Conversation, PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
 
 _Item = StreamChunk | BaseException
+_T = TypeVar("_T")
+
+# Chunks that wait for a slow reader before they are joined: memory then grows with the text only, not with the steps.
+_MOST_WAITING = 32
+
+
+class RequestStream:
+    """The chunks of one running request: an asynchronous iterator. Close it to abort what still runs."""
+
+    def __init__(self, owner: AsyncLLM, request_id: str) -> None:
+        self.request_id = request_id
+        self.loop = asyncio.get_running_loop()
+        self._owner = owner
+        self._waiting: deque[_Item] = deque()
+        self._arrived = asyncio.Event()
+        self._finished = False
+
+    def put(self, item: _Item) -> None:
+        """Take in a chunk, or the error that ends the stream. On the event loop only."""
+        self._waiting.append(item)
+        if len(self._waiting) > _MOST_WAITING:
+            self._waiting = deque(_joined(self._waiting))
+        self._arrived.set()
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> StreamChunk:
+        if self._finished:
+            raise StopAsyncIteration
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        item = self._waiting.popleft()
+        self._finished = isinstance(item, BaseException) or item.output is not None
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    async def output(self) -> RequestOutput:
+        """Wait for the whole answer."""
+        try:
+            async for chunk in self:
+                if chunk.output is not None:
+                    return chunk.output
+        finally:
+            self.close()
+        raise Glm4Error("the stream ended without an answer")
+
+    def close(self) -> None:
+        """Abort the request if it still runs. Idempotent."""
+        if not self._finished:
+            self._finished = True
+            self._owner.drop(self.request_id)
+
+
+def _joined(items: deque[_Item]) -> list[_Item]:
+    """Neighbouring chunks of one sample made one; errors as they are."""
+    result: list[_Item] = []
+    latest: dict[int, int] = {}
+    for item in items:
+        at = None if isinstance(item, BaseException) else latest.get(item.index)
+        if isinstance(item, BaseException) or at is None:
+            if isinstance(item, StreamChunk):
+                latest[item.index] = len(result)
+            result.append(item)
+        else:
+            before = result[at]
+            assert isinstance(before, StreamChunk)  # noqa: S101 (for the type checker: `latest` holds chunks only)
+            result[at] = before.followed_by(item)
+            if item.output is not None:  # the end of the request stays behind what its other samples said
+                result.append(result.pop(at))
+    return result
 
 
 class AsyncLLM:
     """Asynchronous twin of `LLM`: the same requests, chunks and errors.
 
     One thread owns the `LLM` and steps it; commands go in through a queue, chunks come back to the event loop of
-    whoever asked. Cancelling a task that iterates a stream aborts its request within one step.
+    whoever asked. Cancelling a task that iterates a stream aborts its request within one step. A reader that is slow
+    makes its chunks larger, not more.
     """
 
     def __init__(self, llm: LLM) -> None:
@@ -31,7 +106,7 @@ class AsyncLLM:
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._sinks: dict[str, Callable[[_Item], None]] = {}
+        self._streams: dict[str, RequestStream] = {}
         self._ids = itertools.count(1)
         self._thread = threading.Thread(target=self._loop, name="glm4-engine", daemon=True)
         self._thread.start()
@@ -42,47 +117,95 @@ class AsyncLLM:
         return cls(await asyncio.to_thread(LLM, model, **options))
 
     async def stream_chat(
-        self,
-        messages: Conversation,
-        sampling_params: SamplingParams | None = None,
-        **options: Any,
+        self, messages: Conversation, sampling_params: SamplingParams | None = None, **options: Any
     ) -> AsyncIterator[StreamChunk]:
         """Answer a conversation, chunk by chunk; options are those of `LLM.prepare_chat`."""
-        prepared = await asyncio.to_thread(self.llm.prepare_chat, messages, sampling_params, **options)
-        async for chunk in self._stream(prepared):
+        prepared = await asyncio.to_thread(partial(self.llm.prepare_chat, messages, sampling_params, **options))
+        async for chunk in self._chunks(prepared):
             yield chunk
 
     async def stream_generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
     ) -> AsyncIterator[StreamChunk]:
-        """Continue a raw prompt, chunk by chunk."""
-        prepared = await asyncio.to_thread(self.llm.prepare_prompt, prompt, sampling_params, adapter=adapter)
-        async for chunk in self._stream(prepared):
+        """Continue a raw prompt, chunk by chunk; options are those of `LLM.prepare_prompt`."""
+        prepared = await asyncio.to_thread(partial(self.llm.prepare_prompt, prompt, sampling_params, **options))
+        async for chunk in self._chunks(prepared):
             yield chunk
 
     async def chat(
-        self,
-        messages: Conversation,
-        sampling_params: SamplingParams | None = None,
-        **options: Any,
+        self, messages: Conversation, sampling_params: SamplingParams | None = None, **options: Any
     ) -> RequestOutput:
         """Answer a conversation; options are those of `LLM.prepare_chat`."""
-        return await _last_output(self.stream_chat(messages, sampling_params, **options))
+        prepared = await asyncio.to_thread(partial(self.llm.prepare_chat, messages, sampling_params, **options))
+        return await (await self.submit(prepared)).output()
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, adapter: str | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
     ) -> RequestOutput:
-        """Continue a raw prompt."""
-        return await _last_output(self.stream_generate(prompt, sampling_params, adapter=adapter))
+        """Continue a raw prompt; options are those of `LLM.prepare_prompt`."""
+        prepared = await asyncio.to_thread(partial(self.llm.prepare_prompt, prompt, sampling_params, **options))
+        return await (await self.submit(prepared)).output()
 
     async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> EmbeddingOutput:
         """Embed one text; several at once share batches."""
-        prepared = await asyncio.to_thread(self.llm.prepare_embedding, prompt, adapter=adapter)
-        return (await _last_output(self._stream(prepared))).as_embedding()
+        prepared = await asyncio.to_thread(partial(self.llm.prepare_embedding, prompt, adapter=adapter))
+        return (await (await self.submit(prepared)).output()).as_embedding()
 
     async def load_adapter(self, name: str, path: str) -> AdapterInfo:
         """Load a LoRA adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is quick."""
         return await asyncio.to_thread(self.llm.load_adapter, name, path)
+
+    async def submit(self, prepared: PreparedRequest) -> RequestStream:
+        """Hand a prepared request to the engine; returns once the engine has taken it.
+
+        Raises:
+            InvalidRequestError: as `LLM.add`.
+        """
+        stream = RequestStream(self, f"async-{next(self._ids)}")
+
+        def start() -> None:
+            self.llm.add(stream.request_id, prepared)
+            self._streams[stream.request_id] = stream
+
+        try:
+            await self.call(start)
+        except BaseException:
+            # A task cancelled in between does not know whether the engine took the request.
+            self.drop(stream.request_id)
+            raise
+        return stream
+
+    async def call(self, function: Callable[[], _T]) -> _T:
+        """Run a function on the engine's thread, between two steps, and wait for its result."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[_T] = loop.create_future()
+
+        def settle(result: _T | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            try:
+                _post(loop, partial(settle, function(), None))
+            except Exception as error:  # handed to the task that asked, not lost on the engine's thread
+                _post(loop, partial(settle, None, error))
+
+        if not self._submit(run):
+            raise Glm4Error("the model was closed")
+        return await done
+
+    def drop(self, request_id: str) -> None:
+        """Abort a request within one step; unknown ids are ignored. From any thread."""
+
+        def drop() -> None:
+            self._streams.pop(request_id, None)
+            self.llm.abort(request_id)
+
+        self._submit(drop)
 
     async def close(self) -> None:
         """Stop the thread and free the model; streams that still run end with an error."""
@@ -91,47 +214,27 @@ class AsyncLLM:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
-    async def _stream(self, prepared: PreparedRequest) -> AsyncIterator[StreamChunk]:
-        request_id = f"async-{next(self._ids)}"
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[_Item] = asyncio.Queue()
+    @property
+    def failed(self) -> bool:
+        """True once the engine's thread has ended, by `close` or by an error."""
+        return self._closed
 
-        def deliver(item: _Item) -> None:
-            # The loop may be gone when a program ends in the middle of a stream; nobody waits for the item then.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        def start() -> None:
-            self._sinks[request_id] = deliver
-            try:
-                self.llm.add(request_id, prepared)
-            except Exception as error:  # handed to the task that asked, not lost on the engine's thread
-                del self._sinks[request_id]
-                deliver(error)
-
-        self._submit(start)
-        finished = False
+    async def _chunks(self, prepared: PreparedRequest) -> AsyncIterator[StreamChunk]:
+        stream = await self.submit(prepared)
         try:
-            while not finished:
-                item = await queue.get()
-                finished = isinstance(item, BaseException) or item.output is not None
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            async for chunk in stream:
+                yield chunk
         finally:
-            if not finished:
-                self._submit(lambda: self._drop(request_id))
+            stream.close()
 
-    def _submit(self, command: Callable[[], None]) -> None:
+    def _submit(self, command: Callable[[], None]) -> bool:
+        """Queue a command; False when nobody is there to run it."""
         with self._wake:
             if self._closed:
-                raise Glm4Error("the model was closed")
+                return False
             self._commands.append(command)
             self._wake.notify()
-
-    def _drop(self, request_id: str) -> None:
-        self._sinks.pop(request_id, None)
-        self.llm.abort(request_id)
+        return True
 
     def _loop(self) -> None:
         failure: BaseException = Glm4Error("the model was closed")
@@ -139,19 +242,28 @@ class AsyncLLM:
             while self._wait_for_work():
                 while self._commands:
                     self._commands.popleft()()
-                for chunk in self.llm.step():
-                    sink = self._sinks.get(chunk.request_id)
-                    if sink is not None:
-                        sink(chunk)
-                    if chunk.output is not None:
-                        self._sinks.pop(chunk.request_id, None)
+                self._deliver(self.llm.step())
         except Exception as error:  # a failing engine ends every stream with its reason instead of hanging them
             failure = error
         with self._wake:
             self._closed = True
-        for sink in list(self._sinks.values()):
-            sink(failure)
+        while self._commands:  # their callers wait for an answer
+            self._commands.popleft()()
+        for stream in list(self._streams.values()):
+            _post(stream.loop, partial(stream.put, failure))
         self.llm.close()
+
+    def _deliver(self, chunks: list[StreamChunk]) -> None:
+        """Send a step's chunks to their event loops, one wake-up a loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, StreamChunk]]] = {}
+        for chunk in chunks:
+            stream = self._streams.get(chunk.request_id)
+            if stream is not None:
+                by_loop.setdefault(stream.loop, []).append((stream, chunk))
+            if chunk.output is not None:
+                self._streams.pop(chunk.request_id, None)
+        for loop, pairs in by_loop.items():
+            _post(loop, partial(_put_all, pairs))
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -160,8 +272,15 @@ class AsyncLLM:
             return not self._closed
 
 
-async def _last_output(stream: AsyncIterator[StreamChunk]) -> RequestOutput:
-    async for chunk in stream:
-        if chunk.output is not None:
-            return chunk.output
-    raise Glm4Error("the stream ended without an answer")
+def _put_all(pairs: list[tuple[RequestStream, StreamChunk]]) -> None:
+    for stream, chunk in pairs:
+        stream.put(chunk)
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """Run a callback on an event loop that may be gone when a program ends in the middle of a stream."""
+    try:
+        loop.call_soon_threadsafe(callback)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from glm4.batch_files import BatchOutput, InputIndex, InputLine, read_lines
 from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError
-from glm4.openai_format import chat_completion, parse_chat, parse_completion, text_completion
+from glm4.openai_format import chat_completion, parse_chat, parse_completion
+from glm4.openai_format.objects import text_completions
+from glm4.openai_format.requests import StreamOptions
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -251,12 +253,35 @@ class _Run:
         llm, model, tokenizer = self._llm, self._model, self._llm.tokenizer
         if request["url"] == CHAT_URL:
             chat = parse_chat(request["body"], self._defaults)
-            llm.add_chat(request_id, chat.messages, chat.params, tools=chat.tools)
-            build = partial(chat_completion, model=model, tokenizer=tokenizer, metadata=chat.metadata)
-            return _InFlight(custom_id, chat.params.n, build)
+            _refuse_stream(chat.stream)
+            llm.add_chat(
+                request_id,
+                chat.messages,
+                chat.params,
+                tools=chat.tools,
+                tool_choice=chat.tool_choice,
+                parallel_tool_calls=chat.parallel_tool_calls,
+                add_generation_prompt=chat.add_generation_prompt,
+                template_kwargs=chat.template_kwargs,
+            )
+            chat_body = partial(chat_completion, model=model, tokenizer=tokenizer, options=chat.response)
+            return _InFlight(custom_id, chat.params.n, chat_body)
         completion = parse_completion(request["body"], self._defaults)
-        llm.add_prompt(request_id, completion.prompt, completion.params)
-        build = partial(text_completion, model=model, tokenizer=tokenizer, metadata=completion.metadata)
+        _refuse_stream(completion.stream)
+        if len(completion.prompts) > 1:
+            raise InvalidRequestError("a line of a batch has one prompt", param="prompt")
+        llm.add_prompt(request_id, completion.prompts[0], completion.params)
+
+        def build(output: RequestOutput) -> dict[str, Any]:
+            return text_completions(
+                [output],
+                model,
+                tokenizer,
+                completion.response,
+                echo=completion.echo,
+                generate=completion.generate,
+            )
+
         return _InFlight(custom_id, completion.params.n, build)
 
     def _finish(self, output: RequestOutput) -> None:
@@ -303,6 +328,11 @@ def _check_unicode(line: InputLine, request: Mapping[str, Any]) -> None:
             json.dumps(request, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise InvalidRequestError(f"line {line.number} has half a surrogate pair; that is not Unicode") from error
+
+
+def _refuse_stream(stream: StreamOptions | None) -> None:
+    if stream is not None:
+        raise InvalidRequestError("stream must be false: a row of a batch is a whole answer", param="stream")
 
 
 def _row(custom_id: str, status: int, body: Mapping[str, Any], error: Mapping[str, Any] | None) -> dict[str, Any]:

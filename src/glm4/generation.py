@@ -61,10 +61,10 @@ class GenerationRequest:
         params: sampling options; `stop` strings are text and therefore handled above the seam.
         stop_ids: the model's own stop ids (dropped when `params.ignore_eos`), `params.stop_token_ids` not included.
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
-        constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
-            come only where the text is complete. One that cannot be followed any further ends with "length".
         adapter: name of a loaded LoRA adapter, or None for the model itself.
         pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` is then without effect.
+        constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
+            come only where the text is complete. One that cannot be followed any further ends with "length".
     """
 
     request_id: str
@@ -72,9 +72,9 @@ class GenerationRequest:
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
     sample_index: int = 0
-    constraint: TokenConstraint | None = None
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
+    constraint: TokenConstraint | None = None
 
 
 @dataclass(frozen=True)

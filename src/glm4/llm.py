@@ -195,7 +195,7 @@ class LLM:
 
     def prepare_embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
         """The same for a text to be embedded; its `RequestOutput` has the vector. Thread-safe."""
-        return self._preparer.prompt(prompt, SamplingParams(), adapter=adapter, pooling="mean")
+        return self._preparer.embedding(prompt, adapter=adapter)
 
     def add(self, request_id: str, prepared: PreparedRequest) -> None:
         """Queue a prepared request. Cheap; like `step`, only for the thread that owns this object.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glm4.chat.messages import Event, Message, TextDelta, ToolCall
+from glm4.chat.parsing import merged
 from glm4.errors import Glm4Error
 from glm4.generation import TokenLogprobs
 
@@ -126,7 +127,8 @@ class EmbeddingOutput:
 class StreamChunk:
     """What one step brought for one sample.
 
-    `finish_reason` is set with a sample's last chunk; `output` with the request's last chunk.
+    `finish_reason` is set with a sample's last chunk; `output` with the request's last chunk; `prompt_logprobs` with a
+    sample's first one, when asked for.
     """
 
     request_id: str
@@ -136,6 +138,20 @@ class StreamChunk:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None
     output: RequestOutput | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    def followed_by(self, later: StreamChunk) -> StreamChunk:
+        """This chunk and a later one of the same sample as one."""
+        return StreamChunk(
+            request_id=self.request_id,
+            index=self.index,
+            events=tuple(merged((*self.events, *later.events))),
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=self.logprobs + later.logprobs,
+            finish_reason=later.finish_reason,
+            output=later.output,
+            prompt_logprobs=self.prompt_logprobs or later.prompt_logprobs,
+        )
 
     @property
     def text(self) -> str:

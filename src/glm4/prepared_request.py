@@ -36,20 +36,20 @@ class PreparedRequest:
         prompt_ids: what the model reads.
         params: sampling options, the model's defaults filled in.
         decoder: makes a fresh detokenizer and parser for one sample.
-        constraint: the grammar the answer must follow.
-        max_tool_calls: the answer ends where one call more begins.
         adapter: name of the LoRA adapter to use.
         pooling: "mean" for an embedding of the prompt instead of an answer.
+        constraint: the grammar the answer must follow.
+        max_tool_calls: the answer ends where one call more begins.
     """
 
     prompt: str | None
     prompt_ids: list[int]
     params: SamplingParams
     decoder: Callable[[], tuple[Detokenizer, EventParser]]
-    constraint: TokenConstraint | None = None
-    max_tool_calls: int | None = None
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
+    constraint: TokenConstraint | None = None
+    max_tool_calls: int | None = None
 
     def sample(self, backend_id: str, stop_ids: frozenset[int], index: int) -> GenerationRequest:
         """What the backend gets for one of the samples."""
@@ -59,9 +59,9 @@ class PreparedRequest:
             self.params,
             stop_ids,
             index,
-            constraint=self.constraint,
             adapter=self.adapter,
             pooling=self.pooling,
+            constraint=self.constraint,
         )
 
 
@@ -106,29 +106,39 @@ class RequestPreparer:
             detokenizer = text.dialect.detokenizer(text.tokenizer, skip_special_tokens=skip)
             return detokenizer, text.dialect.parser(offered, text.tokenizer)
 
-        max_calls = None if parallel_tool_calls else 1
-        return PreparedRequest(None, ids, params, decoder, constraint, max_calls, adapter)
+        return PreparedRequest(
+            None,
+            ids,
+            params,
+            decoder,
+            adapter=adapter,
+            constraint=constraint,
+            max_tool_calls=None if parallel_tool_calls else 1,
+        )
 
     def prompt(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | None = None,
-        *,
-        adapter: str | None = None,
-        pooling: Literal["mean"] | None = None,
+        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
-        """Tokenize a raw prompt, to be continued or embedded; see `LLM.prepare_prompt` and `prepare_embedding`."""
+        """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
         tokenizer, params = self._text.tokenizer, params or self._text.defaults
         ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_length(ids, "prompt", 1 if pooling is None else 0)
+        self._check_length(ids, "prompt")
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, EventParser]:
             return tokenizer.detokenizer(skip_special_tokens=skip), PlainParser()
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
-        text = prompt if isinstance(prompt, str) else None
-        return PreparedRequest(text, ids, params, decoder, constraint, None, adapter, pooling)
+        source = prompt if isinstance(prompt, str) else None
+        return PreparedRequest(source, ids, params, decoder, adapter=adapter, constraint=constraint)
+
+    def embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
+        """Tokenize a text to be embedded; see `LLM.prepare_embedding`."""
+        tokenizer = self._text.tokenizer
+        ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check_length(ids[1:], "prompt")  # no answer follows
+        plain = self.prompt(ids[:1], SamplingParams(), adapter=adapter)
+        return replace(plain, prompt=prompt if isinstance(prompt, str) else None, prompt_ids=ids, pooling="mean")
 
     def _chat_constraint(
         self,
@@ -146,8 +156,8 @@ class RequestPreparer:
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)
         return self._grammars.answer(outputs, tools, parallel=parallel)
 
-    def _check_length(self, ids: Sequence[int], param: str, room: int = 1) -> None:
-        if len(ids) + room > self._max_model_len:
+    def _check_length(self, ids: Sequence[int], param: str) -> None:
+        if len(ids) + 1 > self._max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(ids)} tokens, but the context holds {self._max_model_len} (prompt and answer"
                 " together); shorten the prompt, or load the model with a larger max_model_len (`--context`)",

@@ -52,6 +52,7 @@ class RunningRequest:
             logprobs=new.logprobs[:used],
             finish_reason=sample.output.finish_reason if sample.output is not None else None,
             output=self._output() if self.finished else None,
+            prompt_logprobs=new.prompt_logprobs,
         )
 
     def _output(self) -> RequestOutput:

@@ -173,6 +173,7 @@ _RUN, _MODELS = "Run a model", "Manage models"
 COMMANDS: dict[str, CommandRow] = {
     "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
     "generate": CommandRow("glm4.cli.generate", _RUN, "Continue a text, without a chat template."),
+    "serve": CommandRow("glm4.cli.serve", _RUN, "Serve models over HTTP: OpenAI's and Anthropic's APIs."),
     "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),
     "bench": CommandRow("glm4.cli.bench", _RUN, "Measure how fast a model runs here."),
     "pull": CommandRow("glm4.cli.pull", _MODELS, "Download a model."),

@@ -147,8 +147,9 @@ class Engine:
         decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
         ready = self._take_held(wait=not scheduled and not touched)
         if scheduled:
-            ready += self._compute(scheduled)
-            touched += [item.sequence for item in scheduled if item.sequence.end is not None]
+            computed, ended = self._compute(scheduled)
+            ready += computed
+            touched += ended
         ready = [
             (sequence, draft, rows) for sequence, draft, rows in ready if self._is_sampled_now(sequence, draft, rows)
         ]
@@ -160,43 +161,36 @@ class Engine:
             self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
         return [self._report(sequence) for sequence in touched]
 
-    def _compute(self, scheduled: list[ScheduledSequence]) -> list[_Ready]:
-        """One forward pass; returns the sequences that have come to the end of their ids and go on."""
+    def _compute(self, scheduled: list[ScheduledSequence]) -> tuple[list[_Ready], list[Sequence]]:
+        """One forward pass; returns the sequences that have come to the end of their ids, and those that end here."""
         for item in scheduled:
             if item.draft and item.sequence.guide is not None:
                 item.sequence.guide.look_ahead(item.draft)
         hidden = self._forward(scheduled)
         ready: list[_Ready] = []
+        ended: list[Sequence] = []
         start = 0
         for item in scheduled:
-            rows = hidden[start : start + item.num_rows]
+            sequence, rows = item.sequence, hidden[start : start + item.num_rows]
             start += item.num_rows
-            if not self._goes_on(item, rows):
+            if sequence.adapter is not None and not np.isfinite(rows).all():
+                # Finite factors can still overflow, and a bad adapter must end nobody else's requests.
+                sequence.end = "abort", None
+                ended.append(sequence)
                 continue
-            sequence = item.sequence
             if sequence.wants_prompt_logprobs():
                 self._score_prompt(item, rows[: item.num_tokens])
             sequence.num_computed += item.num_tokens
-            if not sequence.num_remaining:
-                ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
-            else:
+            if sequence.pool is not None:  # its pages are not kept for reuse
+                sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
+                if not sequence.num_remaining:
+                    sequence.end = "stop", None
+                    ended.append(sequence)
+            elif sequence.num_remaining:
                 self._share(sequence)
-        return ready
-
-    def _goes_on(self, item: ScheduledSequence, rows: NDArray[np.float32]) -> bool:
-        """False for a text that is embedded, and for a sequence that ends because its adapter's numbers overflow."""
-        sequence, pool = item.sequence, item.sequence.pool
-        if sequence.adapter is not None and not np.isfinite(rows).all():
-            # Finite factors can still overflow, and a bad adapter must end nobody else's requests.
-            sequence.end = "abort", None
-            return False
-        if pool is None:
-            return True
-        pool.add(sequence.num_computed, self.model.final_norm(rows))
-        sequence.num_computed += item.num_tokens  # its pages are not kept for reuse
-        if not sequence.num_remaining:
-            sequence.embedding, sequence.end = pool.result(), ("stop", None)
-        return False
+            else:
+                ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
+        return ready, ended
 
     # Sequences that follow a grammar: what it forces is appended without sampling, and nobody waits for its masks.
 

@@ -51,7 +51,6 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprobs | None] = [None]
         self.adapter: LoraAdapter | None = None
         self.pool: MeanPool | None = None
-        self.embedding: NDArray[np.float32] | None = None
         if request.pooling is not None:
             self.pool = MeanPool()
             self.max_new_tokens = 0
@@ -148,7 +147,7 @@ class Sequence:
             logprobs=tuple(self.unreported_logprobs),
             prompt_logprobs=tuple(self.prompt_logprobs) if scored else None,
             num_cached_tokens=self.num_cached,
-            embedding=self.embedding,
+            embedding=self.pool.result() if self.pool is not None and reason == "stop" else None,
         )
         self.unreported, self.unreported_logprobs, self.reported = [], [], True
         return output

@@ -1,0 +1,243 @@
+"""`glm4 serve`: an HTTP server with OpenAI's and Anthropic's APIs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glm4.cli import options
+
+if TYPE_CHECKING:
+    from glm4.server.config import ModelSpec, ServerConfig
+
+EXAMPLES = """
+glm4 serve
+glm4 serve -m glm-4-9b-chat --dtype int4 --context 32768
+glm4 serve -m glm-4-9b-chat --lora poems=./poems-adapter --served-model-name glm-4
+glm4 serve -m coder=starter-large -m tiny=smoke
+glm4 serve --host 0.0.0.0 --api-key-file keys.txt
+"""
+
+_ACCESS, _LIMITS, _LOG = "Access", "Limits", "Logging and metrics"
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="GLM4_MODEL",
+            metavar="[NAME=]MODEL",
+            help="What to serve, as in `glm4 chat -m`; NAME= is what clients call it. May be repeated.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Further names of the first model; * answers to any. May be repeated."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter of the first model (PEFT's format). May be repeated."),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
+    preload: Annotated[bool, typer.Option("--preload", help="Open the port only once the models are loaded.")] = False,
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    context: options.Context = None,
+    threads: options.Threads = None,
+    max_num_seqs: Annotated[
+        int,
+        typer.Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at once."),
+    ] = 64,
+    kv_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="GB",
+            rich_help_panel="Engine",
+            show_default=False,
+            help="Memory for the KV cache. The default is what is needed, up to 60 % of what is free.",
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="GLM4_API_KEY",
+            metavar="KEY",
+            rich_help_panel=_ACCESS,
+            show_default=False,
+            help="A key clients must send. Other users of this machine can see it here; better a file.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", rich_help_panel=_ACCESS, help="Keys, one a line.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", rich_help_panel=_ACCESS, help="Let others in without a key.")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", rich_help_panel=_ACCESS, help="Accept this Host header beside localhost."),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", rich_help_panel=_ACCESS, help="Let web pages of this origin call (CORS)."),
+    ] = None,
+    allow_adapter_loading: Annotated[
+        bool,
+        typer.Option(
+            "--allow-adapter-loading",
+            rich_help_panel=_ACCESS,
+            help="Let clients load LoRA adapters from this machine's folders.",
+        ),
+    ] = False,
+    max_queue: Annotated[
+        int, typer.Option(min=0, metavar="N", rich_help_panel=_LIMITS, help="Requests that may wait; more get 429.")
+    ] = 256,
+    queue_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Longest wait for a place.")
+    ] = 300.0,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, show_default=False, help="Longest answer."),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float,
+        typer.Option(min=1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
+    ] = 30.0,
+    max_body_mb: Annotated[
+        int, typer.Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Longest request body.")
+    ] = 32,
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory."),
+    ] = None,
+    log_format: Annotated[
+        str, typer.Option(metavar="FORMAT", rich_help_panel=_LOG, help="text or json (one object a line).")
+    ] = "text",
+    log_level: Annotated[
+        str, typer.Option(metavar="LEVEL", rich_help_panel=_LOG, help="debug, info, warning or error.")
+    ] = "info",
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", rich_help_panel=_LOG, help="Write prompts into the log.")
+    ] = False,
+    metrics_prefix: Annotated[
+        str, typer.Option(metavar="WORD", rich_help_panel=_LOG, help="Of metric names; vllm fits its dashboards.")
+    ] = "glm4",
+) -> None:
+    """Serve models over HTTP, with OpenAI's and Anthropic's APIs.
+
+    The port opens at once and the models load in the background: /health says that the server lives, /ready that it
+    can answer. Only this machine can reach it unless --host says otherwise, and then a key is needed.
+    """
+    from glm4.cli.server_logging import set_up_logging
+
+    engine = {
+        "dtype": dtype,
+        "kv_cache_dtype": kv_dtype,
+        "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
+        "max_model_len": context,
+        "num_threads": threads,
+        "max_num_seqs": max_num_seqs,
+    }
+    specs = _specs(model or ["starter"], served_model_name or [], lora or [], engine)
+    from glm4.server.config import ServerConfig
+
+    config = ServerConfig(
+        models=specs,
+        host=host,
+        port=port,
+        api_keys=_keys(api_key or [], api_key_file),
+        insecure=insecure,
+        allowed_hosts=tuple(allowed_host or ()),
+        allowed_origins=tuple(allowed_origin or ()),
+        max_queue=max_queue,
+        queue_timeout=queue_timeout,
+        request_timeout=request_timeout,
+        max_body_bytes=max_body_mb << 20,
+        shutdown_timeout=shutdown_timeout,
+        store_path=store,
+        allow_adapter_loading=allow_adapter_loading,
+        log_prompts=log_prompts,
+        metrics_prefix=metrics_prefix,
+    )
+    set_up_logging(log_format, log_level)
+    _run(config, preload=preload)
+
+
+def _run(config: ServerConfig, *, preload: bool) -> None:
+    from glm4.cli.console import notice
+    from glm4.server.app import create_app
+    from glm4.server.run import bind, run
+
+    load = _preloaded(config) if preload else None
+    listener = bind(config)
+    address, port = listener.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    notice(f"serving {', '.join(spec.names[0] for spec in config.models)} at http://{shown}:{port}/v1")
+    notice(f"documentation: http://{shown}:{port}/docs   stop with Ctrl-C")
+    run(create_app(config, load), config, listener)
+
+
+def _preloaded(config: ServerConfig) -> Any:
+    """A loader that gives what was loaded before the port opened, with progress on the terminal."""
+    loaded = {
+        spec.names: options.load_llm(
+            spec.source,
+            dtype=spec.options["dtype"],
+            kv_dtype=spec.options["kv_cache_dtype"],
+            context=spec.options["max_model_len"],
+            threads=spec.options["num_threads"],
+            max_num_seqs=spec.options["max_num_seqs"],
+        )
+        for spec in config.models
+    }
+    return lambda spec, progress: loaded[spec.names]
+
+
+def _specs(models: list[str], names: list[str], adapters: list[str], engine: dict[str, Any]) -> tuple[ModelSpec, ...]:
+    from glm4.server.config import ModelSpec
+
+    specs = []
+    for index, text in enumerate(models):
+        name, separator, source = text.partition("=")
+        if not separator or "/" in name:
+            name, source = "", text
+        own = [name or Path(source).name or source]
+        if index == 0:
+            own = [*names, *own] if names and not name else [*own, *names]
+        specs.append(
+            ModelSpec(
+                source=source,
+                names=tuple(dict.fromkeys(own)),
+                options=engine,
+                adapters=dict(_pair(adapter) for adapter in adapters) if index == 0 else {},
+            )
+        )
+    return tuple(specs)
+
+
+def _pair(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (separator and name and folder):
+        raise typer.BadParameter(f"--lora takes NAME=FOLDER, not {text!r}")
+    return name, Path(folder)
+
+
+def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
+    keys = [key for text in given for key in text.split(",") if key]
+    if file is not None:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(f"--api-key-file {os.fspath(file)} cannot be read: {error}") from None
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise typer.BadParameter(f"--api-key-file {os.fspath(file)} has no key in it")
+        keys += found
+    return tuple(dict.fromkeys(keys))

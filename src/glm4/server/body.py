@@ -1,0 +1,132 @@
+"""Reading request bodies: size, time, JSON. Everything a client sends is hostile until it is read here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from typing import Any
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+from glm4.server.errors import ApiError
+
+MAX_DEPTH = 64
+"""Nesting of arrays and objects; more is refused before anything walks it."""
+
+_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str, Any]:
+    """The JSON object of a request body.
+
+    Args:
+        limit: bytes of the body at most.
+        seconds: the body must be here by then.
+
+    Raises:
+        ApiError: too large (413), too slow (408), not sent as JSON (415), no JSON object (400).
+    """
+    _check_type(request)
+    raw = await read_body(request, limit=limit, seconds=seconds)
+    # A large body takes seconds to decode; other streams go on meanwhile.
+    return await asyncio.to_thread(decode, raw) if len(raw) > 1 << 16 else decode(raw)
+
+
+def _check_type(request: Request) -> None:
+    """Refuse types that a web page may send to this machine without asking first (CORS), and with them curl's default."""
+    kind = request.headers.get("content-type")
+    if kind is None and "origin" not in request.headers:
+        return  # a program that does not say; browsers always send an origin
+    media = (kind or "").partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise ApiError(415, "the body must be JSON and be sent with Content-Type: application/json")
+
+
+async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
+    """The raw body; see `read_json` for the errors."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        with anyio.fail_after(seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(408, f"the request body did not arrive within {seconds:g} seconds") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the connection was closed before the body was complete") from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> ApiError:
+    # The rest of the body is not read, so the connection cannot be used again.
+    return ApiError(413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"})
+
+
+def decode(raw: bytes) -> dict[str, Any]:
+    """A JSON object from bytes.
+
+    Raises:
+        ApiError: not UTF-8, not JSON, NaN, half a surrogate pair, nested too deeply, no object.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the body is not UTF-8: {error.reason} at byte {error.start}"
+        raise ApiError(400, message, code="invalid_json") from None
+    _check_depth(text)
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise ApiError(
+            400, f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            code="invalid_json",
+        ) from None  # fmt: skip
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
+    if "\\u" in text:
+        _check_unicode(value)
+    return value
+
+
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting by counting brackets outside strings; json itself would recurse into it."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        character = match.group()
+        if character in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ApiError(400, f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+        elif character in "]}":
+            depth -= 1
+
+
+def _check_unicode(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "the body has half a surrogate pair; that is not Unicode", code="invalid_json") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:32]} is too large a number")
+    return number

@@ -1,0 +1,73 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.openai_format import ChatRequest, chat_completion, parse_chat
+from glm4.openai_format.chunks import ChatChunks
+from glm4.prepared_request import PreparedRequest
+from glm4.server.generation import Generation, prepare, whole
+from glm4.server.registry import Target
+from glm4.server.state import ServerState, server_state
+from glm4.server.streaming import DONE, EventStream, event, until_disconnect
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    chat = parse_chat(body, target.llm.default_sampling_params())
+    return await until_disconnect(request, _answer(state, target, chat))
+
+
+async def prepare_chat_request(target: Target, chat: ChatRequest) -> PreparedRequest:
+    """Render and tokenize; errors name fields of the chat request."""
+    return await prepare(
+        partial(
+            target.llm.prepare_chat,
+            chat.messages,
+            chat.params,
+            tools=chat.tools,
+            tool_choice=chat.tool_choice,
+            parallel_tool_calls=chat.parallel_tool_calls,
+            add_generation_prompt=chat.add_generation_prompt,
+            template_kwargs=chat.template_kwargs,
+            adapter=target.adapter,
+        )
+    )
+
+
+async def _answer(state: ServerState, target: Target, chat: ChatRequest) -> Response:
+    prepared = await prepare_chat_request(target, chat)
+    if chat.stream is None:
+        output = await whole(state, target, prepared)
+        return JSONResponse(chat_completion(output, target.name, target.llm.tokenizer, chat.response))
+    generation = Generation(state, target, prepared)
+    await generation.start()
+    return EventStream(
+        _events(generation, chat),
+        keep_alive=state.config.keep_alive,
+        stall_timeout=state.config.stall_timeout,
+        on_close=generation.close,
+    )
+
+
+async def _events(generation: Generation, chat: ChatRequest) -> AsyncGenerator[bytes, None]:
+    assert chat.stream is not None  # noqa: S101 (called for streams only)
+    target, prepared = generation.target, generation.prepared
+    chunks = ChatChunks(target.name, target.llm.tokenizer, prepared.prompt_ids, chat.stream, chat.response)
+    for first in chunks.first(prepared.params.n):
+        yield event(first)
+    async for chunk in generation.chunks():
+        body = b"".join(event(one) for one in chunks.push(chunk))
+        if body:
+            yield body
+    for last in chunks.last():
+        yield event(last)
+    yield DONE

@@ -1,0 +1,106 @@
+"""`ServerConfig`: everything `glm4 serve` can be told, checked."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from glm4.errors import InvalidRequestError
+
+ANY_MODEL = "*"
+"""As a served name: answer to whatever model name a client sends."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model to serve.
+
+    Attributes:
+        source: what `LLM` takes: a name, a folder, a GGUF file.
+        names: what clients may call it; the first is the one responses carry.
+        options: keyword arguments of `LLM`.
+        adapters: LoRA adapters loaded with it, name → folder.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How to serve.
+
+    Attributes:
+        models: at least one; the first answers requests that name none.
+        host, port: where to listen; loopback unless told otherwise.
+        api_keys: any of these opens the API; empty leaves it open.
+        insecure: allow an address others can reach without a key.
+        allowed_hosts: Host headers accepted beside loopback names (against DNS rebinding); "*" accepts all.
+        allowed_origins: origins browsers may call from (CORS); none by default.
+        max_queue: requests that wait beyond those that run; more get 429.
+        queue_timeout: seconds a request may wait for its turn before it gets 503.
+        request_timeout: seconds a request may take in all; None is no limit.
+        stall_timeout: seconds a client may leave a stream unread before it is cut off.
+        keep_alive: seconds of silence in a stream after which a comment is sent.
+        max_body_bytes: longest request body.
+        body_timeout: seconds a request body may take to arrive.
+        shutdown_timeout: seconds running requests get to finish after SIGTERM.
+        store_path: SQLite file of stored responses; None keeps them in memory only.
+        store_max_bytes, store_max_age: bounds of that store, in bytes and seconds.
+        allow_adapter_loading: let clients load LoRA adapters from folders of this machine.
+        log_prompts: write prompts into the log. Off unless asked for.
+        metrics_prefix: of the metrics' names; "vllm" makes dashboards for vLLM fit.
+    """
+
+    models: tuple[ModelSpec, ...]
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    insecure: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_queue: int = 256
+    queue_timeout: float = 300.0
+    request_timeout: float | None = None
+    stall_timeout: float = 120.0
+    keep_alive: float = 15.0
+    max_body_bytes: int = 32 << 20
+    body_timeout: float = 60.0
+    shutdown_timeout: float = 30.0
+    store_path: Path | None = None
+    store_max_bytes: int = 256 << 20
+    store_max_age: float = 30 * 86400.0
+    allow_adapter_loading: bool = False
+    log_prompts: bool = False
+    metrics_prefix: str = "glm4"
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InvalidRequestError("there is no model to serve; give one with -m")
+        names = [name for model in self.models for name in (*model.names, *model.adapters)]
+        for name in names:
+            if names.count(name) > 1:
+                raise InvalidRequestError(f"two models are to be served as {name!r}; give them different names")
+        if any(len(key) < 8 for key in self.api_keys):
+            raise InvalidRequestError("an API key must have at least 8 characters")
+        if not (self.api_keys or self.insecure or self.is_loopback):
+            raise InvalidRequestError(
+                f"{self.host} can be reached by others, and there is no API key. Set one (--api-key-file,"
+                " GLM4_API_KEY), listen on 127.0.0.1, or say --insecure if something in front of this server keeps"
+                " others out"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,105 @@
+"""Errors as clients see them: OpenAI's shape, or Anthropic's under /v1/messages. Never a stack trace, never a path."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError, StoreError, TemplateError
+
+log = logging.getLogger("glm4.server")
+
+ANTHROPIC_PREFIX = "/v1/messages"
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    415: "invalid_request_error",
+    421: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+@dataclass(eq=False)
+class ApiError(Exception):
+    """An error with an HTTP status, ready for the client.
+
+    Attributes:
+        param: the field that is at fault.
+        code: OpenAI's short name of the reason.
+        headers: such as Retry-After.
+    """
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+
+    @property
+    def type(self) -> str:
+        """The class of error, in words both APIs share."""
+        return _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+
+    def openai(self) -> dict[str, Any]:
+        """OpenAI's error body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def anthropic(self) -> dict[str, Any]:
+        """Anthropic's error body."""
+        return {"type": "error", "error": {"type": self.type, "message": self.message}}
+
+
+def busy(message: str, seconds: int = 1, *, status: int = 503, code: str | None = None) -> ApiError:
+    """An error that goes away by waiting."""
+    return ApiError(status, message, code=code, headers={"Retry-After": str(seconds)})
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Any exception as an error for the client. What is our own fault is logged and not described."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), error.param, "context_length_exceeded")
+    if isinstance(error, InvalidRequestError):
+        return ApiError(400, str(error), error.param, "invalid_value")
+    if isinstance(error, TemplateError):
+        return ApiError(400, str(error), "messages", "invalid_value")
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    if isinstance(error, (OutOfMemoryError, MemoryError)):
+        log.error("out of memory", exc_info=error)
+        return busy("the server is out of memory; try a shorter request", 10)
+    if isinstance(error, StoreError):
+        log.error("stored responses: %s", error)
+        return ApiError(500, "stored responses cannot be read or written; the server's log says why", "store")
+    if isinstance(error, Glm4Error):
+        log.error("request failed: %s", error)
+        return ApiError(500, "the model could not answer; the server's log says why")
+    log.error("internal error", exc_info=error)
+    return ApiError(500, "internal error; the server's log says more")
+
+
+def error_response(request: Request, error: BaseException) -> Response:
+    """The response to a request that failed, in the shape of its API."""
+    api_error = as_api_error(error)
+    speaks_anthropic = request.url.path.startswith(ANTHROPIC_PREFIX)
+    body = api_error.anthropic() if speaks_anthropic else api_error.openai()
+    return JSONResponse(body, status_code=api_error.status, headers=dict(api_error.headers))

@@ -1,0 +1,152 @@
+"""`Generation`: one prepared request on its way through queue, engine, metrics and time limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from glm4.async_llm import RequestStream
+from glm4.errors import Glm4Error
+from glm4.outputs import RequestOutput, StreamChunk
+from glm4.prepared_request import PreparedRequest
+from glm4.server.errors import ApiError
+from glm4.server.registry import Target
+from glm4.server.state import ServerState
+
+_T = TypeVar("_T")
+
+
+async def prepare(function: Callable[[], _T]) -> _T:
+    """Render, tokenize, compile: off the event loop, and off the engine's thread."""
+    return await asyncio.to_thread(function)
+
+
+class Generation:
+    """One request at the engine. `start` it, iterate over its chunks, and `close` it whatever happened."""
+
+    def __init__(self, state: ServerState, target: Target, prepared: PreparedRequest) -> None:
+        self.target = target
+        self.prepared = prepared
+        self._timeout = state.config.request_timeout
+        self._timer = state.metrics.begin(
+            target.model.name, len(prepared.prompt_ids), prepared.params.n, prepared.params.max_tokens
+        )
+        self._stack = AsyncExitStack()
+        self._stream: RequestStream | None = None
+        self._reasons: dict[int, str] = {}
+
+    async def start(self) -> None:
+        """Wait for a place and hand the request to the engine.
+
+        Raises:
+            ApiError: no place (429, 503).
+            InvalidRequestError: the engine refuses it.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if self._timeout is None else loop.time() + self._timeout
+        try:
+            await self._stack.enter_async_context(self.target.admission.slot(self.prepared.params.n))
+            self._stream = await self.target.engine.submit(self.prepared)
+        except BaseException:
+            await self.close()
+            raise
+        self._stack.callback(self._stream.close)
+        if deadline is not None:
+            error = ApiError(504, f"the answer took longer than {self._timeout:g} seconds", code="timeout")
+            timer = loop.call_at(deadline, self._stream.put, error)
+            self._stack.callback(timer.cancel)
+        self._timer.admitted()
+
+    async def chunks(self) -> AsyncIterator[StreamChunk]:
+        """What the engine brings, step by step."""
+        assert self._stream is not None  # noqa: S101 (`start` came first)
+        async for chunk in self._stream:
+            self._timer.tokens(len(chunk.token_ids))
+            if chunk.finish_reason is not None:
+                self._reasons[chunk.index] = chunk.finish_reason
+            yield chunk
+
+    async def output(self) -> RequestOutput:
+        """The whole answer."""
+        async for chunk in self.chunks():
+            if chunk.output is not None:
+                return chunk.output
+        raise Glm4Error("the stream ended without an answer")
+
+    async def close(self) -> None:
+        """Abort what still runs, give the place back, record the times. Idempotent."""
+        if self._stream is not None:
+            missing = self.prepared.params.n - len(self._reasons)
+            self._timer.finished([*self._reasons.values(), *["abort"] * missing])
+            self._stream = None
+        await self._stack.aclose()
+
+
+async def whole(state: ServerState, target: Target, prepared: PreparedRequest) -> RequestOutput:
+    """Answer one prepared request."""
+    generation = Generation(state, target, prepared)
+    try:
+        await generation.start()
+        return await generation.output()
+    finally:
+        await generation.close()
+
+
+async def whole_many(state: ServerState, target: Target, batch: Sequence[PreparedRequest]) -> list[RequestOutput]:
+    """Answer several, as many at a time as the engine takes; one that fails ends all."""
+    free = asyncio.Semaphore(_width(target))
+
+    async def one(prepared: PreparedRequest) -> RequestOutput:
+        async with free:
+            return await whole(state, target, prepared)
+
+    tasks = [asyncio.ensure_future(one(prepared)) for prepared in batch]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        await _end(tasks)
+
+
+async def interleaved(
+    state: ServerState, target: Target, batch: Sequence[PreparedRequest]
+) -> AsyncGenerator[tuple[int, StreamChunk], None]:
+    """The chunks of several requests as they come, each with its request's position."""
+    free = asyncio.Semaphore(_width(target))
+    # Bounded, so that a reader who stops makes the streams behind it join their chunks instead of filling this.
+    queue: asyncio.Queue[tuple[int, StreamChunk] | BaseException] = asyncio.Queue(maxsize=2 * len(batch))
+
+    async def one(position: int, prepared: PreparedRequest) -> None:
+        async with free:
+            generation = Generation(state, target, prepared)
+            try:
+                await generation.start()
+                async for chunk in generation.chunks():
+                    await queue.put((position, chunk))
+            except Exception as error:
+                await queue.put(error)
+            finally:
+                await generation.close()
+
+    tasks = [asyncio.ensure_future(one(*item)) for item in enumerate(batch)]
+    try:
+        left = len(batch)
+        while left:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item[1].output is not None
+            yield item
+    finally:
+        await _end(tasks)
+
+
+def _width(target: Target) -> int:
+    return target.llm.info.max_num_seqs
+
+
+async def _end(tasks: Sequence[asyncio.Future[_T]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,153 @@
+"""Prometheus metrics under vLLM's names, so that dashboards made for it work (`--metrics-prefix vllm` for its prefix).
+
+Label values are ours, never a client's: served model names, finish reasons.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from glm4.server.registry import ModelRegistry
+from glm4.server.state import server_state
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000)
+_SAMPLES = (1, 2, 5, 10, 20)
+
+
+class ServerMetrics:
+    """Counters and histograms of one server, and the gauges read from its engines when somebody asks."""
+
+    def __init__(self, prefix: str, models: ModelRegistry) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_EngineCollector(prefix, models))
+        label = ("model_name",)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = label) -> Counter:
+            return Counter(f"{prefix}:{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"{prefix}:{name}", text, label, buckets=buckets, registry=self.registry)
+
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted requests.")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated.")
+        self.request_success = counter(
+            "request_success", "Finished answers, by the reason.", ("model_name", "finished_reason")
+        )
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "From arrival to the first token.")
+        self.inter_token_latency = histogram("inter_token_latency_seconds", "Between two deliveries of a stream.")
+        self.time_per_output_token = histogram(
+            "request_time_per_output_token_seconds", "Mean time a token of a request took after the first."
+        )
+        self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the end of the answer.")
+        self.queue_time = histogram("request_queue_time_seconds", "Waiting for a place at the engine.")
+        self.prefill_time = histogram("request_prefill_time_seconds", "From the engine to the first token.")
+        self.decode_time = histogram("request_decode_time_seconds", "From the first token to the last.")
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "Prompt length.", _TOKENS)
+        self.request_generation_tokens = histogram("request_generation_tokens", "Answer length.", _TOKENS)
+        self.request_params_n = histogram("request_params_n", "Samples asked for.", _SAMPLES)
+        self.request_params_max_tokens = histogram("request_params_max_tokens", "max_tokens asked for.", _TOKENS)
+
+    def begin(self, model: str, prompt_tokens: int, n: int, max_tokens: int | None) -> RequestTimer:
+        """Start the clock of a request."""
+        self.request_params_n.labels(model).observe(n)
+        if max_tokens is not None:
+            self.request_params_max_tokens.labels(model).observe(max_tokens)
+        return RequestTimer(self, model, prompt_tokens)
+
+
+class RequestTimer:
+    """Times of one request, recorded as they happen."""
+
+    def __init__(self, metrics: ServerMetrics, model: str, prompt_tokens: int) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._prompt_tokens = prompt_tokens
+        self._arrival = self._admitted = time.monotonic()
+        self._first: float | None = None
+        self._latest = 0.0
+        self._tokens = 0
+
+    def admitted(self) -> None:
+        """The engine has it."""
+        self._admitted = time.monotonic()
+        self._metrics.queue_time.labels(self._model).observe(self._admitted - self._arrival)
+        self._metrics.prompt_tokens.labels(self._model).inc(self._prompt_tokens)
+        self._metrics.request_prompt_tokens.labels(self._model).observe(self._prompt_tokens)
+
+    def tokens(self, count: int) -> None:
+        """So many tokens arrived."""
+        if not count:
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            self._metrics.time_to_first_token.labels(self._model).observe(now - self._arrival)
+            self._metrics.prefill_time.labels(self._model).observe(now - self._admitted)
+        else:
+            self._metrics.inter_token_latency.labels(self._model).observe(now - self._latest)
+        self._latest = now
+        self._tokens += count
+        self._metrics.generation_tokens.labels(self._model).inc(count)
+
+    def finished(self, reasons: Iterable[str]) -> None:
+        """It is over: one reason a sample."""
+        now = time.monotonic()
+        for reason in reasons:
+            self._metrics.request_success.labels(self._model, reason).inc()
+        self._metrics.e2e_latency.labels(self._model).observe(now - self._arrival)
+        self._metrics.request_generation_tokens.labels(self._model).observe(self._tokens)
+        if self._first is not None:
+            self._metrics.decode_time.labels(self._model).observe(self._latest - self._first)
+            if self._tokens > 1:
+                mean = (self._latest - self._first) / (self._tokens - 1)
+                self._metrics.time_per_output_token.labels(self._model).observe(mean)
+
+
+class _EngineCollector(Collector):
+    """What the engines know, read when a page of metrics is made."""
+
+    def __init__(self, prefix: str, models: ModelRegistry) -> None:
+        self._prefix = prefix
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        """One family a number, one sample a model."""
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+
+        def put(kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float) -> None:
+            family = families.get(name)
+            if family is None:
+                family = families[name] = kind(f"{self._prefix}:{name}", text, labels=["model_name"])
+            family.add_metric([model.name], value)
+
+        for model in self._models.models:
+            if model.engine is None or model.admission is None:
+                continue
+            stats = model.llm.stats()
+            waiting = stats.num_waiting + model.admission.num_waiting
+            usage = stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0
+            gauge, counter = GaugeMetricFamily, CounterMetricFamily
+            put(gauge, "num_requests_running", "Requests in the batch.", stats.num_running)
+            put(gauge, "num_requests_waiting", "Requests that wait for a place.", waiting)
+            put(gauge, "kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", usage)
+            put(counter, "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
+            put(counter, "prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
+            put(counter, "num_preemptions", "Requests set back for want of pages.", stats.num_preemptions)
+            put(counter, "spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_drafted_tokens)
+            put(counter, "spec_decode_num_accepted_tokens", "Guesses that came true.", stats.num_accepted_tokens)
+        yield from families.values()
+
+
+async def metrics(request: Request) -> Response:
+    """GET /metrics."""
+    return Response(generate_latest(server_state(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,177 @@
+"""What every request passes through: request ids and the log, browsers' origins, the Host header, API keys.
+
+Not covered: encryption and rate limits per client. Put a reverse proxy in front for those.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from glm4.server.config import ServerConfig
+from glm4.server.docs import FILES
+from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
+
+access_log = logging.getLogger("glm4.access")
+
+PUBLIC_PATHS = frozenset(
+    {"/", "/health", "/ready", "/version", "/docs", "/openapi.json", *(f"/docs/{name}" for name in FILES)}
+)
+"""Open without a key: whether the server lives, and what it can do."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestLog:
+    """Gives every request an id (the client's own, if it is a harmless one), returns it, and logs one line at the end.
+
+    The line has no query string, no body and no header but the id.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started, status = time.monotonic(), 499
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["path"].startswith(ANTHROPIC_PREFIX):
+                    headers["request-id"] = request_id  # where Anthropic's clients look for it
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            # The client has its answer (`error_response` logged the error) or is gone; the server itself goes on.
+            logging.getLogger("glm4.server").debug("request %s ended with an error", request_id, exc_info=True)
+        finally:
+            milliseconds = 1000 * (time.monotonic() - started)
+            access_log.info(
+                "%s %s %d %.0f ms",
+                scope["method"],
+                _printable(scope["path"]),
+                status,
+                milliseconds,
+                extra={"request_id": request_id},
+            )
+
+
+def _printable(path: str) -> str:
+    """A path that cannot forge lines of the log."""
+    return path[:200] if path.isprintable() else repr(path[:200])
+
+
+class Origins:
+    """CORS: only origins that were named may read answers from a browser; preflights are answered here."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app = app
+        self._allowed = config.allowed_origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
+        if origin is None or not (origin in self._allowed or "*" in self._allowed):
+            await self._app(scope, receive, send)
+            return
+        headers = {"access-control-allow-origin": origin, "vary": "Origin"}
+        if scope["method"] == "OPTIONS":
+            asked = Headers(scope=scope).get("access-control-request-headers", "")
+            headers |= {
+                "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+                "access-control-allow-headers": asked if asked.isascii() and asked.isprintable() else "",
+                "access-control-max-age": "600",
+                "content-length": "0",
+            }
+            raw = [(key.encode(), value.encode()) for key, value in headers.items()]
+            await send({"type": "http.response.start", "status": 204, "headers": raw})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def send_with_origin(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(headers)
+            await send(message)
+
+        await self._app(scope, receive, send_with_origin)
+
+
+class HostCheck:
+    """Refuses Host headers that are not ours: a web page whose name was rebound to this machine has its own name there.
+
+    Only while the server listens on loopback, where no key may be needed. Elsewhere keys are what keeps others out.
+    """
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app = app
+        self._allowed = frozenset(host.lower() for host in config.allowed_hosts)
+        self._active = config.is_loopback and "*" not in self._allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        if scope["type"] == "http" and self._active and not self._known(Headers(scope=scope).get("host", "")):
+            message = "the Host header names another machine; allow it with --allowed-host"
+            error = ApiError(421, message, code="bad_host")
+            await error_response(Request(scope), error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _known(self, header: str) -> bool:
+        name = header.lower()
+        name = name[1 : name.find("]")] if name.startswith("[") else name.rpartition(":")[0] or name
+        if not name or name == "localhost" or name.endswith(".localhost") or name in self._allowed:
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+
+class Keys:
+    """API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; compared in constant time."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        if scope["type"] == "http" and self._keys and scope["path"] not in PUBLIC_PATHS and not self._opens(scope):
+            error = ApiError(
+                401, "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY", code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )  # fmt: skip
+            await error_response(Request(scope), error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _opens(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        offered = [headers.get("x-api-key", "")]
+        if scheme.lower() == "bearer":
+            offered.append(token.strip())
+        # Every key is compared, so that the time does not tell which one was close.
+        matches = [hmac.compare_digest(key, one.encode()) for key in self._keys for one in offered if one]
+        return any(matches)

@@ -1,0 +1,227 @@
+"""`ModelRegistry`: the models of a server, loaded in the background, found by the names clients use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from glm4.async_llm import AsyncLLM
+from glm4.errors import Glm4Error
+from glm4.llm import LLM, Progress
+from glm4.server.admission import Admission
+from glm4.server.config import ANY_MODEL, ModelSpec, ServerConfig
+from glm4.server.errors import ApiError, busy
+
+log = logging.getLogger("glm4.server")
+
+Loader = Callable[[ModelSpec, Progress], LLM]
+
+
+def _load_llm(spec: ModelSpec, progress: Progress) -> LLM:
+    return LLM(spec.source, progress=progress, **spec.options)
+
+
+@dataclass
+class ServedModel:
+    """A model on its way up, or ready.
+
+    Attributes:
+        engine: set once it is ready.
+        error: why it will never be.
+    """
+
+    spec: ModelSpec
+    created: int = field(default_factory=lambda: int(time.time()))
+    engine: AsyncLLM | None = None
+    admission: Admission | None = None
+    error: str | None = None
+    stage: str = "waiting to be loaded"
+
+    @property
+    def name(self) -> str:
+        """The name responses carry."""
+        return next((name for name in self.spec.names if name != ANY_MODEL), self.spec.source)
+
+    @property
+    def llm(self) -> LLM:
+        """The loaded model; only for a model that is ready."""
+        assert self.engine is not None  # noqa: S101 (callers come through `ModelRegistry.find`)
+        return self.engine.llm
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request's `model` means: a model, and the adapter on top of it, if any."""
+
+    model: ServedModel
+    name: str
+    adapter: str | None = None
+
+    @property
+    def engine(self) -> AsyncLLM:
+        """The engine that answers."""
+        assert self.model.engine is not None  # noqa: S101 (a Target is made of ready models only)
+        return self.model.engine
+
+    @property
+    def llm(self) -> LLM:
+        """The model itself."""
+        return self.engine.llm
+
+    @property
+    def admission(self) -> Admission:
+        """The queue in front of it."""
+        assert self.model.admission is not None  # noqa: S101
+        return self.model.admission
+
+
+class ModelRegistry:
+    """All models of one server.
+
+    Args:
+        load: makes the `LLM` of a model; tests bring their own.
+    """
+
+    def __init__(self, config: ServerConfig, load: Loader | None = None) -> None:
+        self._config = config
+        self._load_llm = load or _load_llm
+        self.models = [ServedModel(spec) for spec in config.models]
+        self._loading: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def ready(self) -> bool:
+        """True once every model can answer."""
+        return all(model.engine is not None and not model.engine.failed for model in self.models)
+
+    @property
+    def is_loading(self) -> bool:
+        """True while a model is being read; `close` does not wait for that, because it cannot be interrupted."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start_loading(self) -> None:
+        """Load every model, one after the other, beside the running event loop."""
+        self._loading = asyncio.create_task(self._load_all())
+
+    async def loaded(self) -> None:
+        """Wait until loading is over, well or badly."""
+        if self._loading is not None:
+            await self._loading
+
+    async def _load_all(self) -> None:
+        for model in self.models:
+            started = time.monotonic()
+            try:
+                await self._load(model)
+            except Glm4Error as error:
+                model.error = str(error)
+                log.error("%s cannot be loaded: %s", model.name, error)
+            except Exception as error:
+                model.error = f"internal error ({type(error).__name__})"
+                log.exception("%s cannot be loaded", model.name)
+            else:
+                log.info("%s is ready after %.1f s", model.name, time.monotonic() - started)
+
+    async def _load(self, model: ServedModel) -> None:
+        def progress(stage: str, done: float, total: float) -> None:
+            model.stage = f"{stage}, {done / total:.0%}" if total else stage
+
+        spec = model.spec
+        llm = await self._in_thread(partial(self._load_llm, spec, progress))
+        engine = AsyncLLM(llm)
+        for name, path in spec.adapters.items():
+            await engine.load_adapter(name, str(path))
+        config = self._config
+        model.admission = Admission(llm.info.max_num_seqs, config.max_queue, config.queue_timeout)
+        model.engine = engine
+
+    async def _in_thread(self, function: Callable[[], LLM]) -> LLM:
+        """Like `asyncio.to_thread`, in a thread that the end of the event loop does not wait for."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[LLM] = loop.create_future()
+
+        def settle(result: LLM | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as failure:  # handed to the task that waits
+                error = failure
+            with suppress(RuntimeError):  # the loop is closed: the server stopped meanwhile
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self._thread = threading.Thread(target=run, name="glm4-load", daemon=True)
+        self._thread.start()
+        return await done
+
+    def find(self, name: str | None) -> Target:
+        """The model of that name; None is the first one.
+
+        Raises:
+            ApiError: no such model (404), or it is not ready (503).
+        """
+        for model, adapter in self._candidates(name):
+            self._check_ready(model)
+            return Target(model, adapter or (model.name if name is None or name in (ANY_MODEL, "") else name), adapter)
+        raise ApiError(404, f"the model {name!r} does not exist; GET /v1/models lists those that do", "model",
+                       "model_not_found")  # fmt: skip
+
+    def _candidates(self, name: str | None) -> Iterator[tuple[ServedModel, str | None]]:
+        if not name:
+            yield self.models[0], None
+            return
+        for model in self.models:
+            if name in model.spec.names:
+                yield model, None
+            elif name in self.adapters(model):
+                yield model, name
+        for model in self.models:
+            if ANY_MODEL in model.spec.names:
+                yield model, None
+
+    @staticmethod
+    def adapters(model: ServedModel) -> tuple[str, ...]:
+        """LoRA adapters of a model that clients may name."""
+        return (
+            tuple(model.spec.adapters)
+            if model.engine is None
+            else tuple(adapter.name for adapter in model.llm.adapters())
+        )
+
+    @staticmethod
+    def _check_ready(model: ServedModel) -> None:
+        if model.error is not None:
+            raise ApiError(503, f"{model.name} could not be loaded; the server's log says why", "model", "model_failed")
+        if model.engine is None:
+            raise busy(f"{model.name} is still loading ({model.stage})", 2, code="model_loading")
+        if model.engine.failed:
+            raise ApiError(503, f"{model.name} has stopped; the server's log says why", "model", "model_failed")
+
+    def stop_admitting(self) -> None:
+        """Send away whoever waits or comes from now on."""
+        for model in self.models:
+            if model.admission is not None:
+                model.admission.close()
+
+    async def close(self) -> None:
+        """Stop every engine and free its memory."""
+        self.stop_admitting()
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
+        for model in self.models:
+            if model.engine is not None:
+                await model.engine.close()

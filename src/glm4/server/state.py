@@ -1,0 +1,48 @@
+"""`ServerState`: what every endpoint needs, handed on by the application and never by a global."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from starlette.requests import Request
+
+from glm4.server.body import read_json
+from glm4.server.config import ServerConfig
+from glm4.server.errors import ApiError
+from glm4.server.registry import ModelRegistry, Target
+
+if TYPE_CHECKING:
+    from glm4.server.metrics import ServerMetrics
+    from glm4.server.response_store import ResponseStore
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One running server."""
+
+    config: ServerConfig
+    models: ModelRegistry
+    metrics: ServerMetrics
+    responses: ResponseStore
+
+    async def read(self, request: Request) -> dict[str, Any]:
+        """The JSON object of a request, within this server's limits."""
+        return await read_json(request, limit=self.config.max_body_bytes, seconds=self.config.body_timeout)
+
+    def target(self, body: Mapping[str, Any]) -> Target:
+        """The model a body asks for.
+
+        Raises:
+            ApiError: no such model, not ready, or `model` is no string.
+        """
+        name = body.get("model")
+        if name is not None and not isinstance(name, str):
+            raise ApiError(400, "model must be a string", "model", "invalid_type")
+        return self.models.find(name)
+
+
+def server_state(request: Request) -> ServerState:
+    """The state of the application that serves a request."""
+    return cast(ServerState, request.app.state.glm4)

@@ -1,0 +1,89 @@
+"""A real server on a real socket, in a thread of the test's process: the tests talk to it as any client would."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+from starlette.applications import Starlette
+
+from glm4.llm import LLM
+from glm4.server.app import create_app
+from glm4.server.config import ModelSpec, ServerConfig
+from glm4.server.registry import Loader
+from glm4.server.run import make_server
+from glm4.server.state import ServerState
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A running server."""
+
+    url: str
+    app: Starlette
+
+    @property
+    def state(self) -> ServerState:
+        return self.app.state.glm4  # type: ignore[no-any-return]
+
+    @property
+    def llm(self) -> LLM:
+        """The first model."""
+        return self.state.models.models[0].llm
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """For raw sockets."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+    def client(self, **options: object) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def serve(
+    config: ServerConfig,
+    llm: LLM | None = None,
+    *,
+    load: Loader | None = None,
+    wait: bool = True,
+    send_buffer: int | None = None,
+) -> Iterator[LiveServer]:
+    """Serve on a free port of loopback until the block ends.
+
+    Args:
+        llm: answers for every model of the configuration; None loads them.
+        load: makes the model of each specification, instead.
+        wait: come back when every model is ready (or has failed).
+        send_buffer: bytes the system keeps for each connection, to notice early that a client does not read.
+    """
+    app = create_app(config, load if llm is None else lambda spec, progress: llm)
+    listener = socket.socket()
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    listener.bind(("127.0.0.1", 0))
+    server = make_server(app, config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="test-server")
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    try:
+        with httpx.Client(base_url=url) as client:
+            while not server.started:
+                time.sleep(0.01)
+            while wait and client.get("/ready").json()["status"] == "loading":
+                time.sleep(0.02)
+        yield LiveServer(url, app)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def config(*names: str, source: str = "tiny", **options: object) -> ServerConfig:
+    """A configuration with one model."""
+    return ServerConfig((ModelSpec(source, names or ("tiny",)),), **options)  # type: ignore[arg-type]
