@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Compiled grammars kept: agents send the same tools with every turn.
 _KEPT = 16
+_NOTHING_FITS = "no text can satisfy this"
 _MAX_REASON = 300  # characters of the library's explanation that are passed on
 
 
@@ -92,7 +93,10 @@ class GrammarCompiler:
         return self._compile(grammars, param, what)
 
     def _compile(self, grammars: list[dict[str, Any]], param: str, what: str) -> TokenConstraint:
-        text = json.dumps({"grammars": grammars})
+        try:
+            text = json.dumps({"grammars": grammars})
+        except RecursionError:
+            raise InvalidRequestError(f"{what}: the JSON schema nests too deeply", param=param) from None
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
@@ -113,12 +117,16 @@ class GrammarCompiler:
         except UnicodeEncodeError:
             raise InvalidRequestError(f"{what}: the text is not valid Unicode", param=param) from None
         if not matcher.is_error():
-            # The first mask is the dearest one, and shows whether any text fits at all.
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            raise InvalidRequestError(f"{what}: {_reason(matcher.get_error())}", param=param)
-        if matcher.is_stopped() and not matcher.is_accepting():
-            raise InvalidRequestError(f"{what}: no text can satisfy this", param=param)
+            matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
+        # Behind what is forced at the beginning it shows whether any text fits at all.
+        probe = matcher.deep_copy()
+        probe.try_consume_tokens(probe.compute_ff_tokens())
+        if not probe.is_error() and not probe.is_stopped():
+            probe.compute_bitmask()
+        if probe.is_error():
+            raise InvalidRequestError(f"{what}: {_reason(probe.get_error())}", param=param)
+        if probe.is_stopped() and not probe.is_accepting():
+            raise InvalidRequestError(f"{what}: {_NOTHING_FITS}", param=param)
         return matcher
 
     @property
@@ -196,6 +204,8 @@ def _reason(error: str) -> str:
         except ValueError:
             keys = unknown
         return f"JSON schema keywords that cannot be enforced: {keys}"
+    if error.startswith("NoExtension"):
+        return _NOTHING_FITS
     return error.replace("<non-verbose/>", "").strip()[:_MAX_REASON]
 
 
