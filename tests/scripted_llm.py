@@ -10,7 +10,7 @@ from glm4.backends.scripted import ScriptedBackend
 from glm4.llm import LLM
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.text_side import TextSide
-from tiny import VOCAB_SIZE, special_id, write_folder
+from tiny import GLM_TEMPLATE, VOCAB_SIZE, special_id, write_folder
 
 
 def scripted_llm(
@@ -20,6 +20,7 @@ def scripted_llm(
     max_model_len: int = 4096,
     max_num_seqs: int = 4,
     delay: float = 0.0,
+    template: str | None = GLM_TEMPLATE,
 ) -> LLM:
     """An LLM that answers with `answer(prompt)`, a byte a step.
 
@@ -27,8 +28,9 @@ def scripted_llm(
         folder: where the tiny checkpoint (its text side is used) is written.
         answer: prompt text, special tokens left out, to answer text.
         delay: seconds a step takes.
+        template: the checkpoint's chat template; None takes the dialect's own.
     """
-    text = TextSide.load(open_checkpoint(write_folder(folder)))
+    text = TextSide.load(open_checkpoint(write_folder(folder, chat_template=template)))
 
     def script(prompt_ids: Sequence[int]) -> list[int]:
         return [*text.tokenizer.encode(answer(text.tokenizer.decode(prompt_ids))), special_id("<|user|>")]

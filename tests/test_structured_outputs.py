@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,24 @@ def test_a_compiled_grammar_is_kept(llm: LLM) -> None:
     first, second = (llm.prepare_prompt("x", with_(json=PERSON)).constraint for _ in range(2))
     assert first is second
     assert llm.prepare_prompt("x", with_(json_object=True)).constraint is not first
+
+
+def test_grammars_are_compiled_on_many_threads_at_once(tmp_path: Path) -> None:
+    """The vocabulary too, which the first of them needs."""
+    with (
+        LLM(str(write_folder(tmp_path / "m")), dtype="fp32", max_model_len=256) as llm,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        params = [with_(FREE.replace(seed=i), regex=f"[ab]{{{i % 4 + 1}}}") for i in range(24)]
+        prepared = list(threads.map(lambda each: llm.prepare_prompt("x", each), params))
+        for index, request in enumerate(prepared):
+            llm.add(str(index), request)
+        answers: dict[str, str] = {}
+        while llm.has_unfinished_requests():
+            for chunk in llm.step():
+                if chunk.output is not None:
+                    answers[chunk.request_id] = chunk.output.outputs[0].text
+    assert all(re.fullmatch("[ab]*", answers[str(i)]) and len(answers[str(i)]) == i % 4 + 1 for i in range(24))
 
 
 def test_the_library_is_loaded_with_the_first_grammar(tmp_path: Path) -> None:

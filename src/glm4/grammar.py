@@ -69,13 +69,14 @@ class GrammarCompiler:
             InvalidRequestError: it cannot be compiled or enforced; `.param` says whose fault it is.
         """
         try:
-            return self._answer(outputs, tools, parallel, "tools", "tools")
+            return self._answer(outputs, tools, parallel)
         except InvalidRequestError:
             # Which part was it? Only a refusal pays for finding out.
             if outputs is not None:
-                self._answer(outputs, (), parallel, outputs.param, outputs.param)
+                self.raw(outputs)
             for tool in tools:
-                self._answer(None, [tool], parallel, "tools", f"the parameters of function {tool.name!r}")
+                schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
+                self._compile([schema], "tools", f"the parameters of function {tool.name!r}")
             raise
 
     def _answer(
@@ -83,14 +84,13 @@ class GrammarCompiler:
         outputs: StructuredOutputs | None,
         tools: Sequence[CallableTool],
         parallel: bool,
-        param: str,
-        what: str,
     ) -> TokenConstraint:
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
         grammars = [{"name": "start", "lark_grammar": lark}]
         if outputs is not None:
             grammars.append({"name": "answer", **_text_grammar(outputs)})
-        return self._compile(grammars, param, what)
+        blamed = "tools" if outputs is None else outputs.param
+        return self._compile(grammars, blamed, blamed)
 
     def _compile(self, grammars: list[dict[str, Any]], param: str, what: str) -> TokenConstraint:
         try:
