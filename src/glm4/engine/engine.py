@@ -110,6 +110,14 @@ class Engine:
         if sequence is not None:
             self.scheduler.remove(sequence)
 
+    def close(self) -> None:
+        """Drop all requests and end the threads that follow grammars. Idempotent."""
+        for request_id in self.request_ids():
+            self.abort(request_id)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
     def request_ids(self) -> list[str]:
         """Ids of all requests that are waiting or running."""
         return list(self._sequences)
