@@ -92,6 +92,9 @@ class Engine:
             for token in getattr(request.params, name) or ():
                 if not 0 <= token < vocab_size:
                     raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
+        ends = request.stop_ids | set(request.params.stop_token_ids)
+        if request.params.min_tokens and len(ends) + len(self._banned_ids) >= vocab_size:
+            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
         if request.pooling is not None:
             for name, value in (("prompt_logprobs", request.params.prompt_logprobs), ("grammar", request.constraint)):
                 if value is not None:
