@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from live import LiveServer, config, serve
 from openai.types.responses import Response, ResponseStreamEvent
 from openai.types.responses.input_token_count_response import InputTokenCountResponse
 from openai.types.responses.response_item_list import ResponseItemList
 from pydantic import BaseModel, TypeAdapter
 
-from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -151,7 +151,11 @@ def test_streamed_is_what_is_whole(http: httpx.Client, text: str) -> None:
 def test_a_call_and_its_output(http: httpx.Client) -> None:
     first = create(http, input="weather", tools=[WEATHER])
     (call,) = first["output"]
-    assert (call["name"], json.loads(call["arguments"]), call["status"]) == ("get_weather", {"city": "Paris"}, "completed")
+    assert (call["name"], json.loads(call["arguments"]), call["status"]) == (
+        "get_weather",
+        {"city": "Paris"},
+        "completed",
+    )
     assert first["usage"]["output_tokens"] == len('get_weather\n{"city": "Paris"}') + 1
     result = {"type": "function_call_output", "call_id": call["call_id"], "output": "everything: 21 degrees"}
     again = create(http, input=[result], previous_response_id=first["id"], tools=[WEATHER])

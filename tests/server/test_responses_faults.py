@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
+from live import LiveServer, config, serve
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 from tiny import write_folder
 
