@@ -199,6 +199,7 @@ def claude_code_body() -> dict[str, Any]:
         "model": "claude-sonnet-4-5",
         "messages": [
             {"role": "user", "content": [reminder, {"type": "text", "text": "What is this?", "cache_control": cached}]},
+            {"role": "system", "content": "The following skills are available: none."},
             {"role": "assistant", "content": [{"type": "thinking", "thinking": "I read.", "signature": "s"}, call]},
             {"role": "user", "content": [{**result, "cache_control": {**cached, "ttl": "1h"}}]},
         ],
@@ -209,7 +210,7 @@ def claude_code_body() -> dict[str, Any]:
         ],
         "tools": [{"name": name, "description": f"{name}.\n" * 20, "input_schema": schema} for name in names],
         "metadata": {"user_id": json.dumps({"device_id": "d", "account_uuid": "", "session_id": "s"})},
-        "max_tokens": 32000,
+        "max_tokens": 64000,
         "thinking": {"type": "adaptive"},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         "output_config": {"effort": "medium"},
@@ -222,7 +223,7 @@ def test_what_claude_code_sends_is_answered(server: LiveServer) -> None:
     headers = {
         "x-api-key": "right-key",
         "anthropic-version": "2023-06-01",
-        "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27",
+        "anthropic-beta": "claude-code-20250219,context-management-2025-06-27,mid-conversation-system-2026-04-07",
         "anthropic-dangerous-direct-browser-access": "true",
         "x-app": "cli",
     }
