@@ -24,7 +24,7 @@ from glm4.cli.console import human_bytes
 from glm4.model.shapes import SHAPES
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.gguf_quants import BLOCK_FORMATS
-from glm4.openai_format import _OPTIONS
+from glm4.openai_format.fields import OPTIONS
 from glm4.planner import plan
 from glm4.variants import VARIANTS, get_variant
 from tiny import gguf_model, write_folder, write_gguf
@@ -123,7 +123,9 @@ def check_glm4(args: list[str]) -> None:
         return
     context = command.make_context(args[0], args[1:])
     for name in ("model", "remove"):
-        check_model(context.params.get(name))
+        value = context.params.get(name)
+        for one in value if isinstance(value, (list, tuple)) else [value]:  # `serve` takes several, NAME=MODEL
+            check_model(one and one.rpartition("=")[2])
 
 
 def check_model(name: str | None) -> None:
@@ -288,7 +290,7 @@ def shape(value: object) -> object:
 
 def test_batch_options_are_complete() -> None:
     for page in ("docs/batch.md", "docs/zh/batch.md"):
-        assert set(_OPTIONS) <= set(re.findall(r"`(\w+)`", prose(page))), page
+        assert set(OPTIONS) <= set(re.findall(r"`(\w+)`", prose(page))), page
 
 
 # Facts

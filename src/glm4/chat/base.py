@@ -47,6 +47,11 @@ class TemplateDialect(ABC):
     call_opening: str = ""
     thinking_closing: str | None = None
 
+    @property
+    def thinks(self) -> bool:
+        """Whether answers begin with thinking."""
+        return self.thinking_closing is not None
+
     @abstractmethod
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Messages and tools as the template's variables `messages` and `tools`."""
