@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
@@ -207,9 +207,7 @@ def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) ->
     return prompt if prompt is not None else tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _prompt_details(
-    outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions
-) -> dict[str, Any]:
+def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions) -> dict[str, Any]:
     """vLLM's extras about the prompt, for a request with one."""
     details: dict[str, Any] = {}
     if len(outputs) == 1:

@@ -195,7 +195,11 @@ class ModelRegistry:
     @staticmethod
     def adapters(model: ServedModel) -> tuple[str, ...]:
         """LoRA adapters of a model that clients may name."""
-        return tuple(model.spec.adapters) if model.engine is None else tuple(adapter.name for adapter in model.llm.adapters())
+        return (
+            tuple(model.spec.adapters)
+            if model.engine is None
+            else tuple(adapter.name for adapter in model.llm.adapters())
+        )
 
     @staticmethod
     def _check_ready(model: ServedModel) -> None:

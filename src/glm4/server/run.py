@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -49,7 +50,7 @@ class _Protocol(H11Protocol):
         self._abort_later()
 
     def _close_if_idle(self) -> None:
-        begun: object = self.cycle  # None before the first request, whatever the annotation says
+        begun = cast("object | None", self.cycle)  # declared as never None, and None until the first request
         if begun is None and not self.transport.is_closing():
             self.transport.close()
 

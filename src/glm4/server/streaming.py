@@ -39,13 +39,19 @@ def openai_failure(error: BaseException) -> bytes:
     return event(as_api_error(error).openai()) + DONE
 
 
+def anthropic_failure(error: BaseException) -> bytes:
+    """How an Anthropic stream ends when something fails in the middle."""
+    return event(as_api_error(error).anthropic(), "error")
+
+
 class EventStream(Response):
     """Sends what an asynchronous generator yields, and closes the generator whatever happens.
 
     Args:
         events: yields ready events.
         failure: the last event of a stream whose generator failed.
-        keep_alive: seconds of silence before a comment is sent.
+        silence: what is sent to keep a silent connection open.
+        keep_alive: seconds of silence before that.
         stall_timeout: seconds the client may leave the connection full.
         on_close: awaited at the very end.
     """
@@ -57,6 +63,7 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         *,
         failure: Callable[[BaseException], bytes] = openai_failure,
+        silence: bytes = _COMMENT,
         keep_alive: float,
         stall_timeout: float,
         on_close: Callable[[], Awaitable[None]] | None = None,
@@ -66,6 +73,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._failure = failure
+        self._silence = silence
         self._keep_alive = keep_alive
         self._stall_timeout = stall_timeout
         self._on_close = on_close
@@ -99,7 +107,7 @@ class EventStream(Response):
                 pending = pending or asyncio.ensure_future(anext(self._events))
                 done, _ = await asyncio.wait({pending}, timeout=self._keep_alive)
                 if not done:
-                    await write(_COMMENT)
+                    await write(self._silence)
                     continue
                 finished, pending = pending, None
                 try:
