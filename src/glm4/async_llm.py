@@ -55,9 +55,10 @@ class RequestStream:
             self._arrived.clear()
             await self._arrived.wait()
         item = self._waiting.popleft()
-        self._finished = isinstance(item, BaseException) or item.output is not None
         if isinstance(item, BaseException):
+            self.close()  # the error may be a reader's own, such as a time limit, while the request still runs
             raise item
+        self._finished = item.output is not None
         return item
 
     async def output(self) -> RequestOutput:

@@ -108,9 +108,7 @@ class SamplingParams:
         _require(self.top_p > 0.0, "top_p", "greater than 0 and at most 1", self.top_p)
         _require(self.top_k >= -1, "top_k", "at least 1, or 0 (or -1) for no limit", self.top_k)
         _require_number("min_p", self.min_p, 0.0, 1.0)
-        _require_number(
-            "repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
-        )
+        _require_number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
         _require_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _require_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _require(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
