@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """GET /docs: a page that lists the operations of /openapi.json. Static files of this package, none from elsewhere."""
-=======
-"""GET /docs: a page that lists the operations of /openapi.json. Static files of this package."""
->>>>>>> server
 
 from __future__ import annotations
 

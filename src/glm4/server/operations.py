@@ -78,7 +78,6 @@ OPERATIONS: tuple[Operation, ...] = (
         events="CompletionChunk", errors=_GENERATING,
     ),
     Operation(
-<<<<<<< HEAD
         "post", "/v1/responses", "Responses", "Answer, and keep the answer", "回答，并保存回答",
         "Response", RESPONSES_FIELDS, ("input",), {"input": "Why is the sky blue?", "max_output_tokens": 64},
         events="ResponseEvent", errors=_GENERATING,
@@ -117,20 +116,13 @@ OPERATIONS: tuple[Operation, ...] = (
         "MessageTokens", COUNT_FIELDS, COUNT_REQUIRED, {"messages": _HELLO}, errors=_READING,
     ),
     Operation(
-=======
->>>>>>> server
         "post", "/v1/embeddings", "Text", "Turn texts into vectors (mean-pooled hidden states)",
         "把文本变成向量（隐藏状态的均值）",
         "EmbeddingList", EMBEDDING_FIELDS, ("input",), {"input": ["first text", "second text"]}, errors=_GENERATING,
     ),
     Operation(
-<<<<<<< HEAD
         "get", "/v1/models", "Models", "List the names a request's model may have", "列出请求中 model 可取的名称",
         "ModelList",
-=======
-        "get", "/v1/models", "Models", "List the names a request's model may have",
-        "列出请求中 model 可取的名称", "ModelList",
->>>>>>> server
     ),
     Operation(
         "get", "/v1/models/{model}", "Models", "Describe one of them", "查看其中一个", "Model", errors=(404,),
