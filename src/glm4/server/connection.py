@@ -34,6 +34,8 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, header_timeout: float, **options: Any) -> None:
         super().__init__(*args, **options)
+        # `RequestLog` writes our line; uvicorn's has the query, and comes whenever the logger has a handler.
+        self.access_log = False
         self._header_timeout = header_timeout
         self._timer: asyncio.TimerHandle | None = None
         self._awaits_headers = False
