@@ -196,8 +196,8 @@ def _format(name: str, value: Any) -> dict[str, Any]:
 
 def _structured(form: Mapping[str, Any]) -> StructuredOutputs | None:
     if form["type"] == "json_schema":
-        return StructuredOutputs(json=form["schema"])
-    return StructuredOutputs(json_object=True) if form["type"] == "json_object" else None
+        return StructuredOutputs(json=form["schema"], param="text.format")
+    return StructuredOutputs(json_object=True, param="text.format") if form["type"] == "json_object" else None
 
 
 # Other fields with parts
