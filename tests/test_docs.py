@@ -28,7 +28,7 @@ from glm4.variants import VARIANTS, get_variant
 from tiny import gguf_model, write_folder, write_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("models", "batch", "python", "troubleshooting")
+GUIDES = ("models", "batch", "python", "structured", "troubleshooting")
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
 PAGES = [page for pair in PAIRS for page in pair]
