@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Compiled grammars kept: agents send the same tools with every turn.
 _KEPT = 16
+_NOTHING_FITS = "no text can satisfy this"
 _MAX_REASON = 300  # characters of the library's explanation that are passed on
 
 
@@ -68,13 +69,14 @@ class GrammarCompiler:
             InvalidRequestError: it cannot be compiled or enforced; `.param` says whose fault it is.
         """
         try:
-            return self._answer(outputs, tools, parallel, "tools", "tools")
+            return self._answer(outputs, tools, parallel)
         except InvalidRequestError:
             # Which part was it? Only a refusal pays for finding out.
             if outputs is not None:
-                self._answer(outputs, (), parallel, outputs.param, outputs.param)
+                self.raw(outputs)
             for tool in tools:
-                self._answer(None, [tool], parallel, "tools", f"the parameters of function {tool.name!r}")
+                schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
+                self._compile([schema], "tools", f"the parameters of function {tool.name!r}")
             raise
 
     def _answer(
@@ -82,17 +84,19 @@ class GrammarCompiler:
         outputs: StructuredOutputs | None,
         tools: Sequence[CallableTool],
         parallel: bool,
-        param: str,
-        what: str,
     ) -> TokenConstraint:
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
         grammars = [{"name": "start", "lark_grammar": lark}]
         if outputs is not None:
             grammars.append({"name": "answer", **_text_grammar(outputs)})
-        return self._compile(grammars, param, what)
+        blamed = "tools" if outputs is None else outputs.param
+        return self._compile(grammars, blamed, blamed)
 
     def _compile(self, grammars: list[dict[str, Any]], param: str, what: str) -> TokenConstraint:
-        text = json.dumps({"grammars": grammars})
+        try:
+            text = json.dumps({"grammars": grammars})
+        except RecursionError:
+            raise InvalidRequestError(f"{what}: the JSON schema nests too deeply", param=param) from None
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
@@ -113,12 +117,16 @@ class GrammarCompiler:
         except UnicodeEncodeError:
             raise InvalidRequestError(f"{what}: the text is not valid Unicode", param=param) from None
         if not matcher.is_error():
-            # The first mask is the dearest one, and shows whether any text fits at all.
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            raise InvalidRequestError(f"{what}: {_reason(matcher.get_error())}", param=param)
-        if matcher.is_stopped() and not matcher.is_accepting():
-            raise InvalidRequestError(f"{what}: no text can satisfy this", param=param)
+            matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
+        # Behind what is forced at the beginning it shows whether any text fits at all.
+        probe = matcher.deep_copy()
+        probe.try_consume_tokens(probe.compute_ff_tokens())
+        if not probe.is_error() and not probe.is_stopped():
+            probe.compute_bitmask()
+        if probe.is_error():
+            raise InvalidRequestError(f"{what}: {_reason(probe.get_error())}", param=param)
+        if probe.is_stopped() and not probe.is_accepting():
+            raise InvalidRequestError(f"{what}: {_NOTHING_FITS}", param=param)
         return matcher
 
     @property
@@ -196,6 +204,8 @@ def _reason(error: str) -> str:
         except ValueError:
             keys = unknown
         return f"JSON schema keywords that cannot be enforced: {keys}"
+    if error.startswith("NoExtension"):
+        return _NOTHING_FITS
     return error.replace("<non-verbose/>", "").strip()[:_MAX_REASON]
 
 

@@ -128,7 +128,7 @@ def events(text: str) -> Iterator[str]:
 
 def _chunks(text: str) -> Iterable[Any]:
     *chunks, done = events(text)
-    assert done == "[DONE]"
+    assert done == "[DONE]", done
     return [json.loads(chunk) for chunk in chunks]
 
 

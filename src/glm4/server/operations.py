@@ -1,7 +1,7 @@
 """The operations of the API as its document shows them: one row for each route of `app.ROUTES`.
 
-A new endpoint is a line in `app.ROUTES`, a row here, and the schema of its answer in `response_schemas`. A test compares
-the two tables.
+A new endpoint is a line in `app.ROUTES`, a row here, and the schema of its answer in `response_schemas`. A test
+compares the two tables.
 """
 
 from __future__ import annotations
@@ -105,11 +105,13 @@ OPERATIONS: tuple[Operation, ...] = (
         errors=_READING,
     ),
     Operation(
-        "post", "/v1/embeddings", "Text", "Turn texts into vectors (mean-pooled hidden states)", "把文本变成向量（隐藏状态的均值）",
+        "post", "/v1/embeddings", "Text", "Turn texts into vectors (mean-pooled hidden states)",
+        "把文本变成向量（隐藏状态的均值）",
         "EmbeddingList", EMBEDDING_FIELDS, ("input",), {"input": ["first text", "second text"]}, errors=_GENERATING,
     ),
     Operation(
-        "get", "/v1/models", "Models", "List the names a request's model may have", "列出请求中 model 可取的名称", "ModelList",
+        "get", "/v1/models", "Models", "List the names a request's model may have",
+        "列出请求中 model 可取的名称", "ModelList",
     ),
     Operation(
         "get", "/v1/models/{model}", "Models", "Describe one of them", "查看其中一个", "Model", errors=(404,),
