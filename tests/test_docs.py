@@ -35,7 +35,7 @@ from live import serve
 from tiny import gguf_model, write_folder, write_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("models", "batch", "python", "serving", "adapters", "troubleshooting")
+GUIDES = ("models", "batch", "python", "serving", "structured", "adapters", "troubleshooting")
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
 PAGES = [page for pair in PAIRS for page in pair]

@@ -15,7 +15,6 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as with_seed
-from live import LiveServer, config, serve
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
@@ -25,13 +24,16 @@ from glm4.server.app import ADAPTER_ROUTES, ROUTES
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.openapi import document
 from glm4.server.operations import OPERATIONS
+from live import LiveServer, config, serve
 from tiny import write_folder
 
 NAMES = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 # Per cent of the examples, by operation; those that take nothing have one only.
 SHARES = {
-    "/v1/chat/completions": 30,
-    "/v1/completions": 25,
+    "/v1/chat/completions": 24,
+    "/v1/completions": 20,
+    "/v1/responses": 18,
+    "/v1/responses/input_tokens": 5,
     "/v1/embeddings": 10,
     "/tokenize": 10,
     "/v1/chat/completions/render": 8,
@@ -191,6 +193,8 @@ def stream_check(told: dict[str, Any], path: str) -> Callable[[Any], None]:
     openai_checks: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any] | None]] = {
         "/v1/chat/completions": (openai_schema.check_chat_completion, openai_schema.check_chat_stream),
         "/v1/completions": (openai_schema.check_completion, openai_schema.check_completion_stream),
+        "/v1/responses": (openai_schema.check_response, openai_schema.check_response_stream),
+        "/v1/responses/input_tokens": (openai_schema.check_input_tokens, None),
         "/v1/embeddings": (openai_schema.check_embeddings, None),
         "/v1/models/{model}": (openai_schema.check_model, None),
     }
@@ -232,7 +236,8 @@ def test_the_server_does_what_its_document_says(server: LiveServer, told: dict[s
     statuses = fuzz(server, told, path, GenerationMode.POSITIVE, examples, seed=1)
     if path in WITH_BODY:
         fuzz(server, told, path, GenerationMode.NEGATIVE, SHARES[path], seed=2)
-    if path not in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models/{model}", "/tokenizer_info"):
+    guessed = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models/{model}", "/tokenizer_info")
+    if path not in guessed and "{response_id}" not in path:
         assert statuses[200]
 
 
@@ -260,9 +265,11 @@ def test_after_all_that_the_server_is_well(server: LiveServer) -> None:
 
 def test_every_get_of_the_document_answers_with_its_schema(server: LiveServer, told: dict[str, Any]) -> None:
     with server.client() as client:
+        stored = client.post("/v1/responses", json={"input": "a"}).json()["id"]
         for operation in OPERATIONS:
             if operation.method == "get":
-                answer: httpx.Response = client.get(operation.path.replace("{model}", "tiny"))
+                path = operation.path.replace("{model}", "tiny").replace("{response_id}", stored)
+                answer: httpx.Response = client.get(path)
                 assert answer.status_code == 200
                 if operation.answer in told["components"]["schemas"]:
                     component(told, operation.answer).validate(answer.json())
