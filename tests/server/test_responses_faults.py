@@ -105,6 +105,19 @@ def test_a_response_deleted_while_it_is_written_stays_deleted(tmp_path: Path) ->
         assert http.get(f"/v1/responses/{made}").status_code == 404
 
 
+def test_a_damaged_store_stops_the_command(tmp_path: Path) -> None:
+    store = tmp_path / "s.db"
+    store.write_bytes(b"\0" * 5000)
+    command = [sys.executable, "-m", "glm4", "serve", "-m", "nothing", "--port", "0", "--store", str(store)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    message = " ".join(ended.stderr.split())
+    assert "file is not a database; move " in message
+    assert "to begin with an empty store" in message
+    assert "Traceback" not in message
+    assert "serving" not in message
+
+
 # kill -9
 
 
