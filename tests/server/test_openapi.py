@@ -15,7 +15,6 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as with_seed
-from live import LiveServer, config, serve
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
@@ -25,6 +24,7 @@ from glm4.server.app import ADAPTER_ROUTES, ROUTES
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.openapi import document
 from glm4.server.operations import OPERATIONS
+from live import LiveServer, config, serve
 from tiny import write_folder
 
 NAMES = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")

@@ -11,8 +11,8 @@ import httpx
 import openai
 import openai_schema
 import pytest
-from live import LiveServer, config, serve
 
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
 WEATHER = {"type": "function", "name": "get_weather", "description": "w", "strict": None,

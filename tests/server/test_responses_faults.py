@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 import openai_schema
-from live import LiveServer, config, serve
 
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 from tiny import write_folder
 
