@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from adapter_files import factors, settings, write_adapter
 from glm4 import LLM, AsyncLLM, Glm4Error, SamplingParams
 from glm4 import packed_cache as cache
 from glm4.errors import CheckpointError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+from glm4.structured_outputs import StructuredOutputs
 from scripted_llm import scripted_llm
 from tiny import gguf_model, write_folder, write_gguf
 
@@ -154,6 +156,24 @@ def test_embeddings_beside_answers(llm: LLM, adapter: str) -> None:
     assert outputs["embedding"].metrics.num_prompt_tokens == outputs["embedding"].as_embedding().prompt_tokens
     with pytest.raises(Glm4Error, match="no embedding"):
         outputs["chat"].as_embedding()
+
+
+def test_a_grammar_under_an_adapter(llm: LLM, adapter: str) -> None:
+    """Beside an answer without either, and a text to embed: each as alone."""
+    llm.load_adapter("mine", adapter)
+    strict = GREEDY.replace(structured_outputs=StructuredOutputs(regex="[ab]{6}"), max_tokens=20, ignore_eos=False)
+    alone = llm.chat(CHAT, strict, adapter="mine")[0].outputs[0]
+    plain, vector = tokens(llm), llm.embed("text")[0].embedding
+    llm.add_chat("strict", CHAT, strict, adapter="mine")
+    llm.add_chat("plain", CHAT, GREEDY)
+    llm.add("vector", llm.prepare_embedding("text"))
+    outputs = {}
+    while llm.has_unfinished_requests():
+        outputs |= {chunk.request_id: chunk.output for chunk in llm.step() if chunk.output is not None}
+    assert re.fullmatch("[ab]{6}", alone.text)
+    assert outputs["strict"].outputs[0].token_ids == alone.token_ids
+    assert outputs["plain"].outputs[0].token_ids == plain
+    np.testing.assert_array_equal(outputs["vector"].embedding, vector)
 
 
 def test_a_text_longer_than_the_context_is_not_embedded(llm: LLM) -> None:

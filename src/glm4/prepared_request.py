@@ -99,7 +99,11 @@ class RequestPreparer:
         offered = offered_tools(turns, tools)
         ids = text.render(turns, tools, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs)
         self._check_length(ids, "messages")
-        constraint = self._chat_constraint(offered, params.structured_outputs, choice, parallel_tool_calls)
+        if params.structured_outputs is not None and choice.mode != "required" and not add_generation_prompt:
+            # The prompt ends inside a turn; what is in front of an answer was there long ago.
+            constraint: TokenConstraint | None = self._grammars.raw(params.structured_outputs)
+        else:
+            constraint = self._chat_constraint(offered, params.structured_outputs, choice, parallel_tool_calls)
         skip = params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, EventParser]:
@@ -120,9 +124,14 @@ class RequestPreparer:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
         """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
-        tokenizer, params = self._text.tokenizer, params or self._text.defaults
+        return self._raw(prompt, params or self._text.defaults, adapter, None)
+
+    def _raw(
+        self, prompt: Prompt, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
+    ) -> PreparedRequest:
+        tokenizer = self._text.tokenizer
         ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_length(ids, "prompt")
+        self._check_length(ids, "prompt", answer=pooling is None)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, EventParser]:
@@ -130,15 +139,11 @@ class RequestPreparer:
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
         source = prompt if isinstance(prompt, str) else None
-        return PreparedRequest(source, ids, params, decoder, adapter=adapter, constraint=constraint)
+        return PreparedRequest(source, ids, params, decoder, adapter, pooling, constraint)
 
     def embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to be embedded; see `LLM.prepare_embedding`."""
-        tokenizer = self._text.tokenizer
-        ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_length(ids[1:], "prompt")  # no answer follows
-        plain = self.prompt(ids[:1], SamplingParams(), adapter=adapter)
-        return replace(plain, prompt=prompt if isinstance(prompt, str) else None, prompt_ids=ids, pooling="mean")
+        return self._raw(prompt, SamplingParams(), adapter, "mean")
 
     def _chat_constraint(
         self,
@@ -156,10 +161,11 @@ class RequestPreparer:
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)
         return self._grammars.answer(outputs, tools, parallel=parallel)
 
-    def _check_length(self, ids: Sequence[int], param: str) -> None:
-        if len(ids) + 1 > self._max_model_len:
+    def _check_length(self, ids: Sequence[int], param: str, *, answer: bool = True) -> None:
+        if len(ids) + answer > self._max_model_len:
+            together = " (prompt and answer together)" if answer else ""
             raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self._max_model_len} (prompt and answer"
-                " together); shorten the prompt, or load the model with a larger max_model_len (`--context`)",
+                f"the prompt has {len(ids)} tokens, but the context holds {self._max_model_len}{together};"
+                " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
                 param=param,
             )

@@ -225,11 +225,12 @@ def test_an_adapter_that_overflows_ends_its_own_requests_only(adapters: dict[str
         replace(item, request_id="a", adapter="huge"),
         replace(item, request_id="b", adapter="huge", pooling="mean"),
     ]
+    broken.append(replace(item, request_id="c", adapter="huge", params=item.params.replace(prompt_logprobs=2)))
     neighbours = [with_adapter(item, None), with_adapter(item, "all")]
     for each in (*broken, *neighbours):
         built.add_request(each)
     first = {output.request_id: output for output in built.step()}
-    assert first["a"].finish_reason == first["b"].finish_reason == "abort"
+    assert [first[name].finish_reason for name in "abc"] == ["abort"] * 3
     assert first["b"].embedding is None
     answers = run(built)
     for each in neighbours:

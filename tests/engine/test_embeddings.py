@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -139,8 +140,17 @@ def test_a_text_may_fill_the_context_but_not_exceed_it() -> None:
     assert built.prefix_cache.num_available_pages == 2
 
 
-def test_prompt_logprobs_of_an_embedding_are_refused() -> None:
+class Anything:
+    """A grammar; nobody gets to ask it."""
+
+    def start(self) -> NoReturn:
+        pytest.fail("an embedding follows no grammar")
+
+
+def test_prompt_logprobs_and_grammars_of_an_embedding_are_refused() -> None:
     item = embedding_request("e", prompt(1, 5))
+    with pytest.raises(InvalidRequestError, match="grammar"):
+        engine().add_request(replace(item, constraint=Anything()))
     with pytest.raises(InvalidRequestError, match="prompt_logprobs"):
         engine().add_request(replace(item, params=item.params.replace(prompt_logprobs=1)))
 

@@ -8,8 +8,9 @@ from typing import Any
 import anthropic
 import httpx
 from anthropic.types import RawMessageStreamEvent
-from live import LiveServer
 from pydantic import BaseModel, TypeAdapter
+
+from live import LiveServer
 
 TOOL: dict[str, Any] = {
     "name": "get_weather",

@@ -92,8 +92,13 @@ class Engine:
             for token in getattr(request.params, name) or ():
                 if not 0 <= token < vocab_size:
                     raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
-        if request.pooling is not None and request.params.prompt_logprobs is not None:
-            raise InvalidRequestError("an embedding has no prompt_logprobs", param="prompt_logprobs")
+        ends = request.stop_ids | set(request.params.stop_token_ids)
+        if request.params.min_tokens and len(ends) + len(self._banned_ids) >= vocab_size:
+            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
+        if request.pooling is not None:
+            for name, value in (("prompt_logprobs", request.params.prompt_logprobs), ("grammar", request.constraint)):
+                if value is not None:
+                    raise InvalidRequestError(f"an embedding has no {name}", param=name)
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
         if request.constraint is not None and self._executor is None:
             self._executor = ThreadPoolExecutor(_GRAMMAR_THREADS, thread_name_prefix="glm4-grammar")
@@ -107,6 +112,14 @@ class Engine:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self.scheduler.remove(sequence)
+
+    def close(self) -> None:
+        """Drop all requests and end the threads that follow grammars. Idempotent."""
+        for request_id in self.request_ids():
+            self.abort(request_id)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
 
     def request_ids(self) -> list[str]:
         """Ids of all requests that are waiting or running."""
@@ -169,24 +182,25 @@ class Engine:
         ended: list[Sequence] = []
         start = 0
         for item in scheduled:
-            sequence, end = item.sequence, start + item.num_rows
-            if sequence.wants_prompt_logprobs():
-                self._score_prompt(item, hidden[start : start + item.num_tokens])
-            sequence.num_computed += item.num_tokens
-            if sequence.adapter is not None and not np.isfinite(hidden[start:end]).all():
+            sequence, rows = item.sequence, hidden[start : start + item.num_rows]
+            start += item.num_rows
+            if sequence.adapter is not None and not np.isfinite(rows).all():
                 # Finite factors can still overflow, and a bad adapter must end nobody else's requests.
                 sequence.end = "abort", None
                 ended.append(sequence)
-            elif sequence.pool is not None:
-                sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(hidden[start:end]))
+                continue
+            if sequence.wants_prompt_logprobs():
+                self._score_prompt(item, rows[: item.num_tokens])
+            sequence.num_computed += item.num_tokens
+            if sequence.pool is not None:  # its pages are not kept for reuse
+                sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
                 if not sequence.num_remaining:
                     sequence.end = "stop", None
                     ended.append(sequence)
-            elif not sequence.num_remaining:
-                ready.append((sequence, item.draft, hidden[start + item.num_tokens - 1 : end]))
-            else:
+            elif sequence.num_remaining:
                 self._share(sequence)
-            start = end
+            else:
+                ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
         return ready, ended
 
     # Sequences that follow a grammar: what it forces is appended without sampling, and nobody waits for its masks.

@@ -15,6 +15,7 @@ from glm4.server.message_answers import MESSAGES_SCHEMAS
 from glm4.server.middleware import PUBLIC_PATHS
 from glm4.server.operations import OPERATIONS, TEXT, Operation
 from glm4.server.response_schemas import SCHEMAS, closed, ref
+from glm4.server.responses_answers import RESPONSES_SCHEMAS
 from glm4.server.state import server_state
 
 _ERRORS: Mapping[int, str] = {
@@ -61,7 +62,7 @@ def document(config: ServerConfig) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,
         "components": {
-            "schemas": {**SCHEMAS, **MESSAGES_SCHEMAS},
+            "schemas": {**SCHEMAS, **RESPONSES_SCHEMAS, **MESSAGES_SCHEMAS},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
