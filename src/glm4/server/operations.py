@@ -76,7 +76,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "post", "/v1/messages", "Anthropic", "Answer a conversation, in Anthropic's words",
         "以 Anthropic 的格式回答一段对话", "Message", MESSAGE_FIELDS, MESSAGE_REQUIRED,
-        {"messages": _HELLO, "max_tokens": 64, "stream": True}, events="MessageEvent", errors=_GENERATING, error_schema="AnthropicError",
+        {"messages": _HELLO, "max_tokens": 64, "stream": True},
+        events="MessageEvent", errors=_GENERATING, error_schema="AnthropicError",
     ),
     Operation(
         "post", "/v1/messages/count_tokens", "Anthropic", "How many tokens the prompt of such a request has",
