@@ -109,7 +109,10 @@ class Origins:
     def _may_read(self, origin: str) -> bool:
         if origin in self._allowed or "*" in self._allowed:
             return True
-        return "localhost" in self._allowed and _is_loopback(urlsplit(origin).netloc)
+        try:
+            return "localhost" in self._allowed and _is_loopback(urlsplit(origin).netloc)
+        except ValueError:  # no URL at all
+            return False
 
 
 async def _answer_preflight(headers: dict[str, str], asked: str, send: Send) -> None:
