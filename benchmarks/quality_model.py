@@ -37,6 +37,7 @@ class Tensors:
         self, config: ModelConfig, tensors: dict[str, Float], function: Callable[[str, Float], Float] | None = None
     ) -> None:
         self.config = config
+        self.model_type = config.architecture
         self.tensors = tensors
         self._function = function
         self._last: tuple[str, Float] | None = None

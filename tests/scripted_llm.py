@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from glm4.backends.scripted import ScriptedBackend
+from glm4.chat.dialect import dialect_for
 from glm4.llm import LLM
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.text_side import TextSide
@@ -20,6 +22,7 @@ def scripted_llm(
     max_model_len: int = 4096,
     max_num_seqs: int = 4,
     delay: float = 0.0,
+    dialect: str | None = None,
 ) -> LLM:
     """An LLM that answers with `answer(prompt)`, a byte a step.
 
@@ -27,8 +30,11 @@ def scripted_llm(
         folder: where the tiny checkpoint (its text side is used) is written.
         answer: prompt text, special tokens left out, to answer text.
         delay: seconds a step takes.
+        dialect: answer in this one, with its own chat template, which knows tools; None is GLM-4 with a short one.
     """
     text = TextSide.load(open_checkpoint(write_folder(folder)))
+    if dialect is not None:
+        text = replace(text, dialect=dialect_for(dialect), template=None)
 
     def script(prompt_ids: Sequence[int]) -> list[int]:
         return [*text.tokenizer.encode(answer(text.tokenizer.decode(prompt_ids))), special_id("<|user|>")]

@@ -91,7 +91,7 @@ BAD_LINES: dict[str, tuple[Any, str, str | None]] = {
     "method": (chat_line("method") | {"method": "GET"}, "GET", "method"),
     "key": (chat_line("key") | {"priority": 1}, "'priority'", "priority"),
     "body": (chat_line("body") | {"body": "hi"}, "body must be an object", "body"),
-    "field": (chat_line("field", user="me"), "'user'", "user"),
+    "field": (chat_line("field", functions=[]), "'functions'", "functions"),
     "stream": (chat_line("stream", stream=True), "stream", "stream"),
     "range": (chat_line("range", temperature=-1), "temperature", "temperature"),
     "role": ({**chat_line("role"), "body": {"messages": [{"role": "boss"}]}}, "role must be", "messages"),

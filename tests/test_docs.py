@@ -16,19 +16,21 @@ from typing import Any
 import pytest
 import typer
 
+from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
 from glm4.batch import BatchJob
 from glm4.cli import COMMANDS, build_app, load_command, repl
 from glm4.cli.console import human_bytes
 from glm4.model.shapes import SHAPES
+from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.gguf_quants import BLOCK_FORMATS
-from glm4.openai_format import _OPTIONS
+from glm4.openai_format.fields import OPTIONS
 from glm4.planner import plan
 from glm4.variants import VARIANTS, get_variant
 from tiny import gguf_model, write_folder, write_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("models", "batch", "python", "troubleshooting")
+GUIDES = ("models", "batch", "python", "adapters", "troubleshooting")
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
 PAGES = [page for pair in PAIRS for page in pair]
@@ -121,7 +123,9 @@ def check_glm4(args: list[str]) -> None:
         return
     context = command.make_context(args[0], args[1:])
     for name in ("model", "remove"):
-        check_model(context.params.get(name))
+        value = context.params.get(name)
+        for one in value if isinstance(value, (list, tuple)) else [value]:  # `serve` takes several, NAME=MODEL
+            check_model(one and one.rpartition("=")[2])
 
 
 def check_model(name: str | None) -> None:
@@ -226,11 +230,21 @@ def tiny_models(checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("glm4.llm.resolve", resolve)
 
 
+def write_poems_adapter(folder: Path, model: Path) -> None:
+    """The adapter that pages load, for the starter's stand-in."""
+    targets = ("q_proj", "v_proj")
+    with open_checkpoint(model) as checkpoint:
+        write_adapter(folder / "poems-adapter", factors(checkpoint.config, 1, targets), settings(targets))
+
+
 @pytest.mark.parametrize("page", [page for page in ENGLISH if blocks(page, "python")])
 @pytest.mark.usefixtures("tiny_models")
-def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    page: str, tmp_path: Path, checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From top to bottom in one session, as a reader would."""
     monkeypatch.chdir(tmp_path)
+    write_poems_adapter(tmp_path, checkpoints[0])
     session: dict[str, Any] = {"__name__": "__main__"}
     try:
         for block in blocks(page, "python"):
@@ -276,7 +290,7 @@ def shape(value: object) -> object:
 
 def test_batch_options_are_complete() -> None:
     for page in ("docs/batch.md", "docs/zh/batch.md"):
-        assert set(_OPTIONS) <= set(re.findall(r"`(\w+)`", prose(page))), page
+        assert set(OPTIONS) <= set(re.findall(r"`(\w+)`", prose(page))), page
 
 
 # Facts

@@ -1,7 +1,7 @@
-"""Records what transformers computes, for the parity tests: `python tools/make_golden.py [--only tiny|starter|smoke]`.
+"""Records what transformers and PEFT compute, for the parity tests: `python tools/make_golden.py [--only KIND]`.
 
-Needs the golden extra (torch, transformers, gguf); the tests that read the files do not. Running it again on the same
-machine gives the same bytes: a change in `git diff tests/golden` is a change in the numbers.
+Needs the golden extra (torch, transformers, peft, gguf); the tests that read the files do not. Running it again on the
+same machine gives the same bytes: a change in `git diff tests/golden` is a change in the numbers.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tools", "tests", "src")]
 
 import golden_models as gm  # noqa: E402
-from golden import rope, starter, tiny  # noqa: E402
+from golden import adapters, rope, starter, tiny  # noqa: E402
 from golden.files import write_json  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", choices=["tiny", "starter", "smoke"], help="record one kind of file (default: all)")
+    parser.add_argument(
+        "--only", choices=["tiny", "adapters", "starter", "smoke"], help="record one kind of file (default: all)"
+    )
     parser.add_argument(
         "--starter", type=Path, metavar="GGUF", help="the starter's file (default: what `glm4 pull` stores)"
     )
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.use_deterministic_algorithms(True)
     jobs: dict[str, Callable[[], list[Path]]] = {
         "tiny": lambda: [*tiny.record(args.out / "tiny"), *rope.record(args.out)],
+        "adapters": lambda: adapters.record(args.out / "adapters"),
         "starter": lambda: starter.record("starter", args.starter or installed("starter"), args.out),
         "smoke": lambda: starter.record("smoke", args.smoke or installed("smoke"), args.out),
     }
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             start = time.monotonic()
             written += job()
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-    packages = ("torch", "transformers", "numpy", "gguf")
+    packages = ("torch", "transformers", "peft", "numpy", "gguf")
     versions = {package: importlib.metadata.version(package) for package in packages}
     write_json(args.out / "versions.json", versions)
     print_table([*written, args.out / "versions.json"], args.out)

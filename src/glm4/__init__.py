@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from glm4.llm import LLM
     from glm4.outputs import CompletionOutput, RequestOutput, StreamChunk
     from glm4.sampling_params import SamplingParams
+    from glm4.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _PUBLIC = {
     "LLM": "glm4.llm",
     "AsyncLLM": "glm4.async_llm",
     "SamplingParams": "glm4.sampling_params",
+    "StructuredOutputs": "glm4.structured_outputs",
     "Message": "glm4.chat.messages",
     "ToolCall": "glm4.chat.messages",
     "TextDelta": "glm4.chat.messages",
@@ -46,6 +48,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
+    "StructuredOutputs",
     "TextDelta",
     "ToolCall",
     "ToolCallDelta",

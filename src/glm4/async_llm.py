@@ -88,6 +88,8 @@ def _joined(items: deque[_Item]) -> list[_Item]:
             before = result[at]
             assert isinstance(before, StreamChunk)  # noqa: S101 (for the type checker: `latest` holds chunks only)
             result[at] = before.followed_by(item)
+            if item.output is not None:  # the end of the request stays behind what its other samples said
+                result.append(result.pop(at))
     return result
 
 

@@ -259,11 +259,13 @@ class _Run:
                 chat.messages,
                 chat.params,
                 tools=chat.tools,
+                tool_choice=chat.tool_choice,
+                parallel_tool_calls=chat.parallel_tool_calls,
                 add_generation_prompt=chat.add_generation_prompt,
                 template_kwargs=chat.template_kwargs,
             )
-            build = partial(chat_completion, model=model, tokenizer=tokenizer, options=chat.response)
-            return _InFlight(custom_id, chat.params.n, build)
+            chat_body = partial(chat_completion, model=model, tokenizer=tokenizer, options=chat.response)
+            return _InFlight(custom_id, chat.params.n, chat_body)
         completion = parse_completion(request["body"], self._defaults)
         _refuse_stream(completion.stream)
         if len(completion.prompts) > 1:

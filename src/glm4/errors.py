@@ -13,8 +13,10 @@ Glm4Error
 ├── ModelNotFoundError       no such model name, folder or file
 ├── InvalidRequestError      a request that can never succeed; `.param` names the field
 │   └── PromptTooLongError       the prompt does not fit the context
+├── GrammarError             a grammar became too complex to follow while text was generated; the text ends there
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
+├── StoreError               the file of stored responses cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
 
 Messages are written for the person at the terminal: what is wrong, where, and what to do about it.
@@ -81,6 +83,10 @@ class InvalidRequestError(Glm4Error):
         self.param = param
 
 
+class GrammarError(Glm4Error):
+    """A grammar that became too complex to follow while text was generated."""
+
+
 class PromptTooLongError(InvalidRequestError):
     """The prompt (plus at least one new token) does not fit the context."""
 
@@ -91,6 +97,10 @@ class OutOfMemoryError(Glm4Error):
 
 class KernelError(Glm4Error):
     """No usable compute kernel."""
+
+
+class StoreError(Glm4Error):
+    """The file of stored responses cannot be opened, read or written."""
 
 
 class BatchFileError(Glm4Error):

@@ -7,13 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from glm4.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+class TokenMatcher(Protocol):
+    """Where one sequence stands in its grammar. Used by one thread at a time, not always the same one.
+
+    Every method may raise GrammarError: the grammar cannot be followed any further.
+    """
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        """Take tokens in; returns how many of them fitted. The first that did not, and the rest, change nothing."""
+
+    def rollback(self, count: int) -> None:
+        """Undo the last `count` accepted tokens."""
+
+    def forced(self) -> Sequence[int]:
+        """The tokens that can only come next, in order, as far as that is certain; none is accepted yet."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come next: bool [vocab_size], the caller's to change.
+
+        An id that ends the text is True only where the grammar itself names it.
+        """
+
+    def is_complete(self) -> bool:
+        """True where the text may end."""
+
+    def is_finished(self) -> bool:
+        """True where it must, because nothing can follow."""
+
+
+class TokenConstraint(Protocol):
+    """A compiled grammar over token ids; any number of sequences may follow it, each with a matcher of its own."""
+
+    def start(self) -> TokenMatcher:
+        """A matcher at the beginning. Thread-safe."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +63,8 @@ class GenerationRequest:
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
         adapter: name of a loaded LoRA adapter, or None for the model itself.
         pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` is then without effect.
+        constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
+            come only where the text is complete. One that cannot be followed any further ends with "length".
     """
 
     request_id: str
@@ -37,6 +74,7 @@ class GenerationRequest:
     sample_index: int = 0
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
+    constraint: TokenConstraint | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +94,8 @@ class GenerationOutput:
     Attributes:
         request_id: whose output this is.
         token_ids: new tokens, oldest first; a stop id that ended the sequence is included as the last one.
-        finish_reason: None while running; "stop" (a stop id), "length" (max_tokens or context), "abort".
+        finish_reason: None while running; "stop" (a stop id, or a constraint's end), "length" (max_tokens or context),
+            "abort".
         stop_token_id: the stop id that ended it, if one did.
         logprobs: one entry per new token when asked for.
         prompt_logprobs: set once, with the first output, when asked for; entry 0 is None (nothing precedes it).

@@ -23,15 +23,7 @@ from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
 from glm4.output_processor import SampleProcessor
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.packed_cache import BackgroundWrite, PackedCache, discard
-from glm4.prepared_request import (
-    Conversation,
-    PreparedRequest,
-    Prompt,
-    Tools,
-    prepare_chat,
-    prepare_embedding,
-    prepare_prompt,
-)
+from glm4.prepared_request import Conversation, PreparedRequest, Prompt, RequestPreparer, Tools
 from glm4.running_request import RunningRequest
 from glm4.sampling_params import SamplingParams
 from glm4.text_side import TextSide
@@ -125,6 +117,7 @@ class LLM:
         self.backend = backend
         self.text = text
         self.checkpoint = checkpoint
+        self._preparer = RequestPreparer(text, backend.info.max_model_len, backend.info.vocab_size)
         self._kept = None
         self._running: dict[str, RunningRequest] = {}
         self._owners: dict[str, str] = {}
@@ -160,21 +153,35 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
         adapter: str | None = None,
     ) -> PreparedRequest:
         """Everything about a conversation that can be done before the engine sees it. Thread-safe; see `add`.
 
+        Args:
+            messages: dictionaries in OpenAI's form, or `Message`.
+            params: None takes `default_sampling_params()`. With `structured_outputs` the answer has that form; if tools
+                are offered, the model may call them instead (`tool_choice="none"` leaves only the answer).
+            tools: tools in OpenAI's form, or GLM-4's built-in types.
+            tool_choice: "auto" (None is the same); "none": the tools are kept out of the prompt, and nothing is read as
+                a call; "required": the model must call; {"type": "function", "function": {"name": …}}: this one, once.
+                A grammar enforces the last two, so that arguments fit their schema (unless `max_tokens` cuts them off).
+            parallel_tool_calls: False ends the answer where a second call begins.
+            add_generation_prompt: end the prompt with the beginning of the model's turn.
+            template_kwargs: further variables for the chat template.
+
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: it can never run.
         """
-        return prepare_chat(
-            self.text,
-            self.info.max_model_len,
+        return self._preparer.chat(
             messages,
             params,
             tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
             add_generation_prompt=add_generation_prompt,
             template_kwargs=template_kwargs,
             adapter=adapter,
@@ -184,11 +191,11 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
         """The same for a raw prompt: text (encoded with the model's usual prefix) or ids as they are. Thread-safe."""
-        return prepare_prompt(self.text, self.info.max_model_len, prompt, params, adapter=adapter)
+        return self._preparer.prompt(prompt, params, adapter=adapter)
 
     def prepare_embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
         """The same for a text to be embedded; its `RequestOutput` has the vector. Thread-safe."""
-        return prepare_embedding(self.text, self.info.max_model_len, prompt, adapter=adapter)
+        return self._preparer.embedding(prompt, adapter=adapter)
 
     def add(self, request_id: str, prepared: PreparedRequest) -> None:
         """Queue a prepared request. Cheap; like `step`, only for the thread that owns this object.
@@ -213,7 +220,7 @@ class LLM:
                 raise
             detokenizer, parser = prepared.decoder()
             running.samples[backend_id] = SampleProcessor(
-                index, params, detokenizer, parser, partial(self.backend.abort, backend_id)
+                index, params, detokenizer, parser, partial(self.backend.abort, backend_id), prepared.max_tool_calls
             )
             self._owners[backend_id] = request_id
         self._running[request_id] = running
@@ -299,6 +306,8 @@ class LLM:
         sampling_params: SamplingParams | None = ...,
         *,
         tools: Tools | None = ...,
+        tool_choice: str | Mapping[str, Any] | None = ...,
+        parallel_tool_calls: bool = ...,
         stream: Literal[False] = ...,
         add_generation_prompt: bool = ...,
         template_kwargs: Mapping[str, Any] | None = ...,
@@ -312,6 +321,8 @@ class LLM:
         sampling_params: SamplingParams | None = ...,
         *,
         tools: Tools | None = ...,
+        tool_choice: str | Mapping[str, Any] | None = ...,
+        parallel_tool_calls: bool = ...,
         stream: Literal[True],
         add_generation_prompt: bool = ...,
         template_kwargs: Mapping[str, Any] | None = ...,
@@ -324,6 +335,8 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         tools: Tools | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
         stream: bool = False,
         add_generation_prompt: bool = True,
         template_kwargs: Mapping[str, Any] | None = None,
@@ -334,7 +347,7 @@ class LLM:
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), or a list of such lists.
             sampling_params: None takes `default_sampling_params()`.
-            tools: tools in OpenAI's form, or GLM-4's built-in types.
+            tools, tool_choice, parallel_tool_calls: see `prepare_chat`.
             stream: return an iterator of chunks instead of finished answers; closing it aborts what still runs.
             adapter: name of a loaded LoRA adapter to answer with.
 
@@ -348,6 +361,8 @@ class LLM:
                 messages=cast("Conversation", conversation),
                 params=sampling_params,
                 tools=tools,
+                tool_choice=tool_choice,
+                parallel_tool_calls=parallel_tool_calls,
                 add_generation_prompt=add_generation_prompt,
                 template_kwargs=template_kwargs,
                 adapter=adapter,

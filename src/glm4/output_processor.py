@@ -94,7 +94,8 @@ class SampleProcessor:
 
     Args:
         index: which of the request's samples.
-        on_stop_string: called once when a stop string matched, so that the backend can be told to stop.
+        on_early_end: called once when a stop string or a surplus call ends the sample, so that the backend can be told.
+        max_tool_calls: the sample ends where one call more begins; nothing of that is shown.
     """
 
     def __init__(
@@ -103,14 +104,17 @@ class SampleProcessor:
         params: SamplingParams,
         detokenizer: Detokenizer,
         parser: EventParser,
-        on_stop_string: Callable[[], None],
+        on_early_end: Callable[[], None],
+        max_tool_calls: int | None = None,
     ) -> None:
         self.index = index
         self._params = params
         self._detokenizer = detokenizer
         self._parser = parser
         self._stops = StopStringMatcher(params.stop_strings, params.include_stop_str_in_output)
-        self._on_stop_string = on_stop_string
+        self._on_early_end = on_early_end
+        self._max_tool_calls = max_tool_calls
+        self._has_enough = False  # one call too many has begun
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._raw: list[str] = []
@@ -135,8 +139,11 @@ class SampleProcessor:
             active = len(self._token_ids) >= self._params.min_tokens
             events += self._show(self._stops.push(self._detokenizer.push(token), active=active))
             if self._stops.matched is not None:
-                self._on_stop_string()
+                self._on_early_end()
                 return events + self._finish("stop", None, self._stops.matched)
+            if self._has_enough:
+                self._on_early_end()
+                return events + self._finish("stop", None, None)
         if new.finish_reason is not None:
             tail = self._stops.push(self._detokenizer.flush())
             events += self._show(tail + self._stops.flush())
@@ -175,6 +182,7 @@ class SampleProcessor:
         return events
 
     def _collect(self, events: list[Event]) -> list[Event]:
+        events = self._without_surplus(events)
         for event in events:
             if isinstance(event, TextDelta):
                 self._text.append(event.text)
@@ -184,4 +192,14 @@ class SampleProcessor:
                 if event.index not in self._calls:
                     self._calls[event.index] = (event.id or "", event.name or "", [])
                 self._calls[event.index][2].append(event.arguments)
+        return events
+
+    def _without_surplus(self, events: list[Event]) -> list[Event]:
+        """Events up to the call that is one too many."""
+        if self._has_enough:
+            return []
+        for at, event in enumerate(events):
+            if isinstance(event, ToolCallDelta) and event.index == self._max_tool_calls:
+                self._has_enough = True
+                return events[:at]
         return events

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glm4.errors import InvalidRequestError
+from glm4.structured_outputs import StructuredOutputs
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -38,6 +39,9 @@ class SamplingParams:
         prompt_logprobs: the same for every prompt token; None is off.
         skip_special_tokens: leave special tokens out of the text.
         include_stop_str_in_output: keep the matched stop string in the text.
+        structured_outputs: what the text must look like. Penalties and logit_bias act among the tokens it allows; stop
+            strings, stop_token_ids and max_tokens may still cut the text short; a text that can only end there ends
+            before min_tokens.
 
     Raises:
         InvalidRequestError: a value is out of range; `.param` names the field.
@@ -62,6 +66,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    structured_outputs: StructuredOutputs | None = None
     stop_strings: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -73,6 +78,12 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _require(
             self.logit_bias is None or isinstance(self.logit_bias, Mapping), "logit_bias", "a mapping", self.logit_bias
+        )
+        _require(
+            self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputs),
+            "structured_outputs",
+            "a StructuredOutputs object",
+            self.structured_outputs,
         )
         self._check_integers()
         self._check_ranges()

@@ -1,7 +1,8 @@
 """What a sequence gets depends on nothing but itself: tokens and log-probabilities, bit for bit.
 
-Not on neighbours, batch size, prefill chunks, speculation, prefix cache or threads; for every instruction set, weight
-format and cache format. The widths are no multiples of a span (128) or a block (32), as in no real model.
+Not on neighbours (with other LoRA adapters or none), batch size, prefill chunks, speculation, prefix cache or threads;
+for every instruction set, weight format and cache format. The widths are no multiples of a span (128) or a block (32),
+as in no real model.
 """
 
 from __future__ import annotations
@@ -16,15 +17,33 @@ from test_engine import CONFIG, prompt, request
 from glm4.engine.engine import Engine
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.generation import GenerationRequest
-from glm4.kernels import _native, get_kernels
+from glm4.kernels import _native, get_kernels, random_packed
 from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache, pages_for
 from glm4.model.loader import random_model
-from glm4.model.precision import PRECISIONS
+from glm4.model.lora import LoraAdapter, LoraFactors
+from glm4.model.precision import PRECISIONS, matrix_shapes
 from glm4.model.transformer import Transformer
 
 WIDE = replace(CONFIG, vocab_size=301, hidden_size=168, intermediate_size=292, num_attention_heads=6, head_dim=48)
 # Around the page size, one long one, some that repeat themselves (for speculation), two that begin alike.
 LENGTHS = (1, 7, 31, 32, 33, 150, 64, 65, 20)
+
+
+def lora(format: str, rank: int, seed: int) -> LoraAdapter:
+    rng = np.random.default_rng(seed)
+    return LoraAdapter(
+        {
+            (layer, name): LoraFactors(
+                random_packed(format, rank, columns, rng, columns**-0.5), random_packed(format, rows, rank, rng, 0.5)
+            )
+            for layer in range(WIDE.num_hidden_layers)
+            for name, (rows, columns) in matrix_shapes(WIDE).items()
+        }
+    )
+
+
+ADAPTERS = {"one": lora("fp32", 5, 1), "two": lora("bf16", 40, 2)}
+WHICH = [None, "one", "two"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +84,8 @@ def items() -> list[GenerationRequest]:
     for index, length in enumerate(LENGTHS):
         ids = prompt(0 if index in (6, 7) else index, length)
         ids = (ids[:5] * 40)[:length] if index % 3 == 2 else ids
-        made.append(
-            request(f"r{index}", ids, max_tokens=8, logprobs=20, logit_bias={5: 0.4} if index % 3 == 2 else None)
-        )
+        item = request(f"r{index}", ids, max_tokens=8, logprobs=20, logit_bias={5: 0.4} if index % 3 == 2 else None)
+        made.append(replace(item, adapter=WHICH[index // 2 % 3]))
     return made
 
 
@@ -79,6 +97,8 @@ def answers(
     cache = KVCache(WIDE, 64, setting.kv_dtype)
     config = SchedulerConfig(**{"max_num_seqs": 9, "max_speculative_rows": 0} | limits)
     engine = Engine(setting.model, cache, WIDE.max_position_embeddings, config, enable_prefix_caching=caching)
+    for name, adapter in ADAPTERS.items():
+        engine.adapters.add(name, adapter)
     found: dict[str, list[object]] = {item.request_id: [] for item in wanted}
     for item in wanted:
         engine.add_request(item)
@@ -128,7 +148,8 @@ def logits_of(setting: Setting, ids: list[list[int]], threads: int) -> list[np.n
     get_kernels("native").set_num_threads(threads)
     pages = [list(range(100))[i * 6 :][: pages_for(len(row))] for i, row in enumerate(ids)]
     cache = KVCache(WIDE, 6 * len(ids), setting.kv_dtype)
-    batch = ForwardBatch.build(pages, [0] * len(ids), [len(row) for row in ids])
+    adapters = [None if row[0] % 3 == 0 else ADAPTERS[("one", "two")[row[0] % 3 - 1]] for row in ids]
+    batch = ForwardBatch.build(pages, [0] * len(ids), [len(row) for row in ids], adapters)
     flat = np.concatenate([np.asarray(row, np.int32) for row in ids])
     logits = setting.model.logits(setting.model.forward(flat, batch, cache))
     return np.split(logits, np.cumsum([len(row) for row in ids])[:-1])

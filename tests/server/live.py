@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from glm4.llm import LLM
 from glm4.server.app import create_app
 from glm4.server.config import ModelSpec, ServerConfig
+from glm4.server.registry import Loader
 from glm4.server.run import make_server
 from glm4.server.state import ServerState
 
@@ -35,20 +36,37 @@ class LiveServer:
         """The first model."""
         return self.state.models.models[0].llm
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """For raw sockets."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
 
 
 @contextmanager
-def serve(config: ServerConfig, llm: LLM | None = None, *, wait: bool = True) -> Iterator[LiveServer]:
+def serve(
+    config: ServerConfig,
+    llm: LLM | None = None,
+    *,
+    load: Loader | None = None,
+    wait: bool = True,
+    send_buffer: int | None = None,
+) -> Iterator[LiveServer]:
     """Serve on a free port of loopback until the block ends.
 
     Args:
         llm: answers for every model of the configuration; None loads them.
+        load: makes the model of each specification, instead.
         wait: come back when every model is ready (or has failed).
+        send_buffer: bytes the system keeps for each connection, to notice early that a client does not read.
     """
-    app = create_app(config, None if llm is None else lambda spec, progress: llm)
+    app = create_app(config, load if llm is None else lambda spec, progress: llm)
     listener = socket.socket()
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.bind(("127.0.0.1", 0))
     server = make_server(app, config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="test-server")

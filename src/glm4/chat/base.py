@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from glm4.chat.grammar import CallableTool, literal
 from glm4.chat.messages import Message, as_messages
 from glm4.chat.parsing import StreamParser, new_call_id
 from glm4.chat.shield import Shield
@@ -32,6 +33,9 @@ class TemplateDialect(ABC):
         stop_names: tokens that end the model's turn.
         markers: tokens inside an answer that the parser must see → what the detokenizer shows for them.
         builtin_tools: tool types the model knows by name alone.
+        answer_opening: what the model writes in front of an answer that is no call; its parser drops it.
+        call_opening: the same in front of calls.
+        thinking_closing: what ends the thinking in front of everything else, in dialects that have it.
     """
 
     name: str
@@ -39,6 +43,14 @@ class TemplateDialect(ABC):
     stop_names: tuple[str, ...]
     markers: Mapping[str, str] = MappingProxyType({})
     builtin_tools: tuple[str, ...] = ()
+    answer_opening: str = ""
+    call_opening: str = ""
+    thinking_closing: str | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether answers begin with thinking."""
+        return self.thinking_closing is not None
 
     @abstractmethod
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -123,6 +135,37 @@ class TemplateDialect(ABC):
             ids += part
             mask += [trained] * len(part)
         return ids, mask
+
+    @abstractmethod
+    def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
+        """Rules, in Lark's notation, whose rule `calls` spells tool calls as the model writes them.
+
+        Args:
+            tools: at least one; others are not called.
+            parallel: one call or several, up to `MAX_CALLS`; otherwise exactly one.
+        """
+
+    def answer_grammar(
+        self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool, structured: bool
+    ) -> str:
+        """A grammar, in Lark's notation, of a whole answer: calls, or structured text, or either of them.
+
+        Args:
+            tools: what may be called; empty for none.
+            parallel: whether several calls may be made.
+            structured: text that fits the grammar `@answer` may come instead.
+        """
+        thinking = "" if self.thinking_closing is None else "thinking "
+        options: list[str] = []
+        rules = ""
+        if structured:
+            options.append(f"{thinking}{literal(self.answer_opening)} @answer")
+        if tools:
+            options.append(f"{thinking}{literal(self.call_opening)} calls")
+            rules = self.call_rules(tools, tokenizer, parallel=parallel)
+        if self.thinking_closing is not None:
+            rules += f"\nthinking[suffix={literal(self.thinking_closing)}]: /(.|\\n)*/"
+        return f"start: {' | '.join(options)}\n{rules}\n"
 
     @abstractmethod
     def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:

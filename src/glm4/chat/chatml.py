@@ -15,6 +15,7 @@ from typing import Any
 
 from glm4.chat.base import Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.chatml_parser import CLOSING, OPENING, ChatMLParser
+from glm4.chat.grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
 from glm4.chat.messages import Message
 from glm4.chat.parsing import StreamParser, new_call_id
 from glm4.chat.template import ChatTemplate
@@ -67,6 +68,20 @@ class ChatMLDialect(TemplateDialect):
     ) -> StreamParser:
         """See `TemplateDialect.parser`."""
         return ChatMLParser(function_names(tools), call_id)
+
+    def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
+        """Tagged calls, each on lines of its own."""
+        opening, closing = marker(OPENING, tokenizer), marker(CLOSING, tokenizer)
+        names = " | ".join(f"call_{index}" for index in range(len(tools)))
+        more = f'("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
+        rules = [f"calls: call {more}", f"call: {names}"]
+        for index, tool in enumerate(tools):
+            head = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+            rules.append(
+                f"call_{index}: {opening} {literal(head)} arguments_{index} {literal('}' + chr(10))} {closing}"
+            )
+            rules.append(f"arguments_{index}: {json_rule(tool.schema or {'type': 'object'})}")
+        return "\n".join(rules)
 
 
 @lru_cache(maxsize=4)

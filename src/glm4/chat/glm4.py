@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.chat.base import Rendering, TemplateDialect, Tools, function_names
+from glm4.chat.grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
 from glm4.chat.messages import Event, Message, TextDelta
 from glm4.chat.parsing import CallWriter, StreamParser, merged, new_call_id
 from glm4.tokenizer import Tokenizer
@@ -32,6 +33,8 @@ class GLM4Dialect(TemplateDialect):
     stop_names = (END_OF_TEXT, USER, OBSERVATION)
     markers: Mapping[str, str] = MappingProxyType({ASSISTANT: SEGMENT})
     builtin_tools: tuple[str, ...] = RAW_TOOLS
+    answer_opening = "\n"
+    name_ending = "\n"  # between a call's name and its arguments
 
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Tools hang on the first system message (an empty one is made if there is none)."""
@@ -69,6 +72,17 @@ class GLM4Dialect(TemplateDialect):
         raw = [str(tool["type"]) for tool in tools if tool.get("type") in self.builtin_tools]
         observation = None if tokenizer is None else tokenizer.added_tokens.get(OBSERVATION)
         return GLM4Parser(function_names(tools), raw, observation.id if observation else None, call_id)
+
+    def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
+        """`name\\n{json}`, several of them separated by `<|assistant|>`, and `<|observation|>` at the end."""
+        more = f"({marker(ASSISTANT, tokenizer)} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
+        names = " | ".join(f"call_{index}" for index in range(len(tools)))
+        rules = [f"calls: call {more} {marker(OBSERVATION, tokenizer)}", f"call: {names}"]
+        for index, tool in enumerate(tools):
+            arguments = "/(.|\\n)+/" if tool.schema is None else json_rule(tool.schema)
+            rules.append(f"call_{index}: {literal(tool.name + self.name_ending)} arguments_{index}")
+            rules.append(f"arguments_{index}: {arguments}")
+        return "\n".join(rules)
 
 
 def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ class GLMZ1Dialect(GLM40414Dialect):
 
     name = "glm_z1"
     template_name = "glm_z1"
+    answer_opening = call_opening = "\n\n"
+    thinking_closing = "</think>"
 
     def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
         """Trained: the last message, if it is the model's, with its thinking. Earlier turns have lost theirs."""

@@ -34,8 +34,13 @@ class Answer:
     interrupted: bool
 
 
-def answer(llm: LLM, messages: Sequence[Message], params: SamplingParams, view: View) -> Answer:
+def answer(
+    llm: LLM, messages: Sequence[Message], params: SamplingParams, view: View, *, adapter: str | None = None
+) -> Answer:
     """Stream one answer into `view`; Ctrl-C stops it and keeps what is there.
+
+    Args:
+        adapter: name of the LoRA adapter to answer with.
 
     Raises:
         PromptTooLongError: the conversation does not fit the context.
@@ -48,7 +53,7 @@ def answer(llm: LLM, messages: Sequence[Message], params: SamplingParams, view: 
         events.extend(new)
         view.show(new)
 
-    llm.add_chat(request_id, messages, params)
+    llm.add_chat(request_id, messages, params, adapter=adapter)
     with view:
         output = run_request(llm, request_id, show)
     if output is not None:

@@ -17,6 +17,7 @@ glm4 chat
 glm4 chat "Why is the sky blue?"
 glm4 chat "Summarise this:" < report.txt
 glm4 chat -m glm-4-9b-chat --dtype int4 --system "Answer in Chinese."
+glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 """
 
 
@@ -35,6 +36,7 @@ def chat(
     kv_dtype: options.KvDtype = "auto",
     context: options.Context = None,
     threads: options.Threads = None,
+    lora: options.Lora = None,
     max_tokens: options.MaxTokens = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -67,7 +69,7 @@ def chat(
     if question is None and not sys.stdout.isatty():
         raise typer.BadParameter("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        llm = options.load_llm(model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads)
+        llm = options.load_llm(model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads, lora=lora)
     try:
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)
@@ -98,7 +100,8 @@ def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, 
     from glm4.cli.render import make_view
 
     messages = ([Message("system", system)] if system else []) + [Message("user", question)]
-    result = answer(llm, messages, options.sampling_params(llm, params), make_view(plain=plain))
+    view, adapter = make_view(plain=plain), options.adapter_name(llm)
+    result = answer(llm, messages, options.sampling_params(llm, params), view, adapter=adapter)
     if result.interrupted:
         notice("stopped")
         raise typer.Exit(EXIT_INTERRUPTED)

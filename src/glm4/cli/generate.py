@@ -40,6 +40,7 @@ def generate(
     kv_dtype: options.KvDtype = "auto",
     context: options.Context = None,
     threads: options.Threads = None,
+    lora: options.Lora = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
@@ -69,7 +70,13 @@ def generate(
         stop=[clean_text(part) for part in stop] if stop else None,
     )
     llm = options.load_llm(
-        model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads, max_num_seqs=min(n, 16)
+        model,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        context=context,
+        threads=threads,
+        max_num_seqs=min(n, 16),
+        lora=lora,
     )
     try:
         _run(llm, text, options.sampling_params(llm, params), model, echo=echo, json_output=json_output)
@@ -92,7 +99,7 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
     from glm4.cli.console import EXIT_INTERRUPTED, notice
     from glm4.cli.render import PlainView
 
-    llm.add_prompt("generate", prompt, params)
+    llm.add_prompt("generate", prompt, params, adapter=options.adapter_name(llm))
     if params.n == 1 and not json_output:
         with PlainView() as view:
             view.show([TextDelta(prompt)] if echo else [])

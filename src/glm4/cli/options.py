@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from glm4.sampling_params import SamplingParams
 
 _ENGINE, _SAMPLING = "Engine", "Sampling"
+ADAPTER = "lora"
 
 Model = Annotated[
     str,
@@ -53,6 +54,15 @@ Threads = Annotated[
         show_default=False,
         metavar="N",
         help="Processor threads. The default is one per core.",
+    ),
+]
+Lora = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=_ENGINE,
+        show_default=False,
+        metavar="FOLDER",
+        help="A LoRA adapter of this model (PEFT's format) to answer with.",
     ),
 ]
 MaxTokens = Annotated[
@@ -117,8 +127,9 @@ def load_llm(
     context: int | None = None,
     threads: int | None = None,
     max_num_seqs: int = 1,
+    lora: str | None = None,
 ) -> LLM:
-    """Load a model with a progress bar on standard error.
+    """Load a model with a progress bar on standard error, and the adapter in folder `lora` under the name `ADAPTER`.
 
     Raises:
         Glm4Error: as `LLM` does.
@@ -137,7 +148,7 @@ def load_llm(
         if kv_dtype not in ("auto", *KV_DTYPES):
             known = ", ".join(("auto", *KV_DTYPES))
             raise InvalidRequestError(f"--kv-dtype must be one of {known}, not {kv_dtype!r}", param="kv_dtype")
-        return LLM(
+        llm = LLM(
             model,
             dtype=dtype,
             kv_cache_dtype=kv_dtype,
@@ -146,6 +157,18 @@ def load_llm(
             num_threads=threads,
             progress=report,
         )
+        try:
+            if lora is not None:
+                llm.load_adapter(ADAPTER, lora)
+        except BaseException:
+            llm.close()
+            raise
+        return llm
+
+
+def adapter_name(llm: LLM) -> str | None:
+    """The adapter that `load_llm` loaded, for requests to name."""
+    return ADAPTER if llm.adapters() else None
 
 
 def given(**params: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from glm4.cli.console import printable
 from glm4.cli.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.interrupt import silent_keyboard
 from glm4.cli.line_editor import LineEditor
+from glm4.cli.options import adapter_name
 from glm4.cli.render import make_view
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 
@@ -128,7 +129,8 @@ class Repl:
     def _answer(self) -> None:
         turns = self._conversation.turns
         params = self._llm.default_sampling_params().replace(**self._conversation.params)
-        result = answer(self._llm, self._conversation.messages, params, make_view(plain=self._plain))
+        view, adapter = make_view(plain=self._plain), adapter_name(self._llm)
+        result = answer(self._llm, self._conversation.messages, params, view, adapter=adapter)
         self._last = result
         if result.interrupted and not (result.message.content or result.message.reasoning):
             turns.pop()

@@ -54,6 +54,16 @@ def serve(
         int,
         typer.Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at once."),
     ] = 64,
+    kv_memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            metavar="GB",
+            rich_help_panel="Engine",
+            show_default=False,
+            help="Memory for the KV cache. The default is what is needed, up to 60 % of what is free.",
+        ),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -130,6 +140,7 @@ def serve(
     engine = {
         "dtype": dtype,
         "kv_cache_dtype": kv_dtype,
+        "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
         "max_model_len": context,
         "num_threads": threads,
         "max_num_seqs": max_num_seqs,

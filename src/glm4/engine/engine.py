@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.adapters import AdapterTable
+from glm4.engine.guide import wait_a_moment, wait_for_any
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.sampling import token_logprobs
 from glm4.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
 from glm4.engine.sequence import Sequence
-from glm4.errors import InvalidRequestError, PromptTooLongError
-from glm4.generation import EngineStats, GenerationOutput, GenerationRequest, TokenLogprobs
+from glm4.errors import GrammarError, InvalidRequestError, PromptTooLongError
+from glm4.generation import EngineStats, GenerationOutput, GenerationRequest
 from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache
 from glm4.model.transformer import Transformer
 
+# A sequence that is ready for its next token, its guesses, and the last layer's outputs behind its ids and each guess.
+_Ready = tuple[Sequence, list[int], NDArray[np.float32]]
+
 # Rows of logits held at once while scoring a prompt: 64 × 151,552 × 4 bytes = 39 MB.
 _LOGIT_ROWS = 64
+# Grammars are followed while the model computes; two threads keep a slow one from holding up the others.
+_GRAMMAR_THREADS = 2
 
 
 class Engine:
@@ -59,6 +66,7 @@ class Engine:
         self.adapters = AdapterTable(max_adapters, max_adapter_nbytes)
         self._num_drafted = 0
         self._num_accepted = 0
+        self._executor: ThreadPoolExecutor | None = None  # follows grammars, made for the first of them
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request.
@@ -84,8 +92,14 @@ class Engine:
             for token in getattr(request.params, name) or ():
                 if not 0 <= token < vocab_size:
                     raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
+        if request.pooling is not None:
+            for name, value in (("prompt_logprobs", request.params.prompt_logprobs), ("grammar", request.constraint)):
+                if value is not None:
+                    raise InvalidRequestError(f"an embedding has no {name}", param=name)
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
-        sequence = Sequence(request, self._banned_ids, self.max_model_len)
+        if request.constraint is not None and self._executor is None:
+            self._executor = ThreadPoolExecutor(_GRAMMAR_THREADS, thread_name_prefix="glm4-grammar")
+        sequence = Sequence(request, self._banned_ids, self.max_model_len, self._executor)
         sequence.adapter = adapter
         self._sequences[request.request_id] = sequence
         self.scheduler.add(sequence)
@@ -126,39 +140,104 @@ class Engine:
 
     def step(self) -> list[GenerationOutput]:
         """Run one forward pass and sample where a sequence is ready for its next token."""
-        scheduled = self.scheduler.schedule()
-        if not scheduled:
-            return []
         self._seconds = 0.0
+        self.scheduler.admit()
+        touched = self._settle_before()
+        scheduled = self.scheduler.schedule()
         decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
+        ready = self._take_held(wait=not scheduled and not touched)
+        if scheduled:
+            computed, ended = self._compute(scheduled)
+            ready += computed
+            touched += ended
+        ready = [
+            (sequence, draft, rows) for sequence, draft, rows in ready if self._is_sampled_now(sequence, draft, rows)
+        ]
+        for group in _grouped(ready):
+            self._sample(group)
+        touched += [sequence for sequence, _, _ in ready]
+        self._settle_after(touched)
+        if scheduled and decoding:
+            self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
+        return [self._report(sequence) for sequence in touched]
+
+    def _compute(self, scheduled: list[ScheduledSequence]) -> tuple[list[_Ready], list[Sequence]]:
+        """One forward pass; returns the sequences that have come to the end of their ids, and those that end here."""
+        for item in scheduled:
+            if item.draft and item.sequence.guide is not None:
+                item.sequence.guide.look_ahead(item.draft)
         hidden = self._forward(scheduled)
-        ready: list[tuple[ScheduledSequence, int]] = []
-        outputs: list[GenerationOutput] = []
+        ready: list[_Ready] = []
+        ended: list[Sequence] = []
         start = 0
         for item in scheduled:
-            sequence = item.sequence
-            if sequence.wants_prompt_logprobs():
-                self._score_prompt(item, hidden[start : start + item.num_tokens])
-            if sequence.adapter is not None and not np.isfinite(hidden[start : start + item.num_rows]).all():
-                # Finite factors can still overflow, and a bad adapter must end nobody else's requests.
-                self.abort(sequence.request_id)
-                outputs.append(GenerationOutput(sequence.request_id, finish_reason="abort"))
-                start += item.num_rows
-                continue
-            if sequence.pool is not None:
-                outputs += self._pool(item, hidden[start : start + item.num_tokens])
-                start += item.num_rows
-                continue
-            sequence.num_computed += item.num_tokens
-            if not sequence.num_remaining:
-                ready.append((item, start + item.num_tokens - 1))
-            else:
-                self._share(sequence)
+            sequence, rows = item.sequence, hidden[start : start + item.num_rows]
             start += item.num_rows
-        outputs += [output for group in _grouped(ready) for output in self._sample(group, hidden)]
-        if decoding:
-            self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
-        return outputs
+            if sequence.adapter is not None and not np.isfinite(rows).all():
+                # Finite factors can still overflow, and a bad adapter must end nobody else's requests.
+                sequence.end = "abort", None
+                ended.append(sequence)
+                continue
+            if sequence.wants_prompt_logprobs():
+                self._score_prompt(item, rows[: item.num_tokens])
+            sequence.num_computed += item.num_tokens
+            if sequence.pool is not None:  # its pages are not kept for reuse
+                sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
+                if not sequence.num_remaining:
+                    sequence.end = "stop", None
+                    ended.append(sequence)
+            elif sequence.num_remaining:
+                self._share(sequence)
+            else:
+                ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
+        return ready, ended
+
+    # Sequences that follow a grammar: what it forces is appended without sampling, and nobody waits for its masks.
+
+    def _settle_before(self) -> list[Sequence]:
+        """Append what grammars force to running sequences, to be computed in this step; returns those that end.
+
+        Where nothing else is running, this waits until there is something to do.
+        """
+        guided = [s for s in self.scheduler.running if s.guide is not None and not s.wants_prompt_logprobs()]
+        pending = [s.guide.pending for s in guided if s.guide is not None and s.guide.pending is not None]
+        held = [s for s in self.scheduler.running if s.held_rows is not None]
+        if pending and len(pending) + len(held) == len(self.scheduler.running):
+            wait_for_any(pending + [future for s in held if s.guide for future in s.guide.waited_for])
+        for sequence in guided:
+            sequence.settle()
+        ended = [s for s in guided if s.end is not None]
+        for sequence in ended:
+            self.abort(sequence.request_id)
+        return ended
+
+    def _settle_after(self, touched: list[Sequence]) -> None:
+        """The same at the end of a step for the sequences that have new tokens, so that callers see it in this step."""
+        running = [s for s in touched if s.end is None]
+        wait_a_moment([s.guide for s in running if s.guide is not None])
+        for sequence in running:
+            sequence.settle()
+
+    def _take_held(self, *, wait: bool) -> list[_Ready]:
+        """Rows kept from earlier steps, of the sequences whose grammars have said by now what may follow."""
+        held = [s for s in self.scheduler.running if s.held_rows is not None and s.guide is not None]
+        if wait and held and all(s.guide.waited_for for s in held if s.guide):
+            wait_for_any([future for s in held if s.guide for future in s.guide.waited_for])
+        ready: list[_Ready] = []
+        for sequence in held:
+            if sequence.guide is not None and sequence.held_rows is not None and not sequence.guide.waited_for:
+                ready.append((sequence, sequence.held_draft, sequence.held_rows))
+                sequence.held_rows = None
+        return ready
+
+    def _is_sampled_now(self, sequence: Sequence, draft: list[int], rows: NDArray[np.float32]) -> bool:
+        """Whether the next token is to be sampled. If its grammar is not ready, the rows are kept for a later step."""
+        if sequence.guide is None:
+            return True
+        if sequence.guide.waited_for:
+            sequence.held_rows, sequence.held_draft = rows.copy(), draft
+            return False
+        return True
 
     def _forward(self, scheduled: list[ScheduledSequence]) -> NDArray[np.float32]:
         ids: list[int] = []
@@ -177,60 +256,68 @@ class Engine:
         self._seconds += time.perf_counter() - start
         return hidden
 
-    def _sample(
-        self, ready: list[tuple[ScheduledSequence, int]], hidden: NDArray[np.float32]
-    ) -> list[GenerationOutput]:
-        rows = [row + offset for item, row in ready for offset in range(1 + len(item.draft))]
+    def _sample(self, ready: list[_Ready]) -> None:
         began = time.perf_counter()
-        logits = self.model.logits(np.ascontiguousarray(hidden[rows]))
+        logits = self.model.logits(np.concatenate([rows for _, _, rows in ready]))
         self._seconds += time.perf_counter() - began
-        outputs, start = [], 0
-        for item, _ in ready:
-            stop = start + 1 + len(item.draft)
-            outputs.append(self._advance(item, logits[start:stop]))
-            start = stop
-        return outputs
+        start = 0
+        for sequence, draft, rows in ready:
+            self._advance(sequence, draft, logits[start : start + len(rows)])
+            start += len(rows)
 
-    def _advance(self, item: ScheduledSequence, logits: NDArray[np.float32]) -> GenerationOutput:
+    def _advance(self, sequence: Sequence, draft: list[int], logits: NDArray[np.float32]) -> None:
         """Sample a sequence's next tokens: one, and one more for every guess that came true.
 
         Each is drawn from the row computed after the tokens before it, with the sequence's own random stream, so the
         text is the one that single steps would have given.
         """
-        sequence, wanted = item.sequence, item.sequence.request.params.logprobs
-        first_answer = not sequence.num_new_tokens
-        tokens: list[int] = []
-        logprobs: list[TokenLogprobs] = []
-        reason: str | None = None
-        stop_token: int | None = None
-        for index, row in enumerate(logits):
-            scores = None if wanted is None else self._log_probabilities(row[None, :])[0]
-            token = sequence.sampler.sample(row, sequence.num_new_tokens)
-            if scores is not None:
-                logprobs.append(token_logprobs(scores, token, wanted or 0))
-            sequence.ids.append(token)
-            tokens.append(token)
-            reason, stop_token = sequence.finish_reason()
-            if reason is not None or index == len(item.draft) or token != item.draft[index]:
-                break
-            sequence.num_computed += 1  # the guessed token's keys and values are in the cache already
-        if item.draft:
-            sequence.lookup.record(len(item.draft), len(tokens) - 1)
-            self._num_drafted += len(item.draft)
-            self._num_accepted += len(tokens) - 1
+        guide = sequence.guide
+        if sequence.settle():
+            return  # a grammar that was late has forced the next token, so there is nothing to sample
+        was_forced = guide is not None and bool(guide.queue)
+        sampled: list[int] = []
+        try:
+            for index, row in enumerate(logits):
+                if index and sampled[-1] != draft[index - 1]:
+                    break
+                if guide is not None and index and guide.allowed(index) is None:
+                    draft = draft[:index]  # what is forced now comes without sampling, and behind it the guess is moot
+                    break
+                # A guessed token's keys and values are in the cache already.
+                sequence.num_computed += min(index, 1)
+                sampled.append(self._next_token(sequence, index, row))
+                if sequence.end is not None:
+                    break
+        except GrammarError:
+            sequence.end = "length", None
+        if draft:
+            accepted = sum(1 for pair in zip(draft, sampled, strict=False) if pair[0] == pair[1])
+            sequence.lookup.record(len(draft), accepted)
+            self._num_drafted += len(draft)
+            self._num_accepted += accepted
+        if guide is not None and sequence.end is None and not was_forced:
+            guide.advance(sampled)
         self._share(sequence)
-        if reason is not None:
+
+    def _next_token(self, sequence: Sequence, index: int, logits: NDArray[np.float32]) -> int:
+        """The token that follows the row computed after `index` guesses: forced, or sampled."""
+        guide, wanted = sequence.guide, sequence.request.params.logprobs
+        scores = None if wanted is None else self._log_probabilities(logits[None, :])[0]
+        if guide is not None and guide.queue:
+            token = guide.queue.popleft()
+            sequence.sampler.remember(token)
+        else:
+            allowed = None if guide is None else guide.allowed(index)
+            token = sequence.sampler.sample(logits, sequence.num_new_tokens, allowed)
+        if scores is not None:
+            sequence.unreported_logprobs.append(token_logprobs(scores, token, wanted or 0))
+        sequence.append(token)
+        return token
+
+    def _report(self, sequence: Sequence) -> GenerationOutput:
+        if sequence.end is not None:
             self.abort(sequence.request_id)
-        scored = first_answer and sequence.request.params.prompt_logprobs is not None
-        return GenerationOutput(
-            request_id=sequence.request_id,
-            token_ids=tuple(tokens),
-            finish_reason=reason,
-            stop_token_id=stop_token,
-            logprobs=tuple(logprobs),
-            prompt_logprobs=tuple(sequence.prompt_logprobs) if scored else None,
-            num_cached_tokens=sequence.num_cached,
-        )
+        return sequence.report()
 
     def _log_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Of the model itself, before penalties and temperature; rows without a token do not appear in any ranking."""
@@ -242,18 +329,6 @@ class Engine:
         sequence.num_shared_pages = self.prefix_cache.share(
             sequence.ids, sequence.pages, sequence.num_computed, sequence.num_shared_pages, sequence.tree
         )
-
-    def _pool(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> list[GenerationOutput]:
-        """Take in a chunk's hidden states; the embedding once they are complete. Its pages are not kept for reuse."""
-        sequence, pool = item.sequence, item.sequence.pool
-        if pool is None:
-            return []
-        pool.add(sequence.num_computed, self.model.final_norm(hidden))
-        sequence.num_computed += item.num_tokens
-        if sequence.num_remaining:
-            return []
-        self.abort(sequence.request_id)
-        return [GenerationOutput(sequence.request_id, finish_reason="stop", embedding=pool.result())]
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:
         """Log-probabilities of the prompt ids that the rows of this chunk predict."""
@@ -269,15 +344,15 @@ class Engine:
                 sequence.prompt_logprobs.append(token_logprobs(logprobs, token, wanted))
 
 
-def _grouped(ready: list[tuple[ScheduledSequence, int]]) -> Iterator[list[tuple[ScheduledSequence, int]]]:
+def _grouped(ready: list[_Ready]) -> Iterator[list[_Ready]]:
     """Cut into groups of at most `_LOGIT_ROWS` rows of logits."""
-    group: list[tuple[ScheduledSequence, int]] = []
-    rows = 0
-    for item, row in ready:
-        if group and rows + 1 + len(item.draft) > _LOGIT_ROWS:
+    group: list[_Ready] = []
+    num_rows = 0
+    for item in ready:
+        if group and num_rows + len(item[2]) > _LOGIT_ROWS:
             yield group
-            group, rows = [], 0
-        group.append((item, row))
-        rows += 1 + len(item.draft)
+            group, num_rows = [], 0
+        group.append(item)
+        num_rows += len(item[2])
     if group:
         yield group

@@ -1,7 +1,7 @@
 """Choosing the next token from one row of logits.
 
-Order of operations: logit_bias, penalties, bans, then top_k, temperature, min_p, top_p, one draw. (top_k and min_p
-compare with the best token, so their order among each other and with temperature changes nothing.)
+Order of operations: logit_bias, penalties, bans, grammar, then top_k, temperature, min_p, top_p, one draw. (top_k and
+min_p compare with the best token, so their order among each other and with temperature changes nothing.)
 Log-probabilities are those of the model itself, before any of it.
 """
 
@@ -46,24 +46,26 @@ class Sampler:
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias_values = np.fromiter(bias.values(), np.float32, len(bias))
 
-    def sample(self, logits: Float, num_output_tokens: int) -> int:
+    def sample(self, logits: Float, num_output_tokens: int, allowed: NDArray[np.bool_] | None = None) -> int:
         """Choose the next token and remember it.
 
         Args:
             logits: float32 [vocab_size]; changed in place.
             num_output_tokens: tokens generated so far.
+            allowed: bool [vocab_size], what a grammar leaves; at least one token.
         """
-        self._adjust(logits, num_output_tokens)
+        self._adjust(logits, num_output_tokens, allowed)
         token = self._greedy(logits) if self.params.greedy else self._draw(logits)
-        self._remember(token)
+        self.remember(token)
         return token
 
-    def _remember(self, token: int) -> None:
+    def remember(self, token: int) -> None:
+        """A token came without being chosen here: a grammar forced it."""
         if token not in self._output_counts and self.params.repetition_penalty != 1.0 and token not in self._seen:
             self._seen = np.append(self._seen, token)
         self._output_counts[token] = self._output_counts.get(token, 0) + 1
 
-    def _adjust(self, logits: Float, num_output_tokens: int) -> None:
+    def _adjust(self, logits: Float, num_output_tokens: int, allowed: NDArray[np.bool_] | None) -> None:
         params = self.params
         if len(self._bias_ids):
             logits[self._bias_ids] += self._bias_values
@@ -76,8 +78,16 @@ class Sampler:
             counts = np.fromiter(self._output_counts.values(), np.float32)
             logits[ids] -= np.float32(params.frequency_penalty) * counts + np.float32(params.presence_penalty)
         logits[self._banned_ids] = -np.inf
-        if num_output_tokens < params.min_tokens:
+        if allowed is not None:
+            np.putmask(logits, ~allowed, np.float32(-np.inf))
+        if num_output_tokens < params.min_tokens and self._can_go_on(allowed):
             logits[self._stop_ids] = -np.inf
+
+    def _can_go_on(self, allowed: NDArray[np.bool_] | None) -> bool:
+        """Whether anything but a stop id may follow; where nothing may, a grammar wins over `min_tokens`."""
+        if allowed is None:
+            return True
+        return bool(np.count_nonzero(allowed) > np.count_nonzero(allowed[self._stop_ids]))
 
     @staticmethod
     def _greedy(logits: Float) -> int:

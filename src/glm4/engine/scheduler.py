@@ -81,8 +81,8 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> list[ScheduledSequence]:
-        """Plan the next step; empty only when nothing is running or waiting."""
-        self._admit()
+        """Plan the next step; empty when nothing is running or waiting, or all of it waits for its grammars."""
+        self.admit()
         planned: list[ScheduledSequence] = []
         decoding = [s for s in self.running if s.num_remaining == 1]
         for sequence in decoding:
@@ -98,7 +98,8 @@ class Scheduler:
                 self._plan(sequence, share, planned)
         return planned
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Let waiting sequences in, as far as limits and pages allow."""
         while self.waiting and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
             held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree)
@@ -131,7 +132,7 @@ class Scheduler:
             sequence, draft = item.sequence, list[int]()
             # The last new token needs no successor, so nothing is guessed beyond it.
             room = sequence.max_new_tokens - sequence.num_new_tokens - 1
-            if rows_left > 0 and room > 0:
+            if rows_left > 0 and room > 0 and sequence.can_guess:
                 draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
             if needed > self._cache.num_available_pages:
@@ -159,6 +160,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
         sequence.num_computed = 0
+        sequence.held_rows = None
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1

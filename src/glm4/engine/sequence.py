@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.engine.guide import Guide
 from glm4.engine.pooling import MeanPool
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
-from glm4.generation import GenerationRequest, TokenLogprobs
+from glm4.errors import GrammarError
+from glm4.generation import GenerationOutput, GenerationRequest, TokenLogprobs
 from glm4.model.lora import LoraAdapter
 
 
@@ -16,10 +20,22 @@ class Sequence:
     """Ids, cache pages and sampling state of one running request.
 
     `num_computed` counts the ids whose keys and values are in the cache. A sequence with one id left to compute is
-    decoding; with more it is in prefill (a fresh prompt, or everything again after a preemption).
+    decoding; with more it is in prefill (a fresh prompt, tokens a grammar forced, or everything again after a
+    preemption). One without any has computed its next row of logits and waits for its grammar to say what is allowed.
+
+    Args:
+        banned_ids: vocabulary rows that have no token.
+        max_model_len: the most ids, the prompt included.
+        executor: where a grammar is followed; needed if the request has one.
     """
 
-    def __init__(self, request: GenerationRequest, banned_ids: NDArray[np.int64], max_model_len: int) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        banned_ids: NDArray[np.int64],
+        max_model_len: int,
+        executor: Executor | None = None,
+    ) -> None:
         self.request = request
         self.ids: list[int] = list(request.prompt_ids)
         self.num_prompt = len(self.ids)
@@ -38,6 +54,17 @@ class Sequence:
         if request.pooling is not None:
             self.pool = MeanPool()
             self.max_new_tokens = 0
+        # What the next output will report.
+        self.unreported: list[int] = []
+        self.unreported_logprobs: list[TokenLogprobs] = []
+        self.reported = False  # there was an output before
+        self.end: tuple[str, int | None] | None = None  # finish reason and stop id
+        self.guide: Guide | None = None
+        self.held_rows: NDArray[np.float32] | None = None  # outputs of the last layer, to be sampled when that can be
+        self.held_draft: list[int] = []
+        if request.constraint is not None and executor is not None:
+            stops = set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else request.stop_ids)
+            self.guide = Guide(request.constraint, executor, np.fromiter(stops, np.int64))
 
     @property
     def request_id(self) -> str:
@@ -54,6 +81,11 @@ class Sequence:
         """Ids that still have to go through the model before the next one can be sampled."""
         return len(self.ids) - self.num_computed
 
+    @property
+    def can_guess(self) -> bool:
+        """False while a grammar may still force what comes next."""
+        return self.guide is None or (self.guide.pending is None and not self.guide.queue)
+
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log-probabilities are asked for and incomplete."""
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
@@ -67,15 +99,55 @@ class Sequence:
         """The tree of the prefix cache its pages belong to."""
         return 0 if self.adapter is None else self.adapter.number
 
-    def finish_reason(self) -> tuple[str | None, int | None]:
-        """("stop", id), ("length", None) or (None, None), judged by the newest token."""
-        if not self.num_new_tokens:
-            return None, None
-        token, params = self.ids[-1], self.request.params
-        stops = token in params.stop_token_ids or (token in self.request.stop_ids and not params.ignore_eos)
+    def append(self, token: int) -> None:
+        """Take a new token in; sets `end` if it is the last one."""
+        self.ids.append(token)
+        self.unreported.append(token)
+        params = self.request.params
         # min_tokens bans stop ids while sampling, so no second check is needed here.
-        if stops:
-            return "stop", token
-        if self.num_new_tokens >= self.max_new_tokens:
-            return "length", None
-        return None, None
+        if token in params.stop_token_ids or (token in self.request.stop_ids and not params.ignore_eos):
+            self.end = "stop", token
+        elif self.num_new_tokens >= self.max_new_tokens:
+            self.end = "length", None
+
+    def settle(self) -> bool:
+        """Append what the grammar forces, and end with it, as far as that is known; True if there was anything.
+
+        With log-probabilities asked for, forced tokens are left in the guide's queue: each needs its row of logits.
+        """
+        guide = self.guide
+        if guide is None or self.end is not None:
+            return False
+        before = len(self.ids)
+        try:
+            guide.settle()
+            while guide.queue and self.end is None and self.request.params.logprobs is None:
+                token = guide.queue.popleft()
+                self.sampler.remember(token)
+                self.append(token)
+            if guide.finished and self.end is None:
+                # A stop id that `ignore_eos` let pass closes the grammar's text all the same; it is not part of it.
+                last = self.ids[-1] if self.num_new_tokens and self.ids[-1] in self.request.stop_ids else None
+                self.end = "stop", last
+        except GrammarError:
+            self.end = "length", None
+        if len(self.ids) > before:
+            self.held_rows = None  # what follows them is known now
+        return len(self.ids) > before or self.end is not None
+
+    def report(self) -> GenerationOutput:
+        """Everything new since the last output."""
+        scored = not self.reported and self.request.params.prompt_logprobs is not None
+        reason, stop_token = self.end or (None, None)
+        output = GenerationOutput(
+            request_id=self.request_id,
+            token_ids=tuple(self.unreported),
+            finish_reason=reason,
+            stop_token_id=stop_token,
+            logprobs=tuple(self.unreported_logprobs),
+            prompt_logprobs=tuple(self.prompt_logprobs) if scored else None,
+            num_cached_tokens=self.num_cached,
+            embedding=self.pool.result() if self.pool is not None and reason == "stop" else None,
+        )
+        self.unreported, self.unreported_logprobs, self.reported = [], [], True
+        return output

@@ -145,6 +145,11 @@ STRING: Schema = {"type": "string"}
 OBJECT: Schema = {"type": "object"}
 IDS: Schema = {"type": "array", "items": _integer(0)}
 _STRINGS: Schema = {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_STOP_STRINGS}
+_LOGIT_BIAS: Schema = {
+    "type": "object",
+    "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+    "additionalProperties": _number(-100, 100),
+}
 
 
 def _option(name: str, schema: Schema, read: Reader = as_it_is) -> tuple[str, Field]:
@@ -171,25 +176,39 @@ OPTIONS: Mapping[str, Field] = MappingProxyType(
             _option("include_stop_str_in_output", BOOLEAN, boolean),
             _option("skip_special_tokens", BOOLEAN, boolean),
             _option("prompt_logprobs", _integer(0, MAX_LOGPROBS)),
-            _option("logit_bias", {"type": "object", "additionalProperties": _number(-100, 100)}, _logit_bias),
+            _option("logit_bias", _LOGIT_BIAS, _logit_bias),
         ]
     )
 )
 """Sampling options of every body that generates text."""
 
-# Labels that change nothing about the answer: whose request it is, and hints for a cache that needs none.
-_LABELS = {name: Field(STRING, text) for name in ("user", "safety_identifier", "prompt_cache_key")}
+LABELS: Mapping[str, Field] = MappingProxyType(
+    {name: Field(STRING, text) for name in ("user", "safety_identifier", "prompt_cache_key")}
+)
+"""Fields that change nothing about the answer: whose request it is, and a hint for a cache that needs none."""
 
 _COMMON = {
     **OPTIONS,
-    **_LABELS,
+    **LABELS,
     "model": Field(STRING, text),
     "stream": Field(BOOLEAN, boolean),
     "stream_options": Field(
-        {"type": "object", "properties": {"include_usage": BOOLEAN, "continuous_usage_stats": BOOLEAN}},
+        {
+            "type": "object",
+            "properties": {"include_usage": BOOLEAN, "continuous_usage_stats": BOOLEAN},
+            "additionalProperties": False,
+        },
         _stream_options,
     ),
-    "metadata": Field({"type": "object", "additionalProperties": STRING, "maxProperties": 16}, _metadata),
+    "metadata": Field(
+        {
+            "type": "object",
+            "propertyNames": {"maxLength": 64},
+            "additionalProperties": {"type": "string", "maxLength": 512},
+            "maxProperties": 16,
+        },
+        _metadata,
+    ),
     "structured_outputs": Field(
         {
             "type": "object",
@@ -201,6 +220,9 @@ _COMMON = {
                 "choice": {"type": "array", "items": STRING},
                 "grammar": {"type": "string", "description": "Lark"},
             },
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
         },
         mapping,
     ),
@@ -224,6 +246,54 @@ _TOOL_SCHEMA: Schema = {
         },
     },
 }
+_CHOICE_SCHEMA: Schema = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required"]},
+        {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {"type": "object", "required": ["name"], "properties": {"name": STRING}},
+            },
+        },
+    ]
+}
+_FORMAT_SCHEMA: Schema = {
+    "anyOf": [
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+        },
+        {
+            "type": "object",
+            "required": ["type", "json_schema"],
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {"name": STRING, "description": STRING, "schema": OBJECT, "strict": BOOLEAN},
+                },
+            },
+        },
+    ]
+}
+_CALL_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "id": STRING,
+        "type": {"const": "function"},
+        "function": {"type": "object", "required": ["name"], "properties": {"name": STRING, "arguments": STRING}},
+    },
+}
+_PART_SCHEMA: Schema = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": STRING},
+}
 _MESSAGES_SCHEMA: Schema = {
     "type": "array",
     "minItems": 1,
@@ -232,12 +302,16 @@ _MESSAGES_SCHEMA: Schema = {
         "required": ["role"],
         "properties": {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool", "observation"]},
-            "content": {"anyOf": [STRING, {"type": "array", "items": OBJECT}, {"type": "null"}]},
+            "content": {"anyOf": [STRING, {"type": "array", "items": _PART_SCHEMA}, {"type": "null"}]},
             "name": STRING,
-            "tool_calls": {"type": "array", "items": OBJECT},
+            "tool_calls": {"type": "array", "items": _CALL_SCHEMA},
             "tool_call_id": STRING,
             "reasoning_content": STRING,
+            "refusal": {"type": ["string", "null"]},
+            "metadata": {"type": "string", "description": "GLM-4's text after the role"},
+            "tools": {"type": "array", "items": OBJECT, "description": "GLM-4's tools of a system message"},
         },
+        "additionalProperties": False,
     },
 }
 
@@ -246,9 +320,9 @@ CHAT_FIELDS: Mapping[str, Field] = MappingProxyType(
     | {
         "messages": Field(_MESSAGES_SCHEMA, as_it_is),
         "tools": Field(_TOOL_SCHEMA, _tools),
-        "tool_choice": Field({"anyOf": [{"enum": ["none", "auto", "required"]}, OBJECT]}, as_it_is),
+        "tool_choice": Field(_CHOICE_SCHEMA, as_it_is),
         "parallel_tool_calls": Field(BOOLEAN, boolean),
-        "response_format": Field({"type": "object", "required": ["type"]}, mapping),
+        "response_format": Field(_FORMAT_SCHEMA, mapping),
         "max_completion_tokens": Field(_integer(1), as_it_is),
         "logprobs": Field(BOOLEAN, boolean),
         "top_logprobs": Field(_integer(0, MAX_LOGPROBS), as_it_is),
@@ -302,8 +376,13 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 """Fields of OpenAI's schema that are not done here, and why."""
 
 
-def read_fields(body: Mapping[str, Any], table: Mapping[str, Field]) -> dict[str, Any]:
+def read_fields(
+    body: Mapping[str, Any], table: Mapping[str, Field], refused: Mapping[str, str] = REFUSED
+) -> dict[str, Any]:
     """The fields that are not null, each read by its row.
+
+    Args:
+        refused: why fields that other servers know are not done here.
 
     Raises:
         InvalidRequestError: a field is unknown, unsupported or of the wrong type; `.param` names it.
@@ -313,7 +392,7 @@ def read_fields(body: Mapping[str, Any], table: Mapping[str, Field]) -> dict[str
         if value is None:
             continue
         if name not in table:
-            reason = f": {REFUSED[name]}" if name in REFUSED else ""
+            reason = f": {refused[name]}" if name in refused else ""
             raise InvalidRequestError(f"unsupported field {name!r}{reason}", param=name)
         read[name] = table[name].read(name, value)
     return read

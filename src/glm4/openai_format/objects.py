@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glm4 import __version__
@@ -182,7 +182,9 @@ def text_logprobs(
         "token_logprobs": [None if at is None else finite(at.logprob) for at in logprobs],
         "top_logprobs": [
             # The token's own is always there, even if it is none of the likeliest.
-            None if at is None else {text(token): finite(logprob) for token, logprob in ((at.token_id, at.logprob), *at.top)}
+            None
+            if at is None
+            else {text(token): finite(logprob) for token, logprob in ((at.token_id, at.logprob), *at.top)}
             for at in logprobs
         ],
         "text_offset": offsets,
@@ -214,9 +216,7 @@ def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) ->
     return prompt if prompt is not None else tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def _prompt_details(
-    outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions
-) -> dict[str, Any]:
+def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions) -> dict[str, Any]:
     """vLLM's extras about the prompt, for a request with one."""
     details: dict[str, Any] = {}
     if len(outputs) == 1:

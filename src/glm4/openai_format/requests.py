@@ -160,9 +160,7 @@ def read_prompts(value: Any, name: str) -> list[str | list[int]]:
 
 def _sampling_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        row.sampling: given[name]
-        for name, row in CHAT_FIELDS.items()
-        if row.sampling is not None and name in given
+        row.sampling: given[name] for name, row in CHAT_FIELDS.items() if row.sampling is not None and name in given
     }
 
 

@@ -15,25 +15,38 @@ from glm4.server import (
     adapters,
     chat_completions,
     completions,
+    docs,
     embeddings,
     health,
     llama_cpp,
     llama_cpp_completion,
+    messages,
     metrics,
     models,
+    openapi,
+    responses,
     tokenize,
 )
 from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError, error_response
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
 from glm4.server.registry import Loader, ModelRegistry
+from glm4.server.response_store import ResponseStore
 from glm4.server.state import ServerState
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions.chat_completions, methods=["POST"]),
     Route("/v1/chat/completions/render", tokenize.render, methods=["POST"]),
     Route("/v1/completions", completions.completions, methods=["POST"]),
+    Route("/v1/responses", responses.create, methods=["POST"]),
+    Route("/v1/responses/input_tokens", responses.count_tokens, methods=["POST"]),
+    Route("/v1/responses/{response_id}", responses.retrieve, methods=["GET"]),
+    Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
+    Route("/v1/responses/{response_id}/cancel", responses.cancel, methods=["POST"]),
+    Route("/v1/responses/{response_id}/input_items", responses.list_input_items, methods=["GET"]),
     Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
+    Route("/v1/messages", messages.messages, methods=["POST"]),
+    Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
     Route("/v1/models", models.list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", models.retrieve_model, methods=["GET"]),
     Route("/tokenize", tokenize.tokenize, methods=["POST"]),
@@ -43,7 +56,17 @@ ROUTES = [
     Route("/ready", health.ready, methods=["GET"]),
     Route("/version", health.version, methods=["GET"]),
     Route("/metrics", metrics.metrics, methods=["GET"]),
+    Route("/openapi.json", openapi.openapi_json, methods=["GET"]),
 ]
+"""The API: each route has a row in `operations.OPERATIONS`, which describes it."""
+
+PAGES = [
+    Route("/", docs.root, methods=["GET"]),
+    Route("/docs", docs.docs, methods=["GET"]),
+    Route("/docs/{file}", docs.docs_file, methods=["GET"]),
+]
+"""For people with a browser."""
+
 LLAMA_CPP_ROUTES = [
     Route("/completion", llama_cpp_completion.completion, methods=["POST"]),
     Route("/completions", llama_cpp_completion.completion, methods=["POST"]),
@@ -57,6 +80,7 @@ LLAMA_CPP_ROUTES = [
     Route("/v1/health", health.health, methods=["GET"]),
 ]
 """What programs for llama.cpp's server ask for beside OpenAI's paths."""
+
 ADAPTER_ROUTES = [
     Route("/v1/load_lora_adapter", adapters.load_adapter, methods=["POST"]),
     Route("/v1/unload_lora_adapter", adapters.unload_adapter, methods=["POST"]),
@@ -69,9 +93,13 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
 
     Args:
         load: makes the `LLM` of a model; None loads it as `LLM` does.
+
+    Raises:
+        StoreError: the file of stored responses cannot be used.
     """
     registry = ModelRegistry(config, load)
-    state = ServerState(config, registry, metrics.ServerMetrics(config.metrics_prefix, registry))
+    stored = ResponseStore(config.store_path, config.store_max_bytes, config.store_max_age)
+    state = ServerState(config, registry, metrics.ServerMetrics(config.metrics_prefix, registry), stored)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -80,11 +108,17 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
             yield
         finally:
             await registry.close()
+            await stored.close()
 
     app = Starlette(
-        routes=[*ROUTES, *LLAMA_CPP_ROUTES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
+        routes=[
+            *ROUTES,
+            *PAGES,
+            *LLAMA_CPP_ROUTES,
+            *(ADAPTER_ROUTES if config.allow_adapter_loading else []),
+        ],
         lifespan=lifespan,
-        exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),  # type: ignore[arg-type]
+        exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),
         middleware=[
             Middleware(RequestLog),
             Middleware(Origins, config=config),

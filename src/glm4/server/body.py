@@ -27,11 +27,22 @@ async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str
         seconds: the body must be here by then.
 
     Raises:
-        ApiError: too large (413), too slow (408), no JSON object (400).
+        ApiError: too large (413), too slow (408), not sent as JSON (415), no JSON object (400).
     """
+    _check_type(request)
     raw = await read_body(request, limit=limit, seconds=seconds)
     # A large body takes seconds to decode; other streams go on meanwhile.
     return await asyncio.to_thread(decode, raw) if len(raw) > 1 << 16 else decode(raw)
+
+
+def _check_type(request: Request) -> None:
+    """Refuse types that a web page may send to this machine without asking first (CORS), and with them curl's default."""
+    kind = request.headers.get("content-type")
+    if kind is None and "origin" not in request.headers:
+        return  # a program that does not say; browsers always send an origin
+    media = (kind or "").partition(";")[0].strip().lower()
+    if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
+        raise ApiError(415, "the body must be JSON and be sent with Content-Type: application/json")
 
 
 async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
@@ -57,9 +68,7 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
 
 def _too_large(limit: int) -> ApiError:
     # The rest of the body is not read, so the connection cannot be used again.
-    return ApiError(
-        413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"}
-    )
+    return ApiError(413, f"the request body is larger than {limit / (1 << 20):g} MB", headers={"Connection": "close"})
 
 
 def decode(raw: bytes) -> dict[str, Any]:
@@ -71,7 +80,8 @@ def decode(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ApiError(400, f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_json") from None
+        message = f"the body is not UTF-8: {error.reason} at byte {error.start}"
+        raise ApiError(400, message, code="invalid_json") from None
     _check_depth(text)
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)

@@ -34,6 +34,8 @@ async def prepare_chat_request(target: Target, chat: ChatRequest) -> PreparedReq
             chat.messages,
             chat.params,
             tools=chat.tools,
+            tool_choice=chat.tool_choice,
+            parallel_tool_calls=chat.parallel_tool_calls,
             add_generation_prompt=chat.add_generation_prompt,
             template_kwargs=chat.template_kwargs,
             adapter=target.adapter,

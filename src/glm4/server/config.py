@@ -90,8 +90,9 @@ class ServerConfig:
             raise InvalidRequestError("an API key must have at least 8 characters")
         if not (self.api_keys or self.insecure or self.is_loopback):
             raise InvalidRequestError(
-                f"{self.host} can be reached by others, and there is no API key. Set one (--api-key-file, GLM4_API_KEY),"
-                " listen on 127.0.0.1, or say --insecure if something in front of this server keeps others out"
+                f"{self.host} can be reached by others, and there is no API key. Set one (--api-key-file,"
+                " GLM4_API_KEY), listen on 127.0.0.1, or say --insecure if something in front of this server keeps"
+                " others out"
             )
 
     @property

@@ -61,7 +61,9 @@ async def _answer(
         vector = np.asarray(output.embedding, np.float32)
         size = given.get("dimensions", len(vector))
         if size > len(vector):
-            raise InvalidRequestError(f"dimensions is {size}; this model's vectors have {len(vector)}", param="dimensions")
+            raise InvalidRequestError(
+                f"dimensions is {size}; this model's vectors have {len(vector)}", param="dimensions"
+            )
         if size < len(vector):
             vector = vector[:size] / max(float(np.linalg.norm(vector[:size])), 1e-12)
         encoded: Any = vector.tolist()

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError, TemplateError
+from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError, StoreError, TemplateError
 
 log = logging.getLogger("glm4.server")
 
@@ -87,6 +87,9 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, (OutOfMemoryError, MemoryError)):
         log.error("out of memory", exc_info=error)
         return busy("the server is out of memory; try a shorter request", 10)
+    if isinstance(error, StoreError):
+        log.error("stored responses: %s", error)
+        return ApiError(500, "stored responses cannot be read or written; the server's log says why", "store")
     if isinstance(error, Glm4Error):
         log.error("request failed: %s", error)
         return ApiError(500, "the model could not answer; the server's log says why")

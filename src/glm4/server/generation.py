@@ -150,5 +150,3 @@ async def _end(tasks: Sequence[asyncio.Future[_T]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-

@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4 import __version__
+from glm4.server.registry import ServedModel
 from glm4.server.state import server_state
 
 
@@ -23,13 +24,18 @@ async def ready(request: Request) -> Response:
     registry = server_state(request).models
     if registry.ready:
         return JSONResponse({"status": "ready"})
-    stages = {model.name: "failed" if model.error else "ready" if model.engine else model.stage
-              for model in registry.models}  # fmt: skip
+    stages = {model.name: _stage(model) for model in registry.models}
     return JSONResponse(
-        {"status": "failed" if registry.failures else "loading", "models": stages},
+        {"status": "failed" if "failed" in stages.values() else "loading", "models": stages},
         status_code=503,
         headers={"Retry-After": "2"},
     )
+
+
+def _stage(model: ServedModel) -> str:
+    if model.error is not None or (model.engine is not None and model.engine.failed):
+        return "failed"
+    return model.stage if model.engine is None else "ready"
 
 
 async def version(request: Request) -> Response:

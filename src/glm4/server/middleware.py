@@ -19,11 +19,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
-from glm4.server.errors import ApiError, error_response
+from glm4.server.docs import FILES
+from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
 
 access_log = logging.getLogger("glm4.access")
 
-PUBLIC_PATHS = frozenset({"/", "/health", "/v1/health", "/ready", "/version", "/docs", "/openapi.json"})
+PUBLIC_PATHS = frozenset(
+    {"/", "/health", "/v1/health", "/ready", "/version", "/docs", "/openapi.json", *(f"/docs/{name}" for name in FILES)}
+)
 """Open without a key: whether the server lives, and what it can do."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -52,7 +55,10 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if scope["path"].startswith(ANTHROPIC_PREFIX):
+                    headers["request-id"] = request_id  # where Anthropic's clients look for it
             await send(message)
 
         try:
@@ -154,9 +160,8 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
         if scope["type"] == "http" and self._active and not self._known(Headers(scope=scope).get("host", "")):
-            error = ApiError(
-                421, "the Host header names another machine; allow it with --allowed-host", code="bad_host"
-            )
+            message = "the Host header names another machine; allow it with --allowed-host"
+            error = ApiError(421, message, code="bad_host")
             await error_response(Request(scope), error)(scope, receive, send)
             return
         await self._app(scope, receive, send)

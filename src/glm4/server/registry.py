@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from glm4.async_llm import AsyncLLM
 from glm4.errors import Glm4Error
@@ -90,6 +93,7 @@ class ModelRegistry:
         self._load_llm = load or _load_llm
         self.models = [ServedModel(spec) for spec in config.models]
         self._loading: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def ready(self) -> bool:
@@ -97,9 +101,9 @@ class ModelRegistry:
         return all(model.engine is not None and not model.engine.failed for model in self.models)
 
     @property
-    def failures(self) -> dict[str, str]:
-        """Models that could not be loaded, and why."""
-        return {model.name: model.error for model in self.models if model.error is not None}
+    def is_loading(self) -> bool:
+        """True while a model is being read; `close` does not wait for that, because it cannot be interrupted."""
+        return self._thread is not None and self._thread.is_alive()
 
     def start_loading(self) -> None:
         """Load every model, one after the other, beside the running event loop."""
@@ -129,13 +133,39 @@ class ModelRegistry:
             model.stage = f"{stage}, {done / total:.0%}" if total else stage
 
         spec = model.spec
-        llm = await asyncio.to_thread(self._load_llm, spec, progress)
+        llm = await self._in_thread(partial(self._load_llm, spec, progress))
         engine = AsyncLLM(llm)
         for name, path in spec.adapters.items():
             await engine.load_adapter(name, str(path))
         config = self._config
         model.admission = Admission(llm.info.max_num_seqs, config.max_queue, config.queue_timeout)
         model.engine = engine
+
+    async def _in_thread(self, function: Callable[[], LLM]) -> LLM:
+        """Like `asyncio.to_thread`, in a thread that the end of the event loop does not wait for."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[LLM] = loop.create_future()
+
+        def settle(result: LLM | None, error: BaseException | None) -> None:
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as failure:  # handed to the task that waits
+                error = failure
+            with suppress(RuntimeError):  # the loop is closed: the server stopped meanwhile
+                loop.call_soon_threadsafe(settle, result, error)
+
+        self._thread = threading.Thread(target=run, name="glm4-load", daemon=True)
+        self._thread.start()
+        return await done
 
     def find(self, name: str | None) -> Target:
         """The model of that name; None is the first one.
@@ -165,7 +195,11 @@ class ModelRegistry:
     @staticmethod
     def adapters(model: ServedModel) -> tuple[str, ...]:
         """LoRA adapters of a model that clients may name."""
-        return tuple(model.spec.adapters) if model.engine is None else tuple(adapter.name for adapter in model.llm.adapters())
+        return (
+            tuple(model.spec.adapters)
+            if model.engine is None
+            else tuple(adapter.name for adapter in model.llm.adapters())
+        )
 
     @staticmethod
     def _check_ready(model: ServedModel) -> None:

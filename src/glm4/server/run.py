@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import socket
+import sys
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -14,22 +18,50 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from glm4.errors import InvalidRequestError
 from glm4.server.config import ServerConfig
 from glm4.server.state import ServerState
+from glm4.server.streaming import ABORT
 
 HEADER_SECONDS = 20.0
+CLOSE_SECONDS = 120.0
 MAX_HEADER_BYTES = 64 << 10
 KEEP_ALIVE_SECONDS = 15
 
 
 class _Protocol(H11Protocol):
-    """Closes connections on which no request begins: uvicorn would wait for its headers for ever."""
+    """Ends connections that uvicorn would keep for ever: no request begins, or the client never reads the response."""
+
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._close_if_idle)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._set_timer(None)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._abort_later()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._abort_later()
 
     def _close_if_idle(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+        begun = cast("object | None", self.cycle)  # declared as never None, and None until the first request
+        if begun is None and not self.transport.is_closing():
             self.transport.close()
+
+    def _abort_later(self) -> None:
+        # `close` first sends what is in the buffer, which takes for ever when the client does not read.
+        self._set_timer(self.loop.call_later(CLOSE_SECONDS, self.transport.abort))
+
+    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
 
 
 class _Server(uvicorn.Server):
@@ -90,3 +122,9 @@ def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     make_server(app, config).run(sockets=[listener])
+    if app.state.glm4.models.is_loading:
+        # The thread that reads a model must not meet the end of the interpreter in the middle of native code.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

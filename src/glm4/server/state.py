@@ -15,6 +15,7 @@ from glm4.server.registry import ModelRegistry, Target
 
 if TYPE_CHECKING:
     from glm4.server.metrics import ServerMetrics
+    from glm4.server.response_store import ResponseStore
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ServerState:
     config: ServerConfig
     models: ModelRegistry
     metrics: ServerMetrics
+    responses: ResponseStore
 
     async def read(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request, within this server's limits."""

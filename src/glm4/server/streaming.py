@@ -21,6 +21,9 @@ from glm4.server.errors import ApiError, as_api_error
 
 _T = TypeVar("_T")
 
+ABORT = "glm4.abort"
+"""In a request's state: closes its connection without sending what waits to be sent."""
+
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
 
@@ -33,7 +36,12 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
 
 def openai_failure(error: BaseException) -> bytes:
     """How an OpenAI stream ends when something fails in the middle."""
-    return event(as_api_error(error).openai())
+    return event(as_api_error(error).openai()) + DONE
+
+
+def anthropic_failure(error: BaseException) -> bytes:
+    """How an Anthropic stream ends when something fails in the middle."""
+    return event(as_api_error(error).anthropic(), "error")
 
 
 class EventStream(Response):
@@ -42,7 +50,8 @@ class EventStream(Response):
     Args:
         events: yields ready events.
         failure: the last event of a stream whose generator failed.
-        keep_alive: seconds of silence before a comment is sent.
+        silence: what is sent to keep a silent connection open.
+        keep_alive: seconds of silence before that.
         stall_timeout: seconds the client may leave the connection full.
         on_close: awaited at the very end.
     """
@@ -54,6 +63,7 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         *,
         failure: Callable[[BaseException], bytes] = openai_failure,
+        silence: bytes = _COMMENT,
         keep_alive: float,
         stall_timeout: float,
         on_close: Callable[[], Awaitable[None]] | None = None,
@@ -63,6 +73,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._failure = failure
+        self._silence = silence
         self._keep_alive = keep_alive
         self._stall_timeout = stall_timeout
         self._on_close = on_close
@@ -72,7 +83,8 @@ class EventStream(Response):
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_cancel_on_disconnect, receive, group.cancel_scope)
-                await self._run(send)
+                if not await self._run(send) and (abort := scope.get("state", {}).get(ABORT)) is not None:
+                    abort()
                 group.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):
@@ -80,19 +92,22 @@ class EventStream(Response):
                 if self._on_close is not None:
                     await self._on_close()
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, send: Send) -> bool:
+        """Send everything; False if the client stopped reading."""
+
         async def write(body: bytes, more: bool = True) -> None:
             with anyio.fail_after(self._stall_timeout):
                 await send({"type": "http.response.body", "body": body, "more_body": more})
 
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         pending: asyncio.Future[bytes] | None = None
         try:
+            with anyio.fail_after(self._stall_timeout):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             while True:
                 pending = pending or asyncio.ensure_future(anext(self._events))
                 done, _ = await asyncio.wait({pending}, timeout=self._keep_alive)
                 if not done:
-                    await write(_COMMENT)
+                    await write(self._silence)
                     continue
                 finished, pending = pending, None
                 try:
@@ -103,13 +118,15 @@ class EventStream(Response):
                     await write(self._failure(error))
                     break
                 await write(body)
+            await write(b"", more=False)
         except TimeoutError:
-            return  # the client does not read; there is nobody to tell
+            return False  # there is nobody to tell
         finally:
             if pending is not None:
                 pending.cancel()
-                await asyncio.wait({pending})
-        await write(b"", more=False)
+                with anyio.CancelScope(shield=True):  # its own cleaning up may take several turns of the loop
+                    await asyncio.wait({pending})
+        return True
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

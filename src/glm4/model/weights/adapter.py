@@ -36,6 +36,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILE = "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 MAX_RANK = 512
+_MAX_NAME_LENGTH = 200
 
 # A module below its layer -> (canonical matrix, which of its rows).
 _Modules = Mapping[str, tuple[str, str]]
@@ -152,7 +153,8 @@ class AdapterFile:
         found: dict[tuple[int, str], list[_Part]] = {}
         prefixes: set[str] = set()
         for name in sorted(self._source.names()):
-            match = _FACTOR.fullmatch(name)
+            # Matching takes quadratic time, so first the length.
+            match = _FACTOR.fullmatch(name) if len(name) <= _MAX_NAME_LENGTH else None
             if match is None:
                 raise UnsupportedModelError(f"{self.path}: {_why_refused(name)}")
             module, layers, layer, below, letter = match.groups()
@@ -326,13 +328,15 @@ def _check_files(path: Path) -> None:
 
 
 def _why_refused(name: str) -> str:
+    if len(name) > _MAX_NAME_LENGTH:
+        return f"{name[:40]!r}… is no name of a tensor of LoRA; it has {len(name)} characters"
     if "lora_magnitude_vector" in name:
         return f"{name!r} belongs to a DoRA adapter; only plain LoRA is supported"
     if "lora_embedding_" in name:
         return f"{name!r} changes the embedding, which is not supported"
     if name.endswith(".bias"):
         return f"{name!r} is a bias; only adapters without biases are supported"
-    return f"{name!r:.200} is no LoRA factor of a layer; adapters with other trained modules are not supported"
+    return f"{name!r} is no LoRA factor of a layer; adapters with other trained modules are not supported"
 
 
 def _matrix_sizes(config: ModelConfig) -> Mapping[str, tuple[int, int]]:

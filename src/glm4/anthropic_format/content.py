@@ -1,0 +1,227 @@
+"""Reading what people, models and tools said: `system`, `messages` and their content blocks → `Message`s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from glm4.anthropic_format.members import check_cache_control, kind, members, one_of, refusal, string
+from glm4.chat.messages import Message, ToolCall
+
+INVALID_JSON = "INVALID_JSON"
+"""The one member of an input that stands for arguments which were no JSON object."""
+
+# Claude Code's first system block: data for Anthropic's billing that changes with every request. As part of the prompt
+# it would mean nothing to the model and keep the prompt from ever being found in the cache.
+_BILLING = "x-anthropic-billing-header:"
+
+
+def read_system(value: Any) -> list[Message]:
+    """The system prompt: a text or text blocks; no message if there is nothing in it."""
+    blocks = [value] if isinstance(value, str) else _texts("system", value)
+    text = "\n".join(block for block in blocks if not block.startswith(_BILLING))
+    return [Message("system", text)] if text else []
+
+
+def read_messages(value: Any) -> list[Message]:
+    """The turns of a conversation; neighbouring turns of one speaker become one, as they do at Anthropic.
+
+    Raises:
+        InvalidRequestError: with `.param` = the path of what is at fault.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise refusal("messages", "must be a list")
+    if not value:
+        raise refusal("messages", "at least one message is required")
+    turns: list[Message] = []
+    for index, raw in enumerate(value):
+        where = f"messages.{index}"
+        given = members(where, raw, ("role", "content"), ("role", "content"))
+        reader = _READERS.get(given["role"]) if isinstance(given["role"], str) else None
+        if reader is None:
+            raise refusal(f"{where}.role", f"must be user, assistant or system, not {given['role']!r}")
+        for message in reader(f"{where}.content", given["content"]):
+            if turns and _belong_together(turns[-1], message):
+                turns[-1] = _joined(turns[-1], message)
+            else:
+                turns.append(message)
+    return turns
+
+
+def _belong_together(first: Message, second: Message) -> bool:
+    return first.role == second.role and first.role in ("user", "assistant") and not first.tool_calls
+
+
+def _joined(first: Message, second: Message) -> Message:
+    return replace(
+        second,
+        content="\n".join(filter(None, (first.content, second.content))),
+        reasoning="\n".join(filter(None, (first.reasoning, second.reasoning))) or None,
+    )
+
+
+def _system_turn(where: str, content: Any) -> list[Message]:
+    return [Message("system", content if isinstance(content, str) else "\n".join(_texts(where, content)))]
+
+
+def _user_turn(where: str, content: Any) -> list[Message]:
+    """Texts and results of tools, in their order."""
+    if isinstance(content, str):
+        return [Message("user", content)]
+    messages: list[Message] = []
+    texts: list[str] = []
+
+    def flush() -> None:
+        if texts:
+            messages.append(Message("user", "\n".join(texts)))
+            texts.clear()
+
+    for place, block in _blocks(where, content):
+        if kind(place, block) == "tool_result":
+            flush()
+            messages.append(_tool_result(place, block))
+        else:
+            texts.append(_text_of(place, block))
+    flush()
+    return messages
+
+
+def _assistant_turn(where: str, content: Any) -> list[Message]:
+    """Thinking, text and calls; a text after a call begins a message of its own."""
+    if isinstance(content, str):
+        return [Message("assistant", content)]
+    messages = [Message("assistant")]
+    for place, block in _blocks(where, content):
+        what = kind(place, block)
+        if what == "tool_use":
+            last = messages[-1]
+            messages[-1] = replace(last, tool_calls=(*last.tool_calls, _tool_use(place, block)))
+            continue
+        if what == "redacted_thinking":
+            members(place, block, ("type", "data"), ("data",))  # sealed by Anthropic: nothing a model could read
+            continue
+        if what == "thinking":
+            given = members(place, block, ("type", "thinking", "signature"), ("thinking",))
+            added = Message("assistant", reasoning=string(f"{place}.thinking", given["thinking"]))
+        elif what == "text":
+            added = Message("assistant", _text_block(place, block))
+        else:
+            raise _unknown_block(place, what)
+        if messages[-1].tool_calls:
+            messages.append(added)
+        else:
+            messages[-1] = _joined(messages[-1], added)
+    return messages
+
+
+_READERS = {"user": _user_turn, "assistant": _assistant_turn, "system": _system_turn}
+
+
+def _blocks(where: str, content: Any) -> list[tuple[str, Any]]:
+    """Content blocks with their places."""
+    if not isinstance(content, Sequence):
+        raise refusal(where, "must be a string or a list of blocks")
+    return [(f"{where}.{index}", block) for index, block in enumerate(content)]
+
+
+def _texts(where: str, content: Any) -> list[str]:
+    """Content that may have text blocks only."""
+    texts = []
+    for place, block in _blocks(where, content):
+        what = kind(place, block)
+        if what != "text":
+            raise refusal(f"{place}.type", f"must be text, not {what!r}")
+        texts.append(_text_block(place, block))
+    return texts
+
+
+def _text_block(where: str, block: Mapping[str, Any]) -> str:
+    # citations: of an earlier answer, about documents the conversation still has
+    given = members(where, block, ("type", "text", "cache_control", "citations"), ("text",))
+    check_cache_control(where, given)
+    return string(f"{where}.text", given["text"])
+
+
+def _text_of(where: str, block: Mapping[str, Any]) -> str:
+    """What a block of a user or a tool says."""
+    what = kind(where, block)
+    if what == "text":
+        return _text_block(where, block)
+    if what == "document":
+        return _document(where, block)
+    if what == "search_result":
+        return _search_result(where, block)
+    if what == "image":
+        raise refusal(f"{where}.type", "this model takes text only; it cannot see an image")
+    raise _unknown_block(where, what)
+
+
+def _unknown_block(where: str, what: str) -> Exception:
+    return refusal(f"{where}.type", f"content blocks of type {what!r} are not supported here")
+
+
+def _document(where: str, block: Mapping[str, Any]) -> str:
+    known = ("type", "source", "title", "context", "citations", "cache_control")
+    given = members(where, block, known, ("source",))
+    check_cache_control(where, given)
+    _no_citations(where, given)
+    place = f"{where}.source"
+    what = kind(place, given["source"])
+    if what == "text":
+        source = members(place, given["source"], ("type", "data", "media_type"), ("data",))
+        text = string(f"{place}.data", source["data"])
+    elif what == "content":
+        source = members(place, given["source"], ("type", "content"), ("content",))
+        content = source["content"]
+        text = content if isinstance(content, str) else "\n".join(_texts(f"{place}.content", content))
+    else:
+        raise refusal(f"{place}.type", f"documents of type {what!r} cannot be read here; send their text")
+    return _tagged("document", {name: given[name] for name in ("title", "context") if name in given}, text, where)
+
+
+def _search_result(where: str, block: Mapping[str, Any]) -> str:
+    known = ("type", "source", "title", "content", "citations", "cache_control")
+    given = members(where, block, known, ("source", "title", "content"))
+    check_cache_control(where, given)
+    _no_citations(where, given)
+    text = "\n".join(_texts(f"{where}.content", given["content"]))
+    return _tagged("search_result", {"source": given["source"], "title": given["title"]}, text, where)
+
+
+def _tagged(tag: str, about: Mapping[str, Any], text: str, where: str) -> str:
+    heads = [f"<{name}>{string(f'{where}.{name}', value)}</{name}>" for name, value in about.items()]
+    return "\n".join([f"<{tag}>", *heads, text, f"</{tag}>"])
+
+
+def _no_citations(where: str, given: Mapping[str, Any]) -> None:
+    if "citations" in given:
+        wanted = members(f"{where}.citations", given["citations"], ("enabled",))
+        one_of(f"{where}.citations.enabled", wanted.get("enabled", False), [False])
+
+
+def _tool_use(where: str, block: Mapping[str, Any]) -> ToolCall:
+    known = ("type", "id", "name", "input", "caller", "cache_control")
+    given = members(where, block, known, ("id", "name", "input"))
+    check_cache_control(where, given)
+    if "caller" in given:
+        one_of(f"{where}.caller.type", kind(f"{where}.caller", given["caller"]), ["direct"])
+    arguments = given["input"]
+    if not isinstance(arguments, Mapping):
+        raise refusal(f"{where}.input", "must be an object")
+    written = arguments.get(INVALID_JSON) if len(arguments) == 1 else None
+    text = written if isinstance(written, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(string(f"{where}.id", given["id"]), string(f"{where}.name", given["name"]), text)
+
+
+def _tool_result(where: str, block: Mapping[str, Any]) -> Message:
+    known = ("type", "tool_use_id", "content", "is_error", "cache_control")
+    given = members(where, block, known, ("tool_use_id",))
+    check_cache_control(where, given)
+    content = given.get("content", "")
+    if not isinstance(content, str):
+        content = "\n".join(_text_of(place, part) for place, part in _blocks(f"{where}.content", content))
+    if one_of(f"{where}.is_error", given.get("is_error", False), [False, True]):
+        content = f"Error: {content}"  # the model's prompt has no other place for it
+    return Message("tool", content, tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))

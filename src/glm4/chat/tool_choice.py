@@ -1,0 +1,62 @@
+"""`tool_choice` as OpenAI has it: whether and which tools are to be called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from glm4.chat.grammar import CallableTool
+from glm4.errors import InvalidRequestError
+
+Mode = Literal["auto", "none", "required"]
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Whether tools are to be called.
+
+    Attributes:
+        mode: "auto" leaves it to the model; "none" keeps the tools out of the prompt and reads no calls out of the
+            answer; "required" makes it call.
+        name: with "required": the one tool to call, once; None lets the model choose.
+    """
+
+    mode: Mode
+    name: str | None = None
+
+    @classmethod
+    def read(cls, value: str | Mapping[str, Any] | None) -> ToolChoice:
+        """Read "none", "auto", "required" or {"type": "function", "function": {"name": …}}; None is "auto".
+
+        Raises:
+            InvalidRequestError: anything else; `.param` is "tool_choice".
+        """
+        if value is None or value == "auto":
+            return cls("auto")
+        if value == "none":
+            return cls("none")
+        if value == "required":
+            return cls("required")
+        function = value.get("function") if isinstance(value, Mapping) and value.get("type") == "function" else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str):
+            raise InvalidRequestError(
+                'tool_choice must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}',
+                param="tool_choice",
+            )
+        return cls("required", name)
+
+    def among(self, tools: list[CallableTool]) -> list[CallableTool]:
+        """The tools that must be called, one of them at least; empty where none must.
+
+        Raises:
+            InvalidRequestError: there is no such tool; `.param` is "tool_choice".
+        """
+        if self.mode != "required":
+            return []
+        chosen = [tool for tool in tools if self.name in (None, tool.name)]
+        if not chosen:
+            said = "no tools are offered" if self.name is None else f"there is no tool {self.name!r}"
+            raise InvalidRequestError(f"tool_choice asks for a call, but {said}", param="tool_choice")
+        return chosen

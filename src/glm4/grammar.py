@@ -1,0 +1,264 @@
+"""Grammars over tokens: what `StructuredOutputs` and tool choice ask for, compiled with llguidance.
+
+The library is loaded with the first grammar; programs that need none never load it. It sees text as bytes, and forces
+only tokens that our tokenizer would make of them, so that the model meets no spelling it was not trained on.
+
+Hostile grammars: the library bounds the size of what it compiles and the work of each step, nests to a bounded depth
+only, matches expressions without backtracking, and fetches nothing. What exceeds a bound is refused, or ends the text.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.chat.dialect import Dialect
+from glm4.chat.grammar import CallableTool, with_options
+from glm4.errors import GrammarError, InvalidRequestError
+from glm4.generation import TokenConstraint
+from glm4.structured_outputs import StructuredOutputs
+from glm4.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+# Compiled grammars kept: agents send the same tools with every turn.
+_KEPT = 16
+_MAX_REASON = 300  # characters of the library's explanation that are passed on
+
+
+class GrammarCompiler:
+    """Compiles grammars for one vocabulary. Thread-safe.
+
+    Args:
+        tokenizer: the checkpoint's.
+        vocab_size: rows of the model's vocabulary, those without a token included.
+        dialect: says how the model writes calls and answers, and how it ends them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, dialect: Dialect) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._dialect = dialect
+        self._lock, self._making = threading.Lock(), threading.Lock()
+        self._vocabulary: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, _Grammar] = OrderedDict()
+
+    def raw(self, outputs: StructuredOutputs) -> TokenConstraint:
+        """The constraint of a raw completion.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled or enforced; the message says why.
+        """
+        return self._compile([{"name": "start", **_text_grammar(outputs)}], outputs.param, outputs.param)
+
+    def answer(
+        self, outputs: StructuredOutputs | None, tools: Sequence[CallableTool], *, parallel: bool
+    ) -> TokenConstraint:
+        """The constraint of an answer in a chat: calls of these tools, or text as `outputs` wants it, or either.
+
+        Raises:
+            InvalidRequestError: it cannot be compiled or enforced; `.param` says whose fault it is.
+        """
+        try:
+            return self._answer(outputs, tools, parallel, "tools", "tools")
+        except InvalidRequestError:
+            # Which part was it? Only a refusal pays for finding out.
+            if outputs is not None:
+                self._answer(outputs, (), parallel, outputs.param, outputs.param)
+            for tool in tools:
+                self._answer(None, [tool], parallel, "tools", f"the parameters of function {tool.name!r}")
+            raise
+
+    def _answer(
+        self,
+        outputs: StructuredOutputs | None,
+        tools: Sequence[CallableTool],
+        parallel: bool,
+        param: str,
+        what: str,
+    ) -> TokenConstraint:
+        lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
+        grammars = [{"name": "start", "lark_grammar": lark}]
+        if outputs is not None:
+            grammars.append({"name": "answer", **_text_grammar(outputs)})
+        return self._compile(grammars, param, what)
+
+    def _compile(self, grammars: list[dict[str, Any]], param: str, what: str) -> TokenConstraint:
+        text = json.dumps({"grammars": grammars})
+        with self._lock:
+            if text in self._compiled:
+                self._compiled.move_to_end(text)
+                return self._compiled[text]
+        grammar = _Grammar(self._matcher(text, param, what), self._end_id, self._vocab_size)
+        with self._lock:
+            self._compiled[text] = grammar
+            while len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return grammar
+
+    def _matcher(self, text: str, param: str, what: str) -> LLMatcher:
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(verbose_errors=False)
+        try:
+            matcher = LLMatcher(self._library_tokenizer(), text, log_level=0, limits=limits)
+        except UnicodeEncodeError:
+            raise InvalidRequestError(f"{what}: the text is not valid Unicode", param=param) from None
+        if not matcher.is_error():
+            # The first mask is the dearest one, and shows whether any text fits at all.
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise InvalidRequestError(f"{what}: {_reason(matcher.get_error())}", param=param)
+        if matcher.is_stopped() and not matcher.is_accepting():
+            raise InvalidRequestError(f"{what}: no text can satisfy this", param=param)
+        return matcher
+
+    @property
+    def _end_id(self) -> int:
+        """The token that stands for "the text ends here"; no grammar of a dialect names it."""
+        added = self._tokenizer.added_tokens
+        return next(added[name].id for name in self._dialect.stop_names if name in added)
+
+    def _library_tokenizer(self) -> LLTokenizer:
+        """The vocabulary as the library holds it; made once, in a second or less for 150,000 tokens."""
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        with self._making:
+            if self._vocabulary is None:
+                vocabulary = _Vocabulary(self._tokenizer, self._vocab_size, self._end_id)
+                self._vocabulary = LLTokenizer(TokenizerWrapper(vocabulary))
+            return self._vocabulary
+
+
+class _Vocabulary:
+    """A tokenizer as the library wants it: the bytes of every id, and canonical ids of bytes."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int) -> None:
+        unnamed = set(tokenizer.unnamed_ids(vocab_size).tolist())
+        self.tokens = [b"" if i in unnamed else tokenizer.token_bytes(i) for i in range(vocab_size)]
+        self.special_token_ids = sorted(token.id for token in tokenizer.added_tokens.values())
+        self.eos_token_id = end_id
+        self.bos_token_id = None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes) -> list[int]:
+        ids = self._tokenizer.encode(text.decode("utf-8", "replace"))
+        if b"".join(map(self.tokens.__getitem__, ids)) == text:
+            return ids
+        # A tokenizer that normalizes would spell something else than the grammar wants.
+        return self._longest_first(text)
+
+    @cached_property
+    def _ids(self) -> dict[bytes, int]:
+        special = set(self.special_token_ids)
+        return {piece: i for i, piece in enumerate(self.tokens) if piece and i not in special}
+
+    def _longest_first(self, text: bytes) -> list[int]:
+        ids: list[int] = []
+        at = 0
+        while at < len(text):
+            size = next((n for n in range(min(32, len(text) - at), 0, -1) if text[at : at + n] in self._ids), 0)
+            if not size:
+                break  # the vocabulary cannot spell the rest
+            ids.append(self._ids[text[at : at + size]])
+            at += size
+        return ids
+
+
+def _text_grammar(outputs: StructuredOutputs) -> dict[str, Any]:
+    """The library's description of one grammar."""
+    if outputs.json is not None or outputs.json_object:
+        return {"json_schema": with_options(outputs.schema)}
+    if outputs.choice is not None:
+        return {"lark_grammar": "start: " + " | ".join(json.dumps(text) for text in outputs.choice)}
+    if outputs.regex is not None:
+        from llguidance import LLMatcher
+
+        lark: str = json.loads(LLMatcher.grammar_from_regex(outputs.regex))["grammars"][0]["lark_grammar"]
+        return {"lark_grammar": lark}
+    return {"lark_grammar": outputs.grammar}
+
+
+def _reason(error: str) -> str:
+    """The library's explanation, fit for the person who wrote the grammar."""
+    unknown = error.removeprefix("Unimplemented keys: ")
+    if unknown != error:
+        try:
+            keys = ", ".join(map(repr, json.loads(unknown.splitlines()[0])))
+        except ValueError:
+            keys = unknown
+        return f"JSON schema keywords that cannot be enforced: {keys}"
+    return error.replace("<non-verbose/>", "").strip()[:_MAX_REASON]
+
+
+class _Grammar:
+    """A `TokenConstraint`: a matcher that stays at the beginning, copied for each sequence."""
+
+    def __init__(self, matcher: LLMatcher, end_id: int, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._end_id = end_id
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+
+    def start(self) -> _Matcher:
+        """See `TokenConstraint`."""
+        with self._lock:
+            return _Matcher(self._matcher.deep_copy(), self._end_id, self._vocab_size)
+
+
+class _Matcher:
+    """See `TokenMatcher`."""
+
+    def __init__(self, matcher: LLMatcher, end_id: int, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._end_id = end_id
+        self._vocab_size = vocab_size
+
+    def accept(self, token_ids: Sequence[int]) -> int:
+        """See `TokenMatcher`."""
+        count = self._matcher.try_consume_tokens(list(token_ids))
+        self._check()
+        return count
+
+    def rollback(self, count: int) -> None:
+        """See `TokenMatcher`."""
+        if count:
+            self._matcher.rollback(count)
+            self._check()
+
+    def forced(self) -> list[int]:
+        """See `TokenMatcher`."""
+        if self._matcher.is_stopped():
+            return []
+        ids = self._matcher.compute_ff_tokens()
+        self._check()
+        return ids
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """See `TokenMatcher`."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        mask = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
+        mask[self._end_id] = False
+        return mask
+
+    def is_complete(self) -> bool:
+        """See `TokenMatcher`."""
+        return self._matcher.is_accepting()
+
+    def is_finished(self) -> bool:
+        """See `TokenMatcher`."""
+        self._check()
+        return self._matcher.is_stopped()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(_reason(self._matcher.get_error()))

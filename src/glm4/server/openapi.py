@@ -1,0 +1,151 @@
+"""GET /openapi.json: an OpenAPI 3.1 document made of the tables that requests are read with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4 import __version__
+from glm4.openai_format.fields import body_schema
+from glm4.server.config import ServerConfig
+from glm4.server.middleware import PUBLIC_PATHS
+from glm4.server.operations import OPERATIONS, TEXT, Operation
+from glm4.server.response_schemas import SCHEMAS, closed, ref
+from glm4.server.state import server_state
+
+_ERRORS: Mapping[int, str] = {
+    400: "a field is unknown, unsupported or has an impossible value, or the body is no JSON; param names the field",
+    401: "no valid API key",
+    404: "there is no such model or path",
+    408: "the body did not arrive in time",
+    413: "the body is too large",
+    415: "the body is not sent as application/json",
+    421: "the Host header names another machine",
+    429: "too many requests wait already; Retry-After says when to come again",
+    500: "a fault of the server",
+    503: "the model is still loading or has failed, or no place became free in time",
+    504: "the answer took longer than the server allows",
+}
+_WAIT = {
+    "Retry-After": {"schema": {"type": "string", "pattern": "^[0-9]+$"}, "description": "seconds"},
+}
+_REQUEST_ID = {
+    "x-request-id": {"schema": {"type": "string"}, "description": "the client's own, if it sent one; also in the log"},
+}
+
+
+async def openapi_json(request: Request) -> Response:
+    """The document of this server."""
+    return JSONResponse(document(server_state(request).config))
+
+
+def document(config: ServerConfig) -> dict[str, Any]:
+    """An OpenAPI 3.1 document of what a server with this configuration does."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        if config.allow_adapter_loading or not operation.path.endswith("_lora_adapter"):
+            paths.setdefault(operation.path, {})[operation.method] = _operation(operation, bool(config.api_keys))
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "glm4",
+            "version": __version__,
+            "summary": "OpenAI's API, with vLLM's names for what goes beyond it, for models of the GLM-4 family",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
+        "paths": paths,
+        "components": {
+            "schemas": dict(SCHEMAS),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
+    locked = keys and operation.path not in PUBLIC_PATHS
+    return {
+        "operationId": _identifier(operation),
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "x-summary-zh": operation.summary_zh,
+        "security": [{"bearer": []}, {"key": []}] if locked else [],
+        "responses": _responses(operation, locked),
+        **_parameters(operation),
+        **_body(operation),
+    }
+
+
+def _identifier(operation: Operation) -> str:
+    words = operation.path.replace("{", "").replace("}", "").replace(".", "_").strip("/").split("/")
+    return "_".join([operation.method, *words])
+
+
+def _parameters(operation: Operation) -> dict[str, Any]:
+    if not operation.parameters:
+        return {}
+    rows = []
+    for name, description in operation.parameters.items():
+        place = "path" if f"{{{name}}}" in operation.path else "query"
+        schema = {"type": "string", "minLength": 1}
+        rows.append(
+            {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
+        )
+    return {"parameters": rows}
+
+
+def _body(operation: Operation) -> dict[str, Any]:
+    if operation.body is None:
+        return {}
+    content = {"schema": body_schema(operation.body, operation.required), "example": operation.example}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+def _responses(operation: Operation, locked: bool) -> dict[str, Any]:
+    responses = {"200": _answer(operation)}
+    for status, name in (operation.also or {}).items():
+        responses[str(status)] = _json(name, "not now", _WAIT)
+    errors = {*operation.errors, 421, 500, *((401,) if locked else ())}
+    for status in sorted(errors):
+        headers = _WAIT if status in (429, 503) else {}
+        responses[str(status)] = _json(operation.error_schema, _ERRORS[status], headers)
+    return responses
+
+
+def _answer(operation: Operation) -> dict[str, Any]:
+    if operation.answer == TEXT:
+        answer: dict[str, Any] = {"content": {TEXT: {"schema": {"type": "string"}}}}
+    else:
+        answer = {"content": {"application/json": {"schema": ref(operation.answer)}}}
+    if operation.events is not None:
+        answer["content"]["text/event-stream"] = {"schema": _event(operation.events)}
+    return {"description": "the answer", "headers": _REQUEST_ID, **answer}
+
+
+def _event(name: str) -> dict[str, Any]:
+    """A server-sent event, as its parsed fields. OpenAPI 3.1 has no word for a stream of them (3.2 has itemSchema)."""
+    chunk = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [ref(name), ref("Error")]},
+    }
+    data = {
+        "description": "JSON: a part of the answer, or an error that ends the stream; [DONE] comes last",
+        "anyOf": [{"const": "[DONE]"}, chunk],
+    }
+    return closed({"data": data, "event": {"type": "string"}}, "event")
+
+
+def _json(name: str, description: str, headers: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "headers": {**_REQUEST_ID, **headers},
+        "content": {"application/json": {"schema": ref(name)}},
+    }

@@ -1,0 +1,321 @@
+"""`ResponseDatabase`: stored responses in SQLite. Synchronous, for one thread; `response_store` is its owner.
+
+A commit is on disk before a method returns (write-ahead log, synchronous=FULL): what a client was told is stored
+survives the end of the process, of the machine, too. Several processes may share a file. Whoever may read the file may
+read the conversations, so it is readable by its owner only; it is not encrypted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glm4.errors import StoreError
+
+_APPLICATION_ID = 0x474C4D34  # "GLM4", in the header of the file
+_VERSION = 1
+_WAIT_SECONDS = 30.0
+
+_SCHEMA = """
+CREATE TABLE responses (
+    id TEXT PRIMARY KEY,
+    previous TEXT,           -- the response this one continues
+    status TEXT NOT NULL,
+    used REAL NOT NULL,      -- when it, or a response that continues it, was stored last
+    bytes INTEGER NOT NULL,
+    input TEXT NOT NULL,     -- JSON: what its request added to the conversation
+    body TEXT NOT NULL       -- JSON: the response object
+);
+CREATE INDEX responses_by_use ON responses (used);
+CREATE TABLE items (         -- where an output item is to be found
+    id TEXT NOT NULL,
+    response TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
+    PRIMARY KEY (id, response)
+) WITHOUT ROWID;
+CREATE INDEX items_by_response ON items (response);
+CREATE TABLE total (bytes INTEGER NOT NULL);
+INSERT INTO total VALUES (0);
+CREATE TRIGGER stored AFTER INSERT ON responses BEGIN UPDATE total SET bytes = bytes + new.bytes; END;
+CREATE TRIGGER changed AFTER UPDATE OF bytes ON responses
+    BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
+CREATE TRIGGER removed AFTER DELETE ON responses BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
+"""
+
+# A response and everything it continues.
+_CHAIN = """
+WITH RECURSIVE chain (id) AS (
+    VALUES (?) UNION SELECT previous FROM responses JOIN chain USING (id) WHERE previous IS NOT NULL
+)
+"""
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """A response and what its request added to the conversation."""
+
+    body: dict[str, Any]
+    items: list[dict[str, Any]]
+
+    @property
+    def status(self) -> str:
+        """As in the response object."""
+        return str(self.body["status"])
+
+
+class ResponseDatabase:
+    """Responses by id, within bounds of size and age.
+
+    Args:
+        path: the file, made if it is not there (with its folder); None keeps everything in memory.
+        max_bytes: JSON text kept; beyond that the responses not used for the longest time go first.
+        max_age: seconds a response is kept after it, or a response that continues it, was stored.
+        clock: seconds since the epoch.
+
+    Raises:
+        StoreError: the file cannot be used; says why and what to do.
+    """
+
+    def __init__(self, path: Path | None, max_bytes: int, max_age: float, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._clock = clock
+        if path is not None:
+            _make_private(path)
+        with self._errors("opened"):
+            self._connection = sqlite3.connect(path or ":memory:", timeout=_WAIT_SECONDS, isolation_level=None)
+            try:
+                self._open()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _open(self) -> None:
+        run = self._connection.execute
+        (check,) = run("PRAGMA quick_check(1)").fetchone()
+        if check != "ok":
+            raise sqlite3.DatabaseError(check)
+        run("PRAGMA journal_mode = WAL").fetchone()
+        for setting in (
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "secure_delete = ON",
+            "journal_size_limit = 4194304",
+        ):
+            run(f"PRAGMA {setting}").fetchone()
+        with self._transaction():
+            ((application,), (version,)) = (
+                run("PRAGMA application_id").fetchone(),
+                run("PRAGMA user_version").fetchone(),
+            )
+            if run("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                # Statement by statement: executescript would commit what this transaction has begun.
+                for statement in _statements(_SCHEMA):
+                    run(statement)
+                run(f"PRAGMA application_id = {_APPLICATION_ID}")
+                run(f"PRAGMA user_version = {_VERSION}")
+            elif (application, version) != (_APPLICATION_ID, _VERSION):
+                raise sqlite3.DatabaseError("it belongs to another program or version")
+            self._purge()
+            self._end_interrupted()
+
+    def get(self, response_id: str) -> StoredResponse | None:
+        """A response, if it is there."""
+        with self._errors("read"):
+            row = self._row(response_id)
+        return None if row is None else StoredResponse(json.loads(row[2]), json.loads(row[1]))
+
+    def conversation(self, response_id: str) -> list[StoredResponse] | None:
+        """A response and all it continues, the oldest first; None if one of them is gone."""
+        chain: list[StoredResponse] = []
+        at: str | None = response_id
+        with self._errors("read"), self._transaction("DEFERRED"):
+            while at is not None:
+                row = self._row(at)
+                if row is None:
+                    return None
+                at = row[0]
+                chain.append(StoredResponse(json.loads(row[2]), json.loads(row[1])))
+        return chain[::-1]
+
+    def output_item(self, item_id: str) -> dict[str, Any] | None:
+        """An item of a response's output, if it is there."""
+        with self._errors("read"):
+            row = self._connection.execute(
+                "SELECT body FROM items JOIN responses ON responses.id = response WHERE items.id = ? AND used >= ?",
+                (item_id, self._oldest()),
+            ).fetchone()
+        if row is None:
+            return None
+        output: list[dict[str, Any]] = json.loads(row[0])["output"]
+        return next((item for item in output if item["id"] == item_id), None)
+
+    def insert(self, body: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
+        """Store a new response; it is on disk when this returns.
+
+        Raises:
+            StoreError: it cannot be written, or is larger than the whole store may be.
+        """
+        given, text = _json(items), _json(body)
+        size = self._checked_size(given, text)
+        previous = body["previous_response_id"]
+        with self._errors("written"), self._transaction():
+            self._purge()
+            self._connection.execute(
+                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (body["id"], previous, body["status"], self._clock(), size, given, text),
+            )
+            self._touch(previous)
+            self._index(body)
+            self._shrink(body["id"])
+
+    def finish(self, body: dict[str, Any]) -> bool:
+        """Store the end of a response that was stored unfinished; False if it was deleted meanwhile."""
+        text = _json(body)
+        with self._errors("written"), self._transaction():
+            row = self._row(body["id"])
+            if row is None:
+                return False
+            size = self._checked_size(row[1], text)
+            self._connection.execute(
+                "UPDATE responses SET status = ?, used = ?, bytes = ?, body = ? WHERE id = ?",
+                (body["status"], self._clock(), size, text, body["id"]),
+            )
+            self._index(body)
+            self._shrink(body["id"])
+        return True
+
+    def delete(self, response_id: str) -> bool:
+        """Forget a response; False if it was not there."""
+        with self._errors("written"), self._transaction():
+            known = self._row(response_id) is not None
+            self._connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+        return known
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is merged into it."""
+        self._connection.close()
+
+    # Inside a transaction
+
+    def _row(self, response_id: str) -> tuple[str | None, str, str] | None:
+        row: tuple[str | None, str, str] | None = self._connection.execute(
+            "SELECT previous, input, body FROM responses WHERE id = ? AND used >= ?", (response_id, self._oldest())
+        ).fetchone()
+        return row
+
+    def _oldest(self) -> float:
+        return self._clock() - self._max_age
+
+    def _touch(self, response_id: str | None) -> None:
+        """A conversation that goes on is kept as a whole."""
+        if response_id is not None:
+            self._connection.execute(
+                f"{_CHAIN} UPDATE responses SET used = ? WHERE id IN (SELECT id FROM chain)",  # noqa: S608 (a constant)
+                (response_id, self._clock()),
+            )
+
+    def _index(self, body: dict[str, Any]) -> None:
+        rows = [(item["id"], body["id"]) for item in body["output"]]
+        self._connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", rows)
+
+    def _purge(self) -> None:
+        self._connection.execute("DELETE FROM responses WHERE used < ?", (self._oldest(),))
+
+    def _shrink(self, newest: str) -> None:
+        """Drop what was not used for the longest time until the rest is within bounds."""
+        (total,) = self._connection.execute("SELECT bytes FROM total").fetchone()
+        if total <= self._max_bytes:
+            return
+        oldest = self._connection.execute(
+            "SELECT id, bytes FROM responses WHERE id != ? ORDER BY used, rowid", (newest,)
+        )
+        gone = []
+        for response_id, size in oldest:
+            gone.append((response_id,))
+            total -= size
+            if total <= self._max_bytes:
+                break
+        oldest.close()
+        self._connection.executemany("DELETE FROM responses WHERE id = ?", gone)
+
+    def _end_interrupted(self) -> None:
+        """Responses that a process now dead was writing are not going on."""
+        reason = {"code": "server_error", "message": "the server stopped before this response was complete"}
+        interrupted = self._connection.execute("SELECT id, body FROM responses WHERE status = 'in_progress'").fetchall()
+        for response_id, text in interrupted:
+            body = _json({**json.loads(text), "status": "failed", "error": reason})
+            self._connection.execute(
+                "UPDATE responses SET status = 'failed', body = ? WHERE id = ?", (body, response_id)
+            )
+
+    def _checked_size(self, given: str, text: str) -> int:
+        size = len(given.encode()) + len(text.encode())
+        if size > self._max_bytes:
+            raise StoreError(
+                f"a response of {size} bytes is larger than the store may become ({self._max_bytes} bytes); "
+                "allow more, or send store: false"
+            )
+        return size
+
+    @contextmanager
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
+        self._connection.execute(f"BEGIN {kind}")
+        try:
+            yield
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            where = self._path or "in memory"
+            if isinstance(error, sqlite3.OperationalError):
+                advice = "see that there is room on the disk and that nothing else holds the file"
+            else:
+                advice = (
+                    f"move {where} away, together with the files {where}-wal and {where}-shm where they exist, to "
+                    "begin with an empty store, or put a backup in its place"
+                )
+            raise StoreError(f"the stored responses ({where}) cannot be {done}: {error}; {advice}") from error
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, for its owner only; SQLite gives the files beside it the same permissions."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if os.fstat(descriptor).st_mode & 0o077:
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreError(
+            f"the stored responses ({path}) cannot be opened: {error.strerror}; "
+            "name a file this user may read and write"
+        ) from None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

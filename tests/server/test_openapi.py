@@ -1,0 +1,254 @@
+"""The OpenAPI document is complete, and the server does what it says: requests made from it, answers checked by it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import jsonschema
+import openai_schema
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as with_seed
+from live import LiveServer, config, serve
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from glm4.errors import InvalidRequestError
+from glm4.openai_format.fields import read_fields
+from glm4.server.app import ADAPTER_ROUTES, ROUTES
+from glm4.server.config import ModelSpec, ServerConfig
+from glm4.server.openapi import document
+from glm4.server.operations import OPERATIONS
+from tiny import write_folder
+
+NAMES = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
+# Share of the examples, by operation; what has no body needs few.
+SHARES = {
+    "/v1/chat/completions": 28,
+    "/v1/completions": 24,
+    "/v1/embeddings": 10,
+    "/tokenize": 10,
+    "/v1/chat/completions/render": 8,
+    "/detokenize": 6,
+    "/v1/load_lora_adapter": 3,
+    "/v1/unload_lora_adapter": 3,
+    "/v1/models/{model}": 3,
+    "/tokenizer_info": 2,
+}
+ADAPTERS = ServerConfig((ModelSpec("m", ("m",)),), allow_adapter_loading=True)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A real random model; its short context bounds what a request can cost."""
+    folder = write_folder(tmp_path_factory.mktemp("model") / "m")
+    options = {"max_model_len": 48, "max_num_seqs": 8, "dtype": "fp32"}
+    spec = ModelSpec(str(folder), ("tiny",), options)
+    with serve(ServerConfig((spec,), allow_adapter_loading=True, request_timeout=30)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def told(server: LiveServer) -> dict[str, Any]:
+    """The document as a client gets it."""
+    with server.client() as client:
+        return client.get("/openapi.json").json()  # type: ignore[no-any-return]
+
+
+def component(told: dict[str, Any], name: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": told["components"]})
+
+
+# The document
+
+
+def test_every_route_is_described_and_nothing_else() -> None:
+    routes = {
+        (method.lower(), route.path.replace(":path}", "}"))
+        for route in [*ROUTES, *ADAPTER_ROUTES]
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+    described = {(method, path) for path, methods in document(ADAPTERS)["paths"].items() for method in methods}
+    assert described == routes
+    assert len(OPERATIONS) == len(described)
+
+
+def test_adapters_are_described_only_where_they_can_be_loaded() -> None:
+    paths = document(config())["paths"]
+    assert not [path for path in paths if "lora" in path]
+    assert [path for path in document(ADAPTERS)["paths"] if "lora" in path]
+
+
+def test_keys_are_asked_for_where_they_are_needed() -> None:
+    paths = document(config(api_keys=("a-secret-key",)))["paths"]
+    assert paths["/v1/completions"]["post"]["security"] == [{"bearer": []}, {"key": []}]
+    assert "401" in paths["/v1/completions"]["post"]["responses"]
+    assert paths["/health"]["get"]["security"] == []
+    assert "401" not in paths["/health"]["get"]["responses"]
+    assert document(config())["paths"]["/v1/completions"]["post"]["security"] == []
+
+
+def test_the_document_is_well_formed(told: dict[str, Any]) -> None:
+    assert told == json.loads(json.dumps(document(ADAPTERS), allow_nan=False))
+    assert told["openapi"] == "3.1.0"
+    for name, schema in told["components"]["schemas"].items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["type"] == "object", name
+    known = set(told["components"]["schemas"])
+    used = {part.removeprefix("#/components/schemas/") for part in references(told)}
+    assert used <= known
+    assert known - used <= {"AnthropicError"}
+    identifiers = [operation["operationId"] for methods in told["paths"].values() for operation in methods.values()]
+    assert len(set(identifiers)) == len(identifiers)
+    for methods in told["paths"].values():
+        for operation in methods.values():
+            assert {"200", "421", "500"} <= set(operation["responses"])
+            for status, answer in operation["responses"].items():
+                assert answer["description"]
+                assert ("Retry-After" in answer["headers"]) == (status in ("429", "503"))
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if key == "$ref":
+                yield one
+            else:
+                yield from references(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from references(one)
+
+
+@pytest.mark.parametrize(
+    "operation", [one for one in OPERATIONS if one.body is not None], ids=lambda operation: operation.path
+)
+def test_examples_and_required_fields_are_right(operation: Any) -> None:
+    schema = document(ADAPTERS)["paths"][operation.path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(operation.example, schema)
+    read_fields(operation.example, operation.body)
+    assert set(operation.required) <= set(operation.body)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**operation.example, "no_such_field": 1}, schema)
+    with pytest.raises(InvalidRequestError):
+        read_fields({"no_such_field": 1}, operation.body)
+
+
+def test_examples_are_answered(server: LiveServer) -> None:
+    with server.client() as client:
+        for operation in OPERATIONS:
+            if operation.example is not None and "lora" not in operation.path:
+                answer = client.post(operation.path, json={**operation.example, "max_tokens": 3})
+                if "max_tokens" not in (operation.body or {}):
+                    answer = client.post(operation.path, json=dict(operation.example))
+                assert answer.status_code == 200, (operation.path, answer.text)
+
+
+# The server against the document
+
+
+def fuzz(server: LiveServer, told: dict[str, Any], path: str, mode: GenerationMode, examples: int, seed: int) -> int:
+    """Send requests made from the document to one path and check every answer; returns how many were accepted."""
+    schema = schemathesis.openapi.from_dict(told)
+    checks = CHECKS.get_by_names(list(NAMES))
+    further = stream_check(told, path)
+    accepted = 0
+    with requests.Session() as session:
+
+        def send(case: schemathesis.Case) -> None:
+            nonlocal accepted
+            response = case.call(base_url=server.url, session=session, timeout=60)
+            case.validate_response(response, checks=checks)
+            further(response)
+            accepted += response.status_code == 200
+
+        for method in told["paths"][path]:
+            strategy = schema[path][method.upper()].as_strategy(mode)
+            options = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=HealthCheck)
+            with_seed(seed)(options(given(strategy)(send)))()
+    return accepted
+
+
+def stream_check(told: dict[str, Any], path: str) -> Callable[[Any], None]:
+    """Checks what the document's own checks do not reach: events of streams, and OpenAI's types."""
+    openai_checks: dict[str, tuple[Callable[[Any], Any], Callable[[str], Any] | None]] = {
+        "/v1/chat/completions": (openai_schema.check_chat_completion, openai_schema.check_chat_stream),
+        "/v1/completions": (openai_schema.check_completion, openai_schema.check_completion_stream),
+        "/v1/embeddings": (openai_schema.check_embeddings, None),
+        "/v1/models/{model}": (openai_schema.check_model, None),
+    }
+    whole, stream = openai_checks.get(path, (None, None))
+    post = told["paths"][path].get("post")
+    content = {} if post is None else post["responses"]["200"]["content"]
+    chunk: jsonschema.Draft202012Validator | None = None
+    if "text/event-stream" in content:
+        data = content["text/event-stream"]["schema"]["properties"]["data"]
+        (chunk_schema, _) = data["anyOf"][1]["contentSchema"]["anyOf"]
+        chunk = component(told, chunk_schema["$ref"].rpartition("/")[2])
+
+    def check(response: Any) -> None:
+        body = response.content.decode()
+        if response.status_code != 200:
+            if not path.startswith(("/health", "/ready")):
+                openai_schema.check_error(json.loads(body))
+        elif response.headers["content-type"][0].startswith("text/event-stream"):
+            assert chunk is not None
+            assert stream is not None
+            for data in openai_schema.events(body):
+                if data != "[DONE]":
+                    chunk.validate(json.loads(data))
+            stream(body)
+        elif whole is not None:
+            whole(json.loads(body))
+
+    return check
+
+
+PATHS = sorted({operation.path for operation in OPERATIONS})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_server_does_what_its_document_says(server: LiveServer, told: dict[str, Any], path: str) -> None:
+    """About 300 examples in all; every operation that answers at all must have answered some of them."""
+    examples = 2 * SHARES.get(path, 1)
+    accepted = fuzz(server, told, path, GenerationMode.POSITIVE, examples, seed=1)
+    if path in SHARES and "GET" not in path:
+        fuzz(server, told, path, GenerationMode.NEGATIVE, max(1, SHARES[path]), seed=2)
+    if path not in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/models/{model}", "/tokenizer_info"):
+        assert accepted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("path", PATHS)
+def test_5000_examples(server: LiveServer, told: dict[str, Any], path: str) -> None:
+    share = SHARES.get(path, 1) * 50
+    positive = share * 2 // 3
+    accepted = fuzz(server, told, path, GenerationMode.POSITIVE, positive, seed=3)
+    accepted += fuzz(server, told, path, GenerationMode.NEGATIVE, share - positive, seed=4) if path in SHARES else 0
+    print(f"{path}: {share} examples, {accepted} accepted")
+
+
+def test_after_all_that_the_server_is_well(server: LiveServer) -> None:
+    with server.client() as client:
+        body = {"prompt": "abc", "max_tokens": 3, "temperature": 0}
+        first, second = (client.post("/v1/completions", json=body).json() for _ in range(2))
+        assert first["choices"] == second["choices"]
+        assert client.get("/health").json() == {"status": "ok"}
+    assert not server.llm.has_unfinished_requests()
+
+
+def test_every_get_of_the_document_answers_with_its_schema(server: LiveServer, told: dict[str, Any]) -> None:
+    with server.client() as client:
+        for operation in OPERATIONS:
+            if operation.method == "get":
+                answer: httpx.Response = client.get(operation.path.replace("{model}", "tiny"))
+                assert answer.status_code == 200
+                if operation.answer in told["components"]["schemas"]:
+                    component(told, operation.answer).validate(answer.json())
