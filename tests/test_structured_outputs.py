@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 
 from glm4 import LLM, SamplingParams, StructuredOutputs
+from glm4.engine.speculation import RowCost
 from glm4.errors import InvalidRequestError
 from glm4.structured_outputs import MAX_CHARACTERS
 from tiny import CHATML_TEMPLATE, write_folder, write_gguf
@@ -164,6 +165,42 @@ def test_other_answers_are_the_same_beside_structured_ones(llm: LLM) -> None:
     (beside,) = llm.generate("abc", params)
     llm.abort("json")
     assert beside.outputs[0].token_ids == alone.outputs[0].token_ids
+
+
+def test_guesses_change_nothing(tmp_path: Path) -> None:
+    """The prompt holds answers of the same form, so there is much to guess, and some of it does not fit."""
+    path, schema = str(write_folder(tmp_path / "m")), {"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3}
+    person = '{"name": "abc", "age": 12, "tags": ["a", 3]}'
+    prompts = [
+        f"[{person}, {person}, {person}]",
+        f"{person} {person.replace(', ', ',')}",
+        person.replace("age", "agent"),
+    ]
+    answers, accepted = [], []
+    for speculation in (True, False):
+        with LLM(path, dtype="fp32", max_model_len=1024, speculation=speculation) as llm:
+            engine = llm.backend.engine  # type: ignore[attr-defined]
+            engine.scheduler.row_cost = RowCost(0.01)
+            sequences: list[Any] = []
+            add = engine.scheduler.add
+            engine.scheduler.add = lambda sequence: (sequences.append(sequence), add(sequence))  # noqa: B023
+            for temperature in (0.0, 1.0):
+                params = with_(FREE.replace(temperature=temperature, max_tokens=400, n=2), json=schema)
+                answers.append([[s.token_ids for s in output.outputs] for output in llm.generate(prompts, params)])
+            accepted.append(sum(sequence.lookup.num_accepted for sequence in sequences))
+    assert answers[:2] == answers[2:]
+    assert accepted[0] > 20
+    assert accepted[1] == 0
+
+
+def test_a_turn_that_has_begun_goes_on_at_once(llm: LLM) -> None:
+    params = with_(choice=["yes", "no"])
+    messages = [*CHAT, {"role": "assistant", "content": "I say "}]
+    llm.add("x", llm.prepare_chat(messages, params, add_generation_prompt=False))
+    ids: list[int] = []
+    while llm.has_unfinished_requests():
+        ids += [token for chunk in llm.step() for token in chunk.token_ids]
+    assert llm.tokenizer.decode(ids) in ("yes", "no")
 
 
 # Refusals

@@ -9,10 +9,11 @@ only, matches expressions without backtracking, and fetches nothing. What exceed
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 # Compiled grammars kept: agents send the same tools with every turn.
 _KEPT = 16
+# Of a matcher, each one or two kilobytes; schemas need hundreds, some expressions more and more with every token.
+_MAX_LEXER_STATES = 50_000
+_TOO_COMPLEX = "it is too complex"
 _NOTHING_FITS = "no text can satisfy this"
 _MAX_REASON = 300  # characters of the library's explanation that are passed on
 
@@ -111,18 +115,17 @@ class GrammarCompiler:
     def _matcher(self, text: str, param: str, what: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False)
-        try:
-            matcher = LLMatcher(self._library_tokenizer(), text, log_level=0, limits=limits)
-        except UnicodeEncodeError:
-            raise InvalidRequestError(f"{what}: the text is not valid Unicode", param=param) from None
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
-        # Behind what is forced at the beginning it shows whether any text fits at all.
-        probe = matcher.deep_copy()
-        probe.try_consume_tokens(probe.compute_ff_tokens())
-        if not probe.is_error() and not probe.is_stopped():
-            probe.compute_bitmask()
+        limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+        vocabulary = self._library_tokenizer()
+        with _panics_as(InvalidRequestError(f"{what}: {_TOO_COMPLEX}", param=param)):
+            matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
+            # Behind what is forced at the beginning it shows whether any text fits at all.
+            probe = matcher.deep_copy()
+            probe.try_consume_tokens(probe.compute_ff_tokens())
+            if not probe.is_error() and not probe.is_stopped():
+                probe.compute_bitmask()
         if probe.is_error():
             raise InvalidRequestError(f"{what}: {_reason(probe.get_error())}", param=param)
         if probe.is_stopped() and not probe.is_accepting():
@@ -209,6 +212,17 @@ def _reason(error: str) -> str:
     return error.replace("<non-verbose/>", "").strip()[:_MAX_REASON]
 
 
+@contextlib.contextmanager
+def _panics_as(error: Exception) -> Iterator[None]:
+    """Turn a panic of the library, which is no `Exception`, into an error: it concerns one request only."""
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise error from None
+
+
 class _Grammar:
     """A `TokenConstraint`: a matcher that stays at the beginning, copied for each sequence."""
 
@@ -234,41 +248,41 @@ class _Matcher:
 
     def accept(self, token_ids: Sequence[int]) -> int:
         """See `TokenMatcher`."""
-        count = self._matcher.try_consume_tokens(list(token_ids))
-        self._check()
-        return count
+        with self._checked():
+            return self._matcher.try_consume_tokens(list(token_ids))
 
     def rollback(self, count: int) -> None:
         """See `TokenMatcher`."""
-        if count:
-            self._matcher.rollback(count)
-            self._check()
+        with self._checked():
+            if count:
+                self._matcher.rollback(count)
 
     def forced(self) -> list[int]:
         """See `TokenMatcher`."""
-        if self._matcher.is_stopped():
-            return []
-        ids = self._matcher.compute_ff_tokens()
-        self._check()
-        return ids
+        with self._checked():
+            return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
 
     def allowed(self) -> NDArray[np.bool_]:
         """See `TokenMatcher`."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        with self._checked():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
         mask[self._end_id] = False
         return mask
 
     def is_complete(self) -> bool:
         """See `TokenMatcher`."""
-        return self._matcher.is_accepting()
+        with self._checked():
+            return self._matcher.is_accepting()
 
     def is_finished(self) -> bool:
         """See `TokenMatcher`."""
-        self._check()
-        return self._matcher.is_stopped()
+        with self._checked():
+            return self._matcher.is_stopped()
 
-    def _check(self) -> None:
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        with _panics_as(GrammarError(_TOO_COMPLEX)):
+            yield
         if self._matcher.is_error():
             raise GrammarError(_reason(self._matcher.get_error()))

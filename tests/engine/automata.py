@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -111,6 +112,28 @@ class Slow:
                 return super().allowed()
 
         return SlowWalk(self.automaton)
+
+
+@dataclass(frozen=True)
+class Jittery:
+    """The same grammar, whose answers take now no time, now as long as a few steps of the tiny model."""
+
+    automaton: Automaton
+    seed: int
+
+    def start(self) -> Walk:
+        rng = np.random.default_rng(self.seed)
+
+        class JitteryWalk(Walk):
+            def forced(self) -> list[int]:
+                time.sleep(float(rng.choice([0.0, 0.0, 0.004])))
+                return super().forced()
+
+            def allowed(self) -> NDArray[np.bool_]:
+                time.sleep(float(rng.choice([0.0, 0.0, 0.004])))
+                return super().allowed()
+
+        return JitteryWalk(self.automaton)
 
 
 @dataclass(frozen=True)

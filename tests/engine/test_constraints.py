@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from automata import Automaton, Failing, Slow, random_automaton, word
+from automata import Automaton, Failing, Jittery, Slow, random_automaton, word
 from test_engine import CONFIG, MODEL, alone, engine, prompt, request, run
 
 from glm4.engine.engine import Engine
@@ -236,6 +236,36 @@ def test_preemption_and_abort_while_a_mask_is_late() -> None:
     gone.gate.set()
     assert answers["kept"] == alone(guided("kept", prompt(2, 2 * PAGE_SIZE), automaton))
     assert answers["old"] == alone(request("old", prompt(1, 2 * PAGE_SIZE), max_tokens=4 * PAGE_SIZE))
+    assert made.prefix_cache.num_available_pages == made.cache.num_pages
+
+
+@pytest.mark.parametrize("pages", [64, 9])
+def test_neither_timing_nor_aborts_change_a_text(pages: int) -> None:
+    """Masks and forced tokens come early or late, requests come and go, pages are short; the others' texts stay."""
+    rng = np.random.default_rng(pages)
+    items = []
+    for seed in range(24):
+        options = {"temperature": seed % 2, "seed": seed, "max_tokens": 20, "logprobs": 0 if seed % 5 == 0 else None}
+        item = guided(f"r{seed}", prompt(seed, 5 + seed) * 2, random_automaton(seed, VOCAB), **options)
+        items.append(item if seed % 4 else replace(item, constraint=None))
+    wanted = {item.request_id: alone(item) for item in items}
+    made = engine(pages, 200, max_num_seqs=5, guess_cost=0.01)
+    answers: dict[str, list[int]] = {item.request_id: [] for item in items}
+    gone, left = set(), list(items)
+    while left or made.has_unfinished_requests():
+        for item in left[:2]:
+            slow = item.constraint and Jittery(item.constraint, len(left))  # type: ignore[arg-type]
+            made.add_request(replace(item, constraint=slow))
+            left.remove(item)
+        if rng.random() < 0.1 and made.request_ids():
+            gone.add(str(rng.choice(made.request_ids())))
+            for name in gone:
+                made.abort(name)
+        for output in made.step():
+            answers[output.request_id] += output.token_ids
+    assert len(gone) < len(items)
+    assert {n: ids for n, ids in answers.items() if n not in gone} == {n: i for n, i in wanted.items() if n not in gone}
+    assert all(wanted[name][: len(answers[name])] == answers[name] for name in gone)
     assert made.prefix_cache.num_available_pages == made.cache.num_pages
 
 

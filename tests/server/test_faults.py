@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import pytest
 from answers import joined_message, read_events
-from live import LiveServer, config, serve
 from stepped import stepped, until
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glm4.llm import LLM
 from glm4.outputs import StreamChunk
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 from tiny import write_folder
 
@@ -38,10 +38,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield running
 
 
-def request_bytes(path: str, body: dict[str, Any]) -> bytes:
+def request_bytes(path: str, body: dict[str, Any], connection: str = "keep-alive") -> bytes:
     data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\nContent-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(data) + data
 
 
 def neighbour(client: httpx.Client) -> dict[str, Any]:
@@ -195,9 +195,7 @@ def test_a_slow_reader_gets_every_character(tmp_path: Path) -> None:
         client.connect(running.address)
         client.settimeout(60)
         body = {"messages": [{"role": "user", "content": "?"}], "stream": True}
-        client.sendall(
-            request_bytes("/v1/chat/completions", body).replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
-        )
+        client.sendall(request_bytes("/v1/chat/completions", body, "close"))
         until(lambda: running.leftovers["running"] == 1, "the engine has begun")
         until(lambda: running.leftovers["running"] == 0, "the engine has finished before anything is read")
         received = b""

@@ -9,16 +9,13 @@ from typing import Any
 
 import httpx
 import openai
+import openai_schema
 import pytest
-from live import LiveServer, config, serve
-from openai.types.responses import Response, ResponseStreamEvent
-from openai.types.responses.input_token_count_response import InputTokenCountResponse
-from openai.types.responses.response_item_list import ResponseItemList
-from pydantic import BaseModel, TypeAdapter
+from response_stream import plain, rebuilt
 
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 WEATHER = {"type": "function", "name": "get_weather", "description": "w", "strict": None,
            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}  # fmt: skip
 
@@ -65,16 +62,11 @@ def client(server: LiveServer) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def checked(model: type[BaseModel], body: dict[str, Any]) -> dict[str, Any]:
-    """The body, if it is exactly what the library's types say."""
-    model.model_validate(body, strict=True)
-    return body
-
-
 def create(http: httpx.Client, **body: Any) -> dict[str, Any]:
     response = http.post("/v1/responses", json=body)
     assert response.status_code == 200, response.text
-    return checked(Response, response.json())
+    openai_schema.check_response(response.json())
+    return response.json()  # type: ignore[no-any-return]
 
 
 def stream(http: httpx.Client, **body: Any) -> list[dict[str, Any]]:
@@ -82,59 +74,10 @@ def stream(http: httpx.Client, **body: Any) -> list[dict[str, Any]]:
     response = http.post("/v1/responses", json={**body, "stream": True})
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/event-stream")
-    events = []
-    for block in response.text.strip().split("\n\n"):
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        EVENT.validate_python(event, strict=True)
-        events.append(event)
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+    openai_schema.check_response_stream(response.text)
+    events = [json.loads(data) for data in openai_schema.events(response.text)]
     assert rebuilt(events) == events[-1]["response"]["output"]
     return events
-
-
-def rebuilt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The output as a client puts it together from deltas; every `done` must say the same."""
-    output: list[dict[str, Any]] = []
-    for event in events:
-        kind = event["type"].removeprefix("response.")
-        if kind == "output_item.added":
-            assert event["output_index"] == len(output)
-            assert event["item"]["status"] == "in_progress"
-            output.append(json.loads(json.dumps(event["item"])))
-        if "output_index" not in event or kind == "output_item.added":
-            continue
-        item = output[event["output_index"]]
-        assert event.get("item_id", item["id"]) == item["id"]
-        if kind == "content_part.added":
-            item["content"].append(dict(event["part"]))
-        elif kind == "content_part.done":
-            assert event["part"] == item["content"][event["content_index"]]
-        elif kind == "function_call_arguments.delta":
-            item["arguments"] += event["delta"]
-        elif kind == "function_call_arguments.done":
-            assert event["arguments"] == item["arguments"]
-        elif kind.endswith("text.delta"):
-            part = item["content"][event["content_index"]]
-            part["text"] += event["delta"]
-            if "logprobs" in part:
-                part["logprobs"] = part["logprobs"] + event["logprobs"]
-        elif kind.endswith("text.done"):
-            assert event["text"] == item["content"][event["content_index"]]["text"]
-        else:
-            assert kind == "output_item.done"
-            item["status"] = event["item"]["status"]
-            assert event["item"] == item
-    return output
-
-
-def plain(response: dict[str, Any]) -> dict[str, Any]:
-    """A response without what is new in each: ids and times."""
-    new = {"id": "", "call_id": "", "created_at": 0, "completed_at": 0}
-    output = [item | {key: "" for key in ("id", "call_id") if key in item} for item in response["output"]]
-    return response | {key: value for key, value in new.items() if key in response} | {"output": output}
 
 
 @pytest.mark.parametrize("text", ["hi", "weather", "both", "nothing", "long"])
@@ -254,7 +197,8 @@ def test_all_forms_of_input_items(http: httpx.Client) -> None:
     assert text_of(made) == (
         '|system|rules|one|two|saidf|{"a":1}g|{}|first|second|no|Hello, 世界!|everything'
     )  # fmt: skip
-    listed = checked(ResponseItemList, http.get(f"/v1/responses/{made['id']}/input_items?order=asc").json())
+    listed = http.get(f"/v1/responses/{made['id']}/input_items?order=asc").json()
+    openai_schema.check_response_items(listed)
     assert [item["type"] for item in listed["data"]] == [
         "message", "message", "reasoning", "message", "function_call", "function_call", "function_call_output",
         "function_call_output", "message", "message", "message",
@@ -333,7 +277,8 @@ def test_the_asynchronous_library(server: LiveServer) -> None:
 def test_counting_tokens(http: httpx.Client, client: openai.OpenAI) -> None:
     made = create(http, input="hi", instructions="Be brief.", tools=[WEATHER])
     body = {"input": "hi", "instructions": "Be brief.", "tools": [WEATHER]}
-    counted = checked(InputTokenCountResponse, http.post("/v1/responses/input_tokens", json=body).json())
+    counted = http.post("/v1/responses/input_tokens", json=body).json()
+    openai_schema.check_input_tokens(counted)
     assert counted["input_tokens"] == made["usage"]["input_tokens"]
     more = client.responses.input_tokens.count(model="tiny", input="hi", previous_response_id=made["id"])
     again = create(http, input="hi", previous_response_id=made["id"])

@@ -11,11 +11,11 @@ from starlette.responses import JSONResponse, Response
 from glm4 import __version__
 from glm4.openai_format.fields import body_schema
 from glm4.server.config import ServerConfig
-from glm4.server.errors import ANTHROPIC_PREFIX
+from glm4.server.message_answers import MESSAGES_SCHEMAS
 from glm4.server.middleware import PUBLIC_PATHS
 from glm4.server.operations import OPERATIONS, TEXT, Operation
-from glm4.server.response_schemas import SCHEMAS
-from glm4.server.schema_words import closed, ref
+from glm4.server.response_schemas import SCHEMAS, closed, ref
+from glm4.server.responses_answers import RESPONSES_SCHEMAS
 from glm4.server.state import server_state
 
 _ERRORS: Mapping[int, str] = {
@@ -62,7 +62,7 @@ def document(config: ServerConfig) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,
         "components": {
-            "schemas": dict(SCHEMAS),
+            "schemas": {**SCHEMAS, **RESPONSES_SCHEMAS, **MESSAGES_SCHEMAS},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -94,9 +94,12 @@ def _parameters(operation: Operation) -> dict[str, Any]:
     if not operation.parameters:
         return {}
     rows = []
-    for name, schema in operation.parameters.items():
+    for name, description in operation.parameters.items():
         place = "path" if f"{{{name}}}" in operation.path else "query"
-        rows.append({"name": name, "in": place, "required": place == "path", "schema": schema})
+        schema = {"type": "string", "minLength": 1}
+        rows.append(
+            {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}
+        )
     return {"parameters": rows}
 
 
@@ -108,27 +111,23 @@ def _body(operation: Operation) -> dict[str, Any]:
 
 
 def _responses(operation: Operation, locked: bool) -> dict[str, Any]:
-    responses = {} if operation.answer is None else {"200": _answer(operation, operation.answer)}
+    responses = {"200": _answer(operation)}
     for status, name in (operation.also or {}).items():
         responses[str(status)] = _json(name, "not now", _WAIT)
     errors = {*operation.errors, 421, 500, *((401,) if locked else ())}
     for status in sorted(errors):
         headers = _WAIT if status in (429, 503) else {}
-        responses[str(status)] = _json(_error(operation), _ERRORS[status], headers)
+        responses[str(status)] = _json(operation.error_schema, _ERRORS[status], headers)
     return responses
 
 
-def _error(operation: Operation) -> str:
-    return "AnthropicError" if operation.path.startswith(ANTHROPIC_PREFIX) else "Error"
-
-
-def _answer(operation: Operation, name: str) -> dict[str, Any]:
-    if name == TEXT:
+def _answer(operation: Operation) -> dict[str, Any]:
+    if operation.answer == TEXT:
         answer: dict[str, Any] = {"content": {TEXT: {"schema": {"type": "string"}}}}
     else:
-        answer = {"content": {"application/json": {"schema": ref(name)}}}
+        answer = {"content": {"application/json": {"schema": ref(operation.answer)}}}
     if operation.events is not None:
-        answer["content"]["text/event-stream"] = {"schema": _event(operation.events, _error(operation))}
+        answer["content"]["text/event-stream"] = {"schema": _event(operation.events, operation.error_schema)}
     return {"description": "the answer", "headers": _REQUEST_ID, **answer}
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4.anthropic_format.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
-from glm4.openai_format.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field, Schema
-from glm4.openai_format.responses_request import INCLUDABLE, INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
+from glm4.openai_format.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
+from glm4.openai_format.responses_request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
 from glm4.server.adapters import LOAD_FIELDS, UNLOAD_FIELDS
 from glm4.server.embeddings import EMBEDDING_FIELDS
 from glm4.server.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
@@ -36,11 +36,11 @@ class Operation:
         body: the table its request body is read with; None if it takes none.
         required: fields a body must have.
         example: a body that works.
-        answer: component with the schema of its 200 answer, or TEXT; None if it always refuses.
+        answer: component with the schema of its 200 answer, or TEXT.
         events: component of the events when it streams.
         errors: statuses of errors in the API's shape.
         also: further statuses → component, where they are no error body.
-        parameters: name → schema, of the path where it stands there, otherwise of the query.
+        parameters: name → description, of the path where it stands there, otherwise of the query.
     """
 
     method: str
@@ -48,22 +48,18 @@ class Operation:
     tag: str
     summary: str
     summary_zh: str
-    answer: str | None
+    answer: str
     body: Mapping[str, Field] | None = None
     required: tuple[str, ...] = ()
     example: Mapping[str, Any] | None = None
     events: str | None = None
     errors: tuple[int, ...] = ()
     also: Mapping[int, str] | None = None
-    parameters: Mapping[str, Schema] | None = None
+    parameters: Mapping[str, str] | None = None
+    error_schema: str = "Error"
 
 
-def _text(description: str, **options: Any) -> Schema:
-    return {"type": "string", "minLength": 1, "description": description, **options}
-
-
-_RESPONSE_ID = {"response_id": _text("id of a stored response")}
-_INCLUDE = {"include": {"enum": list(INCLUDABLE)}}
+_RESPONSE_ID = {"response_id": "the id of a stored response"}
 _HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -78,42 +74,47 @@ OPERATIONS: tuple[Operation, ...] = (
         events="CompletionChunk", errors=_GENERATING,
     ),
     Operation(
-        "post", "/v1/responses", "Responses", "Answer, and keep the answer", "回答，并保存回答",
-        "Response", RESPONSES_FIELDS, ("input",), {"input": "Why is the sky blue?", "max_output_tokens": 64},
+        "post", "/v1/messages", "Anthropic", "Answer a conversation, in Anthropic's words",
+        "以 Anthropic 的格式回答一段对话", "Message", MESSAGE_FIELDS, MESSAGE_REQUIRED,
+        {"messages": _HELLO, "max_tokens": 64, "stream": True},
+        events="MessageEvent", errors=_GENERATING, error_schema="AnthropicError",
+    ),
+    Operation(
+        "post", "/v1/messages/count_tokens", "Anthropic", "How many tokens the prompt of such a request has",
+        "这样的请求的提示词有多少 token", "MessageTokenCount", COUNT_FIELDS, COUNT_REQUIRED, {"messages": _HELLO},
+        errors=_READING, error_schema="AnthropicError",
+    ),
+    Operation(
+        "post", "/v1/responses", "Responses", "Answer, and keep the answer so that a later request can continue it",
+        "回答并保存，后续请求可以接着对话", "Response", RESPONSES_FIELDS, (),
+        {"input": "Why is the sky blue?", "max_output_tokens": 64, "stream": True},
         events="ResponseEvent", errors=_GENERATING,
     ),
     Operation(
-        "post", "/v1/responses/input_tokens", "Responses", "Count the tokens of its prompt", "计算提示词的 token 数",
-        "ResponseInputTokens", INPUT_TOKENS_FIELDS, ("input",), {"input": "Why is the sky blue?"}, errors=_READING,
-    ),
-    Operation(
         "get", "/v1/responses/{response_id}", "Responses", "A stored response", "读取已保存的回答",
-        "Response", errors=(400, 404), parameters={**_RESPONSE_ID, **_INCLUDE, "stream": {"enum": ["false"]}},
+        "Response", errors=(400, 404), parameters=_RESPONSE_ID,
     ),
     Operation(
-        "delete", "/v1/responses/{response_id}", "Responses", "Forget it", "删除已保存的回答",
-        "ResponseDeleted", errors=(404,), parameters=_RESPONSE_ID,
+        "delete", "/v1/responses/{response_id}", "Responses", "Forget a stored response", "删除已保存的回答",
+        "DeletedResponse", errors=(404,), parameters=_RESPONSE_ID,
     ),
     Operation(
-        "post", "/v1/responses/{response_id}/cancel", "Responses", "Refused: nothing runs in the background",
-        "总是拒绝：没有后台任务", None, errors=(400, 404), parameters=_RESPONSE_ID,
+        "post", "/v1/responses/{response_id}/cancel", "Responses",
+        "Always an error: nothing runs in the background; a stream ends by closing it",
+        "总是报错：没有后台任务；关闭连接即可结束流", "Response", errors=(400, 404), parameters=_RESPONSE_ID,
     ),
     Operation(
-        "get", "/v1/responses/{response_id}/input_items", "Responses", "What its request said", "读取该请求的输入",
-        "ResponseItemList", errors=(400, 404),
+        "get", "/v1/responses/{response_id}/input_items", "Responses", "What its request added to the conversation",
+        "该请求给对话加入的内容", "ResponseItemList", errors=(400, 404),
         parameters={
-            **_RESPONSE_ID, **_INCLUDE, "after": _text("id of the last item of the page before"),
-            "limit": {"type": "integer", "minimum": 1, "maximum": 100}, "order": {"enum": ["asc", "desc"]},
+            **_RESPONSE_ID,
+            "limit": "items a page, 1 to 100", "order": "asc or desc", "after": "id of the last item seen",
         },
     ),
     Operation(
-        "post", "/v1/messages", "Messages", "Answer a conversation (Anthropic's API)", "回答一段对话（Anthropic 接口）",
-        "Message", MESSAGE_FIELDS, MESSAGE_REQUIRED, {"messages": _HELLO, "max_tokens": 64},
-        events="MessageEvent", errors=_GENERATING,
-    ),
-    Operation(
-        "post", "/v1/messages/count_tokens", "Messages", "Count the tokens of its prompt", "计算提示词的 token 数",
-        "MessageTokens", COUNT_FIELDS, COUNT_REQUIRED, {"messages": _HELLO}, errors=_READING,
+        "post", "/v1/responses/input_tokens", "Responses", "How many tokens the prompt of such a request has",
+        "这样的请求的提示词有多少 token", "InputTokenCount", INPUT_TOKENS_FIELDS, (), {"input": "Hello"},
+        errors=_READING,
     ),
     Operation(
         "post", "/v1/embeddings", "Text", "Turn texts into vectors (mean-pooled hidden states)",
@@ -121,12 +122,12 @@ OPERATIONS: tuple[Operation, ...] = (
         "EmbeddingList", EMBEDDING_FIELDS, ("input",), {"input": ["first text", "second text"]}, errors=_GENERATING,
     ),
     Operation(
-        "get", "/v1/models", "Models", "List the names a request's model may have", "列出请求中 model 可取的名称",
-        "ModelList",
+        "get", "/v1/models", "Models", "List the names a request's model may have",
+        "列出请求中 model 可取的名称", "ModelList",
     ),
     Operation(
         "get", "/v1/models/{model}", "Models", "Describe one of them", "查看其中一个", "Model", errors=(404,),
-        parameters={"model": _text("a name from the list")},
+        parameters={"model": "a name from the list"},
     ),
     Operation(
         "post", "/v1/load_lora_adapter", "Models", "Load a LoRA adapter from a folder of the server's machine",
@@ -151,7 +152,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         "get", "/tokenizer_info", "Tokens", "Vocabulary, special tokens, chat template", "词表、特殊 token、对话模板",
-        "TokenizerInfo", errors=(404, 503), parameters={"model": _text("which model; the first if left out")},
+        "TokenizerInfo", errors=(404, 503), parameters={"model": "which model; the first if left out"},
     ),
     Operation(
         "get", "/health", "Server", "Whether the server lives", "服务是否存活", "Health", also={503: "Health"},
