@@ -73,7 +73,8 @@ def test_browsers_of_other_origins_get_no_permission(client: httpx.Client) -> No
         response = client.get("/v1/models", headers={"origin": origin})
         assert not [name for name in response.headers if name.startswith("access-control")]
         preflight = {"origin": origin, "access-control-request-method": "POST"}
-        refused(client.options(CHAT, headers=preflight), 405)
+        asked = client.options(CHAT, headers=preflight)
+        assert not [name for name in asked.headers if name.startswith("access-control")]
 
 
 def test_origins_that_were_allowed(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_origins_that_were_allowed(tmp_path: Path) -> None:
     with serve(config(**options), llm) as live, live.client() as client:
         asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
         preflight = client.options(CHAT, headers={"origin": "https://app.example", **asked})
-        assert preflight.status_code == 204  # browsers send no key with it
+        assert preflight.status_code == 200  # browsers send no key with it
         assert preflight.headers["access-control-allow-headers"] == "authorization"
         denied = client.post(CHAT, json=HELLO, headers={"origin": "https://app.example"})
         assert (denied.status_code, denied.headers["access-control-allow-origin"]) == (401, "https://app.example")
