@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
-from live import LiveServer, config, serve
 from raw_http import refused
 
 from glm4.errors import InvalidRequestError
 from glm4.server.middleware import PUBLIC_PATHS
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
 CHAT = "/v1/chat/completions"

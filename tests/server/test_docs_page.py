@@ -57,10 +57,8 @@ def test_everything_the_page_names_is_served(client: httpx.Client) -> None:
 def test_the_script_and_the_page_agree() -> None:
     page, script = static("docs.html"), static("docs.js")
     assert set(re.findall(r'byId\("(\w+)"\)', script)) == set(re.findall(r'\bid="(\w+)"', page))
-    english, chinese = (
-        set(re.findall(r'(?:^ *|", )(\w+): "', block, re.MULTILINE))
-        for block in re.findall(r"  (?:en|zh): \{(.*?)\n  \},", script, re.DOTALL)
-    )
+    tables = re.findall(r"  (?:en|zh): \{(.*?)\n  \},", script, re.DOTALL)
+    english, chinese = (set(re.findall(r'(?:^ *|", )(\w+): "', table, re.MULTILINE)) for table in tables)
     assert english == chinese
     used = set(re.findall(r'say\("(\w+)"\)', script)) | set(re.findall(r'data-text="(\w+)"', page))
     assert used == english
