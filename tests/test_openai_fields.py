@@ -173,8 +173,10 @@ def test_every_stream_option_of_openai_is_decided() -> None:
     options = chat_completion_stream_options_param.ChatCompletionStreamOptionsParam.__annotations__
     assert set(options) == {"include_usage", "include_obfuscation"}
     plain = parse_chat(CHAT | {"stream": True}, DEFAULTS)
-    for name in ("include_usage", "continuous_usage_stats"):
-        assert parse_chat(CHAT | {"stream": True, "stream_options": {name: True}}, DEFAULTS) != plain
+    usage = parse_chat(CHAT | {"stream": True, "stream_options": {"include_usage": True}}, DEFAULTS)
+    every = {"include_usage": True, "continuous_usage_stats": True}
+    continuous = parse_chat(CHAT | {"stream": True, "stream_options": every}, DEFAULTS)
+    assert plain != usage != continuous
     parse_chat(CHAT | {"stream": True, "stream_options": {"include_obfuscation": False}}, DEFAULTS)
     with pytest.raises(InvalidRequestError, match="padding"):
         parse_chat(CHAT | {"stream": True, "stream_options": {"include_obfuscation": True}}, DEFAULTS)

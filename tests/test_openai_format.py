@@ -199,7 +199,7 @@ def test_logprobs_of_both_bodies(tokenizer: Tokenizer) -> None:
     assert body["choices"][0]["logprobs"] == {
         "tokens": ["\ufffd", "b"],
         "token_logprobs": [-0.5, -9999.0],
-        "top_logprobs": [{"\ufffd": -0.5, "b": -1.0}, {"": -9999.0}],
+        "top_logprobs": [{"\ufffd": -0.5, "b": -1.0}, {"b": -9999.0, "": -9999.0}],
         "text_offset": [0, 1],
     }
     json.dumps(body, allow_nan=False)
