@@ -94,7 +94,7 @@ async def list_input_items(request: Request) -> Response:
     _check_query(request, ("include", "include[]", "after", "limit", "order"))
     query = request.query_params
     limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= 100):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= 100):
         raise ApiError(400, "limit must be a whole number between 1 and 100", "limit", "invalid_value")
     if order not in ("asc", "desc"):
         raise ApiError(400, "order must be asc or desc", "order", "invalid_value")
