@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from live import LiveServer, config, serve
-
 from glm4.llm import LLM
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 from tiny import write_folder
 

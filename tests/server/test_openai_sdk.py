@@ -13,10 +13,11 @@ import numpy as np
 import openai
 import pydantic
 import pytest
-from live import LiveServer, config, serve
 from openai.types.chat import ChatCompletionMessageParam
 from sdk_server import CALL, KEY, QUESTION, WEATHER_TOOL, random_server, scripted_model, scripted_server
 from stepped import stepped, until
+
+from live import LiveServer, config, serve
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 GREETING = "Hello, 世界!"

@@ -10,12 +10,12 @@ from typing import Any
 
 import openai
 import pytest
-from live import LiveServer, config, serve
 from sdk_server import KEY, scripted_model, scripted_server
 from stepped import stepped, until
 
 from glm4.llm import LLM
 from glm4.server.config import ModelSpec
+from live import LiveServer, config, serve
 from tiny import write_folder
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from live import LiveServer
 from sdk_server import KEY, random_server
 
 from glm4.sampling_params import SamplingParams
+from live import LiveServer
 
 TEXTS = ["The capital of France", "1 2 3 4", "你好"]
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live import config
 
 from glm4.errors import StoreError
 from glm4.server.app import create_app
 from glm4.server.response_database import ResponseDatabase
 from glm4.server.response_store import ResponseStore
+from live import config
 
 MEGABYTE = 1 << 20
 

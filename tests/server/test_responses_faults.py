@@ -80,7 +80,8 @@ def test_a_time_limit_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_cannot_be_stored_is_not_said_to_be(tmp_path: Path) -> None:
-    with slow(tmp_path, store_max_bytes=1500) as running, running.client() as http:
+    llm = scripted_llm(tmp_path, lambda prompt: LONG)
+    with serve(config("tiny", store_max_bytes=1500), llm) as running, running.client() as http:
         whole = http.post("/v1/responses", json={"input": "hi"})
         assert whole.status_code == 500
         assert whole.json()["error"]["param"] == "store"
@@ -105,6 +106,19 @@ def test_a_response_deleted_while_it_is_written_stays_deleted(tmp_path: Path) ->
         assert http.get(f"/v1/responses/{made}").status_code == 404
 
 
+def test_a_damaged_store_stops_the_command(tmp_path: Path) -> None:
+    store = tmp_path / "s.db"
+    store.write_bytes(b"\0" * 5000)
+    command = [sys.executable, "-m", "glm4", "serve", "-m", "nothing", "--port", "0", "--store", str(store)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    message = " ".join(ended.stderr.split())
+    assert "file is not a database; move " in message
+    assert "to begin with an empty store" in message
+    assert "Traceback" not in message
+    assert "serving" not in message
+
+
 # kill -9
 
 
@@ -116,8 +130,9 @@ class Told:
     complete: dict[str, Any] = field(default_factory=dict)
 
 
-def start(folder: Path, store: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """`glm4 serve` as a process of its own; returns it and its address."""
+@contextmanager
+def started(folder: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`glm4 serve` as a process of its own, and its address."""
     command = [sys.executable, "-m", "glm4", "serve", "-m", str(folder), "--served-model-name", "*", "--port", "0"]
     output = store.with_suffix(".log")
     with output.open("wb") as file:
@@ -126,14 +141,18 @@ def start(folder: Path, store: Path) -> tuple[subprocess.Popen[bytes], str]:
             stderr=file,
             env={**os.environ, "GLM4_PACKED_CACHE_GB": "0", "NO_COLOR": "1"},
         )
-    while not (found := re.search(r"http://[\d.]+:\d+", output.read_text())):
-        assert process.poll() is None, output.read_text()
-        time.sleep(0.05)
-    with httpx.Client(base_url=found.group()) as http:
-        while not _ready(http):
+    try:
+        while not (found := re.search(r"http://[\d.]+:\d+", output.read_text())):
             assert process.poll() is None, output.read_text()
             time.sleep(0.05)
-    return process, found.group()
+        with httpx.Client(base_url=found.group()) as http:
+            while not _ready(http):
+                assert process.poll() is None, output.read_text()
+                time.sleep(0.05)
+        yield process, found.group()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _ready(http: httpx.Client) -> bool:
@@ -167,28 +186,27 @@ def test_kill_9_loses_nothing_a_client_was_told(tmp_path: Path) -> None:
     folder, store = write_folder(tmp_path / "m"), tmp_path / "s.db"
     known = Told()
     for _ in range(2):  # the second time on a store that was left behind by the first
-        process, url = start(folder, store)
         told = Told()
-        clients = [threading.Thread(target=ask, args=(url, told), kwargs={"stream": n % 2 == 0}) for n in range(6)]
-        for client in clients:
-            client.start()
-        while len(told.complete) < 40 and process.poll() is None:
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        for client in clients:
-            client.join()
-        assert process.wait() == -signal.SIGKILL
+        with started(folder, store) as (process, url):
+            clients = [threading.Thread(target=ask, args=(url, told), kwargs={"stream": n % 2 == 0}) for n in range(6)]
+            for client in clients:
+                client.start()
+            while len(told.complete) < 40 and process.poll() is None:
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+            for client in clients:
+                client.join()
+            assert process.wait() == -signal.SIGKILL
         assert len(told.complete) >= 40
         assert told.created
         known.complete |= told.complete
         known.created += told.created
-    process, url = start(folder, store)
-    with httpx.Client(base_url=url, timeout=30) as http:
+    with started(folder, store) as (process, url), httpx.Client(base_url=url, timeout=30) as http:
         for made, response in known.complete.items():
             assert http.get(f"/v1/responses/{made}").json() == response
         statuses = {http.get(f"/v1/responses/{made}").json()["status"] for made in known.created}
         assert statuses <= {"incomplete", "failed"}
         body = {"input": "more", "previous_response_id": made, "max_output_tokens": 2}
         assert http.post("/v1/responses", json=body).status_code == 200
-    process.terminate()
-    assert process.wait(30) == 0
+        process.terminate()
+        assert process.wait(30) == 0

@@ -9,7 +9,6 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from live import LiveServer, serve
 from openai.types.responses import input_token_count_params, response_create_params
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +23,7 @@ from glm4.openai_format.responses_request import (
 )
 from glm4.sampling_params import SamplingParams
 from glm4.server.config import ModelSpec, ServerConfig
+from live import LiveServer, serve
 from tiny import write_folder
 
 DEFAULTS = SamplingParams(temperature=0.7, repetition_penalty=1.1)
@@ -169,6 +169,7 @@ def same(one: Any, other: Any) -> bool:
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "reasoning", "summary": [{"type": "x"}]}]}, "input[0].summary[0]"),
         ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"role": "user", "content": "a", "id": "m"}, {"id": "m"}]}, "input[1].id"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": True}, "max_output_tokens"),

@@ -12,11 +12,15 @@ from glm4.errors import TokenizerError
 from glm4.generation import TokenLogprobs
 from glm4.openai_format.requests import ResponseOptions
 from glm4.outputs import CompletionOutput, RequestOutput
+from glm4.version import __version__
 
 if TYPE_CHECKING:
     from glm4.tokenizer import Tokenizer
 
 _PLAIN = ResponseOptions()
+
+BUILD = f"build-{__version__}"
+"""`system_fingerprint`: equal seeds give equal texts as long as it stays the same."""
 
 
 def new_id(prefix: str) -> str:
@@ -91,7 +95,8 @@ def text_completions(
 
 def envelope(kind: str, id_: str, model: str, options: ResponseOptions = _PLAIN) -> dict[str, Any]:
     """What every object begins with."""
-    body: dict[str, Any] = {"id": id_, "object": kind, "created": int(time.time()), "model": model}
+    created = int(time.time())
+    body: dict[str, Any] = {"id": id_, "object": kind, "created": created, "model": model, "system_fingerprint": BUILD}
     if options.metadata is not None:
         body["metadata"] = dict(options.metadata)
     return body
@@ -176,7 +181,11 @@ def text_logprobs(
         "tokens": tokens,
         "token_logprobs": [None if at is None else finite(at.logprob) for at in logprobs],
         "top_logprobs": [
-            None if at is None else {text(token): finite(logprob) for token, logprob in at.top} for at in logprobs
+            # The token's own is always there, even if it is none of the likeliest.
+            None
+            if at is None
+            else {text(token): finite(logprob) for token, logprob in ((at.token_id, at.logprob), *at.top)}
+            for at in logprobs
         ],
         "text_offset": offsets,
     }

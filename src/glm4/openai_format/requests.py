@@ -28,7 +28,7 @@ class StreamOptions:
 
     Attributes:
         include_usage: a last chunk without choices carries the token counts.
-        continuous_usage: every chunk carries the counts so far.
+        continuous_usage: every chunk carries the counts so far; only beside include_usage, as in vLLM.
     """
 
     include_usage: bool = False
@@ -225,7 +225,8 @@ def _stream(given: Mapping[str, Any]) -> StreamOptions | None:
             raise InvalidRequestError("stream_options needs stream = true", param="stream_options")
         return None
     options = options or {}
-    return StreamOptions(options.get("include_usage", False), options.get("continuous_usage_stats", False))
+    include = options.get("include_usage", False)
+    return StreamOptions(include, include and options.get("continuous_usage_stats", False))
 
 
 def _response(given: Mapping[str, Any]) -> ResponseOptions:

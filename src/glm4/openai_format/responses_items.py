@@ -35,7 +35,13 @@ def read_input(name: str, value: Any) -> list[Item]:
         raise InvalidRequestError(f"{name} must be a string or a list of items", param=name)
     if len(value) > MAX_ITEMS:
         raise InvalidRequestError(f"{name} has {len(value)} items; at most {MAX_ITEMS} are taken", param=name)
-    return [_item(raw, f"{name}[{index}]") for index, raw in enumerate(value)]
+    items = [_item(raw, f"{name}[{index}]") for index, raw in enumerate(value)]
+    seen: set[str] = set()
+    for index, item in enumerate(items):
+        if item["id"] in seen:
+            raise InvalidRequestError(f"{name} has two items with id {item['id']!r}", param=f"{name}[{index}].id")
+        seen.add(item["id"])
+    return items
 
 
 def _item(raw: Any, where: str) -> Item:

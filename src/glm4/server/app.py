@@ -18,6 +18,8 @@ from glm4.server import (
     docs,
     embeddings,
     health,
+    llama_cpp,
+    llama_cpp_completion,
     messages,
     metrics,
     models,
@@ -65,6 +67,20 @@ PAGES = [
 ]
 """For people with a browser."""
 
+LLAMA_CPP_ROUTES = [
+    Route("/completion", llama_cpp_completion.completion, methods=["POST"]),
+    Route("/completions", llama_cpp_completion.completion, methods=["POST"]),
+    Route("/chat/completions", chat_completions.chat_completions, methods=["POST"]),
+    Route("/chat/completions/input_tokens", llama_cpp.input_tokens, methods=["POST"]),
+    Route("/v1/chat/completions/input_tokens", llama_cpp.input_tokens, methods=["POST"]),
+    Route("/apply-template", llama_cpp.apply_template, methods=["POST"]),
+    Route("/models", models.list_models, methods=["GET"]),
+    Route("/props", llama_cpp.props, methods=["GET"]),
+    Route("/slots", llama_cpp.slots, methods=["GET"]),
+    Route("/v1/health", health.health, methods=["GET"]),
+]
+"""What programs for llama.cpp's server ask for beside OpenAI's paths."""
+
 ADAPTER_ROUTES = [
     Route("/v1/load_lora_adapter", adapters.load_adapter, methods=["POST"]),
     Route("/v1/unload_lora_adapter", adapters.unload_adapter, methods=["POST"]),
@@ -95,7 +111,12 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
             await stored.close()
 
     app = Starlette(
-        routes=[*ROUTES, *PAGES, *(ADAPTER_ROUTES if config.allow_adapter_loading else [])],
+        routes=[
+            *ROUTES,
+            *PAGES,
+            *LLAMA_CPP_ROUTES,
+            *(ADAPTER_ROUTES if config.allow_adapter_loading else []),
+        ],
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),
         middleware=[

@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -24,7 +25,7 @@ from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
 access_log = logging.getLogger("glm4.access")
 
 PUBLIC_PATHS = frozenset(
-    {"/", "/health", "/ready", "/version", "/docs", "/openapi.json", *(f"/docs/{name}" for name in FILES)}
+    {"/", "/health", "/v1/health", "/ready", "/version", "/docs", "/openapi.json", *(f"/docs/{name}" for name in FILES)}
 )
 """Open without a key: whether the server lives, and what it can do."""
 
@@ -86,7 +87,10 @@ def _printable(path: str) -> str:
 
 
 class Origins:
-    """CORS: only origins that were named may read answers from a browser; preflights are answered here."""
+    """CORS: only origins that were named may read answers from a browser; preflights are answered here.
+
+    `localhost` among the names allows every page that this machine itself serves, on any port.
+    """
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self._app = app
@@ -94,22 +98,14 @@ class Origins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        origin = Headers(scope=scope).get("origin") if scope["type"] == "http" else None
-        if origin is None or not (origin in self._allowed or "*" in self._allowed):
+        sent = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        origin = sent.get("origin")
+        if origin is None:
             await self._app(scope, receive, send)
             return
-        headers = {"access-control-allow-origin": origin, "vary": "Origin"}
-        if scope["method"] == "OPTIONS":
-            asked = Headers(scope=scope).get("access-control-request-headers", "")
-            headers |= {
-                "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
-                "access-control-allow-headers": asked if asked.isascii() and asked.isprintable() else "",
-                "access-control-max-age": "600",
-                "content-length": "0",
-            }
-            raw = [(key.encode(), value.encode()) for key, value in headers.items()]
-            await send({"type": "http.response.start", "status": 204, "headers": raw})
-            await send({"type": "http.response.body", "body": b""})
+        headers = {"access-control-allow-origin": origin, "vary": "Origin"} if self._may_read(origin) else {}
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in sent:
+            await _answer_preflight(headers, sent.get("access-control-request-headers", ""), send)
             return
 
         async def send_with_origin(message: Message) -> None:
@@ -118,6 +114,39 @@ class Origins:
             await send(message)
 
         await self._app(scope, receive, send_with_origin)
+
+    def _may_read(self, origin: str) -> bool:
+        if origin in self._allowed or "*" in self._allowed:
+            return True
+        try:
+            return "localhost" in self._allowed and _is_loopback(urlsplit(origin).netloc)
+        except ValueError:  # no URL at all
+            return False
+
+
+async def _answer_preflight(headers: dict[str, str], asked: str, send: Send) -> None:
+    """A browser asks before it sends; without the first header it goes no further."""
+    if headers:
+        headers |= {
+            "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+            "access-control-allow-headers": asked if asked.isascii() and asked.isprintable() else "",
+            "access-control-max-age": "600",
+        }
+    raw = [(key.encode(), value.encode()) for key, value in {**headers, "content-length": "0"}.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _is_loopback(netloc: str) -> bool:
+    """True for names and addresses of this machine, with or without a port."""
+    name = netloc.lower()
+    name = name[1 : name.find("]")] if name.startswith("[") else name.rpartition(":")[0] or name
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class HostCheck:
@@ -143,12 +172,7 @@ class HostCheck:
     def _known(self, header: str) -> bool:
         name = header.lower()
         name = name[1 : name.find("]")] if name.startswith("[") else name.rpartition(":")[0] or name
-        if not name or name == "localhost" or name.endswith(".localhost") or name in self._allowed:
-            return True
-        try:
-            return ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            return False
+        return not name or name in self._allowed or _is_loopback(header)
 
 
 class Keys:

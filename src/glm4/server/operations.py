@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glm4.anthropic_format.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
 from glm4.openai_format.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
 from glm4.openai_format.responses_request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
 from glm4.server.adapters import LOAD_FIELDS, UNLOAD_FIELDS
@@ -71,6 +72,17 @@ OPERATIONS: tuple[Operation, ...] = (
         "post", "/v1/completions", "Text", "Continue raw text", "续写文本",
         "Completion", COMPLETION_FIELDS, ("prompt",), {"prompt": "The capital of France is", "max_tokens": 8},
         events="CompletionChunk", errors=_GENERATING,
+    ),
+    Operation(
+        "post", "/v1/messages", "Anthropic", "Answer a conversation, in Anthropic's words",
+        "以 Anthropic 的格式回答一段对话", "Message", MESSAGE_FIELDS, MESSAGE_REQUIRED,
+        {"messages": _HELLO, "max_tokens": 64, "stream": True},
+        events="MessageEvent", errors=_GENERATING, error_schema="AnthropicError",
+    ),
+    Operation(
+        "post", "/v1/messages/count_tokens", "Anthropic", "How many tokens the prompt of such a request has",
+        "这样的请求的提示词有多少 token", "MessageTokenCount", COUNT_FIELDS, COUNT_REQUIRED, {"messages": _HELLO},
+        errors=_READING, error_schema="AnthropicError",
     ),
     Operation(
         "post", "/v1/responses", "Responses", "Answer, and keep the answer so that a later request can continue it",

@@ -1,0 +1,58 @@
+"""The model the peer suites talk to: a random two-layer GLM with a byte vocabulary, made in a fraction of a second.
+
+Its numbers are random but for one thing: a constant channel makes printable ASCII likely and everything else, special
+tokens included, very unlikely. So answers are text, and they end where a length or a stop string says, as the suites'
+own small models do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from golden_models import draw, file_tensors  # noqa: E402
+from tiny import tiny_model, write_folder  # noqa: E402
+
+GLM4_TEMPLATE = TESTS.parent / "src/glm4/chat/templates/glm4.jinja"
+CONTEXT = 32768
+
+
+def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.8) -> Path:
+    """The folder of a checkpoint with this chat template (default: GLM-4's), written the first time."""
+    source = GLM4_TEMPLATE.read_text() if template is None else template
+    key = hashlib.sha256(json.dumps([source, temperature]).encode()).hexdigest()[:16]
+    folder = cache / f"tiny-{key}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache))
+        model = tiny_model("chatglm", max_position_embeddings=CONTEXT, rope_theta=5e6)
+        tensors = draw(model)
+        tensors["embed_tokens"][:, 0] = 2.0
+        for name, value in tensors.items():
+            if name.endswith((".o", ".down")):
+                value[0] = 0.0  # nothing in between changes the constant channel
+        bias = np.full(model.vocab_size, -3.0, np.float32)
+        bias[32:127] = 3.0
+        tensors["lm_head"][:, 0] = bias
+        write_folder(
+            partial,
+            model,
+            tensors=file_tensors(model, tensors),
+            chat_template=source,
+            generation_config={"temperature": temperature, "do_sample": temperature > 0},
+        )
+        try:
+            os.replace(partial, folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
+    return folder
