@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from glm4.kernels import get_kernels
+from glm4.kernels import get_kernels, random_packed
 from glm4.model.config import ModelConfig
-from glm4.model.lora import LoraAdapter, read_adapter
+from glm4.model.lora import LoraAdapter, LoraFactors, read_adapter
+from glm4.model.precision import matrix_shapes
 from golden_models import Tensors
 from tiny import safetensors_bytes
 
@@ -64,6 +65,20 @@ def write_adapter(folder: Path, tensors: Tensors, config: Mapping[str, Any] | No
     (folder / "adapter_config.json").write_text(json.dumps(settings() if config is None else config))
     (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes(tensors, dtype))
     return folder
+
+
+def packed_adapter(config: ModelConfig, seed: int, rank: int = 4, format: str = "fp32") -> LoraAdapter:
+    """Random factors for every matrix, made straight in the packed format: no files."""
+    rng = np.random.default_rng(seed)
+    return LoraAdapter(
+        {
+            (layer, name): LoraFactors(
+                random_packed(format, rank, columns, rng, columns**-0.5), random_packed(format, rows, rank, rng, 0.5)
+            )
+            for layer in range(config.num_hidden_layers)
+            for name, (rows, columns) in matrix_shapes(config).items()
+        }
+    )
 
 
 def random_adapter(folder: Path, config: ModelConfig, seed: int = 0, **options: Any) -> LoraAdapter:

@@ -12,7 +12,7 @@ from glm4.chat.dialect import dialect_for
 from glm4.llm import LLM
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.text_side import TextSide
-from tiny import VOCAB_SIZE, special_id, write_folder
+from tiny import GLM_TEMPLATE, VOCAB_SIZE, special_id, write_folder
 
 
 def scripted_llm(
@@ -23,6 +23,7 @@ def scripted_llm(
     max_num_seqs: int = 4,
     delay: float = 0.0,
     dialect: str | None = None,
+    template: str | None = GLM_TEMPLATE,
 ) -> LLM:
     """An LLM that answers with `answer(prompt)`, a byte a step.
 
@@ -31,8 +32,9 @@ def scripted_llm(
         answer: prompt text, special tokens left out, to answer text.
         delay: seconds a step takes.
         dialect: answer in this one, with its own chat template, which knows tools; None is GLM-4 with a short one.
+        template: the checkpoint's chat template; None takes the dialect's own.
     """
-    text = TextSide.load(open_checkpoint(write_folder(folder)))
+    text = TextSide.load(open_checkpoint(write_folder(folder, chat_template=template)))
     if dialect is not None:
         text = replace(text, dialect=dialect_for(dialect), template=None)
 

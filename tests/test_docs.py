@@ -5,6 +5,7 @@ Both languages are checked: the Chinese pages have the same code as the English 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import typer
+from starlette.routing import Route
 
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
@@ -26,20 +28,24 @@ from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.gguf_quants import BLOCK_FORMATS
 from glm4.openai_format.fields import OPTIONS
 from glm4.planner import plan
+from glm4.server.app import create_app
+from glm4.server.config import ModelSpec, ServerConfig
 from glm4.variants import VARIANTS, get_variant
+from live import serve
 from tiny import gguf_model, write_folder, write_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("models", "batch", "python", "adapters", "troubleshooting")
+GUIDES = ("models", "batch", "python", "serving", "structured", "adapters", "troubleshooting")
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
 PAGES = [page for pair in PAIRS for page in pair]
 MAX_GUIDE_LINES = 150
+SERVER = "http://localhost:8000"  # where pages say that the server is
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "json", "jsonl", "text"}
 # Programs a reader has beside ours; a command line that begins with anything else is a slip.
-OTHER_PROGRAMS = {"cp", "export", "grep", "mv", "pip"}
+OTHER_PROGRAMS = {"cp", "curl", "export", "grep", "mv", "pip"}
 
 
 @dataclass(frozen=True)
@@ -183,10 +189,21 @@ def test_every_command_and_every_chat_command_is_shown() -> None:
     documented = {words[1] for line in command_lines("README.md") for words in commands(line) if words[0] == "glm4"}
     assert documented >= set(COMMANDS)
     for page in PAGES:
+        if page.endswith("serving.md"):
+            continue  # its slashes are paths, see below
         slashed = set(re.findall(r"`/([a-z]+)\b", prose(page)))
         assert slashed <= {*repl.COMMANDS, *repl.ALIASES}, page
         if page.startswith("README"):
             assert slashed == set(repl.COMMANDS), page
+
+
+def test_paths_of_the_server_exist() -> None:
+    app = create_app(ServerConfig((ModelSpec("starter", ("starter",)),)))
+    known = {route.path for route in app.routes if isinstance(route, Route)}
+    for page in ("docs/serving.md", "docs/zh/serving.md"):
+        named = set(re.findall(r"`(/[\w/]+)`", prose(page)))
+        assert named, page
+        assert named <= known, page
 
 
 def test_options_in_running_text_exist() -> None:
@@ -246,15 +263,17 @@ def test_python_blocks_run(
     monkeypatch.chdir(tmp_path)
     write_poems_adapter(tmp_path, checkpoints[0])
     session: dict[str, Any] = {"__name__": "__main__"}
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [value.close() for value in session.values() if isinstance(value, LLM)])
+        address = ""
         for block in blocks(page, "python"):
             assert not block.info, f"{page}:{block.line}: every Python block runs"
             code = "\n" * (block.line - 1) + block.code  # line numbers in a traceback are the page's
-            exec(compile(code, str(ROOT / page), "exec"), session)
-    finally:
-        for value in session.values():
-            if isinstance(value, LLM):
-                value.close()
+            if SERVER in code and not address:
+                options = {"max_num_seqs": 4}
+                config = ServerConfig((ModelSpec("starter", ("starter",), options),))
+                address = stack.enter_context(serve(config)).url
+            exec(compile(code.replace(SERVER, address), str(ROOT / page), "exec"), session)
 
 
 def test_names_of_python_options_exist() -> None:

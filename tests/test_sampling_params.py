@@ -18,6 +18,8 @@ BAD = [
     ("temperature", math.nan),
     ("temperature", math.inf),
     ("temperature", "hot"),
+    ("temperature", 1e308),
+    ("temperature", 10**400),
     ("top_p", 0.0),
     ("top_p", 1.1),
     ("top_k", -2),
@@ -25,6 +27,9 @@ BAD = [
     ("min_p", -0.1),
     ("min_p", 1.5),
     ("repetition_penalty", 0.0),
+    ("repetition_penalty", 1e-308),
+    ("repetition_penalty", 1e308),
+    ("presence_penalty", -(10**400)),
     ("presence_penalty", 2.1),
     ("frequency_penalty", -2.1),
     ("logit_bias", {1: 101.0}),
@@ -54,6 +59,11 @@ def test_a_bad_value_is_refused_by_name(name: str, value: object) -> None:
         SamplingParams(**{name: value})  # type: ignore[arg-type]
     assert caught.value.param == name
     assert name in str(caught.value)
+
+
+def test_nearly_no_temperature_is_none() -> None:
+    assert SamplingParams(temperature=5e-324).greedy
+    assert not SamplingParams(temperature=0.01).greedy
 
 
 def test_min_tokens_cannot_exceed_max_tokens() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,8 @@ from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.prepared_request import Conversation, PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
+
+log = logging.getLogger("glm4.engine")
 
 _Item = StreamChunk | BaseException
 _T = TypeVar("_T")
@@ -52,9 +55,10 @@ class RequestStream:
             self._arrived.clear()
             await self._arrived.wait()
         item = self._waiting.popleft()
-        self._finished = isinstance(item, BaseException) or item.output is not None
         if isinstance(item, BaseException):
+            self.close()  # the error may be a reader's own, such as a time limit, while the request still runs
             raise item
+        self._finished = item.output is not None
         return item
 
     async def output(self) -> RequestOutput:
@@ -245,6 +249,7 @@ class AsyncLLM:
                 self._deliver(self.llm.step())
         except Exception as error:  # a failing engine ends every stream with its reason instead of hanging them
             failure = error
+            log.critical("the engine has stopped", exc_info=True)
         with self._wake:
             self._closed = True
         while self._commands:  # their callers wait for an answer

@@ -9,10 +9,11 @@ only, matches expressions without backtracking, and fetches nothing. What exceed
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 # Compiled grammars kept: agents send the same tools with every turn.
 _KEPT = 16
+# Of a matcher, each one or two kilobytes; schemas need hundreds, some expressions more and more with every token.
+_MAX_LEXER_STATES = 50_000
+_TOO_COMPLEX = "it is too complex"
+_NOTHING_FITS = "no text can satisfy this"
 _MAX_REASON = 300  # characters of the library's explanation that are passed on
 
 
@@ -68,13 +73,14 @@ class GrammarCompiler:
             InvalidRequestError: it cannot be compiled or enforced; `.param` says whose fault it is.
         """
         try:
-            return self._answer(outputs, tools, parallel, "tools", "tools")
+            return self._answer(outputs, tools, parallel)
         except InvalidRequestError:
             # Which part was it? Only a refusal pays for finding out.
             if outputs is not None:
-                self._answer(outputs, (), parallel, outputs.param, outputs.param)
+                self.raw(outputs)
             for tool in tools:
-                self._answer(None, [tool], parallel, "tools", f"the parameters of function {tool.name!r}")
+                schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
+                self._compile([schema], "tools", f"the parameters of function {tool.name!r}")
             raise
 
     def _answer(
@@ -82,17 +88,19 @@ class GrammarCompiler:
         outputs: StructuredOutputs | None,
         tools: Sequence[CallableTool],
         parallel: bool,
-        param: str,
-        what: str,
     ) -> TokenConstraint:
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
         grammars = [{"name": "start", "lark_grammar": lark}]
         if outputs is not None:
             grammars.append({"name": "answer", **_text_grammar(outputs)})
-        return self._compile(grammars, param, what)
+        blamed = "tools" if outputs is None else outputs.param
+        return self._compile(grammars, blamed, blamed)
 
     def _compile(self, grammars: list[dict[str, Any]], param: str, what: str) -> TokenConstraint:
-        text = json.dumps({"grammars": grammars})
+        try:
+            text = json.dumps({"grammars": grammars})
+        except RecursionError:
+            raise InvalidRequestError(f"{what}: the JSON schema nests too deeply", param=param) from None
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
@@ -107,18 +115,21 @@ class GrammarCompiler:
     def _matcher(self, text: str, param: str, what: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False)
-        try:
-            matcher = LLMatcher(self._library_tokenizer(), text, log_level=0, limits=limits)
-        except UnicodeEncodeError:
-            raise InvalidRequestError(f"{what}: the text is not valid Unicode", param=param) from None
-        if not matcher.is_error():
-            # The first mask is the dearest one, and shows whether any text fits at all.
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            raise InvalidRequestError(f"{what}: {_reason(matcher.get_error())}", param=param)
-        if matcher.is_stopped() and not matcher.is_accepting():
-            raise InvalidRequestError(f"{what}: no text can satisfy this", param=param)
+        limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+        vocabulary = self._library_tokenizer()
+        with _panics_as(InvalidRequestError(f"{what}: {_TOO_COMPLEX}", param=param)):
+            matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
+            # Behind what is forced at the beginning it shows whether any text fits at all.
+            probe = matcher.deep_copy()
+            probe.try_consume_tokens(probe.compute_ff_tokens())
+            if not probe.is_error() and not probe.is_stopped():
+                probe.compute_bitmask()
+        if probe.is_error():
+            raise InvalidRequestError(f"{what}: {_reason(probe.get_error())}", param=param)
+        if probe.is_stopped() and not probe.is_accepting():
+            raise InvalidRequestError(f"{what}: {_NOTHING_FITS}", param=param)
         return matcher
 
     @property
@@ -196,7 +207,20 @@ def _reason(error: str) -> str:
         except ValueError:
             keys = unknown
         return f"JSON schema keywords that cannot be enforced: {keys}"
+    if error.startswith("NoExtension"):
+        return _NOTHING_FITS
     return error.replace("<non-verbose/>", "").strip()[:_MAX_REASON]
+
+
+@contextlib.contextmanager
+def _panics_as(error: Exception) -> Iterator[None]:
+    """Turn a panic of the library, which is no `Exception`, into an error: it concerns one request only."""
+    try:
+        yield
+    except BaseException as panic:
+        if type(panic).__name__ != "PanicException":
+            raise
+        raise error from None
 
 
 class _Grammar:
@@ -224,41 +248,41 @@ class _Matcher:
 
     def accept(self, token_ids: Sequence[int]) -> int:
         """See `TokenMatcher`."""
-        count = self._matcher.try_consume_tokens(list(token_ids))
-        self._check()
-        return count
+        with self._checked():
+            return self._matcher.try_consume_tokens(list(token_ids))
 
     def rollback(self, count: int) -> None:
         """See `TokenMatcher`."""
-        if count:
-            self._matcher.rollback(count)
-            self._check()
+        with self._checked():
+            if count:
+                self._matcher.rollback(count)
 
     def forced(self) -> list[int]:
         """See `TokenMatcher`."""
-        if self._matcher.is_stopped():
-            return []
-        ids = self._matcher.compute_ff_tokens()
-        self._check()
-        return ids
+        with self._checked():
+            return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
 
     def allowed(self) -> NDArray[np.bool_]:
         """See `TokenMatcher`."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        self._check()
+        with self._checked():
+            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
         mask[self._end_id] = False
         return mask
 
     def is_complete(self) -> bool:
         """See `TokenMatcher`."""
-        return self._matcher.is_accepting()
+        with self._checked():
+            return self._matcher.is_accepting()
 
     def is_finished(self) -> bool:
         """See `TokenMatcher`."""
-        self._check()
-        return self._matcher.is_stopped()
+        with self._checked():
+            return self._matcher.is_stopped()
 
-    def _check(self) -> None:
+    @contextlib.contextmanager
+    def _checked(self) -> Iterator[None]:
+        with _panics_as(GrammarError(_TOO_COMPLEX)):
+            yield
         if self._matcher.is_error():
             raise GrammarError(_reason(self._matcher.get_error()))

@@ -99,7 +99,11 @@ class RequestPreparer:
         offered = offered_tools(turns, tools)
         ids = text.render(turns, tools, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs)
         self._check_length(ids, "messages")
-        constraint = self._chat_constraint(offered, params.structured_outputs, choice, parallel_tool_calls)
+        if params.structured_outputs is not None and choice.mode != "required" and not add_generation_prompt:
+            # The prompt ends inside a turn; what is in front of an answer was there long ago.
+            constraint: TokenConstraint | None = self._grammars.raw(params.structured_outputs)
+        else:
+            constraint = self._chat_constraint(offered, params.structured_outputs, choice, parallel_tool_calls)
         skip = params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, EventParser]:

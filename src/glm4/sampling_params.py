@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,11 @@ from glm4.structured_outputs import StructuredOutputs
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_N = 128
+MAX_TEMPERATURE = 100.0
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100.0
+# Below this the most likely token is taken: dividing by less leaves the range of float32.
+_GREEDY_BELOW = 1e-5
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,12 @@ class SamplingParams:
 
     Attributes:
         n: completions per prompt; each is an independent sample.
-        temperature: 0 is greedy; otherwise logits are divided by it.
+        temperature: 0 (and what is nearly 0) is greedy; otherwise logits are divided by it. At most 100.
         top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
         top_k: keep this many most likely tokens; 0 or -1 keeps all.
         min_p: drop tokens less likely than this fraction of the most likely one, in [0, 1].
-        repetition_penalty: >1 discourages every token already in prompt or output (multiplicative, on logits).
+        repetition_penalty: >1 discourages every token already in prompt or output (multiplicative, on logits),
+            in [0.01, 100].
         presence_penalty: subtracted once from every token already in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
         logit_bias: token id → value added to its logit, each in [-100, 100].
@@ -98,13 +103,12 @@ class SamplingParams:
 
     def _check_ranges(self) -> None:
         _require(1 <= self.n <= MAX_N, "n", f"between 1 and {MAX_N}", self.n)
-        _require_number("temperature", self.temperature, 0.0, math.inf)
+        _require_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _require_number("top_p", self.top_p, 0.0, 1.0)
         _require(self.top_p > 0.0, "top_p", "greater than 0 and at most 1", self.top_p)
         _require(self.top_k >= -1, "top_k", "at least 1, or 0 (or -1) for no limit", self.top_k)
         _require_number("min_p", self.min_p, 0.0, 1.0)
-        _require_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf)
-        _require(self.repetition_penalty > 0.0, "repetition_penalty", "greater than 0", self.repetition_penalty)
+        _require_number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
         _require_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _require_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _require(self.min_tokens >= 0, "min_tokens", "at least 0", self.min_tokens)
@@ -129,7 +133,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """True when the most likely token is always taken."""
-        return self.temperature == 0.0
+        return self.temperature < _GREEDY_BELOW
 
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed, checked again."""
@@ -146,7 +150,7 @@ def _require_int(name: str, value: object) -> None:
 
 
 def _require_number(name: str, value: object, low: float, high: float) -> None:
-    expectation = f"a number between {low:g} and {high:g}" if math.isfinite(high) else f"a number of at least {low:g}"
-    _require(isinstance(value, (int, float)) and not isinstance(value, bool), name, expectation, value)
-    number = float(value)  # type: ignore[arg-type]
-    _require(math.isfinite(number) and low <= number <= high, name, expectation, value)
+    expectation = f"a number between {low:g} and {high:g}"
+    # Compared as it is: a whole number of hundreds of digits, or NaN, is in no range and fits no float.
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    _require(fits, name, expectation, value)

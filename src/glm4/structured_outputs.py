@@ -93,6 +93,8 @@ class StructuredOutputs:
     def _check_size(self, name: str, text: str) -> None:
         if len(text) > MAX_CHARACTERS:
             raise self.error(f"{name} has {len(text)} characters; more than {MAX_CHARACTERS} are refused")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise self.error(f"{name} is not valid Unicode")
 
     def error(self, message: str) -> InvalidRequestError:
         """An error that names the request's field."""

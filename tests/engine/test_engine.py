@@ -269,3 +269,14 @@ def test_prompt_logprobs_are_complete_although_the_prompt_is_known() -> None:
     (output,) = [output for _ in range(3) for output in made.step()]
     assert output.prompt_logprobs is not None
     assert len(output.prompt_logprobs) == 100
+
+
+def test_an_answer_needs_a_token_that_does_not_end_it() -> None:
+    """Otherwise there would be nothing to sample, and the engine would end with this request."""
+    every_id = list(range(CONFIG.vocab_size))
+    one = engine()
+    with pytest.raises(InvalidRequestError) as caught:
+        one.add_request(request("a", [1, 2], stop_token_ids=every_id, min_tokens=1))
+    assert caught.value.param == "stop_token_ids"
+    one.add_request(request("b", [1, 2], stop_token_ids=every_id))
+    assert one.step()[0].finish_reason == "stop"

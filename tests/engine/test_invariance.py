@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from test_engine import CONFIG, prompt, request
 
+from adapter_files import packed_adapter
 from glm4.engine.engine import Engine
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.generation import GenerationRequest
-from glm4.kernels import _native, get_kernels, random_packed
+from glm4.kernels import _native, get_kernels
 from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache, pages_for
 from glm4.model.loader import random_model
-from glm4.model.lora import LoraAdapter, LoraFactors
-from glm4.model.precision import PRECISIONS, matrix_shapes
+from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 
 WIDE = replace(CONFIG, vocab_size=301, hidden_size=168, intermediate_size=292, num_attention_heads=6, head_dim=48)
@@ -29,20 +29,7 @@ WIDE = replace(CONFIG, vocab_size=301, hidden_size=168, intermediate_size=292, n
 LENGTHS = (1, 7, 31, 32, 33, 150, 64, 65, 20)
 
 
-def lora(format: str, rank: int, seed: int) -> LoraAdapter:
-    rng = np.random.default_rng(seed)
-    return LoraAdapter(
-        {
-            (layer, name): LoraFactors(
-                random_packed(format, rank, columns, rng, columns**-0.5), random_packed(format, rows, rank, rng, 0.5)
-            )
-            for layer in range(WIDE.num_hidden_layers)
-            for name, (rows, columns) in matrix_shapes(WIDE).items()
-        }
-    )
-
-
-ADAPTERS = {"one": lora("fp32", 5, 1), "two": lora("bf16", 40, 2)}
+ADAPTERS = {"one": packed_adapter(WIDE, 1, 5, "fp32"), "two": packed_adapter(WIDE, 2, 40, "bf16")}
 WHICH = [None, "one", "two"]
 
 

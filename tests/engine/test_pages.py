@@ -1,12 +1,13 @@
 """Pages of the cache: free, kept, shared or one sequence's own; nothing shared is written; answers never change.
 
 A Hypothesis state machine runs the real engine on a tiny model and a few pages, with random requests, aborts,
-preemptions and evictions.
+preemptions and evictions; some with LoRA adapters, which come and go; some for embeddings.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -16,25 +17,41 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from test_engine import CONFIG, MODEL, finish, prompt, request, run
 
+from adapter_files import packed_adapter
 from glm4.engine.engine import Engine
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.generation import GenerationRequest
 from glm4.kernels import int8_cache
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
+from glm4.model.lora import LoraAdapter
+
+Answer = tuple[float, ...]  # token ids, or an embedding
+ADAPTERS = {"one": packed_adapter(CONFIG, 1), "two": packed_adapter(CONFIG, 2)}
 
 
 def small_engine(pages: int, kv: str, *, caching: bool = True, **scheduler: int) -> Engine:
     limit = min(pages * PAGE_SIZE, CONFIG.max_position_embeddings)
     cache = KVCache(CONFIG, pages, kv)
-    return Engine(MODEL, cache, limit, SchedulerConfig(**scheduler), enable_prefix_caching=caching)
+    made = Engine(MODEL, cache, limit, SchedulerConfig(**scheduler), enable_prefix_caching=caching)
+    for name, adapter in ADAPTERS.items():
+        made.adapters.add(name, adapter)
+    return made
 
 
 @cache
-def expected(kv: str, pages: int, kind: int, length: int, new: int, greedy: bool) -> tuple[int, ...]:
+def expected(kv: str, pages: int, kind: int, length: int, new: int, greedy: bool, adapter: str | None) -> Answer:
     """The answer of a fresh engine that runs this request alone, shares nothing and guesses nothing."""
     made = small_engine(pages, kv, caching=False, max_speculative_rows=0)
-    made.add_request(an_item("x", kind, length, new, greedy))
+    made.add_request(replace(an_item("x", kind, length, new, greedy), adapter=adapter))
     return tuple(run(made)["x"])
+
+
+@cache
+def expected_embedding(kv: str, kind: int, length: int, adapter: str | None) -> Answer:
+    made = small_engine(14, kv, caching=False)
+    output = finish(made, replace(an_item("x", kind, length, 1, True), adapter=adapter, pooling="mean"))
+    assert output.embedding is not None
+    return tuple(output.embedding.tolist())
 
 
 def an_item(name: str, kind: int, length: int, new: int, greedy: bool) -> GenerationRequest:
@@ -73,6 +90,7 @@ def check_pages(made: Engine) -> None:
         assert node.parent.children[node.key] is node
         assert len(node.key) == PAGE_SIZE
         assert all(node.holders >= child.holders for child in node.children.values())
+    assert all(root.children for root in made.prefix_cache._roots.values())
     for sequence in running:
         assert len(sequence.pages) >= pages_for(sequence.num_computed)
         assert sequence.num_shared_pages <= sequence.num_computed // PAGE_SIZE
@@ -104,16 +122,36 @@ class PageMachine(RuleBasedStateMachine):
             max_prefill_beside_decode=chunk,
             max_speculative_rows=rows,
         )
-        self.wanted: dict[str, tuple[int, ...]] = {}
-        self.answers: dict[str, list[int]] = {}
+        self.wanted: dict[str, Answer] = {}
+        self.answers: dict[str, list[float]] = {}
 
-    @rule(kind=st.integers(0, 2), length=st.integers(1, 90), new=st.integers(1, 30), greedy=st.booleans())
-    def add(self, kind: int, length: int, new: int, greedy: bool) -> None:
+    @rule(
+        kind=st.integers(0, 2),
+        length=st.integers(1, 90),
+        new=st.integers(1, 30),
+        greedy=st.booleans(),
+        adapter=st.sampled_from([None, None, *ADAPTERS]),
+    )
+    def add(self, kind: int, length: int, new: int, greedy: bool, adapter: str | None) -> None:
         self.count += 1
         name = f"r{self.count}"
-        self.engine.add_request(an_item(name, kind, length, new, greedy))
-        self.wanted[name] = expected(self.kv, self.pages, kind, length, new, greedy)
+        self.engine.add_request(replace(an_item(name, kind, length, new, greedy), adapter=adapter))
+        self.wanted[name] = expected(self.kv, self.pages, kind, length, new, greedy, adapter)
         self.answers[name] = []
+
+    @rule(kind=st.integers(0, 2), length=st.integers(1, 90), adapter=st.sampled_from([None, *ADAPTERS]))
+    def embed(self, kind: int, length: int, adapter: str | None) -> None:
+        self.count += 1
+        name = f"e{self.count}"
+        self.engine.add_request(replace(an_item(name, kind, length, 1, True), adapter=adapter, pooling="mean"))
+        self.wanted[name] = expected_embedding(self.kv, kind, length, adapter)
+        self.answers[name] = []
+
+    @rule(name=st.sampled_from(list(ADAPTERS)))
+    def reload(self, name: str) -> None:
+        """Its pages are found no more; requests that use it go on with it."""
+        self.engine.adapters.remove(name)
+        self.engine.adapters.add(name, LoraAdapter(ADAPTERS[name].factors))
 
     @rule(which=st.integers(0, 9))
     def abort(self, which: int) -> None:
@@ -144,7 +182,8 @@ class PageMachine(RuleBasedStateMachine):
                 assert page_bytes(self.engine.cache, page) == before[page][1], "a shared page was written to"
         check_pages(self.engine)
         for output in outputs:
-            self.answers[output.request_id] += output.token_ids
+            found = output.token_ids if output.embedding is None else output.embedding.tolist()
+            self.answers[output.request_id] += found
             if output.finish_reason is not None:
                 assert tuple(self.answers[output.request_id]) == self.wanted.pop(output.request_id)
 

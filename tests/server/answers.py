@@ -9,8 +9,8 @@ from typing import Any
 
 def read_events(body: str) -> list[Any]:
     """Data of server-sent events, comments left out; the end marker stays text."""
-    blocks = [block for block in body.split("\n\n") if block and not block.startswith(":")]
-    data = [block.removeprefix("data: ") for block in blocks]
+    blocks = [block.strip() for block in body.split("\n\n")]
+    data = [block.removeprefix("data: ") for block in blocks if block and not block.startswith(":")]
     return [one if one == "[DONE]" else json.loads(one) for one in data]
 
 

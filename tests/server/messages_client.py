@@ -8,8 +8,9 @@ from typing import Any
 import anthropic
 import httpx
 from anthropic.types import RawMessageStreamEvent
-from live import LiveServer
 from pydantic import BaseModel, TypeAdapter
+
+from live import LiveServer
 
 TOOL: dict[str, Any] = {
     "name": "get_weather",
@@ -35,11 +36,25 @@ def only_known(model: BaseModel) -> None:
                 only_known(one)
 
 
-def events_of(response: httpx.Response, kind: Any = RawMessageStreamEvent) -> list[Any]:
+def check(kind: Any, body: object) -> Any:
+    """A body, checked against the official type."""
+    checked = kind.model_validate(body, strict=True)
+    only_known(checked)
+    return checked
+
+
+def check_error(body: Any) -> None:
+    """Anthropic's error body."""
+    assert set(body) == {"type", "error"}
+    assert body["type"] == "error"
+    assert set(body["error"]) == {"type", "message"}
+    assert all(isinstance(one, str) and one for one in body["error"].values())
+
+
+def check_stream(text: str, kind: Any = RawMessageStreamEvent) -> list[Any]:
     """The events of a stream, each checked against the official type. Pings have none."""
-    assert response.headers["content-type"].startswith("text/event-stream")
     found = []
-    for block in response.text.split("\n\n")[:-1]:
+    for block in text.split("\n\n")[:-1]:
         name, data = (line.partition(": ")[2] for line in block.split("\n"))
         value = json.loads(data)
         assert value["type"] == name
@@ -47,6 +62,12 @@ def events_of(response: httpx.Response, kind: Any = RawMessageStreamEvent) -> li
             found.append(TypeAdapter(kind).validate_python(value))
             only_known(found[-1])
     return found
+
+
+def events_of(response: httpx.Response, kind: Any = RawMessageStreamEvent) -> list[Any]:
+    """The events of a streamed response."""
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return check_stream(response.text, kind)
 
 
 def streamed(server: LiveServer, body: dict[str, Any], kind: Any = RawMessageStreamEvent) -> list[Any]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from pydantic import BaseModel
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from openai.types.responses.input_token_count_response import InputTokenCountResponse
+from pydantic import BaseModel, TypeAdapter
 
 # What we (and vLLM, whose names these are) say beyond OpenAI.
 BEYOND = {
@@ -23,6 +25,9 @@ BEYOND = {
     "Completion": {"metadata", "prompt_logprobs", "prompt_token_ids"},
     "CompletionChoice": {"stop_reason", "token_ids", "prompt_token_ids"},
     "Model": {"root", "parent", "max_model_len"},
+    "Logprob": {"bytes"},  # of a stream's events, which have less of it than whole responses
+    "LogprobTopLogprob": {"bytes"},
+    "Response": {"store"},  # OpenAI's service says it, too; its schema does not
 }
 
 
@@ -51,6 +56,42 @@ def check_embeddings(body: Any) -> CreateEmbeddingResponse:
 def check_model(body: object) -> Model:
     """An entry of /v1/models."""
     return _check(Model, body)
+
+
+def check_response(body: object) -> Response:
+    """A `response` object."""
+    return _check(Response, _without_own_tools(body))
+
+
+def check_response_items(body: object) -> ResponseItemList:
+    """A page of a response's input items."""
+    return _check(ResponseItemList, body)
+
+
+def check_input_tokens(body: object) -> InputTokenCountResponse:
+    """A count of a prompt's tokens."""
+    return _check(InputTokenCountResponse, body)
+
+
+def check_response_event(body: Any) -> Any:
+    """One event of a streamed response."""
+    if "response" in body:
+        body = body | {"response": _without_own_tools(body["response"])}
+    checked = _EVENT.validate_python(body, strict=True)
+    _check_extras(checked)
+    return checked
+
+
+def check_response_stream(text: str) -> list[Any]:
+    """The whole stream of a response: types, names, numbers; OpenAI ends it without a mark."""
+    checked = [check_response_event(json.loads(data)) for data in events(text)]
+    names = [line.removeprefix("event: ") for line in text.split("\n") if line.startswith("event: ")]
+    assert [event.type for event in checked] == names
+    assert [event.sequence_number for event in checked] == list(range(len(checked)))
+    assert names[:2] == ["response.created", "response.in_progress"]
+    assert names[-1] in ("response.completed", "response.incomplete", "response.failed"), text[-3000:]
+    assert names[-1] in ("response.completed", "response.incomplete", "response.failed")
+    return checked
 
 
 def check_error(body: Any) -> None:
@@ -87,8 +128,16 @@ def events(text: str) -> Iterator[str]:
 
 def _chunks(text: str) -> Iterable[Any]:
     *chunks, done = events(text)
-    assert done == "[DONE]"
+    assert done == "[DONE]", done
     return [json.loads(chunk) for chunk in chunks]
+
+
+_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def _without_own_tools(body: Any) -> Any:
+    """Tools that GLM-4 knows and OpenAI does not are beyond its types."""
+    return body | {"tools": [tool for tool in body["tools"] if tool["type"] == "function"]}
 
 
 def _check(kind: type[Any], body: object) -> Any:

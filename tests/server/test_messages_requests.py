@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
+import jsonschema
 import pytest
 from anthropic.types.beta import BetaMessage, BetaMessageTokensCount, BetaRawMessageStreamEvent
 from live import LiveServer, config, serve
 from messages_client import TOOL, ask, client_of, events_of, only_known, streamed
+from pydantic import BaseModel
 
 from glm4.anthropic_format.fields import REFUSED_HEADERS
 from scripted_llm import scripted_llm
@@ -197,6 +199,7 @@ def claude_code_body() -> dict[str, Any]:
         "model": "claude-sonnet-4-5",
         "messages": [
             {"role": "user", "content": [reminder, {"type": "text", "text": "What is this?", "cache_control": cached}]},
+            {"role": "system", "content": "The following skills are available: none."},
             {"role": "assistant", "content": [{"type": "thinking", "thinking": "I read.", "signature": "s"}, call]},
             {"role": "user", "content": [{**result, "cache_control": {**cached, "ttl": "1h"}}]},
         ],
@@ -207,7 +210,7 @@ def claude_code_body() -> dict[str, Any]:
         ],
         "tools": [{"name": name, "description": f"{name}.\n" * 20, "input_schema": schema} for name in names],
         "metadata": {"user_id": json.dumps({"device_id": "d", "account_uuid": "", "session_id": "s"})},
-        "max_tokens": 32000,
+        "max_tokens": 64000,
         "thinking": {"type": "adaptive"},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         "output_config": {"effort": "medium"},
@@ -220,7 +223,7 @@ def test_what_claude_code_sends_is_answered(server: LiveServer) -> None:
     headers = {
         "x-api-key": "right-key",
         "anthropic-version": "2023-06-01",
-        "anthropic-beta": "claude-code-20250219,interleaved-thinking-2025-05-14,context-management-2025-06-27",
+        "anthropic-beta": "claude-code-20250219,context-management-2025-06-27,mid-conversation-system-2026-04-07",
         "anthropic-dangerous-direct-browser-access": "true",
         "x-app": "cli",
     }
@@ -266,3 +269,59 @@ def test_the_beta_client(client: anthropic.Anthropic) -> None:
     counted = client.beta.messages.count_tokens(**{key: value for key, value in body.items() if key != "max_tokens"})
     assert counted.context_management is not None
     assert counted.context_management.original_input_tokens == counted.input_tokens == final.usage.input_tokens
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A real engine whose model writes noise: whatever form its answers have, the grammar gave it."""
+    folder = write_folder(tmp_path_factory.mktemp("m") / "model", chat_template=None)
+    with serve(config("tiny", source=str(folder))) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "pick"}]
+)
+def test_forced_calls_fit_their_schema(random_model: LiveServer, choice: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "deep": {"type": "boolean"}},
+        "required": ["colour", "deep"],
+        "additionalProperties": False,
+    }
+    body = ask("x", tools=[{"name": "pick", "input_schema": schema}], tool_choice=choice)
+    with client_of(random_model) as client:
+        whole = client.messages.create(**body)
+        with client.messages.stream(**body) as stream:
+            final = stream.get_final_message()
+    for message in (whole, final):
+        (call,) = message.content
+        assert message.stop_reason == "tool_use"
+        assert call.name == "pick"  # type: ignore[union-attr]
+        jsonschema.validate(call.input, schema)  # type: ignore[union-attr]
+
+
+class Pick(BaseModel):
+    colour: Literal["red", "green"]
+    deep: bool
+
+
+def test_parsed_answers(random_model: LiveServer) -> None:
+    with client_of(random_model) as client:
+        parsed = client.messages.parse(**ask("x", output_format=Pick, output_config={"effort": "low"}))
+        assert isinstance(parsed.parsed_output, Pick)
+        with client.messages.stream(**ask("x", output_format=Pick)) as stream:
+            assert isinstance(stream.get_final_message().parsed_output, Pick)
+        bad = {"format": {"type": "json_schema", "schema": {"not": {"type": "string"}}}}
+        with pytest.raises(anthropic.BadRequestError, match="not"):
+            client.messages.create(**ask("x", output_config=bad))
+
+
+def test_no_tool_is_called_where_none_may_be(tmp_path: Path) -> None:
+    llm = scripted_llm(tmp_path, lambda prompt: "get_weather\n{}", dialect="glm4")
+    with serve(config("tiny"), llm) as running, client_of(running) as client:
+        body = ask("x", tools=[TOOL], tool_choice={"type": "none"})
+        message = client.messages.create(**body)
+        assert [block.type for block in message.content] == ["text"]
+        body.pop("max_tokens")
+        assert client.messages.count_tokens(**body).input_tokens == message.usage.input_tokens

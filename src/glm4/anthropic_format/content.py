@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from glm4.anthropic_format.members import check_cache_control, kind, members, one_of, refusal, string
-from glm4.chat.messages import Message, ToolCall
+from glm4.anthropic_format.members import check_cache_control, kind, members, one_of, refusal, shown, string
+from glm4.chat.messages import Message, Role, ToolCall
 
 INVALID_JSON = "INVALID_JSON"
 """The one member of an input that stands for arguments which were no JSON object."""
@@ -25,6 +25,38 @@ def read_system(value: Any) -> list[Message]:
     return [Message("system", text)] if text else []
 
 
+@dataclass
+class _Turn:
+    """A turn as it is put together, block by block."""
+
+    role: Role
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None
+
+    def takes(self, more: _Turn) -> bool:
+        """Whether `more` goes on with this turn: the same speaker, and no text after a call."""
+        same = self.role == more.role and self.role in ("user", "assistant")
+        return same and not (self.calls and (more.texts or more.reasoning))
+
+    def add(self, more: _Turn) -> None:
+        """Go on."""
+        self.texts += more.texts
+        self.reasoning += more.reasoning
+        self.calls += more.calls
+
+    def message(self) -> Message:
+        """The turn as the rest of glm4 knows it."""
+        return Message(
+            self.role,
+            "\n".join(filter(None, self.texts)),
+            reasoning="\n".join(filter(None, self.reasoning)) or None,
+            tool_calls=tuple(self.calls),
+            tool_call_id=self.tool_call_id,
+        )
+
+
 def read_messages(value: Any) -> list[Message]:
     """The turns of a conversation; neighbouring turns of one speaker become one, as they do at Anthropic.
 
@@ -35,85 +67,55 @@ def read_messages(value: Any) -> list[Message]:
         raise refusal("messages", "must be a list")
     if not value:
         raise refusal("messages", "at least one message is required")
-    turns: list[Message] = []
+    turns: list[_Turn] = []
     for index, raw in enumerate(value):
         where = f"messages.{index}"
         given = members(where, raw, ("role", "content"), ("role", "content"))
         reader = _READERS.get(given["role"]) if isinstance(given["role"], str) else None
         if reader is None:
-            raise refusal(f"{where}.role", f"must be user, assistant or system, not {given['role']!r}")
-        for message in reader(f"{where}.content", given["content"]):
-            if turns and _belong_together(turns[-1], message):
-                turns[-1] = _joined(turns[-1], message)
+            raise refusal(f"{where}.role", f"must be user, assistant or system, not {shown(given['role'])}")
+        for part in reader(f"{where}.content", given["content"]):
+            if turns and turns[-1].takes(part):
+                turns[-1].add(part)
             else:
-                turns.append(message)
-    return turns
+                turns.append(part)
+    return [turn.message() for turn in turns]
 
 
-def _belong_together(first: Message, second: Message) -> bool:
-    return first.role == second.role and first.role in ("user", "assistant") and not first.tool_calls
+def _system_turn(where: str, content: Any) -> Iterator[_Turn]:
+    yield _Turn("system", [content] if isinstance(content, str) else _texts(where, content))
 
 
-def _joined(first: Message, second: Message) -> Message:
-    return replace(
-        second,
-        content="\n".join(filter(None, (first.content, second.content))),
-        reasoning="\n".join(filter(None, (first.reasoning, second.reasoning))) or None,
-    )
-
-
-def _system_turn(where: str, content: Any) -> list[Message]:
-    return [Message("system", content if isinstance(content, str) else "\n".join(_texts(where, content)))]
-
-
-def _user_turn(where: str, content: Any) -> list[Message]:
+def _user_turn(where: str, content: Any) -> Iterator[_Turn]:
     """Texts and results of tools, in their order."""
     if isinstance(content, str):
-        return [Message("user", content)]
-    messages: list[Message] = []
-    texts: list[str] = []
-
-    def flush() -> None:
-        if texts:
-            messages.append(Message("user", "\n".join(texts)))
-            texts.clear()
-
+        yield _Turn("user", [content])
+        return
     for place, block in _blocks(where, content):
         if kind(place, block) == "tool_result":
-            flush()
-            messages.append(_tool_result(place, block))
+            yield _tool_result(place, block)
         else:
-            texts.append(_text_of(place, block))
-    flush()
-    return messages
+            yield _Turn("user", [_text_of(place, block)])
 
 
-def _assistant_turn(where: str, content: Any) -> list[Message]:
-    """Thinking, text and calls; a text after a call begins a message of its own."""
+def _assistant_turn(where: str, content: Any) -> Iterator[_Turn]:
+    """Thinking, text and calls."""
     if isinstance(content, str):
-        return [Message("assistant", content)]
-    messages = [Message("assistant")]
+        yield _Turn("assistant", [content])
+        return
     for place, block in _blocks(where, content):
         what = kind(place, block)
-        if what == "tool_use":
-            last = messages[-1]
-            messages[-1] = replace(last, tool_calls=(*last.tool_calls, _tool_use(place, block)))
-            continue
-        if what == "redacted_thinking":
-            members(place, block, ("type", "data"), ("data",))  # sealed by Anthropic: nothing a model could read
-            continue
-        if what == "thinking":
+        if what == "text":
+            yield _Turn("assistant", [_text_block(place, block)])
+        elif what == "thinking":
             given = members(place, block, ("type", "thinking", "signature"), ("thinking",))
-            added = Message("assistant", reasoning=string(f"{place}.thinking", given["thinking"]))
-        elif what == "text":
-            added = Message("assistant", _text_block(place, block))
+            yield _Turn("assistant", reasoning=[string(f"{place}.thinking", given["thinking"])])
+        elif what == "tool_use":
+            yield _Turn("assistant", calls=[_tool_use(place, block)])
+        elif what == "redacted_thinking":
+            members(place, block, ("type", "data"), ("data",))  # sealed by Anthropic: nothing a model could read
         else:
             raise _unknown_block(place, what)
-        if messages[-1].tool_calls:
-            messages.append(added)
-        else:
-            messages[-1] = _joined(messages[-1], added)
-    return messages
 
 
 _READERS = {"user": _user_turn, "assistant": _assistant_turn, "system": _system_turn}
@@ -132,7 +134,7 @@ def _texts(where: str, content: Any) -> list[str]:
     for place, block in _blocks(where, content):
         what = kind(place, block)
         if what != "text":
-            raise refusal(f"{place}.type", f"must be text, not {what!r}")
+            raise refusal(f"{place}.type", f"must be text, not {shown(what)}")
         texts.append(_text_block(place, block))
     return texts
 
@@ -159,7 +161,7 @@ def _text_of(where: str, block: Mapping[str, Any]) -> str:
 
 
 def _unknown_block(where: str, what: str) -> Exception:
-    return refusal(f"{where}.type", f"content blocks of type {what!r} are not supported here")
+    return refusal(f"{where}.type", f"content blocks of type {shown(what)} are not supported here")
 
 
 def _document(where: str, block: Mapping[str, Any]) -> str:
@@ -177,7 +179,7 @@ def _document(where: str, block: Mapping[str, Any]) -> str:
         content = source["content"]
         text = content if isinstance(content, str) else "\n".join(_texts(f"{place}.content", content))
     else:
-        raise refusal(f"{place}.type", f"documents of type {what!r} cannot be read here; send their text")
+        raise refusal(f"{place}.type", f"documents of type {shown(what)} cannot be read here; send their text")
     return _tagged("document", {name: given[name] for name in ("title", "context") if name in given}, text, where)
 
 
@@ -215,7 +217,7 @@ def _tool_use(where: str, block: Mapping[str, Any]) -> ToolCall:
     return ToolCall(string(f"{where}.id", given["id"]), string(f"{where}.name", given["name"]), text)
 
 
-def _tool_result(where: str, block: Mapping[str, Any]) -> Message:
+def _tool_result(where: str, block: Mapping[str, Any]) -> _Turn:
     known = ("type", "tool_use_id", "content", "is_error", "cache_control")
     given = members(where, block, known, ("tool_use_id",))
     check_cache_control(where, given)
@@ -224,4 +226,4 @@ def _tool_result(where: str, block: Mapping[str, Any]) -> Message:
         content = "\n".join(_text_of(place, part) for place, part in _blocks(f"{where}.content", content))
     if one_of(f"{where}.is_error", given.get("is_error", False), [False, True]):
         content = f"Error: {content}"  # the model's prompt has no other place for it
-    return Message("tool", content, tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))
+    return _Turn("tool", [content], tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))

@@ -13,6 +13,12 @@ def refusal(where: str, text: str) -> InvalidRequestError:
     return InvalidRequestError(f"{where}: {text}", param=where)
 
 
+def shown(value: object) -> str:
+    """A value for an error message, which must not become as long as the request."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
 def members(where: str, value: Any, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
     """The members of an object that are not null.
 
@@ -24,7 +30,7 @@ def members(where: str, value: Any, known: Sequence[str], required: Sequence[str
     given = {key: one for key, one in value.items() if one is not None}
     for key in given:
         if key not in known:
-            raise refusal(f"{where}.{key}", "this field is not supported")
+            raise refusal(f"{where}.{key[:80]}", "this field is not supported")
     for key in required:
         if key not in given:
             raise refusal(f"{where}.{key}", "this field is required")
@@ -42,7 +48,7 @@ def one_of(where: str, value: Any, allowed: Sequence[Any]) -> Any:
     """A value of which only some are done here."""
     if not any(value == one and type(value) is type(one) for one in allowed):
         choice = " or ".join(repr(one) for one in allowed)
-        raise refusal(where, f"{value!r} is not supported; only {choice} is")
+        raise refusal(where, f"{shown(value)} is not supported; only {choice} is")
     return value
 
 

@@ -119,7 +119,9 @@ def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
 def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
     """The form the answer must have."""
     form = given.get("output_config", {}).get("format")
-    return {} if form is None else {"structured_outputs": StructuredOutputs(json=form["schema"])}
+    if form is None:
+        return {}
+    return {"structured_outputs": StructuredOutputs(json=form["schema"], param="output_config.format")}
 
 
 def _thinking(wanted: Mapping[str, Any]) -> Thinking:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.anthropic_format.members import check_cache_control, kind, members, one_of, refusal, string
+from glm4.anthropic_format.members import check_cache_control, kind, members, one_of, refusal, shown, string
 from glm4.openai_format.requests import ToolChoice
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
@@ -43,10 +43,12 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise refusal("tools", "must be a list")
     tools = [_tool(f"tools.{index}", tool) for index, tool in enumerate(value)]
-    names = [tool["function"]["name"] for tool in tools]
-    for index, name in enumerate(names):
-        if name in names[:index]:
+    names: set[str] = set()
+    for index, tool in enumerate(tools):
+        name = tool["function"]["name"]
+        if name in names:
             raise refusal(f"tools.{index}.name", f"there is a tool {name!r} already")
+        names.add(name)
     return tuple(tools)
 
 
@@ -54,8 +56,8 @@ def _tool(where: str, raw: Any) -> dict[str, Any]:
     if isinstance(raw, Mapping) and raw.get("type", "custom") not in ("custom", None):
         raise refusal(
             f"{where}.type",
-            f"{kind(where, raw)!r} is a tool of Anthropic's own, which is not available here; describe a tool of yours"
-            " with name, description and input_schema",
+            f"{shown(kind(where, raw))} is a tool of Anthropic's own, which is not available here; describe a tool of"
+            " yours with name, description and input_schema",
         )
     given = members(where, raw, _KNOWN, ("name", "input_schema"))
     check_cache_control(where, given)

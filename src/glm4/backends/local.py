@@ -190,8 +190,7 @@ class LocalBackend:
 
     def close(self) -> None:
         """Forget running requests; the memory goes when this object goes."""
-        for request_id in self.engine.request_ids():
-            self.engine.abort(request_id)
+        self.engine.close()
 
 
 def _adapter_info(name: str, adapter: LoraAdapter) -> AdapterInfo:

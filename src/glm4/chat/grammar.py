@@ -13,9 +13,8 @@ from typing import Any
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
 
-# One space after `:` and `,` is how models have seen JSON in training (Python's json.dumps writes it so); where
-# there is no freedom to put more, small ones cannot write whitespace forever. `lenient` would ignore keywords it does
-# not know.
+# One space after `:` and `,` is how models have seen JSON in training (Python's json.dumps writes it so); where they
+# may not put more, small ones cannot write whitespace forever. `lenient` would ignore keywords it does not know.
 JSON_OPTIONS: Mapping[str, Any] = {
     "whitespace_flexible": False,
     "item_separator": ", ",

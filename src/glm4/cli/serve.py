@@ -117,6 +117,13 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory."),
     ] = None,
+    store_max_mb: Annotated[
+        int, typer.Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Responses kept, in all.")
+    ] = 256,
+    store_max_days: Annotated[
+        float,
+        typer.Option(min=0.001, metavar="DAYS", rich_help_panel=_LIMITS, help="How long a response is kept unused."),
+    ] = 30.0,
     log_format: Annotated[
         str, typer.Option(metavar="FORMAT", rich_help_panel=_LOG, help="text or json (one object a line).")
     ] = "text",
@@ -162,6 +169,8 @@ def serve(
         max_body_bytes=max_body_mb << 20,
         shutdown_timeout=shutdown_timeout,
         store_path=store,
+        store_max_bytes=store_max_mb << 20,
+        store_max_age=store_max_days * 86400,
         allow_adapter_loading=allow_adapter_loading,
         log_prompts=log_prompts,
         metrics_prefix=metrics_prefix,
@@ -176,12 +185,13 @@ def _run(config: ServerConfig, *, preload: bool) -> None:
     from glm4.server.run import bind, run
 
     load = _preloaded(config) if preload else None
+    app = create_app(config, load)
     listener = bind(config)
     address, port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     notice(f"serving {', '.join(spec.names[0] for spec in config.models)} at http://{shown}:{port}/v1")
     notice(f"documentation: http://{shown}:{port}/docs   stop with Ctrl-C")
-    run(create_app(config, load), config, listener)
+    run(app, config, listener)
 
 
 def _preloaded(config: ServerConfig) -> Any:

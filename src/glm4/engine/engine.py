@@ -92,6 +92,9 @@ class Engine:
             for token in getattr(request.params, name) or ():
                 if not 0 <= token < vocab_size:
                     raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
+        ends = request.stop_ids | set(request.params.stop_token_ids)
+        if request.params.min_tokens and len(ends) + len(self._banned_ids) >= vocab_size:
+            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
         if request.pooling is not None:
             for name, value in (("prompt_logprobs", request.params.prompt_logprobs), ("grammar", request.constraint)):
                 if value is not None:
@@ -109,6 +112,14 @@ class Engine:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self.scheduler.remove(sequence)
+
+    def close(self) -> None:
+        """Drop all requests and end the threads that follow grammars. Idempotent."""
+        for request_id in self.request_ids():
+            self.abort(request_id)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
 
     def request_ids(self) -> list[str]:
         """Ids of all requests that are waiting or running."""

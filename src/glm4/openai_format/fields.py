@@ -12,7 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.errors import InvalidRequestError
-from glm4.sampling_params import MAX_LOGPROBS, MAX_N, MAX_STOP_STRINGS
+from glm4.sampling_params import (
+    MAX_LOGPROBS,
+    MAX_N,
+    MAX_REPETITION_PENALTY,
+    MAX_STOP_STRINGS,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
+)
 
 Schema = Mapping[str, Any]
 Reader = Callable[[str, Any], Any]
@@ -159,7 +166,7 @@ def _option(name: str, schema: Schema, read: Reader = as_it_is) -> tuple[str, Fi
 OPTIONS: Mapping[str, Field] = MappingProxyType(
     dict(
         [
-            _option("temperature", _number(0)),
+            _option("temperature", _number(0, MAX_TEMPERATURE)),
             _option("top_p", {**_number(None, 1), "exclusiveMinimum": 0}),
             _option("top_k", _integer(-1)),
             _option("min_p", _number(0, 1)),
@@ -169,7 +176,7 @@ OPTIONS: Mapping[str, Field] = MappingProxyType(
             _option("seed", _integer()),
             _option("presence_penalty", _number(-2, 2)),
             _option("frequency_penalty", _number(-2, 2)),
-            _option("repetition_penalty", {"type": "number", "exclusiveMinimum": 0}),
+            _option("repetition_penalty", _number(MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)),
             _option("stop", {"anyOf": [{"type": "string", "minLength": 1}, _STRINGS]}, _stop),
             _option("stop_token_ids", IDS, token_ids),
             _option("ignore_eos", BOOLEAN, boolean),

@@ -110,8 +110,7 @@ class _Call:
     def end(self, emit: Emit, status: str) -> Item:
         arguments = "".join(self._arguments)
         item = {**self._item, "status": status, "arguments": arguments}
-        name = self._item["name"]
-        emit("response.function_call_arguments.done", **self._place, arguments=arguments, name=name)
+        emit("response.function_call_arguments.done", **self._place, arguments=arguments)
         emit("response.output_item.done", output_index=self._place["output_index"], item=item)
         return item
 

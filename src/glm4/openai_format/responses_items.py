@@ -35,7 +35,13 @@ def read_input(name: str, value: Any) -> list[Item]:
         raise InvalidRequestError(f"{name} must be a string or a list of items", param=name)
     if len(value) > MAX_ITEMS:
         raise InvalidRequestError(f"{name} has {len(value)} items; at most {MAX_ITEMS} are taken", param=name)
-    return [_item(raw, f"{name}[{index}]") for index, raw in enumerate(value)]
+    items = [_item(raw, f"{name}[{index}]") for index, raw in enumerate(value)]
+    seen: set[str] = set()
+    for index, item in enumerate(items):
+        if item["id"] in seen:
+            raise InvalidRequestError(f"{name} has two items with id {item['id']!r}", param=f"{name}[{index}].id")
+        seen.add(item["id"])
+    return items
 
 
 def _item(raw: Any, where: str) -> Item:
@@ -58,19 +64,21 @@ def _message(given: Mapping[str, Any], where: str) -> Item:
         raise InvalidRequestError(
             f"{where}.role must be user, assistant, system or developer, not {role!r}", param=f"{where}.role"
         )
-    own, others = ("output_text", "input_text") if role == "assistant" else ("input_text", "output_text")
+    own, *others = ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text")
     content = given.get("content", "")
     parts = [{"type": own, "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list):
         raise InvalidRequestError(f"{where}.content must be a string or a list of parts", param=f"{where}.content")
-    read = [_part(part, own, others, f"{where}.content[{index}]") for index, part in enumerate(parts)]
+    read = [_part(part, (own, *others), f"{where}.content[{index}]") for index, part in enumerate(parts)]
     item = {"id": _text(given, "id", where, item_id("msg")), "type": "message", "role": role}
     return item | {"status": _status(given, where), "content": read}
 
 
-def _part(raw: Any, own: str, other: str, where: str) -> dict[str, Any]:
+def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
+    """A text part; whichever kind a client took for it, it is kept as the first."""
     kind = raw.get("type") if isinstance(raw, Mapping) else None
-    if not isinstance(raw, Mapping) or kind not in (own, other, "refusal"):
+    own = kinds[0]
+    if not isinstance(raw, Mapping) or kind not in kinds:
         raise InvalidRequestError(
             f"this model reads text only; {where} must be of type {own}, not {kind!r}", param=f"{where}.type"
         )
@@ -107,7 +115,7 @@ def _function_call_output(given: Mapping[str, Any], where: str) -> Item:
         if not isinstance(output, list):
             raise InvalidRequestError(f"{where}.output must be a string or a list of parts", param=f"{where}.output")
         at = f"{where}.output"
-        output = [_part(part, "input_text", "input_text", f"{at}[{index}]") for index, part in enumerate(output)]
+        output = [_part(part, ("input_text",), f"{at}[{index}]") for index, part in enumerate(output)]
     return {
         "id": _text(given, "id", where, item_id("fco")),
         "type": "function_call_output",

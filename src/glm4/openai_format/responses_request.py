@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from glm4.chat.glm4 import RAW_TOOLS
 from glm4.chat.messages import Message
 from glm4.errors import InvalidRequestError
+from glm4.openai_format import responses_schemas
 from glm4.openai_format.fields import (
     BOOLEAN,
     CHAT_FIELDS,
-    OBJECT,
     OPTIONS,
     STRING,
     Field,
@@ -25,7 +24,7 @@ from glm4.openai_format.fields import (
     text,
 )
 from glm4.openai_format.requests import ChatRequest, ToolChoice
-from glm4.openai_format.responses_items import MAX_ITEMS, Item, read_input, to_messages
+from glm4.openai_format.responses_items import Item, read_input, to_messages
 from glm4.openai_format.responses_tools import offer, read_object, read_tool_choice, read_tools
 from glm4.sampling_params import MAX_LOGPROBS, SamplingParams
 from glm4.structured_outputs import StructuredOutputs
@@ -196,8 +195,8 @@ def _format(name: str, value: Any) -> dict[str, Any]:
 
 def _structured(form: Mapping[str, Any]) -> StructuredOutputs | None:
     if form["type"] == "json_schema":
-        return StructuredOutputs(json=form["schema"])
-    return StructuredOutputs(json_object=True) if form["type"] == "json_object" else None
+        return StructuredOutputs(json=form["schema"], param="text.format")
+    return StructuredOutputs(json_object=True, param="text.format") if form["type"] == "json_object" else None
 
 
 # Other fields with parts
@@ -240,75 +239,17 @@ def _whole(low: int, high: int | None = None) -> Field:
     return Field(schema if high is None else {**schema, "maximum": high}, read)
 
 
-_ITEMS: Mapping[str, Any] = {
-    "anyOf": [
-        STRING,
-        {
-            "type": "array",
-            "maxItems": MAX_ITEMS,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "type": {
-                        "enum": ["message", "function_call", "function_call_output", "reasoning", "item_reference"]
-                    },
-                    "role": {"enum": ["user", "assistant", "system", "developer"]},
-                    "content": {"anyOf": [STRING, {"type": "array", "items": OBJECT}]},
-                    "call_id": STRING,
-                    "name": STRING,
-                    "arguments": STRING,
-                    "output": {"anyOf": [STRING, {"type": "array", "items": OBJECT}]},
-                },
-            },
-        },
-    ]
-}
-_FUNCTION: Mapping[str, Any] = {
-    "type": "object",
-    "required": ["type"],
-    "properties": {
-        "type": {"enum": ["function", *RAW_TOOLS]},
-        "name": STRING,
-        "description": STRING,
-        "parameters": OBJECT,
-        "strict": BOOLEAN,
-    },
-}
-_FORMAT: Mapping[str, Any] = {
-    "type": "object",
-    "required": ["type"],
-    "properties": {
-        "type": {"enum": ["text", "json_object", "json_schema"]},
-        "name": STRING,
-        "schema": OBJECT,
-        "strict": BOOLEAN,
-        "description": STRING,
-    },
-}
-
 INPUT_TOKENS_FIELDS: Mapping[str, Field] = MappingProxyType(
     {
         "model": CHAT_FIELDS["model"],
-        "input": Field(_ITEMS, read_input),
+        "input": Field(responses_schemas.INPUT, read_input),
         "instructions": Field(STRING, text),
         "previous_response_id": Field(STRING, text),
-        "tools": Field({"type": "array", "maxItems": 128, "items": _FUNCTION}, read_tools),
-        "tool_choice": Field({"anyOf": [{"enum": ["none", "auto", "required"]}, OBJECT]}, read_tool_choice),
+        "tools": Field(responses_schemas.TOOLS, read_tools),
+        "tool_choice": Field(responses_schemas.TOOL_CHOICE, read_tool_choice),
         "parallel_tool_calls": CHAT_FIELDS["parallel_tool_calls"],
-        "text": Field(
-            {"type": "object", "properties": {"format": _FORMAT, "verbosity": {"enum": ["medium"]}}}, _text_options
-        ),
-        "reasoning": Field(
-            {
-                "type": "object",
-                "properties": {
-                    "effort": {"enum": ["medium", "none"]},
-                    "context": {"enum": ["auto", "current_turn"]},
-                    "mode": {"enum": ["standard"]},
-                },
-            },
-            _reasoning,
-        ),
+        "text": Field(responses_schemas.TEXT, _text_options),
+        "reasoning": Field(responses_schemas.REASONING, _reasoning),
         "truncation": Field({"enum": ["disabled"]}, only("disabled")),
         "chat_template_kwargs": CHAT_FIELDS["chat_template_kwargs"],
     }
@@ -323,9 +264,7 @@ RESPONSES_FIELDS: Mapping[str, Field] = MappingProxyType(
             name: CHAT_FIELDS[name]
             for name in ("user", "safety_identifier", "prompt_cache_key", "metadata", "service_tier", "stream")
         },
-        "stream_options": Field(
-            {"type": "object", "properties": {"include_obfuscation": {"enum": [False]}}}, _stream_options
-        ),
+        "stream_options": Field(responses_schemas.STREAM_OPTIONS, _stream_options),
         "include": Field({"type": "array", "items": {"enum": list(INCLUDABLE)}}, _include),
         "max_output_tokens": _whole(1),
         "top_logprobs": _whole(0, MAX_LOGPROBS),

@@ -35,8 +35,8 @@ async def load_adapter(request: Request) -> Response:
         raise ApiError(400, f"the name {name!r} is taken", "lora_name", "invalid_value")
     try:
         await target.engine.load_adapter(name, path)
-    except InvalidRequestError:
-        raise
+    except InvalidRequestError as error:
+        raise InvalidRequestError(str(error), param="lora_name") from None
     except (Glm4Error, OSError) as error:
         log.warning("adapter %s cannot be loaded: %s", name, error)  # the message has paths of this machine
         raise ApiError(400, "the adapter cannot be loaded; the server's log says why", "lora_path",

@@ -36,7 +36,7 @@ async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str
 
 
 def _check_type(request: Request) -> None:
-    """Refuse types that a web page may send to this machine without asking first (CORS), and with them curl's default."""
+    """Refuse types that a web page may send to this machine unasked (CORS), and with them curl's default."""
     kind = request.headers.get("content-type")
     if kind is None and "origin" not in request.headers:
         return  # a program that does not say; browsers always send an origin

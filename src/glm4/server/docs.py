@@ -1,4 +1,4 @@
-"""GET /docs: a page that lists the operations of /openapi.json. Static files of this package; nothing from elsewhere."""
+"""GET /docs: a page that lists the operations of /openapi.json. Static files of this package."""
 
 from __future__ import annotations
 

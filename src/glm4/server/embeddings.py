@@ -58,7 +58,7 @@ async def _answer(
     outputs = await whole_many(state, target, batch)
     data = []
     for index, output in enumerate(outputs):
-        vector = np.asarray(output.embedding, np.float32)
+        vector = np.asarray(output.as_embedding().embedding, np.float32)
         size = given.get("dimensions", len(vector))
         if size > len(vector):
             raise InvalidRequestError(

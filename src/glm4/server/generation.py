@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
+import anyio
+
 from glm4.async_llm import RequestStream
 from glm4.errors import Glm4Error
 from glm4.outputs import RequestOutput, StreamChunk
@@ -41,21 +43,21 @@ class Generation:
         """Wait for a place and hand the request to the engine.
 
         Raises:
-            ApiError: no place (429, 503).
+            ApiError: no place (429, 503), or not before the request's time is over (504).
             InvalidRequestError: the engine refuses it.
         """
         loop = asyncio.get_running_loop()
-        deadline = None if self._timeout is None else loop.time() + self._timeout
+        too_long = ApiError(504, f"the answer took longer than {self._timeout or 0:g} seconds", code="timeout")
         try:
-            await self._stack.enter_async_context(self.target.admission.slot(self.prepared.params.n))
-            self._stream = await self.target.engine.submit(self.prepared)
-        except BaseException:
+            with anyio.fail_after(self._timeout) as scope:
+                await self._stack.enter_async_context(self.target.admission.slot(self.prepared.params.n))
+                self._stream = await self.target.engine.submit(self.prepared)
+        except BaseException as error:
             await self.close()
-            raise
+            raise too_long if isinstance(error, TimeoutError) else error from None
         self._stack.callback(self._stream.close)
-        if deadline is not None:
-            error = ApiError(504, f"the answer took longer than {self._timeout:g} seconds", code="timeout")
-            timer = loop.call_at(deadline, self._stream.put, error)
+        if self._timeout is not None:
+            timer = loop.call_at(scope.deadline, self._stream.put, too_long)
             self._stack.callback(timer.cancel)
         self._timer.admitted()
 

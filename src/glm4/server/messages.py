@@ -29,7 +29,7 @@ async def messages(request: Request) -> Response:
     body = await state.read(request)
     _check_headers(request)
     target = state.target(body)
-    wanted = parse_message(body, target.llm.default_sampling_params())
+    wanted = await prepare(lambda: parse_message(body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, wanted))
 
 
@@ -39,7 +39,7 @@ async def count_tokens(request: Request) -> Response:
     body = await state.read(request)
     _check_headers(request)
     target = state.target(body)
-    wanted = parse_count(body, target.llm.default_sampling_params())
+    wanted = await prepare(lambda: parse_count(body, target.llm.default_sampling_params()))
     count = await prepare(lambda: _count(target, wanted))
     counts: dict[str, object] = {"input_tokens": count}
     if wanted.manages_context:

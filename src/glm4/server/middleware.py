@@ -29,6 +29,7 @@ PUBLIC_PATHS = frozenset(
 )
 """Open without a key: whether the server lives, and what it can do."""
 
+_NOTHING_SENT = 499  # as it is logged: the client hung up before there was an answer
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -49,7 +50,7 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
-        started, status = time.monotonic(), 499
+        started, status = time.monotonic(), _NOTHING_SENT
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -63,9 +64,11 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
-            # The client has its answer (`error_response` logged the error) or is gone; the server itself goes on.
-            logging.getLogger("glm4.server").debug("request %s ended with an error", request_id, exc_info=True)
+        except Exception as error:
+            # Starlette's own last resort stands outside of this class and would answer in plain text.
+            response = error_response(Request(scope), error)
+            if status == _NOTHING_SENT:
+                await response(scope, receive, send_with_id)
         finally:
             milliseconds = 1000 * (time.monotonic() - started)
             access_log.info(

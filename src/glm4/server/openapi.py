@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse, Response
 from glm4 import __version__
 from glm4.openai_format.fields import body_schema
 from glm4.server.config import ServerConfig
+from glm4.server.message_answers import MESSAGES_SCHEMAS
 from glm4.server.middleware import PUBLIC_PATHS
 from glm4.server.operations import OPERATIONS, TEXT, Operation
 from glm4.server.response_schemas import SCHEMAS, closed, ref
+from glm4.server.responses_answers import RESPONSES_SCHEMAS
 from glm4.server.state import server_state
 
 _ERRORS: Mapping[int, str] = {
@@ -60,7 +62,7 @@ def document(config: ServerConfig) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,
         "components": {
-            "schemas": dict(SCHEMAS),
+            "schemas": {**SCHEMAS, **RESPONSES_SCHEMAS, **MESSAGES_SCHEMAS},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -125,16 +127,16 @@ def _answer(operation: Operation) -> dict[str, Any]:
     else:
         answer = {"content": {"application/json": {"schema": ref(operation.answer)}}}
     if operation.events is not None:
-        answer["content"]["text/event-stream"] = {"schema": _event(operation.events)}
+        answer["content"]["text/event-stream"] = {"schema": _event(operation.events, operation.error_schema)}
     return {"description": "the answer", "headers": _REQUEST_ID, **answer}
 
 
-def _event(name: str) -> dict[str, Any]:
+def _event(name: str, error: str) -> dict[str, Any]:
     """A server-sent event, as its parsed fields. OpenAPI 3.1 has no word for a stream of them (3.2 has itemSchema)."""
     chunk = {
         "type": "string",
         "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": [ref(name), ref("Error")]},
+        "contentSchema": {"anyOf": [ref(name), ref(error)]},
     }
     data = {
         "description": "JSON: a part of the answer, or an error that ends the stream; [DONE] comes last",

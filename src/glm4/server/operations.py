@@ -1,7 +1,7 @@
 """The operations of the API as its document shows them: one row for each route of `app.ROUTES`.
 
-A new endpoint is a line in `app.ROUTES`, a row here, and the schema of its answer in `response_schemas`. A test compares
-the two tables.
+A new endpoint is a line in `app.ROUTES`, a row here, and the schema of its answer in `response_schemas`. A test
+compares the two tables.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from glm4.anthropic_format.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
 from glm4.openai_format.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
+from glm4.openai_format.responses_request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
 from glm4.server.adapters import LOAD_FIELDS, UNLOAD_FIELDS
 from glm4.server.embeddings import EMBEDDING_FIELDS
 from glm4.server.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
@@ -57,6 +59,7 @@ class Operation:
     error_schema: str = "Error"
 
 
+_RESPONSE_ID = {"response_id": "the id of a stored response"}
 _HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -71,11 +74,56 @@ OPERATIONS: tuple[Operation, ...] = (
         events="CompletionChunk", errors=_GENERATING,
     ),
     Operation(
-        "post", "/v1/embeddings", "Text", "Turn texts into vectors (mean-pooled hidden states)", "把文本变成向量（隐藏状态的均值）",
+        "post", "/v1/messages", "Anthropic", "Answer a conversation, in Anthropic's words",
+        "以 Anthropic 的格式回答一段对话", "Message", MESSAGE_FIELDS, MESSAGE_REQUIRED,
+        {"messages": _HELLO, "max_tokens": 64, "stream": True},
+        events="MessageEvent", errors=_GENERATING, error_schema="AnthropicError",
+    ),
+    Operation(
+        "post", "/v1/messages/count_tokens", "Anthropic", "How many tokens the prompt of such a request has",
+        "这样的请求的提示词有多少 token", "MessageTokenCount", COUNT_FIELDS, COUNT_REQUIRED, {"messages": _HELLO},
+        errors=_READING, error_schema="AnthropicError",
+    ),
+    Operation(
+        "post", "/v1/responses", "Responses", "Answer, and keep the answer so that a later request can continue it",
+        "回答并保存，后续请求可以接着对话", "Response", RESPONSES_FIELDS, (),
+        {"input": "Why is the sky blue?", "max_output_tokens": 64, "stream": True},
+        events="ResponseEvent", errors=_GENERATING,
+    ),
+    Operation(
+        "get", "/v1/responses/{response_id}", "Responses", "A stored response", "读取已保存的回答",
+        "Response", errors=(400, 404), parameters=_RESPONSE_ID,
+    ),
+    Operation(
+        "delete", "/v1/responses/{response_id}", "Responses", "Forget a stored response", "删除已保存的回答",
+        "DeletedResponse", errors=(404,), parameters=_RESPONSE_ID,
+    ),
+    Operation(
+        "post", "/v1/responses/{response_id}/cancel", "Responses",
+        "Always an error: nothing runs in the background; a stream ends by closing it",
+        "总是报错：没有后台任务；关闭连接即可结束流", "Response", errors=(400, 404), parameters=_RESPONSE_ID,
+    ),
+    Operation(
+        "get", "/v1/responses/{response_id}/input_items", "Responses", "What its request added to the conversation",
+        "该请求给对话加入的内容", "ResponseItemList", errors=(400, 404),
+        parameters={
+            **_RESPONSE_ID,
+            "limit": "items a page, 1 to 100", "order": "asc or desc", "after": "id of the last item seen",
+        },
+    ),
+    Operation(
+        "post", "/v1/responses/input_tokens", "Responses", "How many tokens the prompt of such a request has",
+        "这样的请求的提示词有多少 token", "InputTokenCount", INPUT_TOKENS_FIELDS, (), {"input": "Hello"},
+        errors=_READING,
+    ),
+    Operation(
+        "post", "/v1/embeddings", "Text", "Turn texts into vectors (mean-pooled hidden states)",
+        "把文本变成向量（隐藏状态的均值）",
         "EmbeddingList", EMBEDDING_FIELDS, ("input",), {"input": ["first text", "second text"]}, errors=_GENERATING,
     ),
     Operation(
-        "get", "/v1/models", "Models", "List the names a request's model may have", "列出请求中 model 可取的名称", "ModelList",
+        "get", "/v1/models", "Models", "List the names a request's model may have",
+        "列出请求中 model 可取的名称", "ModelList",
     ),
     Operation(
         "get", "/v1/models/{model}", "Models", "Describe one of them", "查看其中一个", "Model", errors=(404,),

@@ -1,4 +1,4 @@
-"""JSON schemas of what the server answers, for the OpenAPI document. Objects are closed: a field not named is a fault."""
+"""JSON schemas of what the server answers, for the OpenAPI document. Objects are closed: other fields are faults."""
 
 from __future__ import annotations
 

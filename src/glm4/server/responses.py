@@ -228,10 +228,13 @@ async def _events(
 
 
 async def _finish_quietly(state: ServerState, writer: ResponseWriter) -> None:
-    try:
-        await state.responses.finish(writer.response)
-    except StoreError as error:
-        log.error("the end of a response was not stored: %s", error)
+    """Store an end that nobody waits for. If it is the output that cannot be stored, the rest still can."""
+    for response in (writer.response, {**writer.response, "output": []}):
+        try:
+            await state.responses.finish(response)
+            return
+        except StoreError as error:
+            log.error("the end of a response was not stored: %s", error)
 
 
 def _written(events: Iterable[Mapping[str, Any]]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -41,6 +42,31 @@ class LiveServer:
         """For raw sockets."""
         host, port = self.url.removeprefix("http://").split(":")
         return host, int(port)
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of the server's event loop: its own and those of requests."""
+        loading = self.state.models._loading
+        assert loading is not None
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1
+
+        return asyncio.run_coroutine_threadsafe(count(), loading.get_loop()).result()
+
+    @property
+    def leftovers(self) -> dict[str, int]:
+        """What requests hold of the first model; all zero when there are none. Cached prefixes are held by nobody."""
+        model, stats = self.state.models.models[0], self.llm.stats()
+        assert model.admission is not None
+        return {
+            "running": stats.num_running,
+            "waiting": stats.num_waiting,
+            "pages": stats.kv_pages_used,
+            "places": model.admission.num_taken,
+            "queue": model.admission.num_waiting,
+            "unfinished": int(self.llm.has_unfinished_requests()),
+        }
 
     def client(self, **options: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)  # type: ignore[arg-type]
