@@ -195,12 +195,13 @@ def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
 
 def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
     kind = value.get("type")
-    if kind == "text":
-        return None
     for key in value:
         # llama.cpp and others take a schema beside json_object; ignored, it would be a promise not kept.
-        if key not in ("type", "schema" if kind == "json_object" else "json_schema"):
+        known = {"json_object": "schema", "json_schema": "json_schema"}.get(str(kind))
+        if key not in ("type", known) and value[key] is not None:
             raise InvalidRequestError(f"unsupported field {key!r}", param=f"response_format.{key}")
+    if kind == "text":
+        return None
     if kind == "json_object" and value.get("schema") is not None:
         return StructuredOutputs(json=_schema(value["schema"], "response_format.schema"))
     if kind == "json_object":
