@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from glm4.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from glm4.async_llm import AsyncLLM
     from glm4.chat.messages import Message, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from glm4.outputs import CompletionOutput, RequestOutput, StreamChunk
     from glm4.sampling_params import SamplingParams
     from glm4.structured_outputs import StructuredOutputs
-
-__version__ = "0.1.0"
 
 # Loaded on first use: `import glm4` alone reads no NumPy and takes a few milliseconds.
 _PUBLIC = {

@@ -8,11 +8,11 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from glm4 import __version__
 from glm4.errors import TokenizerError
 from glm4.generation import TokenLogprobs
 from glm4.openai_format.requests import ResponseOptions
 from glm4.outputs import CompletionOutput, RequestOutput
+from glm4.version import __version__
 
 if TYPE_CHECKING:
     from glm4.tokenizer import Tokenizer
