@@ -62,6 +62,8 @@ class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.get_tokenizer = lambda *args, **kwargs: ByteTokenizer()  # type: ignore[attr-defined]
         elif module.__name__ == "vllm.transformers_utils.repo_utils":
             module.hf_api = _Hub  # type: ignore[attr-defined]
+        elif module.__name__ == "transformers":
+            module.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *_, **__: ByteTokenizer())  # type: ignore[attr-defined]
         elif module.__name__ == "torch":
             module.iinfo = lambda _: SimpleNamespace(min=-(2**63), max=2**63 - 1)  # type: ignore[attr-defined]
         elif module.__name__ == "vllm.version":

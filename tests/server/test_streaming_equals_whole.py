@@ -14,7 +14,6 @@ import pytest
 from answers import joined_message, read_events, whole_message, without_ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from live import config, serve
 
 from glm4.async_llm import AsyncLLM, RequestStream
 from glm4.chat.dialect import DIALECTS, dialect_for
@@ -29,6 +28,7 @@ from glm4.prepared_request import PreparedRequest, prepare_chat
 from glm4.running_request import RunningRequest
 from glm4.sampling_params import SamplingParams
 from glm4.text_side import TextSide
+from live import config, serve
 from scripted_llm import scripted_llm
 from tiny import special_id, write_folder
 
