@@ -48,6 +48,7 @@ def _envelope(kind: str, choices: Schema) -> dict[str, Schema]:
         "object": {"const": kind},
         "created": _COUNT,
         "model": _STRING,
+        "system_fingerprint": _STRING,
         "metadata": {"type": "object", "additionalProperties": _STRING},
         "choices": choices,
     }
