@@ -9,7 +9,7 @@ BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-slow lint types format bench golden sanitize clean
+.PHONY: help chat test test-slow peers lint types format bench golden sanitize clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,10 +39,13 @@ chat: $(VENV)/.core ## talk to a model: make chat [MODEL=starter] [PROMPT="..."]
 	@$(BIN)/glm4 chat -m '$(MODEL)' $(if $(PROMPT),"$$PROMPT") $(ARGS)
 
 test: $(VENV)/.dev ## run the tests: make test [ARGS="-k parity"]
-	$(BIN)/python -m pytest -m "not slow and not live" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not live and not peers" $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the proofs that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+peers: $(VENV)/.dev ## run the test suites of other projects against our server: make peers [ARGS="llama_cpp"]
+	$(BIN)/python tests/peers/run.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff and the import contracts
 	$(BIN)/ruff check .
@@ -69,4 +72,4 @@ sanitize: $(VENV)/.dev ## kernel tests under AddressSanitizer and UBSan
 	tools/sanitize.sh $(BIN)/python
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) .venv-golden .venv-sanitize build dist
+	rm -rf $(VENV) .venv-golden .venv-peers .venv-sanitize build dist

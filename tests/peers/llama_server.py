@@ -13,19 +13,20 @@ import os
 import sys
 from pathlib import Path
 
-# Flags without a value; every other one of the unknown flags has one.
+# Flags without a value, and flags with one, that change nothing here.
 _SWITCHES = (
-    "--offline --cont-batching --reranking --metrics --kv-unified --swa-full --slots --no-slots --verbose --no-ui"
-    " --context-shift --no-models-autoload --jinja --no-jinja --no-mmproj --no-cache-idle-slots --ui-mcp-proxy"
-    " --backend_sampling --embedding"
-).split()
+    "--offline", "--cont-batching", "--reranking", "--metrics", "--kv-unified", "--swa-full", "--slots", "--no-slots",
+    "--verbose", "--no-ui", "--context-shift", "--no-models-autoload", "--jinja", "--no-jinja", "--no-mmproj",
+    "--no-cache-idle-slots", "--ui-mcp-proxy", "--backend_sampling", "--embedding",
+)  # fmt: skip
 _VALUES = (
-    "--model --model-url --model-draft --hf-repo --hf-file --models-dir --models-max --models-preset --batch-size"
-    " --ubatch-size --threads --n-gpu-layers --pooling --tags -ctk -ctv -fa --n-predict --slot-save-path --grp-attn-n"
-    " --grp-attn-w --spec-type --spec-draft-n-max --spec-draft-n-min --spec-synth-len --spec-synth-rates"
-    " --reasoning-format --reasoning --mmproj-url --media-path --sleep-idle-seconds --cache-ram --tools-runtime"
-    " --mcp-servers-config --mcp-servers-json --seed"
-).split()
+    "--model", "--model-url", "--model-draft", "--hf-repo", "--hf-file", "--models-dir", "--models-max",
+    "--models-preset", "--batch-size", "--ubatch-size", "--threads", "--n-gpu-layers", "--pooling", "--tags", "-ctk",
+    "-ctv", "-fa", "--n-predict", "--slot-save-path", "--grp-attn-n", "--grp-attn-w", "--spec-type",
+    "--spec-draft-n-max", "--spec-draft-n-min", "--spec-synth-len", "--spec-synth-rates", "--reasoning-format",
+    "--reasoning", "--mmproj-url", "--media-path", "--sleep-idle-seconds", "--cache-ram", "--tools-runtime",
+    "--mcp-servers-config", "--mcp-servers-json", "--seed",
+)  # fmt: skip
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -71,13 +72,16 @@ def command(args: argparse.Namespace, models: Path) -> list[str]:
     context = args.ctx_size if args.kv_unified else args.ctx_size // args.parallel
     if args.embedding:
         context *= 4  # the suite's embedding model has words for tokens, ours has bytes
+    if args.chat_template_file:
+        context = max(context, 8192)  # and templates for tools are long
     origins = args.cors_origins or ("localhost" if args.tools else "*")
-    names = [*args.alias.split(","), "*"]  # llama-server answers to any name
-    line = ["serve", "--model", str(checkpoint(models, template(args), args.temp)), "--preload", "--threads", "1"]
+    name, *further = [*args.alias.split(","), "*"]  # llama-server answers to any name
+    source = f"{name}={checkpoint(models, template(args), args.temp)}"
+    line = ["serve", "--model", source, "--preload", "--threads", "1"]
     line += ["--host", args.host, "--port", args.port, "--dtype", "fp32", "--context", str(context)]
     line += ["--max-num-seqs", str(args.parallel), "--log-level", "warning", "--allowed-origin", origins]
-    for name in names:
-        line += ["--served-model-name", name]
+    for one in further:
+        line += ["--served-model-name", one]
     return [*line, "--api-key", args.api_key] if args.api_key else line
 
 

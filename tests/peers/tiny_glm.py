@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -21,16 +20,21 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 from golden_models import draw, file_tensors  # noqa: E402
-from tiny import tiny_model, write_folder  # noqa: E402
+from tiny import special_id, tiny_model, write_folder  # noqa: E402
 
 GLM4_TEMPLATE = TESTS.parent / "src/glm4/chat/templates/glm4.jinja"
 CONTEXT = 32768
+NEVER = -3.0
 
 
-def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.8) -> Path:
-    """The folder of a checkpoint with this chat template (default: GLM-4's), written the first time."""
+def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.8, end_bias: float = NEVER) -> Path:
+    """The folder of a checkpoint with this chat template (default: GLM-4's), written the first time.
+
+    Args:
+        end_bias: how likely the end of the answer is: 3 is as likely as a letter.
+    """
     source = GLM4_TEMPLATE.read_text() if template is None else template
-    key = hashlib.sha256(json.dumps([source, temperature]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([source, temperature, end_bias]).encode()).hexdigest()[:16]
     folder = cache / f"tiny-{key}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -41,8 +45,9 @@ def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.
         for name, value in tensors.items():
             if name.endswith((".o", ".down")):
                 value[0] = 0.0  # nothing in between changes the constant channel
-        bias = np.full(model.vocab_size, -3.0, np.float32)
+        bias = np.full(model.vocab_size, NEVER, np.float32)
         bias[32:127] = 3.0
+        bias[special_id("<|user|>")] = end_bias
         tensors["lm_head"][:, 0] = bias
         write_folder(
             partial,
@@ -52,7 +57,7 @@ def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.
             generation_config={"temperature": temperature, "do_sample": temperature > 0},
         )
         try:
-            os.replace(partial, folder)
+            partial.replace(folder)
         except OSError:  # another process was faster
             shutil.rmtree(partial)
     return folder

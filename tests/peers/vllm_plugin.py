@@ -1,4 +1,4 @@
-"""pytest plugin for vLLM's entrypoint tests: `tests.utils` that starts our server, and empty `vllm` and `torch` modules.
+"""pytest plugin for vLLM's entrypoint tests: `tests.utils` that starts our server, and empty `vllm` and `torch`.
 
 The suite imports the package it was written beside. Whatever it imports from there exists here and can do nothing:
 a test that needs more than HTTP fails, and is on the list of those left out. The exceptions are the tokenizer of the
@@ -10,11 +10,12 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,8 +62,15 @@ class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.get_tokenizer = lambda *args, **kwargs: ByteTokenizer()  # type: ignore[attr-defined]
         elif module.__name__ == "vllm.transformers_utils.repo_utils":
             module.hf_api = _Hub  # type: ignore[attr-defined]
+        elif module.__name__ == "transformers":
+            module.AutoTokenizer = SimpleNamespace(from_pretrained=lambda *_, **__: ByteTokenizer())  # type: ignore[attr-defined]
+        elif module.__name__ == "torch":
+            module.iinfo = lambda _: SimpleNamespace(min=-(2**63), max=2**63 - 1)  # type: ignore[attr-defined]
         elif module.__name__ == "vllm.version":
             module.__version__ = os.environ["GLM4_VERSION"]
+            module._prev_minor_version = lambda: ""  # type: ignore[attr-defined]
+        elif module.__name__ == "vllm":
+            module.version = importlib.import_module("vllm.version")  # type: ignore[attr-defined]
 
 
 class _Platform:
@@ -87,6 +95,11 @@ class ByteTokenizer:
     bos_token_id = None
     eos_token_id = 256
 
+    def __init__(self) -> None:
+        file = next(PEERS.glob("models/tiny-*/tokenizer_config.json"))
+        added = json.loads(file.read_text())["added_tokens_decoder"]
+        self._special = {int(id_): token["content"] for id_, token in added.items()}
+
     def encode(self, text: str, add_special_tokens: bool = True, **_: Any) -> list[int]:
         return [*([258, 260] if add_special_tokens else []), *text.encode()]
 
@@ -94,15 +107,9 @@ class ByteTokenizer:
         return type("Encoding", (), {"input_ids": self.encode(text, **options)})()
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        from tiny import GLM_SPECIALS
-
-        parts: list[bytes] = []
-        for one in ids:
-            if one < 256:
-                parts.append(bytes([one]))
-            elif not skip_special_tokens and one - 256 < len(GLM_SPECIALS):
-                parts.append(GLM_SPECIALS[one - 256].encode())
-        return b"".join(parts).decode("utf-8", "replace")
+        pieces = [bytes([one]) if one < 256 else self._special.get(one, "").encode() for one in ids]
+        kept = [piece for piece, one in zip(pieces, ids, strict=True) if one < 256 or not skip_special_tokens]
+        return b"".join(kept).decode("utf-8", "replace")
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
         return [self.decode([one]) for one in ids]
@@ -111,14 +118,11 @@ class ByteTokenizer:
 sys.meta_path.insert(0, _StubFinder())
 
 
-def _suite_utils() -> ModuleType:
-    import vllm_utils
+import vllm_utils  # noqa: E402
 
-    sys.modules["tests.utils"] = vllm_utils
-    return vllm_utils
-
-
-_suite_utils()
+# The suite's own helpers start vLLM.
+sys.modules["tests.utils"] = vllm_utils
+sys.modules["tests.conftest"] = _StubModule("tests.conftest")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -128,6 +132,4 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _end_servers() -> Iterator[None]:
     yield
-    import vllm_utils
-
     vllm_utils.end_all()

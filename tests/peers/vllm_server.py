@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-LORA_RANK = 8
+# Answers without a limit end after some hundred tokens.
+END_BIAS = 1.5
 
 
 def options(given: list[str]) -> dict[str, list[str]]:
@@ -32,7 +33,11 @@ def adapters(values: list[str]) -> list[str]:
     """--lora-modules as NAME=FOLDER; each is `name=path` or a JSON object."""
     pairs = []
     for value in values:
-        spec = json.loads(value) if value.startswith("{") else dict(zip(("name", "path"), value.split("=", 1)))
+        spec = (
+            json.loads(value)
+            if value.startswith("{")
+            else dict(zip(("name", "path"), value.split("=", 1), strict=True))
+        )
         pairs.append(f"{spec['name']}={spec['path']}")
     return pairs
 
@@ -42,13 +47,22 @@ def command(model: str, given: list[str], models: Path) -> list[str]:
     from tiny_glm import checkpoint
 
     flags = options(given)
+    if "--watermark-config" in flags:
+        sys.exit("there are no watermarks here")
 
     def first(name: str, default: str) -> str:
         return (flags.get(name) or [default])[0]
 
     template = first("--chat-template", "")
-    source = Path(template).read_text() if template and Path(template).exists() else template or None
-    line = ["serve", "--model", str(checkpoint(models, source, temperature=1.0)), "--preload", "--threads", "1"]
+    source = Path(template).read_text() if Path(template).is_file() else None
+    line = [
+        "serve",
+        "--model",
+        str(checkpoint(models, source, temperature=1.0, end_bias=END_BIAS)),
+        "--preload",
+        "--threads",
+        "1",
+    ]
     line += ["--host", first("--host", "127.0.0.1"), "--port", first("--port", "8000"), "--dtype", "fp32"]
     line += ["--context", first("--max-model-len", "8192"), "--max-num-seqs", first("--max-num-seqs", "16")]
     line += ["--log-level", "warning", "--metrics-prefix", "vllm"]

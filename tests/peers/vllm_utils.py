@@ -60,7 +60,11 @@ class RemoteOpenAIServer:
         self._wait()
 
     def _wait(self) -> None:
+        deadline = time.monotonic() + 60
         while True:
+            if time.monotonic() > deadline:
+                self.__exit__()
+                raise RuntimeError("the server does not answer")
             if self.proc.poll() is not None:
                 raise RuntimeError(f"the server ended with code {self.proc.returncode}")
             try:

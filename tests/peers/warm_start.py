@@ -9,6 +9,7 @@ work. What is forked is a process that has imported modules and done nothing els
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -99,10 +100,8 @@ class Forker:
             connection = self._children.pop(pid)
             if connection in {key.fileobj for key in self._selector.get_map().values()}:
                 self._selector.unregister(connection)
-            try:
+            with contextlib.suppress(OSError):  # nobody may be waiting for it any more
                 connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-            except OSError:
-                pass  # nobody waits for it any more
             connection.close()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import openai_schema
+
 from live import LiveServer
 
 HUNG_UP = (BrokenPipeError, ConnectionResetError)

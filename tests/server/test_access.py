@@ -200,6 +200,14 @@ def test_a_short_key_is_none() -> None:
 # The log
 
 
+def test_prompts_are_logged_when_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    llm = scripted_llm(tmp_path, lambda prompt: "\nfine")
+    with caplog.at_level(logging.INFO), serve(config(log_prompts=True), llm) as running, running.client() as client:
+        client.post("/v1/completions", json={"prompt": "line one\nline two"})
+    (record,) = [record for record in caplog.records if "line one" in record.getMessage()]
+    assert record.getMessage() == r"prompt for tiny: '[gMASK]<sop>line one\nline two'"
+
+
 def test_the_log_has_no_word_of_prompts_and_keys(locked: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
     word = "xyzzy-plugh"
     good = {"x-api-key": KEYS[0], "x-request-id": "mine-1"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from live import LiveServer, config, serve
 
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
 

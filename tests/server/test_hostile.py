@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import openai_schema
 import pytest
-from live import LiveServer, config, serve
 from raw_http import HUNG_UP, connection, raw, read_response, refused
 
 from glm4.server.body import MAX_DEPTH, decode
 from glm4.server.errors import MAX_MESSAGE, ApiError
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
 ANSWER = "\n" + "".join(f"line {n}: 世界 🌍\n" for n in range(8))

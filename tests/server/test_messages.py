@@ -10,9 +10,9 @@ from typing import Any
 import anthropic
 import pytest
 from anthropic.types import Message, ToolUseBlock
-from live import LiveServer, config, serve
 from messages_client import TOOL, ask, client_of, only_known, streamed
 
+from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
 ANSWERS = {

@@ -271,7 +271,10 @@ _FORMAT_SCHEMA: Schema = {
         {
             "type": "object",
             "required": ["type"],
-            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "properties": {
+                "type": {"enum": ["text", "json_object"]},
+                "schema": {"type": "object", "description": "of a json_object, as llama.cpp has it"},
+            },
         },
         {
             "type": "object",

@@ -17,6 +17,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's (and vLLM's) answer length for /v1/completions when none is asked for."""
 
 MAX_PROMPTS = 1024
+_SCHEMA_PARAM = "response_format.json_schema.schema"
 _STRUCTURED = ("json", "json_object", "regex", "choice", "grammar")
 
 ToolChoice = str | Mapping[str, Any]
@@ -194,8 +195,15 @@ def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
 
 def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
     kind = value.get("type")
+    for key in value:
+        # llama.cpp and others take a schema beside json_object; ignored, it would be a promise not kept.
+        known = {"json_object": "schema", "json_schema": "json_schema"}.get(str(kind))
+        if key not in ("type", known) and value[key] is not None:
+            raise InvalidRequestError(f"unsupported field {key!r}", param=f"response_format.{key}")
     if kind == "text":
         return None
+    if kind == "json_object" and value.get("schema") is not None:
+        return StructuredOutputs(json=_schema(value["schema"], "response_format.schema"))
     if kind == "json_object":
         return StructuredOutputs(json_object=True)
     if kind == "json_schema":
@@ -205,15 +213,15 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
             raise InvalidRequestError(
                 "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
             )
-        return StructuredOutputs(json=_schema(schema if schema is not None else {}))
+        return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM))
     raise InvalidRequestError(
         f"response_format.type must be text, json_object or json_schema, not {kind!r}", param="response_format"
     )
 
 
-def _schema(value: Any) -> Mapping[str, Any]:
+def _schema(value: Any, param: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidRequestError("the schema must be an object", param="response_format.json_schema.schema")
+        raise InvalidRequestError("the schema must be an object", param=param)
     json.dumps(value)  # what came as JSON; a caller's own object may be none
     return value
 

@@ -54,7 +54,7 @@ def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
             token = int(token)
         if bias is not False and (isinstance(bias, bool) or not isinstance(bias, (int, float))):
             raise InvalidRequestError(f"{name} has a bias that is no number: {bias!r}", param=name)
-        read.append((token, -100.0 if bias is False else float(bias)))
+        read.append((token, -100.0 if bias is False else bias))  # its range is checked with the other options
     return read
 
 

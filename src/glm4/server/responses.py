@@ -181,15 +181,6 @@ async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest) 
 async def _stream(
     state: ServerState, generation: Generation, writer: ResponseWriter, items: list[Item], *, store: bool
 ) -> Response:
-    # Before the response begins, so that a full queue is a 429 and no broken stream.
-    await generation.start()
-    if store:
-        try:
-            await state.responses.insert(writer.response, items)
-        except BaseException:
-            await generation.close()
-            raise
-
     async def close() -> None:
         await generation.close()
         if not writer.ended:
@@ -197,6 +188,14 @@ async def _stream(
             if store:
                 await _finish_quietly(state, writer)
 
+    # Before the response begins, so that a full queue is a 429 and no broken stream.
+    await generation.start()
+    if store:
+        try:
+            await state.responses.insert(writer.response, items)
+        except BaseException:  # a client that leaves now may leave an unfinished response behind: it is ended
+            await close()
+            raise
     return EventStream(
         _events(state, generation, writer, store=store),
         keep_alive=state.config.keep_alive,
