@@ -207,6 +207,25 @@ def test_errors_quote_little_of_what_they_refuse(client: httpx.Client, body: dic
     assert len(error["message"]) <= MAX_MESSAGE + 1
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        *(("/v1/completions", "temperature", value) for value in (1e308, 10**400, -1)),
+        *(("/v1/completions", "repetition_penalty", value) for value in (1e-308, 1e308, 10**400)),
+        *(("/v1/completions", "presence_penalty", value) for value in (10**400, -3)),
+        ("/v1/completions", "logit_bias", {"1": 10**400}),
+        ("/completion", "logit_bias", [[1, 10**400]]),
+        ("/completion", "repeat_penalty", 1e308),
+        ("/completion", "n_probs", 10**400),
+    ],
+)
+def test_numbers_out_of_every_range_are_refused(client: httpx.Client, path: str, field: str, value: Any) -> None:
+    """Some of these once ended the engine, for everybody."""
+    response = client.post(path, json={"prompt": "x", field: value})
+    assert response.json()["error"]["param"] in (field, "logprobs", "repetition_penalty")
+    assert response.status_code == 400
+
+
 def test_an_unknown_model_is_quoted_harmlessly(client: httpx.Client) -> None:
     name = "<script>alert(1)</script>\r\nX-Evil: 1"
     response = client.post(CHAT, json=HELLO | {"model": name})

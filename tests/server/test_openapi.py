@@ -274,6 +274,22 @@ def test_the_shares_are_5000_examples() -> None:
     assert set(SHARES) <= set(NAMED)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_of_ids_without_a_token_is_echoed_as_nothing(server: LiveServer, stream: bool) -> None:
+    """The vocabulary has more rows than tokens, and a prompt of ids may name any row."""
+    body = {"prompt": [97, 280, 98], "echo": True, "logprobs": 1, "max_tokens": 0, "stream": stream}
+    with server.client() as client:
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 200
+        if stream:
+            chunks = openai_schema.check_completion_stream(answer.text)
+        else:
+            chunks = [openai_schema.check_completion(answer.json())]
+        assert "".join(chunk.choices[0].text for chunk in chunks) == "ab"
+        native = client.post("/completion", json={"prompt": [97, 280, 98], "n_predict": 1})
+        assert native.json()["prompt"] == "ab"
+
+
 def test_after_all_that_the_server_is_well(server: LiveServer) -> None:
     with server.client() as client:
         body = {"prompt": "abc", "max_tokens": 3, "temperature": 0}

@@ -213,7 +213,10 @@ def prompt_logprobs(
 
 def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The prompt as it is echoed: the text that was sent, or what the ids say."""
-    return prompt if prompt is not None else tokenizer.decode(ids, skip_special_tokens=False)
+    if prompt is not None:
+        return prompt
+    # Not `Tokenizer.decode`: ids may be rows of the vocabulary that have no token, and then there is nothing to show.
+    return b"".join(token_bytes(token, tokenizer) for token in ids).decode("utf-8", "replace")
 
 
 def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions) -> dict[str, Any]:

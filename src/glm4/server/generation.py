@@ -11,6 +11,7 @@ import anyio
 
 from glm4.async_llm import RequestStream
 from glm4.errors import Glm4Error
+from glm4.openai_format.objects import prompt_text
 from glm4.outputs import RequestOutput, StreamChunk
 from glm4.prepared_request import PreparedRequest
 from glm4.server.errors import ApiError, log
@@ -39,7 +40,7 @@ class Generation:
         self._stream: RequestStream | None = None
         self._reasons: dict[int, str] = {}
         if state.config.log_prompts:
-            text = target.llm.tokenizer.decode(prepared.prompt_ids, skip_special_tokens=False)
+            text = prompt_text(None, prepared.prompt_ids, target.llm.tokenizer)
             log.info("prompt for %s: %r", target.name, text)
 
     async def start(self) -> None:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from glm4.errors import InvalidRequestError
 from glm4.generation import TokenLogprobs
 from glm4.openai_format.fields import BOOLEAN, IDS, OPTIONS, STRING, Field, boolean, is_int, read_fields, text
-from glm4.openai_format.objects import finite, token_bytes
+from glm4.openai_format.objects import finite, prompt_text, token_bytes
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
 from glm4.prepared_request import PreparedRequest
 from glm4.sampling_params import SamplingParams
@@ -170,7 +170,7 @@ def _whole(target: Target, call: _Call, index: int, output: RequestOutput, *, st
         "tokens_predicted": len(sample.token_ids),
         "tokens_evaluated": len(output.prompt_token_ids),
         "generation_settings": _settings(call, target),
-        "prompt": target.llm.tokenizer.decode(output.prompt_token_ids, skip_special_tokens=False),
+        "prompt": prompt_text(None, output.prompt_token_ids, target.llm.tokenizer),
         "has_new_line": "\n" in sample.text,
         # Cut short for want of context, not because the caller wanted no more.
         "truncated": kind == "limit" and len(sample.token_ids) != call.params.max_tokens,
