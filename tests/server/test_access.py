@@ -205,7 +205,7 @@ def test_prompts_are_logged_when_asked_for(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.INFO), serve(config(log_prompts=True), llm) as running, running.client() as client:
         client.post("/v1/completions", json={"prompt": "line one\nline two"})
     (record,) = [record for record in caplog.records if "line one" in record.getMessage()]
-    assert record.getMessage() == r"prompt for tiny: 'line one\nline two'"
+    assert record.getMessage() == r"prompt for tiny: '[gMASK]<sop>line one\nline two'"
 
 
 def test_the_log_has_no_word_of_prompts_and_keys(locked: LiveServer, caplog: pytest.LogCaptureFixture) -> None:
