@@ -40,7 +40,7 @@ def error_of(response: httpx.Response) -> tuple[int, str | None]:
 
 
 def test_request_timeout(tmp_path: Path) -> None:
-    with gated(tmp_path / "m", request_timeout=0.3) as (running, backend, client):
+    with gated(tmp_path / "m", request_timeout=1) as (running, backend, client):
         streamed = client.post("/v1/chat/completions", json=CHAT | {"stream": True})
         *chunks, error, done = read_events(streamed.text)
         assert streamed.status_code == 200
@@ -56,7 +56,7 @@ def test_request_timeout(tmp_path: Path) -> None:
 
 
 def test_full_queue_and_queue_timeout(tmp_path: Path) -> None:
-    with gated(tmp_path / "m", max_queue=1, queue_timeout=1.5) as (running, backend, client), ExitStack() as stack:
+    with gated(tmp_path / "m", max_queue=1, queue_timeout=4) as (running, backend, client), ExitStack() as stack:
         answer = stack.enter_context(client.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}))
         answers: list[httpx.Response] = []
         waiting = threading.Thread(target=lambda: answers.append(client.post("/v1/chat/completions", json=CHAT)))

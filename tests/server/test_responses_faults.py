@@ -6,12 +6,14 @@ import json
 import os
 import re
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,29 @@ def test_a_client_that_leaves(tmp_path: Path) -> None:
         assert text
         assert LONG[1:].startswith(text)
         assert not running.llm.has_unfinished_requests()
+
+
+def test_clients_that_vanish_at_once_leave_nothing_unfinished(tmp_path: Path) -> None:
+    store = tmp_path / "s.db"
+    with slow(tmp_path, store_path=store) as running, closing(sqlite3.connect(store)) as rows:
+        body = json.dumps({"input": "hi", "stream": True})
+        head = "POST /v1/responses HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+        for number in range(30):
+            with socket.create_connection(address) as connection:
+                connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+                time.sleep(0.002 * number)  # gone at every stage: unread, being prepared, being stored, streaming
+        with running.client() as http:
+            last = http.post("/v1/responses", json={"input": "hi", "max_output_tokens": 3}).json()
+        while running.llm.has_unfinished_requests():
+            time.sleep(0.01)
+        statuses = "SELECT status, count(*) FROM responses GROUP BY status"
+        while "in_progress" in (found := dict(rows.execute(statuses))):
+            time.sleep(0.01)
+        assert last["status"] == "incomplete"
+        assert set(found) <= {"cancelled", "incomplete"}
+        assert found["incomplete"] == 1
+        assert running.state.models.models[0].admission.num_taken == 0  # type: ignore[union-attr]
 
 
 def test_a_time_limit_in_the_middle(tmp_path: Path) -> None:

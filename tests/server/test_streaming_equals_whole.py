@@ -6,8 +6,6 @@ import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -24,13 +22,13 @@ from glm4.openai_format.objects import message
 from glm4.openai_format.requests import ResponseOptions, StreamOptions
 from glm4.output_processor import SampleProcessor
 from glm4.outputs import StreamChunk
-from glm4.prepared_request import PreparedRequest, prepare_chat
+from glm4.prepared_request import PreparedRequest, RequestPreparer
 from glm4.running_request import RunningRequest
 from glm4.sampling_params import SamplingParams
 from glm4.text_side import TextSide
 from live import config, serve
 from scripted_llm import scripted_llm
-from tiny import special_id, write_folder
+from tiny import VOCAB_SIZE, special_id, write_folder
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
@@ -48,20 +46,21 @@ CHATML = [
 PIECES = {"glm4": GLM, "glm4_0414": GLM, "glm_z1": Z1, "chatml": CHATML}
 
 
-@lru_cache(maxsize=1)
-def checkpoint_text(folder: Path) -> TextSide:
-    return TextSide.load(open_checkpoint(write_folder(folder)))
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> TextSide:
+    return TextSide.load(open_checkpoint(write_folder(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TextSide:
-    return checkpoint_text(tmp_path_factory.mktemp("model"))
+def preparers(text: TextSide) -> dict[str, RequestPreparer]:
+    sides = {name: replace(text, dialect=dialect_for(name), template=None) for name in DIALECTS}
+    return {name: RequestPreparer(side, 4096, VOCAB_SIZE) for name, side in sides.items()}
 
 
-def prepared_for(text: TextSide, dialect: str, stop: Sequence[str] = ()) -> PreparedRequest:
-    side = replace(text, dialect=dialect_for(dialect), template=None)
+def prepared_by(preparer: RequestPreparer, stop: Sequence[str] = (), parallel: bool = True) -> PreparedRequest:
     params = SamplingParams(stop=list(stop))
-    return prepare_chat(side, 4096, [{"role": "user", "content": "?"}], params, tools=TOOLS)
+    messages = [{"role": "user", "content": "?"}]
+    return preparer.chat(messages, params, tools=TOOLS, parallel_tool_calls=parallel)
 
 
 def ids_of(text: TextSide, pieces: Sequence[str | bytes]) -> list[int]:
@@ -80,7 +79,9 @@ def ids_of(text: TextSide, pieces: Sequence[str | bytes]) -> list[int]:
 def started(prepared: PreparedRequest, samples: int = 1) -> RunningRequest:
     running = RunningRequest("r", None, prepared.prompt_ids)
     for index in range(samples):
-        running.samples[f"r#{index}"] = SampleProcessor(index, prepared.params, *prepared.decoder(), lambda: None)
+        running.samples[f"r#{index}"] = SampleProcessor(
+            index, prepared.params, *prepared.decoder(), lambda: None, prepared.max_tool_calls
+        )
     return running
 
 
@@ -117,10 +118,23 @@ ENDINGS = st.sampled_from(["<|user|>", "<|observation|>", "length"])
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), ending=ENDINGS, stop=st.sampled_from([(), ("x",), ("好", "ext"), ("}",)]))
-def test_any_cut(text: TextSide, dialect: str, data: st.DataObject, ending: str, stop: tuple[str, ...]) -> None:
+@given(
+    data=st.data(),
+    ending=ENDINGS,
+    stop=st.sampled_from([(), ("x",), ("好", "ext"), ("}",)]),
+    parallel=st.booleans(),
+)
+def test_any_cut(
+    text: TextSide,
+    preparers: dict[str, RequestPreparer],
+    dialect: str,
+    data: st.DataObject,
+    ending: str,
+    stop: tuple[str, ...],
+    parallel: bool,
+) -> None:
     ids = ids_of(text, data.draw(answers(dialect)))
-    prepared = prepared_for(text, dialect, stop)
+    prepared = prepared_by(preparers[dialect], stop, parallel)
     (whole,) = run(started(prepared), outputs(0, ids, [], ending))
     assert whole.output is not None
     expected = whole.output.outputs[0]
@@ -141,9 +155,11 @@ def test_any_cut(text: TextSide, dialect: str, data: st.DataObject, ending: str,
 @pytest.mark.parametrize("dialect", DIALECTS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_slow_reader_loses_nothing(text: TextSide, dialect: str, data: st.DataObject) -> None:
+def test_a_slow_reader_loses_nothing(
+    text: TextSide, preparers: dict[str, RequestPreparer], dialect: str, data: st.DataObject
+) -> None:
     """Two samples at once, chunks joined while nobody reads: what is read is what two prompt readers would get."""
-    prepared = prepared_for(text, dialect)
+    prepared = prepared_by(preparers[dialect])
     queues: list[list[GenerationOutput]] = []
     for index in range(2):
         ids = ids_of(text, data.draw(answers(dialect)))

@@ -48,7 +48,7 @@ class ServerConfig:
         stall_timeout: seconds a client may leave a stream unread before it is cut off.
         keep_alive: seconds of silence in a stream after which a comment is sent.
         max_body_bytes: longest request body.
-        body_timeout: seconds a request body may take to arrive.
+        header_timeout, body_timeout: seconds a request's headers, and then its body, may take to arrive.
         shutdown_timeout: seconds running requests get to finish after SIGTERM.
         store_path: SQLite file of stored responses; None keeps them in memory only.
         store_max_bytes, store_max_age: bounds of that store, in bytes and seconds.
@@ -70,6 +70,7 @@ class ServerConfig:
     stall_timeout: float = 120.0
     keep_alive: float = 15.0
     max_body_bytes: int = 32 << 20
+    header_timeout: float = 20.0
     body_timeout: float = 60.0
     shutdown_timeout: float = 30.0
     store_path: Path | None = None

@@ -1,4 +1,4 @@
-"""GET /docs: a page that lists the operations of /openapi.json. Static files of this package."""
+"""GET /docs: a page that lists the operations of /openapi.json. Static files of this package, none from elsewhere."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, Prompt
 log = logging.getLogger("glm4.server")
 
 ANTHROPIC_PREFIX = "/v1/messages"
+MAX_MESSAGE = 1000
+"""Characters of an error: it quotes what it refuses, and that may be megabytes long."""
 
 _TYPES = {
     400: "invalid_request_error",
@@ -60,11 +62,17 @@ class ApiError(Exception):
 
     def openai(self) -> dict[str, Any]:
         """OpenAI's error body."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _shortened(self.param, 200)
+        message = _shortened(self.message, MAX_MESSAGE)
+        return {"error": {"message": message, "type": self.type, "param": param, "code": self.code}}
 
     def anthropic(self) -> dict[str, Any]:
         """Anthropic's error body."""
-        return {"type": "error", "error": {"type": self.type, "message": self.message}}
+        return {"type": "error", "error": {"type": self.type, "message": _shortened(self.message, MAX_MESSAGE)}}
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def busy(message: str, seconds: int = 1, *, status: int = 503, code: str | None = None) -> ApiError:

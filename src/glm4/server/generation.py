@@ -13,7 +13,7 @@ from glm4.async_llm import RequestStream
 from glm4.errors import Glm4Error
 from glm4.outputs import RequestOutput, StreamChunk
 from glm4.prepared_request import PreparedRequest
-from glm4.server.errors import ApiError
+from glm4.server.errors import ApiError, log
 from glm4.server.registry import Target
 from glm4.server.state import ServerState
 
@@ -38,6 +38,9 @@ class Generation:
         self._stack = AsyncExitStack()
         self._stream: RequestStream | None = None
         self._reasons: dict[int, str] = {}
+        if state.config.log_prompts:
+            text = target.llm.tokenizer.decode(prepared.prompt_ids, skip_special_tokens=False)
+            log.info("prompt for %s: %r", target.name, text)
 
     async def start(self) -> None:
         """Wait for a place and hand the request to the engine.

@@ -94,7 +94,7 @@ async def list_input_items(request: Request) -> Response:
     _check_query(request, ("include", "include[]", "after", "limit", "order"))
     query = request.query_params
     limit, order = query.get("limit", "20"), query.get("order", "desc")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:4]) <= 100):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= 100):
         raise ApiError(400, "limit must be a whole number between 1 and 100", "limit", "invalid_value")
     if order not in ("asc", "desc"):
         raise ApiError(400, "order must be asc or desc", "order", "invalid_value")
@@ -181,15 +181,6 @@ async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest) 
 async def _stream(
     state: ServerState, generation: Generation, writer: ResponseWriter, items: list[Item], *, store: bool
 ) -> Response:
-    # Before the response begins, so that a full queue is a 429 and no broken stream.
-    await generation.start()
-    if store:
-        try:
-            await state.responses.insert(writer.response, items)
-        except BaseException:
-            await generation.close()
-            raise
-
     async def close() -> None:
         await generation.close()
         if not writer.ended:
@@ -197,6 +188,14 @@ async def _stream(
             if store:
                 await _finish_quietly(state, writer)
 
+    # Before the response begins, so that a full queue is a 429 and no broken stream.
+    await generation.start()
+    if store:
+        try:
+            await state.responses.insert(writer.response, items)
+        except BaseException:  # a client that leaves now may leave an unfinished response behind: it is ended
+            await close()
+            raise
     return EventStream(
         _events(state, generation, writer, store=store),
         keep_alive=state.config.keep_alive,

@@ -8,60 +8,19 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
-from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from glm4.errors import InvalidRequestError
 from glm4.server.config import ServerConfig
+from glm4.server.connection import Connection
 from glm4.server.state import ServerState
-from glm4.server.streaming import ABORT
 
-HEADER_SECONDS = 20.0
-CLOSE_SECONDS = 120.0
 MAX_HEADER_BYTES = 64 << 10
 KEEP_ALIVE_SECONDS = 15
-
-
-class _Protocol(H11Protocol):
-    """Ends connections that uvicorn would keep for ever: no request begins, or the client never reads the response."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, ABORT: transport.abort}
-        self._timer = self.loop.call_later(HEADER_SECONDS, self._close_if_idle)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._set_timer(None)
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.transport.is_closing():
-            self._abort_later()
-
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self._abort_later()
-
-    def _close_if_idle(self) -> None:
-        begun = cast("object | None", self.cycle)  # declared as never None, and None until the first request
-        if begun is None and not self.transport.is_closing():
-            self.transport.close()
-
-    def _abort_later(self) -> None:
-        # `close` first sends what is in the buffer, which takes for ever when the client does not read.
-        self._set_timer(self.loop.call_later(CLOSE_SECONDS, self.transport.abort))
-
-    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = timer
 
 
 class _Server(uvicorn.Server):
@@ -83,7 +42,7 @@ def make_server(app: Starlette, config: ServerConfig) -> uvicorn.Server:
         app,
         host=config.host,
         port=config.port,
-        http=_Protocol,
+        http=partial(Connection, header_timeout=config.header_timeout),  # type: ignore[arg-type]
         ws="none",
         log_config=None,
         access_log=False,
