@@ -49,7 +49,7 @@ def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.
         bias[32:127] = 3.0
         bias[special_id("<|user|>")] = end_bias
         if end_bias > NEVER:
-            bias[ord('"')] = 3.7  # strings inside JSON end, too
+            bias[ord('"')] = 4.2  # strings inside JSON end, too
         tensors["lm_head"][:, 0] = bias
         write_folder(
             partial,
