@@ -48,6 +48,8 @@ def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.
         bias = np.full(model.vocab_size, NEVER, np.float32)
         bias[32:127] = 3.0
         bias[special_id("<|user|>")] = end_bias
+        if end_bias > NEVER:
+            bias[ord('"')] = 4.2  # strings inside JSON end, too
         tensors["lm_head"][:, 0] = bias
         write_folder(
             partial,
