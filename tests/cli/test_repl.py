@@ -93,7 +93,7 @@ def test_every_command_has_its_method() -> None:
         ("/xyzzy", "/help lists the commands"),
         ("/params temprature 1", "unknown parameter 'temprature'"),
         ("/params temperature", "give a value too"),
-        ("/params temperature hot", "temperature must be a number of at least 0, not 'hot'"),
+        ("/params temperature hot", "temperature must be a number between 0 and 100, not 'hot'"),
         ("/params top_p 2", "top_p must be"),
         ("/save", "give a file name"),
         ("/load nothing.json", "nothing.json: No such file or directory"),
