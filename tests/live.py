@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+import uvicorn
 from starlette.applications import Starlette
 
 from glm4.llm import LLM
@@ -27,6 +28,13 @@ class LiveServer:
 
     url: str
     app: Starlette
+    server: uvicorn.Server
+
+    @property
+    def unsent(self) -> int:
+        """Bytes held for clients that have not read them yet."""
+        held = list(self.server.server_state.connections)
+        return sum(one.transport.get_write_buffer_size() for one in held)  # type: ignore[union-attr]
 
     @property
     def state(self) -> ServerState:
@@ -104,7 +112,7 @@ def serve(
                 time.sleep(0.01)
             while wait and client.get("/ready").json()["status"] == "loading":
                 time.sleep(0.02)
-        yield LiveServer(url, app)
+        yield LiveServer(url, app, server)
     finally:
         server.should_exit = True
         thread.join()
