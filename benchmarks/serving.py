@@ -3,7 +3,7 @@
     python benchmarks/serving.py --llama BUILD/bin
     python benchmarks/serving.py --llama BUILD/bin --streams 16 --rounds 5
 
-Each of N clients sends its requests one after the other and reads the streams: prompts of 16 to 768 tokens that share
+Each of N clients sends its requests one after the other and reads the streams: prompts of 16 to 512 tokens that share
 nothing, answers of 16 to 96, greedy, end of text ignored, so both servers do the same work. The servers take turns,
 each started afresh for its turn and warmed up. Time to first token and the time between two deliveries are those
 a client sees.
@@ -31,9 +31,9 @@ from pathlib import Path
 import harness
 from programs import gguf_of
 
-PROMPT_LENGTHS = (16, 32, 64, 128, 256, 768)
+PROMPT_LENGTHS = (16, 32, 64, 128, 256, 512)
 ANSWER_LENGTHS = (16, 32, 48, 64, 96)
-REQUESTS = {1: 6, 4: 16, 16: 48, 64: 128}
+REQUESTS = {1: 6, 4: 12, 16: 32, 64: 64}
 WORDS = ("river", "glass", "seven", "north", "quiet", "paper", "orange", "engine", "window", "lemon", "stone", "cloud")
 
 
