@@ -4,6 +4,7 @@ VENV   ?= .venv
 MODEL  ?= starter
 PROMPT ?=
 ARGS   ?=
+JOBS   ?= 2
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
@@ -38,8 +39,8 @@ chat: export PROMPT := $(PROMPT)
 chat: $(VENV)/.core ## talk to a model: make chat [MODEL=starter] [PROMPT="..."]
 	@$(BIN)/glm4 chat -m '$(MODEL)' $(if $(PROMPT),"$$PROMPT") $(ARGS)
 
-test: $(VENV)/.dev ## run the tests: make test [ARGS="-k parity"]
-	$(BIN)/python -m pytest -m "not slow and not live and not peers" $(ARGS)
+test: $(VENV)/.dev ## run the tests: make test [ARGS="-k parity"] [JOBS=2]
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not live and not peers" $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the proofs that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)
