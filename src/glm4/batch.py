@@ -254,16 +254,7 @@ class _Run:
         if request["url"] == CHAT_URL:
             chat = parse_chat(request["body"], self._defaults)
             _refuse_stream(chat.stream)
-            llm.add_chat(
-                request_id,
-                chat.messages,
-                chat.params,
-                tools=chat.tools,
-                tool_choice=chat.tool_choice,
-                parallel_tool_calls=chat.parallel_tool_calls,
-                add_generation_prompt=chat.add_generation_prompt,
-                template_kwargs=chat.template_kwargs,
-            )
+            llm.add_chat(request_id, chat.messages, chat.params, **chat.prompt_options())
             chat_body = partial(chat_completion, model=model, tokenizer=tokenizer, options=chat.response)
             return _InFlight(custom_id, chat.params.n, chat_body)
         completion = parse_completion(request["body"], self._defaults)

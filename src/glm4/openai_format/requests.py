@@ -61,6 +61,16 @@ class ChatRequest:
     stream: StreamOptions | None = None
     response: ResponseOptions = ResponseOptions()
 
+    def prompt_options(self) -> dict[str, Any]:
+        """What `LLM.prepare_chat` and `LLM.add_chat` are to know beside messages and sampling options."""
+        return {
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "add_generation_prompt": self.add_generation_prompt,
+            "template_kwargs": self.template_kwargs,
+        }
+
 
 @dataclass(frozen=True)
 class CompletionRequest:

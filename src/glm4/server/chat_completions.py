@@ -33,11 +33,7 @@ async def prepare_chat_request(target: Target, chat: ChatRequest) -> PreparedReq
             target.llm.prepare_chat,
             chat.messages,
             chat.params,
-            tools=chat.tools,
-            tool_choice=chat.tool_choice,
-            parallel_tool_calls=chat.parallel_tool_calls,
-            add_generation_prompt=chat.add_generation_prompt,
-            template_kwargs=chat.template_kwargs,
+            **chat.prompt_options(),
             adapter=target.adapter,
         )
     )
