@@ -57,13 +57,16 @@ def output_error(weight: Float, packed: PackedWeight, hessian: Float) -> float:
     return float(np.einsum("ij,jk,ik->", wrong, hessian.astype(np.float64), wrong))
 
 
+@pytest.mark.parametrize("format", ["int8", "int4"])
 @pytest.mark.parametrize("cols", [8, 32, 96, 150])
-def test_factors_multiply_to_the_damped_matrix(cols: int) -> None:
+def test_factors_multiply_to_the_damped_matrix(format: str, cols: int) -> None:
     x = inputs(np.random.default_rng(cols), 3 * cols, cols)
     hessian = x.T @ x
-    factors = factorise(hessian, 0.02)
+    factors = factorise(hessian, format, 0.02)
     upper = factors.upper.astype(np.float64)
-    damped = hessian + 0.02 * np.diagonal(hessian).mean() * np.eye(cols)
+    order = np.concatenate(factors.batches)
+    np.testing.assert_array_equal(np.sort(order), np.arange(cols))
+    damped = (hessian + 0.02 * np.diagonal(hessian).mean() * np.eye(cols))[np.ix_(order, order)]
     np.testing.assert_array_equal(np.tril(upper, -1), 0)
     np.testing.assert_array_equal(np.diagonal(upper), 1)
     assert (factors.diagonal > 0).all()
@@ -73,10 +76,10 @@ def test_factors_multiply_to_the_damped_matrix(cols: int) -> None:
 def test_factors_of_poor_statistics() -> None:
     """Fewer inputs than columns, none at all, and inputs that are no numbers."""
     x = inputs(np.random.default_rng(0), 5, 64)
-    assert np.isfinite(factorise(x.T @ x).upper).all()
-    np.testing.assert_array_equal(factorise(np.zeros((32, 32), np.float32)).upper, np.eye(32))
+    assert np.isfinite(factorise(x.T @ x, "int4").upper).all()
+    np.testing.assert_array_equal(factorise(np.zeros((32, 32), np.float32), "int4").upper, np.eye(32))
     with pytest.raises(ValueError, match="not finite"):
-        factorise(np.full((4, 4), np.nan, np.float32))
+        factorise(np.full((4, 4), np.nan, np.float32), "int4")
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -86,12 +89,12 @@ def test_each_value_is_the_nearest_to_its_compensated_target(format: str, rows: 
     rng = np.random.default_rng(rows)
     w = rng.standard_normal((rows, cols), dtype=np.float32)
     x = inputs(rng, 4 * cols, cols)
-    factors = factorise(x.T @ x)
+    factors = factorise(x.T @ x, format)
     packed = round_compensated(format, w, factors, get_kernels())
     quants, steps, centres, lowest, highest = on_grid(packed)
-    error = np.zeros((rows, cols))
-    for k in range(cols):
-        target = w[:, k] + error[:, :k] @ factors.upper[:k, k]
+    error, order = np.zeros((rows, cols)), np.concatenate(factors.batches)
+    for i, k in enumerate(order):
+        target = w[:, k] + error[:, order[:i]] @ factors.upper[:i, i]
         exact = np.clip((target - centres[:, k]) / steps[:, k], lowest, highest)
         assert np.abs(exact - quants[:, k]).max() <= 0.5 + 1e-3
         error[:, k] = w[:, k] - (steps[:, k] * quants[:, k] + centres[:, k])
@@ -106,7 +109,9 @@ def test_outputs_are_closer_than_with_plain_rounding(format: str, seed: int) -> 
     x = inputs(rng, 2000, 192)
     hessian = x.T @ x
     plain = output_error(w, get_kernels().pack(format, w), hessian)
-    assert output_error(w, round_compensated(format, w, factorise(hessian), get_kernels()), hessian) < 0.8 * plain
+    assert (
+        output_error(w, round_compensated(format, w, factorise(hessian, format), get_kernels()), hessian) < 0.8 * plain
+    )
 
 
 def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +119,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(int4_grid, "HEADROOM", np.float32(1))
     w = np.random.default_rng(5).standard_normal((64, 128), dtype=np.float32)
     identity = np.eye(128, dtype=np.float32)
-    packed, plain = round_compensated("int4", w, factorise(identity), REFERENCE), REFERENCE.pack("int4", w)
+    packed, plain = round_compensated("int4", w, factorise(identity, "int4"), REFERENCE), REFERENCE.pack("int4", w)
     (quants, scale, offset, unit), other = by_matrix(packed), by_matrix(plain)
     np.testing.assert_array_equal(unit, other[3])
     same = (scale == other[1]) & (offset == other[2])
@@ -127,7 +132,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatc
 def test_slabs_of_rows_give_what_the_whole_gives(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     w, x = rng.standard_normal((100, 64), dtype=np.float32), inputs(rng, 300, 64)
-    factors = factorise(x.T @ x)
+    factors = factorise(x.T @ x, format)
     whole = round_compensated(format, w, factors, get_kernels())
     monkeypatch.setattr(rounding, "_SLAB_NBYTES", 4 * 64 * 32)
     slabs = round_compensated(format, w, factors, get_kernels())
@@ -172,7 +177,7 @@ def test_packing_int8_integers(rows: int, cols: int) -> None:
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_rows_of_zeros_stay_zero_and_bad_weights_are_refused(format: str) -> None:
     x = inputs(np.random.default_rng(8), 200, 64)
-    factors = factorise(x.T @ x)
+    factors = factorise(x.T @ x, format)
     w = np.zeros((3, 64), np.float32)
     w[1] = 1.0
     restored = REFERENCE.unpack(round_compensated(format, w, factors, get_kernels()))

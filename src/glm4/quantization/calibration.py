@@ -86,7 +86,7 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
     config, names = checkpoint.config, checkpoint.tensor_names()
     table = empty_packed(format, *checkpoint.shape("embed_tokens"))
     hessian = exact_head_input_sum(checkpoint, ids, kernels) if config.tie_word_embeddings else None
-    factors = None if hessian is None else factorise(hessian)
+    factors = None if hessian is None else factorise(hessian, format)
     yield from _table_parts(checkpoint, "embed_tokens", format, factors, hessian, kernels, table)
     hidden = _embedded(table, ids, kernels)
     del table, hessian, factors
@@ -103,7 +103,7 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
                 yield Part(prefix + name, tensor)
                 continue
             hessian = sums.pop(name)
-            packed = rounded[name] = round_compensated(format, tensor, factorise(hessian), kernels)
+            packed = rounded[name] = round_compensated(format, tensor, factorise(hessian, format), kernels)
             yield Part(prefix + name, tensor, packed, True, output_error(tensor, packed, hessian, kernels))
         del tensors
         run_layer(config, rounded, hidden, kernels)
@@ -111,7 +111,7 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
     yield Part("norm", norm)
     if not config.tie_word_embeddings:
         hessian = head_input_sum(config, norm, hidden, kernels)
-        yield from _table_parts(checkpoint, "lm_head", format, factorise(hessian), hessian, kernels, None)
+        yield from _table_parts(checkpoint, "lm_head", format, factorise(hessian, format), hessian, kernels, None)
 
 
 def _table_parts(

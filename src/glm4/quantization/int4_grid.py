@@ -18,6 +18,7 @@ from glm4.kernels.reference_packing import (
 )
 
 Float = NDArray[np.float32]
+Columns = NDArray[np.intp]
 
 # A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
 HEADROOM = np.float32(1.1)
@@ -28,7 +29,6 @@ _TINY = np.float32(1e-30)
 class Int4Grid:
     """`rounding.Grid` of int4."""
 
-    columns = COL_GROUP
     lowest, highest = -8, 7
 
     def __init__(self, weight: Float, kernels: Kernels) -> None:
@@ -36,12 +36,19 @@ class Int4Grid:
         self._unit = _row_units(weight, kernels)
         self._scales, self._offsets = np.zeros((2, -(-cols // COL_GROUP), rows), np.int32)
 
-    def search(self, group: int, target: Float, weights: Float) -> tuple[Float, Float]:
-        """`Grid.search`."""
+    @staticmethod
+    def batches(loudness: Float) -> list[Columns]:
+        """`Grid.batches`: group by group, so that a grid can be searched on targets that know all groups before."""
+        return [np.arange(start, min(start + COL_GROUP, len(loudness))) for start in range(0, len(loudness), COL_GROUP)]
+
+    def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
+        """`Grid.at`: least squares, the error of each column weighted."""
+        weights = (weights / weights.mean()).astype(np.float32)
         unit, scale, offset = self._unit, np.empty_like(self._unit), np.empty_like(self._unit)
         for start in range(0, len(unit), _SEARCH_ROWS):
             rows = slice(start, start + _SEARCH_ROWS)
             scale[rows], offset[rows] = _search_rows(target[:, rows], unit[rows], weights)
+        group = columns[0] // COL_GROUP
         self._scales[group], self._offsets[group] = scale, offset
         return unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
 

@@ -1,4 +1,8 @@
-"""The int8 grid of error-compensated rounding: one fp16 scale per span of 128 columns."""
+"""The int8 grid of error-compensated rounding: one fp16 scale per span of 128 columns.
+
+The scales are those of plain rounding. Smaller ones, which would cut off the largest magnitudes, gained less than 2 %
+of the squared output error on any kind of matrix of the smoke model, and nothing on most.
+"""
 
 from __future__ import annotations
 
@@ -7,51 +11,40 @@ from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
 from glm4.kernels.formats import COL_GROUP, ROW_BLOCK, SPAN_CELLS, PackedWeight, empty_packed
-from glm4.kernels.reference_packing import f16_round, int8_bytes, pad, reciprocal, to_cells
+from glm4.kernels.reference_packing import int8_bytes, int8_cells, pad, to_cells
 
 Float = NDArray[np.float32]
+Columns = NDArray[np.intp]
 
-# Scales that are tried: that of the largest magnitude, and smaller ones that cut it off.
-SHARES = tuple(np.float32(1 - i / 32) for i in range(9))
-_SEARCH_ROWS = 256  # their targets fit a second-level cache
+_SPAN = SPAN_CELLS * COL_GROUP
+_BATCH = 32
 
 
 class Int8Grid:
     """`rounding.Grid` of int8."""
 
-    columns = SPAN_CELLS * COL_GROUP
     lowest, highest = -127, 127
 
     def __init__(self, weight: Float, kernels: Kernels) -> None:
-        rows, cols = weight.shape
-        kernels.pack("int8", weight)  # for its checks
-        self._scales = np.zeros((-(-cols // self.columns), rows), np.float32)
+        _, scales = int8_cells(kernels.pack("int8", weight))
+        self._scales = np.ascontiguousarray(scales.swapaxes(0, 1).reshape(scales.shape[1], -1)[:, : len(weight)])
 
-    def search(self, group: int, target: Float, weights: Float) -> tuple[Float, Float]:
-        """`Grid.search`."""
-        scales = self._scales[group]
-        for start in range(0, len(scales), _SEARCH_ROWS):
-            rows = slice(start, start + _SEARCH_ROWS)
-            scales[rows] = _search_rows(target[:, rows], weights)
-        return scales, np.zeros_like(scales)
+    @staticmethod
+    def batches(loudness: Float) -> list[Columns]:
+        """`Grid.batches`: the loudest columns first, while there are many left that make up for their errors.
+
+        On text of another kind that takes a tenth to a fifth off the squared output error of the order of the matrix.
+        """
+        order = np.argsort(-loudness, kind="stable")
+        return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
+
+    def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
+        """`Grid.at`."""
+        return self._scales[columns // _SPAN], np.zeros((1, 1), np.float32)
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""
         return pack_int8_integers(quants, self._scales.T)
-
-
-def _search_rows(target: Float, weights: Float) -> Float:
-    top: Float = np.abs(target).max(axis=0) / np.float32(127)
-    least = np.full_like(top, np.inf)
-    best = np.zeros_like(top)
-    for share in SHARES:
-        scale = f16_round(top * share)
-        wrong = target * reciprocal(scale)
-        wrong -= np.rint(np.clip(wrong, np.float32(-127), np.float32(127)))
-        error = np.asarray(np.einsum("c,cn,cn->n", weights, wrong, wrong) * scale * scale, np.float32)
-        better = error < least
-        least[better], best[better] = error[better], scale[better]
-    return best
 
 
 def pack_int8_integers(quants: NDArray[np.int8], scales: Float) -> PackedWeight:

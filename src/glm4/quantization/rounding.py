@@ -6,9 +6,8 @@ H = U D U^T, U unit upper triangular, it is the sum over columns k of
     D_k * |w_k - q_k + (W - Q)[:, :k] U[:k, k]|^2
 
 so rounding w_k + (W - Q)[:, :k] U[:k, k] to the nearest value minimises one term after the other ("LDLQ"; the same
-answer as GPTQ, without inverting H). When a group of columns begins, the grid of its values is searched on targets that
-know all columns before the group, each column's error weighted with its D_k. What a grid is, and how it is searched, is
-the format's business: `int4_grid.py`, `int8_grid.py`.
+answer as GPTQ, without inverting H). In which order columns are rounded, and to which grid of values, is the format's
+business: `int4_grid.py`, `int8_grid.py`.
 """
 
 from __future__ import annotations
@@ -26,63 +25,72 @@ from glm4.quantization.int4_grid import Int4Grid
 from glm4.quantization.int8_grid import Int8Grid
 
 Float = NDArray[np.float32]
+Columns = NDArray[np.intp]
 
 # Share of the mean of H's diagonal that is added to the diagonal: keeps H positive definite, and the solution near
 # plain rounding where the calibration text says little. On text of another kind than the calibration text 0.1 to 0.3
 # give the least error (smoke model, 3,000 tokens); the 0.01 of the literature overfits.
 DAMPING = 0.1
 _SLAB_NBYTES = 64 << 20
-# Up to so many columns it is cheaper to pass an error on column by column than with a matrix product.
-_NARROW = 32
 
 
 class Grid(Protocol):
-    """The values that a format can give some rows of a matrix, group by group: step * quant + centre.
+    """The values that a format can give some rows of a matrix: step * quant + centre.
 
     Attributes:
-        columns: of a group.
         lowest, highest: bounds of the quants.
     """
 
-    columns: int
     lowest: int
     highest: int
 
-    def search(self, group: int, target: Float, weights: Float) -> tuple[Float, Float]:
-        """Chooses, and keeps, the grid of a group: the least weighted squared error of rounding to it.
+    @staticmethod
+    def batches(loudness: Float) -> list[Columns]:
+        """All columns, in the order of rounding and at most 32 at a time.
 
         Args:
-            group: groups come in order.
-            target: [columns, N].
-            weights: of each column's squared error, [columns]; their mean is 1.
+            loudness: mean square of the inputs of each column, up to a factor; [K].
+        """
+
+    def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
+        """The grid of the columns of a batch. Batches come in order, so it may be chosen here.
+
+        Args:
+            target: what the columns should be after all batches before, [columns, N].
+            weights: of each column's squared error, [columns].
 
         Returns:
-            step and centre of each row, [N].
+            step and centre, broadcastable to [columns, N].
         """
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
-        """The matrix with these quants [N, K] on the chosen grids, exactly."""
+        """The matrix with these quants [N, K], exactly."""
 
 
-# How to begin with some rows of a matrix, by weight format.
+# By weight format; called with rows of a matrix.
 GRIDS: dict[str, type[Int4Grid] | type[Int8Grid]] = {"int4": Int4Grid, "int8": Int8Grid}
 
 
 @dataclass(frozen=True)
 class Factors:
-    """H = U D U^T of a damped H.
+    """H = U D U^T of a damped H whose columns, and rows, were put into the order of rounding.
 
     Attributes:
+        batches: the columns of H in that order, as `Grid.batches` gives them.
         upper: U, float32 [K, K], unit upper triangular (zeros below).
         diagonal: D, float32 [K], positive.
     """
 
+    batches: list[Columns]
     upper: Float
     diagonal: Float
 
 
-def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
+def factorise(hessian: Float, format: str, damping: float = DAMPING) -> Factors:
     """Damp and factorise H [K, K], symmetric and positive semi-definite. More damping where rounding errors ask for it.
+
+    Args:
+        format: weight format, a key of GRIDS; it decides about the order of columns.
 
     Raises:
         ValueError: H has numbers that are not finite.
@@ -91,8 +99,10 @@ def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
         raise ValueError("the sums of calibration inputs are not finite")
     diagonal = np.diagonal(hessian).astype(np.float64)
     mean = float(diagonal.mean()) or 1.0
+    batches = GRIDS[format].batches(np.asarray(diagonal, np.float32))
+    backwards = np.concatenate(batches)[::-1]
     while True:
-        flipped = hessian[::-1, ::-1].astype(np.float64)
+        flipped = hessian[np.ix_(backwards, backwards)].astype(np.float64)
         flipped[np.diag_indices_from(flipped)] += damping * mean
         try:
             lower = np.linalg.cholesky(flipped)
@@ -102,7 +112,8 @@ def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
     del flipped
     root = np.diagonal(lower).copy()
     lower /= root  # each column by its own root
-    return Factors(np.ascontiguousarray(lower[::-1, ::-1], np.float32), (root[::-1] ** 2).astype(np.float32))
+    upper = np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+    return Factors(batches, upper, (root[::-1] ** 2).astype(np.float32))
 
 
 def round_compensated(format: str, weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
@@ -125,40 +136,19 @@ def round_compensated(format: str, weight: Float, factors: Factors, kernels: Ker
 
 def _round_rows(weight: Float, grid: Grid, factors: Factors) -> PackedWeight:
     """`round_compensated` of some rows. Works on transposed matrices: a column of W is contiguous."""
-    rows, cols = weight.shape
-    source = np.ascontiguousarray(weight.T)
-    error, quants = np.zeros_like(source), np.zeros((cols, rows), np.int8)
-    for start in range(0, cols, grid.columns):
-        stop = min(cols, start + grid.columns)
-        upper, importance = factors.upper[:stop, start:stop], factors.diagonal[start:stop]
+    source = np.ascontiguousarray(weight.T)[np.concatenate(factors.batches)]
+    error, quants = np.zeros_like(source), np.zeros(source.shape, np.int8)
+    lowest, highest = np.float32(grid.lowest), np.float32(grid.highest)
+    stop = 0
+    for columns in factors.batches:
+        start, stop = stop, stop + len(columns)
+        upper = factors.upper[:stop, start:stop]
         target = source[start:stop] + upper[:start].T @ error[:start]
-        step, centre = grid.search(start // grid.columns, target, importance / importance.mean())
-        group = _Group(step, centre, reciprocal(step), grid.lowest, grid.highest)
-        group.round(target, source[start:stop], upper[start:], error[start:stop], quants[start:stop])
+        step, centre = grid.at(columns, target, factors.diagonal[start:stop])
+        steps, centres, inverses = (np.broadcast_to(x, target.shape) for x in (step, centre, reciprocal(step)))
+        for k, column in enumerate(columns):
+            q = np.rint(np.clip((target[k] - centres[k]) * inverses[k], lowest, highest))
+            quants[column] = q
+            np.subtract(source[start + k], steps[k] * q + centres[k], out=error[start + k])
+            target[k + 1 :] += upper[start + k, k + 1 :, None] * error[start + k]
     return grid.packed(quants.T)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """A group's grid in use; step, centre and inverse (of the step) are [N]."""
-
-    step: Float
-    centre: Float
-    inverse: Float
-    lowest: int
-    highest: int
-
-    def round(self, target: Float, source: Float, upper: Float, error: Float, quants: NDArray[np.int8]) -> None:
-        """Rounds columns in order; target, source, error and quants are [columns, N], upper is [columns, columns]."""
-        if len(target) > _NARROW:
-            half = len(target) // 2
-            self.round(target[:half], source[:half], upper[:half, :half], error[:half], quants[:half])
-            target[half:] += upper[:half, half:].T @ error[:half]
-            self.round(target[half:], source[half:], upper[half:, half:], error[half:], quants[half:])
-            return
-        lowest, highest = np.float32(self.lowest), np.float32(self.highest)
-        for k in range(len(target)):
-            q = np.rint(np.clip((target[k] - self.centre) * self.inverse, lowest, highest))
-            quants[k] = q
-            np.subtract(source[k], self.step * q + self.centre, out=error[k])
-            target[k + 1 :] += upper[k, k + 1 :, None] * error[k]
