@@ -128,6 +128,26 @@ def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatc
     assert output_error(w, packed, identity) <= 1.005 * output_error(w, plain, identity)
 
 
+def test_uncorrelated_inputs_leave_plain_int8() -> None:
+    """Bytes and all."""
+    w = np.random.default_rng(5).standard_normal((40, 300), dtype=np.float32)
+    packed = round_compensated("int8", w, factorise(np.eye(300, dtype=np.float32), "int8"), get_kernels())
+    np.testing.assert_array_equal(packed.data, get_kernels().pack("int8", w).data)
+
+
+def test_int8_rounds_loud_columns_first() -> None:
+    """Which pays: quiet columns make up for the errors of loud ones."""
+    rng = np.random.default_rng(9)
+    w, x = rng.standard_normal((64, 200), dtype=np.float32), inputs(rng, 2000, 200)
+    hessian = x.T @ x
+    factors = factorise(hessian, "int8")
+    loudness = np.diagonal(hessian)[np.concatenate(factors.batches)]
+    assert (np.diff(loudness) <= 0).all()
+    in_order = factorise(hessian, "int4")
+    errors = [output_error(w, round_compensated("int8", w, f, get_kernels()), hessian) for f in (factors, in_order)]
+    assert errors[0] < 0.95 * errors[1]
+
+
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_slabs_of_rows_give_what_the_whole_gives(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
