@@ -110,7 +110,9 @@ def _backend(
         with open_checkpoint(resolve(model, progress=report)) as checkpoint:
             packed = checkpoint.packed
             dtype = dtype if packed is None else packed_dtype(dtype, packed.precision)
-            settings = backend_options(checkpoint.config, questions, dtype, kv_dtype, threads)
+            settings = backend_options(
+                checkpoint.config, questions, dtype, kv_dtype, threads, checkpoint.stored_precision
+            )
             return LocalBackend.load(checkpoint, settings, np.empty(0, np.int64), report)
     if shape not in SHAPES:
         raise InvalidRequestError(f"--random must be one of {', '.join(sorted(SHAPES))}, not {shape!r}", param="random")

@@ -25,7 +25,12 @@ Model = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option(rich_help_panel=_ENGINE, metavar="FORMAT", help="Weight format: auto, fp32, bf16, int8 or int4.")
+    str,
+    typer.Option(
+        rich_help_panel=_ENGINE,
+        metavar="FORMAT",
+        help="Weight format: auto, fp32, bf16, int8, int4, or stored, which keeps the codes of 4-bit GGUF files.",
+    ),
 ]
 KvDtype = Annotated[
     str,
