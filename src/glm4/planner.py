@@ -83,7 +83,8 @@ def plan(
 
     Args:
         config: its shape, from a checkpoint or from `model.shapes`.
-        dtype: "auto" (int8 if it fits, else int4), "fp32", "bf16", "int8", "int4" or "stored".
+        dtype: "auto" (int8 or, of 4-bit GGUF files, "stored" if it fits, else int4), "fp32", "bf16", "int8", "int4" or
+            "stored".
         kv_dtype: "auto" (fp32 beside fp32 weights, else fp16), "fp32", "fp16" or "int8".
         context: tokens per sequence; None is the longest that fits.
         batch: sequences at once.

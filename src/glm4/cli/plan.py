@@ -34,7 +34,7 @@ def plan(
 ) -> None:
     """Estimate the memory a model needs, by part, without loading or downloading it.
 
-    auto is what `glm4 chat` would take here: int8 weights if they fit, else int4.
+    auto is what `glm4 chat` would take here: int8 weights if they fit (of 4-bit GGUF files: stored), else int4.
     """
     from glm4 import memory
     from glm4.cli import console
@@ -156,5 +156,5 @@ def _verdict(plan: MemoryPlan) -> str:
             f"This context does not fit. The largest that does is {plan.largest_context:,} tokens {limit}; the KV "
             "cache may take 60 % of what is left after the weights."
         )
-    smaller = {"fp32": "bf16, int8 or int4", "bf16": "int8 or int4", "int8": "int4"}.get(plan.dtype)
+    smaller = {"fp32": "bf16, int8 or int4", "bf16": "int8 or int4", "int8": "int4", "stored": "int4"}.get(plan.dtype)
     return "It does not fit here. " + (f"Try --dtype {smaller}." if smaller else "Try a smaller model.")

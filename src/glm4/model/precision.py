@@ -50,6 +50,8 @@ PRECISIONS: dict[str, Precision] = {
 # Each matrix in the format nearest to what the file holds; which that is, only the file says (`stored_precision`).
 STORED = "stored"
 DTYPES = ("auto", *PRECISIONS, STORED)
+# "auto" keeps a file's codes if they are so much of its weights: below, hardly any memory traffic is saved.
+AUTO_STORED_SHARE = 0.5
 
 
 def stored_precision(four_bit: Iterable[str]) -> Precision:
@@ -105,7 +107,8 @@ def packed_dtype(dtype: str, packed: Precision) -> str:
 
 
 def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: Precision | None = None) -> Precision:
-    """The precision `dtype` names; "auto" is int8 (near-lossless), or int4 where int8 does not fit.
+    """The precision `dtype` names; "auto" is int8 (near-lossless; "stored" where most weights are 4-bit codes in the
+    file), or int4 where that does not fit.
 
     Args:
         available: bytes of memory this process may use.
@@ -117,7 +120,7 @@ def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: P
     """
     if dtype not in DTYPES:
         raise InvalidRequestError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
-    candidates = _candidates(dtype, stored)
+    candidates = _candidates(dtype, config, stored)
     for precision in candidates:
         if weight_nbytes(config, precision) + _WORKING_ROOM <= available:
             return precision
@@ -129,11 +132,12 @@ def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: P
     )
 
 
-def _candidates(dtype: str, stored: Precision | None) -> list[Precision]:
+def _candidates(dtype: str, config: ModelConfig, stored: Precision | None) -> list[Precision]:
     """What a dtype may mean, the best first."""
-    if dtype == "auto":
-        return [PRECISIONS["int8"], PRECISIONS["int4"]]
-    return [named_precision(dtype, stored)]
+    if dtype != "auto":
+        return [named_precision(dtype, stored)]
+    keeps = stored is not None and four_bit_share(config, stored) > AUTO_STORED_SHARE
+    return [stored if stored is not None and keeps else PRECISIONS["int8"], PRECISIONS["int4"]]
 
 
 def named_precision(dtype: str, stored: Precision | None) -> Precision:
