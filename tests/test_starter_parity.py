@@ -36,8 +36,8 @@ MODELS = [pytest.param("smoke", marks=pytest.mark.smoke), pytest.param("starter"
 
 # Least share of positions whose most likely next token is that of float32. Measured, over all positions and over the
 # generated ones: int8 0.946 and 0.957 (smoke), 0.982 and 0.990 (starter); stored 0.939 and 0.957, 0.984 and 0.988; int4
-# 0.904 and 0.910, 0.898 and 0.932, embedding and head included, without calibration. Only 4-bit tensors that stay int4 are
-# not rounded a second time here; benchmarks/quality.py compares formats on weights that lie on no format's grid.
+# 0.904 and 0.910, 0.898 and 0.932, embedding and head included, without calibration. Except for 4-bit tensors that stay
+# int4, weights are rounded a second time here; benchmarks/quality.py takes weights that lie on no format's grid.
 AGREEMENT = {
     ("smoke", "bf16"): 0.99,
     ("smoke", "int8"): 0.93,
