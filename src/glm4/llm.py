@@ -50,7 +50,7 @@ class LLM:
         speculation: guess repeated text ahead; same answers, fewer steps.
         progress: called with (stage, done, total) while downloading and loading.
 
-    The first load of a large model keeps its int8 or int4 weights packed on disk, so that the next one only maps a file
+    The first load of a large model keeps its int8, int4 or stored weights packed on disk; the next one only maps a file
     (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then that packed copy.
 
     Raises:

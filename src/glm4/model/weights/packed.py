@@ -8,6 +8,9 @@ refuse the folder instead of misreading it. In the weight file:
     vectors     F32, behind the matrices
     checksums   U64, one `checksum` per tensor in that order; written last
 
+The section says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices
+are exceptions.
+
 Three guards, from cheap to thorough: the header is checked against the configuration whenever the folder is opened;
 `PackedSource.weight` and `.vector` compare the checksum, which reads the data once (memory speed, and it brings the
 pages in that the first forward pass needs anyway); `verify_sha256` compares the whole file with the digest in
