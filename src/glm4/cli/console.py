@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glm4.errors import Glm4Error
 
@@ -117,12 +117,10 @@ def _os_error(exc: OSError) -> str:
     return f"{exc.filename}: {reason}" if exc.filename else reason
 
 
-def usage_error(exc: Any) -> int:
-    """Print a mistake on the command line (an exception of Typer's parser); returns the exit code."""
-    message = str(exc.format_message()).strip()
-    context = getattr(exc, "ctx", None)
-    path = context.command_path if context is not None else "glm4"
-    error(message[:1].lower() + message[1:].rstrip("."), f"`{path} --help` shows the options")
+def usage_error(message: str, program: str) -> int:
+    """Print a mistake on the command line of `program` (`glm4 chat`, say); returns the exit code."""
+    message = message.strip()
+    error(message[:1].lower() + message[1:].rstrip("."), f"`{program} --help` shows the options")
     return EXIT_USAGE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Option
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -16,7 +16,7 @@ ADAPTER = "lora"
 
 Model = Annotated[
     str,
-    typer.Option(
+    Option(
         "--model",
         "-m",
         envvar="GLM4_MODEL",
@@ -25,11 +25,11 @@ Model = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option(rich_help_panel=_ENGINE, metavar="FORMAT", help="Weight format: auto, fp32, bf16, int8 or int4.")
+    str, Option(rich_help_panel=_ENGINE, metavar="FORMAT", help="Weight format: auto, fp32, bf16, int8 or int4.")
 ]
 KvDtype = Annotated[
     str,
-    typer.Option(
+    Option(
         "--kv-dtype",
         rich_help_panel=_ENGINE,
         metavar="FORMAT",
@@ -38,7 +38,7 @@ KvDtype = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         rich_help_panel=_ENGINE,
         show_default=False,
@@ -48,7 +48,7 @@ Context = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         rich_help_panel=_ENGINE,
         show_default=False,
@@ -58,7 +58,7 @@ Threads = Annotated[
 ]
 Lora = Annotated[
     str | None,
-    typer.Option(
+    Option(
         rich_help_panel=_ENGINE,
         show_default=False,
         metavar="FOLDER",
@@ -66,11 +66,11 @@ Lora = Annotated[
     ),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=_SAMPLING, metavar="TOKENS", help="Longest answer, in tokens.")
+    int | None, Option(min=1, rich_help_panel=_SAMPLING, metavar="TOKENS", help="Longest answer, in tokens.")
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="NUMBER",
@@ -79,7 +79,7 @@ Temperature = Annotated[
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="SHARE",
@@ -88,7 +88,7 @@ TopP = Annotated[
 ]
 TopK = Annotated[
     int | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="N",
@@ -97,7 +97,7 @@ TopK = Annotated[
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="NUMBER",
@@ -106,11 +106,11 @@ RepetitionPenalty = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(rich_help_panel=_SAMPLING, show_default=False, metavar="N", help="Same seed and prompt, same answer."),
+    Option(rich_help_panel=_SAMPLING, show_default=False, metavar="N", help="Same seed and prompt, same answer."),
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="TEXT",
