@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -138,8 +139,9 @@ def load_llm(
 
     with progress() as report:
         report("loading glm4", 0, 0)
+        _import_engine()
         from glm4.errors import InvalidRequestError
-        from glm4.llm import LLM  # pulls in NumPy, the tokenizers and the kernels
+        from glm4.llm import LLM
         from glm4.model.kv_cache import KV_DTYPES
         from glm4.model.precision import DTYPES
 
@@ -164,6 +166,19 @@ def load_llm(
             llm.close()
             raise
         return llm
+
+
+def _import_engine() -> None:
+    """Import what `load_llm` needs, NumPy above all."""
+    import gc
+
+    from glm4.garbage import collection_paused
+
+    # Our kernels have threads of their own; NumPy's, made at its import, would spin and never be asked for anything.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with collection_paused():
+        import glm4.llm  # noqa: F401
+    gc.freeze()  # modules stay to the end, and no collection need walk them again
 
 
 def adapter_name(llm: LLM) -> str | None:

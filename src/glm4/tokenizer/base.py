@@ -6,8 +6,6 @@ from anybody else may not: its `<|user|>` is seven characters, never a role chan
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,18 +37,6 @@ class AddedToken:
     special: bool = True
     lstrip: bool = False
     rstrip: bool = False
-
-
-@contextlib.contextmanager
-def garbage_collection_paused() -> Iterator[None]:
-    """For code that makes hundreds of thousands of objects that all stay: the collector would walk them many times."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class Tokenizer(ABC):

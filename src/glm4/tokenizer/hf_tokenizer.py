@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
-from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, garbage_collection_paused, glm_prefix_ids
+from glm4.garbage import collection_paused
+from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
 from glm4.tokenizer.table import VocabularyTable
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def read_tokenizer_json(
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; refusing to read it")
-    with garbage_collection_paused():
+    with collection_paused():
         return _read_tokenizer_json(path, config_tokens, eos_names)
 
 
