@@ -19,10 +19,10 @@ constexpr int VECTORS = kRowBlock / LANES;  // vectors that cover the 32 outputs
 template <int R>
 constexpr int STEP = 2;
 #elif defined(GLM4_AVX2)
-// With few rows every operand read serves more vectors, and a single row walks through memory in whole lines; with many
-// rows the sums alone fill the sixteen registers.
+// With few rows every operand read serves more vectors, and one or two rows walk through memory in whole lines; with
+// many rows the sums alone fill the sixteen registers.
 template <int R>
-constexpr int STEP = R == 1 ? 4 : R <= 4 ? 2 : 1;
+constexpr int STEP = R <= 2 ? 4 : R <= 4 ? 2 : 1;
 #elif defined(GLM4_NEON)
 template <int R>
 constexpr int STEP = 1;

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from glm4.errors import Glm4Error
+from glm4.event_loops import post, settle
 from glm4.generation import AdapterInfo
 from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
@@ -181,24 +182,8 @@ class AsyncLLM:
 
     async def call(self, function: Callable[[], _T]) -> _T:
         """Run a function on the engine's thread, between two steps, and wait for its result."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[_T] = loop.create_future()
-
-        def settle(result: _T | None, error: BaseException | None) -> None:
-            if done.cancelled():
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]
-
-        def run() -> None:
-            try:
-                _post(loop, partial(settle, function(), None))
-            except Exception as error:  # handed to the task that asked, not lost on the engine's thread
-                _post(loop, partial(settle, None, error))
-
-        if not self._submit(run):
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        if not self._submit(partial(settle, done, function)):
             raise Glm4Error("the model was closed")
         return await done
 
@@ -255,7 +240,7 @@ class AsyncLLM:
         while self._commands:  # their callers wait for an answer
             self._commands.popleft()()
         for stream in list(self._streams.values()):
-            _post(stream.loop, partial(stream.put, failure))
+            post(stream.loop, partial(stream.put, failure))
         self.llm.close()
 
     def _deliver(self, chunks: list[StreamChunk]) -> None:
@@ -268,7 +253,7 @@ class AsyncLLM:
             if chunk.output is not None:
                 self._streams.pop(chunk.request_id, None)
         for loop, pairs in by_loop.items():
-            _post(loop, partial(_put_all, pairs))
+            post(loop, partial(_put_all, pairs))
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -280,12 +265,3 @@ class AsyncLLM:
 def _put_all(pairs: list[tuple[RequestStream, StreamChunk]]) -> None:
     for stream, chunk in pairs:
         stream.put(chunk)
-
-
-def _post(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Run a callback on an event loop that may be gone when a program ends in the middle of a stream."""
-    try:
-        loop.call_soon_threadsafe(callback)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import math
 import os
 import stat
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from glm4.errors import BatchFileError, InvalidRequestError
+from glm4.strict_json import finite_float, refuse_constant
 
 MAX_LINE_BYTES = 64 << 20
 MAX_ID_LENGTH = 512
@@ -39,7 +39,7 @@ class InputLine:
         if self.data is None:
             return None, f"is longer than {MAX_LINE_BYTES >> 20} MB"
         try:
-            value = json.loads(self.data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite_float)
+            value = json.loads(self.data.decode("utf-8"), parse_constant=refuse_constant, parse_float=finite_float)
         except json.JSONDecodeError as error:
             return None, f"is not valid JSON: {error.msg} at column {error.colno}"
         except (ValueError, RecursionError) as error:
@@ -67,17 +67,6 @@ class InputLine:
         except UnicodeEncodeError:
             return None
         return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite_float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large for a number")
-    return number
 
 
 def read_lines(path: Path) -> Iterator[InputLine]:

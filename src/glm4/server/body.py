@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from typing import Any
 
@@ -12,6 +11,7 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from glm4.server.errors import ApiError
+from glm4.strict_json import NotJsonError, finite_float, refuse_constant
 
 MAX_DEPTH = 64
 """Nesting of arrays and objects; more is refused before anything walks it."""
@@ -85,14 +85,15 @@ def decode(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, message, code="invalid_json") from None
     _check_depth(text)
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=refuse_constant, parse_float=finite_float)
     except json.JSONDecodeError as error:
         raise ApiError(
             400, f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
             code="invalid_json",
         ) from None  # fmt: skip
-    except ValueError:  # Python converts whole numbers of some thousand digits at most
-        raise _invalid("a number has too many digits") from None
+    except ValueError as error:  # Python converts whole numbers of some thousand digits at most
+        reason = str(error) if isinstance(error, NotJsonError) else "a number has too many digits"
+        raise ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
     if "\\u" in text:
@@ -120,18 +121,3 @@ def _check_unicode(value: object) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ApiError(400, "the body has half a surrogate pair; that is not Unicode", code="invalid_json") from None
-
-
-def _invalid(reason: str) -> ApiError:
-    return ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json")
-
-
-def _refuse_constant(name: str) -> float:
-    raise _invalid(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise _invalid(f"{text[:32]} is too large a number")
-    return number

@@ -48,8 +48,7 @@ async def _answer(state: ServerState, target: Target, chat: ChatRequest) -> Resp
     await generation.start()
     return EventStream(
         _events(generation, chat),
-        keep_alive=state.config.keep_alive,
-        stall_timeout=state.config.stall_timeout,
+        config=state.config,
         on_close=generation.close,
     )
 

@@ -65,8 +65,7 @@ def _stream(
 ) -> EventStream:
     return EventStream(
         _events(target, completion, batch, chunks),
-        keep_alive=state.config.keep_alive,
-        stall_timeout=state.config.stall_timeout,
+        config=state.config,
         on_close=on_close,
     )
 

@@ -122,8 +122,7 @@ async def _answer(state: ServerState, target: Target, call: _Call) -> Response:
     await generation.start()
     return EventStream(
         _events(generation, call),
-        keep_alive=state.config.keep_alive,
-        stall_timeout=state.config.stall_timeout,
+        config=state.config,
         on_close=generation.close,
     )
 

@@ -96,8 +96,7 @@ async def _answer(state: ServerState, target: Target, wanted: MessageRequest) ->
             _events(generation, answer),
             failure=anthropic_failure,
             silence=event(PING, "ping"),
-            keep_alive=state.config.keep_alive,
-            stall_timeout=state.config.stall_timeout,
+            config=state.config,
             on_close=generation.close,
         )
     try:

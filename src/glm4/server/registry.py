@@ -7,12 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from glm4.async_llm import AsyncLLM
 from glm4.errors import Glm4Error
+from glm4.event_loops import settle
 from glm4.llm import LLM, Progress
 from glm4.server.admission import Admission
 from glm4.server.config import ANY_MODEL, ModelSpec, ServerConfig
@@ -143,27 +143,8 @@ class ModelRegistry:
 
     async def _in_thread(self, function: Callable[[], LLM]) -> LLM:
         """Like `asyncio.to_thread`, in a thread that the end of the event loop does not wait for."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[LLM] = loop.create_future()
-
-        def settle(result: LLM | None, error: BaseException | None) -> None:
-            if done.cancelled():
-                return
-            if error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(result)  # type: ignore[arg-type]
-
-        def run() -> None:
-            result, error = None, None
-            try:
-                result = function()
-            except BaseException as failure:  # handed to the task that waits
-                error = failure
-            with suppress(RuntimeError):  # the loop is closed: the server stopped meanwhile
-                loop.call_soon_threadsafe(settle, result, error)
-
-        self._thread = threading.Thread(target=run, name="glm4-load", daemon=True)
+        done: asyncio.Future[LLM] = asyncio.get_running_loop().create_future()
+        self._thread = threading.Thread(target=settle, args=(done, function), name="glm4-load", daemon=True)
         self._thread.start()
         return await done
 

@@ -198,8 +198,7 @@ async def _stream(
             raise
     return EventStream(
         _events(state, generation, writer, store=store),
-        keep_alive=state.config.keep_alive,
-        stall_timeout=state.config.stall_timeout,
+        config=state.config,
         on_close=close,
     )
 

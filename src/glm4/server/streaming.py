@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError, as_api_error
 
 _T = TypeVar("_T")
@@ -51,8 +52,7 @@ class EventStream(Response):
         events: yields ready events.
         failure: the last event of a stream whose generator failed.
         silence: what is sent to keep a silent connection open.
-        keep_alive: seconds of silence before that.
-        stall_timeout: seconds the client may leave the connection full.
+        config: how long a stream may be silent before that, and how long a client may leave the connection full.
         on_close: awaited at the very end.
     """
 
@@ -64,8 +64,7 @@ class EventStream(Response):
         *,
         failure: Callable[[BaseException], bytes] = openai_failure,
         silence: bytes = _COMMENT,
-        keep_alive: float,
-        stall_timeout: float,
+        config: ServerConfig,
         on_close: Callable[[], Awaitable[None]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -74,8 +73,8 @@ class EventStream(Response):
         self._events = events
         self._failure = failure
         self._silence = silence
-        self._keep_alive = keep_alive
-        self._stall_timeout = stall_timeout
+        self._keep_alive = config.keep_alive
+        self._stall_timeout = config.stall_timeout
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

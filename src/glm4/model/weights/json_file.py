@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from glm4.errors import CheckpointError
+from glm4.strict_json import refuse_constant
 
 MAX_JSON_BYTES = 16_000_000
 MAX_JSON_DEPTH = 64
@@ -38,7 +39,7 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
         CheckpointError: not UTF-8, not JSON, not one object, a key twice, a NaN, or nested too deeply.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=refuse_constant)
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError and numbers of thousands of digits
@@ -56,10 +57,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"the key {twice!r} appears twice")
     return result
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_depth(value: Any, where: str) -> None:
