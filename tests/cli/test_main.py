@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import typer
@@ -69,7 +70,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_version_needs_no_parser_of_help_texts() -> None:
-    code = "import sys; from glm4.cli import main; main(['--version']); print({'typer', 'rich'} & set(sys.modules))"
+    code = (
+        "import sys; from glm4.cli import main; main(['--version']);"
+        "print({'typer', 'rich', 'glm4.cli.console', 'json'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"glm4 {__version__}\nset()\n"
 
@@ -195,6 +199,13 @@ def test_a_closed_pipe_is_quiet() -> None:
     code = f"{shlex.quote(sys.executable)} -m glm4 --help | true"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_version_that_cannot_be_written_is_an_error() -> None:
+    code = f"{shlex.quote(sys.executable)} -m glm4 --version > /dev/full"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
 
 
 def test_help_is_utf8_in_the_c_locale() -> None:

@@ -39,70 +39,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from glm4.cli import console
-    from glm4.cli.parameters import Exit, UsageError
-
-    args = list(sys.argv[1:] if argv is None else argv)
-    console.prepare_streams()
-    args, debug = _take_debug(args)
-    if "_GLM4_COMPLETE" in os.environ:  # the shell asks for completions
-        from glm4.cli import typer_app
-
-        typer_app.complete(args)
-        return 0
+    args, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     try:
         _run(args)
-        sys.stdout.flush()
-    except Exit as exit_:
-        return console.flush_quietly(exit_.code)
-    except UsageError as error:
-        return console.usage_error(f"invalid value: {error}", f"glm4 {args[0]}")
-    except BrokenPipeError:
-        console.silence_stdout()  # the reader has what it wanted (`| head -1`)
-        return 0
-    except KeyboardInterrupt:
-        console.error("interrupted")
-        return console.EXIT_INTERRUPTED
-    except Exception as error:
-        code = _exit_code_of_typer(error)
-        if code is None and debug:
+    except (Exception, KeyboardInterrupt) as error:
+        code = _exit_code(error, args, debug=debug)
+        if code is None:
             raise
-        return console.failure(error) if code is None else code
+        return code
     return 0
 
 
 def _run(args: Sequence[str]) -> None:
     """Run a plain command line at once, and any other through Typer."""
-    from glm4.cli.parameters import plain_arguments
-
     if args == ["--version"]:
         print_version()
+        return
+    from glm4.cli import console
+    from glm4.cli.parameters import plain_arguments
+
+    console.prepare_streams()
+    if "_GLM4_COMPLETE" in os.environ:  # the shell asks for completions
+        from glm4.cli import typer_app
+
+        typer_app.complete(args)
         return
     if args and args[0] in COMMANDS:
         _, function = COMMANDS[args[0]].load(args[0])
         arguments = plain_arguments(function, args[1:])
         if arguments is not None:
             function(**arguments)
+            sys.stdout.flush()
             return
     from glm4.cli import typer_app
 
     typer_app.run(args)
+    sys.stdout.flush()
 
 
-def _exit_code_of_typer(error: Exception) -> int | None:
-    """The exit code for an exception of Typer's, its message printed; None for any other."""
-    if "typer" not in sys.modules:
-        return None
-    from glm4.cli import typer_app
+def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int | None:
+    """The exit code for what ended a command, its message printed; None asks for a traceback."""
+    from glm4.cli import console
+    from glm4.cli.parameters import Exit, UsageError
 
-    return typer_app.exit_code(error)
+    if isinstance(error, Exit):
+        return console.flush_quietly(error.code)
+    if isinstance(error, UsageError):
+        return console.usage_error(f"invalid value: {error}", f"glm4 {args[0]}")
+    if isinstance(error, BrokenPipeError):
+        console.silence_stdout()  # the reader has what it wanted (`| head -1`)
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        console.error("interrupted")
+        return console.EXIT_INTERRUPTED
+    code = None
+    if "typer" in sys.modules:  # otherwise it cannot be one of Typer's exceptions
+        from glm4.cli import typer_app
+
+        code = typer_app.exit_code(error)
+    return console.failure(error) if code is None and not debug else code
 
 
 def print_version() -> None:
     """One line on standard output."""
     from glm4 import __version__
 
-    print(f"glm4 {__version__}")
+    print(f"glm4 {__version__}", flush=True)
 
 
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:

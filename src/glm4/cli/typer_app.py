@@ -143,7 +143,7 @@ def complete(args: Sequence[str]) -> None:
     command.main(list(args), prog_name="glm4")
 
 
-def exit_code(error: Exception) -> int | None:
+def exit_code(error: BaseException) -> int | None:
     """The exit code for an exception of Typer's, its message printed; None for any other."""
     if isinstance(error, typer.Exit):
         return console.flush_quietly(int(error.exit_code))
