@@ -2,10 +2,12 @@
 
     python benchmarks/long_context.py                    # GLM-4-9B int4; 2K, 32K and 128K; int8 and fp16 KV
     python benchmarks/long_context.py --contexts 131072 --kv-dtypes int8 --json
+    python benchmarks/long_context.py --shape glm-4-9b-chat-1m --layers 12 --contexts 1048576 --kv-dtypes int8
 
 Random weights in the model's shape, random keys and values put straight into the cache. Cache formats are measured one
 after the other because they would not fit beside each other; medians over the tokens of a run. Peak memory is of the
-process so far, so the order of the runs goes from small to large.
+process so far, so the order of the runs goes from small to large. --layers takes only some of the model's equal layers,
+where all of them do not fit: their time and cache grow with their number, embedding and head stay.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -94,6 +96,7 @@ def decode(model: Transformer, kernels: TimedKernels, kv_dtype: str, context: in
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Decode over long contexts.")
     parser.add_argument("--shape", default="glm-4-9b-chat", choices=sorted(SHAPES))
+    parser.add_argument("--layers", type=int, help="fewer than the shape has, where memory is short")
     parser.add_argument("--dtype", default="int4", choices=sorted(PRECISIONS))
     parser.add_argument("--contexts", nargs="+", type=int, default=[2048, 32768, 131072])
     parser.add_argument("--kv-dtypes", nargs="+", default=["int8", "fp16"])
@@ -109,9 +112,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         kernels.set_num_threads(args.threads)  # type: ignore[operator]
     config = SHAPES[args.shape]
+    config = replace(config, num_hidden_layers=args.layers or config.num_hidden_layers)
     model = random_model(config, PRECISIONS[args.dtype], kernels, 0)  # type: ignore[arg-type]
     if not args.json:
-        print(f"{args.shape} {args.dtype}: weights {model.weights.nbytes / 1e9:.2f} GB")
+        weights = model.weights.nbytes / 1e9
+        print(f"{args.shape}, {config.num_hidden_layers} layers, {args.dtype}: weights {weights:.2f} GB")
         print(
             f"{'cache':5} {'context':>8} {'KV GB':>7} {'tokens/s':>9} {'attention':>10} {'peak GB':>8} {'load':>6}",
             flush=True,

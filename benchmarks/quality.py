@@ -7,9 +7,9 @@ The reference is the model in float32 after its channels were rescaled at random
 quantises those weights. "int4" and "int8" compare dequantised weights in the float32 engine, as llama.cpp's formats are
 compared; "int4+a8" and "int8+a8" run our own kernels, whose activations are 8 bits too. "q4_k_m" is what llama.cpp
 makes (rows that are no multiple of 256 fall back to 5 and 8 bits); "q4_k_m-fits" is the format as if every row did fit.
-"int4-cal" is what `glm4 quantize --to int4` makes: rounding with error compensation, calibrated on text the model wrote
-from prompts of the package, none of which is in the token set here. Bits per weight are all in: every matrix, embedding
-and head included, with scales and padding.
+"int4-cal" and "int8-cal" are what `glm4 quantize` makes: rounding with error compensation, calibrated on text that the
+model wrote from prompts of the package, none of which is in the token set here. Bits per weight are all in: every
+matrix, embedding and head included, with scales and padding.
 
 Hidden states of the reference are kept (N x hidden_size), and logits are formed again slice by slice, so that the whole
 distribution is compared, not its top.
@@ -47,7 +47,7 @@ Float = NDArray[np.float32]
 SEQUENCE = 512
 SLICE = 64
 PEERS = ("q8_0", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0", "q5_k_m-fits", "q4_k_m-fits", "q4_k_s-fits", "q4_0-fits")
-OURS = ("int8", "int4", "int4-cal")
+OURS = ("int8", "int8-cal", "int4", "int4-cal")
 ALL_FORMATS = (*PEERS, *(name + mode for name in OURS for mode in ("", "+a8")))
 
 
@@ -87,7 +87,7 @@ def build(
     """
     total = Quantised()
     base, _, mode = name.partition("+")
-    if base in PRECISIONS or base == "int4-cal":
+    if base.removesuffix("-cal") in PRECISIONS:
         packed = pack(base)
         for tensor in packed.values():
             if isinstance(tensor, PackedWeight):
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
         write = lambda: calibration_text(checkpoint, TextSide.load(checkpoint), args.calibration)  # noqa: E731
         ids = cached(args.cache, f"ids-{args.model}-{args.tokens}", make).astype(np.int32)
         tensors = off_grid(checkpoint, args.seed)
-        if any(name.startswith("int4-cal") for name in args.formats):
+        if any("-cal" in name for name in args.formats):
             log(f"calibration text of {args.calibration} sequences")
             calibration = cached(args.cache, f"calibration-{args.model}-{args.calibration}", write).astype(np.int32)
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
@@ -227,7 +227,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=list(ALL_FORMATS), choices=ALL_FORMATS)
     parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base, for the k-quants")
     parser.add_argument("--cache", type=Path, help="folder that keeps the token set and the reference's hidden states")
-    parser.add_argument("--calibration", type=int, default=SEQUENCES, help="sequences of 512 tokens for int4-cal")
+    parser.add_argument(
+        "--calibration", type=int, default=SEQUENCES, help="sequences of 512 tokens for int4-cal and int8-cal"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the rescaling")
     parser.add_argument("--out", type=Path, help="folder for quality.md, quality.json and quality.svg")
     return parser.parse_args(argv)

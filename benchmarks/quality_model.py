@@ -113,10 +113,10 @@ def transformer(tensors: Tensors, precision: Precision, kernels: Kernels) -> Tra
 
 
 def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]) -> Packed:
-    """All tensors, matrices packed as a row of PRECISIONS says, or as "int4-cal": calibrated."""
-    if name == "int4-cal":
-        return gathered(calibrated(tensors, calibration(), kernels), tensors)
-    precision = PRECISIONS[name]
+    """All tensors, matrices packed as a row of PRECISIONS says, or calibrated: "int4-cal", "int8-cal"."""
+    precision = PRECISIONS[name.removesuffix("-cal")]
+    if name.endswith("-cal"):
+        return gathered(calibrated(tensors, precision.linear, calibration(), kernels), tensors)
     loaded = {tensor: tensors.load(tensor) for tensor in tensors.tensor_names()}
     return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}
 
@@ -124,15 +124,15 @@ def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Cal
 def gathered(parts: Iterable[Part], tensors: Tensors) -> Packed:
     """The parts of each matrix in one piece."""
     made: Packed = {}
-    pieces: dict[str, list[NDArray[np.uint8]]] = {}
+    pieces: dict[str, list[PackedWeight]] = {}
     for part in parts:
         if part.packed is None:
             made[part.name] = part.source
         else:
-            pieces.setdefault(part.name, []).append(part.packed.data)
-    for name, data in pieces.items():
-        weight = empty_packed("int4", *tensors.shape(name))
-        np.concatenate(data, out=weight.data)
+            pieces.setdefault(part.name, []).append(part.packed)
+    for name, packed in pieces.items():
+        weight = empty_packed(packed[0].format, *tensors.shape(name))
+        np.concatenate([piece.data for piece in packed], out=weight.data)
         made[name] = weight
     return made
 

@@ -83,17 +83,20 @@ def test_scores_of_equal_and_of_rounded_models(tmp_path: Path) -> None:
         return qm.packed_model(base, tensors, kernels, lambda: ids.reshape(2, -1))
 
     contenders = []
-    for name in ("fp32", "int8", "int4", "int4+a8", "int4-cal", "int4-cal+a8"):
+    for name in ("fp32", "int8", "int8-cal", "int4", "int4+a8", "int4-cal", "int4-cal+a8"):
         model, bits = quality.build(name, tensors, None, kernels, pack)
         hidden = qm.hidden_states(model, ids, quality.SEQUENCE)
         contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
-    same, int8, int4, int4_a8, calibrated, calibrated_a8 = quality.score(contenders[0], contenders, ids, kernels)
+    scores = quality.score(contenders[0], contenders, ids, kernels)
+    same, int8, int8_calibrated, int4, int4_a8, calibrated, calibrated_a8 = scores
     assert same.kld == pytest.approx(0.0, abs=1e-7)
     assert same.top1 == 1.0
     assert same.ppl_ratio == pytest.approx(1.0)
     assert 0 < int8.kld < int4.kld / 20
     assert int4.kld < int4_a8.kld * 1.5
     assert int8.top1 > int4.top1
+    assert int8_calibrated.kld < int8.kld
+    assert int8_calibrated.bits_per_weight == int8.bits_per_weight
     assert calibrated.kld < int4.kld
     assert calibrated_a8.kld < int4_a8.kld
     assert int4.bits_per_weight == calibrated.bits_per_weight == calibrated_a8.bits_per_weight

@@ -40,22 +40,25 @@ def test_quantize_then_describe_then_chat(tmp_path: Path, capsys: pytest.Capture
     assert b"packed as int4" in refused.stderr
 
 
+@pytest.mark.parametrize("target", ["int8", "int4"])
 def test_calibration_is_the_default_of_small_models(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glm4.quantization.checkpoint.SEQUENCES", 1)
     source, out = write_folder(tmp_path / "source"), tmp_path / "out"
-    assert main(["quantize", str(source), "--to", "int4", "-o", str(out)]) == 0
+    assert main(["quantize", str(source), "--to", target, "-o", str(out)]) == 0
     captured = capsys.readouterr()
-    assert "int4 with calibration: about 1 min here" in captured.err
+    assert f"{target} with calibration: about 1 min here" in captured.err
     assert "of outputs" in captured.out
-    assert main(["quantize", str(source), "--to", "int8", "-o", str(tmp_path / "b"), "--calibrate"]) == 2
-    assert "only int4 is calibrated" in capsys.readouterr().err
+    assert main(["info", str(out), "--verify", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtypes"][target] == 10
+    answer = run("chat", "-m", str(out), "hello", "--max-tokens", "3", home=tmp_path / "home")
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_quantize_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_gguf(tmp_path / "model.gguf", "qwen2"), tmp_path / "out"
-    assert main(["quantize", str(source), "--to", "int8", "-o", str(out), "--json"]) == 0
+    assert main(["quantize", str(source), "--to", "int8", "-o", str(out), "--json", "--no-calibrate"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["path"] == str(out)
     assert report["kinds"]["down"]["format"] == "int8"

@@ -80,12 +80,13 @@ def test_sums_are_those_of_a_direct_forward_pass(tmp_path: Path, architecture: s
     np.testing.assert_allclose(total, x.T @ x, rtol=1e-3, atol=1e-3 * float(total.max()))
 
 
-def test_parts_come_in_order_and_in_slabs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_parts_come_in_order_and_in_slabs(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = get_kernels()
     with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model())) as checkpoint:
-        whole = list(calibrated(checkpoint, IDS, kernels))
+        whole = list(calibrated(checkpoint, format, IDS, kernels))
         monkeypatch.setattr(loader, "SLAB_NBYTES", 40 * 4 * 64)  # one row block a slab
-        parts = list(calibrated(checkpoint, IDS, kernels))
+        parts = list(calibrated(checkpoint, format, IDS, kernels))
         assert [part.name for part in whole] == checkpoint.tensor_names()
         assert list(dict.fromkeys(part.name for part in parts)) == checkpoint.tensor_names()
     assert len(parts) > len(whole)
@@ -93,6 +94,7 @@ def test_parts_come_in_order_and_in_slabs(tmp_path: Path, monkeypatch: pytest.Mo
         pieces = [p for p in parts if p.name == part.name]
         assert [p.first for p in pieces] == [True] + [False] * (len(pieces) - 1)
         if part.packed is not None:
+            assert part.packed.format == format
             # Not bit for bit: a matrix product of other shape sums up in another order, and a tie may fall otherwise.
             restored = np.concatenate([kernels.unpack(p.packed) for p in pieces if p.packed is not None])
             errors = [np.square(q - part.source).sum() for q in (restored, kernels.unpack(part.packed))]

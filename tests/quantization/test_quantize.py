@@ -89,23 +89,26 @@ def test_the_report_is_what_the_weights_say(source: Path, tmp_path: Path, target
     assert saved == json.loads(json.dumps(report.as_dict()))
 
 
+@pytest.mark.parametrize("target", ["int8", "int4"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_calibrated_int4_is_closer_in_its_outputs(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_brings_outputs_closer(
+    tmp_path: Path, tied: bool, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quantization, "SEQUENCES", 3)
     source = tiny.write_folder(tmp_path / "model", tiny.tiny_model("hf", tie_word_embeddings=tied))
-    report = quantize(source, tmp_path / "out", calibrate=True)
+    report = quantize(source, tmp_path / "out", target, calibrate=True)
     assert report.calibration_tokens == 3 * 512
     expected = ["embed_tokens", "qkv", "o", "gate_up", "down", *(() if tied else ("lm_head",))]
     assert list(report.kinds) == expected
     with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
         ids = calibration_text(checkpoint, TextSide.load(checkpoint), 3)
-        plain = load_model(checkpoint, PRECISIONS["int4"], get_kernels())
+        plain = load_model(checkpoint, PRECISIONS[target], get_kernels())
         for name, kind in report.kinds.items():
             assert kind.tensors == (1 if name in ("embed_tokens", "lm_head") else 2)
             assert kind.bits_per_weight == pytest.approx(8 * kind.nbytes / kind.weights)
         assert packed.packed is not None
         packed.packed.verify_sha256()
-        made = load_model(packed, PRECISIONS["int4"], get_kernels())
+        made = load_model(packed, PRECISIONS[target], get_kernels())
         exact = load_model(checkpoint, PRECISIONS["fp32"], get_kernels())
     errors = []
     for model in (made, plain):
@@ -114,14 +117,14 @@ def test_calibrated_int4_is_closer_in_its_outputs(tmp_path: Path, tied: bool, mo
     assert errors[0] < errors[1]
 
 
-def test_int8_is_not_calibrated(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="only int4"):
-        quantize(source, tmp_path / "out", "int8", calibrate=True)
+def test_calibration_is_the_default_of_small_models(source: Path) -> None:
     with open_checkpoint(source) as checkpoint:
         config = checkpoint.config
-    assert quantization.is_calibrated(config, "int4", None)
-    assert not quantization.is_calibrated(config, "int8", None)
-    assert not quantization.is_calibrated(replace(config, num_hidden_layers=100_000), "int4", None)
+    assert quantization.is_calibrated(config, None)
+    assert not quantization.is_calibrated(config, False)
+    large = replace(config, num_hidden_layers=100_000)
+    assert not quantization.is_calibrated(large, None)
+    assert quantization.is_calibrated(large, True)
     assert quantization.calibration_seconds(config) > 0
 
 
@@ -201,7 +204,7 @@ def write(self, name, data):
         print("half", flush=True)
         time.sleep(60)
 packed_writer.PackedWriter.write = write
-main(["quantize", sys.argv[1], "--to", "int8", "-o", sys.argv[2]])
+main(["quantize", sys.argv[1], "--to", "int8", "-o", sys.argv[2], "--no-calibrate"])
 """
 
 
@@ -237,7 +240,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest
             checkpoint.load_rows("norm", 0, 1)
             tracemalloc.start()
             try:
-                quantization.quantize(checkpoint, "int8", tmp_path / f"out-{path.name}")
+                quantization.quantize(checkpoint, "int8", tmp_path / f"out-{path.name}", calibrate=False)
                 assert tracemalloc.get_traced_memory()[1] < 24_000_000
             finally:
                 tracemalloc.stop()

@@ -27,8 +27,7 @@ def quantize(
         Option(
             "--calibrate/--no-calibrate",
             show_default=False,
-            help="Round int4 with error compensation, calibrated on text the model writes; "
-            "default: up to 1e9 parameters.",
+            help="Round with error compensation, calibrated on text the model writes; default: up to 1e9 parameters.",
         ),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="The report as one JSON document, for programs.")] = False,
@@ -39,7 +38,7 @@ def quantize(
     space. The original is read piece by piece, so it may be larger than memory. A report compares the new weights
     with the old ones; it is kept in the folder too.
 
-    Calibrated int4 is closer to the original in its answers. It takes minutes for a small model and hours for a large
+    Calibration brings the answers closer to the original's. It takes minutes for a small model and hours for a large
     one (the estimate is printed), and memory for one layer in float32; --no-calibrate takes minutes for any model.
     """
     from glm4 import hub
@@ -53,8 +52,8 @@ def quantize(
     # A fine-tune has the metadata of the model it was made from: only what the user asked for by name is that model.
     name = variant.repo_id if variant is not None else path.resolve().name
     with open_checkpoint(path, variant=variant) as checkpoint:
-        if to == "int4":
-            _announce(checkpoint.config, quantization.is_calibrated(checkpoint.config, to, calibrate))
+        if to in quantization.TARGETS:
+            _announce(to, checkpoint.config, quantization.is_calibrated(checkpoint.config, calibrate))
         with console.progress() as report_progress:
             report = quantization.quantize(
                 checkpoint,
@@ -71,16 +70,16 @@ def quantize(
         _show(report, output)
 
 
-def _announce(config: ModelConfig, calibrated: bool) -> None:
+def _announce(to: str, config: ModelConfig, calibrated: bool) -> None:
     """How long it will take, for people."""
     from glm4.cli.console import stderr
     from glm4.quantization.checkpoint import calibration_seconds
 
     estimate = f"about {max(1, round(calibration_seconds(config) / 60))} min here"
     if calibrated:
-        text = f"int4 with calibration: {estimate} (--no-calibrate is faster, and less exact)"
+        text = f"{to} with calibration: {estimate} (--no-calibrate is faster, and less exact)"
     else:
-        text = f"int4 without calibration (--calibrate is closer to the original, and takes {estimate})"
+        text = f"{to} without calibration (--calibrate is closer to the original, and takes {estimate})"
     stderr().print(text, **_PLAIN)
 
 

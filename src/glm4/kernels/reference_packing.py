@@ -154,13 +154,28 @@ def _spans(groups: int) -> list[slice]:
 
 
 def pack_int8(cells: F32) -> NDArray[np.uint8]:
-    """[row blocks, column groups, 32 rows, 32 columns] to spans of 8 quads x 32 rows x 4 columns and their scales."""
-    parts = []
+    """Quantises [row blocks, column groups, 32 rows, 32 columns] and gives the bytes of the row blocks."""
+    quants, scales = np.empty(cells.shape, np.int8), []
     for groups in _spans(cells.shape[1]):
-        span = cells[:, groups]
-        q, scales = quantize_int8(span.swapaxes(1, 2).reshape(len(cells), ROW_BLOCK, -1))
-        quads = (q.astype(np.int16) + 128).astype(np.uint8).reshape(len(cells), ROW_BLOCK, -1, 4).swapaxes(1, 2)
-        parts += [quads.reshape(len(cells), -1), cell_bytes(scales.astype(np.float16)[:, None]).reshape(len(cells), -1)]
+        span = cells[:, groups].swapaxes(1, 2)
+        q, scale = quantize_int8(span.reshape(len(cells), ROW_BLOCK, -1))
+        quants[:, groups] = q.reshape(span.shape).swapaxes(1, 2)
+        scales.append(scale)
+    return int8_bytes(quants, np.stack(scales, axis=1))
+
+
+def int8_bytes(quants: NDArray[np.int8], scales: F32) -> NDArray[np.uint8]:
+    """The bytes of each row block; inverse of `int8_cells`.
+
+    Args:
+        quants: [row blocks, column groups, 32 rows, 32 columns] in -127..127.
+        scales: [row blocks, spans, 32], float16 values.
+    """
+    blocks, parts = len(quants), []
+    for i, groups in enumerate(_spans(quants.shape[1])):
+        cells = (quants[:, groups].astype(np.int16) + 128).astype(np.uint8)
+        quads = cells.reshape(blocks, -1, ROW_BLOCK, COL_GROUP // 4, 4).swapaxes(2, 3)
+        parts += [quads.reshape(blocks, -1), cell_bytes(scales[:, i : i + 1].astype(np.float16)).reshape(blocks, -1)]
     return np.concatenate(parts, axis=1)
 
 

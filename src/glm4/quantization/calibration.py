@@ -21,7 +21,7 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, read_slabs
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
-from glm4.quantization.rounding import Factors, factorise, round_int4
+from glm4.quantization.rounding import Factors, factorise, round_compensated
 
 Float = NDArray[np.float32]
 Layer = Mapping[str, PackedWeight | Float]
@@ -39,7 +39,7 @@ class Part:
     Attributes:
         name: canonical name; a large matrix comes in several parts, in order.
         source: float32, the vector or the rows.
-        packed: the rows in int4; None for a vector.
+        packed: the rows in the weight format; None for a vector.
         first: whether these are the first rows.
         output_error: squared error and squared norm of the outputs on the calibration text, summed over a sample of
             the rows; None where the rounding was not calibrated.
@@ -73,20 +73,21 @@ class InputSums:
         return getattr(self.kernels, name)
 
 
-def calibrated(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Kernels) -> Iterator[Part]:
-    """All tensors of a model in int4, in model order; the embedding plain, the rest rounded with error compensation.
+def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32], kernels: Kernels) -> Iterator[Part]:
+    """All tensors of a model, in model order; the embedding plain, the rest rounded with error compensation.
 
     A matrix that is embedding and head at once is rounded as a head: errors of logits weigh more than those of inputs.
 
     Args:
         checkpoint: the model, in any form that yields float32 tensors.
+        format: weight format of every matrix, a key of `rounding.GRIDS`.
         ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
     """
     config, names = checkpoint.config, checkpoint.tensor_names()
-    table = empty_packed("int4", *checkpoint.shape("embed_tokens"))
+    table = empty_packed(format, *checkpoint.shape("embed_tokens"))
     hessian = exact_head_input_sum(checkpoint, ids, kernels) if config.tie_word_embeddings else None
-    factors = None if hessian is None else factorise(hessian)
-    yield from _table_parts(checkpoint, "embed_tokens", factors, hessian, kernels, table)
+    factors = None if hessian is None else factorise(hessian, format)
+    yield from _table_parts(checkpoint, "embed_tokens", format, factors, hessian, kernels, table)
     hidden = _embedded(table, ids, kernels)
     del table, hessian, factors
     for index in range(config.num_hidden_layers):
@@ -102,7 +103,7 @@ def calibrated(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Ke
                 yield Part(prefix + name, tensor)
                 continue
             hessian = sums.pop(name)
-            packed = rounded[name] = round_int4(tensor, factorise(hessian), kernels)
+            packed = rounded[name] = round_compensated(format, tensor, factorise(hessian, format), kernels)
             yield Part(prefix + name, tensor, packed, True, output_error(tensor, packed, hessian, kernels))
         del tensors
         run_layer(config, rounded, hidden, kernels)
@@ -110,12 +111,13 @@ def calibrated(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Ke
     yield Part("norm", norm)
     if not config.tie_word_embeddings:
         hessian = head_input_sum(config, norm, hidden, kernels)
-        yield from _table_parts(checkpoint, "lm_head", factorise(hessian), hessian, kernels, None)
+        yield from _table_parts(checkpoint, "lm_head", format, factorise(hessian, format), hessian, kernels, None)
 
 
 def _table_parts(
     checkpoint: CanonicalTensors,
     name: str,
+    format: str,
     factors: Factors | None,
     hessian: Float | None,
     kernels: Kernels,
@@ -123,7 +125,10 @@ def _table_parts(
 ) -> Iterator[Part]:
     """Embedding or head, some rows at a time; calibrated where `factors` are given, gathered in `whole` if given."""
     for slab, values in read_slabs(checkpoint, [name]):
-        packed = kernels.pack("int4", values) if factors is None else round_int4(values, factors, kernels)
+        if factors is None:
+            packed = kernels.pack(format, values)
+        else:
+            packed = round_compensated(format, values, factors, kernels)
         if whole is not None:
             _place(whole, slab.start, packed)
         error = None if hessian is None else output_error(values, packed, hessian, kernels)

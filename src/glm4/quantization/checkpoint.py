@@ -1,8 +1,8 @@
 """`quantize`: a checkpoint on disk to a packed one, a slab of rows at a time, atomically.
 
-int4 can be calibrated: the model writes some text (`calibration_text.py`), and its matrices are rounded so that the
-layers' outputs on that text change least (`calibration.py`). That takes minutes per 1e9 parameters and memory for one
-layer in float32 and its statistics, where plain rounding takes seconds and a slab of rows.
+Rounding can be calibrated: the model writes some text (`calibration_text.py`), and its matrices are rounded so that
+the layers' outputs on that text change least (`calibration.py`). That takes minutes per 1e9 parameters and memory for
+one layer in float32 and its statistics, where plain rounding takes seconds and a slab of rows.
 """
 
 from __future__ import annotations
@@ -60,18 +60,17 @@ def quantize(
         target: one of TARGETS.
         folder: must not exist, unless `force` is given and it is a packed checkpoint (or empty).
         source: what to call the original in the new configuration; None is the name of its file or folder.
-        calibrate: whether int4 is rounded with error compensation; None is yes up to CALIBRATED_PARAMETERS.
+        calibrate: whether weights are rounded with error compensation; None is yes up to CALIBRATED_PARAMETERS.
         progress: called with ("quantizing", done, total) in packed bytes; before that with ("loading", …) and
             ("writing calibration text", …).
 
     Raises:
-        InvalidRequestError: unknown target, a packed source, `folder` must not be replaced, or int8 is to be
-            calibrated.
+        InvalidRequestError: unknown target, a packed source, or `folder` must not be replaced.
         DiskFullError: found before anything is written, or on the way.
         CheckpointError, TokenizerError: the source cannot be read.
     """
     precision = _checked_target(checkpoint, target)
-    calibrate = is_calibrated(checkpoint.config, target, calibrate)
+    calibrate = is_calibrated(checkpoint.config, calibrate)
     _check_folder(checkpoint, folder, force)
     checkpoint.check()
     text = TextSide.load(checkpoint)
@@ -81,7 +80,7 @@ def quantize(
         if calibrate:
             ids = calibration_text(checkpoint, text, SEQUENCES, progress)
             report.calibration_tokens = ids.size
-            made = calibrated(checkpoint, ids, get_kernels())
+            made = calibrated(checkpoint, precision.linear, ids, get_kernels())
         else:
             made = _plain_parts(checkpoint, precision, get_kernels())
         parts = _reported(made, report, weight_nbytes(checkpoint.config, precision), progress)
@@ -93,19 +92,13 @@ def quantize(
     return report
 
 
-def is_calibrated(config: ModelConfig, target: str, calibrate: bool | None) -> bool:
-    """What `calibrate=None` means for a model.
-
-    Raises:
-        InvalidRequestError: int8 is to be calibrated; it is near-lossless as it is.
-    """
-    if target != "int4" and calibrate:
-        raise InvalidRequestError("only int4 is calibrated; int8 is near-lossless without", param="calibrate")
-    return target == "int4" and (config.num_parameters <= CALIBRATED_PARAMETERS if calibrate is None else calibrate)
+def is_calibrated(config: ModelConfig, calibrate: bool | None) -> bool:
+    """What `calibrate=None` means for a model."""
+    return config.num_parameters <= CALIBRATED_PARAMETERS if calibrate is None else calibrate
 
 
 def calibration_seconds(config: ModelConfig) -> float:
-    """About how long a calibrated int4 takes here, from the operations it needs and a matrix product timed now."""
+    """About how long calibration takes here, from the operations it needs and a matrix product timed now."""
     tokens, layers = SEQUENCES * SEQUENCE, config.num_hidden_layers
     shapes = [*matrix_shapes(config).values()]
     per_layer = sum(4 * tokens * rows * cols + tokens * cols**2 + 2 * rows * cols**2 + cols**3 for rows, cols in shapes)

@@ -1,4 +1,4 @@
-"""Error-compensated rounding to int4: each column is rounded knowing what the columns before it got wrong.
+"""Error-compensated rounding: each column is rounded knowing what the columns before it got wrong.
 
 A linear layer's output error over calibration inputs x is tr((W - Q) H (W - Q)^T) with H = sum x x^T. With
 H = U D U^T, U unit upper triangular, it is the sum over columns k of
@@ -6,57 +6,91 @@ H = U D U^T, U unit upper triangular, it is the sum over columns k of
     D_k * |w_k - q_k + (W - Q)[:, :k] U[:k, k]|^2
 
 so rounding w_k + (W - Q)[:, :k] U[:k, k] to the nearest value minimises one term after the other ("LDLQ"; the same
-answer as GPTQ, without inverting H). When a group of 32 columns begins, its scale and offset are searched on targets
-that know all columns before the group, each column's error weighted with its D_k.
+answer as GPTQ, without inverting H). In which order columns are rounded, and to which grid of values, is the format's
+business: `int4_grid.py`, `int8_grid.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.kernels.formats import COL_GROUP, INT4_OFFSET_UNIT, ROW_BLOCK, PackedWeight, empty_packed, packed_nbytes
-from glm4.kernels.reference_packing import (
-    INT4_CANDIDATES,
-    INT4_PASSES,
-    Int4Cells,
-    int4_cells,
-    pack_int4,
-    reciprocal,
-    to_cells,
-)
+from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, packed_nbytes
+from glm4.kernels.reference_packing import reciprocal
+from glm4.quantization.int4_grid import Int4Grid
+from glm4.quantization.int8_grid import Int8Grid
 
 Float = NDArray[np.float32]
+Columns = NDArray[np.intp]
 
 # Share of the mean of H's diagonal that is added to the diagonal: keeps H positive definite, and the solution near
 # plain rounding where the calibration text says little. On text of another kind than the calibration text 0.1 to 0.3
 # give the least error (smoke model, 3,000 tokens); the 0.01 of the literature overfits.
 DAMPING = 0.1
-# A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
-HEADROOM = np.float32(1.1)
 _SLAB_NBYTES = 64 << 20
-_SEARCH_ROWS = 1024  # their targets fit a second-level cache
-_TINY = np.float32(1e-30)
+
+
+class Grid(Protocol):
+    """The values that a format can give some rows of a matrix: step * quant + centre.
+
+    Attributes:
+        lowest, highest: bounds of the quants.
+    """
+
+    lowest: int
+    highest: int
+
+    @staticmethod
+    def batches(loudness: Float) -> list[Columns]:
+        """All columns, in the order of rounding and at most 32 at a time.
+
+        Args:
+            loudness: mean square of the inputs of each column, up to a factor; [K].
+        """
+
+    def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
+        """The grid of the columns of a batch. Batches come in order, so it may be chosen here.
+
+        Args:
+            target: what the columns should be after all batches before, [columns, N].
+            weights: of each column's squared error, [columns].
+
+        Returns:
+            step and centre, broadcastable to [columns, N].
+        """
+
+    def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
+        """The matrix with these quants [N, K], exactly."""
+
+
+# By weight format; called with rows of a matrix.
+GRIDS: dict[str, type[Int4Grid] | type[Int8Grid]] = {"int4": Int4Grid, "int8": Int8Grid}
 
 
 @dataclass(frozen=True)
 class Factors:
-    """H = U D U^T of a damped H.
+    """H = U D U^T of a damped H whose columns, and rows, were put into the order of rounding.
 
     Attributes:
+        batches: the columns of H in that order, as `Grid.batches` gives them.
         upper: U, float32 [K, K], unit upper triangular (zeros below).
         diagonal: D, float32 [K], positive.
     """
 
+    batches: list[Columns]
     upper: Float
     diagonal: Float
 
 
-def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
+def factorise(hessian: Float, format: str, damping: float = DAMPING) -> Factors:
     """Damp and factorise H [K, K], symmetric and positive semi-definite. More damping where rounding errors ask for it.
+
+    Args:
+        format: weight format, a key of GRIDS; it decides about the order of columns.
 
     Raises:
         ValueError: H has numbers that are not finite.
@@ -65,8 +99,10 @@ def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
         raise ValueError("the sums of calibration inputs are not finite")
     diagonal = np.diagonal(hessian).astype(np.float64)
     mean = float(diagonal.mean()) or 1.0
+    batches = GRIDS[format].batches(np.asarray(diagonal, np.float32))
+    backwards = np.concatenate(batches)[::-1]
     while True:
-        flipped = hessian[::-1, ::-1].astype(np.float64)
+        flipped = hessian[np.ix_(backwards, backwards)].astype(np.float64)
         flipped[np.diag_indices_from(flipped)] += damping * mean
         try:
             lower = np.linalg.cholesky(flipped)
@@ -76,147 +112,43 @@ def factorise(hessian: Float, damping: float = DAMPING) -> Factors:
     del flipped
     root = np.diagonal(lower).copy()
     lower /= root  # each column by its own root
-    return Factors(np.ascontiguousarray(lower[::-1, ::-1], np.float32), (root[::-1] ** 2).astype(np.float32))
+    upper = np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+    return Factors(batches, upper, (root[::-1] ** 2).astype(np.float32))
 
 
-def round_int4(weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
-    """`weight` [N, K] as int4, rounded with error compensation. Rows do not influence each other.
+def round_compensated(format: str, weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
+    """`weight` [N, K] in a format of GRIDS, rounded with error compensation. Rows do not influence each other.
 
     Raises:
         TensorError: a weight is not finite or too large (raised by `pack`).
     """
     rows, cols = weight.shape
-    whole = empty_packed("int4", rows, cols)
-    block_nbytes = packed_nbytes("int4", ROW_BLOCK, cols)
+    whole = empty_packed(format, rows, cols)
+    block_nbytes = packed_nbytes(format, ROW_BLOCK, cols)
     step = max(1, _SLAB_NBYTES // (4 * cols * ROW_BLOCK)) * ROW_BLOCK
     for start in range(0, rows, step):
-        part = _round_rows(np.ascontiguousarray(weight[start : start + step]), factors, kernels)
+        slab = np.ascontiguousarray(weight[start : start + step])
+        part = _round_rows(slab, GRIDS[format](slab, kernels), factors)
         offset = start // ROW_BLOCK * block_nbytes
         whole.data[offset : offset + part.nbytes] = part.data
     return whole
 
 
-def _round_rows(weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
-    """`round_int4` of some rows. Works on transposed matrices: a column of W is contiguous."""
-    rows, cols = weight.shape
-    groups = -(-cols // COL_GROUP)
-    unit = _row_units(weight, kernels)
-    source = np.ascontiguousarray(weight.T)
-    error, quants = np.zeros_like(source), np.zeros((cols, rows), np.int8)
-    scales, offsets = np.zeros((2, groups, rows), np.int32)
-    for group in range(groups):
-        start, stop = group * COL_GROUP, min(cols, (group + 1) * COL_GROUP)
+def _round_rows(weight: Float, grid: Grid, factors: Factors) -> PackedWeight:
+    """`round_compensated` of some rows. Works on transposed matrices: a column of W is contiguous."""
+    source = np.ascontiguousarray(weight.T)[np.concatenate(factors.batches)]
+    error, quants = np.zeros_like(source), np.zeros(source.shape, np.int8)
+    lowest, highest = np.float32(grid.lowest), np.float32(grid.highest)
+    stop = 0
+    for columns in factors.batches:
+        start, stop = stop, stop + len(columns)
         upper = factors.upper[:stop, start:stop]
         target = source[start:stop] + upper[:start].T @ error[:start]
-        scale, offset = _search(target, unit, factors.diagonal[start:stop])
-        rounded = error[start:stop], quants[start:stop]
-        _round_group(target, source[start:stop], upper[start:], unit, scale, offset, *rounded)
-        scales[group], offsets[group] = scale, offset
-    return pack_integers(quants.T, scales.T, offsets.T, unit)
-
-
-def _round_group(
-    target: Float,
-    source: Float,
-    upper: Float,
-    unit: Float,
-    scale: Float,
-    offset: Float,
-    error: Float,
-    quants: NDArray[np.int8],
-) -> None:
-    """Rounds the columns of one group in order; all arrays but unit, scale and offset are [columns, N]."""
-    step, centre = unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
-    inverse = reciprocal(step)
-    for k in range(len(target)):
-        q = np.rint(np.clip((target[k] - centre) * inverse, np.float32(-8), np.float32(7)))
-        quants[k] = q
-        np.subtract(source[k], step * q + centre, out=error[k])
-        target[k + 1 :] += upper[k, k + 1 :, None] * error[k]
-
-
-def _row_units(weight: Float, kernels: Kernels) -> Float:
-    """Unit of each row: that of plain rounding, and some room."""
-    unit = int4_cells(kernels.pack("int4", weight)).unit.reshape(-1)[: len(weight)]
-    return np.asarray(unit * HEADROOM, np.float32)
-
-
-def _search(target: Float, unit: Float, importance: Float) -> tuple[Float, Float]:
-    """Scale 0..255 and offset -127..127 of each row with the least weighted squared error of one group.
-
-    Args:
-        target: [columns, N].
-        unit: [N].
-        importance: weight of each column's squared error, [columns].
-    """
-    scale, offset = np.empty_like(unit), np.empty_like(unit)
-    weights = (importance / importance.mean()).astype(np.float32)
-    for start in range(0, len(unit), _SEARCH_ROWS):
-        rows = slice(start, start + _SEARCH_ROWS)
-        scale[rows], offset[rows] = _search_rows(target[:, rows], unit[rows], weights)
-    return scale, offset
-
-
-def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Float]:
-    """`_search` for rows that stay in the cache: ranges as in `pack`, each improved by weighted least squares."""
-    low, high = target.min(axis=0), target.max(axis=0)
-    middle = (low + high) * np.float32(0.5)
-    y = target - middle
-    weighted = y * weights[:, None]
-    total, sy = weights.sum(), weighted.sum(axis=0)
-    inverse_unit = reciprocal(unit)
-    least = np.full_like(unit, np.inf)
-    best_scale, best_offset = np.zeros_like(unit), np.zeros_like(unit)
-    for steps in INT4_CANDIDATES:
-        fit = (high - low) / steps
-        base = fit * np.float32(0.5)
-        for _ in range(INT4_PASSES):
-            q = np.rint(np.clip((y - base) * reciprocal(fit), np.float32(-8), np.float32(7)))
-            sq, sqq, sqy = _weighted_sum(weights, q), _weighted_sum(weights, q * q), (q * weighted).sum(axis=0)
-            spread = total * sqq - sq * sq
-            fit = np.where(spread > 0, (total * sqy - sq * sy) / np.maximum(spread, _TINY), np.float32(0))
-            base = (sy - fit * sq) / total
-        scale = np.rint(np.clip(fit * inverse_unit, np.float32(0), np.float32(255)))
-        offset = np.rint(
-            np.clip((base + middle) * inverse_unit / np.float32(INT4_OFFSET_UNIT), np.float32(-127), np.float32(127))
-        )
-        step, centre = unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
-        wrong = target - centre
-        wrong -= step * np.rint(np.clip(wrong * reciprocal(step), np.float32(-8), np.float32(7)))
-        error = _weighted_sum(weights, wrong * wrong)
-        better = error < least
-        for best, found in ((least, error), (best_scale, scale), (best_offset, offset)):
-            best[better] = found[better]
-    return best_scale, best_offset
-
-
-def _weighted_sum(weights: Float, values: Float) -> Float:
-    """weights [columns] times values [columns, N]. Too small a product for a BLAS that would wake its threads."""
-    return np.asarray(np.einsum("c,cn->n", weights, values), np.float32)
-
-
-def pack_integers(
-    quants: NDArray[np.int8], scale: NDArray[np.int32], offset: NDArray[np.int32], unit: Float
-) -> PackedWeight:
-    """The int4 matrix of weights unit * (scale * quants + 8 * offset), exactly.
-
-    Args:
-        quants: [N, K] in -8..7.
-        scale, offset: [N, ceil(K / 32)] in 0..255 and -127..127.
-        unit: [N].
-    """
-    groups = scale.shape[1]
-    blocks = -(-len(quants) // ROW_BLOCK)
-
-    def by_block(values: NDArray[np.int32]) -> NDArray[np.int32]:
-        padded = np.zeros((blocks * ROW_BLOCK, groups), np.int32)
-        padded[: len(values)] = values
-        return np.ascontiguousarray(padded.reshape(blocks, ROW_BLOCK, groups).swapaxes(1, 2))
-
-    units = np.zeros(blocks * ROW_BLOCK, np.float32)
-    units[: len(unit)] = unit
-    cells = to_cells(quants.astype(np.float32)).astype(np.int8)
-    parts = Int4Cells(cells, by_block(scale), by_block(offset), units.reshape(blocks, ROW_BLOCK))
-    weight = empty_packed("int4", *quants.shape)
-    weight.data[:] = pack_int4(parts).reshape(-1)
-    return weight
+        step, centre = grid.at(columns, target, factors.diagonal[start:stop])
+        steps, centres, inverses = (np.broadcast_to(x, target.shape) for x in (step, centre, reciprocal(step)))
+        for k, column in enumerate(columns):
+            q = np.rint(np.clip((target[k] - centres[k]) * inverses[k], lowest, highest))
+            quants[column] = q
+            np.subtract(source[start + k], steps[k] * q + centres[k], out=error[start + k])
+            target[k + 1 :] += upper[start + k, k + 1 :, None] * error[start + k]
+    return grid.packed(quants.T)

@@ -1,0 +1,131 @@
+"""The int4 grid of error-compensated rounding: a scale and an offset per group of 32 columns, one unit per row."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.kernels import Kernels
+from glm4.kernels.formats import COL_GROUP, INT4_OFFSET_UNIT, ROW_BLOCK, PackedWeight, empty_packed
+from glm4.kernels.reference_packing import (
+    INT4_CANDIDATES,
+    INT4_PASSES,
+    Int4Cells,
+    int4_cells,
+    pack_int4,
+    reciprocal,
+    to_cells,
+)
+
+Float = NDArray[np.float32]
+Columns = NDArray[np.intp]
+
+# A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
+HEADROOM = np.float32(1.1)
+_SEARCH_ROWS = 1024  # their targets fit a second-level cache
+_TINY = np.float32(1e-30)
+
+
+class Int4Grid:
+    """`rounding.Grid` of int4."""
+
+    lowest, highest = -8, 7
+
+    def __init__(self, weight: Float, kernels: Kernels) -> None:
+        rows, cols = weight.shape
+        self._unit = _row_units(weight, kernels)
+        self._scales, self._offsets = np.zeros((2, -(-cols // COL_GROUP), rows), np.int32)
+
+    @staticmethod
+    def batches(loudness: Float) -> list[Columns]:
+        """`Grid.batches`: group by group, so that a grid can be searched on targets that know all groups before."""
+        return [np.arange(start, min(start + COL_GROUP, len(loudness))) for start in range(0, len(loudness), COL_GROUP)]
+
+    def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
+        """`Grid.at`: least squares, the error of each column weighted."""
+        weights = (weights / weights.mean()).astype(np.float32)
+        unit, scale, offset = self._unit, np.empty_like(self._unit), np.empty_like(self._unit)
+        for start in range(0, len(unit), _SEARCH_ROWS):
+            rows = slice(start, start + _SEARCH_ROWS)
+            scale[rows], offset[rows] = _search_rows(target[:, rows], unit[rows], weights)
+        group = columns[0] // COL_GROUP
+        self._scales[group], self._offsets[group] = scale, offset
+        return unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
+
+    def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
+        """`Grid.packed`."""
+        return pack_integers(quants, self._scales.T, self._offsets.T, self._unit)
+
+
+def _row_units(weight: Float, kernels: Kernels) -> Float:
+    """Unit of each row: that of plain rounding, and some room."""
+    unit = int4_cells(kernels.pack("int4", weight)).unit.reshape(-1)[: len(weight)]
+    return np.asarray(unit * HEADROOM, np.float32)
+
+
+def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Float]:
+    """Scale 0..255 and offset -127..127 of each row, for rows that stay in the cache.
+
+    Ranges as in `pack`, each improved by weighted least squares.
+    """
+    low, high = target.min(axis=0), target.max(axis=0)
+    middle = (low + high) * np.float32(0.5)
+    y = target - middle
+    weighted = y * weights[:, None]
+    total, sy = weights.sum(), weighted.sum(axis=0)
+    inverse_unit = reciprocal(unit)
+    least = np.full_like(unit, np.inf)
+    best_scale, best_offset = np.zeros_like(unit), np.zeros_like(unit)
+    for steps in INT4_CANDIDATES:
+        fit = (high - low) / steps
+        base = fit * np.float32(0.5)
+        for _ in range(INT4_PASSES):
+            q = np.rint(np.clip((y - base) * reciprocal(fit), np.float32(-8), np.float32(7)))
+            sq, sqq, sqy = _weighted_sum(weights, q), _weighted_sum(weights, q * q), (q * weighted).sum(axis=0)
+            spread = total * sqq - sq * sq
+            fit = np.where(spread > 0, (total * sqy - sq * sy) / np.maximum(spread, _TINY), np.float32(0))
+            base = (sy - fit * sq) / total
+        scale = np.rint(np.clip(fit * inverse_unit, np.float32(0), np.float32(255)))
+        offset = np.rint(
+            np.clip((base + middle) * inverse_unit / np.float32(INT4_OFFSET_UNIT), np.float32(-127), np.float32(127))
+        )
+        step, centre = unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
+        wrong = target - centre
+        wrong -= step * np.rint(np.clip(wrong * reciprocal(step), np.float32(-8), np.float32(7)))
+        error = _weighted_sum(weights, wrong * wrong)
+        better = error < least
+        for best, found in ((least, error), (best_scale, scale), (best_offset, offset)):
+            best[better] = found[better]
+    return best_scale, best_offset
+
+
+def _weighted_sum(weights: Float, values: Float) -> Float:
+    """weights [columns] times values [columns, N]. Too small a product for a BLAS that would wake its threads."""
+    return np.asarray(np.einsum("c,cn->n", weights, values), np.float32)
+
+
+def pack_integers(
+    quants: NDArray[np.int8], scale: NDArray[np.int32], offset: NDArray[np.int32], unit: Float
+) -> PackedWeight:
+    """The int4 matrix of weights unit * (scale * quants + 8 * offset), exactly.
+
+    Args:
+        quants: [N, K] in -8..7.
+        scale, offset: [N, ceil(K / 32)] in 0..255 and -127..127.
+        unit: [N].
+    """
+    groups = scale.shape[1]
+    blocks = -(-len(quants) // ROW_BLOCK)
+
+    def by_block(values: NDArray[np.int32]) -> NDArray[np.int32]:
+        padded = np.zeros((blocks * ROW_BLOCK, groups), np.int32)
+        padded[: len(values)] = values
+        return np.ascontiguousarray(padded.reshape(blocks, ROW_BLOCK, groups).swapaxes(1, 2))
+
+    units = np.zeros(blocks * ROW_BLOCK, np.float32)
+    units[: len(unit)] = unit
+    cells = to_cells(quants.astype(np.float32)).astype(np.int8)
+    parts = Int4Cells(cells, by_block(scale), by_block(offset), units.reshape(blocks, ROW_BLOCK))
+    weight = empty_packed("int4", *quants.shape)
+    weight.data[:] = pack_int4(parts).reshape(-1)
+    return weight
