@@ -54,6 +54,7 @@ from glm4.model.weights.locate import locate_weights
 from glm4.model.weights.packed import FORMAT_VERSION, geometry, packed_shapes
 from glm4.packed_checkpoint import Part, folder_nbytes, write_packed_checkpoint
 from glm4.tokenizer import Tokenizer
+from glm4.tokenizer.saved_table import VERSION as TABLE_VERSION
 from glm4.variants import Variant
 
 DEFAULT_LIMIT_GB = 30.0
@@ -161,7 +162,7 @@ class PackedCache:
         if self._identity is None:
             return None
         formats = ["int4", "int8"] if name == STORED else PRECISIONS[name].formats()
-        facts = [self._identity, name, geometry(formats), FORMAT_VERSION, _code_digest()]
+        facts = [self._identity, name, geometry(formats), FORMAT_VERSION, TABLE_VERSION, _code_digest()]
         facts.append(_pack_digest(self._kernels, formats))
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / key

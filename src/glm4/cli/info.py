@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,12 +23,12 @@ _TEMPLATE_LINES = 4
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    model: Annotated[str, Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
+    tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare a packed checkpoint's weights with their sha256.")
+        bool, Option("--verify", help="Compare a packed checkpoint's weights with their sha256.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
     """Describe a model: architecture, parameters, dtype, context, template, tensors.
 

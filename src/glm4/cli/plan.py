@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
     from glm4.model.config import ModelConfig
@@ -22,15 +22,13 @@ _BAR_WIDTH = 30
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from `glm4 models` (it need not be installed), or a path.")
+        str, Argument(metavar="MODEL", help="A name from `glm4 models` (it need not be installed), or a path.")
     ],
-    dtype: Annotated[str, typer.Option(help="Weight format: auto, fp32, bf16, int8, int4 or stored.")] = "auto",
-    kv_dtype: Annotated[str, typer.Option(help="KV cache format: auto, fp32, fp16 or int8.")] = "auto",
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one conversation. Default: as many as fit.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Conversations at once, each of that length.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
+    dtype: Annotated[str, Option(help="Weight format: auto, fp32, bf16, int8, int4 or stored.")] = "auto",
+    kv_dtype: Annotated[str, Option(help="KV cache format: auto, fp32, fp16 or int8.")] = "auto",
+    context: Annotated[int | None, Option(min=1, help="Tokens of one conversation. Default: as many as fit.")] = None,
+    batch: Annotated[int, Option(min=1, help="Conversations at once, each of that length.")] = 1,
+    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
     """Estimate the memory a model needs, by part, without loading or downloading it.
 

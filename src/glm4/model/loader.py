@@ -23,6 +23,7 @@ Float = NDArray[np.float32]
 Progress = Callable[[str, float, float], None]
 
 SLAB_NBYTES = 32 << 20
+MAX_READERS = 4
 
 
 class CanonicalTensors(Protocol):
@@ -112,21 +113,27 @@ def load_model(
 
 
 def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, progress: Progress | None) -> Transformer:
-    """Check and map every tensor. Reading for the checksum also brings the pages in, in file order."""
+    """Check and map every tensor. Reading for the checksums also brings the pages in, about in file order."""
     source.prefer_huge_pages()
+
+    def read(name: str) -> PackedWeight | Float:
+        return source.vector(name) if len(source.info(name).shape) == 1 else source.weight(name)
+
     packed: dict[str, PackedWeight] = {}
     vectors: dict[str, Float] = {}
     total, done = sum(source.info(name).nbytes for name in source.names()), 0
-    for name in source.names():
-        if len(source.info(name).shape) == 1:
-            vectors[name] = source.vector(name)
-        else:
-            packed[name] = source.weight(name)
-            if name == "embed_tokens" and not config.tie_word_embeddings:
-                source.release(name)  # read whole for its checksum; a text needs a few of its rows
-        done += source.info(name).nbytes
-        if progress is not None:
-            progress("loading", done, total)
+    # One core reads half of what the memory delivers; NumPy adds up without holding Python's lock.
+    with ThreadPoolExecutor(min(kernels.num_threads(), MAX_READERS)) as pool:
+        for name, tensor in zip(source.names(), pool.map(read, source.names()), strict=True):
+            if isinstance(tensor, PackedWeight):
+                packed[name] = tensor
+                if name == "embed_tokens" and not config.tie_word_embeddings:
+                    source.release(name)  # read whole for its checksum; a text needs a few of its rows
+            else:
+                vectors[name] = tensor
+            done += source.info(name).nbytes
+            if progress is not None:
+                progress("loading", done, total)
     return Transformer(config, assemble(config, packed, vectors), kernels)
 
 
