@@ -16,7 +16,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.errors import TensorError
 from glm4.kernels import Kernels, PackedWeight
+from glm4.kernels.codes import GroupCodes
 from glm4.kernels.formats import empty_packed
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
@@ -51,6 +53,16 @@ class Tensors:
     @property
     def packed(self) -> None:
         """Nothing is packed yet."""
+
+    @property
+    def stored_precision(self) -> None:
+        """The tensors are float32, on no grid."""
+
+    def has_codes(self, name: str) -> bool:
+        return False
+
+    def load_codes(self, name: str, start: int, stop: int) -> GroupCodes:
+        raise TensorError(f"{name} has no 4-bit codes")
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name].shape

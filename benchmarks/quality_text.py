@@ -61,6 +61,13 @@ def token_set(checkpoint: CanonicalTensors, count: int, sequence: int, log: Call
     return np.concatenate(sequences).reshape(-1)
 
 
+def documents(text: TextSide, count: int, sequence: int) -> NDArray[np.int32]:
+    """The part of the token set that no model writes: about `count` ids of documents and code in whole sequences."""
+    share = count / sequence / sum(MIX[kind] for kind in SOURCES)
+    wanted = {kind: max(1, round(share * MIX[kind])) for kind in SOURCES}
+    return np.concatenate([_documents(text, SOURCES[kind], wanted[kind], sequence) for kind in SOURCES]).reshape(-1)
+
+
 def _documents(text: TextSide, patterns: tuple[str, ...], wanted: int, sequence: int) -> NDArray[np.int32]:
     """Whole sequences of the files' text, spread evenly over all of it."""
     ids: list[int] = []

@@ -74,7 +74,7 @@ def load(arguments: argparse.Namespace, loads: Sequence[Question]) -> LocalBacke
         config = replace(config, num_hidden_layers=arguments.layers or config.num_hidden_layers)
         return LocalBackend.random(config, speed.backend_options(config, *chosen))
     with open_checkpoint(resolve(arguments.model)) as checkpoint:
-        options = speed.backend_options(checkpoint.config, *chosen)
+        options = speed.backend_options(checkpoint.config, *chosen, stored=checkpoint.stored_precision)
         return LocalBackend.load(checkpoint, options, np.empty(0, np.int64))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from glm4.kernels import Kernels
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import load_model
-from glm4.model.precision import PRECISIONS
+from glm4.model.precision import named_precision
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
 
@@ -25,7 +25,7 @@ Logits = NDArray[np.float32]
 def loaded(path: Path, kernels: Kernels, dtype: str = "fp32") -> Iterator[Transformer]:
     """The model of a checkpoint; the files are closed afterwards."""
     with open_checkpoint(path) as checkpoint:
-        yield load_model(checkpoint, PRECISIONS[dtype], kernels)
+        yield load_model(checkpoint, named_precision(dtype, checkpoint.stored_precision), kernels)
 
 
 class Session:

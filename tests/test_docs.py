@@ -21,8 +21,9 @@ from starlette.routing import Route
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
 from glm4.batch import BatchJob
-from glm4.cli import COMMANDS, build_app, load_command, repl
+from glm4.cli import COMMANDS, repl
 from glm4.cli.console import human_bytes
+from glm4.cli.typer_app import build_app, load_command
 from glm4.model.shapes import SHAPES
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.gguf_quants import BLOCK_FORMATS

@@ -20,6 +20,8 @@ from glm4 import packed_cache as cache
 from glm4.atomic_folder import partial_of
 from glm4.cli import main
 from glm4.errors import InvalidRequestError
+from glm4.kernels.codes import GroupCodes
+from glm4.kernels.formats import PackedWeight
 from glm4.model.precision import _WORKING_ROOM, PRECISIONS, weight_nbytes
 from glm4.model.weights.checkpoint import open_checkpoint
 
@@ -230,6 +232,81 @@ def test_auto_takes_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert llm.info.details["dtype"] == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
+
+
+@pytest.fixture
+def four_bit(tmp_path: Path) -> Path:
+    return tiny.write_gguf(
+        tmp_path / "four.gguf", "qwen2", quantization="Q4_0", exceptions={"0.ffn_down.weight": "Q8_0"}
+    )
+
+
+def test_kept_codes_are_kept(four_bit: Path) -> None:
+    """An entry of dtype "stored" answers like the file; others do not stand in for it under "auto"."""
+    assert ask(four_bit, "int8")[0] == ask(four_bit, "int4")[0] == "gguf"
+    kind, tokens = ask(four_bit)
+    assert kind == "gguf"
+    assert sorted(entry.precision for entry in cache.cache_entries()) == ["int4", "int8", "stored"]
+    for dtype in ("auto", "stored"):
+        with LLM(str(four_bit), dtype=dtype, max_model_len=128) as llm:
+            assert llm.info.details["dtype"] == "stored"
+            assert llm.checkpoint is not None
+            assert llm.checkpoint.kind == "packed"
+            assert llm.chat(CHAT, GREEDY)[0].outputs[0].token_ids == tokens
+    assert ask(four_bit, "int8")[0] == ask(four_bit, "int4")[0] == "packed"
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_few_codes_stay_int8(tmp_path: Path, dtype: str) -> None:
+    path = tiny.write_gguf(tmp_path / "m.gguf", "qwen2", quantization="Q8_0", exceptions={"ffn_down.weight": "Q4_0"})
+    ask(path, dtype)
+    with LLM(str(path), max_model_len=128) as llm:
+        assert llm.info.details["dtype"] == "int8"
+        assert llm.checkpoint is not None
+        assert llm.checkpoint.kind == "packed"
+    assert ask(path, "stored")[0] == "gguf"
+    assert ask(path, "stored")[0] == "packed"
+
+
+def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_checkpoint(four_bit) as checkpoint:
+        stored = checkpoint.stored_precision
+        assert stored is not None
+        free = weight_nbytes(checkpoint.config, stored) + _WORKING_ROOM
+    monkeypatch.setattr(cache, "available_memory", lambda: free)
+    monkeypatch.setattr("glm4.backends.local.available_memory", lambda: free)
+    ask(four_bit, "int4")
+    for kind in ("gguf", "packed"):  # an int4 entry is there, and what it was made from would fit as stored
+        with LLM(str(four_bit), max_model_len=128) as llm:
+            assert llm.info.details["dtype"] == "stored"
+            assert llm.checkpoint is not None
+            assert llm.checkpoint.kind == kind
+    free -= 1
+    with LLM(str(four_bit), max_model_len=128) as llm:
+        assert llm.info.details["dtype"] == "int4"
+        assert llm.checkpoint is not None
+        assert llm.checkpoint.kind == "packed"
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"four_bit": 3}', '{"four_bit": [[], 4]}'])
+def test_a_damaged_record_does_no_harm(four_bit: Path, record: str) -> None:
+    _, tokens = ask(four_bit, "int8")
+    (only_entry() / cache.IDENTITY_FILE).write_text(record)
+    assert ask(four_bit, "int8") == ("packed", tokens)
+
+
+def test_other_packing_of_codes_makes_another_entry(four_bit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(four_bit)
+    made = cache.pack_codes
+
+    def other(matrix: GroupCodes) -> PackedWeight:
+        weight = made(matrix)
+        weight.data[0] ^= 1
+        return weight
+
+    monkeypatch.setattr(cache, "pack_codes", other)
+    assert ask(four_bit)[0] == "gguf"
+    assert len(cache.cache_entries()) == 2
 
 
 def test_a_cleared_cache_does_not_disturb_who_uses_it(folder: Path) -> None:

@@ -35,16 +35,18 @@ CONTEXT = 512
 MODELS = [pytest.param("smoke", marks=pytest.mark.smoke), pytest.param("starter", marks=pytest.mark.starter)]
 
 # Least share of positions whose most likely next token is that of float32. Measured, over all positions and over the
-# generated ones: int8 0.956 and 0.953 (smoke), 0.982 and 0.990 (starter); int4 0.909 and 0.918 (smoke), embedding and
-# head included, without calibration. Both files' weights are rounded a second time here; benchmarks/quality.py compares
-# formats on weights that lie on no format's grid.
+# generated ones: int8 0.946 and 0.957 (smoke), 0.982 and 0.990 (starter); stored 0.939 and 0.957, 0.984 and 0.988; int4
+# 0.904 and 0.910, 0.898 and 0.932, embedding and head included, without calibration. Except for 4-bit tensors that stay
+# int4, weights are rounded a second time here; benchmarks/quality.py takes weights that lie on no format's grid.
 AGREEMENT = {
     ("smoke", "bf16"): 0.99,
     ("smoke", "int8"): 0.93,
     ("smoke", "int4"): 0.88,
+    ("smoke", "stored"): 0.92,
     ("starter", "bf16"): 0.99,
     ("starter", "int8"): 0.95,
     ("starter", "int4"): 0.86,
+    ("starter", "stored"): 0.95,
 }
 
 
@@ -157,7 +159,7 @@ def test_agreement_of_an_int8_cache(recording: Recording, record_property: Calla
     assert agreement >= 0.97
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4", "stored"])
 def test_agreement_of_the_weight_formats(
     recording: Recording, dtype: str, record_property: Callable[[str, object], None]
 ) -> None:

@@ -219,6 +219,7 @@ def write_gguf(
     model: TinyModel | None = None,
     *,
     quantization: str = "F32",
+    exceptions: Mapping[str, str] | None = None,
     fused: bool = True,
     tensors: Tensors | None = None,
     metadata: Mapping[str, Any] | None = None,
@@ -229,6 +230,7 @@ def write_gguf(
     """A GGUF file: matrices in `quantization` (a ggml type the gguf package can write), vectors in F32.
 
     Args:
+        exceptions: end of a tensor's name -> its type, instead of `quantization`.
         metadata: further keys (text, int, float, bool), full names; they win over the model's own. None drops a key.
         chat_template: default: the GLM or the ChatML template above, by architecture.
         split_max_tensors: more than 0 splits the model into files of that many tensors, `…-00001-of-0000N.gguf`.
@@ -244,10 +246,13 @@ def write_gguf(
             _add(writer, key, value)
     if tokenizer:
         _add_vocabulary(writer, CHATML_SPECIALS if chatml else GLM_SPECIALS, model.vocab_size, chatml=chatml)
-    kind = gguf.GGMLQuantizationType[quantization]
     for name, value in (gguf_tensors(model, architecture, fused=fused) if tensors is None else tensors).items():
+        chosen = next((kind for end, kind in (exceptions or {}).items() if name.endswith(end)), quantization)
+        kind = gguf.GGMLQuantizationType[chosen]
         if value.ndim < 2 or kind == gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, np.ascontiguousarray(value))
+        elif chosen == "Q4_K":
+            writer.add_tensor(name, q4_k(value), raw_dtype=kind)
         else:
             writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -255,6 +260,24 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def q4_k(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """A matrix [N, K], K a multiple of 256, as Q4_K blocks, uint8 [N, bytes]. The gguf package can only read them.
+
+    Plain rounding: each group of 32 from its least to its greatest value, in 15 steps.
+    """
+    groups = values.reshape(-1, 8, 32)
+    low = np.minimum(groups.min(axis=2), 0)
+    step, minimum = (groups.max(axis=2) - low) / 15, -low
+    d, dmin = ((x.max(axis=1, keepdims=True) / 63).astype(np.float16) for x in (step, minimum))
+    scales, mins = (np.rint(x / y).clip(0, 63).astype(np.uint8) for x, y in ((step, d), (minimum, dmin)))
+    grid = np.maximum(d.astype(np.float32) * scales, 1e-9)[..., None]
+    codes = np.rint((groups + (dmin.astype(np.float32) * mins)[..., None]) / grid).clip(0, 15).astype(np.uint8)
+    first = np.concatenate([scales[:, :4] | (scales[:, 4:] >> 4) << 6, mins[:, :4] | (mins[:, 4:] >> 4) << 6], axis=1)
+    pairs = np.concatenate([first, (scales[:, 4:] & 15) | (mins[:, 4:] & 15) << 4], axis=1)
+    nibbles = (codes[:, 0::2] | codes[:, 1::2] << 4).reshape(len(codes), 128)
+    return np.concatenate([d.view(np.uint8), dmin.view(np.uint8), pairs, nibbles], axis=1).reshape(len(values), -1)
 
 
 def gguf_keys(model: TinyModel, architecture: GGUFArchitecture) -> dict[str, Any]:

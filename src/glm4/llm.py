@@ -38,7 +38,9 @@ class LLM:
 
     Args:
         model: a name (`starter`, `glm-4-9b-chat`, `THUDM/glm-4-9b-chat-hf` …), a folder or a GGUF file.
-        dtype: weight precision: "auto" (int8, or int4 where int8 does not fit), "fp32", "bf16", "int8", "int4".
+        dtype: weight precision: "auto" (int8, or "stored" of GGUF files whose weights are mostly 4-bit; int4 where that
+            does not fit), "fp32", "bf16", "int8", "int4", or "stored" (4-bit GGUF tensors keep their codes, others
+            become int8).
         max_model_len: prompt + output of one request, in tokens; None is what model and memory allow.
         max_num_seqs: requests that run at once; more wait.
         kv_cache_dtype: "auto" (fp16; fp32 beside fp32 weights), "fp32", "fp16", or "int8" (half of fp16).
@@ -48,7 +50,7 @@ class LLM:
         speculation: guess repeated text ahead; same answers, fewer steps.
         progress: called with (stage, done, total) while downloading and loading.
 
-    The first load of a large model keeps its int8 or int4 weights packed on disk, so that the next one only maps a file
+    The first load of a large model keeps its int8, int4 or stored weights packed on disk; the next one only maps a file
     (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then that packed copy.
 
     Raises:

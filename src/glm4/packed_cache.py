@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,10 +35,18 @@ from glm4.atomic_folder import atomic_folder, remove_abandoned
 from glm4.errors import CheckpointError, Glm4Error, InvalidRequestError, OutOfMemoryError
 from glm4.hub.store import home
 from glm4.kernels import Kernels
+from glm4.kernels.codes import GroupCodes, pack_codes
 from glm4.kernels.formats import PackedWeight
 from glm4.memory import available_memory
 from glm4.model.loader import canonical_tensors
-from glm4.model.precision import PRECISIONS, Precision, resolve_precision
+from glm4.model.precision import (
+    PRECISIONS,
+    STORED,
+    Precision,
+    named_precision,
+    resolve_precision,
+    stored_precision,
+)
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
 from glm4.model.weights.json_file import read_json_object
@@ -46,13 +54,15 @@ from glm4.model.weights.locate import locate_weights
 from glm4.model.weights.packed import FORMAT_VERSION, geometry, packed_shapes
 from glm4.packed_checkpoint import Part, folder_nbytes, write_packed_checkpoint
 from glm4.tokenizer import Tokenizer
+from glm4.tokenizer.saved_table import VERSION as TABLE_VERSION
 from glm4.variants import Variant
 
 DEFAULT_LIMIT_GB = 30.0
 IDENTITY_FILE = "identity.json"
+_FOUR_BIT = "four_bit"  # key of the original's matrices of 4-bit codes, on which the meaning of "auto" depends
 
 # Precisions worth keeping: those people run every day. fp32 and bf16 take the disk and serve comparisons.
-_KEPT = ("int8", "int4")
+_KEPT = (STORED, "int8", "int4")
 _MIN_NBYTES = 64 << 20  # below this, packing again is as fast
 _SPARE_DISK = 5_000_000_000
 _HEAD_NBYTES = 1 << 20
@@ -147,18 +157,20 @@ class PackedCache:
         self._identity = _identity(model) if self._limit else None
         self._kernels = kernels
 
-    def _entry_folder(self, precision: Precision) -> Path | None:
+    def _entry_folder(self, name: str) -> Path | None:
+        """Where the entry of a kept precision is, or would be. Which matrices "stored" keeps follows from the files."""
         if self._identity is None:
             return None
-        facts = [self._identity, precision.name, geometry(precision), FORMAT_VERSION, _code_digest()]
-        facts.append(_pack_digest(self._kernels, precision))
+        formats = ["int4", "int8"] if name == STORED else PRECISIONS[name].formats()
+        facts = [self._identity, name, geometry(formats), FORMAT_VERSION, TABLE_VERSION, _code_digest()]
+        facts.append(_pack_digest(self._kernels, formats))
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / key
 
     def find(self, dtype: str, variant: Variant | None) -> Checkpoint | None:
         """The packed form of the model for a dtype, opened; None if there is none that can be used."""
         for name in _KEPT if dtype == "auto" else (dtype,):
-            folder = self._entry_folder(PRECISIONS[name]) if name in _KEPT else None
+            folder = self._entry_folder(name) if name in _KEPT else None
             if folder is None or not folder.is_dir():
                 continue
             try:
@@ -177,14 +189,17 @@ class PackedCache:
         self, checkpoint: Checkpoint, tokenizer: Tokenizer, model: Transformer, precision: str
     ) -> BackgroundWrite | None:
         """Begin to write the model just loaded, if it is worth keeping and there is room; None if not."""
-        folder = self._entry_folder(PRECISIONS[precision]) if precision in _KEPT else None
+        folder = self._entry_folder(precision) if precision in _KEPT else None
         if folder is None or folder.exists() or checkpoint.packed is not None:
             return None
-        nbytes = folder_nbytes(checkpoint, PRECISIONS[precision])
+        stored = checkpoint.stored_precision
+        made = named_precision(precision, stored)
+        nbytes = folder_nbytes(checkpoint, made)
         if not _MIN_NBYTES <= nbytes <= self._limit:
             return None
         record = {"model": str(checkpoint.path.resolve()), "precision": precision, "files": self._identity}
-        write = BackgroundWrite(folder, checkpoint, tokenizer, model, PRECISIONS[precision], record)
+        record[_FOUR_BIT] = [] if stored is None else list(stored.exceptions)
+        write = BackgroundWrite(folder, checkpoint, tokenizer, model, made, record)
         write.start(nbytes, self._limit)
         return write
 
@@ -200,9 +215,20 @@ def _is_what_would_be_loaded(dtype: str, name: str, checkpoint: Checkpoint) -> b
     if checkpoint.packed is None or checkpoint.packed.precision.name != name:
         return False
     try:
-        return resolve_precision(dtype, checkpoint.config, available_memory()).name == name
+        stored = checkpoint.stored_precision or _recorded_stored(checkpoint.path)
+        return resolve_precision(dtype, checkpoint.config, available_memory(), stored).name == name
     except OutOfMemoryError:
         return False
+
+
+def _recorded_stored(entry: Path) -> Precision | None:
+    """What dtype "stored" means for the original of an entry."""
+    try:
+        names = read_json_object(entry / IDENTITY_FILE).get(_FOUR_BIT)
+    except CheckpointError:
+        return None
+    four_bit = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return stored_precision(four_bit) if four_bit else None
 
 
 class BackgroundWrite:
@@ -339,11 +365,16 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _pack_digest(kernels: Kernels, precision: Precision) -> str:
+def _pack_digest(kernels: Kernels, formats: Sequence[str]) -> str:
     """Digest of what the kernels make of a fixed matrix: another layout or rounding gives another key."""
     # A fixed formula rather than a random generator, whose stream may change between versions.
     values = np.sin(np.arange(64 * 64, dtype=np.float64) ** 1.5).astype(np.float32).reshape(64, 64)
     digest = hashlib.sha256()
-    for name in (precision.linear, precision.embedding):
+    for name in formats:
         digest.update(kernels.pack(name, values).data.tobytes())
+    if "int4" in formats:
+        codes = GroupCodes(
+            (np.arange(64 * 64).reshape(64, 64) * 7 % 16).astype(np.uint8), values[:, :2], values[:, 2:4]
+        )
+        digest.update(pack_codes(codes).data.tobytes())
     return digest.hexdigest()

@@ -22,6 +22,8 @@ from glm4.model.weights.packed import PackedInfo
 from glm4.model.weights.packed_writer import PackedWriter, packed_file_nbytes, write_packed_config
 from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.tokenizer import Tokenizer
+from glm4.tokenizer.hf_tokenizer import ByteLevelBPE
+from glm4.tokenizer.saved_table import save_table
 from glm4.tokenizer.saving import save_tokenizer
 
 # What a reader of ours may want from beside the weights of a safetensors checkpoint.
@@ -95,3 +97,5 @@ def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer)
             (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         generation = json.dumps(dict(checkpoint.generation_config), indent=2)
         (folder / "generation_config.json").write_text(generation + "\n", encoding="utf-8")
+    if isinstance(tokenizer, ByteLevelBPE):
+        save_table(tokenizer, folder)

@@ -17,7 +17,7 @@ from glm4.kernels.formats import packed_nbytes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, PAGE_SIZE, page_nbytes, pages_for, resolve_kv_dtype
 from glm4.model.loader import SLAB_NBYTES
-from glm4.model.precision import PRECISIONS, Precision, matrix_shapes, resolve_precision
+from glm4.model.precision import Precision, all_matrices, matrix_shapes, named_precision, resolve_precision
 
 RUNTIME_BYTES = 250_000_000  # interpreter, libraries, a 150,000 entry vocabulary
 MAX_BATCHED_TOKENS = 512  # rows of one forward pass, LLM's default
@@ -77,22 +77,25 @@ def plan(
     context: int | None = None,
     batch: int = 1,
     available_memory: int | None = None,
+    stored: Precision | None = None,
 ) -> MemoryPlan:
     """Estimate the memory of a model.
 
     Args:
         config: its shape, from a checkpoint or from `model.shapes`.
-        dtype: "auto" (int8 if it fits, else int4), "fp32", "bf16", "int8" or "int4".
+        dtype: "auto" (int8 or, of 4-bit GGUF files, "stored" if it fits, else int4), "fp32", "bf16", "int8", "int4" or
+            "stored".
         kv_dtype: "auto" (fp32 beside fp32 weights, else fp16), "fp32", "fp16" or "int8".
         context: tokens per sequence; None is the longest that fits.
         batch: sequences at once.
         available_memory: bytes; None measures this machine, container limits included.
+        stored: what dtype "stored" means for the checkpoint (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: an unknown dtype, or a context or batch out of range.
     """
     available = memory.available_memory() if available_memory is None else available_memory
-    precision = _precision(dtype, config, available)
+    precision = _precision(dtype, config, available, stored)
     kv_name = resolve_kv_dtype(kv_dtype, precision.name, config)
     limit = config.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
@@ -119,25 +122,26 @@ def plan(
     )
 
 
-def _precision(dtype: str, config: ModelConfig, available: int) -> Precision:
+def _precision(dtype: str, config: ModelConfig, available: int, stored: Precision | None) -> Precision:
     try:
-        return resolve_precision(dtype, config, available)
+        return resolve_precision(dtype, config, available, stored)
     except OutOfMemoryError:
-        return PRECISIONS["int4" if dtype == "auto" else dtype]
+        return named_precision("int4" if dtype == "auto" else dtype, stored)
 
 
 def _weights(config: ModelConfig, precision: Precision) -> dict[str, int]:
-    sizes = {name: packed_nbytes(precision.linear, *shape) for name, shape in matrix_shapes(config).items()}
+    sizes = dict.fromkeys((*matrix_shapes(config), "embed_tokens", "lm_head"), 0)
+    for name, shape in all_matrices(config).items():
+        sizes[name.rsplit(".", 1)[-1]] += packed_nbytes(precision.format_of(name), *shape)
     bias = 4 * matrix_shapes(config)["qkv"][0] if config.attention_bias else 0
     layers = config.num_hidden_layers
     norms = (4 if config.architecture == "glm4" else 2) * layers + 1
-    table = packed_nbytes(precision.embedding, config.vocab_size, config.hidden_size)
     return {
-        "embeddings": table,
-        "attention": layers * (sizes["qkv"] + sizes["o"] + bias),
-        "mlp": layers * (sizes["gate_up"] + sizes["down"]),
+        "embeddings": sizes["embed_tokens"],
+        "attention": sizes["qkv"] + sizes["o"] + layers * bias,
+        "mlp": sizes["gate_up"] + sizes["down"],
         "norms": 4 * norms * config.hidden_size,
-        "head": 0 if config.tie_word_embeddings else table,
+        "head": sizes["lm_head"],
     }
 
 

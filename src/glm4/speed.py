@@ -24,7 +24,7 @@ from glm4.kernels.formats import random_packed
 from glm4.memory import available_memory
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.precision import matrix_shapes, resolve_precision, weight_nbytes
+from glm4.model.precision import Precision, matrix_shapes, resolve_precision, weight_nbytes
 from glm4.sampling_params import SamplingParams
 
 DECODE_TOKENS = 24
@@ -103,10 +103,14 @@ def backend_options(
     dtype: str = "auto",
     kv_dtype: str = "auto",
     num_threads: int | None = None,
+    stored: Precision | None = None,
 ) -> LocalOptions:
     """Options of a backend that can answer `questions` and holds no more KV cache than the largest needs.
 
     A cache that does not fit beside the weights is refused by the backend, before any weight is made.
+
+    Args:
+        stored: what dtype "stored" means for the checkpoint (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: no such weight or KV cache format.
@@ -114,7 +118,7 @@ def backend_options(
     """
     pages = max(question.num_pages for question in (*questions, _WARM_UP))
     free = available_memory()
-    left = free - weight_nbytes(config, resolve_precision(dtype, config, free))
+    left = free - weight_nbytes(config, resolve_precision(dtype, config, free, stored))
     wanted = pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, dtype, config))
     return LocalOptions(
         dtype=dtype,

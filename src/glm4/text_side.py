@@ -42,8 +42,8 @@ class TextSide:
             TokenizerError, TemplateError: a part is missing or malformed.
         """
         path = None if checkpoint.kind == "gguf" else checkpoint.path
-        trusted = checkpoint.packed is not None
-        tokenizer = load_tokenizer(path, gguf_metadata=checkpoint.gguf_metadata or None, trusted=trusted)
+        packed = checkpoint.packed is not None
+        tokenizer = load_tokenizer(path, gguf_metadata=checkpoint.gguf_metadata or None, packed=packed)
         source = checkpoint.chat_template
         return cls(
             tokenizer=tokenizer,

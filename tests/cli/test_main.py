@@ -9,13 +9,16 @@ import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from glm4 import __version__, cli, errors
-from glm4.cli import COMMANDS, CommandRow, build_app, console, load_command, main
+from glm4.cli import COMMANDS, CommandRow, console, main
+from glm4.cli.parameters import Exit, UsageError
+from glm4.cli.typer_app import build_app, load_command
 from glm4.errors import Glm4Error
 
 
@@ -45,7 +48,8 @@ def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; from glm4.cli import main; code = main(['--help']);"
         "heavy = {'numpy', 'tokenizers', 'tiktoken', 'jinja2', 'huggingface_hub', 'prompt_toolkit', 'glm4.llm'};"
-        "ours = {name for name in sys.modules if name.startswith('glm4.cli.')} - {'glm4.cli.console'};"
+        "parts = {'glm4.cli.console', 'glm4.cli.parameters', 'glm4.cli.typer_app'};"
+        "ours = {name for name in sys.modules if name.startswith('glm4.cli.')} - parts;"
         "loaded = heavy & set(sys.modules) | ours;"
         "print(sorted(loaded), file=sys.stderr); sys.exit(code)"
     )
@@ -63,6 +67,15 @@ def test_no_arguments_is_help() -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"glm4 {__version__}\n"
+
+
+def test_the_version_needs_no_parser_of_help_texts() -> None:
+    code = (
+        "import sys; from glm4.cli import main; main(['--version']);"
+        "print({'typer', 'rich', 'glm4.cli.console', 'json'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"glm4 {__version__}\nset()\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -132,7 +145,9 @@ def test_every_error_class_is_a_message(
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (BrokenPipeError(), 0, ""),
         (typer.Exit(130), 130, ""),
-        (typer.BadParameter("give one"), 2, "error: "),
+        (typer.BadParameter("give one"), 2, "error: invalid value: give one\n"),
+        (Exit(130), 130, ""),
+        (UsageError("give one"), 2, "error: invalid value: give one\nhint: `glm4 boom --help` shows the options\n"),
     ],
 )
 def test_other_exceptions(
@@ -184,6 +199,13 @@ def test_a_closed_pipe_is_quiet() -> None:
     code = f"{shlex.quote(sys.executable)} -m glm4 --help | true"
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
+def test_a_version_that_cannot_be_written_is_an_error() -> None:
+    code = f"{shlex.quote(sys.executable)} -m glm4 --version > /dev/full"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
 
 
 def test_help_is_utf8_in_the_c_locale() -> None:

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from glm4.model.weights.gguf_quants import BLOCK_FORMATS, OTHER_TYPES, BlockFormat, dequantise
+from glm4.model.weights.gguf_quants import BLOCK_FORMATS, OTHER_TYPES, BlockFormat, dequantise, read_codes
 
 FORMATS = pytest.mark.parametrize(
     ("number", "block_format"), BLOCK_FORMATS.items(), ids=[row.name for row in BLOCK_FORMATS.values()]
@@ -56,6 +56,25 @@ def test_chunks_do_not_show(number: int, block_format: BlockFormat) -> None:
     middle = blocks // 2 * block_format.nbytes
     halves = np.concatenate([decoded(packed[:middle], block_format), decoded(packed[middle:], block_format)])
     np.testing.assert_array_equal(decoded(packed, block_format), halves)
+
+
+@FORMATS
+def test_codes_are_what_the_weights_are_made_of(number: int, block_format: BlockFormat) -> None:
+    """step * code + base of random bytes is the decoded weight, bit for bit; every type with 4-bit codes has them."""
+    assert (block_format.codes is not None) == (block_format.name in ("Q4_0", "Q4_1", "Q4_K"))
+    if block_format.codes is None:
+        return
+    packed = np.random.default_rng(number).integers(0, 256, 6 * 64 * block_format.nbytes, dtype=np.uint8)
+    codes = read_codes(packed.view(block_format.block), block_format.codes, rows=6)
+    assert codes.codes.shape == (6, 64 * block_format.weights)
+    assert codes.step.shape == codes.base.shape == (6, codes.codes.shape[1] // 32)
+    assert codes.codes.max() == 15
+    expected = oracle(packed, number).reshape(6, -1)
+    finite = np.isfinite(expected).reshape(6, -1, 32).all(axis=2)  # 0 * infinity is no weight
+    with np.errstate(all="ignore"):
+        values = codes.values()
+    assert 0.5 < finite.mean() < 1
+    np.testing.assert_array_equal(values.reshape(6, -1, 32)[finite], expected.reshape(6, -1, 32)[finite])
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import tiny
 from glm4.errors import CheckpointError
+from glm4.kernels.codes import pack_codes
 from glm4.model.weights import open_checkpoint
 from golden_models import config_json
 
@@ -48,6 +49,8 @@ def open_everything(path: Path) -> bool:
                 checkpoint.check()
                 for name in checkpoint.tensor_names():
                     checkpoint.load(name)
+                    if checkpoint.has_codes(name):
+                        pack_codes(checkpoint.load_codes(name, 0, checkpoint.shape(name)[0]))
         except CheckpointError:
             return False
     return True
@@ -88,9 +91,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_gguf(
-        tmp_path_factory.mktemp("gguf") / "model.gguf", "qwen2", tiny.gguf_model("qwen2", **SMALL), quantization="Q8_0"
-    )
+    path, model = tmp_path_factory.mktemp("gguf") / "model.gguf", tiny.gguf_model("qwen2", **SMALL)
+    four_bit = {"attn_q.weight": "Q4_0", "attn_k.weight": "Q4_1", "attn_v.weight": "Q4_0", "ffn_down.weight": "Q4_1"}
+    return tiny.write_gguf(path, "qwen2", model, quantization="Q8_0", exceptions=four_bit)
 
 
 class Files(dict[str, bytes]):

@@ -1,35 +1,48 @@
-"""Short texts encoded in Python get the ids that the library gives them."""
+"""Short texts encoded in Python, from the saved table, get the ids that the library gives them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4.errors import TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.tokenizer.hf_tokenizer import ByteLevelBPE
+from glm4.tokenizer.saved_table import save_table
 from glm4.tokenizer.saving import save_tokenizer
 from glm4.tokenizer.short_texts import CHARACTERS
-from vocabularies import installed_gguf, tiny_gguf
+from vocabularies import glm4_gguf, installed_gguf, tiny_gguf
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
-    save_tokenizer(load_tokenizer(None, gguf_metadata=tiny_gguf()), folder)
+def saved(metadata: dict[str, Any], folder: Path) -> Path:
+    """A folder with a tokenizer and its table."""
+    tokenizer = load_tokenizer(None, gguf_metadata=metadata)
+    assert isinstance(tokenizer, ByteLevelBPE)
+    save_tokenizer(tokenizer, folder)
+    save_table(tokenizer, folder)
     return folder
 
 
+@pytest.fixture(scope="module", params=["qwen2", "smollm", "chatglm-bpe"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # "token" is a token that no merge makes: whole words are looked up where the pre-tokenizer says so.
+    metadata = tiny_gguf(request.param)
+    metadata["tokenizer.ggml.tokens"][-1], metadata["tokenizer.ggml.token_type"][-1] = "token", 1
+    return saved(metadata, tmp_path_factory.mktemp("saved"))
+
+
 @pytest.fixture(scope="module")
-def library(folder: Path) -> Tokenizer:
-    return load_tokenizer(folder)
+def library(folder: Path) -> ByteLevelBPE:
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, ByteLevelBPE)
+    return tokenizer
 
 
 def in_python(folder: Path) -> ByteLevelBPE:
-    tokenizer = load_tokenizer(folder, trusted=True)
+    tokenizer = load_tokenizer(folder, packed=True)
     assert isinstance(tokenizer, ByteLevelBPE)
     assert tokenizer._short_texts is not None
     return tokenizer
@@ -40,14 +53,14 @@ TEXTS = st.text(max_size=60) | st.text("the token aab 's\n\t1你好é", max_size
 
 @settings(deadline=None)
 @given(TEXTS)
-def test_the_ids_are_the_library_s(folder: Path, library: Tokenizer, text: str) -> None:
+def test_the_ids_are_the_library_s(folder: Path, library: ByteLevelBPE, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
     short = load_once(folder)._short_texts
     assert short is not None
     assert short.encode(text) == library.encode(text)
 
 
-def test_the_library_is_asked_once_there_is_more_text(folder: Path, library: Tokenizer) -> None:
+def test_the_library_is_asked_once_there_is_more_text(folder: Path, library: ByteLevelBPE) -> None:
     tokenizer = in_python(folder)
     short = tokenizer._short_texts
     assert short is not None
@@ -57,15 +70,26 @@ def test_the_library_is_asked_once_there_is_more_text(folder: Path, library: Tok
     assert tokenizer.encode("the token") == library.encode("the token")
 
 
-def test_a_damaged_file_of_somebody_else_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    damaged = text.replace('"merges":[', '"merges":["never seen",', 1).replace(
-        '"merges": [', '"merges": ["never seen",', 1
-    )
-    assert damaged != text
-    (tmp_path / "tokenizer.json").write_text(damaged, encoding="utf-8")
-    with pytest.raises(TokenizerError):
-        load_tokenizer(tmp_path)
+def test_whole_words_are_looked_up_where_the_model_says_so(folder: Path, library: ByteLevelBPE) -> None:
+    found = len(in_python(folder).encode("token")) == 1
+    assert found == (len(library.encode("token")) == 1)
+    assert found == library.definition()["model"]["ignore_merges"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(TEXTS)
+def test_glm_4_s_ids_are_the_library_s(glm4_pair: tuple[Tokenizer, Path], text: str) -> None:
+    library, folder = glm4_pair
+    text = text.encode("utf-8", "replace").decode()
+    short = load_once(folder)._short_texts
+    assert short is not None
+    assert short.encode(text) == library.encode(text)
+
+
+@pytest.fixture(scope="module")
+def glm4_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
+    folder = saved(glm4_gguf(), tmp_path_factory.mktemp("glm4"))
+    return load_tokenizer(folder), folder
 
 
 @pytest.mark.starter
@@ -84,10 +108,8 @@ def test_the_starter_s_ids_are_the_library_s(starters: tuple[Tokenizer, Path], p
 
 @pytest.fixture(scope="module")
 def starters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
-    tokenizer = load_tokenizer(None, gguf_metadata=installed_gguf("starter"))
-    folder = tmp_path_factory.mktemp("starter")
-    save_tokenizer(tokenizer, folder)
-    return tokenizer, folder
+    folder = saved(installed_gguf("starter"), tmp_path_factory.mktemp("starter"))
+    return load_tokenizer(folder), folder
 
 
 _loaded: dict[Path, ByteLevelBPE] = {}

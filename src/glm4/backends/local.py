@@ -127,12 +127,13 @@ class LocalBackend:
         """Load a checkpoint's weights and reserve the KV cache.
 
         Raises:
-            InvalidRequestError: a packed checkpoint, and another dtype than its own is asked for.
+            InvalidRequestError: a packed checkpoint, and another dtype than its own is asked for; or dtype "stored"
+                of a checkpoint without 4-bit tensors.
         """
         packed = checkpoint.packed
         if packed is not None:
             options = replace(options, dtype=packed_dtype(options.dtype, packed.precision))
-        precision = _checked_precision(checkpoint.config, options)
+        precision = _checked_precision(checkpoint.config, options, checkpoint.stored_precision)
         model = load_model(checkpoint, precision, _kernels(options), progress)
         # Pages of a mapped file still count as available memory, but taking them would slow every token.
         mapped = 0 if packed is None else model.weights.nbytes
@@ -205,10 +206,10 @@ def _kernels(options: LocalOptions) -> Kernels:
     return kernels
 
 
-def _checked_precision(config: ModelConfig, options: LocalOptions) -> Precision:
+def _checked_precision(config: ModelConfig, options: LocalOptions, stored: Precision | None = None) -> Precision:
     """Resolve dtype, and refuse a KV cache that will not fit before any weight is read."""
     free = available_memory()
-    precision = resolve_precision(options.dtype, config, free)
+    precision = resolve_precision(options.dtype, config, free, stored)
     kv_dtype = resolve_kv_dtype(options.kv_cache_dtype, precision.name, config)
     _cache_size(config, options, kv_dtype, free - weight_nbytes(config, precision))
     return precision

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -79,4 +78,6 @@ def _where(error: Exception) -> str:
 @lru_cache(maxsize=16)
 def default_template(name: str) -> ChatTemplate:
     """One of our own templates, for checkpoints that have none; `name` without `.jinja`."""
+    from importlib import resources
+
     return ChatTemplate((resources.files("glm4.chat") / "templates" / f"{name}.jinja").read_text(encoding="utf-8"))

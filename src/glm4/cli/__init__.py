@@ -1,8 +1,8 @@
 """The `glm4` command: one file per command, found through the table at the foot of this file.
 
 `glm4 --help` reads the table only. A command's module is imported when that command runs; it holds a function named
-after the command (Typer annotations; the docstring is its help) and a string `EXAMPLES` (one example a line), shown
-at the end of its help.
+after the command (parameters annotated with an `Option` or `Argument` of `glm4.cli.parameters`; the docstring is its
+help) and a string `EXAMPLES` (one example a line), shown at the end of its help.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or no such model, 130 interrupted.
 """
@@ -10,17 +10,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or no such model, 130 interrupted.
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
-
-import typer
-from typer.core import TyperCommand, TyperGroup
-
-# Typer brings its own copy of click in newer releases and the real one in older ones; this finds either.
-_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+from types import ModuleType
+from typing import NamedTuple
 
 
 class CommandRow(NamedTuple):
@@ -30,94 +24,10 @@ class CommandRow(NamedTuple):
     panel: str
     summary: str
 
-
-class _Command(TyperCommand):
-    """A command whose help ends with its module's examples, line breaks kept."""
-
-    examples = ""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        super().format_help(ctx, formatter)
-        if self.examples:
-            from glm4.cli.console import stdout
-
-            stdout().print(" Examples:", highlight=False)
-            for line in self.examples.strip().splitlines():
-                stdout().print(f"   {line}", markup=False, highlight=False, soft_wrap=True)
-
-
-class _LazyGroup(TyperGroup):
-    """Lists commands from the table; imports the one that runs."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name) if name in COMMANDS else command, rest
-
-
-def load_command(name: str) -> Any:
-    """Import the module of one command and build its parser.
-
-    Args:
-        name: a key of `COMMANDS`.
-    """
-    row = COMMANDS[name]
-    module = importlib.import_module(row.module)
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    function = getattr(module, name)
-    app.command(name, cls=_Command, help=_paragraphs(function))(function)
-    command: Any = typer.main.get_command(app)
-    command.examples = getattr(module, "EXAMPLES", "")
-    return command
-
-
-def _paragraphs(function: Callable[..., object]) -> str:
-    """A docstring with its paragraphs each on one line, for help texts that fit any width."""
-    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
-    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from glm4 import __version__
-
-        typer.echo(f"glm4 {__version__}")
-        raise typer.Exit
-
-
-def _root(
-    ctx: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. Works after any command too.")] = False,
-) -> None:
-    """Run the GLM-4 family of open language models on this machine.
-
-    [bold]glm4 chat[/bold] starts a conversation with a small starter model;
-    [bold]-m glm-4-9b-chat[/bold] is the real thing.
-    """
-    if ctx.invoked_subcommand is None:
-        ctx.get_help()  # with Rich, this prints
-        raise typer.Exit
-
-
-def build_app() -> typer.Typer:
-    """The Typer application: the root options and one placeholder per table row."""
-    app = typer.Typer(
-        name="glm4",
-        cls=_LazyGroup,
-        invoke_without_command=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-    )
-    app.callback(help=_paragraphs(_root))(_root)
-    for name, row in COMMANDS.items():
-        app.command(name, help=row.summary, rich_help_panel=row.panel)(_placeholder)
-    return app
-
-
-def _placeholder() -> None:
-    """Stands in the group's listing; `_LazyGroup` replaces it before anything runs."""
+    def load(self, name: str) -> tuple[ModuleType, Callable[..., None]]:
+        """The command's module, and its function in it."""
+        module = importlib.import_module(self.module)
+        return module, getattr(module, name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,36 +39,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    from glm4.cli import console
-
-    args = list(sys.argv[1:] if argv is None else argv)
-    console.prepare_streams()
-    args, debug = _take_debug(args)
-    command: Any = typer.main.get_command(build_app())
-    if "_GLM4_COMPLETE" in os.environ:  # the shell asks for completions
-        command.main(args, prog_name="glm4")
-        return 0
+    args, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     try:
-        with command.make_context("glm4", args) as ctx:
-            command.invoke(ctx)
-        sys.stdout.flush()
-    except typer.Exit as exit_:
-        return console.flush_quietly(int(exit_.exit_code))
-    except typer.Abort:
-        return console.EXIT_INTERRUPTED
-    except BrokenPipeError:
+        _run(args)
+    except (Exception, KeyboardInterrupt) as error:
+        code = _exit_code(error, args, debug=debug)
+        if code is None:
+            raise
+        return code
+    return 0
+
+
+def _run(args: Sequence[str]) -> None:
+    """Run a plain command line at once, and any other through Typer."""
+    if args == ["--version"]:
+        print_version()
+        return
+    from glm4.cli import console
+    from glm4.cli.parameters import plain_arguments
+
+    console.prepare_streams()
+    if "_GLM4_COMPLETE" in os.environ:  # the shell asks for completions
+        from glm4.cli import typer_app
+
+        typer_app.complete(args)
+        return
+    if args and args[0] in COMMANDS:
+        _, function = COMMANDS[args[0]].load(args[0])
+        arguments = plain_arguments(function, args[1:])
+        if arguments is not None:
+            function(**arguments)
+            sys.stdout.flush()
+            return
+    from glm4.cli import typer_app
+
+    typer_app.run(args)
+    sys.stdout.flush()
+
+
+def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int | None:
+    """The exit code for what ended a command, its message printed; None asks for a traceback."""
+    from glm4.cli import console
+    from glm4.cli.parameters import Exit, UsageError
+
+    if isinstance(error, Exit):
+        return console.flush_quietly(error.code)
+    if isinstance(error, UsageError):
+        return console.usage_error(f"invalid value: {error}", f"glm4 {args[0]}")
+    if isinstance(error, BrokenPipeError):
         console.silence_stdout()  # the reader has what it wanted (`| head -1`)
         return 0
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         console.error("interrupted")
         return console.EXIT_INTERRUPTED
-    except _ClickException as error:
-        return console.usage_error(error)
-    except Exception as error:
-        if debug:
-            raise
-        return console.failure(error)
-    return 0
+    code = None
+    if "typer" in sys.modules:  # otherwise it cannot be one of Typer's exceptions
+        from glm4.cli import typer_app
+
+        code = typer_app.exit_code(error)
+    return console.failure(error) if code is None and not debug else code
+
+
+def print_version() -> None:
+    """One line on standard output."""
+    from glm4 import __version__
+
+    print(f"glm4 {__version__}", flush=True)
 
 
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:

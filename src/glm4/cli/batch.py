@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from glm4.cli import options
+from glm4.cli.parameters import Argument, Exit, Option
 
 if TYPE_CHECKING:
     from glm4.batch import BatchProgress
@@ -26,21 +25,19 @@ _LINE_SECONDS = 10.0
 
 
 def batch(
-    input_file: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, one a line.", show_default=False)],
+    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one a line.", show_default=False)],
     output_file: Annotated[
-        Path, typer.Argument(metavar="OUT.jsonl", help="Answers; continued if it exists.", show_default=False)
+        Path, Argument(metavar="OUT.jsonl", help="Answers; continued if it exists.", show_default=False)
     ],
     model: options.Model = "starter",
-    json_summary: Annotated[bool, typer.Option("--json", help="Print a summary as JSON at the end.")] = False,
+    json_summary: Annotated[bool, Option("--json", help="Print a summary as JSON at the end.")] = False,
     dtype: options.Dtype = "auto",
     kv_dtype: options.KvDtype = "auto",
     context: options.Context = None,
     threads: options.Threads = None,
     max_num_seqs: Annotated[
         int,
-        typer.Option(
-            min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at the same time."
-        ),
+        Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at the same time."),
     ] = 8,
 ) -> None:
     """Answer a file of OpenAI batch requests.
@@ -70,7 +67,7 @@ def batch(
         print_json({**dataclasses.asdict(progress), "tokens_per_second": progress.tokens_per_second})
     if progress.interrupted:
         notice(f"stopped at {progress.done} of {progress.total}; run the same command again to go on")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise Exit(EXIT_INTERRUPTED)
     if progress.skipped == progress.total:
         notice(f"{output_file} has all {progress.total} answers already; nothing to do")
         return

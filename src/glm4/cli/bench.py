@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from glm4.cli import options
+from glm4.cli.parameters import Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +27,7 @@ def bench(
     model: options.Model = "starter",
     random: Annotated[
         str | None,
-        typer.Option(
+        Option(
             show_default=False,
             metavar="SHAPE",
             help="Random weights in the shape of a known model (glm-4-9b, say) instead of a model; needs no download.",
@@ -38,21 +37,21 @@ def bench(
     kv_dtype: options.KvDtype = "auto",
     threads: options.Threads = None,
     prompt: Annotated[
-        list[int], typer.Option(min=1, metavar="TOKENS", help="Prefill of this length; repeatable.")
+        list[int], Option(min=1, metavar="TOKENS", help="Prefill of this length; repeatable.")
     ] = _PROMPTS,
     context: Annotated[
         list[int],
-        typer.Option(
+        Option(
             min=1,
             metavar="TOKENS",
             help="Decode behind this many tokens (random keys and values, so that no time goes into them); repeatable.",
         ),
     ] = _CONTEXTS,
     batch: Annotated[
-        list[int], typer.Option(min=1, metavar="N", help="Decode of so many sequences at once; repeatable.")
+        list[int], Option(min=1, metavar="N", help="Decode of so many sequences at once; repeatable.")
     ] = _BATCHES,
-    rounds: Annotated[int, typer.Option(min=1, metavar="N", help="Medians are taken over this many rounds.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
+    rounds: Annotated[int, Option(min=1, metavar="N", help="Medians are taken over this many rounds.")] = 3,
+    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
     """Measure prefill, decode, batched and long decode, as shares of what this machine delivers.
 
@@ -110,7 +109,9 @@ def _backend(
         with open_checkpoint(resolve(model, progress=report)) as checkpoint:
             packed = checkpoint.packed
             dtype = dtype if packed is None else packed_dtype(dtype, packed.precision)
-            settings = backend_options(checkpoint.config, questions, dtype, kv_dtype, threads)
+            settings = backend_options(
+                checkpoint.config, questions, dtype, kv_dtype, threads, checkpoint.stored_precision
+            )
             return LocalBackend.load(checkpoint, settings, np.empty(0, np.int64), report)
     if shape not in SHAPES:
         raise InvalidRequestError(f"--random must be one of {', '.join(sorted(SHAPES))}, not {shape!r}", param="random")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from glm4.cli import options
+from glm4.cli.parameters import Argument, Exit, Option, UsageError
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -23,15 +22,13 @@ glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 
 def chat(
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="A question. Piped input is added to it.", show_default=False)
+        str | None, Argument(metavar="PROMPT", help="A question. Piped input is added to it.", show_default=False)
     ] = None,
     model: options.Model = "starter",
     system: Annotated[
-        str | None, typer.Option(show_default=False, metavar="TEXT", help="Instructions the model follows throughout.")
+        str | None, Option(show_default=False, metavar="TEXT", help="Instructions the model follows throughout.")
     ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Print the answer as it is, without rendering Markdown.")
-    ] = False,
+    plain: Annotated[bool, Option("--plain", help="Print the answer as it is, without rendering Markdown.")] = False,
     dtype: options.Dtype = "auto",
     kv_dtype: options.KvDtype = "auto",
     context: options.Context = None,
@@ -67,7 +64,7 @@ def chat(
     from glm4.cli.interrupt import silent_keyboard
 
     if question is None and not sys.stdout.isatty():
-        raise typer.BadParameter("a conversation needs a terminal; give a PROMPT or pipe one in")
+        raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
         llm = options.load_llm(model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads, lora=lora)
     try:
@@ -89,7 +86,7 @@ def _question(prompt: str | None) -> str | None:
     parts = [clean_text(prompt) if prompt is not None else "", piped or ""]
     text = "\n\n".join(part for part in parts if part.strip())
     if not text and (prompt is not None or piped is not None):
-        raise typer.BadParameter("the prompt is empty; nothing was asked")
+        raise UsageError("the prompt is empty; nothing was asked")
     return text or None
 
 
@@ -104,6 +101,6 @@ def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, 
     result = answer(llm, messages, options.sampling_params(llm, params), view, adapter=adapter)
     if result.interrupted:
         notice("stopped")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise Exit(EXIT_INTERRUPTED)
     if result.output is not None and result.output.outputs[0].finish_reason == "length":
         notice("the answer was cut off at its token limit (--max-tokens, --context)")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 from glm4.errors import Glm4Error
 
@@ -59,10 +59,20 @@ def _console(*, stderr: bool) -> Console:
     return PipeConsole(stderr=stderr)
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether Rich would treat a stream as a terminal, told without importing it: it is a tenth of a start."""
+    forced = any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
+    if not forced and not stream.isatty():
+        return False
+    return (stderr() if stream is sys.stderr else stdout()).is_terminal
+
+
 def notice(text: str) -> None:
     """A dim line on standard error. `text` is never read as markup; control characters are left out."""
-    console = stderr()
-    console.print(printable(text), style="dim", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    if not is_terminal(sys.stderr):
+        print(printable(text), file=sys.stderr)
+        return
+    stderr().print(printable(text), style="dim", markup=False, highlight=False)
 
 
 def warning(text: str) -> None:
@@ -78,10 +88,12 @@ def error(text: str, hint: str | None = None) -> None:
 
 
 def _labelled(label: str, style: str, text: str) -> None:
+    if not is_terminal(sys.stderr):
+        print(f"{label}: {printable(text)}", file=sys.stderr)
+        return
     from rich.text import Text
 
-    console = stderr()
-    console.print(Text.assemble((f"{label}:", style), " ", printable(text)), soft_wrap=not console.is_terminal)
+    stderr().print(Text.assemble((f"{label}:", style), " ", printable(text)))
 
 
 def printable(text: str) -> str:
@@ -117,12 +129,10 @@ def _os_error(exc: OSError) -> str:
     return f"{exc.filename}: {reason}" if exc.filename else reason
 
 
-def usage_error(exc: Any) -> int:
-    """Print a mistake on the command line (an exception of Typer's parser); returns the exit code."""
-    message = str(exc.format_message()).strip()
-    context = getattr(exc, "ctx", None)
-    path = context.command_path if context is not None else "glm4"
-    error(message[:1].lower() + message[1:].rstrip("."), f"`{path} --help` shows the options")
+def usage_error(message: str, program: str) -> int:
+    """Print a mistake on the command line of `program` (`glm4 chat`, say); returns the exit code."""
+    message = message.strip()
+    error(message[:1].lower() + message[1:].rstrip("."), f"`{program} --help` shows the options")
     return EXIT_USAGE
 
 
@@ -195,7 +205,7 @@ def progress() -> Iterator[ProgressCallback]:
     bytes with a speed, smaller ones as counts; a total of 0 is "unknown". Without a terminal a plain line appears
     every few seconds instead. The bars vanish when the block ends.
     """
-    if not stderr().is_terminal:
+    if not is_terminal(sys.stderr):
         yield _PlainProgress()
         return
     bars = _bars()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from glm4.cli import options
+from glm4.cli.parameters import Argument, Exit, Option, UsageError
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -24,15 +23,15 @@ glm4 generate --json --logprobs 5 --temperature 0 "1 + 1 =" --max-tokens 4
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="Text to continue; otherwise piped input.", show_default=False),
+        Argument(metavar="PROMPT", help="Text to continue; otherwise piped input.", show_default=False),
     ] = None,
     model: options.Model = "starter",
-    n: Annotated[int, typer.Option("--n", "-n", min=1, metavar="N", help="Number of continuations.")] = 1,
-    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt in front of each continuation.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object in OpenAI's shape.")] = False,
+    n: Annotated[int, Option("--n", "-n", min=1, metavar="N", help="Number of continuations.")] = 1,
+    echo: Annotated[bool, Option("--echo", help="Print the prompt in front of each continuation.")] = False,
+    json_output: Annotated[bool, Option("--json", help="Print one JSON object in OpenAI's shape.")] = False,
     logprobs: Annotated[
         int | None,
-        typer.Option(
+        Option(
             min=0, show_default=False, metavar="N", help="With --json: log-probabilities of this many likeliest tokens."
         ),
     ] = None,
@@ -56,7 +55,7 @@ def generate(
     from glm4.cli.console import clean_text
 
     if logprobs is not None and not json_output:
-        raise typer.BadParameter("--logprobs needs --json")
+        raise UsageError("--logprobs needs --json")
     text = _prompt(prompt)
     params = options.given(
         n=n,
@@ -89,7 +88,7 @@ def _prompt(prompt: str | None) -> str:
 
     text = clean_text(prompt) if prompt is not None else piped_stdin()
     if not text:
-        raise typer.BadParameter("there is nothing to continue; give a PROMPT or pipe one in")
+        raise UsageError("there is nothing to continue; give a PROMPT or pipe one in")
     return text
 
 
@@ -110,7 +109,7 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
             _print_whole(output, prompt if echo else "", model, llm, json_output=json_output)
     if output is None:
         notice("stopped")
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise Exit(EXIT_INTERRUPTED)
 
 
 def _print_whole(output: RequestOutput, prefix: str, model: str, llm: LLM, *, json_output: bool) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,12 +23,12 @@ _TEMPLATE_LINES = 4
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    model: Annotated[str, Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
+    tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Compare a packed checkpoint's weights with their sha256.")
+        bool, Option("--verify", help="Compare a packed checkpoint's weights with their sha256.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
     """Describe a model: architecture, parameters, dtype, context, template, tensors.
 
@@ -91,6 +91,7 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
         "parameters": config.num_parameters,
         "dtypes": dict(dtypes.most_common()),
         "tensors": len(checkpoint.source.names()),
+        "stored": _stored(checkpoint),
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -110,6 +111,17 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
         "sampling_defaults": {**variant.sampling, **checkpoint.generation_config},
         "notes": [*([variant.notes] if variant.notes else []), *checkpoint.notes],
     }
+
+
+def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What dtype "stored" makes of the matrices of a GGUF file with 4-bit tensors: their formats and bytes."""
+    from glm4.model.precision import all_matrices, weight_nbytes
+
+    precision = checkpoint.stored_precision
+    if precision is None:
+        return None
+    formats = Counter(precision.format_of(name) for name in all_matrices(checkpoint.config))
+    return {"matrices": dict(formats.most_common()), "bytes": weight_nbytes(checkpoint.config, precision)}
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, int]:
@@ -160,6 +172,7 @@ def _summary(facts: dict[str, Any]) -> Table:
         ("licence", facts["licence"] + (f"; see {facts['attribution']}" if facts["attribution"] else "")),
         ("architecture", f"{facts['architecture']}, {facts['layers']} layers, {_millions(facts['parameters'])}"),
         ("dtypes", ", ".join(f"{count} x {dtype}" for dtype, count in facts["dtypes"].items())),
+        *((("dtype stored", _kept(facts["stored"])),) if facts["stored"] else ()),
         ("hidden / MLP", f"{facts['hidden_size']} / {facts['intermediate_size']}"),
         (
             "attention",
@@ -181,6 +194,13 @@ def _summary(facts: dict[str, Any]) -> Table:
     for label, value in rows:
         table.add_row(label, Text(printable(value)))
     return table
+
+
+def _kept(stored: dict[str, Any]) -> str:
+    from glm4.cli.console import human_bytes
+
+    matrices = ", ".join(f"{count} x {format}" for format, count in stored["matrices"].items())
+    return f"{matrices}; {human_bytes(stored['bytes'])} of weights"
 
 
 def _millions(count: int) -> str:

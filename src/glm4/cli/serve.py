@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from glm4.cli import options
+from glm4.cli.parameters import Option, UsageError
 
 if TYPE_CHECKING:
     from glm4.server.config import ModelSpec, ServerConfig
@@ -27,7 +26,7 @@ _ACCESS, _LIMITS, _LOG = "Access", "Limits", "Logging and metrics"
 def serve(
     model: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--model",
             "-m",
             envvar="GLM4_MODEL",
@@ -37,26 +36,26 @@ def serve(
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Further names of the first model; * answers to any. May be repeated."),
+        Option(metavar="NAME", help="Further names of the first model; * answers to any. May be repeated."),
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FOLDER", help="A LoRA adapter of the first model (PEFT's format). May be repeated."),
+        Option(metavar="NAME=FOLDER", help="A LoRA adapter of the first model (PEFT's format). May be repeated."),
     ] = None,
-    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
-    preload: Annotated[bool, typer.Option("--preload", help="Open the port only once the models are loaded.")] = False,
+    host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
+    preload: Annotated[bool, Option("--preload", help="Open the port only once the models are loaded.")] = False,
     dtype: options.Dtype = "auto",
     kv_dtype: options.KvDtype = "auto",
     context: options.Context = None,
     threads: options.Threads = None,
     max_num_seqs: Annotated[
         int,
-        typer.Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at once."),
+        Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at once."),
     ] = 64,
     kv_memory: Annotated[
         float | None,
-        typer.Option(
+        Option(
             min=0.001,
             metavar="GB",
             rich_help_panel="Engine",
@@ -66,7 +65,7 @@ def serve(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             envvar="GLM4_API_KEY",
             metavar="KEY",
             rich_help_panel=_ACCESS,
@@ -75,66 +74,66 @@ def serve(
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", rich_help_panel=_ACCESS, help="Keys, one a line.")
+        Path | None, Option(metavar="FILE", rich_help_panel=_ACCESS, help="Keys, one a line.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", rich_help_panel=_ACCESS, help="Let others in without a key.")
+        bool, Option("--insecure", rich_help_panel=_ACCESS, help="Let others in without a key.")
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", rich_help_panel=_ACCESS, help="Accept this Host header beside localhost."),
+        Option(metavar="NAME", rich_help_panel=_ACCESS, help="Accept this Host header beside localhost."),
     ] = None,
     allowed_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", rich_help_panel=_ACCESS, help="Let web pages of this origin call (CORS)."),
+        Option(metavar="ORIGIN", rich_help_panel=_ACCESS, help="Let web pages of this origin call (CORS)."),
     ] = None,
     allow_adapter_loading: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--allow-adapter-loading",
             rich_help_panel=_ACCESS,
             help="Let clients load LoRA adapters from this machine's folders.",
         ),
     ] = False,
     max_queue: Annotated[
-        int, typer.Option(min=0, metavar="N", rich_help_panel=_LIMITS, help="Requests that may wait; more get 429.")
+        int, Option(min=0, metavar="N", rich_help_panel=_LIMITS, help="Requests that may wait; more get 429.")
     ] = 256,
     queue_timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Longest wait for a place.")
+        float, Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Longest wait for a place.")
     ] = 300.0,
     request_timeout: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, show_default=False, help="Longest answer."),
+        Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, show_default=False, help="Longest answer."),
     ] = None,
     shutdown_timeout: Annotated[
         float,
-        typer.Option(min=1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
+        Option(min=1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
     ] = 30.0,
     max_body_mb: Annotated[
-        int, typer.Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Longest request body.")
+        int, Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Longest request body.")
     ] = 32,
     store: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory."),
+        Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory."),
     ] = None,
     store_max_mb: Annotated[
-        int, typer.Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Responses kept, in all.")
+        int, Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Responses kept, in all.")
     ] = 256,
     store_max_days: Annotated[
         float,
-        typer.Option(min=0.001, metavar="DAYS", rich_help_panel=_LIMITS, help="How long a response is kept unused."),
+        Option(min=0.001, metavar="DAYS", rich_help_panel=_LIMITS, help="How long a response is kept unused."),
     ] = 30.0,
     log_format: Annotated[
-        str, typer.Option(metavar="FORMAT", rich_help_panel=_LOG, help="text or json (one object a line).")
+        str, Option(metavar="FORMAT", rich_help_panel=_LOG, help="text or json (one object a line).")
     ] = "text",
     log_level: Annotated[
-        str, typer.Option(metavar="LEVEL", rich_help_panel=_LOG, help="debug, info, warning or error.")
+        str, Option(metavar="LEVEL", rich_help_panel=_LOG, help="debug, info, warning or error.")
     ] = "info",
     log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", rich_help_panel=_LOG, help="Write prompts into the log.")
+        bool, Option("--log-prompts", rich_help_panel=_LOG, help="Write prompts into the log.")
     ] = False,
     metrics_prefix: Annotated[
-        str, typer.Option(metavar="WORD", rich_help_panel=_LOG, help="Of metric names; vllm fits its dashboards.")
+        str, Option(metavar="WORD", rich_help_panel=_LOG, help="Of metric names; vllm fits its dashboards.")
     ] = "glm4",
 ) -> None:
     """Serve models over HTTP, with OpenAI's and Anthropic's APIs.
@@ -235,7 +234,7 @@ def _specs(models: list[str], names: list[str], adapters: list[str], engine: dic
 def _pair(text: str) -> tuple[str, Path]:
     name, separator, folder = text.partition("=")
     if not (separator and name and folder):
-        raise typer.BadParameter(f"--lora takes NAME=FOLDER, not {text!r}")
+        raise UsageError(f"--lora takes NAME=FOLDER, not {text!r}")
     return name, Path(folder)
 
 
@@ -245,9 +244,9 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
         try:
             lines = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(f"--api-key-file {os.fspath(file)} cannot be read: {error}") from None
+            raise UsageError(f"--api-key-file {os.fspath(file)} cannot be read: {error}") from None
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
-            raise typer.BadParameter(f"--api-key-file {os.fspath(file)} has no key in it")
+            raise UsageError(f"--api-key-file {os.fspath(file)} has no key in it")
         keys += found
     return tuple(dict.fromkeys(keys))

@@ -7,8 +7,9 @@ Log-probabilities are those of the model itself, before any of it.
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,16 +36,21 @@ class Sampler:
         params = request.params
         self.params = params
         self._banned_ids = banned_ids
-        seed = secrets.randbits(64) if params.seed is None else params.seed % (1 << 64)
-        self._random = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, request.sample_index])))
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed % (1 << 64)
+        self._seed = (seed, request.sample_index)
         # Every id that ends the text, for min_tokens; the caller decides which of them end it.
         self._stop_ids = np.fromiter(request.stop_ids | set(params.stop_token_ids), np.int64)
         # Every id in prompt or output, once each; the repetition penalty applies to them.
-        self._seen = np.unique(np.asarray(request.prompt_ids, np.int64))
+        self._seen = _distinct(np.asarray(request.prompt_ids, np.int64))
         self._output_counts: dict[int, int] = {}
         bias = params.logit_bias or {}
         self._bias_ids = np.fromiter(bias.keys(), np.int64, len(bias))
         self._bias_values = np.fromiter(bias.values(), np.float32, len(bias))
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        """The random stream; a greedy sequence needs none, and loads no module for it."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(self._seed)))
 
     def sample(self, logits: Float, num_output_tokens: int, allowed: NDArray[np.bool_] | None = None) -> int:
         """Choose the next token and remember it.
@@ -113,6 +119,14 @@ class Sampler:
             ids, weights = kept if ids is None else ids[kept], weights[kept]
         index = pick(weights, self._random.random())
         return index if ids is None else int(ids[index])
+
+
+def _distinct(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`np.unique`, which imports all of masked arrays at its first call: a twentieth of a start."""
+    ordered = np.sort(ids)
+    is_first = np.ones(len(ordered), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[is_first]
 
 
 def pick(weights: Float, share: float) -> int:

@@ -8,7 +8,6 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm4.hub.download import cached
 from glm4.hub.starter_sources import STARTERS
 from glm4.hub.store import installed_file, source_record
 from glm4.variants import VARIANTS, Variant, get_variant
@@ -79,6 +78,8 @@ def _hugging_face() -> list[InstalledModel]:
 
 
 def _of_repository(repo_id: str, folder: Path) -> list[InstalledModel]:
+    from glm4.hub.download import cached
+
     path = cached(repo_id)
     if path is not None and path.is_dir():
         if _model_type(path / "config.json") not in FAMILY:

@@ -6,7 +6,6 @@ of a repository, `org/name:file.gguf` or `org/name:Q4_K_M`. No remote code is ev
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Callable
@@ -14,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm4.errors import InvalidRequestError, ModelNotFoundError
-from glm4.hub import download, modelscope, starter
 from glm4.hub.starter_sources import STARTERS, StarterSource
 from glm4.hub.store import Progress, installed_file
 from glm4.variants import ALIASES, VARIANTS, Variant, get_variant
 
+HUBS = ("huggingface", "modelscope")
 _REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<wanted>.+))?")
 
 
@@ -60,7 +59,7 @@ def resolve(
     if isinstance(target, StarterSource):
         return _starter(target, source, allow_download, progress)
     hub_name, repo_id = _hub_of(target, source)
-    hub = HUBS[hub_name]
+    hub = _hub(hub_name)
     for name in _names_of(repo_id):
         if (path := hub.cached(name, target.wanted)) is not None:
             return path
@@ -92,6 +91,8 @@ def pull(
         raise InvalidRequestError(f"{local} is on this disk already; use it by its path", param="model")
     target = _target(model)
     if isinstance(target, StarterSource):
+        from glm4.hub import starter
+
         return starter.install(
             target, from_file=from_file, only=_starter_source(source), force=force, progress=progress
         )
@@ -102,7 +103,7 @@ def pull(
             param="from",
         )
     hub_name, repo_id = _hub_of(target, source)
-    return HUBS[hub_name].download(repo_id, target.wanted, progress)
+    return _hub(hub_name).download(repo_id, target.wanted, progress)
 
 
 def starter_of(model: str) -> StarterSource | None:
@@ -150,6 +151,8 @@ def _is_path(model: str) -> bool:
 
 
 def _unknown(model: str) -> ModelNotFoundError:
+    import difflib
+
     names = [*VARIANTS, *ALIASES]
     close = list(
         dict.fromkeys(ALIASES.get(name, name) for name in difflib.get_close_matches(model.lower(), names, 4, 0.5))
@@ -168,6 +171,8 @@ def _starter(source: StarterSource, only: str | None, allow_download: bool, prog
         raise ModelNotFoundError(
             f"{source.name} is not installed. `glm4 pull {source.name}` fetches it ({source.nbytes / 1e6:.0f} MB)."
         )
+    from glm4.hub import starter
+
     return starter.install(source, only=_starter_source(only), progress=progress)
 
 
@@ -199,7 +204,9 @@ def _size(variant: Variant | None) -> str:
     return f" ({variant.size_bytes / 1e9:.1f} GB)" if variant is not None and variant.size_bytes else ""
 
 
-HUBS: dict[str, _Hub] = {
-    "huggingface": _Hub(download.cached, download.download),
-    "modelscope": _Hub(modelscope.cached, modelscope.download),
-}
+def _hub(name: str) -> _Hub:
+    """What asks a hub; loaded for models that are not found on this machine without it."""
+    from glm4.hub import download, modelscope
+
+    chosen = {"huggingface": download, "modelscope": modelscope}[name]
+    return _Hub(chosen.cached, chosen.download)

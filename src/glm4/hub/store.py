@@ -20,7 +20,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +75,8 @@ def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path
         origin: where it came from, for source.json.
     """
     folder = model_folder(source.name)
+    from importlib import resources
+
     licence = resources.files("glm4.hub") / "licenses" / f"{source.licence}.txt"
     write_text(folder / "LICENSE", licence.read_text(encoding="utf-8"))
     write_text(folder / "NOTICE", _notice(source))

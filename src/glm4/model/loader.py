@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
+from glm4.kernels.codes import GroupCodes, pack_codes
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, packed_nbytes, random_packed
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision, matrix_shapes, weight_nbytes
@@ -23,6 +24,7 @@ Float = NDArray[np.float32]
 Progress = Callable[[str, float, float], None]
 
 SLAB_NBYTES = 32 << 20
+MAX_READERS = 4
 
 
 class CanonicalTensors(Protocol):
@@ -51,6 +53,16 @@ class CanonicalTensors(Protocol):
     def load_rows(self, name: str, start: int, stop: int) -> Float:
         """Some rows of one."""
 
+    def has_codes(self, name: str) -> bool:
+        """Whether the file holds a matrix as 4-bit codes that int4 can keep."""
+
+    def load_codes(self, name: str, start: int, stop: int) -> GroupCodes:
+        """Some rows of such a matrix."""
+
+    @property
+    def stored_precision(self) -> Precision | None:
+        """What dtype "stored" means for this checkpoint, if anything."""
+
     @property
     def packed(self) -> PackedSource | None:
         """The matrices as the kernels read them, where the checkpoint holds them so."""
@@ -65,6 +77,8 @@ def load_model(
     weights only some 100 MB are held, however large a matrix is. A packed checkpoint of that precision is used where
     it lies, in the mapped file: no copy, read-only.
 
+    An int4 matrix that the file holds as 4-bit codes keeps them; nothing is rounded twice.
+
     Args:
         progress: called with ("loading", done, total) in packed bytes.
 
@@ -78,8 +92,14 @@ def load_model(
     total, done = weight_nbytes(checkpoint.config, precision), 0
     packed: dict[str, PackedWeight] = {}
     vectors: dict[str, Float] = {}
-    for slab, values in read_slabs(checkpoint, checkpoint.tensor_names()):
-        if values.ndim == 1:
+    names = checkpoint.tensor_names()
+    coded = {
+        name
+        for name in names
+        if len(checkpoint.shape(name)) == 2 and precision.format_of(name) == "int4" and checkpoint.has_codes(name)
+    }
+    for slab, values in _read_all(checkpoint, names, coded):
+        if isinstance(values, np.ndarray) and values.ndim == 1:
             vectors[slab.name] = values
             done += values.nbytes
         else:
@@ -94,21 +114,27 @@ def load_model(
 
 
 def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, progress: Progress | None) -> Transformer:
-    """Check and map every tensor. Reading for the checksum also brings the pages in, in file order."""
+    """Check and map every tensor. Reading for the checksums also brings the pages in, about in file order."""
     source.prefer_huge_pages()
+
+    def read(name: str) -> PackedWeight | Float:
+        return source.vector(name) if len(source.info(name).shape) == 1 else source.weight(name)
+
     packed: dict[str, PackedWeight] = {}
     vectors: dict[str, Float] = {}
     total, done = sum(source.info(name).nbytes for name in source.names()), 0
-    for name in source.names():
-        if len(source.info(name).shape) == 1:
-            vectors[name] = source.vector(name)
-        else:
-            packed[name] = source.weight(name)
-            if name == "embed_tokens" and not config.tie_word_embeddings:
-                source.release(name)  # read whole for its checksum; a text needs a few of its rows
-        done += source.info(name).nbytes
-        if progress is not None:
-            progress("loading", done, total)
+    # One core reads half of what the memory delivers; NumPy adds up without holding Python's lock.
+    with ThreadPoolExecutor(min(kernels.num_threads(), MAX_READERS)) as pool:
+        for name, tensor in zip(source.names(), pool.map(read, source.names()), strict=True):
+            if isinstance(tensor, PackedWeight):
+                packed[name] = tensor
+                if name == "embed_tokens" and not config.tie_word_embeddings:
+                    source.release(name)  # read whole for its checksum; a text needs a few of its rows
+            else:
+                vectors[name] = tensor
+            done += source.info(name).nbytes
+            if progress is not None:
+                progress("loading", done, total)
     return Transformer(config, assemble(config, packed, vectors), kernels)
 
 
@@ -132,14 +158,35 @@ def _slabs(checkpoint: CanonicalTensors, names: Iterable[str]) -> Iterator[Slab]
 
 def read_slabs(checkpoint: CanonicalTensors, names: Iterable[str]) -> Iterator[tuple[Slab, Float]]:
     """Yield tensors in order, matrices a slab of whole row blocks at a time, while the next one is being read."""
+    return _read_ahead(_slabs(checkpoint, names), lambda slab: _read(checkpoint, slab))
 
-    def read(slab: Slab) -> Float:
-        whole = slab.stop - slab.start == checkpoint.shape(slab.name)[0]
-        return checkpoint.load(slab.name) if whole else checkpoint.load_rows(slab.name, slab.start, slab.stop)
 
+def _read_all(
+    checkpoint: CanonicalTensors, names: Iterable[str], coded: Collection[str]
+) -> Iterator[tuple[Slab, Float | GroupCodes]]:
+    """`read_slabs`, with the matrices `coded` as their 4-bit codes."""
+
+    def read(slab: Slab) -> Float | GroupCodes:
+        if slab.name in coded:
+            return checkpoint.load_codes(slab.name, slab.start, slab.stop)
+        return _read(checkpoint, slab)
+
+    return _read_ahead(_slabs(checkpoint, names), read)
+
+
+def _read(checkpoint: CanonicalTensors, slab: Slab) -> Float:
+    whole = slab.stop - slab.start == checkpoint.shape(slab.name)[0]
+    return checkpoint.load(slab.name) if whole else checkpoint.load_rows(slab.name, slab.start, slab.stop)
+
+
+_T = TypeVar("_T")
+
+
+def _read_ahead(slabs: Iterable[Slab], read: Callable[[Slab], _T]) -> Iterator[tuple[Slab, _T]]:
+    """Slabs and what `read` makes of them, in order, while the next one is being read."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: deque[tuple[Slab, Future[Float]]] = deque()
-        for slab in _slabs(checkpoint, names):
+        pending: deque[tuple[Slab, Future[_T]]] = deque()
+        for slab in slabs:
             pending.append((slab, pool.submit(read, slab)))
             if len(pending) > 1:
                 ready, future = pending.popleft()
@@ -148,9 +195,9 @@ def read_slabs(checkpoint: CanonicalTensors, names: Iterable[str]) -> Iterator[t
             yield ready, future.result()
 
 
-def _pack_rows(weight: PackedWeight, start: int, values: Float, kernels: Kernels) -> int:
+def _pack_rows(weight: PackedWeight, start: int, values: Float | GroupCodes, kernels: Kernels) -> int:
     """Pack some rows of a matrix into their place; `start` is a multiple of the row block. Returns the bytes."""
-    part = kernels.pack(weight.format, values).data
+    part = pack_codes(values).data if isinstance(values, GroupCodes) else kernels.pack(weight.format, values).data
     offset = start // ROW_BLOCK * packed_nbytes(weight.format, ROW_BLOCK, weight.cols)
     weight.data[offset : offset + len(part)] = part
     return len(part)
@@ -198,14 +245,15 @@ def random_model(config: ModelConfig, precision: Precision, kernels: Kernels, se
         norms += ["post_self_attn_layernorm", "post_mlp_layernorm"]
     for i in range(config.num_hidden_layers):
         for name, (rows, cols) in matrix_shapes(config).items():
-            packed[f"layers.{i}.{name}"] = random_packed(precision.linear, rows, cols, rng, cols**-0.5)
+            full = f"layers.{i}.{name}"
+            packed[full] = random_packed(precision.format_of(full), rows, cols, rng, cols**-0.5)
         for name in norms:
             vectors[f"layers.{i}.{name}"] = np.ones(config.hidden_size, np.float32)
         if config.attention_bias:
             size = config.query_size + 2 * config.key_value_size
             vectors[f"layers.{i}.qkv_bias"] = (0.02 * rng.standard_normal(size)).astype(np.float32)
     shape = (config.vocab_size, config.hidden_size)
-    packed["embed_tokens"] = random_packed(precision.embedding, *shape, rng, 1.0)
+    packed["embed_tokens"] = random_packed(precision.format_of("embed_tokens"), *shape, rng, 1.0)
     if not config.tie_word_embeddings:
-        packed["lm_head"] = random_packed(precision.embedding, *shape, rng, config.hidden_size**-0.5)
+        packed["lm_head"] = random_packed(precision.format_of("lm_head"), *shape, rng, config.hidden_size**-0.5)
     return Transformer(config, assemble(config, packed, vectors), kernels)

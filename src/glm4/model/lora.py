@@ -19,7 +19,6 @@ from glm4.errors import OutOfMemoryError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight, packed_nbytes
 from glm4.model.config import ModelConfig
-from glm4.model.weights.adapter import AdapterFile
 
 if TYPE_CHECKING:
     from glm4.model.transformer import LayerWeights
@@ -82,6 +81,8 @@ def read_adapter(
         OutOfMemoryError: they would take more; nothing was read.
         TensorError: a factor is not finite.
     """
+    from glm4.model.weights.adapter import AdapterFile
+
     with AdapterFile(path, config, model_type) as file:
         needed = sum(
             packed_nbytes(format, shape.rank, shape.columns) + packed_nbytes(format, shape.rows, shape.rank)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels.formats import packed_nbytes
@@ -14,15 +16,27 @@ _WORKING_ROOM = 1 << 30
 
 @dataclass(frozen=True)
 class Precision:
-    """Weight formats (names of `kernels.formats.FORMATS`) of the layers' matrices and of embedding and head."""
+    """Weight formats (names of `kernels.formats.FORMATS`) of the layers' matrices and of embedding and head.
+
+    Attributes:
+        name: the dtype that means it.
+        linear, embedding: of the layers' matrices, and of embedding and head.
+        exceptions: canonical name -> format, of matrices that have another one.
+    """
 
     name: str
     linear: str
     embedding: str
+    exceptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
 
     def format_of(self, name: str) -> str:
         """Weight format of a matrix by its canonical name."""
-        return self.embedding if name in ("embed_tokens", "lm_head") else self.linear
+        usual = self.embedding if name in ("embed_tokens", "lm_head") else self.linear
+        return self.exceptions.get(name, usual)
+
+    def formats(self) -> list[str]:
+        """Every format it uses, sorted."""
+        return sorted({self.linear, self.embedding, *self.exceptions.values()})
 
 
 # int4 is int4 throughout: embedding and head in int8 would cost 0.5 bits per weight of a 9B model, and compensated
@@ -33,7 +47,25 @@ PRECISIONS: dict[str, Precision] = {
     "int8": Precision("int8", linear="int8", embedding="int8"),
     "int4": Precision("int4", linear="int4", embedding="int4"),
 }
-DTYPES = ("auto", *PRECISIONS)
+# Each matrix in the format nearest to what the file holds; which that is, only the file says (`stored_precision`).
+STORED = "stored"
+DTYPES = ("auto", *PRECISIONS, STORED)
+# "auto" keeps a file's codes if they are so much of its weights: below, hardly any memory traffic is saved.
+AUTO_STORED_SHARE = 0.5
+
+
+def stored_precision(four_bit: Iterable[str]) -> Precision:
+    """Dtype "stored": int4 for the matrices `four_bit` (canonical names), which keep their codes; int8 for the rest."""
+    return Precision(STORED, "int8", "int8", MappingProxyType(dict.fromkeys(four_bit, "int4")))
+
+
+def all_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(rows, cols) of every weight matrix of a model by canonical name; the head only if it is not the embedding."""
+    table = (config.vocab_size, config.hidden_size)
+    shapes = matrix_shapes(config)
+    layers = range(config.num_hidden_layers)
+    matrices = {"embed_tokens": table} | {f"layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
+    return matrices if config.tie_word_embeddings else matrices | {"lm_head": table}
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -48,12 +80,15 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def weight_nbytes(config: ModelConfig, precision: Precision) -> int:
     """Bytes of all packed matrices; norms and biases (under 0.1 %) included as fp32."""
-    shapes = matrix_shapes(config)
-    per_layer = sum(packed_nbytes(precision.linear, rows, cols) for rows, cols in shapes.values())
-    per_layer += 4 * (4 * config.hidden_size + shapes["qkv"][0])
-    tables = 1 if config.tie_word_embeddings else 2
-    embedding = packed_nbytes(precision.embedding, config.vocab_size, config.hidden_size)
-    return config.num_hidden_layers * per_layer + tables * embedding + 4 * config.hidden_size
+    packed = sum(packed_nbytes(precision.format_of(name), *shape) for name, shape in all_matrices(config).items())
+    vectors = config.num_hidden_layers * (4 * config.hidden_size + matrix_shapes(config)["qkv"][0]) + config.hidden_size
+    return packed + 4 * vectors
+
+
+def four_bit_share(config: ModelConfig, precision: Precision) -> float:
+    """Share of the weights of all matrices that are int4."""
+    sizes = {name: rows * cols for name, (rows, cols) in all_matrices(config).items()}
+    return sum(size for name, size in sizes.items() if precision.format_of(name) == "int4") / sum(sizes.values())
 
 
 def packed_dtype(dtype: str, packed: Precision) -> str:
@@ -71,25 +106,52 @@ def packed_dtype(dtype: str, packed: Precision) -> str:
     return packed.name
 
 
-def resolve_precision(dtype: str, config: ModelConfig, available: int) -> Precision:
-    """The precision `dtype` names; "auto" is int8 (near-lossless), or int4 where int8 does not fit.
+def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: Precision | None = None) -> Precision:
+    """The precision `dtype` names; "auto" is int8 (near-lossless; "stored" where most weights are 4-bit codes in the
+    file), or int4 where that does not fit.
 
     Args:
         available: bytes of memory this process may use.
+        stored: what dtype "stored" means for the checkpoint (`Checkpoint.stored_precision`).
 
     Raises:
-        InvalidRequestError: no such dtype.
+        InvalidRequestError: no such dtype, or it is "stored" and the checkpoint has no 4-bit tensors.
         OutOfMemoryError: the weights do not fit into `available`.
     """
     if dtype not in DTYPES:
         raise InvalidRequestError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
-    candidates = [PRECISIONS["int8"], PRECISIONS["int4"]] if dtype == "auto" else [PRECISIONS[dtype]]
+    candidates = _candidates(dtype, config, stored)
     for precision in candidates:
         if weight_nbytes(config, precision) + _WORKING_ROOM <= available:
             return precision
     need = weight_nbytes(config, candidates[-1]) + _WORKING_ROOM
-    smaller = "" if candidates[-1].name == "int4" else " Try dtype int8 or int4."
+    smaller = {"int4": "", "int8": " Try dtype int4.", STORED: " Try dtype int4."}
     raise OutOfMemoryError(
         f"the weights need {need / 1e9:.1f} GB in {candidates[-1].name}, but {available / 1e9:.1f} GB are free."
-        + smaller
+        + smaller.get(candidates[-1].name, " Try dtype int8 or int4.")
     )
+
+
+def _candidates(dtype: str, config: ModelConfig, stored: Precision | None) -> list[Precision]:
+    """What a dtype may mean, the best first."""
+    if dtype != "auto":
+        return [named_precision(dtype, stored)]
+    keeps = stored is not None and four_bit_share(config, stored) > AUTO_STORED_SHARE
+    return [stored if stored is not None and keeps else PRECISIONS["int8"], PRECISIONS["int4"]]
+
+
+def named_precision(dtype: str, stored: Precision | None) -> Precision:
+    """The precision of a dtype other than "auto".
+
+    Raises:
+        InvalidRequestError: it is "stored", and `stored` is None.
+    """
+    if dtype != STORED:
+        return PRECISIONS[dtype]
+    if stored is None:
+        raise InvalidRequestError(
+            "dtype stored keeps the 4-bit codes of GGUF files (types Q4_0, Q4_1, Q4_K), and this model has none: "
+            "leave dtype at auto, or choose int8 or int4",
+            param="dtype",
+        )
+    return stored

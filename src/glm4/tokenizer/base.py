@@ -6,8 +6,6 @@ from anybody else may not: its `<|user|>` is seven characters, never a role chan
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,18 +39,6 @@ class AddedToken:
     rstrip: bool = False
 
 
-@contextlib.contextmanager
-def garbage_collection_paused() -> Iterator[None]:
-    """For code that makes hundreds of thousands of objects that all stay: the collector would walk them many times."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 class Tokenizer(ABC):
     """A vocabulary.
 
@@ -67,7 +53,7 @@ class Tokenizer(ABC):
     def __init__(
         self,
         *,
-        named_ids: Iterable[int],
+        named_ids: Iterable[int] | NDArray[np.int64],
         added_tokens: Iterable[AddedToken],
         prefix_ids: tuple[int, ...] = (),
         eos_ids: frozenset[int] = frozenset(),
@@ -76,12 +62,13 @@ class Tokenizer(ABC):
         self.special_tokens: Mapping[str, int] = {t.content: t.id for t in self.added_tokens.values() if t.special}
         self._added_by_id = {t.id: t for t in self.added_tokens.values()}
         self._special_ids = frozenset(self.special_tokens.values())
-        ids = np.concatenate([np.fromiter(part, dtype=np.int64) for part in (named_ids, self._added_by_id)])
+        named = named_ids if isinstance(named_ids, np.ndarray) else np.fromiter(named_ids, dtype=np.int64)
+        ids = np.concatenate([named, np.fromiter(self._added_by_id, dtype=np.int64)])
         if ids.size == 0 or ids.min() < 0 or ids.max() >= MAX_TOKEN_ID:
             raise TokenizerError("the vocabulary is empty or has token ids out of range; the tokenizer file is damaged")
-        named = np.zeros(int(ids.max()) + 1, bool)  # np.unique takes twenty times as long for a real vocabulary
-        named[ids] = True
-        self._named_ids: NDArray[np.int64] = np.flatnonzero(named)
+        is_named = np.zeros(int(ids.max()) + 1, bool)  # np.unique takes twenty times as long for a real vocabulary
+        is_named[ids] = True
+        self._named_ids: NDArray[np.int64] = np.flatnonzero(is_named)
         self.size = int(self._named_ids[-1]) + 1
         self.prefix_ids = prefix_ids
         self.eos_ids = eos_ids

@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
-from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, garbage_collection_paused, glm_prefix_ids
+from glm4.garbage import collection_paused
+from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
+from glm4.tokenizer.table import VocabularyTable
 
 if TYPE_CHECKING:
     import tokenizers
@@ -46,7 +48,8 @@ class ByteLevelBPE(Tokenizer):
         eos_ids: frozenset[int] = frozenset(),
         short_texts: ShortTexts | None = None,
     ) -> None:
-        super().__init__(named_ids=pieces, added_tokens=added_tokens, prefix_ids=prefix_ids, eos_ids=eos_ids)
+        named = pieces.ids if isinstance(pieces, VocabularyTable) else pieces
+        super().__init__(named_ids=named, added_tokens=added_tokens, prefix_ids=prefix_ids, eos_ids=eos_ids)
         self._core = core
         self._pieces = pieces
         self._short_texts = short_texts
@@ -55,6 +58,10 @@ class ByteLevelBPE(Tokenizer):
         """What the library knows of this tokenizer, as the object of a `tokenizer.json`: no added tokens."""
         value: dict[str, Any] = json.loads(self._core().to_str())
         return value
+
+    def core(self) -> tokenizers.Tokenizer:
+        """What encodes plain text."""
+        return self._core()
 
     def _encode_plain(self, text: str) -> list[int]:
         if self._short_texts is not None and self._short_texts.takes(text):
@@ -84,10 +91,10 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 # Fields of a BPE model that `tokenizers.models.BPE` takes under the same name.
-_BPE_OPTIONS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges")
+BPE_OPTIONS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges")
 
 
-def _shell(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
+def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer of a `tokenizer.json` without a vocabulary, added tokens, truncation and so on.
 
     Raises:
@@ -117,7 +124,7 @@ def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Pat
     """
     from tokenizers import models
 
-    options = {name: model[name] for name in _BPE_OPTIONS if model.get(name)}
+    options = {name: model[name] for name in BPE_OPTIONS if model.get(name)}
     listed = model.get("merges") or ()
     if set(map(type, listed)) == {str}:
         merges = [tuple(merge.split(" ", 1)) for merge in listed]
@@ -130,7 +137,7 @@ def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Pat
     return shell
 
 
-def _once(make: Callable[[], tokenizers.Tokenizer]) -> Callable[[], tokenizers.Tokenizer]:
+def once(make: Callable[[], tokenizers.Tokenizer]) -> Callable[[], tokenizers.Tokenizer]:
     """`make` with its result kept. Threads that ask at the same time wait: a shell takes its tables only once."""
     lock, kept = threading.Lock(), list[Any]()
 
@@ -145,18 +152,8 @@ def _once(make: Callable[[], tokenizers.Tokenizer]) -> Callable[[], tokenizers.T
     return get
 
 
-def _short_texts(shell: tokenizers.Tokenizer, model: Mapping[str, Any]) -> ShortTexts | None:
-    """What encodes short texts without the library's tables; None for models with options it does not know."""
-    from glm4.tokenizer.short_texts import ShortTexts
-
-    merges = model.get("merges") or ()
-    if any(model.get(name) for name in _BPE_OPTIONS) or set(map(type, merges)) != {str}:
-        return None
-    return ShortTexts(shell, model["vocab"], merges)
-
-
 def read_tokenizer_json(
-    path: Path, config_tokens: Sequence[AddedToken] = (), eos_names: Sequence[str] = (), *, trusted: bool = False
+    path: Path, config_tokens: Sequence[AddedToken] = (), eos_names: Sequence[str] = ()
 ) -> ByteLevelBPE:
     """Read a `tokenizer.json`.
 
@@ -164,20 +161,17 @@ def read_tokenizer_json(
         path: the file.
         config_tokens: added tokens named by `tokenizer_config.json`; the ones `tokenizer.json` lacks are added.
         eos_names: spellings of the end-of-text tokens.
-        trusted: we wrote the file after using it, so the library need not look at it before there is a long text.
 
     Raises:
         TokenizerError: not a byte-level BPE, damaged, or too large.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; refusing to read it")
-    with garbage_collection_paused():
-        return _read_tokenizer_json(path, config_tokens, eos_names, trusted)
+    with collection_paused():
+        return _read_tokenizer_json(path, config_tokens, eos_names)
 
 
-def _read_tokenizer_json(
-    path: Path, config_tokens: Sequence[AddedToken], eos_names: Sequence[str], trusted: bool
-) -> ByteLevelBPE:
+def _read_tokenizer_json(path: Path, config_tokens: Sequence[AddedToken], eos_names: Sequence[str]) -> ByteLevelBPE:
     try:
         definition = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -189,7 +183,7 @@ def _read_tokenizer_json(
     if kind != "BPE" or "ByteLevel" not in _types(definition.get("decoder")):
         raise TokenizerError(f"{path}: only byte-level BPE is supported; this is {kind} with another decoder")
     try:
-        return _from_definition(definition, model, path, config_tokens, eos_names, trusted)
+        return _from_definition(definition, model, path, config_tokens, eos_names)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise TokenizerError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from None
 
@@ -200,7 +194,6 @@ def _from_definition(
     path: Path,
     config_tokens: Sequence[AddedToken],
     eos_names: Sequence[str],
-    trusted: bool,
 ) -> ByteLevelBPE:
     added = _json_added_tokens(definition.get("added_tokens"), path)
     known = {token.content for token in added} | {token.id for token in added}
@@ -208,12 +201,9 @@ def _from_definition(
     pieces = _without_added(model, added, path)
     prefix = glm_prefix_ids(added) or _prefix_of(definition.get("post_processor"))
     stops = frozenset(t.id for t in added if t.content in eos_names)
-    shell = _shell(definition, path)
-    make = _once(partial(_build_core, shell, model, path))
-    short_texts = _short_texts(shell, model) if trusted else None
-    if short_texts is None:
-        make()  # now, so that a damaged file is refused here
-    return ByteLevelBPE(make, pieces, added, prefix, stops, short_texts)
+    shell = shell_of(definition, path)
+    core = _build_core(shell, model, path)
+    return ByteLevelBPE(lambda: core, pieces, added, prefix, stops)
 
 
 def _types(node: object) -> set[str]:

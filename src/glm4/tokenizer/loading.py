@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from glm4.errors import TokenizerError
 from glm4.tokenizer.base import AddedToken, Tokenizer
 from glm4.tokenizer.gguf_vocab import tokenizer_from_gguf
 from glm4.tokenizer.hf_tokenizer import added_token_from, read_tokenizer_json
+from glm4.tokenizer.saved_table import read_table
 from glm4.tokenizer.tiktoken_tokenizer import TiktokenTokenizer, read_ranks
 
 MAX_CONFIG_BYTES = 16 << 20
 
 
 def load_tokenizer(
-    path: Path | None, *, gguf_metadata: Mapping[str, Any] | None = None, trusted: bool = False
+    path: Path | None, *, gguf_metadata: Mapping[str, Any] | None = None, packed: bool = False
 ) -> Tokenizer:
     """Load the tokenizer of a checkpoint.
 
@@ -25,7 +27,7 @@ def load_tokenizer(
         path: a folder with `tokenizer.json` or `tokenizer.model` (the first wins if both are there), or one of those
             files. Not needed when the GGUF metadata describes the vocabulary.
         gguf_metadata: metadata of a GGUF file; used if it holds a vocabulary.
-        trusted: we wrote the folder; see `read_tokenizer_json`.
+        packed: it is the folder of a packed checkpoint, which may hold a table for a quick start.
 
     Raises:
         TokenizerError: there is none, or it cannot be used.
@@ -34,6 +36,11 @@ def load_tokenizer(
         return tokenizer_from_gguf(gguf_metadata)
     if path is None:
         raise TokenizerError("the GGUF file holds no vocabulary (tokenizer.ggml.*); convert the model again with one")
+    tokenizer = read_table(path, partial(_from_files, path)) if packed else None
+    return tokenizer if tokenizer is not None else _from_files(path)
+
+
+def _from_files(path: Path) -> Tokenizer:
     folder = path if path.is_dir() else path.parent
     candidates = [folder / "tokenizer.json", folder / "tokenizer.model"] if path.is_dir() else [path]
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -41,7 +48,7 @@ def load_tokenizer(
         raise TokenizerError(f"{path} has no tokenizer.json or tokenizer.model; the checkpoint is incomplete")
     added, eos_names = _read_config(folder / "tokenizer_config.json")
     if file.suffix == ".json":
-        return read_tokenizer_json(file, added, eos_names, trusted=trusted)
+        return read_tokenizer_json(file, added, eos_names)
     eos_ids = frozenset(token.id for token in added if token.content in eos_names)
     return TiktokenTokenizer(read_ranks(file), added or None, eos_ids)
 

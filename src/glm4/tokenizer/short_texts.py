@@ -7,28 +7,37 @@ the text, and pieces are merged by the same rule (the earliest merge first, of e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import tokenizers
+from glm4.tokenizer.table import VocabularyTable
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # Characters encoded here before the tables pay. A single piece of so many takes a tenth of a second.
 CHARACTERS = 1024
+_NEVER = (1 << 32, 0)
 
 
 class ShortTexts:
-    """Encodes as a BPE model without options does.
+    """Encodes as a BPE model without options (`ignore_merges` aside) does.
 
     Args:
-        shell: supplies normalizer and pre-tokenizer.
-        vocab: piece → id.
-        merges: "left right", earliest first.
+        shell: makes what supplies normalizer and pre-tokenizer.
+        ignore_merges: a whole word of the vocabulary is taken as it is.
     """
 
-    def __init__(self, shell: tokenizers.Tokenizer, vocab: Mapping[str, int], merges: Sequence[str]) -> None:
-        self._shell = shell
-        self._vocab = vocab
-        self._ranks = dict(zip(merges, range(len(merges)), strict=True))
+    def __init__(
+        self, shell: Callable[[], tokenizers.Tokenizer], table: VocabularyTable, *, ignore_merges: bool
+    ) -> None:
+        self._shell = cache(shell)
+        self._table = table
+        self._alphabet = table.alphabet()
+        self._ignore_merges = ignore_merges
+        self._merges: dict[tuple[int, int], tuple[int, int]] = {}
         self._room = CHARACTERS
 
     def takes(self, text: str) -> bool:
@@ -42,23 +51,32 @@ class ShortTexts:
         """Ids of a text.
 
         Raises:
-            KeyError: a merge makes a piece that the vocabulary lacks.
+            TokenizerError: the library refuses the normalizer or pre-tokenizer.
         """
-        if self._shell.normalizer is not None:
-            text = self._shell.normalizer.normalize_str(text)
-        cut = self._shell.pre_tokenizer
+        shell = self._shell()
+        if shell.normalizer is not None:
+            text = shell.normalizer.normalize_str(text)
+        cut = shell.pre_tokenizer
         pieces = [text] if cut is None else [piece for piece, _ in cut.pre_tokenize_str(text)]
-        return [self._vocab[part] for piece in pieces for part in self._merged(piece)]
+        return [token_id for piece in pieces for token_id in self._ids(piece)]
 
-    def _merged(self, piece: str) -> list[str]:
+    def _ids(self, piece: str) -> list[int]:
+        whole = self._table.find(piece) if self._ignore_merges else None
+        if whole is not None:
+            return [whole]
         # A character that the vocabulary lacks leaves no token, and its neighbours meet.
-        parts = [character for character in piece if character in self._vocab]
-        never = len(self._ranks)
-        while len(parts) > 1:
-            ranks = [self._ranks.get(f"{left} {right}", never) for left, right in pairwise(parts)]
-            best = min(ranks)
-            if best == never:
+        ids = [self._alphabet[character] for character in piece if character in self._alphabet]
+        while len(ids) > 1:
+            merges = [self._merge(pair) for pair in pairwise(ids)]
+            best = min(merges)
+            if best == _NEVER:
                 break
-            at = ranks.index(best)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        return parts
+            at = merges.index(best)
+            ids[at : at + 2] = [best[1]]
+        return ids
+
+    def _merge(self, pair: tuple[int, int]) -> tuple[int, int]:
+        """(rank, merged id) of a pair; the same pair is asked for at every merge of its word."""
+        if pair not in self._merges:
+            self._merges[pair] = self._table.merge(*pair) or _NEVER
+        return self._merges[pair]

@@ -13,10 +13,13 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm4.errors import TensorError
+from glm4.kernels.codes import GroupCodes, concatenated
 from glm4.model.config import ModelConfig
 from glm4.model.config_io import ParsedConfig, config_from_gguf, config_from_json
+from glm4.model.precision import Precision, stored_precision
 from glm4.model.weights.gguf import GGUFSource
 from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.locate import locate_weights
@@ -80,6 +83,14 @@ class Checkpoint:
         """The weights as the kernels read them, if that is what the file holds."""
         return self.source if isinstance(self.source, PackedSource) else None
 
+    @property
+    def stored_precision(self) -> Precision | None:
+        """What dtype "stored" means for this checkpoint, or None if no matrix of it consists of 4-bit codes."""
+        if self.packed is not None:
+            return self.packed.precision if self.packed.precision.name == "stored" else None
+        names = [name for name in self.tensor_map.recipes if self.has_codes(name)]
+        return stored_precision(names) if names else None
+
     def tensor_names(self) -> list[str]:
         """Canonical names in model order."""
         return list(self.tensor_map.recipes)
@@ -114,7 +125,7 @@ class Checkpoint:
                 stop = start + piece.shape[0]
                 tensor[start:stop] = self.source.read(piece.name)
                 start = stop
-        if self.config.rotary_half_split and name.endswith((".qkv", ".qkv_bias")):
+        if self._is_reordered(name):
             interleave_rotary_rows(tensor, self.config)
         return tensor
 
@@ -127,21 +138,54 @@ class Checkpoint:
         shape = self.shape(name)
         if not 0 <= start <= stop <= shape[0]:
             raise TensorError(f"{self.path}: {name} of shape {shape} has no rows {start}..{stop}")
-        reordered = self.config.rotary_half_split and name.endswith((".qkv", ".qkv_bias"))
-        pieces = self.tensor_map.recipes[name].pieces
-        if reordered:
+        if self._is_reordered(name):
             rows: Float32 = self.load(name)[start:stop].copy()
             return rows
         self._check_pieces(name)
-        found, at = [], 0
-        for piece in pieces:
-            first, last = max(start - at, 0), min(stop - at, piece.shape[0])
-            if first < last or len(pieces) == 1:
-                found.append(self.source.read_rows(piece.name, first, last))
-            at += piece.shape[0]
+        found = [self.source.read_rows(*part) for part in self._parts(name, start, stop)]
         if not found:
             return np.empty((0, *shape[1:]), np.float32)
         return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def has_codes(self, name: str) -> bool:
+        """Whether the file holds a canonical matrix, in all its pieces, as 4-bit codes in groups of 32 columns."""
+        pieces, source = self.tensor_map.recipes[name].pieces, self.source
+        return isinstance(source, GGUFSource) and all(
+            piece.name in source.names() and source.has_codes(piece.name) for piece in pieces
+        )
+
+    def load_codes(self, name: str, start: int, stop: int) -> GroupCodes:
+        """Rows start..stop-1 of a matrix that `has_codes`, as the file's codes, stacked and reordered as in `load`.
+
+        Raises:
+            TensorError: as `load_rows`, or the matrix has no codes.
+        """
+        shape, source = self.shape(name), self.source
+        if not 0 <= start < stop <= shape[0]:
+            raise TensorError(f"{self.path}: {name} of shape {shape} has no rows {start}..{stop}")
+        if not isinstance(source, GGUFSource) or not self.has_codes(name):
+            raise TensorError(f"{self.path}: {name} is not stored as 4-bit codes")
+        self._check_pieces(name)
+        if not self._is_reordered(name):
+            return concatenated([source.read_codes(*part) for part in self._parts(name, start, stop)])
+        whole = concatenated([source.read_codes(*part) for part in self._parts(name, 0, shape[0])])
+        order = np.arange(shape[0])
+        interleave_rotary_rows(order, self.config)
+        return whole.rows(order[start:stop])
+
+    def _is_reordered(self, name: str) -> bool:
+        """Whether the rows of a tensor have to move: those of queries and keys with half-split rotary pairs."""
+        return self.config.rotary_half_split and name.endswith((".qkv", ".qkv_bias"))
+
+    def _parts(self, name: str, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """Rows start..stop-1 of a canonical tensor: (tensor of the file, first row, last row + 1)."""
+        pieces, parts, at = self.tensor_map.recipes[name].pieces, [], 0
+        for piece in pieces:
+            first, last = max(start - at, 0), min(stop - at, piece.shape[0])
+            if first < last or len(pieces) == 1:
+                parts.append((piece.name, first, last))
+            at += piece.shape[0]
+        return parts
 
     def check(self) -> None:
         """Compares the file's tensor table with what the model needs, reading no data.
@@ -321,8 +365,8 @@ def _tied_embedding(parsed: ParsedConfig, source: TensorSource) -> str | None:
     return head if source.info(head).nbytes >= source.info(embed).nbytes else embed
 
 
-def interleave_rotary_rows(tensor: Float32, config: ModelConfig) -> None:
-    """Reorders half-split rotary rows of a fused qkv weight or bias to adjacent pairs, in place.
+def interleave_rotary_rows(tensor: NDArray[Any], config: ModelConfig) -> None:
+    """Reorders half-split rotary rows of a fused qkv weight or bias (or their numbers) to adjacent pairs, in place.
 
     In every query and key head the first `rotary_dim` rows r/2 + r/2 become pairs: new[2i] = old[i],
     new[2i+1] = old[i + r/2]. Queries and keys move alike, so attention scores do not change.

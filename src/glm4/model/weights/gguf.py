@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from glm4.errors import CheckpointError, GGUFError, TensorError
+from glm4.kernels.codes import GroupCodes
 from glm4.model.weights.gguf_header import GGUFTensor, read_header
-from glm4.model.weights.gguf_quants import dequantise
+from glm4.model.weights.gguf_quants import dequantise, read_codes
 from glm4.model.weights.source import Float32, MappedFile, TensorInfo
 
 MAX_SPLITS = 1024
@@ -92,6 +93,25 @@ class GGUFSource:
         row_bytes = tensor.nbytes // tensor.shape[0]
         flat = _decode(file, tensor, tensor.offset + start * row_bytes, (stop - start) * row_bytes)
         return flat.reshape((stop - start, *tensor.shape[1:]))
+
+    def has_codes(self, name: str) -> bool:
+        """Whether a tensor is a matrix of 4-bit codes, so that `read_codes` can read it; errors as `read`."""
+        _, tensor = self._entry(name)
+        return tensor.block_format.codes is not None and len(tensor.shape) == 2
+
+    def read_codes(self, name: str, start: int, stop: int) -> GroupCodes:
+        """Rows start..stop-1 of a matrix as the codes in the file; errors as `read_rows`, or it has none."""
+        file, tensor = self._entry(name)
+        decode = tensor.block_format.codes
+        if decode is None or len(tensor.shape) != 2:
+            raise TensorError(f"{name!r} is {tensor.block_format.name}, which has no 4-bit codes")
+        if not 0 <= start < stop <= tensor.shape[0]:
+            raise TensorError(f"{name!r} of shape {tensor.shape} has no rows {start}..{stop}")
+        row_bytes = tensor.nbytes // tensor.shape[0]
+        offset, nbytes = tensor.offset + start * row_bytes, (stop - start) * row_bytes
+        codes = read_codes(file.bytes_at(offset, nbytes).view(tensor.block_format.block), decode, stop - start)
+        file.release(offset, nbytes)
+        return codes
 
     def _entry(self, name: str) -> tuple[MappedFile, GGUFTensor]:
         try:

@@ -25,9 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.kernels.codes import GroupCodes
+from glm4.kernels.formats import COL_GROUP
+
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 Blocks = NDArray[np.void]
+CodesDecoder = Callable[[Blocks], tuple[UInt8, Float32, Float32]]
 
 # Weights decoded at a time: 256 KiB of float32, which a second-level cache holds together with the packed bytes.
 _CHUNK_WEIGHTS = 65536
@@ -42,12 +46,15 @@ class BlockFormat:
         weights: weights per block.
         block: NumPy structure of one block; its size is the block's bytes.
         decode: (blocks [n], out float32 [n, weights]) -> None.
+        codes: blocks [n] -> (codes uint8 [n, weights], step and base float32 [n, weights / 32]) of the types that hold
+            a 4-bit code per weight, else None. step * code + base is bit for bit what `decode` gives.
     """
 
     name: str
     weights: int
     block: np.dtype[np.void]
     decode: Callable[[Blocks, Float32], None]
+    codes: CodesDecoder | None = None
 
     @property
     def nbytes(self) -> int:
@@ -70,6 +77,20 @@ def dequantise(packed: UInt8, block_format: BlockFormat, out: Float32) -> None:
     with np.errstate(all="ignore"):
         for start in range(0, len(blocks), step):
             block_format.decode(blocks[start : start + step], rows[start : start + step])
+
+
+def read_codes(blocks: Blocks, decode: CodesDecoder, rows: int) -> GroupCodes:
+    """The codes of a run of whole rows, as they are.
+
+    Args:
+        blocks: `rows` rows of whole blocks, contiguous.
+        decode: `codes` of their format.
+    """
+    # As in `dequantise`: what is not finite is found when it is packed.
+    with np.errstate(all="ignore"):
+        codes, step, base = decode(blocks)
+    groups = codes.size // rows // COL_GROUP
+    return GroupCodes(codes.reshape(rows, -1), step.reshape(rows, groups), base.reshape(rows, groups))
 
 
 def _nibbles(packed: UInt8) -> UInt8:
@@ -112,6 +133,15 @@ def _decode_q4_0(blocks: Blocks, out: Float32) -> None:
 def _decode_q4_1(blocks: Blocks, out: Float32) -> None:
     _scaled(_nibbles(blocks["q"]).reshape(out.shape), _column(blocks, "d"), out)
     out += _column(blocks, "m")
+
+
+def _codes_q4_0(blocks: Blocks) -> tuple[UInt8, Float32, Float32]:
+    step = _column(blocks, "d")
+    return _nibbles(blocks["q"]), step, step * np.float32(-8)
+
+
+def _codes_q4_1(blocks: Blocks) -> tuple[UInt8, Float32, Float32]:
+    return _nibbles(blocks["q"]), _column(blocks, "d"), _column(blocks, "m")
 
 
 def _with_fifth_bits(blocks: Blocks) -> UInt8:
@@ -157,6 +187,11 @@ def _decode_q4_k(blocks: Blocks, out: Float32) -> None:
     groups -= minimum
 
 
+def _codes_q4_k(blocks: Blocks) -> tuple[UInt8, Float32, Float32]:
+    scale, minimum = _scales_and_mins(blocks)
+    return _nibbles(blocks["q"].reshape(-1, 4, 32)), scale, -minimum
+
+
 def _decode_q5_k(blocks: Blocks, out: Float32) -> None:
     scale, minimum = _scales_and_mins(blocks)
     groups = out.reshape(len(blocks), 8, 32)
@@ -189,10 +224,14 @@ def _decode_q6_k(blocks: Blocks, out: Float32) -> None:
 
 
 def _row(
-    name: str, weights: int, decode: Callable[[Blocks, Float32], None], *fields: tuple[str, str, int]
+    name: str,
+    weights: int,
+    decode: Callable[[Blocks, Float32], None],
+    *fields: tuple[str, str, int],
+    codes: CodesDecoder | None = None,
 ) -> BlockFormat:
     block = np.dtype([(key, dtype) if count == 0 else (key, dtype, (count,)) for key, dtype, count in fields])
-    return BlockFormat(name, weights, block, decode)
+    return BlockFormat(name, weights, block, decode, codes)
 
 
 _D, _DMIN, _M = ("d", "<f2", 0), ("dmin", "<f2", 0), ("m", "<f2", 0)
@@ -202,12 +241,12 @@ BLOCK_FORMATS: Mapping[int, BlockFormat] = MappingProxyType(
     {
         0: _row("F32", 1, _decode_plain, ("q", "<f4", 1)),
         1: _row("F16", 1, _decode_plain, ("q", "<f2", 1)),
-        2: _row("Q4_0", 32, _decode_q4_0, _D, ("q", "u1", 16)),
-        3: _row("Q4_1", 32, _decode_q4_1, _D, _M, ("q", "u1", 16)),
+        2: _row("Q4_0", 32, _decode_q4_0, _D, ("q", "u1", 16), codes=_codes_q4_0),
+        3: _row("Q4_1", 32, _decode_q4_1, _D, _M, ("q", "u1", 16), codes=_codes_q4_1),
         6: _row("Q5_0", 32, _decode_q5_0, _D, ("h", "u1", 4), ("q", "u1", 16)),
         7: _row("Q5_1", 32, _decode_q5_1, _D, _M, ("h", "u1", 4), ("q", "u1", 16)),
         8: _row("Q8_0", 32, _decode_q8_0, _D, ("q", "i1", 32)),
-        12: _row("Q4_K", 256, _decode_q4_k, _D, _DMIN, ("s", "u1", 12), ("q", "u1", 128)),
+        12: _row("Q4_K", 256, _decode_q4_k, _D, _DMIN, ("s", "u1", 12), ("q", "u1", 128), codes=_codes_q4_k),
         13: _row("Q5_K", 256, _decode_q5_k, _D, _DMIN, ("s", "u1", 12), ("h", "u1", 32), ("q", "u1", 128)),
         14: _row("Q6_K", 256, _decode_q6_k, ("q", "u1", 128), ("h", "u1", 64), ("s", "i1", 16), _D),
         30: _row("BF16", 1, _decode_bf16, ("q", "<u2", 1)),

@@ -8,6 +8,9 @@ refuse the folder instead of misreading it. In the weight file:
     vectors     F32, behind the matrices; with "channel_scales" in the section those of every layer too (`names.py`)
     checksums   U64, one `checksum` per tensor in that order; written last
 
+The section says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices
+are exceptions.
+
 Three guards, from cheap to thorough: the header is checked against the configuration whenever the folder is opened;
 `PackedSource.weight` and `.vector` compare the checksum, which reads the data once (memory speed, and it brings the
 pages in that the first forward pass needs anyway); `verify_sha256` compares the whole file with the digest in
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +35,7 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 from glm4.kernels.formats import FORMATS, ROW_BLOCK, PackedWeight, packed_nbytes
 from glm4.model.config import ModelConfig
-from glm4.model.precision import PRECISIONS, Precision
+from glm4.model.precision import PRECISIONS, STORED, Precision, stored_precision
 from glm4.model.weights.names import CHANNEL_SCALES, map_tensors
 from glm4.model.weights.safetensors import SINGLE_FILE, Location, read_header
 from glm4.model.weights.source import Float32, MappedFile, TensorInfo
@@ -54,7 +57,7 @@ class PackedInfo:
     """The `quantization_config` of a packed checkpoint, checked.
 
     Attributes:
-        precision: formats of the matrices; a row of `PRECISIONS`.
+        precision: formats of the matrices; a row of `PRECISIONS`, or "stored".
         nbytes, sha256: of the weight file.
         variant: name of the row of variants.py the source belonged to.
         model_type: the source's own ("chatglm", "qwen2" …), which the dialect depends on.
@@ -77,9 +80,9 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
 
 
-def geometry(precision: Precision) -> dict[str, dict[str, int]]:
+def geometry(formats: Iterable[str]) -> dict[str, dict[str, int]]:
     """Block sizes of the formats a precision uses, as `config.json` records them."""
-    rows = [FORMATS[name] for name in sorted({precision.linear, precision.embedding})]
+    rows = [FORMATS[name] for name in formats]
     return {
         row.name: {"row_block": row.row_block, "col_group": row.col_group, "cell_nbytes": row.cell_nbytes}
         for row in rows
@@ -92,7 +95,7 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
         "precision": _precision_of(info.precision),
-        "formats": geometry(info.precision),
+        "formats": geometry(info.precision.formats()),
         "weights": {"file": SINGLE_FILE, "nbytes": info.nbytes, "sha256": info.sha256},
         "variant": info.variant,
         "source_model_type": info.model_type,
@@ -102,8 +105,21 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
     }
 
 
-def _precision_of(precision: Precision) -> dict[str, str]:
-    return {"name": precision.name, "linear": precision.linear, "embedding": precision.embedding}
+def _precision_of(precision: Precision) -> dict[str, Any]:
+    usual = {"name": precision.name, "linear": precision.linear, "embedding": precision.embedding}
+    return usual | ({"exceptions": dict(precision.exceptions)} if precision.exceptions else {})
+
+
+def _parse_precision(wanted: object) -> Precision | None:
+    """The precision that `_precision_of` wrote; None if this build has none like it."""
+    name = wanted.get("name") if isinstance(wanted, dict) else None
+    if not isinstance(wanted, dict) or not isinstance(name, str):
+        return None
+    precision = PRECISIONS.get(name)
+    if name == STORED:
+        exceptions = wanted.get("exceptions")
+        precision = stored_precision(exceptions) if isinstance(exceptions, dict) else None
+    return precision if precision is not None and wanted == _precision_of(precision) else None
 
 
 def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
@@ -121,9 +137,8 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
             "Make it again with `glm4 quantize` from the original model"
         )
     wanted = section.get("precision")
-    name = wanted.get("name") if isinstance(wanted, dict) else None
-    precision = PRECISIONS.get(name) if isinstance(name, str) else None
-    if precision is None or wanted != _precision_of(precision) or section.get("formats") != geometry(precision):
+    precision = _parse_precision(wanted)
+    if precision is None or section.get("formats") != geometry(precision.formats()):
         raise UnsupportedModelError(
             f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
             "make it again with `glm4 quantize` from the original model"
@@ -174,6 +189,9 @@ class PackedSource:
         self.channel_scales = info.channel_scales
         self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config, info.channel_scales))
         self._info = info
+        strangers = sorted(name for name in info.precision.exceptions if len(self._shapes.get(name, ())) != 2)
+        if strangers:
+            raise TensorError(f"{path.parent}: config.json gives formats to what is no matrix: {strangers[:5]!r:.200}")
         self._file = MappedFile(path)
         try:
             if self._file.size != info.nbytes:
