@@ -16,6 +16,7 @@ from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.model.weights.packed_writer import packed_file_nbytes
 from model_driver import forced_logits
 from packing import pack_folder
 
@@ -60,6 +61,8 @@ def test_factors_are_read_and_leave_the_answers_alone(source: Path, tmp_path: Pa
     with open_checkpoint(tmp_path / "scaled") as checkpoint:
         assert checkpoint.packed is not None
         checkpoint.packed.verify_sha256()
+        size = packed_file_nbytes(checkpoint.config, PRECISIONS["int8"], channel_scales=True)
+        assert size == (tmp_path / "scaled" / "model.safetensors").stat().st_size
         assert set(checkpoint.tensor_names()) == set(checkpoint.source.names())
         np.testing.assert_array_equal(checkpoint.load(NAME), scale)
 
