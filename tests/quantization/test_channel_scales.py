@@ -114,7 +114,7 @@ def test_the_function_of_a_layer_is_unchanged(tmp_path: Path, kind: str) -> None
 
     before, original = packed(), dict(tensors)
     unscaled, sums = (layer_input_sums(config, before, hidden, kernels) for _ in range(2))
-    rescale_layer(tensors, sums)
+    rescale_layer(tensors, sums, 0.4)
     after = packed()
     for name, total in layer_input_sums(config, after, hidden, kernels).items():
         np.testing.assert_allclose(sums[name], total, rtol=1e-3, atol=1e-4 * float(total.max()))
@@ -137,6 +137,7 @@ def test_scales_of_silent_and_loud_channels() -> None:
     assert scales[4] == 8
     assert scales[3] / scales[2] == pytest.approx(2**0.5)
     np.testing.assert_array_equal(channel_scales(np.zeros((3, 3), np.float32), 0.5), np.ones(3))
+    np.testing.assert_array_equal(channel_scales(sums, 0), np.ones(5))
 
 
 @pytest.mark.parametrize("kind", ["llama", "glm4"])
@@ -150,7 +151,7 @@ def test_an_adapter_fits_exactly_but_for_rounding(tmp_path: Path, kind: str) -> 
     for i in range(config.num_hidden_layers):
         prefix = f"layers.{i}."
         layer = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
-        rescale_layer(layer, {key: np.diag(unequal(layer[key].shape[1], i) ** 2) for key in MATRICES})
+        rescale_layer(layer, {key: np.diag(unequal(layer[key].shape[1], i) ** 2) for key in MATRICES}, 0.5)
         whole |= {prefix + name: value for name, value in layer.items()}
     packed = {name: kernels.pack("fp32", value) for name, value in whole.items() if value.ndim == 2}
     vectors = {name: value for name, value in whole.items() if value.ndim == 1}
@@ -204,3 +205,22 @@ def test_plain_rounding_has_no_scales(tmp_path: Path) -> None:
         assert not [name for name in packed.tensor_names() if name.endswith(CHANNEL_SCALES)]
     assert all(layer.down_channel_scale is None for layer in model.weights.layers)
     assert "channel_scales" not in (tmp_path / "int8" / "config.json").read_text()
+
+
+@pytest.mark.parametrize("quantization_type", ["Q4_1", "Q8_0"])
+def test_int4_keeps_what_is_4_bits_already(
+    tmp_path: Path, quantization_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns of matrices that lie on a grid of 4 bits are not rescaled, which would take them off it."""
+    monkeypatch.setattr(quantization, "SEQUENCES", 1)
+    file = tiny.write_gguf(tmp_path / "m.gguf", "llama", quantization=quantization_type)
+    with open_checkpoint(file) as checkpoint:
+        report = quantization.quantize(checkpoint, "int4", tmp_path / "int4", calibrate=True)
+    with open_checkpoint(tmp_path / "int4") as packed:
+        scales = [packed.load(f"layers.1.{name}") for name in CHANNEL_SCALES]
+    if quantization_type == "Q4_1":
+        assert all((scale == 1).all() for scale in scales)
+        assert all(report.kinds[name].relative_rmse < 0.01 for name in MATRICES)
+    else:
+        assert all(np.ptp(scale) > 0.1 for scale in scales)
+        assert all(report.kinds[name].relative_rmse > 0.03 for name in MATRICES)

@@ -21,7 +21,7 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, read_slabs
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
-from glm4.quantization.channel_scales import rescale_layer
+from glm4.quantization.channel_scales import POWERS, rescale_layer
 from glm4.quantization.rounding import Factors, factorise, round_compensated
 
 Float = NDArray[np.float32]
@@ -100,7 +100,8 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         close = {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
         sums = layer_input_sums(config, close, hidden, kernels)
         del close
-        rescale_layer(tensors, sums)
+        coded = [name for name in MATRICES if format == "int4" and checkpoint.has_codes(prefix + name)]
+        rescale_layer(tensors, sums, POWERS[format], coded)
         rounded: dict[str, PackedWeight | Float] = dict(tensors)
         for name, tensor in tensors.items():
             if tensor.ndim == 1:
