@@ -99,6 +99,10 @@ def build(
             weight = packed[tensor]
             assert isinstance(weight, PackedWeight)
             return kernels.unpack(weight)
+
+        # Calibration rescales channels: the norms are no longer those of the reference.
+        vectors = {tensor: value for tensor, value in packed.items() if not isinstance(value, PackedWeight)}
+        reference = Tensors(reference.config, {**reference.tensors, **vectors})
     else:
         recipe = base.removesuffix("-fits").upper()
         quantise = llama_cpp(recipe, reference.config, ggml, base.endswith("-fits"), total)

@@ -171,8 +171,9 @@ class LocalBackend:
         """Read a PEFT adapter and offer it; see `model.weights.adapter` for what is supported and the errors."""
         table, kernels = self.engine.adapters, self.model.kernels
         room = min(table.room_for(name), available_memory())
+        config, layers = self.model.config, self.model.weights.layers
         adapter = read_adapter(
-            Path(path), self.model.config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room
+            Path(path), config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room, layers=layers
         )
         table.add(name, adapter)
         return _adapter_info(name, adapter)

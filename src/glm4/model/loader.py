@@ -17,6 +17,7 @@ from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, packed_n
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision, matrix_shapes, weight_nbytes
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
+from glm4.model.weights.names import CHANNEL_SCALES
 from glm4.model.weights.packed import PackedSource
 
 Float = NDArray[np.float32]
@@ -215,6 +216,7 @@ def assemble(config: ModelConfig, packed: dict[str, PackedWeight], vectors: dict
             down=packed[f"layers.{i}.down"],
             post_self_attn_layernorm=vectors.get(f"layers.{i}.post_self_attn_layernorm"),
             post_mlp_layernorm=vectors.get(f"layers.{i}.post_mlp_layernorm"),
+            **{name: vectors.get(f"layers.{i}.{name}") for name in CHANNEL_SCALES},
         )
         for i in range(config.num_hidden_layers)
     )

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from glm4.errors import OutOfMemoryError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight, packed_nbytes
 from glm4.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from glm4.model.transformer import LayerWeights
 
 Float = NDArray[np.float32]
 
@@ -55,7 +59,14 @@ class LoraAdapter:
 
 
 def read_adapter(
-    path: Path, config: ModelConfig, model_type: str, kernels: Kernels, *, format: str, max_nbytes: int
+    path: Path,
+    config: ModelConfig,
+    model_type: str,
+    kernels: Kernels,
+    *,
+    format: str,
+    max_nbytes: int,
+    layers: Sequence[LayerWeights] = (),
 ) -> LoraAdapter:
     """Read and pack a PEFT adapter; see `weights.adapter` for what is accepted and the errors.
 
@@ -63,6 +74,8 @@ def read_adapter(
         model_type: of the checkpoint, see `AdapterFile`.
         format: "fp32" or "bf16"; how the factors are kept.
         max_nbytes: what the packed factors may take.
+        layers: of the model; where its channels were rescaled, the factors are rescaled alike. May be left out for a
+            model that was not quantised with calibration.
 
     Raises:
         OutOfMemoryError: they would take more; nothing was read.
@@ -83,8 +96,24 @@ def read_adapter(
         factors = {}
         for layer, key in file.shapes:
             a, b = file.load(layer, key)
+            if layers:
+                _rescale(a, b, key, layers[layer])
             factors[layer, key] = LoraFactors(kernels.pack(format, a), kernels.pack(format, b))
         return LoraAdapter(factors, str(path), file.rank)
+
+
+def _rescale(a: Float, b: Float, key: str, layer: LayerWeights) -> None:
+    """Fit factors, in place, to a layer whose channels were rescaled.
+
+    A reads channels that are divided by their factor; B's rows of the up half write channels that are to be divided.
+    """
+    scales = {"qkv": layer.qkv_channel_scale, "gate_up": layer.gate_up_channel_scale, "down": layer.down_channel_scale}
+    read, written = scales.get(key), scales["down"] if key == "gate_up" else None
+    with np.errstate(over="ignore"):  # packing refuses what is not finite
+        if read is not None:
+            a *= read
+        if written is not None:
+            b[len(b) // 2 :] /= written[:, None]
 
 
 @dataclass(frozen=True)

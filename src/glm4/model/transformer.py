@@ -32,7 +32,11 @@ Matrix = Literal["qkv", "o", "gate_up", "down"]
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one block; the two `post_…` norms after attention and MLP exist in architecture glm4 only."""
+    """Weights of one block; the two `post_…` norms after attention and MLP exist in architecture glm4 only.
+
+    A `…_channel_scale` [K] is what the input channels of that matrix were divided by when it was quantised, its columns
+    being multiplied by it. The forward pass need not know; adapters trained on the original channels do.
+    """
 
     input_layernorm: Float
     qkv: PackedWeight
@@ -43,6 +47,9 @@ class LayerWeights:
     down: PackedWeight
     post_self_attn_layernorm: Float | None = None
     post_mlp_layernorm: Float | None = None
+    qkv_channel_scale: Float | None = None
+    gate_up_channel_scale: Float | None = None
+    down_channel_scale: Float | None = None
 
 
 @dataclass(frozen=True)

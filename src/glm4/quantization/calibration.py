@@ -2,8 +2,8 @@
 
 The hidden states of the calibration text are carried from layer to layer. For each layer: run it near-exactly on the
 states that the layers before it, already quantised, produced, and sum up H = sum x x^T of the inputs of its four
-matrices; round the matrices (`rounding.py`); run the rounded layer to carry the states on. So each layer sees what came
-before it, and no more than one layer and its four H are held at a time.
+matrices; rescale its channels (`channel_scales.py`); round the matrices (`rounding.py`); run the rounded layer to carry
+the states on. So each layer sees what came before it, and no more than one layer and its four H are held at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, read_slabs
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
+from glm4.quantization.channel_scales import POWERS, rescale_layer
 from glm4.quantization.rounding import Factors, factorise, round_compensated
 
 Float = NDArray[np.float32]
@@ -38,7 +39,7 @@ class Part:
 
     Attributes:
         name: canonical name; a large matrix comes in several parts, in order.
-        source: float32, the vector or the rows.
+        source: float32, the vector or the rows, after channels were rescaled.
         packed: the rows in the weight format; None for a vector.
         first: whether these are the first rows.
         output_error: squared error and squared norm of the outputs on the calibration text, summed over a sample of
@@ -76,6 +77,8 @@ class InputSums:
 def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32], kernels: Kernels) -> Iterator[Part]:
     """All tensors of a model, in model order; the embedding plain, the rest rounded with error compensation.
 
+    The channels of each layer are rescaled; the factors follow its other tensors.
+
     A matrix that is embedding and head at once is rounded as a head: errors of logits weigh more than those of inputs.
 
     Args:
@@ -97,6 +100,8 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         close = {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
         sums = layer_input_sums(config, close, hidden, kernels)
         del close
+        coded = [name for name in MATRICES if format == "int4" and checkpoint.has_codes(prefix + name)]
+        rescale_layer(tensors, sums, POWERS[format], coded)
         rounded: dict[str, PackedWeight | Float] = dict(tensors)
         for name, tensor in tensors.items():
             if tensor.ndim == 1:

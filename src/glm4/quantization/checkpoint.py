@@ -1,8 +1,9 @@
 """`quantize`: a checkpoint on disk to a packed one, a slab of rows at a time, atomically.
 
 Rounding can be calibrated: the model writes some text (`calibration_text.py`), and its matrices are rounded so that
-the layers' outputs on that text change least (`calibration.py`). That takes minutes per 1e9 parameters and memory for
-one layer in float32 and its statistics, where plain rounding takes seconds and a slab of rows.
+the layers' outputs on that text change least, after their channels were rescaled (`calibration.py`). That takes minutes
+per 1e9 parameters and memory for one layer in float32 and its statistics, where plain rounding takes seconds and a slab
+of rows.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def quantize(
     _check_folder(checkpoint, folder, force)
     checkpoint.check()
     text = TextSide.load(checkpoint)
-    _check_space(folder, folder_nbytes(checkpoint, precision))
+    _check_space(folder, folder_nbytes(checkpoint, precision, channel_scales=calibrate))
     report = QuantizationReport(precision.name, checkpoint.config.num_parameters)
     with atomic_folder(folder) as partial:
         if calibrate:
@@ -84,9 +85,8 @@ def quantize(
         else:
             made = _plain_parts(checkpoint, precision, get_kernels())
         parts = _reported(made, report, weight_nbytes(checkpoint.config, precision), progress)
-        write_packed_checkpoint(
-            partial, checkpoint, text.tokenizer, precision, parts, source or checkpoint.path.resolve().name
-        )
+        name = source or checkpoint.path.resolve().name
+        write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name, channel_scales=calibrate)
         report.nbytes = (partial / SINGLE_FILE).stat().st_size
         (partial / REPORT_FILE).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     return report

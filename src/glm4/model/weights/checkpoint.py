@@ -315,7 +315,8 @@ def _assemble(
         template = mended
         notes.append("the chat template's tool-call example had doubled braces; they were mended")
     facts = {**asdict(config), "basename": metadata.get("general.basename")}
-    tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding)
+    scaled = isinstance(source, PackedSource) and source.channel_scales
+    tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, channel_scales=scaled)
     if embedding is None and config.tie_word_embeddings and any("inv_freq" not in name for name in tensor_map.ignored):
         notes.append("the configuration ties the output head to the embedding; the separate head was ignored")
     return Checkpoint(

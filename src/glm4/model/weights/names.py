@@ -71,6 +71,8 @@ _GGUF = "blk.{i}."
 
 _HF_QKV = ("q_proj", "k_proj", "v_proj")
 _GGUF_QKV = ("attn_q", "attn_k", "attn_v")
+# What the input channels of a layer's matrices were divided by; only packed checkpoints may have them, in every layer.
+CHANNEL_SCALES = ("qkv_channel_scale", "gate_up_channel_scale", "down_channel_scale")
 _OUTSIDE_LAYERS = ("embed_tokens", "norm", "lm_head")
 
 TABLES: Mapping[Layout, _Table] = MappingProxyType(
@@ -133,6 +135,9 @@ TABLES: Mapping[Layout, _Table] = MappingProxyType(
                 "gate_up": "two_ffn",
                 "down": "hidden",
                 "post_mlp_layernorm": "hidden",
+                "qkv_channel_scale": "hidden",
+                "gate_up_channel_scale": "hidden",
+                "down_channel_scale": "ffn",
                 "norm": "hidden",
                 "lm_head": "vocab",
             }.items()
@@ -145,7 +150,12 @@ _DROPPED = re.compile(r"(.+\.)?rotary(_pos)?_emb\.inv_freq", re.ASCII)
 
 
 def map_tensors(
-    config: ModelConfig, layout: Layout, names: Collection[str], *, embedding: str | None = None
+    config: ModelConfig,
+    layout: Layout,
+    names: Collection[str],
+    *,
+    embedding: str | None = None,
+    channel_scales: bool = False,
 ) -> TensorMap:
     """Matches a file's tensor names with the canonical tensors of a model.
 
@@ -154,11 +164,12 @@ def map_tensors(
         layout: which of `TABLES` the file follows.
         names: the file's tensor names.
         embedding: the file's tensor to use as (tied) embedding instead of the table's.
+        channel_scales: whether the layers have CHANNEL_SCALES; layout "packed" only.
     """
     table = TABLES[layout]
     rows = _row_counts(config)
     recipes: dict[str, Recipe] = {}
-    for canonical, key, layer in _model_order(config):
+    for canonical, key, layer in _model_order(config, channel_scales):
         ways = (_whole(embedding, "vocab"),) if key == "embed_tokens" and embedding else table[key]
         way = _choose([tuple((name.replace("{i}", layer), size) for name, size in way) for way in ways], names)
         columns = _columns(config, key)
@@ -177,7 +188,7 @@ def map_tensors(
     )
 
 
-def _model_order(config: ModelConfig) -> list[tuple[str, str, str]]:
+def _model_order(config: ModelConfig, channel_scales: bool) -> list[tuple[str, str, str]]:
     """(canonical name, key in the table, layer number) of every canonical tensor."""
     sandwich = config.architecture == "glm4"
     keys = ["input_layernorm", "qkv"]
@@ -186,6 +197,7 @@ def _model_order(config: ModelConfig) -> list[tuple[str, str, str]]:
     keys += ["post_self_attn_layernorm"] if sandwich else []
     keys += ["post_attention_layernorm", "gate_up", "down"]
     keys += ["post_mlp_layernorm"] if sandwich else []
+    keys += CHANNEL_SCALES if channel_scales else ()
     layers = [(f"layers.{i}.{key}", key, str(i)) for i in range(config.num_hidden_layers) for key in keys]
     order = [("embed_tokens", "embed_tokens", ""), *layers, ("norm", "norm", "")]
     return order if config.tie_word_embeddings else [*order, ("lm_head", "lm_head", "")]

@@ -5,7 +5,7 @@ keys for `glm` or `glm4` and a `quantization_config` of our own (`quant_method` 
 refuse the folder instead of misreading it. In the weight file:
 
     matrices    U8 [packed bytes], canonical names, model order; layout: `kernels.formats`; each 64-byte aligned
-    vectors     F32, behind the matrices
+    vectors     F32, behind the matrices; with "channel_scales" in the section those of every layer too (`names.py`)
     checksums   U64, one `checksum` per tensor in that order; written last
 
 The section says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices
@@ -36,7 +36,7 @@ from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 from glm4.kernels.formats import FORMATS, ROW_BLOCK, PackedWeight, packed_nbytes
 from glm4.model.config import ModelConfig
 from glm4.model.precision import PRECISIONS, STORED, Precision, stored_precision
-from glm4.model.weights.names import map_tensors
+from glm4.model.weights.names import CHANNEL_SCALES, map_tensors
 from glm4.model.weights.safetensors import SINGLE_FILE, Location, read_header
 from glm4.model.weights.source import Float32, MappedFile, TensorInfo
 
@@ -62,6 +62,7 @@ class PackedInfo:
         variant: name of the row of variants.py the source belonged to.
         model_type: the source's own ("chatglm", "qwen2" …), which the dialect depends on.
         source: what it was made from, for people.
+        channel_scales: whether channels were rescaled, and the file holds the factors.
     """
 
     precision: Precision
@@ -70,6 +71,7 @@ class PackedInfo:
     variant: str
     model_type: str
     source: str
+    channel_scales: bool = False
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
@@ -98,6 +100,8 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
         "variant": info.variant,
         "source_model_type": info.model_type,
         "source": info.source,
+        # Only where it is true: without the factors, the folder is what builds that do not know them read.
+        **({"channel_scales": True} if info.channel_scales else {}),
     }
 
 
@@ -145,12 +149,19 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
         raise CheckpointError(f"{where}: quantization_config lacks the size and sha256 of {SINGLE_FILE}")
     texts = [section.get(key) for key in ("variant", "source_model_type", "source")]
     variant, model_type, source = (text if isinstance(text, str) and len(text) <= 1000 else "" for text in texts)
-    return PackedInfo(precision, nbytes, digest, variant, model_type, source)
+    channel_scales = section.get("channel_scales", False)
+    if type(channel_scales) is not bool:
+        raise CheckpointError(f"{where}: channel_scales must be true or false, not {channel_scales!r:.40}")
+    return PackedInfo(precision, nbytes, digest, variant, model_type, source, channel_scales)
 
 
-def packed_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Canonical tensors and their shapes in file order: matrices in model order, then vectors."""
-    recipes = map_tensors(config, "packed", ()).recipes.values()
+def packed_shapes(config: ModelConfig, channel_scales: bool = False) -> dict[str, tuple[int, ...]]:
+    """Canonical tensors and their shapes in file order: matrices in model order, then vectors.
+
+    Args:
+        channel_scales: whether the layers have `names.CHANNEL_SCALES`.
+    """
+    recipes = map_tensors(config, "packed", (), channel_scales=channel_scales).recipes.values()
     return {r.name: r.shape for rank in (2, 1) for r in recipes if len(r.shape) == rank}
 
 
@@ -175,7 +186,8 @@ class PackedSource:
 
     def __init__(self, path: Path, config: ModelConfig, info: PackedInfo) -> None:
         self.precision = info.precision
-        self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config))
+        self.channel_scales = info.channel_scales
+        self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config, info.channel_scales))
         self._info = info
         strangers = sorted(name for name in info.precision.exceptions if len(self._shapes.get(name, ())) != 2)
         if strangers:
@@ -247,9 +259,16 @@ class PackedSource:
         return PackedWeight(self._checked(name), self._format(name), rows, cols)
 
     def vector(self, name: str) -> Float32:
-        """A norm or bias, copied; errors as `weight`."""
+        """A norm, a bias or channel scales, copied.
+
+        Raises:
+            TensorError: as `weight`; or a channel scale is no positive number.
+        """
         self._location(name)
-        return self._checked(name).view("<f4").astype(np.float32)
+        values: Float32 = self._checked(name).view("<f4").astype(np.float32)
+        if name.endswith(CHANNEL_SCALES) and not (np.isfinite(values) & (values > 0)).all():
+            raise TensorError(f"{self._file.path}: {name!r} must be finite and positive numbers; make the file again")
+        return values
 
     def release(self, name: str) -> None:
         """Give a tensor's pages back to the file cache until they are read again."""

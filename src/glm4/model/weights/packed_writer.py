@@ -24,15 +24,17 @@ _BLOCK = 8 << 20
 class PackedWriter:
     """Writes one packed weight file front to back, in bounded memory. A context manager.
 
-    Tensors come in the order of `packed_shapes(config)`, each in one or several pieces of whole 8-byte words.
+    Tensors come in the order of `packed_shapes(config, channel_scales)`, each in one or several pieces of whole 8-byte
+    words.
 
     Attributes:
         nbytes: size of the finished file.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, precision: Precision) -> None:
-        self._left = [(name, _stored_nbytes(name, shape, precision)) for name, shape in packed_shapes(config).items()]
-        header = _header(self._left, packed_shapes(config))
+    def __init__(self, path: Path, config: ModelConfig, precision: Precision, channel_scales: bool = False) -> None:
+        shapes = packed_shapes(config, channel_scales)
+        self._left = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
+        header = _header(self._left, shapes)
         self.nbytes = len(header) + sum(size for _, size in self._left) + 8 * len(self._left)
         self._left.reverse()
         self._sums: list[int] = []
@@ -100,9 +102,9 @@ class PackedWriter:
         self._file.close()
 
 
-def packed_file_nbytes(config: ModelConfig, precision: Precision) -> int:
+def packed_file_nbytes(config: ModelConfig, precision: Precision, channel_scales: bool = False) -> int:
     """Size of the weight file, before writing it."""
-    shapes = packed_shapes(config)
+    shapes = packed_shapes(config, channel_scales)
     sizes = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
     return len(_header(sizes, shapes)) + sum(size for _, size in sizes) + 8 * len(sizes)
 
