@@ -13,7 +13,7 @@ from jinja2.runtime import Context
 from jinja2.utils import Namespace, missing
 
 MAX_STEPS = 1_000_000
-MAX_SECONDS = 5.0
+MAX_SECONDS = 5.0  # of this thread's processor time: a busy machine is not the template's fault
 MAX_VALUE = 4 << 20  # size of one value, for an empty input; see Budget
 MAX_TOTAL = 64 << 20
 MAX_INT_BITS = 4096
@@ -35,14 +35,14 @@ class Budget:
         self.max_value = MAX_VALUE + 16 * input_size
         self._total_left = MAX_TOTAL + 256 * input_size
         self._steps_left = MAX_STEPS + input_size
-        self._deadline = time.monotonic() + MAX_SECONDS + input_size / 1e6
+        self._deadline = time.thread_time() + MAX_SECONDS + input_size / 1e6
 
     def tick(self, steps: int = 1) -> None:
         """Count work done; raises SecurityError when it is too much or takes too long."""
         self._steps_left -= steps
         if self._steps_left < 0:
             raise SecurityError("the template takes too many steps")
-        if time.monotonic() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise SecurityError("the template takes too long")
 
     def check(self, size: int) -> None:
