@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from glm4.errors import TensorError
 from glm4.kernels import Kernels, PackedWeight
-from glm4.kernels.codes import GroupCodes
 from glm4.kernels.formats import empty_packed
+from glm4.kernels.group_codes import GroupCodes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, assemble, load_model

@@ -85,4 +85,4 @@ def random_adapter(folder: Path, config: ModelConfig, seed: int = 0, **options: 
     """A loaded adapter with random factors for every matrix, or for `targets`."""
     targets = options.pop("targets", TARGETS)
     path = write_adapter(folder / f"adapter-{seed}", factors(config, seed, targets, **options), settings(targets))
-    return read_adapter(path, config, "glm", get_kernels(), format="fp32", max_nbytes=1 << 30)
+    return read_adapter(path, config, "glm", get_kernels(), format="fp32", max_nbytes=1 << 30, layers=())

@@ -20,8 +20,8 @@ from glm4 import packed_cache as cache
 from glm4.atomic_folder import partial_of
 from glm4.cli import main
 from glm4.errors import InvalidRequestError
-from glm4.kernels.codes import GroupCodes
 from glm4.kernels.formats import PackedWeight
+from glm4.kernels.group_codes import GroupCodes
 from glm4.model.precision import _WORKING_ROOM, PRECISIONS, weight_nbytes
 from glm4.model.weights.checkpoint import open_checkpoint
 

@@ -35,8 +35,8 @@ from glm4.atomic_folder import atomic_folder, remove_abandoned
 from glm4.errors import CheckpointError, Glm4Error, InvalidRequestError, OutOfMemoryError
 from glm4.hub.store import home
 from glm4.kernels import Kernels
-from glm4.kernels.codes import GroupCodes, pack_codes
 from glm4.kernels.formats import PackedWeight
+from glm4.kernels.group_codes import GroupCodes, pack_codes
 from glm4.memory import available_memory
 from glm4.model.loader import canonical_tensors
 from glm4.model.precision import (

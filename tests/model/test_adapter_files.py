@@ -31,7 +31,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 def read(path: Path, config: ModelConfig, model_type: str = "glm", max_nbytes: int = 1 << 30) -> LoraAdapter:
-    return read_adapter(path, config, model_type, get_kernels(), format="fp32", max_nbytes=max_nbytes)
+    return read_adapter(path, config, model_type, get_kernels(), format="fp32", max_nbytes=max_nbytes, layers=())
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def logits(
 
 
 def read(name: str, model: Transformer, model_type: str, kernels: Kernels, format: str = "fp32") -> LoraAdapter:
-    return read_adapter(FOLDER / name, model.config, model_type, kernels, format=format, max_nbytes=1 << 30)
+    return read_adapter(FOLDER / name, model.config, model_type, kernels, format=format, max_nbytes=1 << 30, layers=())
 
 
 def write_model(folder: Path, name: str) -> Path:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import tiny
 from glm4.errors import CheckpointError
-from glm4.kernels.codes import pack_codes
+from glm4.kernels.group_codes import pack_codes
 from glm4.model.weights import open_checkpoint
 from golden_models import config_json
 

@@ -105,6 +105,11 @@ class PackedWeight:
         """Bytes in memory."""
         return int(self.data.nbytes)
 
+    def place(self, row: int, part: PackedWeight) -> None:
+        """Put some packed rows of this matrix where they belong; `row` is a multiple of the row block."""
+        start = row // ROW_BLOCK * weight_format(self.format).block_nbytes(self.cols)
+        self.data[start : start + part.nbytes] = part.data
+
 
 def weight_format(name: str) -> WeightFormat:
     """The row of FORMATS called `name`; raises ValueError that lists the names."""

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.kernels.codes import GroupCodes, pack_codes
-from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, packed_nbytes, random_packed
+from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, random_packed
+from glm4.kernels.group_codes import GroupCodes, pack_codes
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision, matrix_shapes, weight_nbytes
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
@@ -197,10 +197,9 @@ def _read_ahead(slabs: Iterable[Slab], read: Callable[[Slab], _T]) -> Iterator[t
 
 def _pack_rows(weight: PackedWeight, start: int, values: Float | GroupCodes, kernels: Kernels) -> int:
     """Pack some rows of a matrix into their place; `start` is a multiple of the row block. Returns the bytes."""
-    part = pack_codes(values).data if isinstance(values, GroupCodes) else kernels.pack(weight.format, values).data
-    offset = start // ROW_BLOCK * packed_nbytes(weight.format, ROW_BLOCK, weight.cols)
-    weight.data[offset : offset + len(part)] = part
-    return len(part)
+    part = pack_codes(values) if isinstance(values, GroupCodes) else kernels.pack(weight.format, values)
+    weight.place(start, part)
+    return part.nbytes
 
 
 def assemble(config: ModelConfig, packed: dict[str, PackedWeight], vectors: dict[str, Float]) -> ModelWeights:

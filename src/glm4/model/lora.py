@@ -66,7 +66,7 @@ def read_adapter(
     *,
     format: str,
     max_nbytes: int,
-    layers: Sequence[LayerWeights] = (),
+    layers: Sequence[LayerWeights],
 ) -> LoraAdapter:
     """Read and pack a PEFT adapter; see `weights.adapter` for what is accepted and the errors.
 
@@ -74,8 +74,7 @@ def read_adapter(
         model_type: of the checkpoint, see `AdapterFile`.
         format: "fp32" or "bf16"; how the factors are kept.
         max_nbytes: what the packed factors may take.
-        layers: of the model; where its channels were rescaled, the factors are rescaled alike. May be left out for a
-            model that was not quantised with calibration.
+        layers: of the model; where its channels were rescaled, the factors are rescaled alike. Empty: as in the file.
 
     Raises:
         OutOfMemoryError: they would take more; nothing was read.

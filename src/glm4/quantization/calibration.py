@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.kernels.formats import PackedWeight, empty_packed, packed_nbytes
+from glm4.kernels.formats import PackedWeight, empty_packed
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, read_slabs
@@ -135,15 +135,9 @@ def _table_parts(
         else:
             packed = round_compensated(format, values, factors, kernels)
         if whole is not None:
-            _place(whole, slab.start, packed)
+            whole.place(slab.start, packed)
         error = None if hessian is None else output_error(values, packed, hessian, kernels)
         yield Part(name, values, packed, slab.start == 0, error)
-
-
-def _place(whole: PackedWeight, row: int, part: PackedWeight) -> None:
-    """Puts packed rows where they belong; `row` is a multiple of the row block."""
-    start = packed_nbytes(whole.format, row, whole.cols) if row else 0
-    whole.data[start : start + part.nbytes] = part.data
 
 
 def _embedded(table: PackedWeight, ids: NDArray[np.int32], kernels: Kernels) -> Float:
@@ -171,7 +165,7 @@ def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], k
     config, names = checkpoint.config, checkpoint.tensor_names()
     table = empty_packed("int8", *checkpoint.shape("embed_tokens"))
     for slab, values in read_slabs(checkpoint, ["embed_tokens"]):
-        _place(table, slab.start, kernels.pack("int8", values))
+        table.place(slab.start, kernels.pack("int8", values))
     hidden = _embedded(table, ids, kernels)
     del table
     for index in range(config.num_hidden_layers):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, packed_nbytes
+from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed
 from glm4.kernels.reference_packing import reciprocal
 from glm4.quantization.int4_grid import Int4Grid
 from glm4.quantization.int8_grid import Int8Grid
@@ -124,13 +124,10 @@ def round_compensated(format: str, weight: Float, factors: Factors, kernels: Ker
     """
     rows, cols = weight.shape
     whole = empty_packed(format, rows, cols)
-    block_nbytes = packed_nbytes(format, ROW_BLOCK, cols)
     step = max(1, _SLAB_NBYTES // (4 * cols * ROW_BLOCK)) * ROW_BLOCK
     for start in range(0, rows, step):
         slab = np.ascontiguousarray(weight[start : start + step])
-        part = _round_rows(slab, GRIDS[format](slab, kernels), factors)
-        offset = start // ROW_BLOCK * block_nbytes
-        whole.data[offset : offset + part.nbytes] = part.data
+        whole.place(start, _round_rows(slab, GRIDS[format](slab, kernels), factors))
     return whole
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import TensorError
-from glm4.kernels.codes import GroupCodes, concatenated
+from glm4.kernels.group_codes import GroupCodes, concatenated
 from glm4.model.config import ModelConfig
 from glm4.model.config_io import ParsedConfig, config_from_gguf, config_from_json
 from glm4.model.precision import Precision, stored_precision

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from glm4.errors import CheckpointError, GGUFError, TensorError
-from glm4.kernels.codes import GroupCodes
+from glm4.kernels.group_codes import GroupCodes
 from glm4.model.weights.gguf_header import GGUFTensor, read_header
 from glm4.model.weights.gguf_quants import dequantise, read_codes
 from glm4.model.weights.source import Float32, MappedFile, TensorInfo

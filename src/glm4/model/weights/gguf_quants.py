@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels.codes import GroupCodes
 from glm4.kernels.formats import COL_GROUP
+from glm4.kernels.group_codes import GroupCodes
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from glm4.errors import TensorError
 from glm4.kernels import get_kernels
-from glm4.kernels.codes import GroupCodes, concatenated, pack_codes
+from glm4.kernels.group_codes import GroupCodes, concatenated, pack_codes
 from glm4.kernels.reference_packing import int4_cells
 
 SHAPES = [(1, 32), (31, 64), (32, 96), (33, 160), (70, 288), (64, 1536)]
