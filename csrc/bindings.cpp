@@ -239,6 +239,56 @@ void unpack(nb::handle data_, int format, int64_t rows, int64_t cols, nb::handle
     run([&](const Kernels& k) { k.unpack(w, to); });
 }
 
+constexpr int64_t kMaxBatchColumns = 32;
+
+// One row for each of `columns`, or one for all of them.
+const float* rows_of(const Array& a, int64_t columns, int64_t rows, int64_t& stride) {
+    if (a.dim(0) != 1) check_dim(a, 0, columns);
+    check_dim(a, 1, rows);
+    stride = a.dim(0) == 1 ? 0 : rows;
+    return a.data<float>();
+}
+
+void round_columns(nb::handle target_, nb::handle source_, nb::handle upper_, nb::handle step_, nb::handle centre_,
+                   double lowest, double highest, nb::handle error_, nb::handle quants_) {
+    const Array target(target_, "round_columns: target", 2), source(source_, "round_columns: source", 2),
+        upper(upper_, "round_columns: upper", 2), step(step_, "round_columns: step", 2),
+        centre(centre_, "round_columns: centre", 2), error(error_, "round_columns: error", 2, true),
+        quants(quants_, "round_columns: quants", 2, true);
+    Rounding args{};
+    args.columns = target.dim(0), args.rows = target.dim(1);
+    check(args.columns >= 1 && args.columns <= kMaxBatchColumns, "round_columns: 1 to 32 columns, not " + str(args.columns));
+    check(lowest >= -128 && lowest <= highest && highest <= 127, "round_columns: quants are 8-bit integers");
+    for (const Array* same : {&source, &error, &quants}) {
+        check_dim(*same, 0, args.columns);
+        check_dim(*same, 1, args.rows);
+    }
+    check_dim(upper, 0, args.columns);
+    check_dim(upper, 1, args.columns);
+    args.target = target.data<float>(), args.source = source.data<float>(), args.upper = upper.data<float>();
+    args.step = rows_of(step, args.columns, args.rows, args.step_stride);
+    args.centre = rows_of(centre, args.columns, args.rows, args.centre_stride);
+    args.lowest = static_cast<float>(lowest), args.highest = static_cast<float>(highest);
+    args.error = error.data<float>(), args.quants = quants.data<int8_t>();
+    run([&](const Kernels& k) { k.round_columns(args); });
+}
+
+void search_int4(nb::handle target_, nb::handle unit_, nb::handle weights_, double total, nb::handle scale_,
+                 nb::handle offset_) {
+    const Array target(target_, "search_int4: target", 2), unit(unit_, "search_int4: unit", 1),
+        weights(weights_, "search_int4: weights", 1), scale(scale_, "search_int4: scale", 1, true),
+        offset(offset_, "search_int4: offset", 1, true);
+    GridSearch args{};
+    args.columns = target.dim(0), args.rows = target.dim(1);
+    check(args.columns >= 1 && args.columns <= kMaxBatchColumns, "search_int4: 1 to 32 columns, not " + str(args.columns));
+    for (const Array* same : {&unit, &scale, &offset}) check_dim(*same, 0, args.rows);
+    check_dim(weights, 0, args.columns);
+    args.target = target.data<float>(), args.unit = unit.data<float>(), args.weights = weights.data<float>();
+    args.total_weight = static_cast<float>(total);
+    args.scale = scale.data<float>(), args.offset = offset.data<float>();
+    run([&](const Kernels& k) { k.search_int4(args); });
+}
+
 void embedding(nb::handle data_, int format, int64_t rows, int64_t cols, nb::handle ids_, nb::handle out_) {
     const Array data(data_, "embedding: weight", 1), ids(ids_, "embedding: ids", 1), out(out_, "embedding: out", 2, true);
     const Weight w = weight_of(data, format, rows, cols);
@@ -415,6 +465,8 @@ NB_MODULE(_native, m) {
     m.def("num_threads", &threads);
     m.def("pack", &pack);
     m.def("unpack", &unpack);
+    m.def("round_columns", &round_columns);
+    m.def("search_int4", &search_int4);
     m.def("linear", &linear, arg, arg, arg, arg, arg, none, arg);
     m.def("embedding", &embedding);
     m.def("rms_norm", &rms_norm);

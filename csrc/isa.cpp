@@ -25,7 +25,8 @@ struct Isas {
 };
 
 #define GLM4_ADD_ISA(isas, isa) \
-    (isas).add(#isa, isa::fill_linear, isa::fill_attention, isa::fill_store_kv, isa::fill_elementwise, isa::fill_quantize)
+    (isas).add(#isa, isa::fill_linear, isa::fill_attention, isa::fill_store_kv, isa::fill_elementwise, \
+                isa::fill_quantize, isa::fill_rounding)
 
 #if defined(__x86_64__)
 bool has_f16c() {  // __builtin_cpu_supports does not know it everywhere

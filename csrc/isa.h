@@ -1,6 +1,6 @@
 // The table of kernels of one instruction set, and the choice among the sets this processor has.
 //
-// Kernel files (linear, attention, elementwise, quantize) are compiled once per instruction set with GLM4_ISA set to
+// Kernel files (linear, attention, elementwise, quantize, rounding) are compiled once per instruction set with GLM4_ISA set to
 // the namespace; each fills its part of the table. Arguments are checked in bindings.cpp: kernels trust them.
 #pragma once
 
@@ -76,6 +76,31 @@ struct Attention {
     float* out;
 };
 
+// A batch of at most 32 columns to round, one after the other; arrays [columns][rows]. See quantization/rounding.py.
+struct Rounding {
+    int64_t columns, rows;
+    const float* target;  // what the columns should be, after the errors of all batches before
+    const float* source;  // the weights
+    const float* upper;   // [columns][columns]: what the error of one column adds to the target of a later one
+    const float* step;
+    const float* centre;
+    int64_t step_stride, centre_stride;  // 0: one row of them for all columns
+    float lowest, highest;
+    float* error;
+    int8_t* quants;
+};
+
+// Scale and offset of an int4 group, at most 32 columns, with the least weighted error; target [columns][rows].
+struct GridSearch {
+    int64_t columns, rows;
+    const float* target;
+    const float* unit;     // [rows]
+    const float* weights;  // [columns]
+    float total_weight;
+    float* scale;   // [rows], integral
+    float* offset;  // [rows], integral
+};
+
 struct Kernels {
     const char* name;
 
@@ -86,6 +111,9 @@ struct Kernels {
     void (*embedding)(const Weight& weight, const int32_t* ids, int64_t count, float* out);
     // Returns the first row with a weight beyond max_weight or not finite, or -1.
     int64_t (*pack)(Format format, const float* w, int64_t rows, int64_t cols, float max_weight, uint8_t* out);
+
+    void (*round_columns)(const Rounding& args);
+    void (*search_int4)(const GridSearch& args);
 
     size_t (*attention_scratch)(const Attention& args, int threads);
     void (*attention)(const Attention& args, void* scratch);
@@ -112,6 +140,7 @@ const Kernels& isa_at(int index);
     void fill_store_kv(Kernels& table);    \
     void fill_elementwise(Kernels& table); \
     void fill_quantize(Kernels& table);    \
+    void fill_rounding(Kernels& table);    \
     }
 GLM4_DECLARE_ISA(generic)
 GLM4_DECLARE_ISA(avx2)

@@ -15,17 +15,11 @@ constexpr float INT4_MIN_UNIT = 1e-30f;
 // One cell, transposed: a column of 32 rows is contiguous, and vector lanes are rows.
 using Cell = float[kColGroup][kRowBlock];
 
-GLM4_INLINE vf reciprocal(vf scale) {
-    return vselect_gt(vabs(scale), vset(0.0f), vdiv(vset(1.0f), scale), vset(0.0f));
-}
-
 GLM4_INLINE vf half_round(vf x) {
     uint16_t part[LANES];
     vstore_half(part, x);
     return vload_half(part);
 }
-
-GLM4_INLINE vf round_clipped(vf x, float low, float high) { return vround(vmin(vset(high), vmax(vset(low), x))); }
 
 void pack_fp32(const Cell& cell, uint8_t* out) { memcpy(out, cell, sizeof(Cell)); }
 

@@ -419,6 +419,11 @@ GLM4_INLINE float vreduce_max(vf x) {
 }
 #endif
 
+// 1 / x, and 0 for 0.
+GLM4_INLINE vf reciprocal(vf x) { return vselect_gt(vabs(x), vset(0.0f), vdiv(vset(1.0f), x), vset(0.0f)); }
+
+GLM4_INLINE vf round_clipped(vf x, float low, float high) { return vround(vmin(vset(high), vmax(vset(low), x))); }
+
 // e^x within 2 ulp: 0 below -104, infinity above 88.7, NaN for NaN. Range reduction and polynomial as in Cephes' expf.
 GLM4_INLINE vf vexp(vf x) {
     x = vmin(vset(89.0f), vmax(vset(-105.0f), x));

@@ -12,6 +12,7 @@ from glm4.kernels.formats import PackedWeight
 from glm4.kernels.reference import REFERENCE
 from glm4.kernels.reference_packing import f16_round, int4_cells, int8_cells
 from glm4.quantization import int4_grid, rounding
+from glm4.quantization.cholesky import factorise_in_place
 from glm4.quantization.int4_grid import pack_integers
 from glm4.quantization.int8_grid import pack_int8_integers
 from glm4.quantization.rounding import factorise, round_compensated
@@ -71,6 +72,18 @@ def test_factors_multiply_to_the_damped_matrix(format: str, cols: int) -> None:
     np.testing.assert_array_equal(np.diagonal(upper), 1)
     assert (factors.diagonal > 0).all()
     np.testing.assert_allclose(upper * factors.diagonal @ upper.T, damped, rtol=0, atol=1e-4 * hessian.max())
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 50])
+def test_cholesky_in_blocks(size: int) -> None:
+    x = inputs(np.random.default_rng(size), 3 * size, size).astype(np.float64)
+    matrix = x.T @ x
+    factor = matrix.copy()
+    factor[np.triu_indices(size, 1)] = np.nan  # never read
+    factorise_in_place(factor, block=16)
+    np.testing.assert_allclose(factor, np.linalg.cholesky(matrix), rtol=0, atol=1e-12 * matrix.max())
+    with pytest.raises(np.linalg.LinAlgError):
+        factorise_in_place(-matrix, block=16)
 
 
 def test_factors_of_poor_statistics() -> None:

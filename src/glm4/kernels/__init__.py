@@ -16,6 +16,7 @@ from glm4.errors import KernelError
 from glm4.kernels.formats import FORMATS, PackedWeight, WeightFormat, packed_nbytes, random_packed
 
 F32: TypeAlias = NDArray[np.float32]
+I8: TypeAlias = NDArray[np.int8]
 I32: TypeAlias = NDArray[np.int32]
 I64: TypeAlias = NDArray[np.int64]
 KVCacheArray: TypeAlias = NDArray[Any]  # float32, float16, or int8 as described in kernels/int8_cache.py
@@ -36,6 +37,34 @@ class Kernels(Protocol):
 
     def unpack(self, weight: PackedWeight) -> F32:
         """The dequantised float32 [N, K]."""
+
+    def round_columns(
+        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+    ) -> tuple[I8, F32]:
+        """Rounds at most 32 columns, one after the other, each knowing what those before it got wrong.
+
+        Args:
+            target: what the columns should be, [columns, N]; N are rows of the matrix.
+            source: the weights, [columns, N].
+            upper: [columns, columns]; upper[j, k] times the error of column j is added to the target of column k > j.
+            step, centre: a quant q stands for step * q + centre; [columns, N], or [1, N] for all columns.
+            lowest, highest: bounds of the quants.
+
+        Returns:
+            quants int8 [columns, N], and source minus what they stand for, float32 [columns, N].
+        """
+
+    def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
+        """The int4 grid of a group of at most 32 columns with the least weighted squared error, row by row.
+
+        Args:
+            target: [columns, N].
+            unit: of the rows, [N].
+            weights: of the columns' squared errors, [columns]; positive.
+
+        Returns:
+            scale 0..255 and offset -127..127, float32 [N]: q in -8..7 stands for unit * (scale * q + 8 * offset).
+        """
 
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         """x [M, K] times the transposed weight [N, K], plus bias [N]: float32 [M, N].

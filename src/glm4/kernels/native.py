@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from glm4.errors import KernelError, TensorError
-from glm4.kernels import F32, I32, I64, KVCacheArray, _native
+from glm4.kernels import F32, I8, I32, I64, KVCacheArray, _native
 from glm4.kernels.formats import FORMATS, PackedWeight, aligned_empty, unpackable_row_message, weight_format
 from glm4.processors import default_num_threads, worker_processors
 
@@ -42,6 +42,18 @@ class NativeKernels:
         out = np.empty((weight.rows, weight.cols), dtype=np.float32)
         _native.unpack(weight.data, _CODES[weight.format], weight.rows, weight.cols, out)
         return out
+
+    def round_columns(
+        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+    ) -> tuple[I8, F32]:
+        error, quants = np.empty(np.shape(target), np.float32), np.empty(np.shape(target), np.int8)
+        _native.round_columns(target, source, upper, step, centre, lowest, highest, error, quants)
+        return quants, error
+
+    def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
+        scale, offset = np.empty(np.shape(unit), np.float32), np.empty(np.shape(unit), np.float32)
+        _native.search_int4(target, unit, weights, float(np.sum(weights)), scale, offset)
+        return scale, offset
 
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         out = np.empty((len(x), weight.rows), dtype=np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import TensorError
-from glm4.kernels import F32, I32, I64, KVCacheArray, int8_cache
+from glm4.kernels import F32, I8, I32, I64, KVCacheArray, int8_cache, reference_rounding
 from glm4.kernels.formats import (
     COL_GROUP,
     INT4_OFFSET_UNIT,
@@ -104,6 +104,26 @@ class ReferenceKernels:
             cells = weight.data.view(np.float32).reshape(*grid(weight), COL_GROUP, ROW_BLOCK).swapaxes(2, 3)
         padded = cells.swapaxes(1, 2).reshape(cells.shape[0] * ROW_BLOCK, -1)
         return np.ascontiguousarray(padded[: weight.rows, : weight.cols])
+
+    def round_columns(
+        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+    ) -> tuple[I8, F32]:
+        columns = len(target)
+        _check(1 <= columns <= COL_GROUP, f"round_columns: 1 to 32 columns, not {columns}")
+        _check(source.shape == target.shape, "round_columns: source has another shape than target")
+        _check(upper.shape == (columns, columns), f"round_columns: upper must be [{columns}, {columns}]")
+        for name, x in (("step", step), ("centre", centre)):
+            shapes = (target.shape, (1, target.shape[1]))
+            _check(x.shape in shapes, f"round_columns: {name} must have one of the shapes {shapes}")
+        _check(-128 <= lowest <= highest <= 127, "round_columns: quants are 8-bit integers")
+        return reference_rounding.round_columns(target, source, upper, step, centre, lowest, highest)
+
+    def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
+        columns, rows = target.shape
+        _check(1 <= columns <= COL_GROUP, f"search_int4: 1 to 32 columns, not {columns}")
+        _check(unit.shape == (rows,), f"search_int4: unit must have {rows} rows")
+        _check(weights.shape == (columns,), f"search_int4: weights must have {columns} columns")
+        return reference_rounding.search_int4(target, unit, weights)
 
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         _check_array("linear: x", x, 2)

@@ -8,12 +8,9 @@ from numpy.typing import NDArray
 from glm4.kernels import Kernels
 from glm4.kernels.formats import COL_GROUP, INT4_OFFSET_UNIT, ROW_BLOCK, PackedWeight, empty_packed
 from glm4.kernels.reference_packing import (
-    INT4_CANDIDATES,
-    INT4_PASSES,
     Int4Cells,
     int4_cells,
     pack_int4,
-    reciprocal,
     to_cells,
 )
 
@@ -22,8 +19,6 @@ Columns = NDArray[np.intp]
 
 # A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
 HEADROOM = np.float32(1.1)
-_SEARCH_ROWS = 1024  # their targets fit a second-level cache
-_TINY = np.float32(1e-30)
 
 
 class Int4Grid:
@@ -33,6 +28,7 @@ class Int4Grid:
 
     def __init__(self, weight: Float, kernels: Kernels) -> None:
         rows, cols = weight.shape
+        self._kernels = kernels
         self._unit = _row_units(weight, kernels)
         self._scales, self._offsets = np.zeros((2, -(-cols // COL_GROUP), rows), np.int32)
 
@@ -44,13 +40,10 @@ class Int4Grid:
     def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
         """`Grid.at`: least squares, the error of each column weighted."""
         weights = (weights / weights.mean()).astype(np.float32)
-        unit, scale, offset = self._unit, np.empty_like(self._unit), np.empty_like(self._unit)
-        for start in range(0, len(unit), _SEARCH_ROWS):
-            rows = slice(start, start + _SEARCH_ROWS)
-            scale[rows], offset[rows] = _search_rows(target[:, rows], unit[rows], weights)
+        scale, offset = self._kernels.search_int4(target, self._unit, weights)
         group = columns[0] // COL_GROUP
         self._scales[group], self._offsets[group] = scale, offset
-        return unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
+        return (self._unit * scale)[None], (self._unit * (offset * np.float32(INT4_OFFSET_UNIT)))[None]
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""
@@ -61,47 +54,6 @@ def _row_units(weight: Float, kernels: Kernels) -> Float:
     """Unit of each row: that of plain rounding, and some room."""
     unit = int4_cells(kernels.pack("int4", weight)).unit.reshape(-1)[: len(weight)]
     return np.asarray(unit * HEADROOM, np.float32)
-
-
-def _search_rows(target: Float, unit: Float, weights: Float) -> tuple[Float, Float]:
-    """Scale 0..255 and offset -127..127 of each row, for rows that stay in the cache.
-
-    Ranges as in `pack`, each improved by weighted least squares.
-    """
-    low, high = target.min(axis=0), target.max(axis=0)
-    middle = (low + high) * np.float32(0.5)
-    y = target - middle
-    weighted = y * weights[:, None]
-    total, sy = weights.sum(), weighted.sum(axis=0)
-    inverse_unit = reciprocal(unit)
-    least = np.full_like(unit, np.inf)
-    best_scale, best_offset = np.zeros_like(unit), np.zeros_like(unit)
-    for steps in INT4_CANDIDATES:
-        fit = (high - low) / steps
-        base = fit * np.float32(0.5)
-        for _ in range(INT4_PASSES):
-            q = np.rint(np.clip((y - base) * reciprocal(fit), np.float32(-8), np.float32(7)))
-            sq, sqq, sqy = _weighted_sum(weights, q), _weighted_sum(weights, q * q), (q * weighted).sum(axis=0)
-            spread = total * sqq - sq * sq
-            fit = np.where(spread > 0, (total * sqy - sq * sy) / np.maximum(spread, _TINY), np.float32(0))
-            base = (sy - fit * sq) / total
-        scale = np.rint(np.clip(fit * inverse_unit, np.float32(0), np.float32(255)))
-        offset = np.rint(
-            np.clip((base + middle) * inverse_unit / np.float32(INT4_OFFSET_UNIT), np.float32(-127), np.float32(127))
-        )
-        step, centre = unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT))
-        wrong = target - centre
-        wrong -= step * np.rint(np.clip(wrong * reciprocal(step), np.float32(-8), np.float32(7)))
-        error = _weighted_sum(weights, wrong * wrong)
-        better = error < least
-        for best, found in ((least, error), (best_scale, scale), (best_offset, offset)):
-            best[better] = found[better]
-    return best_scale, best_offset
-
-
-def _weighted_sum(weights: Float, values: Float) -> Float:
-    """weights [columns] times values [columns, N]. Too small a product for a BLAS that would wake its threads."""
-    return np.asarray(np.einsum("c,cn->n", weights, values), np.float32)
 
 
 def pack_integers(

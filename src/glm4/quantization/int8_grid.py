@@ -40,7 +40,7 @@ class Int8Grid:
 
     def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
         """`Grid.at`."""
-        return self._scales[columns // _SPAN], np.zeros((1, 1), np.float32)
+        return self._scales[columns // _SPAN], np.zeros((1, target.shape[1]), np.float32)
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""

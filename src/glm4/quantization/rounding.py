@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed
-from glm4.kernels.reference_packing import reciprocal
+from glm4.quantization.cholesky import factorise_in_place
 from glm4.quantization.int4_grid import Int4Grid
 from glm4.quantization.int8_grid import Int8Grid
 
@@ -60,7 +60,7 @@ class Grid(Protocol):
             weights: of each column's squared error, [columns].
 
         Returns:
-            step and centre, broadcastable to [columns, N].
+            step and centre, [columns, N], or [1, N] for all columns.
         """
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
@@ -105,14 +105,13 @@ def factorise(hessian: Float, format: str, damping: float = DAMPING) -> Factors:
         flipped = hessian[np.ix_(backwards, backwards)].astype(np.float64)
         flipped[np.diag_indices_from(flipped)] += damping * mean
         try:
-            lower = np.linalg.cholesky(flipped)
+            factorise_in_place(flipped)
             break
         except np.linalg.LinAlgError:
             damping *= 10
-    del flipped
-    root = np.diagonal(lower).copy()
-    lower /= root  # each column by its own root
-    upper = np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+    root = np.diagonal(flipped).copy()
+    flipped /= root  # each column by its own root
+    upper = np.ascontiguousarray(flipped[::-1, ::-1], np.float32)
     return Factors(batches, upper, (root[::-1] ** 2).astype(np.float32))
 
 
@@ -127,25 +126,22 @@ def round_compensated(format: str, weight: Float, factors: Factors, kernels: Ker
     step = max(1, _SLAB_NBYTES // (4 * cols * ROW_BLOCK)) * ROW_BLOCK
     for start in range(0, rows, step):
         slab = np.ascontiguousarray(weight[start : start + step])
-        whole.place(start, _round_rows(slab, GRIDS[format](slab, kernels), factors))
+        whole.place(start, _round_rows(slab, GRIDS[format](slab, kernels), factors, kernels))
     return whole
 
 
-def _round_rows(weight: Float, grid: Grid, factors: Factors) -> PackedWeight:
+def _round_rows(weight: Float, grid: Grid, factors: Factors, kernels: Kernels) -> PackedWeight:
     """`round_compensated` of some rows. Works on transposed matrices: a column of W is contiguous."""
     source = np.ascontiguousarray(weight.T)[np.concatenate(factors.batches)]
     error, quants = np.zeros_like(source), np.zeros(source.shape, np.int8)
-    lowest, highest = np.float32(grid.lowest), np.float32(grid.highest)
     stop = 0
     for columns in factors.batches:
         start, stop = stop, stop + len(columns)
         upper = factors.upper[:stop, start:stop]
         target = source[start:stop] + upper[:start].T @ error[:start]
         step, centre = grid.at(columns, target, factors.diagonal[start:stop])
-        steps, centres, inverses = (np.broadcast_to(x, target.shape) for x in (step, centre, reciprocal(step)))
-        for k, column in enumerate(columns):
-            q = np.rint(np.clip((target[k] - centres[k]) * inverses[k], lowest, highest))
-            quants[column] = q
-            np.subtract(source[start + k], steps[k] * q + centres[k], out=error[start + k])
-            target[k + 1 :] += upper[start + k, k + 1 :, None] * error[start + k]
+        inside = np.ascontiguousarray(upper[start:])
+        quants[columns], error[start:stop] = kernels.round_columns(
+            target, source[start:stop], inside, step, centre, grid.lowest, grid.highest
+        )
     return grid.packed(quants.T)

@@ -1,0 +1,67 @@
+"""NumPy twins of the inner loops of error-compensated rounding. The order of the additions is part of the contract."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from glm4.kernels import F32, I8
+from glm4.kernels.formats import INT4_OFFSET_UNIT
+from glm4.kernels.reference_packing import INT4_CANDIDATES, INT4_PASSES, reciprocal
+
+_TINY = np.float32(1e-30)
+
+
+def round_columns(
+    target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+) -> tuple[I8, F32]:
+    """`Kernels.round_columns`."""
+    target, error, quants = target.copy(), np.empty_like(source), np.empty(source.shape, np.int8)
+    steps, centres, inverses = (np.broadcast_to(x, target.shape) for x in (step, centre, reciprocal(step)))
+    low, high = np.float32(lowest), np.float32(highest)
+    for k in range(len(target)):
+        q = np.rint(np.clip((target[k] - centres[k]) * inverses[k], low, high))
+        quants[k] = q
+        error[k] = source[k] - (steps[k] * q + centres[k])
+        target[k + 1 :] += upper[k, k + 1 :, None] * error[k]
+    return quants, error
+
+
+def search_int4(target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
+    """`Kernels.search_int4`: ranges as in `pack`, each improved by weighted least squares."""
+    low, high = target.min(axis=0), target.max(axis=0)
+    middle = (low + high) * np.float32(0.5)
+    y, zero, total = target - middle, np.zeros_like(unit), np.float32(weights.sum())
+    sy = sum((y_c * w for y_c, w in zip(y, weights, strict=True)), start=zero)
+    inverse_unit = reciprocal(unit)
+    least, best_scale, best_offset = zero, zero, zero
+    for number, steps in enumerate(INT4_CANDIDATES):
+        fit = (high - low) / steps
+        base = fit * np.float32(0.5)
+        for _ in range(INT4_PASSES):
+            inverse = reciprocal(fit)
+            sq, sqq, sqy = zero, zero, zero
+            for y_c, w in zip(y, weights, strict=True):
+                q = np.rint(np.clip((y_c - base) * inverse, np.float32(-8), np.float32(7)))
+                weighted = q * w
+                sq, sqq, sqy = sq + weighted, sqq + weighted * q, sqy + weighted * y_c
+            spread, rise = total * sqq - sq * sq, total * sqy - sq * sy
+            fit = np.where(spread > 0, rise / np.maximum(spread, _TINY), np.float32(0))
+            base = (sy - fit * sq) / total
+        scale = np.rint(np.clip(fit * inverse_unit, np.float32(0), np.float32(255)))
+        offset = (base + middle) * inverse_unit / np.float32(INT4_OFFSET_UNIT)
+        offset = np.rint(np.clip(offset, np.float32(-127), np.float32(127)))
+        error = _squared_error(target, unit * scale, unit * (offset * np.float32(INT4_OFFSET_UNIT)), weights)
+        better = error < least if number else np.ones(error.shape, bool)
+        least, best_scale, best_offset = (
+            np.where(better, new, old) for new, old in ((error, least), (scale, best_scale), (offset, best_offset))
+        )
+    return best_scale, best_offset
+
+
+def _squared_error(target: F32, step: F32, centre: F32, weights: F32) -> F32:
+    inverse, total = reciprocal(step), np.zeros_like(step)
+    for column, w in zip(target, weights, strict=True):
+        wrong = column - centre
+        wrong = wrong - step * np.rint(np.clip(wrong * inverse, np.float32(-8), np.float32(7)))
+        total = total + wrong * wrong * w
+    return total

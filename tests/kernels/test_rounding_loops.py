@@ -1,0 +1,98 @@
+"""The inner loops of error-compensated rounding: byte-identical to their twins, on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from glm4.kernels import Kernels
+
+ROWS = [*range(1, 10), 31, 32, 33, 127, 128, 129, 1000]
+COLUMNS = [1, 2, 31, 32]
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("one_grid", [True, False], ids=["one grid", "a grid for each column"])
+def test_round_columns(
+    native: Kernels, reference: Kernels, rng: np.random.Generator, columns: int, one_grid: bool
+) -> None:
+    for rows in ROWS:
+        target, source = rng.standard_normal((2, columns, rows), dtype=np.float32)
+        step = np.abs(rng.standard_normal((1 if one_grid else columns, rows), dtype=np.float32)) / 4
+        step[0, 0] = 0  # a row of zeros
+        centre = rng.standard_normal((1, rows), dtype=np.float32)
+        upper = np.triu(rng.standard_normal((columns, columns), dtype=np.float32), 1)
+        quants, error = native.round_columns(target, source, upper, step, centre, -8, 7)
+        expected_quants, expected_error = reference.round_columns(target, source, upper, step, centre, -8, 7)
+        np.testing.assert_array_equal(quants, expected_quants)
+        np.testing.assert_array_equal(error, expected_error)
+        if rows > 100 and columns > 2:
+            assert {-8, 7} <= set(np.unique(quants).tolist())
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_search_int4(native: Kernels, reference: Kernels, rng: np.random.Generator, columns: int) -> None:
+    for rows in ROWS:
+        target = rng.standard_normal((columns, rows), dtype=np.float32)
+        target[:, 0] = 0.25  # no range
+        unit = np.full(rows, 4e-3, np.float32)
+        unit[-1] = 0  # a row of zeros has no unit
+        weights = rng.uniform(0.1, 3, columns).astype(np.float32)
+        found = native.search_int4(target, unit, weights)
+        for actual, expected in zip(found, reference.search_int4(target, unit, weights), strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+def test_the_search_is_better_than_rounding_over_the_range(native: Kernels, rng: np.random.Generator) -> None:
+    target = rng.standard_normal((32, 500), dtype=np.float32)
+    weights = rng.uniform(0.1, 3, 32).astype(np.float32)
+    unit = np.full(500, 2e-3, np.float32)
+    scale, offset = native.search_int4(target, unit, weights)
+    plain = (target.max(axis=0) - target.min(axis=0)) / 15
+    middle = (target.max(axis=0) + target.min(axis=0)) / 2 + plain / 2
+
+    def error(step: np.ndarray, centre: np.ndarray) -> float:
+        wrong = target - (step * np.clip(np.rint((target - centre) / step), -8, 7) + centre)
+        return float((wrong**2 * weights[:, None]).sum())
+
+    assert error(unit * scale, unit * 8 * offset) < 0.9 * error(plain, middle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": np.zeros((3, 5), np.float32)}, "source"),
+        ({"upper": np.zeros((4, 3), np.float32)}, "upper"),
+        ({"step": np.zeros((2, 5), np.float32)}, "step"),
+        ({"centre": np.zeros((1, 4), np.float32)}, "centre"),
+        ({"highest": 128}, "8-bit"),
+        ({"target": np.zeros((33, 5), np.float32)}, "32 columns"),
+    ],
+)
+def test_wrong_arguments_of_round_columns(native: Kernels, reference: Kernels, changes: dict, message: str) -> None:
+    arguments = {
+        "target": np.zeros((4, 5), np.float32),
+        "source": np.zeros((4, 5), np.float32),
+        "upper": np.zeros((4, 4), np.float32),
+        "step": np.zeros((4, 5), np.float32),
+        "centre": np.zeros((1, 5), np.float32),
+        "lowest": -8,
+        "highest": 7,
+    } | changes
+    for kernels in (native, reference):
+        with pytest.raises(ValueError, match=message):
+            kernels.round_columns(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "weights", "message"),
+    [(33, 4, 33, "32 columns"), (4, 5, 4, "unit|rows"), (4, 4, 3, "weights")],
+)
+def test_wrong_arguments_of_search_int4(
+    native: Kernels, reference: Kernels, columns: int, rows: int, weights: int, message: str
+) -> None:
+    for kernels in (native, reference):
+        with pytest.raises(ValueError, match=message):
+            kernels.search_int4(
+                np.zeros((columns, rows), np.float32), np.ones(4, np.float32), np.ones(weights, np.float32)
+            )
