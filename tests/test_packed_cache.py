@@ -154,9 +154,10 @@ def test_another_reader_makes_another_entry(folder: Path, monkeypatch: pytest.Mo
     assert len(cache.cache_entries()) == 2
 
 
-@pytest.mark.parametrize(
-    "file", ["model/config_io.py", "model/loader.py", "model/weights/names.py", "tokenizer/gguf_vocab.py", "variants.py"]
-)
+READERS = ("model/config_io.py", "model/loader.py", "model/weights/names.py", "tokenizer/gguf_vocab.py", "variants.py")
+
+
+@pytest.mark.parametrize("file", READERS)
 def test_the_key_depends_on_whatever_reads_a_model(tmp_path: Path, file: str) -> None:
     """The entry of a GGUF file holds a tokenizer.json and a config.json that this code made of its metadata."""
     package = tmp_path / "glm4"

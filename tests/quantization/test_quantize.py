@@ -19,7 +19,7 @@ import pytest
 import tiny
 from glm4 import atomic_folder as atomic_folder_module
 from glm4.atomic_folder import atomic_folder, partial_of
-from glm4.errors import DiskFullError, InvalidRequestError, ModelNotFoundError
+from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError, ModelNotFoundError
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import packed_nbytes
 from glm4.model import loader
@@ -30,6 +30,7 @@ from glm4.quantization import checkpoint as quantization
 from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.report import KindError, QuantizationReport
 from glm4.text_side import TextSide
+from golden_models import draw, file_tensors
 from model_driver import forced_logits
 from packing import pack_folder
 
@@ -147,6 +148,36 @@ def test_codes_of_a_file_are_kept(
                 np.testing.assert_array_equal(packed.packed.weight(name).data, wanted[name].data)
             assert np.linalg.norm(made - exact) < 0.005 * np.linalg.norm(exact), name
     assert report.kinds["qkv"].relative_rmse < 0.005 < 0.02 < report.kinds["down"].relative_rmse
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_activations_that_overflow_are_an_error(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SEQUENCES", 2)
+    model = tiny.tiny_model(tie_word_embeddings=tied)
+    tensors = file_tensors(model, draw(model))
+    tensors["model.layers.1.input_layernorm.weight"] = np.full(model.hidden_size, 1e19, np.float32)
+    source = tiny.write_folder(tmp_path / "model", model, tensors=tensors)
+    with pytest.raises(CheckpointError, match=f"inputs of {'lm_head' if tied else 'qkv'} overflow"):
+        quantize(source, tmp_path / "out", calibrate=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_calibration_keeps_to_a_short_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SEQUENCES", 2)
+    source = tiny.write_folder(tmp_path / "model", tiny.tiny_model(max_position_embeddings=300))
+    assert quantize(source, tmp_path / "out", calibrate=True).calibration_tokens == 2 * 300
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        assert checkpoint.config.max_position_embeddings == 300
+
+
+@pytest.mark.parametrize("token", [4294967295, 288])
+def test_a_stop_token_that_does_not_exist_is_not_written(tmp_path: Path, token: int) -> None:
+    """Neither folder could be read: the one that `quantize` writes, and the one in the packed cache."""
+    source = tiny.write_gguf(tmp_path / "m.gguf", "qwen2", metadata={"tokenizer.ggml.eom_token_id": token})
+    quantize(source, tmp_path / "out")
+    with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
+        assert packed.config.eos_token_ids == checkpoint.config.eos_token_ids != ()
+        assert packed.notes[1:] == ()
 
 
 def test_calibration_is_the_default_of_small_models(source: Path) -> None:

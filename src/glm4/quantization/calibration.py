@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.errors import CheckpointError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight, empty_packed
 from glm4.kernels.group_codes import GroupCodes, pack_codes
@@ -69,7 +70,7 @@ class InputSums:
         """`Kernels.linear`, recorded."""
         if id(weight) not in self.sums:
             self.sums[id(weight)] = np.zeros((weight.cols, weight.cols), np.float32)
-        self.sums[id(weight)] += x.T @ x
+        _add_products(self.sums[id(weight)], x)
         return self.kernels.linear(x, weight, bias)
 
     def __getattr__(self, name: str) -> Any:
@@ -166,10 +167,14 @@ def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: K
 
 
 def layer_input_sums(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> dict[str, Float]:
-    """x^T x of the inputs of each matrix of a layer, [K, K] each. `hidden` [sequences, tokens, H] stays as it is."""
+    """x^T x of the inputs of each matrix of a layer, [K, K] each. `hidden` [sequences, tokens, H] stays as it is.
+
+    Raises:
+        CheckpointError: they are not finite.
+    """
     recorder = InputSums(kernels)
     run_layer(config, layer, hidden.copy(), cast(Kernels, recorder))
-    return {name: recorder.sums[id(layer[name])] for name in MATRICES}
+    return {name: _finite(recorder.sums[id(layer[name])], name) for name in MATRICES}
 
 
 def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Kernels) -> Float:
@@ -189,11 +194,26 @@ def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], k
 
 
 def head_input_sum(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:
-    """x^T x of the head's inputs, the final norm's outputs."""
+    """x^T x of the head's inputs, the final norm's outputs; errors as `layer_input_sums`."""
     total = np.zeros((config.hidden_size, config.hidden_size), np.float32)
     for part in _batches(hidden):
         x = kernels.rms_norm(part.reshape(-1, config.hidden_size), norm, config.rms_norm_eps)
+        _add_products(total, x)
+    return _finite(total, "lm_head")
+
+
+def _add_products(total: Float, x: Float) -> None:
+    """total += x^T x"""
+    with np.errstate(over="ignore", invalid="ignore"):  # see `_finite`
         total += x.T @ x
+
+
+def _finite(total: Float, name: str) -> Float:
+    if not np.isfinite(total).all():
+        raise CheckpointError(
+            f"the inputs of {name} overflow on the calibration text: the weights are damaged, or not a model's; "
+            "--no-calibrate takes them as they are"
+        )
     return total
 
 
