@@ -129,6 +129,19 @@ def test_damaged_metadata(metadata: dict[str, Any], message: str) -> None:
         load_tokenizer(None, gguf_metadata=metadata)
 
 
+@pytest.mark.parametrize("key", ["model", "pre", "tokens", "token_type", "merges", "eos_token_id", "eom_token_id"])
+@pytest.mark.parametrize(
+    "value", [5, -1, 2.5, float("nan"), float("inf"), True, "x", [], [[1]], ["x"] * 270, [[]] * 270], ids=str
+)
+def test_values_of_another_type(key: str, value: Any) -> None:
+    """A GGUF file may give any key a value of any type."""
+    try:
+        tokenizer = load_tokenizer(None, gguf_metadata=tiny_gguf(**{key: value}))
+    except TokenizerError:
+        return
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+
+
 def test_unknown_type_and_duplicates() -> None:
     metadata = tiny_gguf()
     metadata["tokenizer.ggml.token_type"][5] = 9

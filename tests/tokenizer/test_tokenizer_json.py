@@ -194,6 +194,23 @@ def test_damaged_files(tmp_path: Path, changes: dict[str, Any], message: str) ->
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": {"type": "BPE", "continuing_subword_prefix": "####", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "?"}},
+    ],
+    ids=["panic while reading", "panic while building", "panic while encoding", "bare exception while encoding"],
+)
+def test_the_library_fails(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A panic of the library is no Exception: it would get past everything that reports errors."""
+    save(build(), tmp_path, **changes)
+    with pytest.raises(TokenizerError):
+        load_tokenizer(tmp_path).encode("b")
+
+
 def test_not_json_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(TokenizerError, match="not valid JSON"):
