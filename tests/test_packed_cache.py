@@ -262,6 +262,12 @@ def test_a_home_that_cannot_be_used(folder: Path, home: Path) -> None:
     assert ask(folder)[0] == "safetensors"
 
 
+def test_a_home_that_cannot_even_be_looked_at(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is too long, here; or the folder of another user."""
+    monkeypatch.setenv("GLM4_HOME", str(tmp_path / ("x" * 300)))
+    assert ask(folder)[0] == "safetensors"
+
+
 def test_auto_takes_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An int8 entry is not used where int8 would not fit; then "auto" is int4."""
     ask(folder, "int8")

@@ -183,7 +183,7 @@ class PackedCache:
         """The packed form of the model for a dtype, opened; None if there is none that can be used."""
         for name in _KEPT if dtype == "auto" else (dtype,):
             folder = self._entry_folder(name) if name in _KEPT else None
-            if folder is None or not folder.is_dir():
+            if folder is None or not _is_folder(folder):
                 continue
             try:
                 _check_files(folder)
@@ -203,7 +203,7 @@ class PackedCache:
     ) -> BackgroundWrite | None:
         """Begin to write the model just loaded, if it is worth keeping and there is room; None if not."""
         folder = self._entry_folder(precision) if precision in _KEPT else None
-        if folder is None or folder.exists() or checkpoint.packed is not None:
+        if folder is None or _is_folder(folder) or checkpoint.packed is not None:
             return None
         stored = checkpoint.stored_precision
         made = named_precision(precision, stored)
@@ -215,6 +215,14 @@ class PackedCache:
         write = BackgroundWrite(folder, checkpoint, tokenizer, model, made, record)
         write.start(nbytes, self._limit)
         return write
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder; False where we may not look."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def discard(folder: Path) -> None:
