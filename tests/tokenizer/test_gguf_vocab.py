@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from glm4.errors import TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.tokenizer.gguf_vocab import PRE_TOKENIZERS
+from glm4.tokenizer.saving import save_tokenizer
 from vocabularies import CHATML_MARKERS, CHATML_SPECIALS, byte_characters, byte_level, installed_gguf, tiny_gguf
 
 
@@ -100,6 +102,15 @@ def test_prefix() -> None:
     assert load(bos_token_id=7, add_bos_token=False).prefix_ids == ()
     glm = load(pre="glm4", specials=["[gMASK]", "<sop>", "<|user|>"])
     assert glm.prefix_ids == (glm.special_id("[gMASK]"), glm.special_id("<sop>"))
+
+
+def test_ends_that_are_no_tokens(tmp_path: Path) -> None:
+    metadata = tiny_gguf(eos_token_id=4294967295, eot_token_id=-1, eom_token_id=258)
+    tokenizer = load_tokenizer(None, gguf_metadata=metadata)
+    assert tokenizer.eos_ids == {258}
+    tokenizer = load_tokenizer(None, gguf_metadata=tiny_gguf(eos_token_id=4294967295))
+    save_tokenizer(tokenizer, tmp_path)
+    assert load_tokenizer(tmp_path).eos_ids == tokenizer.eos_ids == frozenset()
 
 
 def with_(key: str, value: Any) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def _from_metadata(metadata: Mapping[str, Any]) -> ByteLevelBPE:
     prefix = glm_prefix_ids(added)
     if not prefix and metadata.get("tokenizer.ggml.add_bos_token"):
         prefix = _ids(metadata, ("bos_token_id",))
-    return ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(_ids(metadata, _EOS_KEYS)))
+    # Some files write 2**32 - 1 for a token they lack.
+    eos = {token for token in _ids(metadata, _EOS_KEYS) if 0 <= token < len(metadata["tokenizer.ggml.tokens"])}
+    return ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(eos))
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[dict[int, str], list[AddedToken]]:
