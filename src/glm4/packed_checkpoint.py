@@ -82,11 +82,8 @@ def write_packed_checkpoint(
         nbytes, digest = writer.finish()
     variant = checkpoint.variant
     info = PackedInfo(precision, nbytes, digest, variant.name, checkpoint.model_type, source, channel_scales)
-    config = checkpoint.config
-    # Some GGUF files write 2**32 - 1 for a token they lack; in config.json it would be an error.
-    named = sorted(token for token in tokenizer.eos_ids if token < config.vocab_size)
-    stops = tuple(dict.fromkeys((*config.eos_token_ids, *named)))
-    write_packed_config(folder, replace(config, eos_token_ids=stops), info)
+    stops = tuple(dict.fromkeys((*checkpoint.config.eos_token_ids, *sorted(tokenizer.eos_ids))))
+    write_packed_config(folder, replace(checkpoint.config, eos_token_ids=stops), info)
 
 
 def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
