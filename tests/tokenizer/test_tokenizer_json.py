@@ -179,6 +179,7 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
         ({"added_tokens": ["<a>"]}, "integer id and a text content"),
         ({"added_tokens": [{"id": 0, "content": "<a>"}]}, "share an id"),
         ({"added_tokens": [{"id": 5_000_000_000, "content": "<a>"}]}, "not usable"),
+        ({"added_tokens": [{"id": 400, "content": "<\ud800>"}]}, "not usable"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}}}, "tokenizer.json"),
         ({"post_processor": {"single": [{"SpecialToken": 3}]}, "added_tokens": []}, "damaged"),
         ({"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}, "no integer or out of range"),

@@ -187,7 +187,8 @@ def _checked_added_tokens(tokens: Iterable[AddedToken]) -> dict[str, AddedToken]
     table: dict[str, AddedToken] = {}
     ids: dict[int, str] = {}
     for token in tokens:
-        if not token.content or len(token.content) > 256 or not 0 <= token.id < MAX_TOKEN_ID:
+        usable = 0 < len(token.content) <= 256 and _well_formed(token.content) == token.content
+        if not usable or not 0 <= token.id < MAX_TOKEN_ID:
             raise TokenizerError(f"special token {token.content[:40]!r} with id {token.id} is not usable")
         if table.get(token.content, token).id != token.id or ids.get(token.id, token.content) != token.content:
             raise TokenizerError(f"special token {token.content!r} (id {token.id}) is defined twice, differently")
