@@ -100,6 +100,7 @@ def test_prefix() -> None:
     assert load().prefix_ids == ()
     assert load(bos_token_id=7, add_bos_token=True).prefix_ids == (7,)
     assert load(bos_token_id=7, add_bos_token=False).prefix_ids == ()
+    assert load(bos_token_id=4294967295, add_bos_token=True).prefix_ids == ()
     glm = load(pre="glm4", specials=["[gMASK]", "<sop>", "<|user|>"])
     assert glm.prefix_ids == (glm.special_id("[gMASK]"), glm.special_id("<sop>"))
 

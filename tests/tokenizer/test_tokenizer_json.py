@@ -169,6 +169,11 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
     assert ours.decode(ours.encode("Hello world, hello")) == "Hello world, hello"
 
 
+def prefixed(ids: object) -> dict[str, Any]:
+    """A post-processor that puts the ids before a text."""
+    return {"single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {"<s>": {"ids": ids}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -182,6 +187,10 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
         ({"added_tokens": [{"id": 400, "content": "<\ud800>"}]}, "not usable"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}}}, "tokenizer.json"),
         ({"post_processor": {"single": [{"SpecialToken": 3}]}, "added_tokens": []}, "damaged"),
+        ({"post_processor": prefixed(["a"]), "added_tokens": []}, "begin with"),
+        ({"post_processor": prefixed([-1]), "added_tokens": []}, "begin with"),
+        ({"post_processor": prefixed([1 << 40]), "added_tokens": []}, "begin with"),
+        ({"post_processor": prefixed(7), "added_tokens": []}, "damaged"),
         ({"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}, "no integer or out of range"),
         ({"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}, "merges": []}}, "share an id"),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "c"]]}}, "out of vocabulary"),

@@ -70,6 +70,8 @@ class Tokenizer(ABC):
         is_named[ids] = True
         self._named_ids: NDArray[np.int64] = np.flatnonzero(is_named)
         self.size = int(self._named_ids[-1]) + 1
+        if not all(type(token_id) is int and 0 <= token_id < self.size for token_id in prefix_ids):
+            raise TokenizerError(f"texts are to begin with {prefix_ids!r:.60}, which are no tokens of the vocabulary")
         self.prefix_ids = prefix_ids
         self.eos_ids = eos_ids
         self._splitter = _splitter(self.added_tokens.values())

@@ -91,9 +91,7 @@ def _from_metadata(metadata: Mapping[str, Any]) -> ByteLevelBPE:
     prefix = glm_prefix_ids(added)
     if not prefix and metadata.get("tokenizer.ggml.add_bos_token"):
         prefix = _ids(metadata, ("bos_token_id",))
-    # Some files write 2**32 - 1 for a token they lack.
-    eos = {token for token in _ids(metadata, _EOS_KEYS) if 0 <= token < len(metadata["tokenizer.ggml.tokens"])}
-    return ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(eos))
+    return ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(_ids(metadata, _EOS_KEYS)))
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[dict[int, str], list[AddedToken]]:
@@ -144,8 +142,10 @@ def _build(pieces: Mapping[int, str], merges: list[tuple[str, str]], pre: PreTok
 
 
 def _ids(metadata: Mapping[str, Any], keys: Sequence[str]) -> tuple[int, ...]:
+    """The ids under these keys. Some files write 2**32 - 1 for a token they lack."""
     values = (metadata.get(f"tokenizer.ggml.{key}") for key in keys)
-    return tuple(int(value) for value in values if value is not None)
+    ids = (int(value) for value in values if value is not None)
+    return tuple(token for token in ids if 0 <= token < len(metadata["tokenizer.ggml.tokens"]))
 
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
