@@ -367,8 +367,9 @@ Cache cache_of(const Array& k, const Array& v) {
     const int64_t largest = type == kCacheInt8 ? 512 : 65536;  // int8: products are summed up in int32
     check(cache.page_size > 0 && cache.page_size % 16 == 0 && cache.page_size <= largest,
           k.name() + " has page size " + str(cache.page_size) + ", expected a multiple of 16 up to " + str(largest));
+    check(cache.dim > 0, k.name() + " has head size " + str(cache.dim) + ", expected at least 1");
     if (type == kCacheInt8) {
-        check(cache.dim > 0 && cache.dim % 16 == 0 && cache.dim <= largest,
+        check(cache.dim % 16 == 0 && cache.dim <= largest,
               k.name() + " in int8 has head size " + str(cache.dim) + ", expected a multiple of 16 up to " + str(largest));
         check(is_aligned(k.raw(), 4) && is_aligned(v.raw(), 4), k.name() + " and v_cache must be aligned to 4 bytes");
     }

@@ -149,9 +149,24 @@ def test_changed_files_beside_the_weights_count_too(folder: Path) -> None:
 
 def test_another_reader_makes_another_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(folder)
-    monkeypatch.setattr(cache, "_code_digest", lambda: "a repaired reader")
+    monkeypatch.setattr(cache, "_code_digest", lambda package: "a repaired reader")
     assert ask(folder)[0] == "safetensors"
     assert len(cache.cache_entries()) == 2
+
+
+READERS = ("model/config_io.py", "model/loader.py", "model/weights/names.py", "tokenizer/gguf_vocab.py", "variants.py")
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_the_key_depends_on_whatever_reads_a_model(tmp_path: Path, file: str) -> None:
+    """The entry of a GGUF file holds a tokenizer.json and a config.json that this code made of its metadata."""
+    package = tmp_path / "glm4"
+    shutil.copytree(cache.PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    digest = cache._code_digest.__wrapped__  # not cached
+    assert digest(package) == digest(cache.PACKAGE)
+    with (package / file).open("a", encoding="utf-8") as source:
+        source.write("# repaired\n")
+    assert digest(package) != digest(cache.PACKAGE)
 
 
 def flip(name: str, at: float) -> Callable[[Path], None]:
@@ -172,6 +187,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "cut configuration": lambda entry: os.truncate(entry / "config.json", 100),
     "empty": lambda entry: [file.unlink() for file in entry.iterdir()] and None,
     "no tokenizer": lambda entry: [file.unlink() for file in entry.glob("tokenizer*")] and None,
+    "no sampling defaults": lambda entry: (entry / "generation_config.json").unlink(),
+    "no record": lambda entry: (entry / cache.IDENTITY_FILE).unlink(),
+    "empty record": lambda entry: (entry / cache.IDENTITY_FILE).write_text("{}") and None,
 }
 
 
@@ -181,6 +199,33 @@ def test_a_damaged_entry_is_made_again(model: Path, damage: str) -> None:
     DAMAGES[damage](only_entry())
     assert ask(model) == (kind, tokens)
     assert ask(model) == ("packed", tokens)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: os.truncate(file, 20)], ids=["missing", "cut off"])
+def test_an_entry_without_its_whole_template_is_made_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    """It would open, and render conversations in another way than the original."""
+    template = tiny.CHATML_TEMPLATE.replace("<|im_start|>", "<|im_start|>Dear ")
+    model = tiny.write_gguf(tmp_path / "model.gguf", "qwen2", chat_template=template)
+    prompts = []
+    for _ in range(3):
+        with LLM(str(model), max_model_len=128) as llm:
+            prompts.append(llm.prepare_chat(CHAT).prompt_ids)
+        if len(prompts) == 1:
+            damage(only_entry() / "chat_template.jinja")
+    assert prompts[0] == prompts[1] == prompts[2]
+    assert ask(model)[0] == "packed"
+
+
+def test_an_entry_goes_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a reader finds while an entry is being deleted, and when the deleting process was killed."""
+    ask(folder)
+    with monkeypatch.context() as killed:
+        killed.setattr("shutil.rmtree", lambda path, **_: (path / "tokenizer_config.json").unlink())
+        cache.discard(only_entry())
+    assert cache.cache_entries() == []
+    assert len(list(cache.cache_folder().iterdir())) == 1
+    cache.remove_abandoned(cache.cache_folder())
+    assert list(cache.cache_folder().iterdir()) == []
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +259,12 @@ def test_nothing_is_kept_that_exceeds_the_limit(folder: Path, monkeypatch: pytes
 
 def test_a_home_that_cannot_be_used(folder: Path, home: Path) -> None:
     home.write_text("a file where the folder should be")
+    assert ask(folder)[0] == "safetensors"
+
+
+def test_a_home_that_cannot_even_be_looked_at(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is too long, here; or the folder of another user."""
+    monkeypatch.setenv("GLM4_HOME", str(tmp_path / ("x" * 300)))
     assert ask(folder)[0] == "safetensors"
 
 
@@ -288,10 +339,11 @@ def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.
         assert llm.checkpoint.kind == "packed"
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", '{"four_bit": 3}', '{"four_bit": [[], 4]}'])
-def test_a_damaged_record_does_no_harm(four_bit: Path, record: str) -> None:
+@pytest.mark.parametrize("names", [None, 3, "layers.0.o", [[], 4]], ids=str)
+def test_a_damaged_record_does_no_harm(four_bit: Path, names: object) -> None:
     _, tokens = ask(four_bit, "int8")
-    (only_entry() / cache.IDENTITY_FILE).write_text(record)
+    record = only_entry() / cache.IDENTITY_FILE
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"four_bit": names}))
     assert ask(four_bit, "int8") == ("packed", tokens)
 
 

@@ -44,13 +44,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             if error.errno in _NO_ROOM:
                 raise DiskFullError(f"no room left in {target.parent} while writing {target.name}") from error
             raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _locked(partial: Path, target: Path) -> Iterator[None]:
-    """Make the partial folder and hold the lock on it; the kernel frees it when the holder dies."""
+    """Make the partial folder and hold the lock on it; the kernel frees it when the holder dies.
+
+    What is left of the folder afterwards is deleted.
+    """
     try:
         partial.mkdir(parents=True, exist_ok=True)
         handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -64,11 +65,24 @@ def _locked(partial: Path, target: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks; the rename keeps the result whole even so
         # Between our open and our lock the other process may have finished and renamed this very folder.
-        if not partial.exists() or partial.stat().st_ino != os.fstat(handle).st_ino:
+        if not _is_at(partial, handle):
             raise InvalidRequestError(f"another process has just written {target}")
-        yield
+        try:
+            yield
+        finally:
+            # After the rename another writer may have made a folder of that name.
+            if _is_at(partial, handle):
+                shutil.rmtree(partial, ignore_errors=True)
     finally:
         os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether an open folder is (still) the one at a path."""
+    try:
+        return path.stat().st_ino == os.fstat(handle).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _sync(folder: Path) -> None:

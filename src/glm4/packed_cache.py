@@ -6,8 +6,9 @@ time, first megabyte), the precision, the code that reads checkpoints, and what 
 changed file or a better quantizer finds no entry and makes a new one.
 
 GLM4_PACKED_CACHE_GB bounds the folder (default 30; 0 turns it off); the least recently used entries go first. An entry
-is written in the background after the first load, only if the disk stays ample, and appears by a rename. A damaged
-entry is deleted and the original loaded.
+is written in the background after the first load, only if the disk stays ample, and appears by a rename. By a rename it
+also goes, so that nobody ever reads a part of one. A damaged entry, or one that lacks a file or has one of another size
+than was written, is deleted and the original loaded.
 
 Does not cover: an original that is changed without changing size, modification time and first megabyte.
 """
@@ -22,6 +23,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +32,6 @@ from typing import Any
 
 import numpy as np
 
-import glm4.model.weights
 from glm4.atomic_folder import atomic_folder, remove_abandoned
 from glm4.errors import CheckpointError, Glm4Error, InvalidRequestError, OutOfMemoryError
 from glm4.hub.store import home
@@ -59,6 +60,7 @@ from glm4.variants import Variant
 
 DEFAULT_LIMIT_GB = 30.0
 IDENTITY_FILE = "identity.json"
+_SIZES = "sizes"  # key of the bytes of every other file of the entry
 _FOUR_BIT = "four_bit"  # key of the original's matrices of 4-bit codes, on which the meaning of "auto" depends
 
 # Precisions worth keeping: those people run every day. fp32 and bf16 take the disk and serve comparisons.
@@ -66,6 +68,16 @@ _KEPT = (STORED, "int8", "int4")
 _MIN_NBYTES = 64 << 20  # below this, packing again is as fast
 _SPARE_DISK = 5_000_000_000
 _HEAD_NBYTES = 1 << 20
+# The code that an entry's weights, configuration, tokenizer and template depend on, beside what the kernels pack.
+PACKAGE = Path(__file__).parent
+_READERS = (
+    "model/weights/*.py",
+    "model/config*.py",
+    "model/loader.py",
+    "tokenizer/*.py",
+    "packed_checkpoint.py",
+    "variants.py",
+)
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 
 
@@ -134,7 +146,7 @@ def clear_cache(of: Path | None = None) -> int:
     freed = 0
     for entry in cache_entries():
         if of is None or Path(entry.model).is_relative_to(of.resolve()):
-            shutil.rmtree(entry.path, ignore_errors=True)
+            _delete(entry.path)
             freed += entry.nbytes
     if of is None:
         remove_abandoned(cache_folder())
@@ -162,7 +174,7 @@ class PackedCache:
         if self._identity is None:
             return None
         formats = ["int4", "int8"] if name == STORED else PRECISIONS[name].formats()
-        facts = [self._identity, name, geometry(formats), FORMAT_VERSION, TABLE_VERSION, _code_digest()]
+        facts = [self._identity, name, geometry(formats), FORMAT_VERSION, TABLE_VERSION, _code_digest(PACKAGE)]
         facts.append(_pack_digest(self._kernels, formats))
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         return cache_folder() / key
@@ -171,9 +183,10 @@ class PackedCache:
         """The packed form of the model for a dtype, opened; None if there is none that can be used."""
         for name in _KEPT if dtype == "auto" else (dtype,):
             folder = self._entry_folder(name) if name in _KEPT else None
-            if folder is None or not folder.is_dir():
+            if folder is None or not _is_folder(folder):
                 continue
             try:
+                _check_files(folder)
                 checkpoint = open_checkpoint(folder, variant=variant)
             except Glm4Error:
                 discard(folder)
@@ -190,7 +203,7 @@ class PackedCache:
     ) -> BackgroundWrite | None:
         """Begin to write the model just loaded, if it is worth keeping and there is room; None if not."""
         folder = self._entry_folder(precision) if precision in _KEPT else None
-        if folder is None or folder.exists() or checkpoint.packed is not None:
+        if folder is None or _is_folder(folder) or checkpoint.packed is not None:
             return None
         stored = checkpoint.stored_precision
         made = named_precision(precision, stored)
@@ -204,10 +217,44 @@ class PackedCache:
         return write
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder; False where we may not look."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def discard(folder: Path) -> None:
     """Delete a damaged entry (nothing outside the cache)."""
     if folder.parent == cache_folder():
-        shutil.rmtree(folder, ignore_errors=True)
+        _delete(folder)
+
+
+def _delete(entry: Path) -> None:
+    """Delete an entry. What a killed process leaves of it is hidden, and `remove_abandoned` finds it."""
+    gone = entry.with_name(f".{entry.name}.old-{os.getpid()}-{time.monotonic_ns()}")
+    with contextlib.suppress(OSError):
+        entry.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _check_files(entry: Path) -> None:
+    """Raise CheckpointError where an entry does not have the very files that were written, by name and size.
+
+    Weights have checksums, and a tokenizer or configuration that is cut off is no JSON any more; but a chat template or
+    sampling defaults that are missing would not be missed.
+    """
+    try:
+        found = _sizes(entry)
+    except OSError as error:  # another process has just deleted it
+        raise CheckpointError(f"cannot look at {entry}: {error}") from error
+    if read_json_object(entry / IDENTITY_FILE).get(_SIZES) != found:
+        raise CheckpointError(f"{entry} is not as it was written")
+
+
+def _sizes(entry: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in entry.iterdir() if file.name != IDENTITY_FILE}
 
 
 def _is_what_would_be_loaded(dtype: str, name: str, checkpoint: Checkpoint) -> bool:
@@ -285,7 +332,8 @@ class BackgroundWrite:
             write_packed_checkpoint(
                 partial, checkpoint, self._tokenizer, self._precision, self._parts(), checkpoint.path.resolve().name
             )
-            (partial / IDENTITY_FILE).write_text(json.dumps(self._record, indent=2) + "\n", encoding="utf-8")
+            record = {**self._record, _SIZES: _sizes(partial)}
+            (partial / IDENTITY_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def _parts(self) -> Iterator[Part]:
         config = self._checkpoint.config
@@ -319,7 +367,7 @@ def _make_room(nbytes: int, limit: int) -> bool:
     for entry in entries:
         if total + nbytes <= limit:
             break
-        shutil.rmtree(entry.path, ignore_errors=True)
+        _delete(entry.path)
         total -= entry.nbytes
     return True
 
@@ -357,11 +405,12 @@ def _file_identity(file: Path) -> list[Any]:
 
 
 @cache
-def _code_digest() -> str:
-    """Digest of the modules that turn files into canonical tensors: a repaired reader must not meet old results."""
+def _code_digest(package: Path) -> str:
+    """Digest of the modules that turn files into what an entry holds: a repaired reader must not meet old results."""
     digest = hashlib.sha256()
-    for file in sorted(Path(glm4.model.weights.__path__[0]).glob("*.py")):
-        digest.update(file.read_bytes())
+    for pattern in _READERS:
+        for file in sorted(package.glob(pattern)):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

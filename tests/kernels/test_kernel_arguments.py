@@ -151,6 +151,7 @@ def i32(*values: int) -> np.ndarray:
 
 SPOILED_ATTENTION: dict[str, dict[str, Any]] = {
     "head size": {"q": zeros(3, 4, 9)},
+    "no channels": {"q": zeros(3, 4, 0), "k_cache": zeros(5, 2, 0, 16), "v_cache": zeros(5, 2, 16, 0)},
     "heads not a multiple": {"q": zeros(3, 3, 8)},
     "float64 queries": {"q": zeros(3, 4, 8, dtype=np.float64)},
     "mixed cache dtypes": {"v_cache": zeros(5, 2, 16, 8, dtype=np.float16)},

@@ -252,6 +252,8 @@ def test_names_of_another_family_are_refused(tmp_path: Path, config: ModelConfig
     for model_type in ("llama", "qwen2"):
         with pytest.raises(UnsupportedModelError, match="gate_up_proj"):
             read(path, config, model_type)
+    with pytest.raises(UnsupportedModelError, match="'mamba'"):  # what a packed checkpoint says may be anything
+        read(path, config, "mamba")
 
 
 @pytest.mark.parametrize(

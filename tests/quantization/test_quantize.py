@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import namedtuple
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,18 +17,20 @@ import numpy as np
 import pytest
 
 import tiny
+from glm4 import atomic_folder as atomic_folder_module
 from glm4.atomic_folder import atomic_folder, partial_of
-from glm4.errors import DiskFullError, InvalidRequestError, ModelNotFoundError
+from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError, ModelNotFoundError
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import packed_nbytes
 from glm4.model import loader
-from glm4.model.loader import load_model
+from glm4.model.loader import canonical_tensors, load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.report import KindError, QuantizationReport
 from glm4.text_side import TextSide
+from golden_models import draw, file_tensors
 from model_driver import forced_logits
 from packing import pack_folder
 
@@ -115,6 +118,66 @@ def test_calibration_brings_outputs_closer(
         logits = [forced_logits(m, ids.reshape(-1)[:400], chunk=400) for m in (exact, model)]
         errors.append(float(np.square(logits[1] - logits[0]).mean()))
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_codes_of_a_file_are_kept(
+    tmp_path: Path, architecture: tiny.GGUFArchitecture, calibrate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int4 from a 4-bit GGUF file is what loading it as int4 is: rounding its codes again costs ten times the error."""
+    monkeypatch.setattr(quantization, "SEQUENCES", 2)
+    monkeypatch.setattr(loader, "SLAB_NBYTES", 40 * 4 * 64)
+    rounded = {"blk.0.ffn_down.weight": "Q8_0"}
+    source = tiny.write_gguf(tmp_path / "m.gguf", architecture, quantization="Q4_0", exceptions=rounded)
+    report = quantize(source, tmp_path / "out", calibrate=calibrate)
+    kernels = get_kernels()
+    with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
+        assert packed.packed is not None
+        model = load_model(checkpoint, PRECISIONS["int4"], kernels)
+        wanted = canonical_tensors(model.weights, checkpoint.config)
+        for name in checkpoint.tensor_names():
+            if not checkpoint.has_codes(name):
+                continue
+            exact, made = checkpoint.load(name), packed.load(name)
+            if calibrate and name == "layers.0.gate_up":  # its rows are divided by the factors of `down`
+                factors = packed.packed.vector("layers.0.down_channel_scale")
+                assert factors.std() > 0
+                made[len(factors) :] *= factors[:, None]
+            else:
+                np.testing.assert_array_equal(packed.packed.weight(name).data, wanted[name].data)
+            assert np.linalg.norm(made - exact) < 0.005 * np.linalg.norm(exact), name
+    assert report.kinds["qkv"].relative_rmse < 0.005 < 0.02 < report.kinds["down"].relative_rmse
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_activations_that_overflow_are_an_error(tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SEQUENCES", 2)
+    model = tiny.tiny_model(tie_word_embeddings=tied)
+    tensors = file_tensors(model, draw(model))
+    tensors["model.layers.1.input_layernorm.weight"] = np.full(model.hidden_size, 1e19, np.float32)
+    source = tiny.write_folder(tmp_path / "model", model, tensors=tensors)
+    with pytest.raises(CheckpointError, match=f"inputs of {'lm_head' if tied else 'qkv'} overflow"):
+        quantize(source, tmp_path / "out", calibrate=True)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_calibration_keeps_to_a_short_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SEQUENCES", 2)
+    source = tiny.write_folder(tmp_path / "model", tiny.tiny_model(max_position_embeddings=300))
+    assert quantize(source, tmp_path / "out", calibrate=True).calibration_tokens == 2 * 300
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        assert checkpoint.config.max_position_embeddings == 300
+
+
+@pytest.mark.parametrize("token", [4294967295, 288])
+def test_a_stop_token_that_does_not_exist_is_not_written(tmp_path: Path, token: int) -> None:
+    """Neither folder could be read: the one that `quantize` writes, and the one in the packed cache."""
+    source = tiny.write_gguf(tmp_path / "m.gguf", "qwen2", metadata={"tokenizer.ggml.eom_token_id": token})
+    quantize(source, tmp_path / "out")
+    with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
+        assert packed.config.eos_token_ids == checkpoint.config.eos_token_ids != ()
+        assert packed.notes[1:] == ()
 
 
 def test_calibration_is_the_default_of_small_models(source: Path) -> None:
@@ -263,6 +326,29 @@ def test_atomic_folder_replaces_as_a_whole(tmp_path: Path) -> None:
         (partial / "new").touch()
         assert [file.name for file in target.iterdir()] == ["old"]
     assert [file.name for file in target.iterdir()] == ["new"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+
+
+def test_atomic_folder_leaves_the_next_writers_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer deletes what it replaced, which takes a while, and another one begins meanwhile."""
+    target = tmp_path / "target"
+    target.mkdir()
+    second = ExitStack()
+    begun: list[Path] = []
+    remove = atomic_folder_module._remove
+
+    def slow_remove(path: Path) -> None:
+        remove(path)
+        if ".old-" in path.name and not begun:
+            begun.append(second.enter_context(atomic_folder(target)))
+            (begun[0] / "second").touch()
+
+    monkeypatch.setattr(atomic_folder_module, "_remove", slow_remove)
+    with atomic_folder(target) as partial:
+        (partial / "first").touch()
+    assert [file.name for file in target.iterdir()] == ["first"]
+    second.close()
+    assert [file.name for file in target.iterdir()] == ["second"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
 
 

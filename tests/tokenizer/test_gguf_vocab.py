@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from glm4.errors import TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.tokenizer.gguf_vocab import PRE_TOKENIZERS
+from glm4.tokenizer.saving import save_tokenizer
 from vocabularies import CHATML_MARKERS, CHATML_SPECIALS, byte_characters, byte_level, installed_gguf, tiny_gguf
 
 
@@ -98,8 +100,18 @@ def test_prefix() -> None:
     assert load().prefix_ids == ()
     assert load(bos_token_id=7, add_bos_token=True).prefix_ids == (7,)
     assert load(bos_token_id=7, add_bos_token=False).prefix_ids == ()
+    assert load(bos_token_id=4294967295, add_bos_token=True).prefix_ids == ()
     glm = load(pre="glm4", specials=["[gMASK]", "<sop>", "<|user|>"])
     assert glm.prefix_ids == (glm.special_id("[gMASK]"), glm.special_id("<sop>"))
+
+
+def test_ends_that_are_no_tokens(tmp_path: Path) -> None:
+    metadata = tiny_gguf(eos_token_id=4294967295, eot_token_id=-1, eom_token_id=258)
+    tokenizer = load_tokenizer(None, gguf_metadata=metadata)
+    assert tokenizer.eos_ids == {258}
+    tokenizer = load_tokenizer(None, gguf_metadata=tiny_gguf(eos_token_id=4294967295))
+    save_tokenizer(tokenizer, tmp_path)
+    assert load_tokenizer(tmp_path).eos_ids == tokenizer.eos_ids == frozenset()
 
 
 def with_(key: str, value: Any) -> dict[str, Any]:
@@ -127,6 +139,19 @@ def test_damaged_metadata(metadata: dict[str, Any], message: str) -> None:
         metadata["tokenizer.ggml.token_type"] = []
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(None, gguf_metadata=metadata)
+
+
+@pytest.mark.parametrize("key", ["model", "pre", "tokens", "token_type", "merges", "eos_token_id", "eom_token_id"])
+@pytest.mark.parametrize(
+    "value", [5, -1, 2.5, float("nan"), float("inf"), True, "x", [], [[1]], ["x"] * 270, [[]] * 270], ids=str
+)
+def test_values_of_another_type(key: str, value: Any) -> None:
+    """A GGUF file may give any key a value of any type."""
+    try:
+        tokenizer = load_tokenizer(None, gguf_metadata=tiny_gguf(**{key: value}))
+    except TokenizerError:
+        return
+    assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
 
 
 def test_unknown_type_and_duplicates() -> None:

@@ -169,6 +169,11 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
     assert ours.decode(ours.encode("Hello world, hello")) == "Hello world, hello"
 
 
+def prefixed(ids: object) -> dict[str, Any]:
+    """A post-processor that puts the ids before a text."""
+    return {"single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {"<s>": {"ids": ids}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -179,8 +184,13 @@ def test_truncation_in_the_file_is_ignored(tmp_path: Path) -> None:
         ({"added_tokens": ["<a>"]}, "integer id and a text content"),
         ({"added_tokens": [{"id": 0, "content": "<a>"}]}, "share an id"),
         ({"added_tokens": [{"id": 5_000_000_000, "content": "<a>"}]}, "not usable"),
+        ({"added_tokens": [{"id": 400, "content": "<\ud800>"}]}, "not usable"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}}}, "tokenizer.json"),
         ({"post_processor": {"single": [{"SpecialToken": 3}]}, "added_tokens": []}, "damaged"),
+        ({"post_processor": prefixed(["a"]), "added_tokens": []}, "begin with"),
+        ({"post_processor": prefixed([-1]), "added_tokens": []}, "begin with"),
+        ({"post_processor": prefixed([1 << 40]), "added_tokens": []}, "begin with"),
+        ({"post_processor": prefixed(7), "added_tokens": []}, "damaged"),
         ({"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}, "no integer or out of range"),
         ({"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}, "merges": []}}, "share an id"),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [["a", "c"]]}}, "out of vocabulary"),
@@ -192,6 +202,23 @@ def test_damaged_files(tmp_path: Path, changes: dict[str, Any], message: str) ->
     save(build(), tmp_path, **changes)
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"model": {"type": "BPE", "continuing_subword_prefix": "####", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "?"}},
+    ],
+    ids=["panic while reading", "panic while building", "panic while encoding", "bare exception while encoding"],
+)
+def test_the_library_fails(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """A panic of the library is no Exception: it would get past everything that reports errors."""
+    save(build(), tmp_path, **changes)
+    with pytest.raises(TokenizerError):
+        load_tokenizer(tmp_path).encode("b")
 
 
 def test_not_json_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

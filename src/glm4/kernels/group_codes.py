@@ -52,6 +52,10 @@ class GroupCodes:
         """Some rows, in that order."""
         return GroupCodes(np.ascontiguousarray(self.codes[index]), self.step[index], self.base[index])
 
+    def scaled(self, factors: F32) -> GroupCodes:
+        """The matrix with its rows multiplied by `factors` [N]."""
+        return GroupCodes(self.codes, self.step * factors[:, None], self.base * factors[:, None])
+
     def values(self) -> F32:
         """The weights, float32 [N, K]."""
         groups = self.codes.reshape(*self.step.shape, COL_GROUP).astype(np.float32)

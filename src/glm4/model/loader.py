@@ -93,12 +93,7 @@ def load_model(
     packed: dict[str, PackedWeight] = {}
     vectors: dict[str, Float] = {}
     names = checkpoint.tensor_names()
-    coded = {
-        name
-        for name in names
-        if len(checkpoint.shape(name)) == 2 and precision.format_of(name) == "int4" and checkpoint.has_codes(name)
-    }
-    for slab, values in _read_all(checkpoint, names, coded):
+    for slab, values in read_stored(checkpoint, names, kept_codes(checkpoint, precision)):
         if isinstance(values, np.ndarray) and values.ndim == 1:
             vectors[slab.name] = values
             done += values.nbytes
@@ -161,7 +156,16 @@ def read_slabs(checkpoint: CanonicalTensors, names: Iterable[str]) -> Iterator[t
     return _read_ahead(_slabs(checkpoint, names), lambda slab: _read(checkpoint, slab))
 
 
-def _read_all(
+def kept_codes(checkpoint: CanonicalTensors, precision: Precision) -> set[str]:
+    """The matrices that become int4 and that the file holds as 4-bit codes: none of them need be rounded again."""
+    return {
+        name
+        for name in checkpoint.tensor_names()
+        if len(checkpoint.shape(name)) == 2 and precision.format_of(name) == "int4" and checkpoint.has_codes(name)
+    }
+
+
+def read_stored(
     checkpoint: CanonicalTensors, names: Iterable[str], coded: Collection[str]
 ) -> Iterator[tuple[Slab, Float | GroupCodes]]:
     """`read_slabs`, with the matrices `coded` as their 4-bit codes."""

@@ -8,21 +8,24 @@ the states on. So each layer sees what came before it, and no more than one laye
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.errors import CheckpointError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight, empty_packed
+from glm4.kernels.group_codes import GroupCodes, pack_codes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import CanonicalTensors, read_slabs
+from glm4.model.loader import CanonicalTensors, kept_codes, read_slabs, read_stored
+from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
-from glm4.quantization.channel_scales import POWERS, rescale_layer
-from glm4.quantization.rounding import Factors, factorise, round_compensated
+from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
+from glm4.quantization.rounding import factorise, round_compensated
 
 Float = NDArray[np.float32]
 Layer = Mapping[str, PackedWeight | Float]
@@ -67,7 +70,7 @@ class InputSums:
         """`Kernels.linear`, recorded."""
         if id(weight) not in self.sums:
             self.sums[id(weight)] = np.zeros((weight.cols, weight.cols), np.float32)
-        self.sums[id(weight)] += x.T @ x
+        _add_products(self.sums[id(weight)], x)
         return self.kernels.linear(x, weight, bias)
 
     def __getattr__(self, name: str) -> Any:
@@ -79,6 +82,8 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
 
     The channels of each layer are rescaled; the factors follow its other tensors.
 
+    A matrix that becomes int4 and that the file holds as 4-bit codes keeps them: no rounding comes as close.
+
     A matrix that is embedding and head at once is rounded as a head: errors of logits weigh more than those of inputs.
 
     Args:
@@ -87,12 +92,12 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
     """
     config, names = checkpoint.config, checkpoint.tensor_names()
+    coded = kept_codes(checkpoint, PRECISIONS[format])
     table = empty_packed(format, *checkpoint.shape("embed_tokens"))
     hessian = exact_head_input_sum(checkpoint, ids, kernels) if config.tie_word_embeddings else None
-    factors = None if hessian is None else factorise(hessian, format)
-    yield from _table_parts(checkpoint, "embed_tokens", format, factors, hessian, kernels, table)
+    yield from _table_parts(checkpoint, "embed_tokens", format, coded, hessian, kernels, table)
     hidden = _embedded(table, ids, kernels)
-    del table, hessian, factors
+    del table, hessian
     for index in range(config.num_hidden_layers):
         prefix = f"layers.{index}."
         tensors = {name.removeprefix(prefix): checkpoint.load(name) for name in names if name.startswith(prefix)}
@@ -100,15 +105,19 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         close = {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
         sums = layer_input_sums(config, close, hidden, kernels)
         del close
-        coded = [name for name in MATRICES if format == "int4" and checkpoint.has_codes(prefix + name)]
-        rescale_layer(tensors, sums, POWERS[format], coded)
+        rescale_layer(tensors, sums, POWERS[format], [name for name in MATRICES if prefix + name in coded])
         rounded: dict[str, PackedWeight | Float] = dict(tensors)
         for name, tensor in tensors.items():
             if tensor.ndim == 1:
                 yield Part(prefix + name, tensor)
                 continue
             hessian = sums.pop(name)
-            packed = rounded[name] = round_compensated(format, tensor, factorise(hessian, format), kernels)
+            if prefix + name in coded:
+                codes = checkpoint.load_codes(prefix + name, 0, len(tensor))
+                packed = pack_codes(codes.scaled(row_factors(tensors)) if name == "gate_up" else codes)
+            else:
+                packed = round_compensated(format, tensor, factorise(hessian, format), kernels)
+            rounded[name] = packed
             yield Part(prefix + name, tensor, packed, True, output_error(tensor, packed, hessian, kernels))
         del tensors
         run_layer(config, rounded, hidden, kernels)
@@ -116,21 +125,25 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
     yield Part("norm", norm)
     if not config.tie_word_embeddings:
         hessian = head_input_sum(config, norm, hidden, kernels)
-        yield from _table_parts(checkpoint, "lm_head", format, factorise(hessian, format), hessian, kernels, None)
+        yield from _table_parts(checkpoint, "lm_head", format, coded, hessian, kernels, None)
 
 
 def _table_parts(
     checkpoint: CanonicalTensors,
     name: str,
     format: str,
-    factors: Factors | None,
+    coded: Collection[str],
     hessian: Float | None,
     kernels: Kernels,
     whole: PackedWeight | None,
 ) -> Iterator[Part]:
-    """Embedding or head, some rows at a time; calibrated where `factors` are given, gathered in `whole` if given."""
-    for slab, values in read_slabs(checkpoint, [name]):
-        if factors is None:
+    """Embedding or head, some rows at a time; calibrated where `hessian` is given, gathered in `whole` if given."""
+    factors = None if hessian is None or name in coded else factorise(hessian, format)
+    for slab, stored in read_stored(checkpoint, [name], coded):
+        values = stored.values() if isinstance(stored, GroupCodes) else stored
+        if isinstance(stored, GroupCodes):
+            packed = pack_codes(stored)
+        elif factors is None:
             packed = kernels.pack(format, values)
         else:
             packed = round_compensated(format, values, factors, kernels)
@@ -154,10 +167,14 @@ def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: K
 
 
 def layer_input_sums(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> dict[str, Float]:
-    """x^T x of the inputs of each matrix of a layer, [K, K] each. `hidden` [sequences, tokens, H] stays as it is."""
+    """x^T x of the inputs of each matrix of a layer, [K, K] each. `hidden` [sequences, tokens, H] stays as it is.
+
+    Raises:
+        CheckpointError: they are not finite.
+    """
     recorder = InputSums(kernels)
     run_layer(config, layer, hidden.copy(), cast(Kernels, recorder))
-    return {name: recorder.sums[id(layer[name])] for name in MATRICES}
+    return {name: _finite(recorder.sums[id(layer[name])], name) for name in MATRICES}
 
 
 def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Kernels) -> Float:
@@ -177,11 +194,26 @@ def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], k
 
 
 def head_input_sum(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:
-    """x^T x of the head's inputs, the final norm's outputs."""
+    """x^T x of the head's inputs, the final norm's outputs; errors as `layer_input_sums`."""
     total = np.zeros((config.hidden_size, config.hidden_size), np.float32)
     for part in _batches(hidden):
         x = kernels.rms_norm(part.reshape(-1, config.hidden_size), norm, config.rms_norm_eps)
+        _add_products(total, x)
+    return _finite(total, "lm_head")
+
+
+def _add_products(total: Float, x: Float) -> None:
+    """total += x^T x"""
+    with np.errstate(over="ignore", invalid="ignore"):  # see `_finite`
         total += x.T @ x
+
+
+def _finite(total: Float, name: str) -> Float:
+    if not np.isfinite(total).all():
+        raise CheckpointError(
+            f"the inputs of {name} overflow on the calibration text: the weights are damaged, or not a model's; "
+            "--no-calibrate takes them as they are"
+        )
     return total
 
 

@@ -27,6 +27,7 @@ SEQUENCE = 512
 # Sequences to calibrate on.
 SEQUENCES = 32
 _NEW_TOKENS = 320
+_MAX_MODEL_LEN = 1024
 _BATCH = 32
 
 
@@ -36,16 +37,19 @@ def calibration_text(
     sequences: int,
     progress: Callable[[str, float, float], None] | None = None,
 ) -> NDArray[np.int32]:
-    """Ids [sequences, 512]: texts one after the other, cut into sequences of equal length.
+    """Ids [sequences, 512 or the model's context]: texts one after the other, cut into sequences of equal length.
 
     The model runs in int8, or in int4 where that does not fit.
 
     Args:
         progress: called with ("writing calibration text", done, total) in tokens.
     """
-    options = LocalOptions(dtype="auto", max_model_len=1024, max_num_seqs=_BATCH, kv_cache_dtype="fp16")
+    context = checkpoint.config.max_position_embeddings
+    length = min(context, _MAX_MODEL_LEN)
+    options = LocalOptions(dtype="auto", max_model_len=length, max_num_seqs=_BATCH, kv_cache_dtype="fp16")
     backend = LocalBackend.load(checkpoint, options, text.tokenizer.unnamed_ids(checkpoint.config.vocab_size))
-    prompts, wanted = prompt_ids(text), sequences * SEQUENCE
+    sequence = min(context, SEQUENCE)
+    prompts, wanted = prompt_ids(text), sequences * sequence
     ids: list[int] = []
     while len(ids) < wanted:
         left = -(-(wanted - len(ids)) // _NEW_TOKENS)
@@ -53,7 +57,7 @@ def calibration_text(
             ids += answer
         if progress is not None:
             progress("writing calibration text", min(len(ids), wanted), wanted)
-    return np.array(ids[:wanted], np.int32).reshape(sequences, SEQUENCE)
+    return np.array(ids[:wanted], np.int32).reshape(sequences, sequence)
 
 
 def prompt_ids(text: TextSide) -> Iterator[tuple[int, list[int]]]:

@@ -59,11 +59,15 @@ def rescale_layer(
     scales = {name: channel_scales(sums[name], 0 if name in fixed else power) for name in _RESCALED}
     for norm, name in (("input_layernorm", "qkv"), ("post_attention_layernorm", "gate_up")):
         tensors[norm] = tensors[norm] / scales[name]
-    rows = np.ones((len(tensors["gate_up"]), 1), np.float32)
-    rows[len(rows) // 2 :, 0] /= scales["down"]
-    tensors["gate_up"] = tensors["gate_up"] * rows
+    tensors.update({f"{name}_channel_scale": scale for name, scale in scales.items()})
+    tensors["gate_up"] = tensors["gate_up"] * row_factors(tensors)[:, None]
     for name, scale in scales.items():
         tensors[name] = tensors[name] * scale
         np.divide(sums[name], scale, out=sums[name])
         np.divide(sums[name], scale[:, None], out=sums[name])
-    tensors.update({f"{name}_channel_scale": scale for name, scale in scales.items()})
+
+
+def row_factors(tensors: Mapping[str, Float]) -> Float:
+    """What the rows of the original gate_up of a rescaled layer are multiplied by, float32 [2F]."""
+    written = tensors["down_channel_scale"]
+    return np.concatenate([np.ones_like(written), 1 / written])

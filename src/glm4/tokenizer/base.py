@@ -70,6 +70,8 @@ class Tokenizer(ABC):
         is_named[ids] = True
         self._named_ids: NDArray[np.int64] = np.flatnonzero(is_named)
         self.size = int(self._named_ids[-1]) + 1
+        if not all(type(token_id) is int and 0 <= token_id < self.size for token_id in prefix_ids):
+            raise TokenizerError(f"texts are to begin with {prefix_ids!r:.60}, which are no tokens of the vocabulary")
         self.prefix_ids = prefix_ids
         self.eos_ids = eos_ids
         self._splitter = _splitter(self.added_tokens.values())
@@ -187,7 +189,8 @@ def _checked_added_tokens(tokens: Iterable[AddedToken]) -> dict[str, AddedToken]
     table: dict[str, AddedToken] = {}
     ids: dict[int, str] = {}
     for token in tokens:
-        if not token.content or len(token.content) > 256 or not 0 <= token.id < MAX_TOKEN_ID:
+        usable = 0 < len(token.content) <= 256 and _well_formed(token.content) == token.content
+        if not usable or not 0 <= token.id < MAX_TOKEN_ID:
             raise TokenizerError(f"special token {token.content[:40]!r} with id {token.id} is not usable")
         if table.get(token.content, token).id != token.id or ids.get(token.id, token.content) != token.content:
             raise TokenizerError(f"special token {token.content!r} (id {token.id}) is defined twice, differently")

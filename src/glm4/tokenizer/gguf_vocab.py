@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glm4.errors import TokenizerError
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, glm_prefix_ids
 from glm4.tokenizer.hf_tokenizer import ByteLevelBPE, drop_merges
+from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.tiktoken_tokenizer import GLM4_PATTERN
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> ByteLevelBPE:
     Raises:
         TokenizerError: no vocabulary, one of a kind we do not support, or a damaged one.
     """
+    try:
+        return _from_metadata(metadata)
+    except (TypeError, ValueError, OverflowError) as error:  # a number where an array belongs, and the like
+        raise TokenizerError(f"the GGUF vocabulary is damaged ({type(error).__name__}: {error})") from None
+
+
+def _from_metadata(metadata: Mapping[str, Any]) -> ByteLevelBPE:
     kind = metadata.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise TokenizerError(f"GGUF vocabulary of type {kind!r} is not supported; only byte-level BPE ('gpt2') is")
@@ -125,10 +133,8 @@ def _build(pieces: Mapping[int, str], merges: list[tuple[str, str]], pre: PreTok
     vocab = {piece: i for i, piece in pieces.items()}
     if len(vocab) != len(pieces):
         raise TokenizerError("the GGUF vocabulary lists a token twice; it is damaged")
-    try:
+    with library_errors("GGUF vocabulary"):
         core = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"GGUF vocabulary: {error}") from None
     if pre.nfc:
         core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre.split()
@@ -136,8 +142,10 @@ def _build(pieces: Mapping[int, str], merges: list[tuple[str, str]], pre: PreTok
 
 
 def _ids(metadata: Mapping[str, Any], keys: Sequence[str]) -> tuple[int, ...]:
+    """The ids under these keys. Some files write 2**32 - 1 for a token they lack."""
     values = (metadata.get(f"tokenizer.ggml.{key}") for key in keys)
-    return tuple(int(value) for value in values if value is not None)
+    ids = (int(value) for value in values if value is not None)
+    return tuple(token for token in ids if 0 <= token < len(metadata["tokenizer.ggml.tokens"]))
 
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from glm4.errors import TokenizerError
 from glm4.garbage import collection_paused
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
+from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class ByteLevelBPE(Tokenizer):
     def _encode_plain(self, text: str) -> list[int]:
         if self._short_texts is not None and self._short_texts.takes(text):
             return self._short_texts.encode(text)
-        ids: list[int] = self._core().encode(text, add_special_tokens=False).ids
+        core = self._core()
+        with library_errors("the tokenizer cannot encode this text"):
+            ids: list[int] = core.encode(text, add_special_tokens=False).ids
         return ids
 
     def _piece(self, token_id: int) -> bytes | None:
@@ -108,10 +111,8 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
         "pre_tokenizer": definition.get("pre_tokenizer"),
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
-    try:
+    with library_errors(str(path)):
         return Tokenizer.from_str(json.dumps(shell))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: {error}") from None
 
 
 def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
@@ -130,10 +131,8 @@ def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Pat
         merges = [tuple(merge.split(" ", 1)) for merge in listed]
     else:
         merges = [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in listed]
-    try:
+    with library_errors(str(path)):
         shell.model = models.BPE(dict(model["vocab"]), merges, **options)
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"{path}: {error}") from None
     return shell
 
 

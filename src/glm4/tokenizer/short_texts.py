@@ -12,6 +12,7 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ class ShortTexts:
         """Ids of a text.
 
         Raises:
-            TokenizerError: the library refuses the normalizer or pre-tokenizer.
+            TokenizerError: the library refuses the normalizer or pre-tokenizer, or they fail.
         """
         shell = self._shell()
-        if shell.normalizer is not None:
-            text = shell.normalizer.normalize_str(text)
-        cut = shell.pre_tokenizer
-        pieces = [text] if cut is None else [piece for piece, _ in cut.pre_tokenize_str(text)]
+        with library_errors("the tokenizer cannot encode this text"):
+            if shell.normalizer is not None:
+                text = shell.normalizer.normalize_str(text)
+            cut = shell.pre_tokenizer
+            pieces = [text] if cut is None else [piece for piece, _ in cut.pre_tokenize_str(text)]
         return [token_id for piece in pieces for token_id in self._ids(piece)]
 
     def _ids(self, piece: str) -> list[int]:

@@ -129,6 +129,8 @@ class AdapterFile:
         self._config = config
         _check_files(path)
         settings = _Settings(read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES), str(path / CONFIG_FILE))
+        if model_type not in _TABLES:  # a packed checkpoint says what its source was, and may say anything
+            raise UnsupportedModelError(f"{path}: adapters of models of type {model_type!r:.40} are not supported")
         tables = _TABLES[model_type]
         # Adapters are trained on the original checkpoint, whatever file of the model we run.
         halves = {_HF_LAYERS: model_type in ("llama", "qwen2"), _CHATGLM_LAYERS: config.rotary_half_split}
