@@ -110,6 +110,22 @@ def test_greedy_text_is_the_same_with_logprobs_and_without(llm: LLM) -> None:
     assert [entry.token_id for entry in scored.outputs[0].logprobs or ()] == plain.outputs[0].token_ids
 
 
+def test_rows_without_a_token_are_never_chosen_though_a_grammar_names_them(llm: LLM) -> None:
+    unnamed = int(llm.tokenizer.unnamed_ids(llm.info.vocab_size)[0])
+    for rule, finish_reason, text in (
+        (f'<[{unnamed}]> | "a"', "stop", "a"),
+        (f'"a" (<[{unnamed}]> | <[{unnamed + 1}]>)', "length", "a"),
+        (f'("ab" | "ac") <[{unnamed}]>', "length", "ab|ac"),
+        (f"<[{unnamed}]> | <[{unnamed + 1}]>", "length", ""),
+    ):
+        (output,) = llm.generate("hello", with_(grammar=f"start: {rule}"))
+        (sample,) = output.outputs
+        assert (sample.finish_reason, sample.text in text.split("|")) == (finish_reason, True), rule
+        assert unnamed not in sample.token_ids
+    with pytest.raises(InvalidRequestError, match="no text can satisfy this"):
+        llm.generate("hello", with_(grammar=f"start: <[{unnamed}]>"))
+
+
 def test_limits_may_cut_the_text(llm: LLM) -> None:
     (output,) = llm.generate("hello", with_(FREE.replace(max_tokens=5), json=PERSON))
     assert output.outputs[0].finish_reason == "length"
