@@ -209,6 +209,19 @@ def test_guesses_change_nothing(tmp_path: Path) -> None:
     assert accepted[1] == 0
 
 
+@pytest.mark.parametrize("option", ['stop="xyz"', "max_tokens=30", 'suffix="xyz"', "lazy"])
+def test_guesses_change_nothing_where_the_library_cannot_go_back(tmp_path: Path, option: str) -> None:
+    path = str(write_folder(tmp_path / "m"))
+    params = with_(FREE.replace(temperature=0.0, max_tokens=40), grammar=f'start: a "b"\na[{option}]: /[a-z]+/')
+    answers = []
+    for speculation in (True, False):
+        with LLM(path, dtype="fp32", max_model_len=256, speculation=speculation) as llm:
+            llm.backend.engine.scheduler.row_cost = RowCost(0.01)  # type: ignore[attr-defined]
+            (output,) = llm.generate("hello hello hello", params)
+            answers.append((output.outputs[0].token_ids, output.outputs[0].finish_reason))
+    assert answers[0] == answers[1]
+
+
 def test_a_turn_that_has_begun_goes_on_at_once(llm: LLM) -> None:
     params = with_(choice=["yes", "no"])
     messages = [*CHAT, {"role": "assistant", "content": "I say "}]

@@ -153,3 +153,17 @@ class Failing:
                 return super().accept(token_ids)
 
         return FailingWalk(self.automaton)
+
+
+@dataclass(frozen=True)
+class OneWay:
+    """The same grammar, whose tokens cannot be taken back."""
+
+    automaton: Automaton
+
+    def start(self) -> Walk:
+        class OneWayWalk(Walk):
+            def rollback(self, count: int) -> None:
+                raise GrammarError("there is no way back")
+
+        return OneWayWalk(self.automaton)

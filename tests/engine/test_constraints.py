@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from automata import Automaton, Failing, Jittery, Slow, random_automaton, word
+from automata import Automaton, Failing, Jittery, OneWay, Slow, random_automaton, word
 from test_engine import CONFIG, MODEL, alone, engine, prompt, request, run
 
 from glm4.engine.engine import Engine
@@ -114,6 +114,26 @@ def test_sampled_text_is_the_same_with_guesses_and_without() -> None:
             made.add_request(item)
             answers.append(run(made)["s"])
         assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Automaton(VOCAB, {0: {1: 0, 3: 0, 2: 1}, 1: {}}, frozenset()),  # behind a 2 nothing may follow
+        OneWay(Automaton(VOCAB, {0: {1: 0, 3: 0, 2: 1}, 1: {1: 0, 3: 0}}, frozenset())),
+    ],
+    ids=["dead end", "no way back"],
+)
+def test_a_guess_that_a_matcher_cannot_take_back_costs_nothing(constraint: TokenConstraint) -> None:
+    """The prompt suggests a 2 behind two ones, but the model writes ones only."""
+    item = guided("a", [1, 1, 2, 3] * 6, constraint, max_tokens=12, logit_bias={1: 100.0})
+    made = engine(max_speculative_rows=8, guess_cost=0.01)
+    made.add_request(item)
+    sequence = made._sequences["a"]
+    answer = run(made)["a"]
+    assert answer == alone(item)
+    assert len(answer) == 12
+    assert sequence.lookup.num_drafted
 
 
 def test_allowed_tokens_keep_their_relative_probability() -> None:

@@ -5,7 +5,8 @@ for it. So a guide does its work on an executor while the model computes, and th
 are there. Each batch of new tokens is one job: accept them, find what is forced after them (`known`), then which tokens
 may follow (`ready`).
 
-Guesses are followed ahead: `look_ahead` finds what may come after each guessed token and takes the guesses back.
+Guesses are followed ahead: `look_ahead` finds what may come after each guessed token and takes the guesses back. Some
+grammars cannot be gone back in, and some guesses lead where a grammar cannot be followed: then the matcher is made anew.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Guide:
 
     Attributes:
         queue: forced tokens that have not been taken yet.
+        can_look_ahead: False once a guess could not be taken back.
     """
 
     def __init__(self, constraint: TokenConstraint, executor: Executor, end_ids: NDArray[np.int64]) -> None:
@@ -51,7 +53,9 @@ class Guide:
         self._executor = executor
         self._end_ids = end_ids
         self._matcher: TokenMatcher | None = None
+        self._taken: list[int] = []  # all tokens the matcher has accepted, guesses excepted
         self._finished = False
+        self.can_look_ahead = True
         self.queue: deque[int] = deque()
         self._known: Future[_Known] | None = Future()
         self._ready: Future[NDArray[np.bool_] | None] = Future()
@@ -123,6 +127,7 @@ class Guide:
             while more := matcher.forced():
                 _accept(matcher, more)
                 forced += more
+            self._taken += (*token_ids, *forced)
             finished = matcher.is_finished()
             known.set_result(_Known(tuple(forced), finished))
             ready.set_result(None if finished else self._mask(matcher))
@@ -138,22 +143,31 @@ class Guide:
         ready: Future[NDArray[np.bool_] | None],
         ahead: Future[list[NDArray[np.bool_] | None]],
     ) -> None:
-        """A list with an entry for each guess that fits: the mask behind it, or None where a token is forced."""
         try:
             ready.result()  # jobs start in order, so it is done or under way on another thread
-            matcher = self._matcher or self._constraint.start()
-            steps: list[NDArray[np.bool_] | None] = []
-            for token in draft:
-                # A guess that ends the text is never gone beyond.
-                if token in self._end_ids or not matcher.accept((token,)):
-                    break
-                steps.append(None if matcher.forced() or matcher.is_finished() else self._mask(matcher))
-                if steps[-1] is None:
-                    break
-            matcher.rollback(len(steps))
-            ahead.set_result(steps)
+            try:
+                ahead.set_result(self._steps(draft))
+            except GrammarError:
+                self.can_look_ahead = False
+                self._matcher = self._constraint.start()
+                _accept(self._matcher, self._taken)
+                ahead.set_result([])
         except BaseException as error:
             ahead.set_exception(error)
+
+    def _steps(self, draft: Sequence[int]) -> list[NDArray[np.bool_] | None]:
+        """An entry for each guess that fits: the mask behind it, or None where a token is forced."""
+        matcher = self._matcher or self._constraint.start()
+        steps: list[NDArray[np.bool_] | None] = []
+        for token in draft:
+            # A guess that ends the text is never gone beyond.
+            if token in self._end_ids or not matcher.accept((token,)):
+                break
+            steps.append(None if matcher.forced() or matcher.is_finished() else self._mask(matcher))
+            if steps[-1] is None:
+                break
+        matcher.rollback(len(steps))
+        return steps
 
     def _mask(self, matcher: TokenMatcher) -> NDArray[np.bool_]:
         mask = matcher.allowed()
