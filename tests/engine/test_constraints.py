@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from automata import Automaton, Failing, Jittery, OneWay, Slow, random_automaton, word
+from automata import Automaton, Failing, Jittery, OneWay, Slow, Walk, random_automaton, word
 from test_engine import CONFIG, MODEL, alone, engine, prompt, request, run
 
 from glm4.engine.engine import Engine
@@ -257,6 +259,47 @@ def test_preemption_and_abort_while_a_mask_is_late() -> None:
     assert answers["kept"] == alone(guided("kept", prompt(2, 2 * PAGE_SIZE), automaton))
     assert answers["old"] == alone(request("old", prompt(1, 2 * PAGE_SIZE), max_tokens=4 * PAGE_SIZE))
     assert made.prefix_cache.num_available_pages == made.cache.num_pages
+
+
+def test_a_preempted_sequence_guesses_again_when_its_matcher_is_free() -> None:
+    """Its guesses are being followed when it loses its pages and gets them back: one thread at a time may do that."""
+    gate, busy, overlaps = threading.Event(), threading.Lock(), []
+
+    class Watched(Walk):
+        def allowed(self) -> np.ndarray:
+            if not busy.acquire(blocking=False):
+                overlaps.append(len(self.states))
+                return super().allowed()
+            with busy_until(gate if len(self.states) > 2 else None):
+                return super().allowed()
+
+    @contextlib.contextmanager
+    def busy_until(event: threading.Event | None) -> Iterator[None]:
+        try:
+            if event is not None:
+                event.wait()
+            yield
+        finally:
+            busy.release()
+
+    class Constraint(Automaton):
+        def start(self) -> Walk:
+            return Watched(self)
+
+    automaton = Constraint(VOCAB, {0: {1: 0, 2: 0}}, frozenset())
+    item = guided("a", [1, 2] * PAGE_SIZE, automaton, max_tokens=8, logit_bias={1: 100.0})
+    made = engine(max_speculative_rows=8, guess_cost=0.01)
+    made.add_request(item)
+    made.step()
+    made.step()  # the guesses are computed, and the row is kept until their masks are there
+    (sequence,) = made.scheduler.running
+    assert sequence.held_draft
+    made.scheduler._preempt(sequence)
+    made.step()
+    assert sequence.num_computed == sequence.num_prompt + 1
+    gate.set()
+    assert run(made)["a"] == [1] * 7
+    assert not overlaps
 
 
 @pytest.mark.parametrize("pages", [64, 9])

@@ -45,7 +45,6 @@ class Guide:
 
     Attributes:
         queue: forced tokens that have not been taken yet.
-        can_look_ahead: False once a guess could not be taken back.
     """
 
     def __init__(self, constraint: TokenConstraint, executor: Executor, end_ids: NDArray[np.int64]) -> None:
@@ -55,7 +54,7 @@ class Guide:
         self._matcher: TokenMatcher | None = None
         self._taken: list[int] = []  # all tokens the matcher has accepted, guesses excepted
         self._finished = False
-        self.can_look_ahead = True
+        self._can_go_back = True
         self.queue: deque[int] = deque()
         self._known: Future[_Known] | None = Future()
         self._ready: Future[NDArray[np.bool_] | None] = Future()
@@ -97,6 +96,12 @@ class Guide:
     def pending(self) -> Future[Any] | None:
         """What `settle` waits for, if anything."""
         return self._known
+
+    @property
+    def can_look_ahead(self) -> bool:
+        """True when nothing is forced next as far as is known, and guesses can be followed and taken back now."""
+        is_free = self._ahead is None or self._ahead.done()  # else a preempted sequence comes back too early
+        return self._can_go_back and is_free and self._known is None and not self.queue
 
     @property
     def waited_for(self) -> list[Future[Any]]:
@@ -148,7 +153,7 @@ class Guide:
             try:
                 ahead.set_result(self._steps(draft))
             except GrammarError:
-                self.can_look_ahead = False
+                self._can_go_back = False
                 self._matcher = self._constraint.start()
                 _accept(self._matcher, self._taken)
                 ahead.set_result([])

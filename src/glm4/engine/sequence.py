@@ -84,8 +84,7 @@ class Sequence:
     @property
     def can_guess(self) -> bool:
         """False while a grammar may still force what comes next, or where guesses cannot be followed in it."""
-        guide = self.guide
-        return guide is None or (guide.can_look_ahead and guide.pending is None and not guide.queue)
+        return self.guide is None or self.guide.can_look_ahead
 
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log-probabilities are asked for and incomplete."""
