@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import wait
 from dataclasses import replace
 
 import numpy as np
@@ -203,10 +204,13 @@ def test_a_text_that_is_forced_as_a_whole_needs_the_model_only_for_what_is_asked
     assert len(output.prompt_logprobs or ()) == 9
 
 
+@pytest.mark.parametrize("late", ["allowed", "forced"])
 @pytest.mark.parametrize("rows", [0, 8])
-def test_nobody_waits_for_a_late_mask(rows: int) -> None:
+def test_nobody_waits_for_a_late_mask(rows: int, late: str) -> None:
     ids, automaton = prompt(1, 20) * 2, random_automaton(3, VOCAB)
-    slow = Slow(automaton)
+    slow = Slow(automaton, late=late)
+    rescue = threading.Timer(60, slow.gate.set)  # lets a broken engine fail instead of hanging
+    rescue.start()
     made = engine(max_speculative_rows=rows, guess_cost=0.01)
     made.add_request(guided("slow", ids, slow, max_tokens=20))
     made.add_request(request("free", prompt(2, 30), max_tokens=30))
@@ -217,12 +221,35 @@ def test_nobody_waits_for_a_late_mask(rows: int) -> None:
             answers[output.request_id] += output.token_ids
             reasons |= {output.request_id: output.finish_reason} if output.finish_reason else {}
     assert answers["free"] == alone(request("free", prompt(2, 30), max_tokens=30))
+    rescue.cancel()
     assert "slow" not in reasons
     assert automaton.follow(answers["slow"]) is not None
     slow.gate.set()
     for name, tokens in run(made).items():
         answers[name] += tokens
     assert answers["slow"] == alone(guided("slow", ids, automaton, max_tokens=20))
+
+
+def test_a_mask_that_has_come_is_used_though_another_sequence_is_late() -> None:
+    automaton = random_automaton(3, VOCAB)
+    first, second = Slow(automaton), Slow(automaton, late="forced")
+    rescue = threading.Timer(60, second.gate.set)
+    rescue.start()
+    made = engine()
+    made.add_request(guided("first", prompt(1, 20), first, max_tokens=20))
+    made.add_request(guided("second", prompt(2, 20), second, max_tokens=20))
+    kept = made._sequences["first"]
+    while kept.held_rows is None or made._sequences["second"].num_new_tokens == 0:
+        made.step()
+    first.gate.set()
+    assert kept.guide is not None
+    wait(kept.guide.waited_for)
+    made.step()
+    assert kept.num_new_tokens
+    assert rescue.is_alive()
+    rescue.cancel()
+    second.gate.set()
+    run(made)
 
 
 def test_a_lonely_sequence_waits_for_its_mask() -> None:

@@ -5,8 +5,8 @@ for it. So a guide does its work on an executor while the model computes, and th
 are there. Each batch of new tokens is one job: accept them, find what is forced after them (`known`), then which tokens
 may follow (`ready`).
 
-Guesses are followed ahead: `look_ahead` finds what may come after each guessed token and takes the guesses back. Some
-grammars cannot be gone back in, and some guesses lead where a grammar cannot be followed: then the matcher is made anew.
+Guesses are followed ahead: `look_ahead` finds what may come after each guessed token and takes the guesses back. Where
+the matcher cannot go back, or not follow a guess, it is made anew.
 """
 
 from __future__ import annotations
