@@ -195,7 +195,9 @@ class Engine:
             if sequence.pool is not None:  # its pages are not kept for reuse
                 sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
                 if not sequence.num_remaining:
-                    sequence.end = "stop", None
+                    # Finite numbers of an adapter can be so large that the norm makes them zero.
+                    usable = sequence.adapter is None or sequence.pool.has_direction
+                    sequence.end = "stop" if usable else "abort", None
                     ended.append(sequence)
             elif sequence.num_remaining:
                 self._share(sequence)
