@@ -191,6 +191,22 @@ def test_a_guess_never_preempts_anybody() -> None:
     assert made.prefix_cache.num_available_pages == 5
 
 
+def test_a_page_taken_for_guesses_is_promised_to_nobody() -> None:
+    """It holds the wrong guesses of one sequence, which will need it; another one must wait and not be preempted."""
+    made = engine(pages=3, max_num_seqs=2, guess_cost=0.01)
+    ids = [3, 3, 3, 3, 7, 8, 9, 10, 11, 12, 13] * 5 + [3, 3, 3]
+    made.add_request(request("old", ids, max_tokens=12, logit_bias={3: 100.0}))
+    made.step()
+    made.step()
+    (old,) = made.scheduler.running
+    assert (len(old.ids), len(old.pages)) == (60, 3)
+    made.add_request(request("new", [5], max_tokens=3))
+    made.step()
+    assert made.scheduler.running == [old]
+    assert run(made)["new"] == alone(request("new", [5], max_tokens=3))
+    assert made.scheduler.num_preemptions == 0
+
+
 def test_the_context_may_be_filled_by_guesses() -> None:
     item = request("a", [3, 4] * 30, max_tokens=None, logit_bias={3: 20.0, 4: 20.0})
     made = engine(pages=3, max_model_len=96)

@@ -8,6 +8,7 @@ youngest sequence gives its pages back and starts over later (its ids are kept, 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
@@ -105,9 +106,8 @@ class Scheduler:
             held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree)
             # Wait for room for the whole prompt: admitting earlier would only preempt someone to make it.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
-            promised = sum(pages_for(len(s.ids) + 1) - len(s.pages) for s in self.running)
             needed = pages_for(len(sequence.ids) + 1) - len(held)
-            if self.running and needed > self._cache.num_available_pages - promised:
+            if self.running and needed > self._cache.num_available_pages - _num_promised(self.running):
                 self._cache.release(held)
                 return
             sequence.pages = held
@@ -169,6 +169,11 @@ class Scheduler:
         self._cache.release(sequence.pages)
         sequence.pages = []
         sequence.num_shared_pages = 0
+
+
+def _num_promised(sequences: Iterable[Sequence]) -> int:
+    """Pages these will take for the ids they have and one more. Guesses may have given them more than that already."""
+    return sum(max(0, pages_for(len(s.ids) + 1) - len(s.pages)) for s in sequences)
 
 
 def fair_shares(wants: AbstractSequence[int], budget: int) -> list[int]:
