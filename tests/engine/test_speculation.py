@@ -207,6 +207,20 @@ def test_a_page_taken_for_guesses_is_promised_to_nobody() -> None:
     assert made.scheduler.num_preemptions == 0
 
 
+def test_guesses_leave_the_pages_a_prompt_was_let_in_for() -> None:
+    """The first one guesses wrongly beyond its page while the second one, in chunks, needs all that are left."""
+    made = engine(pages=5, max_num_seqs=2, guess_cost=0.01, max_prefill_beside_decode=32)
+    ids = [3, 3, 3, 3, 7, 8, 9, 10, 11, 12, 13] * 5 + [3, 3, 3]
+    made.add_request(request("old", ids, max_tokens=20, logit_bias={3: 100.0}))
+    made.step()
+    made.add_request(request("long", prompt(1, 94), max_tokens=2))
+    for _ in range(3):
+        made.step()
+    made.abort("old")
+    assert run(made)["long"] == alone(request("long", prompt(1, 94), max_tokens=2))[1:]
+    assert made.scheduler.num_preemptions == 0
+
+
 def test_the_context_may_be_filled_by_guesses() -> None:
     item = request("a", [3, 4] * 30, max_tokens=None, logit_bias={3: 20.0, 4: 20.0})
     made = engine(pages=3, max_model_len=96)

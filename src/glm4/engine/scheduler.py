@@ -125,6 +125,7 @@ class Scheduler:
 
     def _with_drafts(self, planned: list[ScheduledSequence]) -> list[ScheduledSequence]:
         """Let decoding sequences guess ahead, as far as rows and free pages allow; guesses never cost a preemption."""
+        promised = _num_promised(s for s in self.running if s.num_remaining > 1)
         rows_left = self.config.max_speculative_rows - len(planned)
         cost = self.row_cost.share(len(planned))
         result: list[ScheduledSequence] = []
@@ -135,7 +136,7 @@ class Scheduler:
             if rows_left > 0 and room > 0 and sequence.can_guess:
                 draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
-            if needed > self._cache.num_available_pages:
+            if needed > max(0, self._cache.num_available_pages - promised):
                 draft = []
             else:
                 sequence.pages += self._cache.allocate(max(0, needed))
