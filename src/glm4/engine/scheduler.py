@@ -113,7 +113,8 @@ class Scheduler:
             sequence.pages = held
             sequence.num_shared_pages = len(held)
             sequence.num_computed = len(held) * PAGE_SIZE
-            if not sequence.num_new_tokens:
+            if not sequence.was_admitted:  # what it finds after a preemption are its own pages
+                sequence.was_admitted = True
                 sequence.num_cached = sequence.num_computed
                 self._count_lookup(sequence)
             self.running.append(self.waiting.popleft())

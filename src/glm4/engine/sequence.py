@@ -43,6 +43,7 @@ class Sequence:
         self.pages: list[int] = []
         self.num_shared_pages = 0  # full pages entered into the prefix cache
         self.num_cached = 0  # prompt ids that came from it
+        self.was_admitted = False  # it has run before, though it may be waiting again
         self.lookup = PromptLookup()
         self.sampler = Sampler(request, banned_ids)
         limit = max_model_len - self.num_prompt
