@@ -125,6 +125,17 @@ def test_cost_of_a_row_is_the_slope_of_step_times() -> None:
     assert alike.share(1) == pytest.approx(COST)
 
 
+def test_cost_of_a_row_follows_when_all_steps_become_dearer() -> None:
+    """A long context after short ones: five times the time for one row, and each further row costs as much again."""
+    cost = RowCost()
+    for step in range(200):
+        cost.record(1 + step % 4, 0.97 + 0.03 * (1 + step % 4))
+    assert cost.share(1) == pytest.approx(0.05)  # the least that is believed
+    for step in range(200):
+        cost.record(1 + step % 4, 5.0 * (1 + step % 4))
+    assert cost.share(1) > 0.9
+
+
 def test_text_without_repetition_costs_few_guesses() -> None:
     """Twelve ids at random: almost every pair has occurred before, and says nothing about what follows."""
     made = engine(guess_cost=COST)
