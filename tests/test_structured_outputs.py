@@ -110,6 +110,22 @@ def test_greedy_text_is_the_same_with_logprobs_and_without(llm: LLM) -> None:
     assert [entry.token_id for entry in scored.outputs[0].logprobs or ()] == plain.outputs[0].token_ids
 
 
+def test_rows_without_a_token_are_never_chosen_though_a_grammar_names_them(llm: LLM) -> None:
+    unnamed = int(llm.tokenizer.unnamed_ids(llm.info.vocab_size)[0])
+    for rule, finish_reason, text in (
+        (f'<[{unnamed}]> | "a"', "stop", "a"),
+        (f'"a" (<[{unnamed}]> | <[{unnamed + 1}]>)', "length", "a"),
+        (f'("ab" | "ac") <[{unnamed}]>', "length", "ab|ac"),
+        (f"<[{unnamed}]> | <[{unnamed + 1}]>", "length", ""),
+    ):
+        (output,) = llm.generate("hello", with_(grammar=f"start: {rule}"))
+        (sample,) = output.outputs
+        assert (sample.finish_reason, sample.text in text.split("|")) == (finish_reason, True), rule
+        assert unnamed not in sample.token_ids
+    with pytest.raises(InvalidRequestError, match="no text can satisfy this"):
+        llm.generate("hello", with_(grammar=f"start: <[{unnamed}]>"))
+
+
 def test_limits_may_cut_the_text(llm: LLM) -> None:
     (output,) = llm.generate("hello", with_(FREE.replace(max_tokens=5), json=PERSON))
     assert output.outputs[0].finish_reason == "length"
@@ -191,6 +207,19 @@ def test_guesses_change_nothing(tmp_path: Path) -> None:
     assert answers[:2] == answers[2:]
     assert accepted[0] > 20
     assert accepted[1] == 0
+
+
+@pytest.mark.parametrize("option", ['stop="xyz"', "max_tokens=30", 'suffix="xyz"', "lazy"])
+def test_guesses_change_nothing_where_the_library_cannot_go_back(tmp_path: Path, option: str) -> None:
+    path = str(write_folder(tmp_path / "m"))
+    params = with_(FREE.replace(temperature=0.0, max_tokens=40), grammar=f'start: a "b"\na[{option}]: /[a-z]+/')
+    answers = []
+    for speculation in (True, False):
+        with LLM(path, dtype="fp32", max_model_len=256, speculation=speculation) as llm:
+            llm.backend.engine.scheduler.row_cost = RowCost(0.01)  # type: ignore[attr-defined]
+            (output,) = llm.generate("hello hello hello", params)
+            answers.append((output.outputs[0].token_ids, output.outputs[0].finish_reason))
+    assert answers[0] == answers[1]
 
 
 def test_a_turn_that_has_begun_goes_on_at_once(llm: LLM) -> None:

@@ -10,6 +10,7 @@ only, matches expressions without backtracking, and fetches nothing. What exceed
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 from collections import OrderedDict
@@ -105,7 +106,7 @@ class GrammarCompiler:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
                 return self._compiled[text]
-        grammar = _Grammar(self._matcher(text, param, what), self._end_id, self._vocab_size)
+        grammar = _Grammar(self._matcher(text, param, what), self._usable)
         with self._lock:
             self._compiled[text] = grammar
             while len(self._compiled) > _KEPT:
@@ -123,12 +124,13 @@ class GrammarCompiler:
                 matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
             # Behind what is forced at the beginning it shows whether any text fits at all.
             probe = matcher.deep_copy()
-            probe.try_consume_tokens(probe.compute_ff_tokens())
+            forced = probe.compute_ff_tokens()
+            probe.try_consume_tokens(forced)
             if not probe.is_error() and not probe.is_stopped():
                 probe.compute_bitmask()
         if probe.is_error():
             raise InvalidRequestError(f"{what}: {_reason(probe.get_error())}", param=param)
-        if probe.is_stopped() and not probe.is_accepting():
+        if not self._usable[forced].all() or (probe.is_stopped() and not probe.is_accepting()):
             raise InvalidRequestError(f"{what}: {_NOTHING_FITS}", param=param)
         return matcher
 
@@ -137,6 +139,14 @@ class GrammarCompiler:
         """The token that stands for "the text ends here"; no grammar of a dialect names it."""
         added = self._tokenizer.added_tokens
         return next(added[name].id for name in self._dialect.stop_names if name in added)
+
+    @cached_property
+    def _usable(self) -> NDArray[np.bool_]:
+        """Ids that a text may have: bool [vocab_size]. A grammar may name others, rows without a token or the end's."""
+        usable = np.ones(self._vocab_size, np.bool_)
+        usable[self._tokenizer.unnamed_ids(self._vocab_size)] = False
+        usable[self._end_id] = False
+        return usable
 
     def _library_tokenizer(self) -> LLTokenizer:
         """The vocabulary as the library holds it; made once, in a second or less for 150,000 tokens."""
@@ -226,25 +236,23 @@ def _panics_as(error: Exception) -> Iterator[None]:
 class _Grammar:
     """A `TokenConstraint`: a matcher that stays at the beginning, copied for each sequence."""
 
-    def __init__(self, matcher: LLMatcher, end_id: int, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, usable: NDArray[np.bool_]) -> None:
         self._matcher = matcher
-        self._end_id = end_id
-        self._vocab_size = vocab_size
+        self._usable = usable
         self._lock = threading.Lock()
 
     def start(self) -> _Matcher:
         """See `TokenConstraint`."""
         with self._lock:
-            return _Matcher(self._matcher.deep_copy(), self._end_id, self._vocab_size)
+            return _Matcher(self._matcher.deep_copy(), self._usable)
 
 
 class _Matcher:
     """See `TokenMatcher`."""
 
-    def __init__(self, matcher: LLMatcher, end_id: int, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, usable: NDArray[np.bool_]) -> None:
         self._matcher = matcher
-        self._end_id = end_id
-        self._vocab_size = vocab_size
+        self._usable = usable
 
     def accept(self, token_ids: Sequence[int]) -> int:
         """See `TokenMatcher`."""
@@ -260,14 +268,15 @@ class _Matcher:
     def forced(self) -> list[int]:
         """See `TokenMatcher`."""
         with self._checked():
-            return [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+            tokens = [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
+        return list(itertools.takewhile(self._usable.__getitem__, tokens))
 
     def allowed(self) -> NDArray[np.bool_]:
         """See `TokenMatcher`."""
         with self._checked():
             bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        mask = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
-        mask[self._end_id] = False
+        mask = np.unpackbits(bits, bitorder="little")[: len(self._usable)].view(np.bool_)
+        mask &= self._usable
         return mask
 
     def is_complete(self) -> bool:

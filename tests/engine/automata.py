@@ -98,18 +98,25 @@ def random_automaton(seed: int, vocab_size: int, states: int = 12) -> Automaton:
 
 @dataclass
 class Slow:
-    """The same grammar; whoever asks for a mask waits until the gate is opened."""
+    """The same grammar; whoever asks for a mask (or, after the first token, what is forced) waits for the gate."""
 
     automaton: Automaton
     gate: threading.Event = field(default_factory=threading.Event)
+    late: str = "allowed"
 
     def start(self) -> Walk:
-        gate = self.gate
+        gate, late = self.gate, self.late
 
         class SlowWalk(Walk):
             def allowed(self) -> NDArray[np.bool_]:
-                gate.wait()
+                if late == "allowed":
+                    gate.wait()
                 return super().allowed()
+
+            def forced(self) -> list[int]:
+                if late == "forced" and len(self.states) > 1:
+                    gate.wait()
+                return super().forced()
 
         return SlowWalk(self.automaton)
 
@@ -153,3 +160,17 @@ class Failing:
                 return super().accept(token_ids)
 
         return FailingWalk(self.automaton)
+
+
+@dataclass(frozen=True)
+class OneWay:
+    """The same grammar, whose tokens cannot be taken back."""
+
+    automaton: Automaton
+
+    def start(self) -> Walk:
+        class OneWayWalk(Walk):
+            def rollback(self, count: int) -> None:
+                raise GrammarError("there is no way back")
+
+        return OneWayWalk(self.automaton)

@@ -240,6 +240,18 @@ def test_an_adapter_that_overflows_ends_its_own_requests_only(adapters: dict[str
     assert built.prefix_cache.num_used_pages == 0
 
 
+def test_an_adapter_that_leaves_nothing_to_embed_ends_its_own_requests_only(
+    adapters: dict[str, LoraAdapter], tmp_path: Path
+) -> None:
+    """Its hidden states are finite, but so large that the norm makes them zero."""
+    built = made(adapters)
+    built.adapters.add("large", random_adapter(tmp_path, CONFIG, 6, targets=("down_proj",), scale=1e10))
+    item = request("x", prompt(1, 40))
+    output = last(built, replace(item, adapter="large", pooling="mean"))
+    assert (output.finish_reason, output.embedding) == ("abort", None)
+    assert last(built, replace(item, adapter="all", pooling="mean")).embedding is not None
+
+
 def test_adapters_come_and_go_while_another_thread_steps(adapters: dict[str, LoraAdapter]) -> None:
     built = made({"kept": adapters["all"]})
     items = [replace(scored(f"r{i}", prompt(i, 30), max_tokens=40), adapter="kept") for i in range(6)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import wait
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from automata import Automaton, Failing, Jittery, Slow, random_automaton, word
+from automata import Automaton, Failing, Jittery, OneWay, Slow, Walk, random_automaton, word
 from test_engine import CONFIG, MODEL, alone, engine, prompt, request, run
 
 from glm4.engine.engine import Engine
@@ -116,6 +119,26 @@ def test_sampled_text_is_the_same_with_guesses_and_without() -> None:
         assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Automaton(VOCAB, {0: {1: 0, 3: 0, 2: 1}, 1: {}}, frozenset()),  # behind a 2 nothing may follow
+        OneWay(Automaton(VOCAB, {0: {1: 0, 3: 0, 2: 1}, 1: {1: 0, 3: 0}}, frozenset())),
+    ],
+    ids=["dead end", "no way back"],
+)
+def test_a_guess_that_a_matcher_cannot_take_back_costs_nothing(constraint: TokenConstraint) -> None:
+    """The prompt suggests a 2 behind two ones, but the model writes ones only."""
+    item = guided("a", [1, 1, 2, 3] * 6, constraint, max_tokens=12, logit_bias={1: 100.0})
+    made = engine(max_speculative_rows=8, guess_cost=0.01)
+    made.add_request(item)
+    sequence = made._sequences["a"]
+    answer = run(made)["a"]
+    assert answer == alone(item)
+    assert len(answer) == 12
+    assert sequence.lookup.num_drafted
+
+
 def test_allowed_tokens_keep_their_relative_probability() -> None:
     ids, allowed = prompt(1, 10), [3, 50, 77, 100]
     automaton = Automaton(VOCAB, {0: dict.fromkeys(allowed, 1), 1: {}}, frozenset([1]))
@@ -181,10 +204,13 @@ def test_a_text_that_is_forced_as_a_whole_needs_the_model_only_for_what_is_asked
     assert len(output.prompt_logprobs or ()) == 9
 
 
+@pytest.mark.parametrize("late", ["allowed", "forced"])
 @pytest.mark.parametrize("rows", [0, 8])
-def test_nobody_waits_for_a_late_mask(rows: int) -> None:
+def test_nobody_waits_for_a_late_mask(rows: int, late: str) -> None:
     ids, automaton = prompt(1, 20) * 2, random_automaton(3, VOCAB)
-    slow = Slow(automaton)
+    slow = Slow(automaton, late=late)
+    rescue = threading.Timer(60, slow.gate.set)  # lets a broken engine fail instead of hanging
+    rescue.start()
     made = engine(max_speculative_rows=rows, guess_cost=0.01)
     made.add_request(guided("slow", ids, slow, max_tokens=20))
     made.add_request(request("free", prompt(2, 30), max_tokens=30))
@@ -195,12 +221,35 @@ def test_nobody_waits_for_a_late_mask(rows: int) -> None:
             answers[output.request_id] += output.token_ids
             reasons |= {output.request_id: output.finish_reason} if output.finish_reason else {}
     assert answers["free"] == alone(request("free", prompt(2, 30), max_tokens=30))
+    rescue.cancel()
     assert "slow" not in reasons
     assert automaton.follow(answers["slow"]) is not None
     slow.gate.set()
     for name, tokens in run(made).items():
         answers[name] += tokens
     assert answers["slow"] == alone(guided("slow", ids, automaton, max_tokens=20))
+
+
+def test_a_mask_that_has_come_is_used_though_another_sequence_is_late() -> None:
+    automaton = random_automaton(3, VOCAB)
+    first, second = Slow(automaton), Slow(automaton, late="forced")
+    rescue = threading.Timer(60, second.gate.set)
+    rescue.start()
+    made = engine()
+    made.add_request(guided("first", prompt(1, 20), first, max_tokens=20))
+    made.add_request(guided("second", prompt(2, 20), second, max_tokens=20))
+    kept = made._sequences["first"]
+    while kept.held_rows is None or made._sequences["second"].num_new_tokens == 0:
+        made.step()
+    first.gate.set()
+    assert kept.guide is not None
+    wait(kept.guide.waited_for)
+    made.step()
+    assert kept.num_new_tokens
+    assert rescue.is_alive()
+    rescue.cancel()
+    second.gate.set()
+    run(made)
 
 
 def test_a_lonely_sequence_waits_for_its_mask() -> None:
@@ -237,6 +286,47 @@ def test_preemption_and_abort_while_a_mask_is_late() -> None:
     assert answers["kept"] == alone(guided("kept", prompt(2, 2 * PAGE_SIZE), automaton))
     assert answers["old"] == alone(request("old", prompt(1, 2 * PAGE_SIZE), max_tokens=4 * PAGE_SIZE))
     assert made.prefix_cache.num_available_pages == made.cache.num_pages
+
+
+def test_a_preempted_sequence_guesses_again_when_its_matcher_is_free() -> None:
+    """Its guesses are being followed when it loses its pages and gets them back: one thread at a time may do that."""
+    gate, busy, overlaps = threading.Event(), threading.Lock(), []
+
+    class Watched(Walk):
+        def allowed(self) -> np.ndarray:
+            if not busy.acquire(blocking=False):
+                overlaps.append(len(self.states))
+                return super().allowed()
+            with busy_until(gate if len(self.states) > 2 else None):
+                return super().allowed()
+
+    @contextlib.contextmanager
+    def busy_until(event: threading.Event | None) -> Iterator[None]:
+        try:
+            if event is not None:
+                event.wait()
+            yield
+        finally:
+            busy.release()
+
+    class Constraint(Automaton):
+        def start(self) -> Walk:
+            return Watched(self)
+
+    automaton = Constraint(VOCAB, {0: {1: 0, 2: 0}}, frozenset())
+    item = guided("a", [1, 2] * PAGE_SIZE, automaton, max_tokens=8, logit_bias={1: 100.0})
+    made = engine(max_speculative_rows=8, guess_cost=0.01)
+    made.add_request(item)
+    made.step()
+    made.step()  # the guesses are computed, and the row is kept until their masks are there
+    (sequence,) = made.scheduler.running
+    assert sequence.held_draft
+    made.scheduler._preempt(sequence)
+    made.step()
+    assert sequence.num_computed == sequence.num_prompt + 1
+    gate.set()
+    assert run(made)["a"] == [1] * 7
+    assert not overlaps
 
 
 @pytest.mark.parametrize("pages", [64, 9])

@@ -125,6 +125,17 @@ def test_cost_of_a_row_is_the_slope_of_step_times() -> None:
     assert alike.share(1) == pytest.approx(COST)
 
 
+def test_cost_of_a_row_follows_when_all_steps_become_dearer() -> None:
+    """A long context after short ones: five times the time for one row, and each further row costs as much again."""
+    cost = RowCost()
+    for step in range(200):
+        cost.record(1 + step % 4, 0.97 + 0.03 * (1 + step % 4))
+    assert cost.share(1) == pytest.approx(0.05)  # the least that is believed
+    for step in range(200):
+        cost.record(1 + step % 4, 5.0 * (1 + step % 4))
+    assert cost.share(1) > 0.9
+
+
 def test_text_without_repetition_costs_few_guesses() -> None:
     """Twelve ids at random: almost every pair has occurred before, and says nothing about what follows."""
     made = engine(guess_cost=COST)
@@ -189,6 +200,36 @@ def test_a_guess_never_preempts_anybody() -> None:
     answers, _ = steps_of(made, *items)
     assert all(answers[item.request_id] == alone(item) for item in items)
     assert made.prefix_cache.num_available_pages == 5
+
+
+def test_a_page_taken_for_guesses_is_promised_to_nobody() -> None:
+    """It holds the wrong guesses of one sequence, which will need it; another one must wait and not be preempted."""
+    made = engine(pages=3, max_num_seqs=2, guess_cost=0.01)
+    ids = [3, 3, 3, 3, 7, 8, 9, 10, 11, 12, 13] * 5 + [3, 3, 3]
+    made.add_request(request("old", ids, max_tokens=12, logit_bias={3: 100.0}))
+    made.step()
+    made.step()
+    (old,) = made.scheduler.running
+    assert (len(old.ids), len(old.pages)) == (60, 3)
+    made.add_request(request("new", [5], max_tokens=3))
+    made.step()
+    assert made.scheduler.running == [old]
+    assert run(made)["new"] == alone(request("new", [5], max_tokens=3))
+    assert made.scheduler.num_preemptions == 0
+
+
+def test_guesses_leave_the_pages_a_prompt_was_let_in_for() -> None:
+    """The first one guesses wrongly beyond its page while the second one, in chunks, needs all that are left."""
+    made = engine(pages=5, max_num_seqs=2, guess_cost=0.01, max_prefill_beside_decode=32)
+    ids = [3, 3, 3, 3, 7, 8, 9, 10, 11, 12, 13] * 5 + [3, 3, 3]
+    made.add_request(request("old", ids, max_tokens=20, logit_bias={3: 100.0}))
+    made.step()
+    made.add_request(request("long", prompt(1, 94), max_tokens=2))
+    for _ in range(3):
+        made.step()
+    made.abort("old")
+    assert run(made)["long"] == alone(request("long", prompt(1, 94), max_tokens=2))[1:]
+    assert made.scheduler.num_preemptions == 0
 
 
 def test_the_context_may_be_filled_by_guesses() -> None:

@@ -59,6 +59,17 @@ def test_prefix_cache_counts_tokens() -> None:
     assert off.stats().prefix_cache_queries == 0
 
 
+def test_what_a_preempted_prompt_finds_of_itself_is_no_hit() -> None:
+    built = engine(max_num_batched_tokens=2 * PAGE_SIZE)
+    built.add_request(request("a", prompt(1, 4 * PAGE_SIZE), max_tokens=1))
+    built.step()
+    (sequence,) = built.scheduler.running
+    built.scheduler._preempt(sequence)
+    (output,) = built.step()  # one step is enough, because two of the pages were found again
+    assert output.num_cached_tokens == 0
+    assert (built.stats().prefix_cache_queries, built.stats().prefix_cache_hits) == (4 * PAGE_SIZE, 0)
+
+
 def test_guesses_and_preemptions_are_counted() -> None:
     built = engine(guess_cost=0.0)
     built.add_request(request("a", prompt(9, 6) * 12, logit_bias={5: 90.0}, max_tokens=40))

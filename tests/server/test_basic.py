@@ -74,6 +74,19 @@ def test_text_completion_whole_and_streamed(client: httpx.Client) -> None:
     assert texts == [choice["text"] for choice in whole["choices"]]
 
 
+def test_a_prompt_that_is_only_scored_has_no_generated_token_anywhere(client: httpx.Client) -> None:
+    body = {"prompt": "ab", "max_tokens": 0, "echo": True, "return_token_ids": True}
+    whole = client.post("/v1/completions", json=body).json()
+    (choice,) = whole["choices"]
+    assert (choice["text"], choice["token_ids"], whole["usage"]["completion_tokens"]) == ("ab", [], 0)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, done = events(client.post("/v1/completions", json=body | {"stream": True, "stream_options": options}))
+    assert done == "[DONE]"
+    assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == "ab"
+    assert [token for chunk in chunks for choice in chunk["choices"] for token in choice["token_ids"]] == []
+    assert {chunk["usage"]["completion_tokens"] for chunk in chunks} == {0}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param", "code"),
     [

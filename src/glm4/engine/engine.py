@@ -195,7 +195,9 @@ class Engine:
             if sequence.pool is not None:  # its pages are not kept for reuse
                 sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
                 if not sequence.num_remaining:
-                    sequence.end = "stop", None
+                    # Finite numbers of an adapter can be so large that the norm makes them zero.
+                    usable = sequence.adapter is None or sequence.pool.has_direction
+                    sequence.end = "stop" if usable else "abort", None
                     ended.append(sequence)
             elif sequence.num_remaining:
                 self._share(sequence)
@@ -210,11 +212,12 @@ class Engine:
 
         Where nothing else is running, this waits until there is something to do.
         """
-        guided = [s for s in self.scheduler.running if s.guide is not None and not s.wants_prompt_logprobs()]
-        pending = [s.guide.pending for s in guided if s.guide is not None and s.guide.pending is not None]
-        held = [s for s in self.scheduler.running if s.held_rows is not None]
-        if pending and len(pending) + len(held) == len(self.scheduler.running):
-            wait_for_any(pending + [future for s in held if s.guide for future in s.guide.waited_for])
+        running = self.scheduler.running
+        guided = [s for s in running if s.guide is not None and not s.wants_prompt_logprobs()]
+        late = {s: s.guide.pending for s in guided if s.guide is not None and s.guide.pending is not None}
+        held = {s: s.guide.waited_for for s in running if s.guide is not None and s.held_rows is not None}
+        if late and all(s in late or held.get(s) for s in running):
+            wait_for_any([*late.values(), *(future for futures in held.values() for future in futures)])
         for sequence in guided:
             sequence.settle()
         ended = [s for s in guided if s.end is not None]

@@ -5,7 +5,8 @@ for it. So a guide does its work on an executor while the model computes, and th
 are there. Each batch of new tokens is one job: accept them, find what is forced after them (`known`), then which tokens
 may follow (`ready`).
 
-Guesses are followed ahead: `look_ahead` finds what may come after each guessed token and takes the guesses back.
+Guesses are followed ahead: `look_ahead` finds what may come after each guessed token and takes the guesses back. Where
+the matcher cannot go back, or not follow a guess, it is made anew.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Guide:
         self._executor = executor
         self._end_ids = end_ids
         self._matcher: TokenMatcher | None = None
+        self._taken: list[int] = []  # all tokens the matcher has accepted, guesses excepted
         self._finished = False
+        self._can_go_back = True
         self.queue: deque[int] = deque()
         self._known: Future[_Known] | None = Future()
         self._ready: Future[NDArray[np.bool_] | None] = Future()
@@ -95,6 +98,12 @@ class Guide:
         return self._known
 
     @property
+    def can_look_ahead(self) -> bool:
+        """True when nothing is forced next as far as is known, and guesses can be followed and taken back now."""
+        is_free = self._ahead is None or self._ahead.done()  # else a preempted sequence comes back too early
+        return self._can_go_back and is_free and self._known is None and not self.queue
+
+    @property
     def waited_for(self) -> list[Future[Any]]:
         """What must be done before a token can be sampled; empty if it is."""
         futures: list[Future[Any]] = [self._ready] if self._ahead is None else [self._ready, self._ahead]
@@ -123,6 +132,7 @@ class Guide:
             while more := matcher.forced():
                 _accept(matcher, more)
                 forced += more
+            self._taken += (*token_ids, *forced)
             finished = matcher.is_finished()
             known.set_result(_Known(tuple(forced), finished))
             ready.set_result(None if finished else self._mask(matcher))
@@ -138,22 +148,31 @@ class Guide:
         ready: Future[NDArray[np.bool_] | None],
         ahead: Future[list[NDArray[np.bool_] | None]],
     ) -> None:
-        """A list with an entry for each guess that fits: the mask behind it, or None where a token is forced."""
         try:
             ready.result()  # jobs start in order, so it is done or under way on another thread
-            matcher = self._matcher or self._constraint.start()
-            steps: list[NDArray[np.bool_] | None] = []
-            for token in draft:
-                # A guess that ends the text is never gone beyond.
-                if token in self._end_ids or not matcher.accept((token,)):
-                    break
-                steps.append(None if matcher.forced() or matcher.is_finished() else self._mask(matcher))
-                if steps[-1] is None:
-                    break
-            matcher.rollback(len(steps))
-            ahead.set_result(steps)
+            try:
+                ahead.set_result(self._steps(draft))
+            except GrammarError:
+                self._can_go_back = False
+                self._matcher = self._constraint.start()
+                _accept(self._matcher, self._taken)
+                ahead.set_result([])
         except BaseException as error:
             ahead.set_exception(error)
+
+    def _steps(self, draft: Sequence[int]) -> list[NDArray[np.bool_] | None]:
+        """An entry for each guess that fits: the mask behind it, or None where a token is forced."""
+        matcher = self._matcher or self._constraint.start()
+        steps: list[NDArray[np.bool_] | None] = []
+        for token in draft:
+            # A guess that ends the text is never gone beyond.
+            if token in self._end_ids or not matcher.accept((token,)):
+                break
+            steps.append(None if matcher.forced() or matcher.is_finished() else self._mask(matcher))
+            if steps[-1] is None:
+                break
+        matcher.rollback(len(steps))
+        return steps
 
     def _mask(self, matcher: TokenMatcher) -> NDArray[np.bool_]:
         mask = matcher.allowed()

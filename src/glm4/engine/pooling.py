@@ -34,8 +34,16 @@ class MeanPool:
         Raises:
             Glm4Error: the hidden states are no numbers, or all zero.
         """
-        mean = np.zeros(1) if self._sum is None else self._sum / max(1, self._count)
-        length = float(np.linalg.norm(mean))
-        if not 0.0 < length < np.inf:
+        mean, length = self._mean()
+        if not self.has_direction:
             raise Glm4Error("the model produced no finite hidden states; its weights are damaged or not a model")
         return (mean / length).astype(np.float32)
+
+    @property
+    def has_direction(self) -> bool:
+        """False where there is no result: the mean is zero or no number."""
+        return 0.0 < self._mean()[1] < np.inf
+
+    def _mean(self) -> tuple[NDArray[np.float64], float]:
+        mean = np.zeros(1) if self._sum is None else self._sum / max(1, self._count)
+        return mean, float(np.linalg.norm(mean))

@@ -8,6 +8,7 @@ youngest sequence gives its pages back and starts over later (its ids are kept, 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
@@ -105,15 +106,15 @@ class Scheduler:
             held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree)
             # Wait for room for the whole prompt: admitting earlier would only preempt someone to make it.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
-            promised = sum(pages_for(len(s.ids) + 1) - len(s.pages) for s in self.running)
             needed = pages_for(len(sequence.ids) + 1) - len(held)
-            if self.running and needed > self._cache.num_available_pages - promised:
+            if self.running and needed > self._cache.num_available_pages - _num_promised(self.running):
                 self._cache.release(held)
                 return
             sequence.pages = held
             sequence.num_shared_pages = len(held)
             sequence.num_computed = len(held) * PAGE_SIZE
-            if not sequence.num_new_tokens:
+            if not sequence.was_admitted:  # what it finds after a preemption are its own pages
+                sequence.was_admitted = True
                 sequence.num_cached = sequence.num_computed
                 self._count_lookup(sequence)
             self.running.append(self.waiting.popleft())
@@ -125,6 +126,7 @@ class Scheduler:
 
     def _with_drafts(self, planned: list[ScheduledSequence]) -> list[ScheduledSequence]:
         """Let decoding sequences guess ahead, as far as rows and free pages allow; guesses never cost a preemption."""
+        promised = _num_promised(s for s in self.running if s.num_remaining > 1)
         rows_left = self.config.max_speculative_rows - len(planned)
         cost = self.row_cost.share(len(planned))
         result: list[ScheduledSequence] = []
@@ -135,7 +137,7 @@ class Scheduler:
             if rows_left > 0 and room > 0 and sequence.can_guess:
                 draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
-            if needed > self._cache.num_available_pages:
+            if needed > max(0, self._cache.num_available_pages - promised):
                 draft = []
             else:
                 sequence.pages += self._cache.allocate(max(0, needed))
@@ -169,6 +171,11 @@ class Scheduler:
         self._cache.release(sequence.pages)
         sequence.pages = []
         sequence.num_shared_pages = 0
+
+
+def _num_promised(sequences: Iterable[Sequence]) -> int:
+    """Pages these will take for the ids they have and one more. Guesses may have given them more than that already."""
+    return sum(max(0, pages_for(len(s.ids) + 1) - len(s.pages)) for s in sequences)
 
 
 def fair_shares(wants: AbstractSequence[int], budget: int) -> list[int]:

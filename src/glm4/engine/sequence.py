@@ -43,6 +43,7 @@ class Sequence:
         self.pages: list[int] = []
         self.num_shared_pages = 0  # full pages entered into the prefix cache
         self.num_cached = 0  # prompt ids that came from it
+        self.was_admitted = False  # it has run before, though it may be waiting again
         self.lookup = PromptLookup()
         self.sampler = Sampler(request, banned_ids)
         limit = max_model_len - self.num_prompt
@@ -83,8 +84,8 @@ class Sequence:
 
     @property
     def can_guess(self) -> bool:
-        """False while a grammar may still force what comes next."""
-        return self.guide is None or (self.guide.pending is None and not self.guide.queue)
+        """False while a grammar may still force what comes next, or where guesses cannot be followed in it."""
+        return self.guide is None or self.guide.can_look_ahead
 
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log-probabilities are asked for and incomplete."""

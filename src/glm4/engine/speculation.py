@@ -36,6 +36,7 @@ _LEAST_COST = 0.05
 _KEPT = 0.98  # of the weight of earlier steps, at each new one
 _FEW_STEPS = 6
 _OUTLIER = 3.0
+_MOST_OUTLIERS = 12
 _LEAST_SPREAD = 0.2
 
 
@@ -150,13 +151,18 @@ class RowCost:
         self._fixed = fixed
         # Sums over steps: 1, rows, rows², seconds, rows × seconds.
         self._sums = [0.0] * 5
+        self._outliers = 0  # in a row
         self._slope: float | None = None  # seconds a row
 
     def record(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
         count, total = self._sums[0], self._sums[3]
         if count > _FEW_STEPS and seconds * count > _OUTLIER * total:
-            return  # the machine was busy with something else
+            self._outliers += 1
+            if self._outliers < _MOST_OUTLIERS:
+                return  # the machine was busy with something else
+            self._sums = [0.0] * 5  # it was not: steps take so long now
+        self._outliers = 0
         new = (1.0, rows, rows * rows, seconds, rows * seconds)
         self._sums = [_KEPT * old + value for old, value in zip(self._sums, new, strict=True)]
         count, row_sum, square_sum, total, product_sum = self._sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from glm4.chat.messages import Event, ReasoningDelta, TextDelta
@@ -152,12 +153,14 @@ class TextChunks:
 
     def push(self, position: int, chunk: StreamChunk) -> list[dict[str, Any]]:
         """What one step brought for a prompt."""
-        self._usage.add(chunk)
         request, index = self._request, position * self._request.params.n + chunk.index
         first = index not in self._offsets
-        text = chunk.text if request.generate else ""
+        if not request.generate:
+            chunk = replace(chunk, events=(), token_ids=(), logprobs=())
+        self._usage.add(chunk)
+        text = chunk.text
         choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": chunk.finish_reason}
-        scores = list(chunk.logprobs) if request.generate else []
+        scores = list(chunk.logprobs)
         ids = [one.token_id for one in scores]
         prompt, prompt_ids = self._prompts[position]
         if first and request.echo:

@@ -86,7 +86,8 @@ def text_completions(
                 "stop_reason": sample.stop_reason,
             }
             if options.return_token_ids:
-                choice |= {"token_ids": sample.token_ids, "prompt_token_ids": output.prompt_token_ids}
+                choice["token_ids"] = sample.token_ids if generate else []
+                choice["prompt_token_ids"] = output.prompt_token_ids
             choices.append(choice)
     body = envelope("text_completion", new_id("cmpl"), model, options)
     body |= {"choices": choices, "usage": usage(outputs, generate=generate)}
