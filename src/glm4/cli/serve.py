@@ -57,6 +57,7 @@ def serve(
         float | None,
         Option(
             min=0.001,
+            max=1e6,
             metavar="GB",
             rich_help_panel="Engine",
             show_default=False,
@@ -107,7 +108,7 @@ def serve(
     ] = None,
     shutdown_timeout: Annotated[
         float,
-        Option(min=1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
+        Option(min=1, max=86400, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
     ] = 30.0,
     max_body_mb: Annotated[
         int, Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Longest request body.")
@@ -143,6 +144,7 @@ def serve(
     """
     from glm4.cli.server_logging import set_up_logging
 
+    options.check_formats(dtype, kv_dtype)
     engine = {
         "dtype": dtype,
         "kv_cache_dtype": kv_dtype,
@@ -203,6 +205,7 @@ def _preloaded(config: ServerConfig) -> Any:
             context=spec.options["max_model_len"],
             threads=spec.options["num_threads"],
             max_num_seqs=spec.options["max_num_seqs"],
+            kv_memory=spec.options["kv_cache_memory"],
         )
         for spec in config.models
     }
@@ -240,6 +243,8 @@ def _pair(text: str) -> tuple[str, Path]:
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     keys = [key for text in given for key in text.split(",") if key]
+    if given and not keys:
+        raise UsageError("--api-key is empty; without it the server is open to everybody on this machine")
     if file is not None:
         try:
             lines = file.read_text().splitlines()
