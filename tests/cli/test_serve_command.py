@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,13 @@ def test_mistakes_are_told_before_anything_is_served(
 def test_a_number_of_threads_that_cannot_be_is_refused(count: int, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="num_threads must be at"):
         LLM(str(write_folder(tmp_path / "m")), num_threads=count)
+
+
+@pytest.mark.parametrize(("host", "says"), [("192.0.2.1", "--host must be"), ("127.0.0.1", "another --port")])
+def test_an_address_that_cannot_be_used_comes_with_fitting_advice(
+    host: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "-m", "nothing", "--host", host, "--insecure", "--port", port]) == 2
+    assert says in capsys.readouterr().err
