@@ -166,7 +166,7 @@ def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
         )
     if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not _is_ours(folder)):
         raise InvalidRequestError(
-            f"{folder} exists and is no packed checkpoint, so it is not replaced even with --force; choose another name",
+            f"{folder} exists and is no packed checkpoint; it is not replaced even with --force: choose another name",
             param="output",
         )
     if not force:
