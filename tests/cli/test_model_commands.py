@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -129,6 +130,16 @@ def test_models_remove_asks_first(installed: Path, monkeypatch: pytest.MonkeyPat
     assert installed.exists()
 
 
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_models_remove_says_that_nothing_was_deleted(
+    answer: str, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert main(["models", "--remove", "smoke"]) == 130
+    assert "nothing was deleted; --yes deletes without asking" in capsys.readouterr().err
+    assert installed.exists()
+
+
 def test_pull_of_an_installed_model_prints_its_path(capsys: pytest.CaptureFixture[str], installed: Path) -> None:
     assert main(["pull", "smoke"]) == 0
     captured = capsys.readouterr()
@@ -178,6 +189,15 @@ def test_info_of_a_gguf_file(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_info_of_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "glm-4-9b-chat"]) == 2
     assert "`glm4 pull glm-4-9b-chat` fetches it (18.8 GB)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["info", "plan", "pull"])
+def test_an_empty_name_is_not_the_current_folder(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(write_folder(tmp_path / "model", tiny_model()))
+    assert main([command, ""]) == 2
+    assert "name is empty" in capsys.readouterr().err
 
 
 def test_info_of_a_damaged_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

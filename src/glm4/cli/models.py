@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glm4.cli.parameters import Option
+from glm4.cli.parameters import Exit, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,7 +123,11 @@ def _remove(name: str, yes: bool) -> None:
     if not yes:
         import typer
 
-        typer.confirm(f"Delete {starter.name} ({starter.model})?", abort=True, err=True)
+        try:
+            typer.confirm(f"Delete {starter.name} ({starter.model})?", abort=True, err=True)
+        except typer.Abort:
+            console.notice("nothing was deleted; --yes deletes without asking")
+            raise Exit(console.EXIT_INTERRUPTED) from None
     freed = clear_cache(of=model_folder(starter.name)) + hub.remove(starter.name)
     console.notice(f"{console.human_bytes(freed)} freed" if freed else f"{starter.name} is not installed")
 
