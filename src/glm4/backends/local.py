@@ -226,7 +226,8 @@ def _cache_size(config: ModelConfig, options: LocalOptions, kv_dtype: str, free:
     wanted = options.max_model_len or limit
     if wanted > limit:
         raise InvalidRequestError(
-            f"max_model_len {wanted} exceeds the {limit} positions this model was made for", param="max_model_len"
+            f"a context of {wanted} tokens (max_model_len, `--context`) exceeds the {limit} this model was made for",
+            param="max_model_len",
         )
     budget = options.kv_cache_memory or int(free * CACHE_SHARE)
     affordable = max(0, budget) // page_nbytes(config, kv_dtype)
