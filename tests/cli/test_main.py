@@ -107,6 +107,7 @@ def test_help_of_every_command_has_examples_that_parse(name: str, capsys: pytest
         (["chat", "--max-tokens", "0", "hi"], "error: invalid value", "glm4 chat --help"),
         (["chat", "--temperature", "-1", "hi"], "error: temperature must be", ""),
         (["chat", " "], "error: ", "glm4 chat --help"),
+        (["chat", "--plain=1", "hi"], "error: option '--plain' does not take a value", "glm4 chat --help"),
         (["generate", "hi", "--logprobs", "3"], "error: ", "glm4 generate --help"),
     ],
 )

@@ -116,10 +116,11 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
     from glm4.cli import console
     from glm4.cli.parameters import Exit, UsageError
 
+    program = f"glm4 {args[0]}" if args and args[0] in COMMANDS else "glm4"
     if isinstance(error, Exit):
         return console.flush_quietly(error.code)
     if isinstance(error, UsageError):
-        return console.usage_error(f"invalid value: {error}", f"glm4 {args[0]}")
+        return console.usage_error(f"invalid value: {error}", program)
     if isinstance(error, BrokenPipeError):
         console.silence_stdout()  # the reader has what it wanted (`| head -1`)
         return 0
@@ -130,7 +131,7 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
     if "typer" in sys.modules:  # otherwise it cannot be one of Typer's exceptions
         from glm4.cli import typer_app
 
-        code = typer_app.exit_code(error)
+        code = typer_app.exit_code(error, program)
     return console.failure(error) if code is None and not debug else code
 
 
