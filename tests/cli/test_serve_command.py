@@ -9,6 +9,7 @@ import pytest
 
 from glm4 import LLM
 from glm4.cli import main
+from glm4.cli.parameters import Exit
 from glm4.cli.serve import _preloaded
 from glm4.errors import InvalidRequestError
 from glm4.server.config import ModelSpec, ServerConfig
@@ -66,3 +67,18 @@ def test_an_address_that_cannot_be_used_comes_with_fitting_advice(
         port = str(taken.getsockname()[1])
         assert main(["serve", "-m", "nothing", "--host", host, "--insecure", "--port", port]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_variable_names_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for every other command; a folder's name may have spaces."""
+    configs: list[ServerConfig] = []
+
+    def bind(config: ServerConfig) -> None:
+        configs.append(config)
+        raise Exit
+
+    monkeypatch.setattr("glm4.server.run.bind", bind)
+    for value, source in (("some folder/my model", "some folder/my model"), ("", "starter")):
+        monkeypatch.setenv("GLM4_MODEL", value)
+        assert main(["serve"]) == 0
+        assert [spec.source for spec in configs.pop().models] == [source]

@@ -29,9 +29,10 @@ def serve(
         Option(
             "--model",
             "-m",
-            envvar="GLM4_MODEL",
             metavar="[NAME=]MODEL",
-            help="What to serve, as in `glm4 chat -m`; NAME= is what clients call it. May be repeated.",
+            show_default=False,
+            help="What to serve, as in `glm4 chat -m`; NAME= is what clients call it. May be repeated. "
+            "The default is GLM4_MODEL, else starter.",
         ),
     ] = None,
     served_model_name: Annotated[
@@ -153,7 +154,8 @@ def serve(
         "num_threads": threads,
         "max_num_seqs": max_num_seqs,
     }
-    specs = _specs(model or ["starter"], served_model_name or [], lora or [], engine)
+    # Not a list in the variable: a folder's name may have spaces.
+    specs = _specs(model or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], engine)
     from glm4.server.config import ServerConfig
 
     config = ServerConfig(
