@@ -36,7 +36,7 @@ from glm4.model.precision import PRECISIONS, named_precision
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
 from glm4.text_side import TextSide
-from quality import SEQUENCE, Contender, Score, drop_layers, score
+from quality import SEQUENCE, Contender, Score, score
 from quality_model import assembled, hidden_states
 from quality_text import documents
 
@@ -63,7 +63,7 @@ def contenders(
 
 
 def contender(name: str, bits: float, model: Transformer, ids: NDArray[np.int32]) -> Contender:
-    return Contender(name, bits, hidden_states(model, ids, SEQUENCE), drop_layers(model))
+    return Contender.of(name, bits, model, hidden_states(model, ids, SEQUENCE))
 
 
 def quality(checkpoint: Checkpoint, args: argparse.Namespace, log: Callable[[str], None]) -> list[Score]:

@@ -1,15 +1,17 @@
 """What does a weight format cost? KL divergence, top-1 agreement and perplexity against the same model in float32.
 
-    python benchmarks/quality.py --model starter --tokens 50000 --ggml path/to/libggml-base.so --out DIR
+    python benchmarks/quality.py --model starter --tokens 50000 --llama BUILD/bin --cache DIR --out DIR
     python benchmarks/quality.py --formats q4_0 int4 int4+a8 --tokens 6000          # development
 
 The reference is the model in float32 after its channels were rescaled at random (see quality_model.py): every contender
 quantises those weights. "int4" and "int8" compare dequantised weights in the float32 engine, as llama.cpp's formats are
-compared; "int4+a8" and "int8+a8" run our own kernels, whose activations are 8 bits too. "q4_k_m" is what llama.cpp
-makes (rows that are no multiple of 256 fall back to 5 and 8 bits); "q4_k_m-fits" is the format as if every row did fit.
-"int4-cal" and "int8-cal" are what `glm4 quantize` makes: rounding with error compensation, calibrated on text that the
-model wrote from prompts of the package, none of which is in the token set here. Bits per weight are all in: every
-matrix, embedding and head included, with scales and padding.
+compared. From end to end, 8-bit activations included: "int4+a8" and "int8+a8" run our own kernels, "q4_k_m+llama" is
+llama.cpp itself on the file that it makes (quality_llama.py).
+
+"q4_k_m" is what llama.cpp makes (rows that are no multiple of 256 fall back to 5 and 8 bits); "q4_k_m-fits" is the
+format as if every row did fit. "int4-cal" and "int8-cal" are what `glm4 quantize` makes: rounding with error
+compensation, calibrated on text that the model wrote from prompts of the package, none of which is in the token set
+here. Bits per weight are all in: every matrix, embedding and head included, with scales and padding.
 
 Hidden states of the reference are kept (N x hidden_size), and logits are formed again slice by slice, so that the whole
 distribution is compared, not its top.
@@ -38,17 +40,31 @@ from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization.calibration_text import SEQUENCES, calibration_text
 from glm4.text_side import TextSide
+from programs import gguf_of
 from quality_formats import Ggml, Quantised, llama_cpp
-from quality_model import Packed, Tensors, assembled, hidden_states, off_grid, packed_model, transformer
+from quality_llama import LlamaCpp, Streamed, bits_per_weight
+from quality_model import (
+    Packed,
+    Tensors,
+    assembled,
+    head_alone,
+    hidden_by_layer,
+    hidden_states,
+    off_grid,
+    packed_model,
+)
 from quality_picture import picture
 from quality_text import token_set
 
 Float = NDArray[np.float32]
 SEQUENCE = 512
 SLICE = 64
-PEERS = ("q8_0", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0", "q5_k_m-fits", "q4_k_m-fits", "q4_k_s-fits", "q4_0-fits")
+MADE = ("q8_0", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0")  # by llama.cpp
+PEERS = (*MADE, *(name + "-fits" for name in MADE[1:]))
 OURS = ("int8", "int8-cal", "int4", "int4-cal")
-ALL_FORMATS = (*PEERS, *(name + mode for name in OURS for mode in ("", "+a8")))
+END_TO_END = tuple(name + "+llama" for name in MADE)
+BY_WEIGHTS = (*PEERS, *(name + mode for name in OURS for mode in ("", "+a8")))
+ALL_FORMATS = (*BY_WEIGHTS, *END_TO_END)
 
 
 @dataclass(frozen=True)
@@ -69,18 +85,30 @@ class Score:
 
 @dataclass
 class Contender:
-    """A quantised model's last hidden states, and its head."""
+    """A quantised model.
+
+    Attributes:
+        logits: of the positions start .. stop; asked for in order.
+    """
 
     name: str
     bits: float
-    hidden: Float
-    model: Transformer
+    logits: Callable[[int, int], Float]
+
+    @classmethod
+    def of(cls, name: str, bits: float, model: Transformer, hidden: Float) -> Contender:
+        """A model and what its layers made of the token set. The layers themselves are let go."""
+        weights = model.weights
+        head = head_alone(model.config, weights.norm, weights.lm_head, model.kernels)
+        return cls(name, bits, lambda start, stop: head.logits(hidden[start:stop]))
 
 
 def build(
     name: str, reference: Tensors, ggml: Ggml | None, kernels: Kernels, pack: Callable[[str], Packed]
-) -> tuple[Transformer, float]:
-    """The model of a contender and its bits per weight.
+) -> tuple[Tensors | Transformer, Quantised]:
+    """A contender's dequantised weights (or, of "+a8", the model on our own kernels), and the count of its bits.
+
+    The count is complete when every tensor has been loaded once.
 
     Args:
         pack: makes the tensors of one of our own formats; see `packed_model`.
@@ -93,7 +121,7 @@ def build(
             if isinstance(tensor, PackedWeight):
                 total.count(tensor.rows * tensor.cols, tensor.nbytes * 8 / (tensor.rows * tensor.cols))
         if mode == "a8":
-            return assembled(reference.config, packed, kernels), total.bits_per_weight
+            return assembled(reference.config, packed, kernels), total
 
         def quantise(tensor: str, _: Float) -> Float:
             weight = packed[tensor]
@@ -106,14 +134,19 @@ def build(
     else:
         recipe = base.removesuffix("-fits").upper()
         quantise = llama_cpp(recipe, reference.config, ggml, base.endswith("-fits"), total)
-    return transformer(reference.map(quantise), PRECISIONS["fp32"], kernels), total.bits_per_weight
+    return reference.map(quantise), total
 
 
-def drop_layers(model: Transformer) -> Transformer:
-    """Only the head is needed once the hidden states are there."""
-    object.__setattr__(model.weights, "layers", ())
-    object.__setattr__(model.weights, "embed_tokens", model.weights.lm_head)
-    return model
+def run_model(source: Tensors | Transformer, ids: NDArray[np.int32], kernels: Kernels) -> tuple[Transformer, Float]:
+    """The head and the last hidden states of what `build` made."""
+    if isinstance(source, Transformer):
+        return source, hidden_states(source, ids, SEQUENCE)
+    return fp32_head(source, kernels), hidden_by_layer(source, ids, SEQUENCE, kernels)
+
+
+def fp32_head(tensors: Tensors, kernels: Kernels) -> Transformer:
+    """The head in float32."""
+    return head_alone(tensors.config, tensors.load("norm"), kernels.pack("fp32", tensors.load("lm_head")), kernels)
 
 
 def score(reference: Contender, contenders: list[Contender], ids: NDArray[np.int32], kernels: Kernels) -> list[Score]:
@@ -126,11 +159,11 @@ def score(reference: Contender, contenders: list[Contender], ids: NDArray[np.int
     for start in range(0, count, SLICE):
         stop = min(start + SLICE, count)
         rows = np.arange(stop - start)
-        p = kernels.log_softmax(reference.model.logits(reference.hidden[start:stop]))
+        p = kernels.log_softmax(reference.logits(start, stop))
         probability, best = np.exp(p), p.argmax(axis=1)
         loss[-1, start:stop] = -p[rows, targets[start:stop]]
         for i, contender in enumerate(contenders):
-            q = kernels.log_softmax(contender.model.logits(contender.hidden[start:stop]))
+            q = kernels.log_softmax(contender.logits(start, stop))
             loss[i, start:stop] = -q[rows, targets[start:stop]]
             agree[i, start:stop] = q.argmax(axis=1) == best
             np.subtract(p, q, out=q)
@@ -181,9 +214,60 @@ def cached(folder: Path | None, key: str, make: Callable[[], NDArray[np.generic]
     return np.asarray(np.load(path))
 
 
+@dataclass
+class Bench:
+    """What all contenders are measured against and with.
+
+    Attributes:
+        key: names model, token set and rescaling, for the cache.
+        pack: makes the tensors of one of our own formats; see `packed_model`.
+    """
+
+    tensors: Tensors
+    ids: NDArray[np.int32]
+    key: str
+    pack: Callable[[str], Packed]
+    kernels: Kernels
+    args: argparse.Namespace
+
+    def reference(self) -> Contender:
+        """The model in float32."""
+        run = lambda: hidden_by_layer(self.tensors, self.ids, SEQUENCE, self.kernels)  # noqa: E731
+        hidden = cached(self.args.cache, self.key, run).astype(np.float32)
+        return Contender.of("fp32", 32.0, fp32_head(self.tensors, self.kernels), hidden)
+
+    def contender(self, name: str) -> Contender:
+        """One of ALL_FORMATS."""
+        base, _, mode = name.partition("+")
+        if mode == "llama":
+            return self._llama_cpp(name, base.upper())
+        ggml = Ggml(self.args.llama / "libggml-base.so") if self.args.llama else None
+        source, total = build(name, self.tensors, ggml, self.kernels, self.pack)
+        # llama.cpp's formats do not change from run to run; ours do.
+        path = None if self.args.cache is None or base not in PEERS else self.args.cache / f"{self.key}-{name}.npz"
+        if path is not None and path.exists():
+            assert isinstance(source, Tensors)
+            with np.load(path) as stored:
+                head, hidden, bits = fp32_head(source, self.kernels), stored["hidden"], float(stored["bits"])
+        else:
+            head, hidden = run_model(source, self.ids, self.kernels)
+            bits = total.bits_per_weight
+            if path is not None:
+                np.savez(path, hidden=hidden, bits=np.float64(bits))
+        return Contender.of(name, bits, head, hidden)
+
+    def _llama_cpp(self, name: str, format: str) -> Contender:
+        llama = LlamaCpp(self.args.llama_source, self.args.llama, self.args.cache / self.key)
+        file = llama.quantised(gguf_of(self.args.model), self.tensors, format)
+        vocabulary = len(self.tensors.load("lm_head"))
+        logits = Streamed(llama.program(), file, self.ids, SEQUENCE, vocabulary)
+        return Contender(name, bits_per_weight(file), logits)
+
+
 def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Score], dict[str, object]]:
     """All contenders of the command line, and what was measured."""
     kernels = get_kernels()
+    calibration = np.empty((0, SEQUENCE), np.int32)
     with open_checkpoint(resolve(args.model)) as checkpoint:
         log(f"token set of about {args.tokens} tokens")
         make = lambda: token_set(checkpoint, args.tokens, SEQUENCE, log)  # noqa: E731
@@ -194,26 +278,16 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
             log(f"calibration text of {args.calibration} sequences")
             calibration = cached(args.cache, f"calibration-{args.model}-{args.calibration}", write).astype(np.int32)
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
-    fp32 = PRECISIONS["fp32"]
-    log(f"reference: {len(ids)} tokens, sha256 {digest[:16]}")
-    model = transformer(tensors, fp32, kernels)
-    key = f"hidden-{args.model}-{digest[:16]}-{args.seed}"
-    hidden = cached(args.cache, key, lambda: hidden_states(model, ids, SEQUENCE)).astype(np.float32)
-    reference = Contender("fp32", 32.0, hidden, drop_layers(model))
-    ggml = Ggml(args.ggml) if args.ggml else None
-    contenders = []
     # Kept for the run with 8-bit activations: calibration takes minutes.
     pack = lru_cache(maxsize=1)(lambda base: packed_model(base, tensors, kernels, lambda: calibration))
+    bench = Bench(tensors, ids, f"hidden-{args.model}-{digest[:16]}-{args.seed}", pack, kernels, args)
+    log(f"reference: {len(ids)} tokens, sha256 {digest[:16]}")
+    reference = bench.reference()
+    contenders = []
     for name in args.formats:
         start = time.perf_counter()
-        model, bits = build(name, tensors, ggml, kernels, pack)
-        built = time.perf_counter()
-        run_model = lambda model=model: hidden_states(model, ids, SEQUENCE)  # noqa: E731
-        # llama.cpp's formats do not change from run to run; ours do.
-        folder = args.cache if name in PEERS else None
-        hidden = cached(folder, f"{key}-{name}", run_model).astype(np.float32)
-        contenders.append(Contender(name, bits, hidden, drop_layers(model)))
-        log(f"{name}: {bits:.3f} bits, quantised in {built - start:.0f} s, run in {time.perf_counter() - built:.0f} s")
+        contenders.append(bench.contender(name))
+        log(f"{name}: {contenders[-1].bits:.3f} bits after {time.perf_counter() - start:.0f} s")
     about: dict[str, object] = {
         "model": args.model,
         "tokens": len(ids),
@@ -221,6 +295,7 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
         "isa": kernels.isa(),
         "load_average": os.getloadavg()[0],
     }
+    log("scoring")
     return score(reference, contenders, ids, kernels), about
 
 
@@ -228,15 +303,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Quality of the weight formats.")
     parser.add_argument("--model", default="starter")
     parser.add_argument("--tokens", type=int, default=50_000)
-    parser.add_argument("--formats", nargs="+", default=list(ALL_FORMATS), choices=ALL_FORMATS)
-    parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base, for the k-quants")
+    parser.add_argument("--formats", nargs="+", default=list(BY_WEIGHTS), choices=ALL_FORMATS)
+    parser.add_argument("--llama", type=Path, help="BUILD/bin of llama.cpp, for the k-quants and +llama")
+    parser.add_argument("--llama-source", type=Path, help="llama.cpp's source tree, for +llama")
     parser.add_argument("--cache", type=Path, help="folder that keeps the token set and the reference's hidden states")
     parser.add_argument(
         "--calibration", type=int, default=SEQUENCES, help="sequences of 512 tokens for int4-cal and int8-cal"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the rescaling")
     parser.add_argument("--out", type=Path, help="folder for quality.md, quality.json and quality.svg")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if any(name in END_TO_END for name in args.formats) and not (args.llama and args.llama_source and args.cache):
+        parser.error("+llama needs --llama, --llama-source and --cache")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

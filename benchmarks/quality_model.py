@@ -24,8 +24,8 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, assemble, load_model
 from glm4.model.precision import PRECISIONS, Precision
-from glm4.model.transformer import Transformer
-from glm4.quantization.calibration import Part, calibrated
+from glm4.model.transformer import ModelWeights, Transformer
+from glm4.quantization.calibration import Part, calibrated, run_layer
 
 Float = NDArray[np.float32]
 Packed = dict[str, PackedWeight | Float]
@@ -165,3 +165,21 @@ def hidden_states(model: Transformer, ids: NDArray[np.int32], sequence: int) -> 
         pages = cache.allocate(cache.num_pages)
         parts.append(model.forward(part, ForwardBatch.build([pages], [0], [len(part)]), cache))
     return np.concatenate(parts)
+
+
+def hidden_by_layer(tensors: Tensors, ids: NDArray[np.int32], sequence: int, kernels: Kernels) -> Float:
+    """`hidden_states` in float32 with one layer in memory beside the tensors; N is a multiple of `sequence`."""
+    embedded = np.ascontiguousarray(tensors.load("embed_tokens")[ids])
+    hidden = embedded.reshape(-1, sequence, embedded.shape[1])
+    names = tensors.tensor_names()
+    for index in range(tensors.config.num_hidden_layers):
+        prefix = f"layers.{index}."
+        loaded = {name.removeprefix(prefix): tensors.load(name) for name in names if name.startswith(prefix)}
+        layer = {name: kernels.pack("fp32", t) if t.ndim == 2 else t for name, t in loaded.items()}
+        run_layer(tensors.config, layer, hidden, kernels)
+    return embedded
+
+
+def head_alone(config: ModelConfig, norm: Float, head: PackedWeight, kernels: Kernels) -> Transformer:
+    """A model without layers: all that logits need once the hidden states are there."""
+    return Transformer(config, ModelWeights(head, (), norm, head), kernels)

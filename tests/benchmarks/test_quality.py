@@ -68,6 +68,9 @@ def test_off_grid_moves_every_matrix_and_not_the_function(tmp_path: Path, layout
             if len(checkpoint.shape(name)) == 2 and name != "embed_tokens":
                 assert not np.allclose(moved.load(name), checkpoint.load(name), rtol=0.01), name
     after = qm.transformer(moved, FP32, kernels)
+    np.testing.assert_array_equal(
+        qm.hidden_by_layer(moved, ids[:32], 16, kernels), qm.hidden_states(after, ids, 16)[:32]
+    )
     expected = before.logits(qm.hidden_states(before, ids, 16))
     actual = after.logits(qm.hidden_states(after, ids, 16))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
@@ -84,9 +87,9 @@ def test_scores_of_equal_and_of_rounded_models(tmp_path: Path) -> None:
 
     contenders = []
     for name in ("fp32", "int8", "int8-cal", "int4", "int4+a8", "int4-cal", "int4-cal+a8"):
-        model, bits = quality.build(name, tensors, None, kernels, pack)
-        hidden = qm.hidden_states(model, ids, quality.SEQUENCE)
-        contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
+        source, total = quality.build(name, tensors, None, kernels, pack)
+        head, hidden = quality.run_model(source, ids, kernels)
+        contenders.append(quality.Contender.of(name, total.bits_per_weight, head, hidden))
     scores = quality.score(contenders[0], contenders, ids, kernels)
     same, int8, int8_calibrated, int4, int4_a8, calibrated, calibrated_a8 = scores
     assert same.kld == pytest.approx(0.0, abs=1e-7)
