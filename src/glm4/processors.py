@@ -12,7 +12,7 @@ from pathlib import Path
 
 from glm4.control_groups import ROOT, control_groups, read_numbers
 
-_MOST_THREADS = 1024
+MOST_THREADS = 1024
 
 
 def usable_processors() -> list[int]:
@@ -81,7 +81,7 @@ def default_num_threads(processors: Sequence[int] | None = None, root: Path = RO
     granted = granted_processors(root)
     if granted is not None:
         count = min(count, math.ceil(granted))
-    return max(1, min(count, _MOST_THREADS))
+    return max(1, min(count, MOST_THREADS))
 
 
 def worker_processors(

@@ -50,6 +50,17 @@ def test_the_table_names_every_question(folder: Path, capsys: pytest.CaptureFixt
     assert "3 sequences" in shown
 
 
+def test_an_unknown_format_is_refused_before_a_model_is_fetched(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--dtype", "--kv-dtype"):
+        assert main(["bench", "-m", "no/such/folder", option, "int5"]) == 2
+        assert f"{option} must be one of" in capsys.readouterr().err
+
+
+def test_a_question_beyond_the_models_context_is_told_as_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "-m", str(folder), *ARGUMENTS, "--prompt", "99999"]) == 2
+    assert "a context of 100000 tokens" in capsys.readouterr().err
+
+
 def test_an_unknown_shape_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--random", "glm-5"]) == 2
     assert "glm-4-9b" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from processes import PROGRAM, environment, run, terminal
 
+from glm4.cli import console, main
 from tiny import write_folder, write_gguf
 
 
@@ -223,3 +225,22 @@ def test_a_gguf_file_answers_too(tmp_path: Path) -> None:
         0,
         b"the answer was cut off at its token limit (--max-tokens, --context)\n",
     )
+
+
+def test_generate_shows_how_far_it_is_where_the_text_comes_at_the_end(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console._PlainProgress, "interval", 0.0)
+    assert main(["generate", "-m", model, *FAST, "--max-tokens", "6", "-n", "2", "--json", "abc"]) == 0
+    shown = capsys.readouterr()
+    assert len(json.loads(shown.out)["choices"]) == 2
+    assert re.search(r"^generating: [1-9][0-9]*/12 ", shown.err, re.MULTILINE)
+
+
+def test_several_continuations_cannot_command_the_terminal(model: str, tmp_path: Path) -> None:
+    prompt = "a\x1b]0;title\x07b"
+    with terminal(
+        "generate", "-m", model, *FAST, "--max-tokens", "2", "-n", "2", "--echo", prompt, home=tmp_path
+    ) as screen:
+        screen.expect("[2] a]0;titleb")
+        assert screen.wait() == 0

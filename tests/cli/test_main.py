@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -105,6 +107,7 @@ def test_help_of_every_command_has_examples_that_parse(name: str, capsys: pytest
         (["chat", "--max-tokens", "0", "hi"], "error: invalid value", "glm4 chat --help"),
         (["chat", "--temperature", "-1", "hi"], "error: temperature must be", ""),
         (["chat", " "], "error: ", "glm4 chat --help"),
+        (["chat", "--plain=1", "hi"], "error: option '--plain' does not take a value", "glm4 chat --help"),
         (["generate", "hi", "--logprobs", "3"], "error: ", "glm4 generate --help"),
     ],
 )
@@ -165,6 +168,30 @@ def test_other_exceptions(
     failing.boom = boom
     assert main(["boom"]) == code
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_an_interrupted_import_is_an_interruption(
+    failing: types.ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NumPy's import does this: a KeyboardInterrupt in C code becomes an ImportError without a trace of it."""
+
+    def boom(interrupted: bool = True) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            if interrupted:
+                signal.raise_signal(signal.SIGINT)
+        try:
+            raise ImportError("PyCapsule_Import could not import module")
+        except ImportError as error:
+            raise Glm4Error("the compiled kernels cannot be loaded") from error
+
+    failing.boom = boom
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["boom"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is handler
+    failing.boom = lambda: boom(interrupted=False)
+    assert main(["boom"]) == 1
+    assert capsys.readouterr().err == "error: the compiled kernels cannot be loaded\n"
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from glm4 import hub
-from glm4.cli import main
+from glm4.cli import console, main
 from glm4.hub import store
 from glm4.hub.starter_sources import STARTERS
 from glm4.variants import VARIANTS
@@ -39,6 +40,12 @@ def installed(home: Path) -> Path:
     return store.finish(source, partial, {"kind": "wheels"})
 
 
+def narrow(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of so many columns: the console for answers asks once, when it is made."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(console, "stdout", lambda: console._console(stderr=False))
+
+
 def test_models_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     out = capsys.readouterr().out
@@ -46,6 +53,33 @@ def test_models_lists_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     for name in VARIANTS:
         assert name in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 72])
+def test_a_narrow_terminal_cuts_no_name(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, installed: Path
+) -> None:
+    narrow(width, monkeypatch)
+    assert main(["models"]) == 0
+    installed_table, known_table = capsys.readouterr().out.split("Known")
+    assert {name for name in VARIANTS if name != "smoke"} <= set(known_table.split())
+    assert "98.4 MB" in installed_table
+    assert "…" not in installed_table + known_table
+
+
+def test_models_shows_a_long_name_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = "someone/an-organisation-with-much-to-say-about-GLM-4-9B-Chat-GGUF:a-file-of-many-words-Q4_K_M.gguf"
+    repository, file = name.split(":")
+    folder = tmp_path / "hf" / ("models--" + repository.replace("/", "--")) / "snapshots" / "0"
+    folder.mkdir(parents=True)
+    for number in (1, 2):  # two of them: the repository has no file of its own
+        write_gguf(folder / file.replace("of", f"of-{number}"), "chatglm")
+    write_gguf(folder / file, "chatglm")
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out.split("by someone")[0]
+    assert name in "".join(line.split("  ")[0].strip() for line in table.splitlines())
 
 
 def test_models_shows_licence_and_attribution_of_what_is_installed(
@@ -93,6 +127,16 @@ def test_models_remove_asks_first(installed: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("typer.confirm", lambda question, **options: (_ for _ in ()).throw(SystemExit(130)))
     with pytest.raises(SystemExit):
         main(["models", "--remove", "smoke"])
+    assert installed.exists()
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_models_remove_says_that_nothing_was_deleted(
+    answer: str, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    assert main(["models", "--remove", "smoke"]) == 130
+    assert "nothing was deleted; --yes deletes without asking" in capsys.readouterr().err
     assert installed.exists()
 
 
@@ -147,6 +191,15 @@ def test_info_of_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) ->
     assert "`glm4 pull glm-4-9b-chat` fetches it (18.8 GB)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["info", "plan", "pull"])
+def test_an_empty_name_is_not_the_current_folder(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(write_folder(tmp_path / "model", tiny_model()))
+    assert main([command, ""]) == 2
+    assert "name is empty" in capsys.readouterr().err
+
+
 def test_info_of_a_damaged_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "model.gguf", "chatglm")
     file.write_bytes(file.read_bytes()[:3000])
@@ -184,6 +237,10 @@ def test_plan_of_a_local_checkpoint_reads_its_configuration(capsys: pytest.Captu
         (14, ["--dtype", "int8"], "It fits. The largest context that does is "),
         (14, ["--dtype", "int8", "--context", "131072"], "This context does not fit. The largest that does is "),
         (8, ["--dtype", "int8"], "It does not fit here. Try --dtype int4."),
+        (8, ["--dtype", "bf16"], "It does not fit here. Try --dtype int4."),
+        (14, ["--dtype", "fp32"], "It does not fit here. Try --dtype int8 or int4."),
+        (4, ["--dtype", "fp32"], "It does not fit here. Try a smaller model."),
+        (14, ["--dtype", "int4", "--batch", "100000"], "It does not fit here. Try a smaller --batch."),
         (4, [], "It does not fit here. Try a smaller model."),
     ],
 )
@@ -196,6 +253,35 @@ def test_plan_verdicts(
     assert verdict in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
     assert "KV cache" in out
+
+
+def test_a_packed_model_that_does_not_fit_is_not_offered_another_format(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, packed = write_folder(tmp_path / "model", tiny_model()), str(tmp_path / "packed")
+    assert main(["quantize", str(folder), "--to", "int8", "-o", packed, "--no-calibrate"]) == 0
+    monkeypatch.setattr("glm4.memory.available_memory", lambda: 10**6)
+    assert main(["plan", packed]) == 0
+    assert "It does not fit here. Try a smaller model." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [30, 40, 60])
+def test_a_narrow_terminal_costs_the_bars_and_not_their_names(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow(width, monkeypatch)
+    assert main(["plan", "glm-4-9b-chat"]) == 0
+    out = capsys.readouterr().out
+    assert "weights: attention" in out
+    assert "needed at the peak" in out
+
+
+def test_plan_json_has_what_the_table_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glm4.memory.total_memory", lambda: 64 * 10**9)
+    assert main(["plan", "glm-4-9b-chat", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"]["machine"] == 64 * 10**9
 
 
 def test_plan_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:

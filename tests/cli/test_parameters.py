@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm4.cli import COMMANDS
-from glm4.cli.parameters import Argument, Option, plain_arguments
+from glm4.cli.parameters import Argument, Option, Parameter, plain_arguments
 from glm4.cli.typer_app import load_command
 
 FUNCTIONS: dict[str, Callable[..., None]] = {name: row.load(name)[1] for name, row in COMMANDS.items()}
@@ -23,10 +23,16 @@ VALUES = st.sampled_from(
 )
 
 
+def declarations(function: Callable[..., None]) -> list[Parameter]:
+    hints = get_type_hints(function, include_extras=True).values()
+    return [part for hint in hints for part in getattr(hint, "__metadata__", ()) if isinstance(part, Parameter)]
+
+
 def spellings(name: str) -> list[str]:
     """Everything that begins with a dash in a command's parser, and more."""
     known = [spelling for param in PARSERS[name].params for spelling in (*param.opts, *param.secondary_opts)]
-    return [*(spelling for spelling in known if spelling.startswith("-")), "--help", "--nope", "-x"]
+    declared = [name for param in declarations(FUNCTIONS[name]) for name in param.names]
+    return [*(spelling for spelling in (*known, *declared) if spelling.startswith("-")), "--help", "--nope", "-x"]
 
 
 @st.composite
@@ -100,6 +106,7 @@ def test_plain_lines_are_read(name: str, args: list[str], expected: dict[str, An
         ("info", []),
         ("quantize", ["m", "--to", "int4"]),
         ("quantize", ["m", "--to", "int4", "-o", "d", "--no-calibrate"]),
+        ("quantize", ["m", "--to", "int4", "-o", "d", "--calibrate/--no-calibrate"]),
     ],
 )
 def test_all_else_is_left_to_typer(name: str, args: list[str]) -> None:
@@ -110,9 +117,10 @@ def test_the_environment_gives_what_the_line_does_not(monkeypatch: pytest.Monkey
     monkeypatch.setenv("GLM4_MODEL", "a b")
     assert assert_same("chat", ["hi"]) == {"prompt": "hi", "model": "a b"}
     assert assert_same("chat", ["-m", "c"]) == {"model": "c"}
-    assert plain_arguments(FUNCTIONS["serve"], []) is None  # several values in one text: Typer splits them
     monkeypatch.setenv("GLM4_MODEL", "")
     assert assert_same("chat", []) == {}
+    monkeypatch.setenv("GLM4_API_KEY", "a-long-key another-key")
+    assert plain_arguments(FUNCTIONS["serve"], []) is None  # several values in one text: Typer splits them
 
 
 def test_parameters_that_are_not_declared_are_left_to_typer() -> None:

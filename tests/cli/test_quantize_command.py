@@ -70,8 +70,12 @@ def test_quantize_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--to", "int3", "-o", "out"], "int8 or int4"),
         (["--to", "int4"], "missing option"),
-        (["--to", "int4", "-o", "source"], "--force"),
+        (["--to", "int4", "-o", "source"], "holds the model"),
         (["--to", "int4", "-o", "source", "--force"], "holds the model"),
+        (["--to", "int4", "-o", "empty"], "--force replaces it"),
+        (["--to", "int4", "-o", "full"], "is no packed checkpoint"),
+        (["--to", "int4", "-o", "full", "--force"], "is no packed checkpoint"),
+        (["--to", "int4", "-o", "full/file"], "is no packed checkpoint"),
     ],
 )
 def test_wrong_usage(
@@ -79,6 +83,9 @@ def test_wrong_usage(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "source")
+    for folder in ("empty", "full"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "full" / "file").touch()
     assert main(["quantize", "source", *options]) == 2
     assert says in capsys.readouterr().err
 

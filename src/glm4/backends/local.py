@@ -20,6 +20,7 @@ from glm4.model.loader import CanonicalTensors, Progress, load_model, random_mod
 from glm4.model.lora import LoraAdapter, read_adapter
 from glm4.model.precision import Precision, packed_dtype, resolve_precision, weight_nbytes
 from glm4.model.transformer import Transformer
+from glm4.processors import MOST_THREADS
 
 from .base import BackendInfo
 
@@ -65,6 +66,10 @@ class LocalOptions:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise InvalidRequestError(f"{name} must be at least {limit}, not {value}", param=name)
+        if self.num_threads is not None and self.num_threads > MOST_THREADS:
+            raise InvalidRequestError(
+                f"num_threads must be at most {MOST_THREADS}, not {self.num_threads}", param="num_threads"
+            )
         if self.kv_cache_dtype not in ("auto", *KV_DTYPES):
             known = ", ".join(("auto", *KV_DTYPES))
             raise InvalidRequestError(f"kv_cache_dtype must be one of {known}, not {self.kv_cache_dtype!r}")
@@ -221,7 +226,8 @@ def _cache_size(config: ModelConfig, options: LocalOptions, kv_dtype: str, free:
     wanted = options.max_model_len or limit
     if wanted > limit:
         raise InvalidRequestError(
-            f"max_model_len {wanted} exceeds the {limit} positions this model was made for", param="max_model_len"
+            f"a context of {wanted} tokens (max_model_len, `--context`) exceeds the {limit} this model was made for",
+            param="max_model_len",
         )
     budget = options.kv_cache_memory or int(free * CACHE_SHARE)
     affordable = max(0, budget) // page_nbytes(config, kv_dtype)

@@ -9,11 +9,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or no such model, 130 interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from types import ModuleType
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType, ModuleType
 from typing import NamedTuple
 
 
@@ -40,14 +43,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     args, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
-    try:
-        _run(args)
-    except (Exception, KeyboardInterrupt) as error:
-        code = _exit_code(error, args, debug=debug)
-        if code is None:
-            raise
-        return code
+    with _noted_interrupts() as interrupts:
+        try:
+            _run(args)
+        except (Exception, KeyboardInterrupt) as error:
+            if interrupts and _is_broken_import(error):
+                error = KeyboardInterrupt()
+            code = _exit_code(error, args, debug=debug)
+            if code is None:
+                raise
+            return code
     return 0
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Yields a list that every Ctrl-C is written to, beside raising KeyboardInterrupt as ever."""
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    # Other threads cannot set a handler, and a process told to ignore Ctrl-C goes on doing so.
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_broken_import(error: BaseException | None) -> bool:
+    """Whether an import failed: compiled modules (NumPy's) turn a Ctrl-C during their import into an ImportError."""
+    while error is not None and not isinstance(error, ImportError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _run(args: Sequence[str]) -> None:
@@ -82,10 +116,11 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
     from glm4.cli import console
     from glm4.cli.parameters import Exit, UsageError
 
+    program = f"glm4 {args[0]}" if args and args[0] in COMMANDS else "glm4"
     if isinstance(error, Exit):
         return console.flush_quietly(error.code)
     if isinstance(error, UsageError):
-        return console.usage_error(f"invalid value: {error}", f"glm4 {args[0]}")
+        return console.usage_error(f"invalid value: {error}", program)
     if isinstance(error, BrokenPipeError):
         console.silence_stdout()  # the reader has what it wanted (`| head -1`)
         return 0
@@ -96,7 +131,7 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
     if "typer" in sys.modules:  # otherwise it cannot be one of Typer's exceptions
         from glm4.cli import typer_app
 
-        code = typer_app.exit_code(error)
+        code = typer_app.exit_code(error, program)
     return console.failure(error) if code is None and not debug else code
 
 

@@ -64,21 +64,29 @@ def answer(
 
 
 def run_request(
-    llm: LLM, request_id: str, show: Callable[[Sequence[Event]], None] | None = None
+    llm: LLM,
+    request_id: str,
+    show: Callable[[Sequence[Event]], None] | None = None,
+    count: Callable[[int], None] | None = None,
 ) -> RequestOutput | None:
     """Run one queued request to its end, or until Ctrl-C; None when it was stopped.
 
     Args:
         show: called with the events of every step.
+        count: called with the number of tokens there are, after every step.
     """
     output: RequestOutput | None = None
+    tokens = 0
     try:
         with Interrupt() as interrupt, silent_keyboard():
             while output is None and not interrupt.requested:
                 for chunk in llm.step():
                     if show is not None:
                         show(chunk.events)
+                    tokens += len(chunk.token_ids)
                     output = chunk.output or output
+                if count is not None:
+                    count(tokens)
     finally:
         if output is None:
             llm.abort(request_id)

@@ -61,6 +61,7 @@ def bench(
     from glm4 import speed
     from glm4.cli import console
 
+    options.check_formats(dtype, kv_dtype)
     questions = [*speed.prefills(prompt), *speed.decodes(context, batch)]
     with console.progress() as report:
         backend = _backend(model, random, dtype, kv_dtype, threads, questions, report)

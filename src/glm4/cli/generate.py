@@ -95,7 +95,7 @@ def _prompt(prompt: str | None) -> str:
 def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: bool, json_output: bool) -> None:
     from glm4.chat.messages import TextDelta
     from glm4.cli.answer import run_request
-    from glm4.cli.console import EXIT_INTERRUPTED, notice
+    from glm4.cli.console import EXIT_INTERRUPTED, notice, progress
     from glm4.cli.render import PlainView
 
     llm.add_prompt("generate", prompt, params, adapter=options.adapter_name(llm))
@@ -104,7 +104,9 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
             view.show([TextDelta(prompt)] if echo else [])
             output = run_request(llm, "generate", view.show)
     else:
-        output = run_request(llm, "generate")
+        most = params.n * (params.max_tokens or 0)
+        with progress() as report:  # nothing is printed before the end
+            output = run_request(llm, "generate", count=lambda tokens: report("generating", tokens, most))
         if output is not None:
             _print_whole(output, prompt if echo else "", model, llm, json_output=json_output)
     if output is None:
@@ -114,7 +116,7 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
 
 def _print_whole(output: RequestOutput, prefix: str, model: str, llm: LLM, *, json_output: bool) -> None:
     """All continuations at once: JSON, or numbered texts."""
-    from glm4.cli.console import print_json
+    from glm4.cli.console import print_json, printable
     from glm4.openai_format import text_completion
 
     if json_output:
@@ -124,4 +126,5 @@ def _print_whole(output: RequestOutput, prefix: str, model: str, llm: LLM, *, js
         print_json(body)
         return
     for sample in output.outputs:
-        sys.stdout.write(f"[{sample.index + 1}] {prefix}{sample.text}\n")
+        text = f"[{sample.index + 1}] {prefix}{sample.text}\n"
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glm4.cli.parameters import Option
+from glm4.cli.parameters import Exit, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from glm4.hub import InstalledModel
     from glm4.variants import Variant
@@ -18,6 +20,8 @@ glm4 models --json
 glm4 models --remove smoke
 glm4 models --clear-cache
 """
+
+_USUAL_NAME = 20
 
 
 def models(
@@ -119,7 +123,11 @@ def _remove(name: str, yes: bool) -> None:
     if not yes:
         import typer
 
-        typer.confirm(f"Delete {starter.name} ({starter.model})?", abort=True, err=True)
+        try:
+            typer.confirm(f"Delete {starter.name} ({starter.model})?", abort=True, err=True)
+        except typer.Abort:
+            console.notice("nothing was deleted; --yes deletes without asking")
+            raise Exit(console.EXIT_INTERRUPTED) from None
     freed = clear_cache(of=model_folder(starter.name)) + hub.remove(starter.name)
     console.notice(f"{console.human_bytes(freed)} freed" if freed else f"{starter.name} is not installed")
 
@@ -151,15 +159,21 @@ def _row(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _table(title: str, last: str) -> Table:
+def _table(title: str, last: str, rows: Iterable[tuple[str | Text, ...]]) -> Table:
+    """Name, size, context, licence and `last`; at a narrow terminal the first of them: names must be whole."""
     from rich.table import Table
 
+    from glm4.cli.console import stdout
+
+    rows = list(rows)
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
-    table.add_column("name", no_wrap=True, overflow="fold")
+    table.add_column("name", no_wrap=all(len(row[0]) <= _USUAL_NAME for row in rows), overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    table.add_column("context", justify="right", no_wrap=True)
-    table.add_column("licence", no_wrap=True)
-    table.add_column(last)
+    for title, width, justify in (("context", 40, "right"), ("licence", 60, "left"), (last, 72, "left")):
+        if stdout().width >= width:
+            table.add_column(title, justify=justify, no_wrap=title != last)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row[: len(table.columns)])
     return table
 
 
@@ -168,11 +182,11 @@ def _installed_table(installed: list[InstalledModel]) -> Table:
 
     from glm4.cli.console import human_bytes
 
-    table = _table("Installed", "from")
-    for model in installed:
+    def row(model: InstalledModel) -> tuple[str | Text, ...]:
         context = _tokens(model.variant.context if model.variant is not None else 0)
-        table.add_row(Text(model.name, style="bold"), human_bytes(model.nbytes), context, model.licence, model.source)
-    return table
+        return Text(model.name, style="bold"), human_bytes(model.nbytes), context, model.licence, model.source
+
+    return _table("Installed", "from", map(row, installed))
 
 
 def _known_table(known: list[Variant]) -> Table:
@@ -180,12 +194,12 @@ def _known_table(known: list[Variant]) -> Table:
 
     from glm4.cli.console import human_bytes
 
-    table = _table("Known", "what it is")
-    for variant in known:
+    def row(variant: Variant) -> tuple[str | Text, ...]:
         size = human_bytes(variant.size_bytes) if variant.size_bytes else "?"
         about = Text(variant.notes or variant.title)
-        table.add_row(Text(variant.name), size, _tokens(variant.context), variant.licence, about)
-    return table
+        return Text(variant.name), size, _tokens(variant.context), variant.licence, about
+
+    return _table("Known", "what it is", map(row, known))
 
 
 def _tokens(count: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli.parameters import Option
+from glm4.processors import MOST_THREADS
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -56,6 +57,7 @@ Threads = Annotated[
     int | None,
     Option(
         min=1,
+        max=MOST_THREADS,
         rich_help_panel=_ENGINE,
         show_default=False,
         metavar="N",
@@ -133,9 +135,13 @@ def load_llm(
     context: int | None = None,
     threads: int | None = None,
     max_num_seqs: int = 1,
+    kv_memory: int | None = None,
     lora: str | None = None,
 ) -> LLM:
     """Load a model with a progress bar on standard error, and the adapter in folder `lora` under the name `ADAPTER`.
+
+    Args:
+        kv_memory: bytes for the KV cache; None is what is needed, up to a share of what is free.
 
     Raises:
         Glm4Error: as `LLM` does.
@@ -145,20 +151,14 @@ def load_llm(
     with progress() as report:
         report("loading glm4", 0, 0)
         _import_engine()
-        from glm4.errors import InvalidRequestError
         from glm4.llm import LLM
-        from glm4.model.kv_cache import KV_DTYPES
-        from glm4.model.precision import DTYPES
 
-        if dtype not in DTYPES:  # before anything is downloaded for it
-            raise InvalidRequestError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
-        if kv_dtype not in ("auto", *KV_DTYPES):
-            known = ", ".join(("auto", *KV_DTYPES))
-            raise InvalidRequestError(f"--kv-dtype must be one of {known}, not {kv_dtype!r}", param="kv_dtype")
+        check_formats(dtype, kv_dtype)
         llm = LLM(
             model,
             dtype=dtype,
             kv_cache_dtype=kv_dtype,
+            kv_cache_memory=kv_memory,
             max_model_len=context,
             max_num_seqs=max_num_seqs,
             num_threads=threads,
@@ -171,6 +171,23 @@ def load_llm(
             llm.close()
             raise
         return llm
+
+
+def check_formats(dtype: str, kv_dtype: str) -> None:
+    """Refuse unknown formats before a model is downloaded for them.
+
+    Raises:
+        InvalidRequestError: `.param` names the option.
+    """
+    from glm4.errors import InvalidRequestError
+    from glm4.model.kv_cache import KV_DTYPES
+    from glm4.model.precision import DTYPES
+
+    if dtype not in DTYPES:
+        raise InvalidRequestError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
+    if kv_dtype not in ("auto", *KV_DTYPES):
+        known = ", ".join(("auto", *KV_DTYPES))
+        raise InvalidRequestError(f"--kv-dtype must be one of {known}, not {kv_dtype!r}", param="kv_dtype")
 
 
 def _import_engine() -> None:

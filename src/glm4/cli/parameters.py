@@ -132,6 +132,7 @@ def _plain_arguments(specs: Sequence[_Spec], args: Sequence[str]) -> dict[str, A
         for spec in specs
         if isinstance(spec.declared, Option)
         for spelling in spec.declared.names or ("--" + spec.name.replace("_", "-"),)
+        if "/" not in spelling  # "--on/--off" is two spellings, and Typer's to read
     }
     places = iter([spec for spec in specs if isinstance(spec.declared, Argument)])
     given: dict[str, Any] = {}

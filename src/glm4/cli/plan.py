@@ -18,6 +18,8 @@ glm4 plan glm-4-32b-0414 --json
 """
 
 _BAR_WIDTH = 30
+_BESIDE_BAR = 36  # columns of names and sizes
+_SMALLER = {"fp32": ("bf16", "int8", "int4"), "bf16": ("int8", "int4"), "int8": ("int4",), "stored": ("int4",)}
 
 
 def plan(
@@ -44,9 +46,14 @@ def plan(
         dtype = packed_dtype(dtype, packed)
     result = plan_memory(config, dtype=dtype, kv_dtype=kv_dtype, context=context, batch=batch, stored=stored)
     if as_json:
-        console.print_json(_as_dict(result, name, config))
-    else:
-        _show(result, name, memory.total_memory())
+        console.print_json(_as_dict(result, name, config, memory.total_memory()))
+        return
+
+    def fits(dtype: str, batch: int) -> bool:
+        return plan_memory(config, dtype=dtype, kv_dtype=kv_dtype, batch=batch, stored=stored).largest_context > 0
+
+    smaller = [name for name in _SMALLER.get(result.dtype, ()) if packed is None and fits(name, batch)]
+    _show(result, name, memory.total_memory(), _advice(smaller, batch > 1 and fits(dtype, 1)))
 
 
 def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precision | None]:
@@ -76,7 +83,15 @@ def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precisi
         return checkpoint.config, name, precision, checkpoint.stored_precision
 
 
-def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig) -> dict[str, Any]:
+def _advice(smaller: list[str], alone: bool) -> str:
+    """What to try if no context fits: other weight formats that do, or fewer conversations if a single one does."""
+    if smaller:
+        *others, last = smaller
+        return f"Try --dtype {', '.join(others)} or {last}." if others else f"Try --dtype {last}."
+    return "Try a smaller --batch." if alone else "Try a smaller model."
+
+
+def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig, machine: int) -> dict[str, Any]:
     return {
         "model": name,
         "parameters": config.num_parameters,
@@ -92,6 +107,7 @@ def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig) -> dict[str, Any]
             "runtime": plan.runtime,
             "total": plan.total,
             "available": plan.available,
+            "machine": machine,
         },
         "fits": plan.fits,
         "largest_context": plan.largest_context,
@@ -99,7 +115,7 @@ def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig) -> dict[str, Any]
     }
 
 
-def _show(plan: MemoryPlan, name: str, machine: int) -> None:
+def _show(plan: MemoryPlan, name: str, machine: int, advice: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -118,14 +134,18 @@ def _show(plan: MemoryPlan, name: str, machine: int) -> None:
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
+    width = max(0, min(_BAR_WIDTH, out.width - _BESIDE_BAR))  # names before bars: a bar without one says nothing
+
+    def add(label: str, nbytes: int, style: str, label_style: str = "") -> None:
+        table.add_row(Text(label, label_style), human_bytes(nbytes), Text(_bar(nbytes, scale, width), style))
+
     for label, nbytes, style in _rows(plan):
-        table.add_row(Text(label), human_bytes(nbytes), Text(_bar(nbytes, scale), style=style))
+        add(label, nbytes, style)
     table.add_row()
-    table.add_row(Text("needed at the peak", "bold"), human_bytes(plan.total), Text(_bar(plan.total, scale), "bold"))
-    free = f"free here (of {human_bytes(machine)})"
-    table.add_row(free, human_bytes(plan.available), Text(_bar(plan.available, scale), "dim"))
+    add("needed at the peak", plan.total, "bold", "bold")
+    add(f"free here (of {human_bytes(machine)})", plan.available, "dim")
     out.print(table)
-    out.print(_verdict(plan), markup=False, highlight=False)
+    out.print(_verdict(plan, advice), markup=False, highlight=False)
 
 
 def _rows(plan: MemoryPlan) -> list[tuple[str, int, str]]:
@@ -138,12 +158,12 @@ def _rows(plan: MemoryPlan) -> list[tuple[str, int, str]]:
     return rows
 
 
-def _bar(nbytes: int, scale: int) -> str:
-    eighths = round(nbytes / scale * _BAR_WIDTH * 8)
+def _bar(nbytes: int, scale: int, width: int) -> str:
+    eighths = round(nbytes / scale * width * 8)
     return "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
 
 
-def _verdict(plan: MemoryPlan) -> str:
+def _verdict(plan: MemoryPlan, advice: str) -> str:
     limit = f"(the model's limit is {plan.model_context:,})"
     if plan.fits:
         if plan.largest_context == plan.model_context:
@@ -154,5 +174,4 @@ def _verdict(plan: MemoryPlan) -> str:
             f"This context does not fit. The largest that does is {plan.largest_context:,} tokens {limit}; the KV "
             "cache may take 60 % of what is left after the weights."
         )
-    smaller = {"fp32": "bf16, int8 or int4", "bf16": "int8 or int4", "int8": "int4", "stored": "int4"}.get(plan.dtype)
-    return "It does not fit here. " + (f"Try --dtype {smaller}." if smaller else "Try a smaller model.")
+    return f"It does not fit here. {advice}"

@@ -29,9 +29,10 @@ def serve(
         Option(
             "--model",
             "-m",
-            envvar="GLM4_MODEL",
             metavar="[NAME=]MODEL",
-            help="What to serve, as in `glm4 chat -m`; NAME= is what clients call it. May be repeated.",
+            show_default=False,
+            help="What to serve, as in `glm4 chat -m`; NAME= is what clients call it. May be repeated. "
+            "The default is GLM4_MODEL, else starter.",
         ),
     ] = None,
     served_model_name: Annotated[
@@ -57,6 +58,7 @@ def serve(
         float | None,
         Option(
             min=0.001,
+            max=1e6,
             metavar="GB",
             rich_help_panel="Engine",
             show_default=False,
@@ -107,7 +109,7 @@ def serve(
     ] = None,
     shutdown_timeout: Annotated[
         float,
-        Option(min=1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
+        Option(min=1, max=86400, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
     ] = 30.0,
     max_body_mb: Annotated[
         int, Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Longest request body.")
@@ -143,6 +145,7 @@ def serve(
     """
     from glm4.cli.server_logging import set_up_logging
 
+    options.check_formats(dtype, kv_dtype)
     engine = {
         "dtype": dtype,
         "kv_cache_dtype": kv_dtype,
@@ -151,7 +154,8 @@ def serve(
         "num_threads": threads,
         "max_num_seqs": max_num_seqs,
     }
-    specs = _specs(model or ["starter"], served_model_name or [], lora or [], engine)
+    # Not a list in the variable: a folder's name may have spaces.
+    specs = _specs(model or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], engine)
     from glm4.server.config import ServerConfig
 
     config = ServerConfig(
@@ -203,6 +207,7 @@ def _preloaded(config: ServerConfig) -> Any:
             context=spec.options["max_model_len"],
             threads=spec.options["num_threads"],
             max_num_seqs=spec.options["max_num_seqs"],
+            kv_memory=spec.options["kv_cache_memory"],
         )
         for spec in config.models
     }
@@ -240,6 +245,8 @@ def _pair(text: str) -> tuple[str, Path]:
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     keys = [key for text in given for key in text.split(",") if key]
+    if given and not keys:
+        raise UsageError("--api-key is empty; without it the server is open to everybody on this machine")
     if file is not None:
         try:
             lines = file.read_text().splitlines()

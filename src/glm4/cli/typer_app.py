@@ -143,14 +143,17 @@ def complete(args: Sequence[str]) -> None:
     command.main(list(args), prog_name="glm4")
 
 
-def exit_code(error: BaseException) -> int | None:
-    """The exit code for an exception of Typer's, its message printed; None for any other."""
+def exit_code(error: BaseException, program: str) -> int | None:
+    """The exit code for an exception of Typer's, its message printed; None for any other.
+
+    Args:
+        program: whose help to point to: `glm4 chat`, say.
+    """
     if isinstance(error, typer.Exit):
         return console.flush_quietly(int(error.exit_code))
     if isinstance(error, typer.Abort):
         return console.EXIT_INTERRUPTED
     if isinstance(error, _ClickException):
         shown: Any = error
-        context = getattr(error, "ctx", None)
-        return console.usage_error(shown.format_message(), context.command_path if context is not None else "glm4")
+        return console.usage_error(shown.format_message(), program)
     return None

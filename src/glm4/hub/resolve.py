@@ -114,6 +114,8 @@ def starter_of(model: str) -> StarterSource | None:
 
 def _local(model: str) -> Path | None:
     """A file or folder that exists; a folder without weights doesn't hide a model of the same name."""
+    if not model.strip():  # an unset variable, say; as a path it would be the current folder
+        raise ModelNotFoundError("the model's name is empty; `glm4 models` lists what there is")
     path = Path(model).expanduser()
     try:
         if path.is_file():

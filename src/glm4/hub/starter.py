@@ -49,10 +49,10 @@ def install(
         DiskFullError: says how much is missing; what was fetched is kept.
         DownloadError: no source gave the file; says why, source by source.
     """
+    attempts = _attempts(source, from_file, only)
     if not force and (file := store.installed_file(source)) is not None:
         return file
     report = progress or (lambda stage, done, total: None)
-    attempts = _attempts(source, from_file, only)
 
     def waiting() -> None:
         report(f"another pull of {source.name} is running, waiting for it", 0, 0)
@@ -62,8 +62,8 @@ def install(
         if (file := store.installed_file(source)) is not None:
             if not force or _stamp(source) != before:
                 return file  # the pull we waited for brought it
-            (file.parent / "source.json").unlink()
-            file.unlink()
+            # It stays until its successor is complete: a pull that fails must not cost a model that works.
+            return _first_that_works(source, attempts, report)
         folder = store.model_folder(source.name)
         folder.mkdir(parents=True, exist_ok=True)
         if (file := _finished_but_unrecorded(source, report)) is not None:

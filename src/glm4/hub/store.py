@@ -144,7 +144,7 @@ def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]
     """Hold the pull lock of a model. The kernel frees it when the holder dies, however it dies.
 
     Args:
-        waiting: called once if another process holds the lock.
+        waiting: called again and again while another process holds the lock: a log file shows what lasts.
     """
     path = home() / "models" / f".{name}.lock"
     try:
@@ -155,15 +155,13 @@ def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]
             f"cannot write to {path.parent}: {error.strerror or error}. Set GLM4_HOME to a folder you can write to."
         ) from error
     with handle:
-        told = waiting is None
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told and waiting is not None:
+                if waiting is not None:
                     waiting()
-                    told = True
                 time.sleep(0.2)
             except OSError:
                 break  # a file system without locks; renames keep the result whole even so

@@ -164,17 +164,18 @@ def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
     """Refuse to overwrite: without `force` anything, with it whatever is no packed checkpoint of ours."""
     if not folder.exists() and not folder.is_symlink():
         return
-    if not force:
-        raise InvalidRequestError(f"{folder} exists; --force replaces it", param="output")
     original = checkpoint.path.resolve()
     if original == folder.resolve() or folder.resolve() in original.parents:
-        raise InvalidRequestError(f"{folder} holds the model that is to be quantized", param="output")
-    if folder.is_dir() and not folder.is_symlink() and (not any(folder.iterdir()) or _is_ours(folder)):
-        return
-    raise InvalidRequestError(
-        f"{folder} is no packed checkpoint, so it is not replaced even with --force; choose another name",
-        param="output",
-    )
+        raise InvalidRequestError(
+            f"{folder} holds the model that is to be quantized; choose another name", param="output"
+        )
+    if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not _is_ours(folder)):
+        raise InvalidRequestError(
+            f"{folder} exists and is no packed checkpoint; it is not replaced even with --force: choose another name",
+            param="output",
+        )
+    if not force:
+        raise InvalidRequestError(f"{folder} exists; --force replaces it", param="output")
 
 
 def _is_ours(folder: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from glm4.errors import InvalidRequestError
 
+_METRIC_PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 ANY_MODEL = "*"
 """As a served name: answer to whatever model name a client sends."""
 
@@ -87,6 +89,10 @@ class ServerConfig:
         for name in names:
             if names.count(name) > 1:
                 raise InvalidRequestError(f"two models are to be served as {name!r}; give them different names")
+        if not _METRIC_PREFIX.fullmatch(self.metrics_prefix):
+            raise InvalidRequestError(
+                f"--metrics-prefix must be a word of letters, digits and _, not {self.metrics_prefix!r}"
+            )
         if any(len(key) < 8 for key in self.api_keys):
             raise InvalidRequestError("an API key must have at least 8 characters")
         if not (self.api_keys or self.insecure or self.is_loopback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -65,14 +66,25 @@ def bind(config: ServerConfig) -> socket.socket:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise InvalidRequestError(
-            f"cannot listen on {config.host}, port {config.port}: {error.strerror or error}; is another server running"
-            " there? Choose another --port (0 takes a free one)"
+            f"cannot listen on {config.host}, port {config.port}: {error.strerror or error}; {_advice(error)}"
         ) from None
     return listener
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "is another server running there? Choose another --port (0 takes a free one)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "choose a --port above 1023 (0 takes a free one)"
+    return "--host must be a name or an address of this machine"
 
 
 def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:

@@ -1,0 +1,84 @@
+"""What `glm4 serve` makes of its command line before it serves."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from glm4 import LLM
+from glm4.cli import main
+from glm4.cli.parameters import Exit
+from glm4.cli.serve import _preloaded
+from glm4.errors import InvalidRequestError
+from glm4.server.config import ModelSpec, ServerConfig
+from tiny import write_folder
+
+
+def test_a_preloaded_model_has_the_options_of_one_loaded_later(tmp_path: Path) -> None:
+    options = {
+        "dtype": "fp32",
+        "kv_cache_dtype": "auto",
+        "kv_cache_memory": 300_000,
+        "max_model_len": 64,
+        "num_threads": 1,
+        "max_num_seqs": 64,
+    }
+    spec = ModelSpec(str(write_folder(tmp_path / "m")), ("m",), options)
+    with _preloaded(ServerConfig((spec,)))(spec, lambda stage, done, total: None) as llm:
+        pages = llm.info.details["kv_cache_tokens"]
+    with LLM(spec.source, **options) as later:
+        assert later.info.details["kv_cache_tokens"] == pages < 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--api-key", ""], "--api-key is empty"),
+        (["--api-key", ","], "--api-key is empty"),
+        (["--kv-memory", "inf"], "invalid value for '--kv-memory'"),
+        (["--shutdown-timeout", "inf"], "invalid value for '--shutdown-timeout'"),
+        (["--dtype", "int5"], "--dtype must be one of"),
+        (["--kv-dtype", "int5"], "--kv-dtype must be one of"),
+        (["--threads", "5000"], "invalid value for '--threads'"),
+        (["--metrics-prefix", "a b"], "--metrics-prefix"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_served(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glm4.server.run.bind", lambda config: pytest.fail("it serves"))
+    assert main(["serve", "-m", "nothing", "--port", "0", *args]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 5000])
+def test_a_number_of_threads_that_cannot_be_is_refused(count: int, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="num_threads must be at"):
+        LLM(str(write_folder(tmp_path / "m")), num_threads=count)
+
+
+@pytest.mark.parametrize(("host", "says"), [("192.0.2.1", "--host must be"), ("127.0.0.1", "another --port")])
+def test_an_address_that_cannot_be_used_comes_with_fitting_advice(
+    host: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "-m", "nothing", "--host", host, "--insecure", "--port", port]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_the_variable_names_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for every other command; a folder's name may have spaces."""
+    configs: list[ServerConfig] = []
+
+    def bind(config: ServerConfig) -> None:
+        configs.append(config)
+        raise Exit
+
+    monkeypatch.setattr("glm4.server.run.bind", bind)
+    for value, source in (("some folder/my model", "some folder/my model"), ("", "starter")):
+        monkeypatch.setenv("GLM4_MODEL", value)
+        assert main(["serve"]) == 0
+        assert [spec.source for spec in configs.pop().models] == [source]
