@@ -38,7 +38,8 @@ from glm4.kernels import Kernels, PackedWeight, get_kernels
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.quantization.calibration_text import SEQUENCES, calibration_text
+from glm4.quantization.calibration_text import calibration_text
+from glm4.quantization.checkpoint import calibration_sequences
 from glm4.text_side import TextSide
 from programs import gguf_of
 from quality_formats import Ggml, Quantised, llama_cpp
@@ -271,12 +272,13 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
     with open_checkpoint(resolve(args.model)) as checkpoint:
         log(f"token set of about {args.tokens} tokens")
         make = lambda: token_set(checkpoint, args.tokens, SEQUENCE, log)  # noqa: E731
-        write = lambda: calibration_text(checkpoint, TextSide.load(checkpoint), args.calibration)  # noqa: E731
+        sequences = args.calibration or calibration_sequences(checkpoint.config)
+        write = lambda: calibration_text(checkpoint, TextSide.load(checkpoint), sequences)  # noqa: E731
         ids = cached(args.cache, f"ids-{args.model}-{args.tokens}", make).astype(np.int32)
         tensors = off_grid(checkpoint, args.seed)
         if any("-cal" in name for name in args.formats):
-            log(f"calibration text of {args.calibration} sequences")
-            calibration = cached(args.cache, f"calibration-{args.model}-{args.calibration}", write).astype(np.int32)
+            log(f"calibration text of {sequences} sequences")
+            calibration = cached(args.cache, f"calibration-{args.model}-{sequences}", write).astype(np.int32)
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
     # Kept for the run with 8-bit activations: calibration takes minutes.
     pack = lru_cache(maxsize=1)(lambda base: packed_model(base, tensors, kernels, lambda: calibration))
@@ -308,7 +310,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--llama-source", type=Path, help="llama.cpp's source tree, for +llama")
     parser.add_argument("--cache", type=Path, help="folder that keeps the token set and the reference's hidden states")
     parser.add_argument(
-        "--calibration", type=int, default=SEQUENCES, help="sequences of 512 tokens for int4-cal and int8-cal"
+        "--calibration", type=int, help="sequences for int4-cal and int8-cal (as `glm4 quantize` takes)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the rescaling")
     parser.add_argument("--out", type=Path, help="folder for quality.md, quality.json and quality.svg")

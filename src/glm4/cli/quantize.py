@@ -27,7 +27,7 @@ def quantize(
         Option(
             "--calibrate/--no-calibrate",
             show_default=False,
-            help="Round with error compensation, calibrated on text the model writes; default: up to 1e9 parameters.",
+            help="Round with error compensation, calibrated on text the model writes; default: up to 2e9 parameters.",
         ),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="The report as one JSON document, for programs.")] = False,
@@ -38,7 +38,7 @@ def quantize(
     space. The original is read piece by piece, so it may be larger than memory. A report compares the new weights
     with the old ones; it is kept in the folder too.
 
-    Calibration brings the answers closer to the original's. It takes minutes for a small model and hours for a large
+    Calibration brings the answers closer to the original's. It takes minutes for a small model, longer for a large
     one (the estimate is printed), and memory for one layer in float32; --no-calibrate takes minutes for any model.
     """
     from glm4 import hub

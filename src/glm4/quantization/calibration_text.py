@@ -24,8 +24,6 @@ from glm4.text_side import TextSide
 
 PROMPTS = Path(__file__).with_name("calibration_prompts.json")
 SEQUENCE = 512
-# Sequences to calibrate on.
-SEQUENCES = 32
 _NEW_TOKENS = 320
 _MAX_MODEL_LEN = 1024
 _BATCH = 32
