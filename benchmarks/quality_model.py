@@ -22,8 +22,8 @@ from glm4.kernels.formats import empty_packed
 from glm4.kernels.group_codes import GroupCodes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import CanonicalTensors, assemble, load_model
-from glm4.model.precision import PRECISIONS, Precision
+from glm4.model.loader import CanonicalTensors, assemble
+from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import ModelWeights, Transformer
 from glm4.quantization.calibration import Part, calibrated, run_layer
 
@@ -33,7 +33,10 @@ LOW, HIGH = 0.8, 1.25
 
 
 class Tensors:
-    """Canonical tensors held in memory; what `load_model` reads. A matrix passes through `function` on its way out."""
+    """Canonical tensors held in memory, as `load_model` of the package reads them.
+
+    A matrix passes through `function` on its way out.
+    """
 
     def __init__(
         self, config: ModelConfig, tensors: dict[str, Float], function: Callable[[str, Float], Float] | None = None
@@ -117,11 +120,6 @@ def off_grid(checkpoint: CanonicalTensors, seed: int = 0) -> Tensors:
         tensors[layer + "down"] *= s
     shift("norm", "lm_head")
     return Tensors(config, tensors)
-
-
-def transformer(tensors: Tensors, precision: Precision, kernels: Kernels) -> Transformer:
-    """The model with its matrices packed as `precision` says."""
-    return load_model(tensors, precision, kernels)
 
 
 def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]) -> Packed:

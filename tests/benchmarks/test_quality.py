@@ -18,6 +18,7 @@ import quality_formats as qf
 import quality_model as qm
 import quality_tensors as qt
 from glm4.kernels import get_kernels
+from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from quality_picture import CHARACTER, LINE, label_places, picture
@@ -62,12 +63,12 @@ def test_off_grid_moves_every_matrix_and_not_the_function(tmp_path: Path, layout
     kernels = get_kernels()
     ids = np.arange(40, dtype=np.int32) * 5 % 250
     with open_checkpoint(write_folder(tmp_path / "m", tiny_model(layout))) as checkpoint:  # type: ignore[arg-type]
-        before = qm.transformer(checkpoint, FP32, kernels)
+        before = load_model(checkpoint, FP32, kernels)
         moved = qm.off_grid(checkpoint, seed=1)
         for name in checkpoint.tensor_names():
             if len(checkpoint.shape(name)) == 2 and name != "embed_tokens":
                 assert not np.allclose(moved.load(name), checkpoint.load(name), rtol=0.01), name
-    after = qm.transformer(moved, FP32, kernels)
+    after = load_model(moved, FP32, kernels)
     np.testing.assert_array_equal(
         qm.hidden_by_layer(moved, ids[:32], 16, kernels), qm.hidden_states(after, ids, 16)[:32]
     )
@@ -88,8 +89,7 @@ def test_scores_of_equal_and_of_rounded_models(tmp_path: Path) -> None:
     contenders = []
     for name in ("fp32", "int8", "int8-cal", "int4", "int4+a8", "int4-cal", "int4-cal+a8"):
         source, total = quality.build(name, tensors, None, kernels, pack)
-        head, hidden = quality.run_model(source, ids, kernels)
-        contenders.append(quality.Contender.of(name, total.bits_per_weight, head, hidden))
+        contenders.append(quality.Contender.of(name, total.bits_per_weight, *quality.run_model(source, ids, kernels)))
     scores = quality.score(contenders[0], contenders, ids, kernels)
     same, int8, int8_calibrated, int4, int4_a8, calibrated, calibrated_a8 = scores
     assert same.kld == pytest.approx(0.0, abs=1e-7)

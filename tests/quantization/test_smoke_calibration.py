@@ -16,11 +16,10 @@ import quality_text
 from glm4 import hub
 from glm4.errors import ModelNotFoundError
 from glm4.kernels import get_kernels
-from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization.calibration_text import calibration_text
 from glm4.text_side import TextSide
-from quality_model import Packed, hidden_states, off_grid, packed_model, transformer
+from quality_model import Packed, off_grid, packed_model
 
 
 @pytest.mark.smoke
@@ -39,18 +38,16 @@ def test_calibration_lowers_the_divergence_on_other_text() -> None:
         calibration = calibration_text(checkpoint, text, 4)
         tensors = off_grid(checkpoint)
     ids = np.concatenate(documents).reshape(-1)
-    model = transformer(tensors, PRECISIONS["fp32"], kernels)
-    reference = quality.Contender("fp32", 32.0, hidden_states(model, ids, quality.SEQUENCE), quality.drop_layers(model))
+    reference = quality.Contender.of("fp32", 32.0, *quality.run_model(tensors, ids, kernels))
 
     def pack(base: str) -> Packed:
         return packed_model(base, tensors, kernels, lambda: calibration)
 
     contenders = []
     for name, most in (("int8", 8.2), ("int8-cal", 8.2), ("int4", 4.6), ("int4-cal", 4.6)):
-        model, bits = quality.build(name, tensors, None, kernels, pack)
-        assert bits < most
-        hidden = hidden_states(model, ids, quality.SEQUENCE)
-        contenders.append(quality.Contender(name, bits, hidden, quality.drop_layers(model)))
+        source, total = quality.build(name, tensors, None, kernels, pack)
+        assert total.bits_per_weight < most
+        contenders.append(quality.Contender.of(name, total.bits_per_weight, *quality.run_model(source, ids, kernels)))
     scores = quality.score(reference, contenders, ids, kernels)
     for plain, calibrated in (scores[:2], scores[2:]):
         assert calibrated.kld < 0.9 * plain.kld, calibrated.format
