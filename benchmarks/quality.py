@@ -51,7 +51,7 @@ from quality_model import (
     head_alone,
     hidden_by_layer,
     hidden_states,
-    off_grid,
+    kept_off_grid,
     packed_model,
 )
 from quality_picture import picture
@@ -275,7 +275,8 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
         sequences = args.calibration or calibration_sequences(checkpoint.config)
         write = lambda: calibration_text(checkpoint, TextSide.load(checkpoint), sequences)  # noqa: E731
         ids = cached(args.cache, f"ids-{args.model}-{args.tokens}", make).astype(np.int32)
-        tensors = off_grid(checkpoint, args.seed)
+        folder = args.cache and args.cache / f"tensors-{args.model}-{args.seed}"
+        tensors = kept_off_grid(checkpoint, args.seed, folder)
         if any("-cal" in name for name in args.formats):
             log(f"calibration text of {sequences} sequences")
             calibration = cached(args.cache, f"calibration-{args.model}-{sequences}", write).astype(np.int32)
@@ -308,7 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=list(BY_WEIGHTS), choices=ALL_FORMATS)
     parser.add_argument("--llama", type=Path, help="BUILD/bin of llama.cpp, for the k-quants and +llama")
     parser.add_argument("--llama-source", type=Path, help="llama.cpp's source tree, for +llama")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the token set and the reference's hidden states")
+    parser.add_argument("--cache", type=Path, help="folder that keeps token set, reference and llama.cpp's results")
     parser.add_argument(
         "--calibration", type=int, help="sequences for int4-cal and int8-cal (as `glm4 quantize` takes)"
     )

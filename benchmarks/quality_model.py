@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,21 @@ def off_grid(checkpoint: CanonicalTensors, seed: int = 0) -> Tensors:
         tensors[layer + "down"] *= s
     shift("norm", "lm_head")
     return Tensors(config, tensors)
+
+
+def kept_off_grid(checkpoint: CanonicalTensors, seed: int, folder: Path | None) -> Tensors:
+    """`off_grid`, mapped from files in `folder`: runs side by side share the memory."""
+    if folder is None:
+        return off_grid(checkpoint, seed)
+    if not folder.exists():
+        partial = folder.with_suffix(".part")
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, tensor in off_grid(checkpoint, seed).tensors.items():
+            np.save(partial / f"{name}.npy", tensor)
+        partial.rename(folder)
+    names = dict.fromkeys([*checkpoint.tensor_names(), "lm_head"])
+    tensors = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return Tensors(replace(checkpoint.config, tie_word_embeddings=False), tensors)
 
 
 def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Callable[[], NDArray[np.int32]]) -> Packed:

@@ -68,6 +68,11 @@ def test_off_grid_moves_every_matrix_and_not_the_function(tmp_path: Path, layout
         for name in checkpoint.tensor_names():
             if len(checkpoint.shape(name)) == 2 and name != "embed_tokens":
                 assert not np.allclose(moved.load(name), checkpoint.load(name), rtol=0.01), name
+        for _ in range(2):  # written, then found
+            kept = qm.kept_off_grid(checkpoint, 1, tmp_path / "kept")
+    assert kept.tensor_names() == moved.tensor_names()
+    for name in moved.tensor_names():
+        np.testing.assert_array_equal(kept.load(name), moved.load(name))
     after = load_model(moved, FP32, kernels)
     np.testing.assert_array_equal(
         qm.hidden_by_layer(moved, ids[:32], 16, kernels), qm.hidden_states(after, ids, 16)[:32]
