@@ -176,7 +176,8 @@ def test_forced_tokens_take_one_pass_together() -> None:
     outputs = []
     while made.has_unfinished_requests():
         outputs.append(made.step())
-    assert [len(tokens) for step in outputs for tokens in [step[0].token_ids]] == [31, 1]
+    # That nothing may follow can come to light a step later, on a busy machine.
+    assert [count for step in outputs for output in step if (count := len(output.token_ids))] == [31, 1]
     assert outputs[-1][0].finish_reason == "stop"
     assert outputs[-1][0].stop_token_id is None
 
