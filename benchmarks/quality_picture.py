@@ -1,9 +1,18 @@
-"""A small SVG: KL divergence (logarithmic) over bits per weight."""
+"""A small SVG: KL divergence (logarithmic) over bits per weight.
+
+    python benchmarks/quality_picture.py RUN/quality.json [RUN/quality.json ...] > picture.svg
+
+Runs of `quality.py` over the same tokens go into one picture; a format that is in several is taken from the last.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import sys
 from html import escape
+from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 860, 560, 80, 30, 30, 60
 RADIUS, LINE, CHARACTER = 5, 15, 7.2  # of a dot, and of the text
@@ -70,3 +79,27 @@ def label_places(names: list[str], dots: list[tuple[float, float]]) -> list[tupl
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def points_of(paths: list[Path]) -> list[tuple[str, float, float]]:
+    """Name, bits and KLD of every format of some runs.
+
+    Raises:
+        SystemExit: they are not over the same tokens.
+    """
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if len({run["ids_sha256"] for run in runs}) != 1:
+        raise SystemExit("these runs are over different tokens: their figures do not belong into one picture")
+    scores = {score["format"]: score for run in runs for score in run["scores"]}
+    return [(name, score["bits_per_weight"], score["kld"]) for name, score in scores.items()]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="A picture of what `quality.py` found.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="JSON")
+    sys.stdout.write(picture(points_of(parser.parse_args(argv).runs)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

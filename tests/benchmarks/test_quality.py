@@ -21,7 +21,7 @@ from glm4.kernels import get_kernels
 from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
-from quality_picture import CHARACTER, LINE, label_places, picture
+from quality_picture import CHARACTER, LINE, label_places, picture, points_of
 from tiny import tiny_model, write_folder
 
 FP32 = PRECISIONS["fp32"]
@@ -145,3 +145,16 @@ def test_picture_is_a_drawing_of_every_point() -> None:
     root = ElementTree.fromstring(picture([("q4_0", 4.5, 0.06), ("int4 <new>", 4.53, 0.04), ("int8", 8.1, 0.0006)]))
     assert len(root.findall(".//{*}circle")) == 3
     assert "int4 <new>" in {text.text for text in root.findall(".//{*}text")}
+
+
+def test_a_picture_of_several_runs_is_over_the_same_tokens(tmp_path: Path) -> None:
+    def run(name: str, digest: str, **formats: float) -> Path:
+        scores = [{"format": key, "bits_per_weight": 8.0, "kld": kld} for key, kld in formats.items()]
+        path = tmp_path / name
+        path.write_text(json.dumps({"ids_sha256": digest, "scores": scores}), encoding="utf-8")
+        return path
+
+    first, second = run("a.json", "1", int8=0.5, q8_0=0.2), run("b.json", "1", int8=0.1)
+    assert points_of([first, second]) == [("int8", 8.0, 0.1), ("q8_0", 8.0, 0.2)]
+    with pytest.raises(SystemExit, match="different tokens"):
+        points_of([first, run("c.json", "2", int8=0.1)])
