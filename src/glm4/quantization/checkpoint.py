@@ -113,7 +113,7 @@ def calibration_seconds(config: ModelConfig) -> float:
     per_layer = sum(4 * tokens * rows * cols + tokens * cols**2 + 2 * rows * cols**2 + cols**3 for rows, cols in shapes)
     table = config.vocab_size * config.hidden_size
     head = tokens * config.hidden_size**2 + 2 * table * config.hidden_size
-    writing = 8 * tokens * (table + layers * sum(rows * cols for rows, cols in shapes))  # a token at a time: slower
+    writing = 3 * tokens * (table + layers * sum(rows * cols for rows, cols in shapes))  # in int8, many texts at once
     x = np.ones((1024, 1024), np.float32)
     times = []
     for _ in range(4):
