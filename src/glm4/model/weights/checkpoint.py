@@ -351,9 +351,10 @@ def _tied_embedding(parsed: ParsedConfig, source: TensorSource) -> str | None:
     head, embed = "output.weight", "token_embd.weight"
     if parsed.model_type != "qwen2" or parsed.config.tie_word_embeddings:
         return None
-    if source.info(head).shape != source.info(embed).shape or len(source.info(head).shape) != 2:
-        return None
-    rows = source.info(head).shape[0]
+    shape = source.info(head).shape
+    if shape != source.info(embed).shape or shape != (parsed.config.vocab_size, parsed.config.hidden_size):
+        return None  # what is wrong will be said; a damaged header must not decide how much is read here
+    rows = shape[0]
     difference = norm = 0.0
     for row in np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).astype(int)).tolist():
         first, second = source.read_rows(head, row, row + 1), source.read_rows(embed, row, row + 1)
