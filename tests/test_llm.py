@@ -213,7 +213,7 @@ def test_int8_cache_answers_nearly_like_fp32(folder: Path, speculation: bool) ->
     ("options", "error", "match"),
     [
         ({"dtype": "fp8"}, InvalidRequestError, "fp8"),
-        ({"max_model_len": 10_000_000}, InvalidRequestError, "positions"),
+        ({"max_model_len": 10_000_000}, InvalidRequestError, "made for"),
         ({"max_model_len": 0}, InvalidRequestError, "max_model_len"),
         ({"kv_cache_dtype": "int1"}, InvalidRequestError, "int1"),
         ({"max_model_len": 4096, "kv_cache_memory": 1000}, OutOfMemoryError, "context of at most"),

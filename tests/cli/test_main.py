@@ -185,13 +185,16 @@ def test_an_interrupted_import_is_an_interruption(
             raise Glm4Error("the compiled kernels cannot be loaded") from error
 
     failing.boom = boom
-    handler = signal.getsignal(signal.SIGINT)
-    assert main(["boom"]) == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
-    assert signal.getsignal(signal.SIGINT) is handler
-    failing.boom = lambda: boom(interrupted=False)
-    assert main(["boom"]) == 1
-    assert capsys.readouterr().err == "error: the compiled kernels cannot be loaded\n"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert main(["boom"]) == 130
+        assert capsys.readouterr().err == "error: interrupted\n"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        failing.boom = lambda: boom(interrupted=False)
+        assert main(["boom"]) == 1
+        assert capsys.readouterr().err == "error: the compiled kernels cannot be loaded\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(
