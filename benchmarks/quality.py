@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -257,11 +257,14 @@ class Bench:
                 np.savez(path, hidden=hidden, bits=np.float64(bits))
         return Contender.of(name, bits, head, hidden)
 
+    @cached_property
+    def _llama(self) -> LlamaCpp:
+        return LlamaCpp(self.args.llama_source, self.args.llama, self.args.cache / self.key)
+
     def _llama_cpp(self, name: str, format: str) -> Contender:
-        llama = LlamaCpp(self.args.llama_source, self.args.llama, self.args.cache / self.key)
-        file = llama.quantised(gguf_of(self.args.model), self.tensors, format)
+        file = self._llama.quantised(gguf_of(self.args.model), self.tensors, format)
         vocabulary = len(self.tensors.load("lm_head"))
-        logits = Streamed(llama.program(), file, self.ids, SEQUENCE, vocabulary)
+        logits = Streamed(self._llama.program, file, self.ids, SEQUENCE, vocabulary)
         return Contender(name, bits_per_weight(file), logits)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import gguf
@@ -107,6 +108,7 @@ class LlamaCpp:
     binaries: Path
     folder: Path
 
+    @cached_property
     def program(self) -> Path:
         """`llama_logits`, compiled."""
         path = self.folder / "llama_logits"

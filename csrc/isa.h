@@ -18,6 +18,10 @@ constexpr int64_t kCellBytes[kNumFormats] = {4096, 2048, 1024, 576};
 constexpr int64_t kSpanBytes[kNumFormats] = {0, 0, 64, 0};    // what follows the cells of a span
 constexpr int64_t kBlockBytes[kNumFormats] = {0, 0, 0, 128};  // what follows the spans of a row block
 constexpr int kInt4OffsetUnit = 8;
+// Of every search for an int4 grid; see reference_packing.py. The range of a group spans 12, 13 … 19 steps, and each
+// candidate gets so many passes of rounding and least squares.
+constexpr int kInt4Candidates = 8;
+constexpr int kInt4Passes = 3;
 
 // Always inlined: a copy left over from a file compiled for a newer instruction set must never be the one that runs.
 #define GLM4_MEMBER __attribute__((always_inline)) inline

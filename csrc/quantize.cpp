@@ -8,8 +8,6 @@
 namespace glm4::GLM4_ISA {
 namespace {
 
-constexpr int INT4_CANDIDATES = 8;  // the range of a group spans 12, 13 … 19 steps; see reference_packing.py
-constexpr int INT4_PASSES = 3;       // of rounding and least squares
 constexpr float INT4_MIN_UNIT = 1e-30f;
 
 // One cell, transposed: a column of 32 rows is contiguous, and vector lanes are rows.
@@ -70,10 +68,10 @@ void search_int4(const Cell& cell, int first, float* steps, float* centres) {
     vf sy = vset(0.0f);
     for (int col = 0; col < kColGroup; ++col) sy = vadd(sy, vsub(vload(cell[col] + first), low));
     vf best_gain = vset(-1.0f), best_step = vset(0.0f), best_start = vset(0.0f);
-    for (int candidate = 0; candidate < INT4_CANDIDATES; ++candidate) {
+    for (int candidate = 0; candidate < kInt4Candidates; ++candidate) {
         vf step = vdiv(range, vset(12.0f + static_cast<float>(candidate)));
         vf base = vmul(vsub(range, vmul(step, vset(15.0f))), vset(0.5f)), gain = vset(0.0f);
-        for (int pass = 0; pass < INT4_PASSES; ++pass) {
+        for (int pass = 0; pass < kInt4Passes; ++pass) {
             const vf inverse = reciprocal(step);
             vf sq = vset(0.0f), sqq = vset(0.0f), sqy = vset(0.0f);
             for (int col = 0; col < kColGroup; ++col) {

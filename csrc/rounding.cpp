@@ -10,8 +10,6 @@ namespace {
 
 constexpr int64_t ROWS = 8 * LANES;  // of one task
 constexpr int COLUMNS = 32;          // at most, in a batch
-constexpr int INT4_CANDIDATES = 8;   // as in quantize.cpp
-constexpr int INT4_PASSES = 3;
 constexpr float TINY = 1e-30f;
 
 // Calls f(first row, count of lanes in use) for vectors of rows, on all threads.
@@ -61,7 +59,7 @@ struct Group {
     // Weighted least squares y ~ fit * q + base, from a first guess.
     GLM4_MEMBER void improve(const GridSearch& a, vf& fit, vf& base) const {
         const vf total = vset(a.total_weight);
-        for (int pass = 0; pass < INT4_PASSES; ++pass) {
+        for (int pass = 0; pass < kInt4Passes; ++pass) {
             const vf inverse = reciprocal(fit);
             vf sq = vset(0.0f), sqq = vset(0.0f), sqy = vset(0.0f);
             for (int64_t c = 0; c < a.columns; ++c) {
@@ -96,7 +94,7 @@ void search_int4(const GridSearch& a) {
         group.load(a, row, lanes);
         const vf unit = vload_n(a.unit + row, lanes), inverse_unit = reciprocal(unit);
         vf least = vset(0.0f), best_scale = vset(0.0f), best_offset = vset(0.0f);
-        for (int candidate = 0; candidate < INT4_CANDIDATES; ++candidate) {
+        for (int candidate = 0; candidate < kInt4Candidates; ++candidate) {
             vf fit = vdiv(vsub(group.high, group.low), vset(12.0f + static_cast<float>(candidate)));
             vf base = vmul(fit, vset(0.5f));
             group.improve(a, fit, base);

@@ -100,7 +100,9 @@ def load_model(
         else:
             if slab.start == 0:
                 packed[slab.name] = empty_packed(precision.format_of(slab.name), *checkpoint.shape(slab.name))
-            done += _pack_rows(packed[slab.name], slab.start, values, kernels)
+            part = pack_stored(packed[slab.name].format, values, kernels)
+            packed[slab.name].place(slab.start, part)
+            done += part.nbytes
         if progress is not None:
             progress("loading", min(done, total), total)
     if progress is not None:
@@ -178,6 +180,16 @@ def read_stored(
     return _read_ahead(_slabs(checkpoint, names), read)
 
 
+def pack_stored(format: str, stored: Float | GroupCodes, kernels: Kernels) -> PackedWeight:
+    """What `read_stored` yields of a matrix, packed: its codes as they are, or rounded to the format."""
+    return pack_codes(stored) if isinstance(stored, GroupCodes) else kernels.pack(format, stored)
+
+
+def floats(stored: Float | GroupCodes) -> Float:
+    """What `read_stored` yields, as numbers."""
+    return stored.values() if isinstance(stored, GroupCodes) else stored
+
+
 def _read(checkpoint: CanonicalTensors, slab: Slab) -> Float:
     whole = slab.stop - slab.start == checkpoint.shape(slab.name)[0]
     return checkpoint.load(slab.name) if whole else checkpoint.load_rows(slab.name, slab.start, slab.stop)
@@ -197,13 +209,6 @@ def _read_ahead(slabs: Iterable[Slab], read: Callable[[Slab], _T]) -> Iterator[t
                 yield ready, future.result()
         for ready, future in pending:
             yield ready, future.result()
-
-
-def _pack_rows(weight: PackedWeight, start: int, values: Float | GroupCodes, kernels: Kernels) -> int:
-    """Pack some rows of a matrix into their place; `start` is a multiple of the row block. Returns the bytes."""
-    part = pack_codes(values) if isinstance(values, GroupCodes) else kernels.pack(weight.format, values)
-    weight.place(start, part)
-    return part.nbytes
 
 
 def assemble(config: ModelConfig, packed: dict[str, PackedWeight], vectors: dict[str, Float]) -> ModelWeights:

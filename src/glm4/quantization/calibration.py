@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight, empty_packed
-from glm4.kernels.group_codes import GroupCodes, pack_codes
+from glm4.kernels.group_codes import pack_codes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import CanonicalTensors, kept_codes, read_slabs, read_stored
+from glm4.model.loader import CanonicalTensors, floats, kept_codes, pack_stored, read_slabs, read_stored
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
@@ -140,11 +140,9 @@ def _table_parts(
     """Embedding or head, some rows at a time; calibrated where `hessian` is given, gathered in `whole` if given."""
     factors = None if hessian is None or name in coded else factorise(hessian, format)
     for slab, stored in read_stored(checkpoint, [name], coded):
-        values = stored.values() if isinstance(stored, GroupCodes) else stored
-        if isinstance(stored, GroupCodes):
-            packed = pack_codes(stored)
-        elif factors is None:
-            packed = kernels.pack(format, values)
+        values = floats(stored)
+        if factors is None:
+            packed = pack_stored(format, stored, kernels)
         else:
             packed = round_compensated(format, values, factors, kernels)
         if whole is not None:

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from glm4.atomic_folder import atomic_folder
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
 from glm4.kernels import Kernels, get_kernels
-from glm4.kernels.group_codes import GroupCodes, pack_codes
 from glm4.model.config import ModelConfig
-from glm4.model.loader import kept_codes, read_stored
+from glm4.model.loader import floats, kept_codes, pack_stored, read_stored
 from glm4.model.precision import PRECISIONS, Precision, matrix_shapes, weight_nbytes
 from glm4.model.weights.checkpoint import Checkpoint
 from glm4.model.weights.json_file import read_json_object
@@ -127,11 +126,9 @@ def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels)
     """Every tensor in file order, each weight rounded for itself, or its code kept."""
     coded = kept_codes(checkpoint, precision)
     for slab, values in read_stored(checkpoint, packed_shapes(checkpoint.config), coded):
-        if isinstance(values, GroupCodes):
-            yield Part(slab.name, values.values(), pack_codes(values), slab.start == 0)
-        else:
-            packed = None if values.ndim == 1 else kernels.pack(precision.format_of(slab.name), values)
-            yield Part(slab.name, values, packed, slab.start == 0)
+        is_vector = isinstance(values, np.ndarray) and values.ndim == 1
+        packed = None if is_vector else pack_stored(precision.format_of(slab.name), values, kernels)
+        yield Part(slab.name, floats(values), packed, slab.start == 0)
 
 
 def _reported(
