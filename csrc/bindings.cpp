@@ -289,6 +289,29 @@ void search_int4(nb::handle target_, nb::handle unit_, nb::handle weights_, doub
     run([&](const Kernels& k) { k.search_int4(args); });
 }
 
+void refine_int4(nb::handle gradient_, nb::handle hessian_, double sum, nb::handle source_, nb::handle unit_,
+                 nb::handle scale_, nb::handle offset_, nb::handle quants_, nb::handle error_) {
+    const Array gradient(gradient_, "refine_int4: gradient", 2), hessian(hessian_, "refine_int4: hessian", 2),
+        source(source_, "refine_int4: source", 2), unit(unit_, "refine_int4: unit", 1),
+        scale(scale_, "refine_int4: scale", 1, true), offset(offset_, "refine_int4: offset", 1, true),
+        quants(quants_, "refine_int4: quants", 2, true), error(error_, "refine_int4: error", 2, true);
+    Refinement args{};
+    args.columns = gradient.dim(0), args.rows = gradient.dim(1);
+    check(args.columns >= 1 && args.columns <= kMaxBatchColumns, "refine_int4: 1 to 32 columns, not " + str(args.columns));
+    for (int axis : {0, 1}) check_dim(hessian, axis, args.columns);
+    for (const Array* same : {&source, &quants, &error}) {
+        check_dim(*same, 0, args.columns);
+        check_dim(*same, 1, args.rows);
+    }
+    for (const Array* same : {&unit, &scale, &offset}) check_dim(*same, 0, args.rows);
+    args.gradient = gradient.data<float>(), args.hessian = hessian.data<float>();
+    args.hessian_sum = static_cast<float>(sum);
+    args.source = source.data<float>(), args.unit = unit.data<float>();
+    args.scale = scale.data<float>(), args.offset = offset.data<float>();
+    args.quants = quants.data<int8_t>(), args.error = error.data<float>();
+    run([&](const Kernels& k) { k.refine_int4(args); });
+}
+
 void embedding(nb::handle data_, int format, int64_t rows, int64_t cols, nb::handle ids_, nb::handle out_) {
     const Array data(data_, "embedding: weight", 1), ids(ids_, "embedding: ids", 1), out(out_, "embedding: out", 2, true);
     const Weight w = weight_of(data, format, rows, cols);
@@ -468,6 +491,7 @@ NB_MODULE(_native, m) {
     m.def("unpack", &unpack);
     m.def("round_columns", &round_columns);
     m.def("search_int4", &search_int4);
+    m.def("refine_int4", &refine_int4);
     m.def("linear", &linear, arg, arg, arg, arg, arg, none, arg);
     m.def("embedding", &embedding);
     m.def("rms_norm", &rms_norm);

@@ -105,6 +105,20 @@ struct GridSearch {
     float* offset;  // [rows], integral
 };
 
+// A rounded int4 group, at most 32 columns, to round once more: see Kernels.refine_int4 in glm4/kernels/__init__.py.
+struct Refinement {
+    int64_t columns, rows;
+    const float* gradient;  // [columns][rows]
+    const float* hessian;   // [columns][columns], symmetric
+    float hessian_sum;
+    const float* source;  // [columns][rows], the weights
+    const float* unit;    // [rows]
+    float* scale;         // [rows], integral; scale, offset and quants are read and replaced
+    float* offset;        // [rows], integral
+    int8_t* quants;       // [columns][rows]
+    float* error;         // [columns][rows]; only written
+};
+
 struct Kernels {
     const char* name;
 
@@ -118,6 +132,7 @@ struct Kernels {
 
     void (*round_columns)(const Rounding& args);
     void (*search_int4)(const GridSearch& args);
+    void (*refine_int4)(const Refinement& args);
 
     size_t (*attention_scratch)(const Attention& args, int threads);
     void (*attention)(const Attention& args, void* scratch);

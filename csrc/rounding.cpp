@@ -1,4 +1,4 @@
-// The two inner loops of error-compensated rounding (quantization/rounding.py). Lanes are rows of the weight matrix; every
+// The inner loops of error-compensated rounding (quantization/rounding.py). Lanes are rows of the weight matrix; every
 // array is [columns][rows] with the rows contiguous. Byte-identical to kernels/reference_rounding.py on every
 // instruction set: the same float operations in the same order, never contracted.
 #include "isa.h"
@@ -115,11 +115,89 @@ void search_int4(const GridSearch& a) {
     });
 }
 
+// One vector of rows of a group that is rounded already.
+struct RoundedGroup {
+    vf gradient[COLUMNS], quant[COLUMNS];
+
+    GLM4_MEMBER void load(const Refinement& a, int64_t row, int lanes) {
+        for (int64_t k = 0; k < a.columns; ++k) {
+            gradient[k] = vload_n(a.gradient + k * a.rows + row, lanes);
+            float values[LANES] = {};
+            for (int i = 0; i < lanes; ++i) values[i] = static_cast<float>(a.quants[k * a.rows + row + i]);
+            quant[k] = vload(values);
+        }
+    }
+
+    // Each quant in turn becomes the best one beside all others.
+    GLM4_MEMBER void round_again(const Refinement& a, vf step) {
+        const vf inverse = reciprocal(step);
+        for (int64_t k = 0; k < a.columns; ++k) {
+            const float* h = a.hessian + k * a.columns;
+            const vf wanted = vmul(vmul(gradient[k], vset(1.0f / h[k])), inverse);
+            const vf better = round_clipped(vadd(quant[k], wanted), -8.0f, 7.0f);
+            const vf change = vmul(step, vsub(better, quant[k]));
+            quant[k] = better;
+            for (int64_t j = 0; j < a.columns; ++j) gradient[j] = vsub(gradient[j], vmul(vset(h[j]), change));
+        }
+    }
+
+    // The step and the centre with the least error for these quants, as integers; kept where they are no better.
+    GLM4_MEMBER void fit(const Refinement& a, vf unit, vf& scale, vf& offset) const {
+        const vf zero = vset(0.0f), eight = vset(static_cast<float>(kInt4OffsetUnit)), total = vset(a.hessian_sum);
+        vf qq = zero, q1 = zero, gq = zero, g1 = zero;
+        for (int64_t k = 0; k < a.columns; ++k) {
+            vf product = zero;
+            for (int64_t j = 0; j < a.columns; ++j) {
+                product = vadd(product, vmul(vset(a.hessian[k * a.columns + j]), quant[j]));
+            }
+            qq = vadd(qq, vmul(quant[k], product));
+            q1 = vadd(q1, product);
+            gq = vadd(gq, vmul(gradient[k], quant[k]));
+            g1 = vadd(g1, gradient[k]);
+        }
+        const vf spread = vsub(vmul(qq, total), vmul(q1, q1)), divisor = vmax(spread, vset(TINY));
+        const vf step_more = vdiv(vsub(vmul(gq, total), vmul(g1, q1)), divisor);
+        const vf centre_more = vdiv(vsub(vmul(g1, qq), vmul(gq, q1)), divisor);
+        const vf inverse = reciprocal(unit);
+        const vf new_scale = round_clipped(vadd(scale, vmul(step_more, inverse)), 0.0f, 255.0f);
+        const vf new_offset = round_clipped(vadd(offset, vdiv(vmul(centre_more, inverse), eight)), -127.0f, 127.0f);
+        const vf step = vmul(unit, vsub(new_scale, scale)), centre = vmul(unit, vmul(vsub(new_offset, offset), eight));
+        const vf slope = vadd(vmul(step, gq), vmul(centre, g1));
+        const vf bend = vadd(vadd(vmul(vmul(step, step), qq), vmul(vmul(vset(2.0f), vmul(step, centre)), q1)),
+                             vmul(vmul(centre, centre), total));
+        const vf gain = vselect_gt(spread, zero, vsub(vmul(vset(2.0f), slope), bend), zero);
+        scale = vselect_gt(gain, zero, new_scale, scale);
+        offset = vselect_gt(gain, zero, new_offset, offset);
+    }
+};
+
+void refine_int4(const Refinement& a) {
+    for_rows(a.rows, [&](int64_t row, int lanes) {
+        RoundedGroup group;
+        group.load(a, row, lanes);
+        const vf unit = vload_n(a.unit + row, lanes);
+        vf scale = vload_n(a.scale + row, lanes), offset = vload_n(a.offset + row, lanes);
+        group.round_again(a, vmul(unit, scale));
+        group.fit(a, unit, scale, offset);
+        vstore_n(a.scale + row, scale, lanes);
+        vstore_n(a.offset + row, offset, lanes);
+        const vf step = vmul(unit, scale), centre = vmul(unit, vmul(offset, vset(static_cast<float>(kInt4OffsetUnit))));
+        for (int64_t k = 0; k < a.columns; ++k) {
+            const vf value = vadd(vmul(step, group.quant[k]), centre);
+            vstore_n(a.error + k * a.rows + row, vsub(vload_n(a.source + k * a.rows + row, lanes), value), lanes);
+            int8_t bytes[LANES];
+            vstore_int8(bytes, group.quant[k]);
+            memcpy(a.quants + k * a.rows + row, bytes, static_cast<size_t>(lanes));
+        }
+    });
+}
+
 }  // namespace
 
 void fill_rounding(Kernels& table) {
     table.round_columns = round_columns;
     table.search_int4 = search_int4;
+    table.refine_int4 = refine_int4;
 }
 
 }  // namespace glm4::GLM4_ISA

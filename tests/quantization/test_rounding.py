@@ -97,8 +97,11 @@ def test_factors_of_poor_statistics() -> None:
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
 @pytest.mark.parametrize(("rows", "cols"), [(1, 32), (33, 96), (64, 150), (40, 20), (3, 300)])
-def test_each_value_is_the_nearest_to_its_compensated_target(format: str, rows: int, cols: int) -> None:
+def test_each_value_is_the_nearest_to_its_compensated_target(
+    format: str, rows: int, cols: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An oracle in float64, one column after the other, under the scales that were chosen."""
+    monkeypatch.setattr(int4_grid, "SWEEPS", 0)
     rng = np.random.default_rng(rows)
     w = rng.standard_normal((rows, cols), dtype=np.float32)
     x = inputs(rng, 4 * cols, cols)
@@ -127,9 +130,30 @@ def test_outputs_are_closer_than_with_plain_rounding(format: str, seed: int) -> 
     )
 
 
+@pytest.mark.parametrize("cols", [20, 96, 150])
+def test_each_sweep_lowers_the_error_until_nothing_moves(cols: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then, by an oracle in float64, no single quant can be changed for the better."""
+    rng = np.random.default_rng(cols)
+    w, x = rng.standard_normal((40, cols), dtype=np.float32), inputs(rng, 4 * cols, cols)
+    factors = factorise(x.T @ x, "int4")
+    damped = (x.T @ x).astype(np.float64) + factors.damping * np.eye(cols)
+    errors = []
+    for sweeps in (0, 1, 2, 30):
+        monkeypatch.setattr(int4_grid, "SWEEPS", sweeps)
+        packed = round_compensated("int4", w, factors, get_kernels())
+        errors.append(output_error(w, packed, damped))
+    assert errors[1] < 0.95 * errors[0]
+    assert errors[3] < errors[2] < errors[1]
+    quants, steps, _, lowest, highest = on_grid(packed)
+    gradient = (w - REFERENCE.unpack(packed)).astype(np.float64) @ damped
+    best = np.clip(quants + gradient / np.diagonal(damped) / steps, lowest, highest)
+    assert (np.abs(best - quants) < 0.5 + 1e-3).mean() > 0.999
+
+
 def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """With H = I nothing is compensated; without headroom the units are those of plain rounding too."""
     monkeypatch.setattr(int4_grid, "HEADROOM", np.float32(1))
+    monkeypatch.setattr(int4_grid, "SWEEPS", 0)
     w = np.random.default_rng(5).standard_normal((64, 128), dtype=np.float32)
     identity = np.eye(128, dtype=np.float32)
     packed, plain = round_compensated("int4", w, factorise(identity, "int4"), REFERENCE), REFERENCE.pack("int4", w)

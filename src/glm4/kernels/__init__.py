@@ -66,6 +66,24 @@ class Kernels(Protocol):
             scale 0..255 and offset -127..127, float32 [N]: q in -8..7 stands for unit * (scale * q + 8 * offset).
         """
 
+    def refine_int4(
+        self, gradient: F32, hessian: F32, source: F32, unit: F32, scale: F32, offset: F32, quants: I8
+    ) -> tuple[F32, F32, I8, F32]:
+        """Rounds an int4 group of at most 32 columns once more, now that the errors of all columns are known.
+
+        The loss is sum_ij e_i H_ij e_j over all columns of the matrix, e = weight - value. Each quant in turn becomes
+        the best one beside all others; then scale and offset become the best ones for these quants, if they are better.
+
+        Args:
+            gradient: H e of these columns, over the errors e of all columns of the matrix, [columns, N].
+            hessian: H between these columns, [columns, columns], symmetric, its diagonal positive.
+            source: the weights, [columns, N].
+            unit, scale, offset, quants: what the group is now, see `search_int4`; [N], and int8 [columns, N].
+
+        Returns:
+            scale, offset and quants as they become, and the errors of the group, float32 [columns, N].
+        """
+
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         """x [M, K] times the transposed weight [N, K], plus bias [N]: float32 [M, N].
 

@@ -28,6 +28,18 @@ def round_columns(
 def search_int4(
     target: _Array, unit: _Array, weights: _Array, total: float, scale: _Array, offset: _Array, /
 ) -> None: ...
+def refine_int4(
+    gradient: _Array,
+    hessian: _Array,
+    hessian_sum: float,
+    source: _Array,
+    unit: _Array,
+    scale: _Array,
+    offset: _Array,
+    quants: _Array,
+    error: _Array,
+    /,
+) -> None: ...
 def linear(x: _Array, data: _Array, format: int, rows: int, cols: int, bias: _Array | None, out: _Array, /) -> None: ...
 def embedding(data: _Array, format: int, rows: int, cols: int, ids: _Array, out: _Array, /) -> None: ...
 def rms_norm(x: _Array, weight: _Array, eps: float, out: _Array, /) -> None: ...

@@ -55,6 +55,14 @@ class NativeKernels:
         _native.search_int4(target, unit, weights, float(np.sum(weights)), scale, offset)
         return scale, offset
 
+    def refine_int4(
+        self, gradient: F32, hessian: F32, source: F32, unit: F32, scale: F32, offset: F32, quants: I8
+    ) -> tuple[F32, F32, I8, F32]:
+        scale, offset, quants = np.array(scale), np.array(offset), np.array(quants, order="C")
+        error, total = np.empty(np.shape(gradient), np.float32), float(np.sum(hessian))
+        _native.refine_int4(gradient, hessian, total, source, unit, scale, offset, quants, error)
+        return scale, offset, quants, error
+
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         out = np.empty((len(x), weight.rows), dtype=np.float32)
         _native.linear(x, weight.data, _CODES[weight.format], weight.rows, weight.cols, bias, out)

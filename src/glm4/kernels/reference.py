@@ -125,6 +125,18 @@ class ReferenceKernels:
         _check(weights.shape == (columns,), f"search_int4: weights must have {columns} columns")
         return reference_rounding.search_int4(target, unit, weights)
 
+    def refine_int4(
+        self, gradient: F32, hessian: F32, source: F32, unit: F32, scale: F32, offset: F32, quants: I8
+    ) -> tuple[F32, F32, I8, F32]:
+        columns, rows = gradient.shape
+        _check(1 <= columns <= COL_GROUP, f"refine_int4: 1 to 32 columns, not {columns}")
+        _check(hessian.shape == (columns, columns), f"refine_int4: hessian must be [{columns}, {columns}]")
+        for name, x in (("source", source), ("quants", quants)):
+            _check(x.shape == gradient.shape, f"refine_int4: {name} has another shape than gradient")
+        for name, x in (("unit", unit), ("scale", scale), ("offset", offset)):
+            _check(x.shape == (rows,), f"refine_int4: {name} must have {rows} rows")
+        return reference_rounding.refine_int4(gradient, hessian, source, unit, scale, offset, quants)
+
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         _check_array("linear: x", x, 2)
         _check(x.shape[1] == weight.cols, f"linear: x has {x.shape[1]} columns, the weight {weight.cols}")

@@ -58,6 +58,43 @@ def search_int4(target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
     return best_scale, best_offset
 
 
+def refine_int4(
+    gradient: F32, hessian: F32, source: F32, unit: F32, scale: F32, offset: F32, quants: I8
+) -> tuple[F32, F32, I8, F32]:
+    """`Kernels.refine_int4`."""
+    gradient, q, step = gradient.copy(), quants.astype(np.float32), unit * scale
+    inverse = reciprocal(step)
+    for k in range(len(q)):
+        wanted = gradient[k] * (np.float32(1) / hessian[k, k]) * inverse
+        better = np.rint(np.clip(q[k] + wanted, np.float32(-8), np.float32(7)))
+        change = step * (better - q[k])
+        q[k] = better
+        gradient -= hessian[k, :, None] * change
+    scale, offset = _fit(gradient, hessian, unit, scale, offset, q)
+    error = source - (unit * scale * q + unit * (offset * np.float32(INT4_OFFSET_UNIT)))
+    return scale, offset, q.astype(np.int8), error
+
+
+def _fit(gradient: F32, hessian: F32, unit: F32, scale: F32, offset: F32, quants: F32) -> tuple[F32, F32]:
+    """The best scale and offset for these quants, where better than the old ones."""
+    zero, two, eight, total = np.zeros_like(unit), np.float32(2), np.float32(INT4_OFFSET_UNIT), np.float32(hessian.sum())
+    qq, q1, gq, g1 = zero, zero, zero, zero
+    for g, q, h in zip(gradient, quants, hessian, strict=True):
+        product = sum((h_j * q_j for h_j, q_j in zip(h, quants, strict=True)), start=zero)
+        qq, q1, gq, g1 = qq + q * product, q1 + product, gq + g * q, g1 + g
+    spread = qq * total - q1 * q1
+    divisor = np.maximum(spread, _TINY)
+    step_more, centre_more = (gq * total - g1 * q1) / divisor, (g1 * qq - gq * q1) / divisor
+    inverse = reciprocal(unit)
+    new_scale = np.rint(np.clip(scale + step_more * inverse, np.float32(0), np.float32(255)))
+    new_offset = np.rint(np.clip(offset + centre_more * inverse / eight, np.float32(-127), np.float32(127)))
+    step, centre = unit * (new_scale - scale), unit * ((new_offset - offset) * eight)
+    slope = step * gq + centre * g1
+    bend = step * step * qq + two * (step * centre) * q1 + centre * centre * total
+    better = (spread > 0) & (two * slope - bend > 0)
+    return np.where(better, new_scale, scale), np.where(better, new_offset, offset)
+
+
 def _squared_error(target: F32, step: F32, centre: F32, weights: F32) -> F32:
     inverse, total = reciprocal(step), np.zeros_like(step)
     for column, w in zip(target, weights, strict=True):

