@@ -71,9 +71,7 @@ def rounded_group(rng: np.random.Generator, columns: int, rows: int) -> dict[str
     quants = np.clip(np.rint(source / np.float32(0.32)), -8, 7).astype(np.int8)
     gradient = hessian @ (source - value(unit, scale, offset, quants)) + 5 * rng.standard_normal(source.shape)
     names = ("gradient", "hessian", "source", "unit", "scale", "offset", "quants")
-    return dict(
-        zip(names, (gradient.astype(np.float32), hessian, source, unit, scale, offset, quants), strict=True)
-    )
+    return dict(zip(names, (gradient.astype(np.float32), hessian, source, unit, scale, offset, quants), strict=True))
 
 
 def value(unit: np.ndarray, scale: np.ndarray, offset: np.ndarray, quants: np.ndarray) -> np.ndarray:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +16,22 @@ import tiny
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import PackedWeight
 from glm4.model import loader
-from glm4.model.loader import load_model
+from glm4.model.loader import CanonicalTensors, load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.names import map_tensors
+from glm4.quantization import calibration
 from glm4.quantization.calibration import (
+    CORRECTION_DAMPING,
     MATRICES,
+    LayerRounder,
     calibrated,
-    head_input_sum,
-    layer_input_sums,
+    exact_inputs,
     output_error,
     run_layer,
 )
 from glm4.quantization.calibration_text import PROMPTS, SEQUENCE, calibration_text, prompt_ids
+from glm4.quantization.rounding import round_compensated
 from glm4.text_side import TextSide
 from model_driver import Session
 
@@ -34,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import quality_text
 
+Float = NDArray[np.float32]
 IDS = np.random.default_rng(1).integers(0, 250, (3, 40)).astype(np.int32)
 
 
@@ -43,42 +49,116 @@ class Watched:
     def __init__(self) -> None:
         self.kernels = get_kernels()
         self.inputs: list[NDArray[np.float32]] = []
+        self.outputs: list[NDArray[np.float32]] = []
 
     def linear(self, x: NDArray[np.float32], weight: PackedWeight, bias: NDArray[np.float32] | None = None) -> object:
         self.inputs.append(x.copy())
-        return self.kernels.linear(x, weight, bias)
+        self.outputs.append(self.kernels.linear(x, weight, bias))
+        return self.outputs[-1].copy()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.kernels, name)
 
 
+def layer_of(checkpoint: CanonicalTensors, index: int) -> dict[str, Float]:
+    names = [name for name in checkpoint.tensor_names() if name.startswith(f"layers.{index}.")]
+    return {name.split(".")[-1]: checkpoint.load(name) for name in names}
+
+
+def in_float32(layer: Mapping[str, Float]) -> dict[str, PackedWeight | Float]:
+    return {name: get_kernels().pack("fp32", t) if t.ndim == 2 else t for name, t in layer.items()}
+
+
 @pytest.mark.parametrize("architecture", ["glm", "glm4"])
-def test_sums_are_those_of_a_direct_forward_pass(tmp_path: Path, architecture: str) -> None:
-    """The layers one by one, against the whole model watched from outside."""
+def test_inputs_are_those_of_a_direct_forward_pass(tmp_path: Path, architecture: str) -> None:
+    """The layers one by one, a sequence at a time, against the whole model watched from outside."""
     kernels, watched = get_kernels(), Watched()
     with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model(architecture=architecture))) as checkpoint:
         model = load_model(checkpoint, PRECISIONS["fp32"], watched)  # type: ignore[arg-type]
         config = checkpoint.config
         session = Session(model, [IDS.shape[1]] * len(IDS), "fp32")
         expected_hidden = session.hidden(dict(enumerate(IDS)))
-        count = config.num_hidden_layers
-        expected = [x.reshape(-1, x.shape[-1]) for x in watched.inputs[: 4 * count]]
+        inputs, outputs = ([x.reshape(-1, x.shape[-1]) for x in kept] for kept in (watched.inputs, watched.outputs))
         hidden = kernels.embedding(model.weights.embed_tokens, IDS.reshape(-1)).reshape(*IDS.shape, -1)
-        for i in range(count):
-            names = [n for n in checkpoint.tensor_names() if n.startswith(f"layers.{i}.")]
-            tensors = {n.split(".")[-1]: checkpoint.load(n) for n in names}
-            layer = {n: kernels.pack("fp32", t) if t.ndim == 2 else t for n, t in tensors.items()}
-            before = hidden.copy()
-            sums = layer_input_sums(config, layer, hidden, kernels)
-            np.testing.assert_array_equal(hidden, before)
-            for name, x in zip(MATRICES, expected[4 * i : 4 * i + 4], strict=True):
-                np.testing.assert_allclose(sums[name], x.T @ x, rtol=1e-4, atol=1e-4 * float(np.square(x).sum(0).max()))
-            run_layer(config, layer, hidden, kernels)
-    found = np.stack([expected_hidden[i] for i in range(len(IDS))])
-    np.testing.assert_allclose(hidden, found, rtol=1e-4, atol=1e-4)
-    x = kernels.rms_norm(found.reshape(-1, config.hidden_size), model.weights.norm, config.rms_norm_eps)
-    total = head_input_sum(config, model.weights.norm, hidden, kernels)
-    np.testing.assert_allclose(total, x.T @ x, rtol=1e-3, atol=1e-3 * float(total.max()))
+        for i in range(config.num_hidden_layers):
+            found, attended = exact_inputs(config, in_float32(layer_of(checkpoint, i)), hidden, kernels)
+            assert list(found) == list(MATRICES)
+            for x, wanted in zip(
+                [*found.values(), attended], [*inputs[4 * i : 4 * i + 4], outputs[4 * i + 1]], strict=True
+            ):
+                np.testing.assert_allclose(x, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+    np.testing.assert_allclose(hidden, np.stack(list(expected_hidden.values())), rtol=1e-4, atol=1e-4)
+
+
+def corrected(weight: Float, exact: Float, x: Float, lag: Float | None) -> NDArray[np.float64]:
+    """An oracle in float64: the M with the least |M x' - (W x + lag)|^2 + d |M - W|^2, summed over tokens."""
+    w, x64 = weight.astype(np.float64), x.astype(np.float64)
+    hessian = x64.T @ x64
+    ridge = CORRECTION_DAMPING * np.diagonal(hessian).mean() * np.eye(len(hessian))
+    wanted = exact.astype(np.float64) @ w.T + (0 if lag is None else lag)
+    return np.asarray(np.linalg.solve(hessian + ridge, x64.T @ wanted + ridge @ w.T).T)
+
+
+@pytest.mark.parametrize("architecture", ["glm", "glm4"])
+def test_matrices_are_corrected_for_what_their_inputs_lost(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each matrix, before it is rounded, is the least squares solution over the rounded model's inputs."""
+    kernels, targets = get_kernels(), []
+
+    def noted(format: str, weight: Float, *rest: Any) -> PackedWeight:
+        targets.append(weight)
+        return round_compensated(format, weight, *rest)
+
+    monkeypatch.setattr(calibration, "round_compensated", noted)
+    with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model(architecture=architecture))) as checkpoint:
+        config, tensors = checkpoint.config, layer_of(checkpoint, 1)
+        exact = checkpoint.load("embed_tokens")[IDS]
+    noise = np.random.default_rng(3).standard_normal(exact.shape, dtype=np.float32)
+    hidden = exact + noise * exact.std() * np.float32(0.2)
+    lag = (exact - hidden).reshape(-1, config.hidden_size)
+    inputs, attended = exact_inputs(config, in_float32(tensors), exact.copy(), kernels)
+    plain = architecture == "glm"
+    rounder = LayerRounder(
+        "int4", kernels, tensors, dict(inputs), attended if plain else None, lag.copy(), lambda name: None
+    )
+    watched = Watched()
+    watched.kernels = rounder  # type: ignore[assignment]
+    run_layer(config, tensors, hidden, watched, 10_000)  # type: ignore[arg-type]
+    assert not rounder.inputs
+    after_attention = lag + attended - watched.outputs[1]
+    lags = [None, lag, None, after_attention] if plain else [None] * 4
+    for name, target, x, missing in zip(MATRICES, targets, watched.inputs, lags, strict=True):
+        wanted = corrected(tensors[name], inputs[name], x, missing)
+        np.testing.assert_allclose(target, wanted, rtol=0, atol=2e-4 * float(np.abs(wanted).max()))
+        assert np.abs(wanted - tensors[name]).max() > 1e-2 * np.abs(wanted).max()
+
+
+def test_correction_brings_outputs_closer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states on other text, against the exact model's."""
+    kernels, other = get_kernels(), np.random.default_rng(7).integers(0, 250, (4, 40)).astype(np.int32)
+    ids = np.random.default_rng(6).integers(0, 250, (40, 40)).astype(np.int32)
+    distances = []
+    with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model())) as checkpoint:
+        config = checkpoint.config
+        layers = [layer_of(checkpoint, i) for i in range(config.num_hidden_layers)]
+        exact = checkpoint.load("embed_tokens")[other]
+        for layer in layers:
+            run_layer(config, in_float32(layer), exact, kernels)
+        for formats in ((), ("int4",)):
+            monkeypatch.setattr(calibration, "CORRECTED", formats)
+            parts = {part.name: part for part in calibrated(checkpoint, "int4", ids, kernels)}
+            values = {
+                name: part.source if part.packed is None else kernels.unpack(part.packed)
+                for name, part in parts.items()
+            }
+            hidden = values["embed_tokens"][other]
+            for i in range(config.num_hidden_layers):
+                prefix = f"layers.{i}."
+                layer = {name.removeprefix(prefix): t for name, t in values.items() if name.startswith(prefix)}
+                run_layer(config, in_float32(layer), hidden, kernels)
+            distances.append(float(np.square(hidden - exact).mean()))
+    assert distances[1] < 0.9 * distances[0]
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])

@@ -75,7 +75,7 @@ def _announce(to: str, config: ModelConfig, calibrated: bool) -> None:
     from glm4.cli.console import stderr
     from glm4.quantization.checkpoint import calibration_seconds
 
-    estimate = f"about {max(1, round(calibration_seconds(config) / 60))} min here"
+    estimate = f"about {max(1, round(calibration_seconds(config, to) / 60))} min here"
     if calibrated:
         text = f"{to} with calibration: {estimate} (--no-calibrate is faster, and less exact)"
     else:

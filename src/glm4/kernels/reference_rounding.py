@@ -77,7 +77,8 @@ def refine_int4(
 
 def _fit(gradient: F32, hessian: F32, unit: F32, scale: F32, offset: F32, quants: F32) -> tuple[F32, F32]:
     """The best scale and offset for these quants, where better than the old ones."""
-    zero, two, eight, total = np.zeros_like(unit), np.float32(2), np.float32(INT4_OFFSET_UNIT), np.float32(hessian.sum())
+    zero, two, eight = np.zeros_like(unit), np.float32(2), np.float32(INT4_OFFSET_UNIT)
+    total = np.float32(hessian.sum())
     qq, q1, gq, g1 = zero, zero, zero, zero
     for g, q, h in zip(gradient, quants, hessian, strict=True):
         product = sum((h_j * q_j for h_j, q_j in zip(h, quants, strict=True)), start=zero)

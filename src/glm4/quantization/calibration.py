@@ -1,14 +1,23 @@
-"""Quantises a model layer by layer, each matrix with the statistics of its own inputs.
+"""Quantises a model layer by layer, each matrix with the statistics of its inputs, and mends what went wrong before.
 
-The hidden states of the calibration text are carried from layer to layer. For each layer: run it near-exactly on the
-states that the layers before it, already quantised, produced, and sum up H = sum x x^T of the inputs of its four
-matrices; rescale its channels (`channel_scales.py`); round the matrices (`rounding.py`); run the rounded layer to carry
-the states on. So each layer sees what came before it, and no more than one layer and its four H are held at a time.
+The hidden states of the calibration text are carried from layer to layer twice: through the model as it is, and through
+the model as far as it is rounded. For each layer:
+
+1. The exact states pass through it (in int8, near-exactly); the inputs x of its four matrices are kept.
+2. Its channels are rescaled (`channel_scales.py`).
+3. The rounded model's states pass through it, and each matrix is rounded (`rounding.py`) the moment its inputs x' are
+   there, before it is applied: H = sum x' x'^T is of the inputs that the matrix will meet.
+
+What is rounded is not W but the matrix that makes W x of x', as far as it can ("correction"): W + W (sum (x - x') x'^T)
+(H + d)^-1. Where the outputs are added to the residual stream (o, down), what that stream lacks is added to W x, so the
+errors of all layers before are mended too. On the smoke model this takes a sixth off the KL divergence.
+
+No more than one layer, its inputs and one H are held at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -34,6 +43,10 @@ MATRICES = ("qkv", "o", "gate_up", "down")
 _BATCH_ROWS = 4096  # rows of one forward pass
 # The output error is estimated from every so many rows of a matrix.
 _ERROR_STRIDE = 16
+# Formats whose matrices are corrected. int8 is as close to the original as the int8 model that takes its place here.
+CORRECTED = ("int4",)
+# Share of the mean of H's diagonal. FIGURES
+CORRECTION_DAMPING = 0.7
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,8 @@ class Part:
         packed: the rows in the weight format; None for a vector.
         first: whether these are the first rows.
         output_error: squared error and squared norm of the outputs on the calibration text, summed over a sample of
-            the rows; None where the rounding was not calibrated.
+            the rows; None where the rounding was not calibrated. Of the rounding alone: what a correction adds to the
+            weights is no error.
     """
 
     name: str
@@ -57,21 +71,79 @@ class Part:
 
 
 @dataclass
-class InputSums:
-    """A kernel set that also sums up x^T x of what goes through `linear`, by weight.
+class InputRecorder:
+    """A kernel set that also keeps what goes through `linear` into each matrix of a layer, and what comes out of `o`.
 
     Everything else is passed on to `kernels`.
+
+    Attributes:
+        names: id of a packed matrix -> its name.
     """
 
     kernels: Kernels
-    sums: dict[int, Float] = field(default_factory=dict)
+    names: dict[int, str]
+    inputs: dict[str, list[Float]] = field(default_factory=lambda: {name: [] for name in MATRICES})
+    attended: list[Float] = field(default_factory=list)
 
     def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
         """`Kernels.linear`, recorded."""
-        if id(weight) not in self.sums:
-            self.sums[id(weight)] = np.zeros((weight.cols, weight.cols), np.float32)
-        _add_products(self.sums[id(weight)], x)
-        return self.kernels.linear(x, weight, bias)
+        name, y = self.names[id(weight)], self.kernels.linear(x, weight, bias)
+        self.inputs[name].append(x)
+        if name == "o":
+            self.attended.append(y)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernels, name)
+
+
+@dataclass
+class LayerRounder:
+    """A kernel set whose `linear` rounds the matrix that comes next in a layer to all its inputs, and applies it then.
+
+    Attributes:
+        tensors: of the layer, float32, channels rescaled.
+        inputs: what the exact model feeds to each matrix, in the same channels; let go once it is rounded.
+        attended: what the exact model's `o` makes; None if outputs are not added to the residual stream as they are.
+        lag: exact minus rounded hidden states before the layer, [tokens, H]; changed. None: no correction at all.
+        codes: makes a matrix that keeps the codes of its file, or nothing.
+        rounded: the matrices so far, and their output errors.
+    """
+
+    format: str
+    kernels: Kernels
+    tensors: Mapping[str, Float]
+    inputs: dict[str, Float]
+    attended: Float | None
+    lag: Float | None
+    codes: Callable[[str], PackedWeight | None]
+    rounded: dict[str, tuple[PackedWeight, tuple[float, float]]] = field(default_factory=dict)
+
+    def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
+        """`Kernels.linear` with the next matrix rounded; `weight` is not looked at."""
+        name = MATRICES[len(self.rounded)]
+        exact = self.inputs.pop(name)
+        target, hessian = self.tensors[name], input_sum(x, name)
+        packed = self.codes(name)
+        if packed is None:
+            if self.lag is not None:
+                target = target + self._correction(name, exact, x, hessian)
+            packed = round_compensated(self.format, target, factorise(hessian, self.format), self.kernels)
+        self.rounded[name] = packed, output_error(target, packed, hessian, self.kernels)
+        y = self.kernels.linear(x, packed, bias)
+        if name == "o" and self.lag is not None and self.attended is not None:
+            self.lag += self.attended - y
+        return y
+
+    def _correction(self, name: str, exact: Float, x: Float, hessian: Float) -> Float:
+        """What to add to the matrix; of the two orders of the products the one that fits its shape."""
+        weight, lost = self.tensors[name], exact - x
+        if name in ("qkv", "gate_up"):
+            return ridge(weight @ (lost.T @ x), hessian)
+        missing = lost @ weight.T
+        if self.lag is not None and self.attended is not None:
+            missing += self.lag
+        return ridge(missing.T @ x, hessian)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.kernels, name)
@@ -91,41 +163,74 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         format: weight format of every matrix, a key of `rounding.GRIDS`.
         ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
     """
-    config, names = checkpoint.config, checkpoint.tensor_names()
+    config, norm = checkpoint.config, checkpoint.load("norm")
     coded = kept_codes(checkpoint, PRECISIONS[format])
     table = empty_packed(format, *checkpoint.shape("embed_tokens"))
-    hessian = exact_head_input_sum(checkpoint, ids, kernels) if config.tie_word_embeddings else None
-    yield from _table_parts(checkpoint, "embed_tokens", format, coded, hessian, kernels, table)
+    exact = _embedded(_near_table(checkpoint, kernels), ids, kernels)
+    statistics = _tied_head(checkpoint, exact, norm, kernels) if config.tie_word_embeddings else None
+    yield from _table_parts(checkpoint, "embed_tokens", format, coded, statistics, kernels, table)
     hidden = _embedded(table, ids, kernels)
-    del table, hessian
+    del table, statistics
     for index in range(config.num_hidden_layers):
-        prefix = f"layers.{index}."
-        tensors = {name.removeprefix(prefix): checkpoint.load(name) for name in names if name.startswith(prefix)}
-        # int8 instead of float32: faster, and inputs that differ by a thousandth make the same statistics.
-        close = {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
-        sums = layer_input_sums(config, close, hidden, kernels)
-        del close
-        rescale_layer(tensors, sums, POWERS[format], [name for name in MATRICES if prefix + name in coded])
-        rounded: dict[str, PackedWeight | Float] = dict(tensors)
-        for name, tensor in tensors.items():
-            if tensor.ndim == 1:
-                yield Part(prefix + name, tensor)
-                continue
-            hessian = sums.pop(name)
-            if prefix + name in coded:
-                codes = checkpoint.load_codes(prefix + name, 0, len(tensor))
-                packed = pack_codes(codes.scaled(row_factors(tensors)) if name == "gate_up" else codes)
-            else:
-                packed = round_compensated(format, tensor, factorise(hessian, format), kernels)
-            rounded[name] = packed
-            yield Part(prefix + name, tensor, packed, True, output_error(tensor, packed, hessian, kernels))
-        del tensors
-        run_layer(config, rounded, hidden, kernels)
-    norm = checkpoint.load("norm")
+        yield from _layer_parts(checkpoint, index, format, coded, exact, hidden, kernels)
     yield Part("norm", norm)
     if not config.tie_word_embeddings:
-        hessian = head_input_sum(config, norm, hidden, kernels)
-        yield from _table_parts(checkpoint, "lm_head", format, coded, hessian, kernels, None)
+        statistics = _untied_head(config, norm, exact, hidden, format in CORRECTED, kernels)
+        yield from _table_parts(checkpoint, "lm_head", format, coded, statistics, kernels, None)
+
+
+def _layer_parts(
+    checkpoint: CanonicalTensors,
+    index: int,
+    format: str,
+    coded: Collection[str],
+    exact: Float,
+    hidden: Float,
+    kernels: Kernels,
+) -> Iterator[Part]:
+    """One layer's tensors; the states `exact` and `hidden` [sequences, tokens, H] pass through it, in place."""
+    config, prefix = checkpoint.config, f"layers.{index}."
+    tensors = _layer_tensors(checkpoint, index)
+    size = config.hidden_size
+    lag = (exact - hidden).reshape(-1, size) if format in CORRECTED else None
+    inputs, attended = exact_inputs(config, near_layer(tensors, kernels), exact, kernels)
+    energy = {name: _energy(x, name) for name, x in inputs.items()}
+    rescale_layer(tensors, energy, POWERS[format], [name for name in MATRICES if prefix + name in coded])
+    for name, x in inputs.items():
+        np.divide(x, tensors.get(name + "_channel_scale", np.float32(1)), out=x)
+
+    def codes(name: str) -> PackedWeight | None:
+        if prefix + name not in coded:
+            return None
+        kept = checkpoint.load_codes(prefix + name, 0, len(tensors[name]))
+        return pack_codes(kept.scaled(row_factors(tensors)) if name == "gate_up" else kept)
+
+    adds_plainly = "post_self_attn_layernorm" not in tensors
+    rounder = LayerRounder(format, kernels, tensors, inputs, attended if adds_plainly else None, lag, codes)
+    run_layer(config, tensors, hidden, cast(Kernels, rounder), hidden.shape[0] * hidden.shape[1])
+    for name, tensor in tensors.items():
+        packed, error = rounder.rounded.get(name, (None, None))
+        yield Part(prefix + name, tensor, packed, True, error)
+
+
+def _layer_tensors(checkpoint: CanonicalTensors, index: int) -> dict[str, Float]:
+    """Named as the fields of `LayerWeights`."""
+    prefix = f"layers.{index}."
+    names = [name for name in checkpoint.tensor_names() if name.startswith(prefix)]
+    return {name.removeprefix(prefix): checkpoint.load(name) for name in names}
+
+
+def near_layer(tensors: Mapping[str, Float], kernels: Kernels) -> Layer:
+    """A layer in int8 instead of float32: faster, and inputs that differ by a thousandth make the same statistics."""
+    return {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
+
+
+def _near_table(checkpoint: CanonicalTensors, kernels: Kernels) -> PackedWeight:
+    """The embedding in int8."""
+    table = empty_packed("int8", *checkpoint.shape("embed_tokens"))
+    for slab, values in read_slabs(checkpoint, ["embed_tokens"]):
+        table.place(slab.start, kernels.pack("int8", values))
+    return table
 
 
 def _table_parts(
@@ -133,27 +238,37 @@ def _table_parts(
     name: str,
     format: str,
     coded: Collection[str],
-    hessian: Float | None,
+    statistics: HeadInputs | None,
     kernels: Kernels,
     whole: PackedWeight | None,
 ) -> Iterator[Part]:
-    """Embedding or head, some rows at a time; calibrated where `hessian` is given, gathered in `whole` if given."""
-    factors = None if hessian is None or name in coded else factorise(hessian, format)
+    """Embedding or head, some rows at a time; calibrated where there are statistics, gathered in `whole` if given."""
+    factors = None if statistics is None or name in coded else factorise(statistics.hessian, format)
     for slab, stored in read_stored(checkpoint, [name], coded):
         values = floats(stored)
+        target = values
         if factors is None:
             packed = pack_stored(format, stored, kernels)
         else:
-            packed = round_compensated(format, values, factors, kernels)
+            if statistics is not None and statistics.shift is not None:
+                target = values + values @ statistics.shift
+            packed = round_compensated(format, target, factors, kernels)
         if whole is not None:
             whole.place(slab.start, packed)
-        error = None if hessian is None else output_error(values, packed, hessian, kernels)
+        error = None if statistics is None else output_error(target, packed, statistics.hessian, kernels)
         yield Part(name, values, packed, slab.start == 0, error)
 
 
 def _embedded(table: PackedWeight, ids: NDArray[np.int32], kernels: Kernels) -> Float:
     """Embeddings [sequences, tokens, H]."""
     return kernels.embedding(table, np.ascontiguousarray(ids.reshape(-1))).reshape(*ids.shape, -1)
+
+
+def ridge(product: Float, hessian: Float) -> Float:
+    """product [N, K] times (H + d)^-1, d being so much of the mean of H's diagonal as CORRECTION_DAMPING says."""
+    damped = hessian.copy()
+    damped[np.diag_indices_from(damped)] += CORRECTION_DAMPING * (float(np.diagonal(hessian).mean()) or 1.0)
+    return np.asarray(np.linalg.solve(damped, product.T).T, np.float32)
 
 
 def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: Kernels) -> tuple[float, float]:
@@ -164,46 +279,65 @@ def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: K
     return max(error, 0.0), max(norm, 0.0)
 
 
-def layer_input_sums(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> dict[str, Float]:
-    """x^T x of the inputs of each matrix of a layer, [K, K] each. `hidden` [sequences, tokens, H] stays as it is.
+def exact_inputs(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> tuple[dict[str, Float], Float]:
+    """Inputs of each matrix of a layer, [tokens, K] each, and outputs of `o`; `hidden` passes through it, in place."""
+    recorder = InputRecorder(kernels, {id(layer[name]): name for name in MATRICES})
+    run_layer(config, layer, hidden, cast(Kernels, recorder))
+    # One after the other, so that only one is there twice.
+    inputs = {name: np.concatenate(recorder.inputs.pop(name)) for name in MATRICES}
+    return inputs, np.concatenate(recorder.attended)
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """Statistics of a head's inputs.
+
+    Attributes:
+        hessian: sum x x^T, [H, H].
+        shift: the correction is W times this, [H, H]; None: no correction.
+    """
+
+    hessian: Float
+    shift: Float | None = None
+
+
+def _tied_head(checkpoint: CanonicalTensors, embedded: Float, norm: Float, kernels: Kernels) -> HeadInputs:
+    """Of a head that is needed before the layers are rounded: the exact model's, in int8."""
+    config, hidden = checkpoint.config, embedded.copy()
+    for index in range(config.num_hidden_layers):
+        run_layer(config, near_layer(_layer_tensors(checkpoint, index), kernels), hidden, kernels)
+    return HeadInputs(input_sum(_head_input(config, norm, hidden, kernels), "lm_head"))
+
+
+def _untied_head(
+    config: ModelConfig, norm: Float, exact: Float, hidden: Float, corrected: bool, kernels: Kernels
+) -> HeadInputs:
+    x = _head_input(config, norm, hidden, kernels)
+    hessian = input_sum(x, "lm_head")
+    if not corrected:
+        return HeadInputs(hessian)
+    return HeadInputs(hessian, ridge((_head_input(config, norm, exact, kernels) - x).T @ x, hessian))
+
+
+def _head_input(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:
+    """The final norm's outputs, [tokens, H]."""
+    return kernels.rms_norm(hidden.reshape(-1, config.hidden_size), norm, config.rms_norm_eps)
+
+
+def input_sum(x: Float, name: str) -> Float:
+    """x^T x of the inputs [tokens, K] of a matrix.
 
     Raises:
-        CheckpointError: they are not finite.
+        CheckpointError: it is not finite.
     """
-    recorder = InputSums(kernels)
-    run_layer(config, layer, hidden.copy(), cast(Kernels, recorder))
-    return {name: _finite(recorder.sums[id(layer[name])], name) for name in MATRICES}
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finite(x.T @ x, name)
 
 
-def exact_head_input_sum(checkpoint: CanonicalTensors, ids: NDArray[np.int32], kernels: Kernels) -> Float:
-    """`head_input_sum` of the model in int8, for a head that is needed before the layers are rounded."""
-    config, names = checkpoint.config, checkpoint.tensor_names()
-    table = empty_packed("int8", *checkpoint.shape("embed_tokens"))
-    for slab, values in read_slabs(checkpoint, ["embed_tokens"]):
-        table.place(slab.start, kernels.pack("int8", values))
-    hidden = _embedded(table, ids, kernels)
-    del table
-    for index in range(config.num_hidden_layers):
-        prefix = f"layers.{index}."
-        loaded = {name.removeprefix(prefix): checkpoint.load(name) for name in names if name.startswith(prefix)}
-        layer = {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in loaded.items()}
-        run_layer(config, layer, hidden, kernels)
-    return head_input_sum(config, checkpoint.load("norm"), hidden, kernels)
-
-
-def head_input_sum(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:
-    """x^T x of the head's inputs, the final norm's outputs; errors as `layer_input_sums`."""
-    total = np.zeros((config.hidden_size, config.hidden_size), np.float32)
-    for part in _batches(hidden):
-        x = kernels.rms_norm(part.reshape(-1, config.hidden_size), norm, config.rms_norm_eps)
-        _add_products(total, x)
-    return _finite(total, "lm_head")
-
-
-def _add_products(total: Float, x: Float) -> None:
-    """total += x^T x"""
-    with np.errstate(over="ignore", invalid="ignore"):  # see `_finite`
-        total += x.T @ x
+def _energy(x: Float, name: str) -> Float:
+    """The diagonal of `input_sum`; errors as there."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finite(np.einsum("ij,ij->j", x, x), name)
 
 
 def _finite(total: Float, name: str) -> Float:
@@ -215,25 +349,24 @@ def _finite(total: Float, name: str) -> Float:
     return total
 
 
-def run_layer(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> None:
+def run_layer(
+    config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels, batch_rows: int = _BATCH_ROWS
+) -> None:
     """One layer in place on `hidden` [sequences, tokens, H]; each sequence starts with an empty context.
 
     Args:
         layer: its tensors, named as the fields of `LayerWeights`.
+        batch_rows: about so many tokens pass through the layer at a time.
     """
     one = replace(config, num_hidden_layers=1)
     weights = LayerWeights(**cast("dict[str, Any]", {"qkv_bias": None, **layer}))
     unused = cast(PackedWeight, None)  # embedding and head: only the layers run
     model = Transformer(one, ModelWeights(unused, (weights,), np.empty(0, np.float32), unused), kernels)
-    for part in _batches(hidden):
+    step = max(1, batch_rows // hidden.shape[1])
+    for start in range(0, len(hidden), step):
+        part = hidden[start : start + step]
         count, length = part.shape[:2]
         cache = KVCache(one, count * pages_for(length), "fp32")
         pages = [cache.allocate(pages_for(length)) for _ in range(count)]
         batch = ForwardBatch.build(pages, [0] * count, [length] * count)
         part[:] = model.run_layers(part.reshape(count * length, -1), batch, cache).reshape(part.shape)
-
-
-def _batches(hidden: Float) -> Iterable[Float]:
-    """Views of some sequences of `hidden` each."""
-    step = max(1, _BATCH_ROWS // hidden.shape[1])
-    return (hidden[start : start + step] for start in range(0, len(hidden), step))

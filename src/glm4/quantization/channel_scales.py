@@ -34,9 +34,9 @@ _RESCALED = ("qkv", "gate_up", "down")
 _LOWEST, _HIGHEST = 1 / 8, 8.0
 
 
-def channel_scales(input_sum: Float, power: float) -> Float:
-    """The factors s of a matrix, float32 [K], from the sum x^T x [K, K] of its inputs."""
-    loudness = np.sqrt(np.maximum(np.diagonal(input_sum).astype(np.float64), 0))
+def channel_scales(energy: Float, power: float) -> Float:
+    """The factors s of a matrix, float32 [K], from the sums of squares [K] of its inputs."""
+    loudness = np.sqrt(energy.astype(np.float64))
     alive = loudness > 0
     if not alive.any():
         return np.ones(len(loudness), np.float32)
@@ -45,26 +45,24 @@ def channel_scales(input_sum: Float, power: float) -> Float:
 
 
 def rescale_layer(
-    tensors: MutableMapping[str, Float], sums: Mapping[str, Float], power: float, fixed: Collection[str] = ()
+    tensors: MutableMapping[str, Float], energy: Mapping[str, Float], power: float, fixed: Collection[str] = ()
 ) -> None:
-    """Rescale the tensors of a layer, and the sums of their inputs in place.
+    """Rescale the tensors of a layer.
 
     Args:
         tensors: float32, named as the fields of `LayerWeights`; the changed ones are replaced by new arrays, and the
             factors are added as "qkv_channel_scale" [H], "gate_up_channel_scale" [H] and "down_channel_scale" [F].
-        sums: x^T x of the inputs of each matrix.
+        energy: sums of squares of the inputs of each matrix, [K] each.
         power: of the factors, see `channel_scales`.
         fixed: matrices whose columns stay as they are; their factors are ones.
     """
-    scales = {name: channel_scales(sums[name], 0 if name in fixed else power) for name in _RESCALED}
+    scales = {name: channel_scales(energy[name], 0 if name in fixed else power) for name in _RESCALED}
     for norm, name in (("input_layernorm", "qkv"), ("post_attention_layernorm", "gate_up")):
         tensors[norm] = tensors[norm] / scales[name]
     tensors.update({f"{name}_channel_scale": scale for name, scale in scales.items()})
     tensors["gate_up"] = tensors["gate_up"] * row_factors(tensors)[:, None]
     for name, scale in scales.items():
         tensors[name] = tensors[name] * scale
-        np.divide(sums[name], scale, out=sums[name])
-        np.divide(sums[name], scale[:, None], out=sums[name])
 
 
 def row_factors(tensors: Mapping[str, Float]) -> Float:

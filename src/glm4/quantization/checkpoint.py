@@ -29,7 +29,7 @@ from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.packed import is_packed, packed_shapes
 from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
-from glm4.quantization.calibration import Part, calibrated
+from glm4.quantization.calibration import CORRECTED, Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
 from glm4.quantization.report import QuantizationReport
 from glm4.text_side import TextSide
@@ -37,11 +37,11 @@ from glm4.text_side import TextSide
 Progress = Callable[[str, float, float], None]
 
 TARGETS = ("int8", "int4")
-# Up to this size calibration is the default: a quarter of an hour at most on two cores.
+# Up to this size calibration is the default: half an hour at most on two cores.
 CALIBRATED_PARAMETERS = 2_000_000_000
-# Sequences to calibrate on, and what is enough where they take long: with 12 instead of 32 the smoke model's divergence
-# in int4 is 4 % larger (3,000 tokens).
-SEQUENCES, LARGE_SEQUENCES, LARGE_PARAMETERS = 32, 12, 1_000_000_000
+# Sequences to calibrate on, and what must do where they take hours: with 12 instead of 32 the divergence of
+# starter-large (1.5e9 parameters) in int4 is a sixth larger.
+SEQUENCES, LARGE_SEQUENCES, LARGE_PARAMETERS = 32, 12, 2_000_000_000
 REPORT_FILE = "quantization_report.json"
 
 
@@ -105,14 +105,15 @@ def calibration_sequences(config: ModelConfig) -> int:
     return SEQUENCES if config.num_parameters <= LARGE_PARAMETERS else LARGE_SEQUENCES
 
 
-def calibration_seconds(config: ModelConfig) -> float:
+def calibration_seconds(config: ModelConfig, target: str) -> float:
     """About how long calibration takes here, from the operations it needs and a matrix product timed now."""
-    tokens, layers = calibration_sequences(config) * SEQUENCE, config.num_hidden_layers
-    shapes = [*matrix_shapes(config).values()]
-    per_layer = sum(4 * tokens * rows * cols + tokens * cols**2 + 2 * rows * cols**2 + cols**3 for rows, cols in shapes)
-    table = config.vocab_size * config.hidden_size
-    head = tokens * config.hidden_size**2 + 2 * table * config.hidden_size
-    writing = 3 * tokens * (table + layers * sum(rows * cols for rows, cols in shapes))  # in int8, many texts at once
+    tokens, layers, hidden = calibration_sequences(config) * SEQUENCE, config.num_hidden_layers, config.hidden_size
+    corrected, shapes = PRECISIONS[target].linear in CORRECTED, matrix_shapes(config)
+    per_layer = sum(_calibration_operations(*shape, tokens, corrected) for shape in shapes.values())
+    table = config.vocab_size * hidden
+    head = tokens * hidden**2 + (6 if corrected else 2) * table * hidden
+    weights = layers * sum(rows * cols for rows, cols in shapes.values())
+    writing = 3 * tokens * (table + weights)  # in int8, many texts at once
     x = np.ones((1024, 1024), np.float32)
     times = []
     for _ in range(4):
@@ -120,6 +121,15 @@ def calibration_seconds(config: ModelConfig) -> float:
         x @ x
         times.append(time.perf_counter() - start)
     return float((layers * per_layer + head + writing) / (2 * 1024**3 / min(times)))
+
+
+def _calibration_operations(rows: int, cols: int, tokens: int, corrected: bool) -> float:
+    """Of one matrix: two passes of the text, H, its factors, the rounding; the correction and its slow solution."""
+    plain = 4 * tokens * rows * cols + tokens * cols**2 + cols**3 + rows * cols**2
+    if not corrected:
+        return plain
+    products = min(tokens * (cols**2) + rows * cols**2, 2 * tokens * rows * cols)
+    return plain + 2 * products + 4 / 3 * cols**3 + 8 * rows * cols**2
 
 
 def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:

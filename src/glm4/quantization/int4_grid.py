@@ -19,8 +19,8 @@ Columns = NDArray[np.intp]
 
 # A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
 HEADROOM = np.float32(1.1)
-# How often all groups are rounded again. Two sweeps take 5 % off the error of a layer's outputs (root mean square; smoke
-# model, four matrices), a third another 0.3 %.
+# How often all groups are rounded again. Two sweeps take 5 % off the error of a layer's outputs (root mean square, four
+# matrices of the smoke model), a third another 0.3 %.
 SWEEPS = 2
 
 
@@ -54,9 +54,9 @@ class Int4Grid:
             group, columns = start // COL_GROUP, slice(start, start + COL_GROUP)
             inside = hessian[columns, columns] + np.float32(damping) * np.eye(len(source[columns]), dtype=np.float32)
             gradient = hessian[columns] @ error + np.float32(damping) * error[columns]
-            self._scales[group], self._offsets[group], quants[columns], error[columns] = self._kernels.refine_int4(
-                gradient, inside, source[columns], self._unit, self._scales[group], self._offsets[group], quants[columns]
-            )
+            grid = self._unit, self._scales[group], self._offsets[group]
+            made = self._kernels.refine_int4(gradient, inside, source[columns], *grid, quants[columns])
+            self._scales[group], self._offsets[group], quants[columns], error[columns] = made
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""
