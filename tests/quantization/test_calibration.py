@@ -20,17 +20,10 @@ from glm4.model.loader import CanonicalTensors, load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.names import map_tensors
-from glm4.quantization import calibration
-from glm4.quantization.calibration import (
-    CORRECTION_DAMPING,
-    MATRICES,
-    LayerRounder,
-    calibrated,
-    exact_inputs,
-    output_error,
-    run_layer,
-)
+from glm4.quantization import calibration, layer_rounder
+from glm4.quantization.calibration import calibrated, exact_inputs, run_layer
 from glm4.quantization.calibration_text import PROMPTS, SEQUENCE, calibration_text, prompt_ids
+from glm4.quantization.layer_rounder import CORRECTION_DAMPING, MATRICES, LayerRounder, output_error
 from glm4.quantization.rounding import round_compensated
 from glm4.text_side import TextSide
 from model_driver import Session
@@ -110,7 +103,7 @@ def test_matrices_are_corrected_for_what_their_inputs_lost(
         targets.append(weight)
         return round_compensated(format, weight, *rest)
 
-    monkeypatch.setattr(calibration, "round_compensated", noted)
+    monkeypatch.setattr(layer_rounder, "round_compensated", noted)
     with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model(architecture=architecture))) as checkpoint:
         config, tensors = checkpoint.config, layer_of(checkpoint, 1)
         exact = checkpoint.load("embed_tokens")[IDS]

@@ -23,8 +23,9 @@ from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.names import CHANNEL_SCALES
 from glm4.model.weights.packed import packed_shapes
 from glm4.quantization import checkpoint as quantization
-from glm4.quantization.calibration import MATRICES, exact_inputs
+from glm4.quantization.calibration import exact_inputs
 from glm4.quantization.channel_scales import channel_scales, rescale_layer
+from glm4.quantization.layer_rounder import MATRICES
 
 Float = NDArray[np.float32]
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -3,28 +3,23 @@
 The hidden states of the calibration text are carried from layer to layer twice: through the model as it is, and through
 the model as far as it is rounded. For each layer:
 
-1. The exact states pass through it (in int8, near-exactly); the inputs x of its four matrices are kept.
+1. The exact states pass through it (in int8, near-exactly); the inputs of its four matrices are kept.
 2. Its channels are rescaled (`channel_scales.py`).
-3. The rounded model's states pass through it, and each matrix is rounded (`rounding.py`) the moment its inputs x' are
-   there, before it is applied: H = sum x' x'^T is of the inputs that the matrix will meet.
+3. The rounded model's states pass through it, and each matrix is rounded the moment its inputs are there, before it is
+   applied (`layer_rounder.py`).
 
-What is rounded is not W but the matrix that makes W x of x', as far as it can ("correction"): W + W (sum (x - x') x'^T)
-(H + d)^-1. Where the outputs are added to the residual stream (o, down), what that stream lacks is added to W x, so the
-errors of all layers before are mended too. On the smoke model this takes a sixth off the KL divergence.
-
-No more than one layer, its inputs and one H are held at a time.
+No more than one layer, its inputs and one matrix's statistics are held at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.errors import CheckpointError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight, empty_packed
 from glm4.kernels.group_codes import pack_codes
@@ -34,19 +29,22 @@ from glm4.model.loader import CanonicalTensors, floats, kept_codes, pack_stored,
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
+from glm4.quantization.layer_rounder import (
+    CORRECTED,
+    MATRICES,
+    InputRecorder,
+    LayerRounder,
+    input_energy,
+    input_sum,
+    output_error,
+    ridge,
+)
 from glm4.quantization.rounding import factorise, round_compensated
 
 Float = NDArray[np.float32]
 Layer = Mapping[str, PackedWeight | Float]
 
-MATRICES = ("qkv", "o", "gate_up", "down")
 _BATCH_ROWS = 4096  # rows of one forward pass
-# The output error is estimated from every so many rows of a matrix.
-_ERROR_STRIDE = 16
-# Formats whose matrices are corrected. int8 is as close to the original as the int8 model that takes its place here.
-CORRECTED = ("int4",)
-# Share of the mean of H's diagonal. FIGURES
-CORRECTION_DAMPING = 0.7
 
 
 @dataclass(frozen=True)
@@ -68,85 +66,6 @@ class Part:
     packed: PackedWeight | None = None
     first: bool = True
     output_error: tuple[float, float] | None = None
-
-
-@dataclass
-class InputRecorder:
-    """A kernel set that also keeps what goes through `linear` into each matrix of a layer, and what comes out of `o`.
-
-    Everything else is passed on to `kernels`.
-
-    Attributes:
-        names: id of a packed matrix -> its name.
-    """
-
-    kernels: Kernels
-    names: dict[int, str]
-    inputs: dict[str, list[Float]] = field(default_factory=lambda: {name: [] for name in MATRICES})
-    attended: list[Float] = field(default_factory=list)
-
-    def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
-        """`Kernels.linear`, recorded."""
-        name, y = self.names[id(weight)], self.kernels.linear(x, weight, bias)
-        self.inputs[name].append(x)
-        if name == "o":
-            self.attended.append(y)
-        return y
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernels, name)
-
-
-@dataclass
-class LayerRounder:
-    """A kernel set whose `linear` rounds the matrix that comes next in a layer to all its inputs, and applies it then.
-
-    Attributes:
-        tensors: of the layer, float32, channels rescaled.
-        inputs: what the exact model feeds to each matrix, in the same channels; let go once it is rounded.
-        attended: what the exact model's `o` makes; None if outputs are not added to the residual stream as they are.
-        lag: exact minus rounded hidden states before the layer, [tokens, H]; changed. None: no correction at all.
-        codes: makes a matrix that keeps the codes of its file, or nothing.
-        rounded: the matrices so far, and their output errors.
-    """
-
-    format: str
-    kernels: Kernels
-    tensors: Mapping[str, Float]
-    inputs: dict[str, Float]
-    attended: Float | None
-    lag: Float | None
-    codes: Callable[[str], PackedWeight | None]
-    rounded: dict[str, tuple[PackedWeight, tuple[float, float]]] = field(default_factory=dict)
-
-    def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
-        """`Kernels.linear` with the next matrix rounded; `weight` is not looked at."""
-        name = MATRICES[len(self.rounded)]
-        exact = self.inputs.pop(name)
-        target, hessian = self.tensors[name], input_sum(x, name)
-        packed = self.codes(name)
-        if packed is None:
-            if self.lag is not None:
-                target = target + self._correction(name, exact, x, hessian)
-            packed = round_compensated(self.format, target, factorise(hessian, self.format), self.kernels)
-        self.rounded[name] = packed, output_error(target, packed, hessian, self.kernels)
-        y = self.kernels.linear(x, packed, bias)
-        if name == "o" and self.lag is not None and self.attended is not None:
-            self.lag += self.attended - y
-        return y
-
-    def _correction(self, name: str, exact: Float, x: Float, hessian: Float) -> Float:
-        """What to add to the matrix; of the two orders of the products the one that fits its shape."""
-        weight, lost = self.tensors[name], exact - x
-        if name in ("qkv", "gate_up"):
-            return ridge(weight @ (lost.T @ x), hessian)
-        missing = lost @ weight.T
-        if self.lag is not None and self.attended is not None:
-            missing += self.lag
-        return ridge(missing.T @ x, hessian)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernels, name)
 
 
 def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32], kernels: Kernels) -> Iterator[Part]:
@@ -194,7 +113,7 @@ def _layer_parts(
     size = config.hidden_size
     lag = (exact - hidden).reshape(-1, size) if format in CORRECTED else None
     inputs, attended = exact_inputs(config, near_layer(tensors, kernels), exact, kernels)
-    energy = {name: _energy(x, name) for name, x in inputs.items()}
+    energy = {name: input_energy(x, name) for name, x in inputs.items()}
     rescale_layer(tensors, energy, POWERS[format], [name for name in MATRICES if prefix + name in coded])
     for name, x in inputs.items():
         np.divide(x, tensors.get(name + "_channel_scale", np.float32(1)), out=x)
@@ -264,21 +183,6 @@ def _embedded(table: PackedWeight, ids: NDArray[np.int32], kernels: Kernels) -> 
     return kernels.embedding(table, np.ascontiguousarray(ids.reshape(-1))).reshape(*ids.shape, -1)
 
 
-def ridge(product: Float, hessian: Float) -> Float:
-    """product [N, K] times (H + d)^-1, d being so much of the mean of H's diagonal as CORRECTION_DAMPING says."""
-    damped = hessian.copy()
-    damped[np.diag_indices_from(damped)] += CORRECTION_DAMPING * (float(np.diagonal(hessian).mean()) or 1.0)
-    return np.asarray(np.linalg.solve(damped, product.T).T, np.float32)
-
-
-def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: Kernels) -> tuple[float, float]:
-    """sum |(q - w) x|^2 and sum |w x|^2 over the inputs x behind the Hessian, for every 16th row w of the matrix."""
-    rows = np.ascontiguousarray(weight[::_ERROR_STRIDE])
-    wrong = kernels.unpack(packed)[::_ERROR_STRIDE] - rows
-    error, norm = (float(np.einsum("ij,ij->", part @ hessian, part, dtype=np.float64)) for part in (wrong, rows))
-    return max(error, 0.0), max(norm, 0.0)
-
-
 def exact_inputs(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> tuple[dict[str, Float], Float]:
     """Inputs of each matrix of a layer, [tokens, K] each, and outputs of `o`; `hidden` passes through it, in place."""
     recorder = InputRecorder(kernels, {id(layer[name]): name for name in MATRICES})
@@ -322,31 +226,6 @@ def _untied_head(
 def _head_input(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:
     """The final norm's outputs, [tokens, H]."""
     return kernels.rms_norm(hidden.reshape(-1, config.hidden_size), norm, config.rms_norm_eps)
-
-
-def input_sum(x: Float, name: str) -> Float:
-    """x^T x of the inputs [tokens, K] of a matrix.
-
-    Raises:
-        CheckpointError: it is not finite.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _finite(x.T @ x, name)
-
-
-def _energy(x: Float, name: str) -> Float:
-    """The diagonal of `input_sum`; errors as there."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return _finite(np.einsum("ij,ij->j", x, x), name)
-
-
-def _finite(total: Float, name: str) -> Float:
-    if not np.isfinite(total).all():
-        raise CheckpointError(
-            f"the inputs of {name} overflow on the calibration text: the weights are damaged, or not a model's; "
-            "--no-calibrate takes them as they are"
-        )
-    return total
 
 
 def run_layer(

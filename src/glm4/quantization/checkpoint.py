@@ -29,8 +29,9 @@ from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.packed import is_packed, packed_shapes
 from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
-from glm4.quantization.calibration import CORRECTED, Part, calibrated
+from glm4.quantization.calibration import Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
+from glm4.quantization.layer_rounder import CORRECTED
 from glm4.quantization.report import QuantizationReport
 from glm4.text_side import TextSide
 

@@ -1,0 +1,155 @@
+"""Rounds the matrices of a layer while the calibration text passes through it.
+
+Two kernel sets that do more than multiply: `InputRecorder` keeps what the exact model feeds to its matrices,
+`LayerRounder` rounds each matrix to the inputs x' that reach it in the rounded model, H = sum x' x'^T (`rounding.py`).
+
+What int4 rounds is not W but the matrix that makes W x of x', as far as it can ("correction"):
+
+    W + W (sum (x - x') x'^T) (H + d)^-1
+
+Where outputs are added to the residual stream (o, down), what that stream lacks is added to W x, so that the errors of
+all layers before are mended too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.errors import CheckpointError
+from glm4.kernels import Kernels
+from glm4.kernels.formats import PackedWeight
+from glm4.quantization.rounding import factorise, round_compensated
+
+Float = NDArray[np.float32]
+
+MATRICES = ("qkv", "o", "gate_up", "down")  # in the order in which a layer applies them
+# Formats whose matrices are corrected. int8 is as close to the original as the int8 model that takes its place here.
+CORRECTED = ("int4",)
+# Share of the mean of H's diagonal. FIGURES
+CORRECTION_DAMPING = 0.7
+# The output error is estimated from every so many rows of a matrix.
+_ERROR_STRIDE = 16
+
+
+@dataclass
+class InputRecorder:
+    """A kernel set that also keeps what goes through `linear` into each matrix of a layer, and what comes out of `o`.
+
+    Everything else is passed on to `kernels`.
+
+    Attributes:
+        names: id of a packed matrix -> its name.
+    """
+
+    kernels: Kernels
+    names: dict[int, str]
+    inputs: dict[str, list[Float]] = field(default_factory=lambda: {name: [] for name in MATRICES})
+    attended: list[Float] = field(default_factory=list)
+
+    def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
+        """`Kernels.linear`, recorded."""
+        name, y = self.names[id(weight)], self.kernels.linear(x, weight, bias)
+        self.inputs[name].append(x)
+        if name == "o":
+            self.attended.append(y)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernels, name)
+
+
+@dataclass
+class LayerRounder:
+    """A kernel set whose `linear` rounds the matrix that comes next in a layer to all its inputs, and applies it then.
+
+    Attributes:
+        tensors: of the layer, float32, channels rescaled.
+        inputs: what the exact model feeds to each matrix, in the same channels; let go once it is rounded.
+        attended: what the exact model's `o` makes; None if outputs are not added to the residual stream as they are.
+        lag: exact minus rounded hidden states before the layer, [tokens, H]; changed. None: no correction at all.
+        codes: makes a matrix that keeps the codes of its file, or nothing.
+        rounded: the matrices so far, and their output errors.
+    """
+
+    format: str
+    kernels: Kernels
+    tensors: Mapping[str, Float]
+    inputs: dict[str, Float]
+    attended: Float | None
+    lag: Float | None
+    codes: Callable[[str], PackedWeight | None]
+    rounded: dict[str, tuple[PackedWeight, tuple[float, float]]] = field(default_factory=dict)
+
+    def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
+        """`Kernels.linear` with the next matrix rounded; `weight` is not looked at."""
+        name = MATRICES[len(self.rounded)]
+        exact = self.inputs.pop(name)
+        target, hessian = self.tensors[name], input_sum(x, name)
+        packed = self.codes(name)
+        if packed is None:
+            if self.lag is not None:
+                target = target + self._correction(name, exact, x, hessian)
+            packed = round_compensated(self.format, target, factorise(hessian, self.format), self.kernels)
+        self.rounded[name] = packed, output_error(target, packed, hessian, self.kernels)
+        y = self.kernels.linear(x, packed, bias)
+        if name == "o" and self.lag is not None and self.attended is not None:
+            self.lag += self.attended - y
+        return y
+
+    def _correction(self, name: str, exact: Float, x: Float, hessian: Float) -> Float:
+        """What to add to the matrix; of the two orders of the products the one that fits its shape."""
+        weight, lost = self.tensors[name], exact - x
+        if name in ("qkv", "gate_up"):
+            return ridge(weight @ (lost.T @ x), hessian)
+        missing = lost @ weight.T
+        if self.lag is not None and self.attended is not None:
+            missing += self.lag
+        return ridge(missing.T @ x, hessian)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernels, name)
+
+
+def ridge(product: Float, hessian: Float) -> Float:
+    """product [N, K] times (H + d)^-1, d being so much of the mean of H's diagonal as CORRECTION_DAMPING says."""
+    damped = hessian.copy()
+    damped[np.diag_indices_from(damped)] += CORRECTION_DAMPING * (float(np.diagonal(hessian).mean()) or 1.0)
+    return np.asarray(np.linalg.solve(damped, product.T).T, np.float32)
+
+
+def output_error(weight: Float, packed: PackedWeight, hessian: Float, kernels: Kernels) -> tuple[float, float]:
+    """sum |(q - w) x|^2 and sum |w x|^2 over the inputs x behind the Hessian, for every 16th row w of the matrix."""
+    rows = np.ascontiguousarray(weight[::_ERROR_STRIDE])
+    wrong = kernels.unpack(packed)[::_ERROR_STRIDE] - rows
+    error, norm = (float(np.einsum("ij,ij->", part @ hessian, part, dtype=np.float64)) for part in (wrong, rows))
+    return max(error, 0.0), max(norm, 0.0)
+
+
+def input_sum(x: Float, name: str) -> Float:
+    """x^T x of the inputs [tokens, K] of a matrix.
+
+    Raises:
+        CheckpointError: it is not finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finite(x.T @ x, name)
+
+
+def input_energy(x: Float, name: str) -> Float:
+    """The diagonal of `input_sum`; errors as there."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finite(np.einsum("ij,ij->j", x, x), name)
+
+
+def _finite(total: Float, name: str) -> Float:
+    if not np.isfinite(total).all():
+        raise CheckpointError(
+            f"the inputs of {name} overflow on the calibration text: the weights are damaged, or not a model's; "
+            "--no-calibrate takes them as they are"
+        )
+    return total
