@@ -98,6 +98,7 @@ def test_matrices_are_corrected_for_what_their_inputs_lost(
 ) -> None:
     """Each matrix, before it is rounded, is the least squares solution over the rounded model's inputs."""
     kernels, targets = get_kernels(), []
+    monkeypatch.setattr(layer_rounder, "TOKENS_PER_COLUMN", 0.5)
 
     def noted(format: str, weight: Float, *rest: Any) -> PackedWeight:
         targets.append(weight)
@@ -125,6 +126,26 @@ def test_matrices_are_corrected_for_what_their_inputs_lost(
         wanted = corrected(tensors[name], inputs[name], x, missing)
         np.testing.assert_allclose(target, wanted, rtol=0, atol=2e-4 * float(np.abs(wanted).max()))
         assert np.abs(wanted - tensors[name]).max() > 1e-2 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(("tokens_per_column", "corrects"), [(1, True), (1000, False)])
+def test_little_text_corrects_nothing(
+    tmp_path: Path, tokens_per_column: float, corrects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def noted(product: Float, hessian: Float) -> Float:
+        asked.append(len(hessian))
+        return np.zeros_like(product)
+
+    monkeypatch.setattr(layer_rounder, "ridge", noted)
+    monkeypatch.setattr(calibration, "ridge", noted)
+    monkeypatch.setattr(layer_rounder, "TOKENS_PER_COLUMN", tokens_per_column)
+    ids = np.random.default_rng(6).integers(0, 250, (20, 40)).astype(np.int32)
+    with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model())) as checkpoint:
+        list(calibrated(checkpoint, "int4", ids, get_kernels()))
+        matrices = 4 * checkpoint.config.num_hidden_layers + 1
+    assert len(asked) == (matrices if corrects else 0)
 
 
 def test_correction_brings_outputs_closer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

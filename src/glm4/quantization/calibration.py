@@ -34,6 +34,7 @@ from glm4.quantization.layer_rounder import (
     MATRICES,
     InputRecorder,
     LayerRounder,
+    can_correct,
     input_energy,
     input_sum,
     output_error,
@@ -218,7 +219,7 @@ def _untied_head(
 ) -> HeadInputs:
     x = _head_input(config, norm, hidden, kernels)
     hessian = input_sum(x, "lm_head")
-    if not corrected:
+    if not (corrected and can_correct(*x.shape)):
         return HeadInputs(hessian)
     return HeadInputs(hessian, ridge((_head_input(config, norm, exact, kernels) - x).T @ x, hessian))
 

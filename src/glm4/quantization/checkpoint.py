@@ -31,7 +31,7 @@ from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
 from glm4.quantization.calibration import Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
-from glm4.quantization.layer_rounder import CORRECTED
+from glm4.quantization.layer_rounder import CORRECTED, can_correct
 from glm4.quantization.report import QuantizationReport
 from glm4.text_side import TextSide
 
@@ -129,8 +129,11 @@ def _calibration_operations(rows: int, cols: int, tokens: int, corrected: bool) 
     plain = 4 * tokens * rows * cols + tokens * cols**2 + cols**3 + rows * cols**2
     if not corrected:
         return plain
+    again = 4 * rows * cols**2
+    if not can_correct(tokens, cols):
+        return plain + again
     products = min(tokens * (cols**2) + rows * cols**2, 2 * tokens * rows * cols)
-    return plain + 2 * products + 4 / 3 * cols**3 + 8 * rows * cols**2
+    return plain + again + 2 * products + 4 / 3 * cols**3 + 4 * rows * cols**2
 
 
 def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:
