@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -44,6 +45,8 @@ class Terminal:
     def __init__(self, args: list[str], env: dict[str, str]) -> None:
         pid, self._fd = pty.fork()
         if pid == 0:
+            # As a shell at a terminal does; tests that run in the background inherit a Ctrl-C that is ignored.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(PROGRAM[0], [*PROGRAM, *args], env)
         self.pid = pid
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))

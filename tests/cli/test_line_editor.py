@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import stat
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from glm4.cli.interrupt import Interrupt
 from glm4.cli.line_editor import LineEditor
 
 
@@ -49,7 +51,7 @@ def editor(path: Path) -> Iterator[tuple[LineEditor, PipeInput]]:
 def test_keys_make_messages(tmp_path: Path, typed: str, text: str) -> None:
     with editor(tmp_path / "history") as (line_editor, keys):
         keys.send_text(typed)
-        assert line_editor.read() == text
+        assert line_editor.read(Interrupt()) == text
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_tab_completes(tmp_path: Path, typed: str, text: str) -> None:
         keys.send_text(typed.format(folder=tmp_path) + "\t")
         thread = threading.Thread(target=press_enter_when_completed)
         thread.start()
-        assert line_editor.read() == expected
+        assert line_editor.read(Interrupt()) == expected
         thread.join()
 
 
@@ -82,22 +84,33 @@ def test_ctrl_c_and_ctrl_d_at_an_empty_prompt(tmp_path: Path) -> None:
     with editor(tmp_path / "history") as (line_editor, keys):
         keys.send_text("\x03")
         with pytest.raises(KeyboardInterrupt):
-            line_editor.read()
+            line_editor.read(Interrupt())
         keys.send_text("\x04")
         with pytest.raises(EOFError):
-            line_editor.read()
+            line_editor.read(Interrupt())
+
+
+def test_a_ctrl_c_before_the_prompt_reads_keys_is_passed_on(tmp_path: Path) -> None:
+    with editor(tmp_path / "history") as (line_editor, keys), Interrupt() as interrupt:
+        keys.send_text("one\r")
+        assert line_editor.read(interrupt) == "one"
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            line_editor.read(interrupt)
+        keys.send_text("two\r")
+        assert line_editor.read(interrupt) == "two"
 
 
 def test_history_survives_and_is_private(tmp_path: Path) -> None:
     path = tmp_path / "home" / "chat_history"
     with editor(path) as (line_editor, keys):
         keys.send_text("first\x1b\rmessage\r")
-        line_editor.read()
+        line_editor.read(Interrupt())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o644)
     with editor(path) as (line_editor, keys):
         keys.send_text("\x1b[A\r")
-        assert line_editor.read() == "first\nmessage"
+        assert line_editor.read(Interrupt()) == "first\nmessage"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -105,5 +118,5 @@ def test_without_a_writable_home_there_is_still_a_prompt(tmp_path: Path, capsys:
     (tmp_path / "file").touch()
     with editor(tmp_path / "file" / "history") as (line_editor, keys):
         keys.send_text("x\r")
-        assert line_editor.read() == "x"
+        assert line_editor.read(Interrupt()) == "x"
     assert "no history is kept" in capsys.readouterr().err

@@ -245,6 +245,30 @@ def test_ctrl_c_before_the_first_word_takes_the_question_back(tmp_path: Path, ta
     assert json.loads((tmp_path / "t.json").read_text())["messages"] == []
 
 
+def test_ctrl_c_before_the_answer_begins_stops_it(tmp_path: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = scripted_llm(tmp_path / "model", lambda prompt: "abc")
+    params, presses = llm.default_sampling_params, iter([signal.SIGINT])
+
+    def slow() -> object:
+        for press in presses:
+            os.kill(os.getpid(), press)
+        return params()
+
+    monkeypatch.setattr(llm, "default_sampling_params", slow)
+    shown = talk(llm, "go", "again", "/save t.json")
+    assert "your message was taken back" in shown.split("again")[0]
+    saved = json.loads((tmp_path / "t.json").read_text())["messages"]
+    assert [message["content"] for message in saved] == ["again", "abc"]
+
+
+def test_ctrl_c_between_two_prompts_is_answered(tmp_path: Path, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = scripted_llm(tmp_path / "model", lambda prompt: "abc")
+    monkeypatch.setattr(Repl, "_command_stats", lambda repl, argument: os.kill(os.getpid(), signal.SIGINT))
+    shown = talk(llm, "/stats", "go")
+    assert "Ctrl-D or /exit leaves" in shown
+    assert "abc\n" in shown
+
+
 def test_a_third_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, talk: Talk) -> None:
     llm = scripted_llm(tmp_path / "model", lambda prompt: "abc")
 

@@ -22,6 +22,8 @@ class Interrupt:
 
     `requested` becomes True at the first signal. The third one raises KeyboardInterrupt at once, for a step that
     takes too long. Outside the main thread, where Python allows no handlers, it collects nothing.
+
+    Inside another `Interrupt`, what that one has collected and nobody has taken counts here.
     """
 
     def __init__(self, *extra: signal.Signals) -> None:
@@ -34,9 +36,17 @@ class Interrupt:
         """True once the user has asked to stop."""
         return self._count > 0
 
+    def take(self) -> bool:
+        """Whether the user has asked to stop since the last call."""
+        requested, self._count = self.requested, 0
+        return requested
+
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in self._signals}
+            outer = getattr(self._previous[signal.SIGINT], "__self__", None)
+            if isinstance(outer, Interrupt) and outer.take():
+                self._count += 1
         return self
 
     def __exit__(

@@ -59,8 +59,12 @@ class LineEditor:
         """What stands on the line now."""
         return self._session.default_buffer.text
 
-    def read(self) -> str:
+    def read(self, interrupt: Interrupt) -> str:
         """One message or command, as typed; lines are separated by newlines.
+
+        Args:
+            interrupt: collects the signals of a Ctrl-C that comes before the prompt reads keys: it must not tear the
+                event loop apart, and is passed on once the prompt runs.
 
         Raises:
             KeyboardInterrupt: Ctrl-C at an empty prompt. With text there, Ctrl-C discards the text and reads on.
@@ -68,14 +72,12 @@ class LineEditor:
         """
         while True:
             try:
-                # A Ctrl-C while the prompt is being set up must not tear its event loop apart; it is passed on after.
-                with Interrupt() as early:
-                    text = self._session.prompt(
-                        ">>> ",
-                        prompt_continuation=lambda width, line, is_soft_wrap: "    " if is_soft_wrap else "... ",
-                        placeholder=FormattedText([("fg:ansibrightblack", "Message, or /help")]),
-                        pre_run=partial(_pass_on, early),
-                    )
+                text = self._session.prompt(
+                    ">>> ",
+                    prompt_continuation=lambda width, line, is_soft_wrap: "    " if is_soft_wrap else "... ",
+                    placeholder=FormattedText([("fg:ansibrightblack", "Message, or /help")]),
+                    pre_run=partial(_pass_on, interrupt),
+                )
             except (KeyboardInterrupt, asyncio.CancelledError):
                 if not self.text:
                     raise KeyboardInterrupt from None
@@ -84,8 +86,8 @@ class LineEditor:
             return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _pass_on(early: Interrupt) -> None:
-    if early.requested:
+def _pass_on(interrupt: Interrupt) -> None:
+    if interrupt.take():
         get_app().exit(exception=KeyboardInterrupt())
 
 

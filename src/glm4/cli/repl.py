@@ -14,7 +14,7 @@ from glm4.cli import console, conversation
 from glm4.cli.answer import Answer, answer
 from glm4.cli.console import printable
 from glm4.cli.conversation import PARAM_NAMES, Conversation, Turn
-from glm4.cli.interrupt import silent_keyboard
+from glm4.cli.interrupt import Interrupt, silent_keyboard
 from glm4.cli.line_editor import LineEditor
 from glm4.cli.options import adapter_name
 from glm4.cli.render import make_view
@@ -69,10 +69,11 @@ class Repl:
     def run(self) -> None:
         """Read and answer until /exit or Ctrl-D."""
         self._banner()
-        with silent_keyboard():
+        # A Ctrl-C that comes before an answer or a prompt stops it as soon as it begins.
+        with silent_keyboard(), Interrupt() as interrupt:
             while self._running:
                 try:
-                    line = self._editor.read()
+                    line = self._editor.read(interrupt)
                     if line.strip():
                         self._handle(line)
                 except KeyboardInterrupt:
