@@ -23,8 +23,8 @@ from glm4.model.weights.names import map_tensors
 from glm4.quantization import calibration, layer_rounder
 from glm4.quantization.calibration import calibrated, exact_inputs, run_layer
 from glm4.quantization.calibration_text import PROMPTS, SEQUENCE, calibration_text, prompt_ids
-from glm4.quantization.layer_rounder import CORRECTION_DAMPING, MATRICES, LayerRounder, output_error
-from glm4.quantization.rounding import round_compensated
+from glm4.quantization.layer_rounder import MATRICES, LayerRounder, output_error
+from glm4.quantization.rounding import damping_for, round_compensated
 from glm4.text_side import TextSide
 from model_driver import Session
 
@@ -87,7 +87,7 @@ def corrected(weight: Float, exact: Float, x: Float, lag: Float | None) -> NDArr
     """An oracle in float64: the M with the least |M x' - (W x + lag)|^2 + d |M - W|^2, summed over tokens."""
     w, x64 = weight.astype(np.float64), x.astype(np.float64)
     hessian = x64.T @ x64
-    ridge = CORRECTION_DAMPING * np.diagonal(hessian).mean() * np.eye(len(hessian))
+    ridge = damping_for(*x.shape) * np.diagonal(hessian).mean() * np.eye(len(hessian))
     wanted = exact.astype(np.float64) @ w.T + (0 if lag is None else lag)
     return np.asarray(np.linalg.solve(hessian + ridge, x64.T @ wanted + ridge @ w.T).T)
 
@@ -134,7 +134,7 @@ def test_little_text_corrects_nothing(
 ) -> None:
     asked: list[int] = []
 
-    def noted(product: Float, hessian: Float) -> Float:
+    def noted(product: Float, hessian: Float, damping: float) -> Float:
         asked.append(len(hessian))
         return np.zeros_like(product)
 
@@ -160,7 +160,7 @@ def test_correction_brings_outputs_closer(tmp_path: Path, monkeypatch: pytest.Mo
         for layer in layers:
             run_layer(config, in_float32(layer), exact, kernels)
         for formats in ((), ("int4",)):
-            monkeypatch.setattr(calibration, "CORRECTED", formats)
+            monkeypatch.setattr(layer_rounder, "CORRECTED", formats)
             parts = {part.name: part for part in calibrated(checkpoint, "int4", ids, kernels)}
             values = {
                 name: part.source if part.packed is None else kernels.unpack(part.packed)

@@ -30,17 +30,16 @@ from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
 from glm4.quantization.layer_rounder import (
-    CORRECTED,
     MATRICES,
     InputRecorder,
     LayerRounder,
-    can_correct,
+    corrects,
     input_energy,
     input_sum,
     output_error,
     ridge,
 )
-from glm4.quantization.rounding import factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorise, round_compensated
 
 Float = NDArray[np.float32]
 Layer = Mapping[str, PackedWeight | Float]
@@ -95,7 +94,7 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         yield from _layer_parts(checkpoint, index, format, coded, exact, hidden, kernels)
     yield Part("norm", norm)
     if not config.tie_word_embeddings:
-        statistics = _untied_head(config, norm, exact, hidden, format in CORRECTED, kernels)
+        statistics = _untied_head(config, norm, exact, hidden, format, kernels)
         yield from _table_parts(checkpoint, "lm_head", format, coded, statistics, kernels, None)
 
 
@@ -111,8 +110,7 @@ def _layer_parts(
     """One layer's tensors; the states `exact` and `hidden` [sequences, tokens, H] pass through it, in place."""
     config, prefix = checkpoint.config, f"layers.{index}."
     tensors = _layer_tensors(checkpoint, index)
-    size = config.hidden_size
-    lag = (exact - hidden).reshape(-1, size) if format in CORRECTED else None
+    lag = (exact - hidden).reshape(-1, config.hidden_size)
     inputs, attended = exact_inputs(config, near_layer(tensors, kernels), exact, kernels)
     energy = {name: input_energy(x, name) for name, x in inputs.items()}
     rescale_layer(tensors, energy, POWERS[format], [name for name in MATRICES if prefix + name in coded])
@@ -163,7 +161,7 @@ def _table_parts(
     whole: PackedWeight | None,
 ) -> Iterator[Part]:
     """Embedding or head, some rows at a time; calibrated where there are statistics, gathered in `whole` if given."""
-    factors = None if statistics is None or name in coded else factorise(statistics.hessian, format)
+    factors = None if statistics is None or name in coded else factorise(statistics.hessian, format, statistics.damping)
     for slab, stored in read_stored(checkpoint, [name], coded):
         values = floats(stored)
         target = values
@@ -199,10 +197,12 @@ class HeadInputs:
 
     Attributes:
         hessian: sum x x^T, [H, H].
+        damping: of it, as `rounding.damping_for` says.
         shift: the correction is W times this, [H, H]; None: no correction.
     """
 
     hessian: Float
+    damping: float
     shift: Float | None = None
 
 
@@ -211,17 +211,19 @@ def _tied_head(checkpoint: CanonicalTensors, embedded: Float, norm: Float, kerne
     config, hidden = checkpoint.config, embedded.copy()
     for index in range(config.num_hidden_layers):
         run_layer(config, near_layer(_layer_tensors(checkpoint, index), kernels), hidden, kernels)
-    return HeadInputs(input_sum(_head_input(config, norm, hidden, kernels), "lm_head"))
+    x = _head_input(config, norm, hidden, kernels)
+    return HeadInputs(input_sum(x, "lm_head"), damping_for(*x.shape))
 
 
 def _untied_head(
-    config: ModelConfig, norm: Float, exact: Float, hidden: Float, corrected: bool, kernels: Kernels
+    config: ModelConfig, norm: Float, exact: Float, hidden: Float, format: str, kernels: Kernels
 ) -> HeadInputs:
     x = _head_input(config, norm, hidden, kernels)
-    hessian = input_sum(x, "lm_head")
-    if not (corrected and can_correct(*x.shape)):
-        return HeadInputs(hessian)
-    return HeadInputs(hessian, ridge((_head_input(config, norm, exact, kernels) - x).T @ x, hessian))
+    hessian, damping = input_sum(x, "lm_head"), damping_for(*x.shape)
+    if not corrects(format, *x.shape):
+        return HeadInputs(hessian, damping)
+    lost = _head_input(config, norm, exact, kernels) - x
+    return HeadInputs(hessian, damping, ridge(lost.T @ x, hessian, damping))
 
 
 def _head_input(config: ModelConfig, norm: Float, hidden: Float, kernels: Kernels) -> Float:

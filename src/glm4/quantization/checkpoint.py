@@ -31,7 +31,7 @@ from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
 from glm4.quantization.calibration import Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
-from glm4.quantization.layer_rounder import CORRECTED, can_correct
+from glm4.quantization.layer_rounder import corrects
 from glm4.quantization.report import QuantizationReport
 from glm4.text_side import TextSide
 
@@ -109,10 +109,10 @@ def calibration_sequences(config: ModelConfig) -> int:
 def calibration_seconds(config: ModelConfig, target: str) -> float:
     """About how long calibration takes here, from the operations it needs and a matrix product timed now."""
     tokens, layers, hidden = calibration_sequences(config) * SEQUENCE, config.num_hidden_layers, config.hidden_size
-    corrected, shapes = PRECISIONS[target].linear in CORRECTED, matrix_shapes(config)
-    per_layer = sum(_calibration_operations(*shape, tokens, corrected) for shape in shapes.values())
+    format, shapes = PRECISIONS[target].linear, matrix_shapes(config)
+    per_layer = sum(_calibration_operations(format, *shape, tokens) for shape in shapes.values())
     table = config.vocab_size * hidden
-    head = tokens * hidden**2 + (6 if corrected else 2) * table * hidden
+    head = tokens * hidden**2 + (6 if format == "int4" else 2) * table * hidden
     weights = layers * sum(rows * cols for rows, cols in shapes.values())
     writing = 3 * tokens * (table + weights)  # in int8, many texts at once
     x = np.ones((1024, 1024), np.float32)
@@ -124,16 +124,15 @@ def calibration_seconds(config: ModelConfig, target: str) -> float:
     return float((layers * per_layer + head + writing) / (2 * 1024**3 / min(times)))
 
 
-def _calibration_operations(rows: int, cols: int, tokens: int, corrected: bool) -> float:
+def _calibration_operations(format: str, rows: int, cols: int, tokens: int) -> float:
     """Of one matrix: two passes of the text, H, its factors, the rounding; the correction and its slow solution."""
-    plain = 4 * tokens * rows * cols + tokens * cols**2 + cols**3 + rows * cols**2
-    if not corrected:
-        return plain
-    again = 4 * rows * cols**2
-    if not can_correct(tokens, cols):
-        return plain + again
-    products = min(tokens * (cols**2) + rows * cols**2, 2 * tokens * rows * cols)
-    return plain + again + 2 * products + 4 / 3 * cols**3 + 4 * rows * cols**2
+    operations: float = 4 * tokens * rows * cols + tokens * cols**2 + cols**3 + rows * cols**2
+    if format == "int4":  # rounded three times
+        operations += 4 * rows * cols**2
+    if corrects(format, tokens, cols):
+        products = min(tokens * (cols**2) + rows * cols**2, 2 * tokens * rows * cols)
+        operations += 2 * products + 4 / 3 * cols**3 + 4 * rows * cols**2
+    return operations
 
 
 def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:

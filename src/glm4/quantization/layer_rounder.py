@@ -23,16 +23,13 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError
 from glm4.kernels import Kernels
 from glm4.kernels.formats import PackedWeight
-from glm4.quantization.rounding import factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorise, round_compensated
 
 Float = NDArray[np.float32]
 
 MATRICES = ("qkv", "o", "gate_up", "down")  # in the order in which a layer applies them
 # Formats whose matrices are corrected. int8 is as close to the original as the int8 model that takes its place here.
 CORRECTED = ("int4",)
-# Share of the mean of H's diagonal. KL divergence of the smoke model on other text: 0.085 with 0.02, 0.067 with 0.1,
-# 0.057 with 0.4, 0.079 without correction (6,656 tokens; before groups were rounded again).
-CORRECTION_DAMPING = 0.7
 # Below that the correction fits the text, not the model. Smoke, with 11 and more tokens for each column, gains a
 # quarter; starter-large, with 1.8 for those of down, gains nothing.
 TOKENS_PER_COLUMN = 1.75
@@ -75,7 +72,7 @@ class LayerRounder:
         tensors: of the layer, float32, channels rescaled.
         inputs: what the exact model feeds to each matrix, in the same channels; let go once it is rounded.
         attended: what the exact model's `o` makes; None if outputs are not added to the residual stream as they are.
-        lag: exact minus rounded hidden states before the layer, [tokens, H]; changed. None: no correction at all.
+        lag: exact minus rounded hidden states before the layer, [tokens, H]; changed.
         codes: makes a matrix that keeps the codes of its file, or nothing.
         rounded: the matrices so far, and their output errors.
     """
@@ -85,7 +82,7 @@ class LayerRounder:
     tensors: Mapping[str, Float]
     inputs: dict[str, Float]
     attended: Float | None
-    lag: Float | None
+    lag: Float
     codes: Callable[[str], PackedWeight | None]
     rounded: dict[str, tuple[PackedWeight, tuple[float, float]]] = field(default_factory=dict)
 
@@ -93,41 +90,42 @@ class LayerRounder:
         """`Kernels.linear` with the next matrix rounded; `weight` is not looked at."""
         name = MATRICES[len(self.rounded)]
         exact = self.inputs.pop(name)
-        target, hessian = self.tensors[name], input_sum(x, name)
+        target, hessian, damping = self.tensors[name], input_sum(x, name), damping_for(*x.shape)
         packed = self.codes(name)
         if packed is None:
-            if self.lag is not None and can_correct(*x.shape):
-                target = target + self._correction(name, exact, x, hessian)
-            packed = round_compensated(self.format, target, factorise(hessian, self.format), self.kernels)
+            if corrects(self.format, *x.shape):
+                target = target + self._correction(name, exact, x, hessian, damping)
+            factors = factorise(hessian, self.format, damping)
+            packed = round_compensated(self.format, target, factors, self.kernels)
         self.rounded[name] = packed, output_error(target, packed, hessian, self.kernels)
         y = self.kernels.linear(x, packed, bias)
-        if name == "o" and self.lag is not None and self.attended is not None:
+        if name == "o" and self.attended is not None:
             self.lag += self.attended - y
         return y
 
-    def _correction(self, name: str, exact: Float, x: Float, hessian: Float) -> Float:
+    def _correction(self, name: str, exact: Float, x: Float, hessian: Float, damping: float) -> Float:
         """What to add to the matrix; of the two orders of the products the one that fits its shape."""
         weight, lost = self.tensors[name], exact - x
         if name in ("qkv", "gate_up"):
-            return ridge(weight @ (lost.T @ x), hessian)
+            return ridge(weight @ (lost.T @ x), hessian, damping)
         missing = lost @ weight.T
-        if self.lag is not None and self.attended is not None:
+        if self.attended is not None:
             missing += self.lag
-        return ridge(missing.T @ x, hessian)
+        return ridge(missing.T @ x, hessian, damping)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.kernels, name)
 
 
-def can_correct(tokens: int, cols: int) -> bool:
-    """Whether there is text enough to correct a matrix."""
-    return tokens >= TOKENS_PER_COLUMN * cols
+def corrects(format: str, tokens: int, cols: int) -> bool:
+    """Whether a matrix of so many columns is corrected: its format gains by it, and there is text enough."""
+    return format in CORRECTED and tokens >= TOKENS_PER_COLUMN * cols
 
 
-def ridge(product: Float, hessian: Float) -> Float:
-    """product [N, K] times (H + d)^-1, d being so much of the mean of H's diagonal as CORRECTION_DAMPING says."""
+def ridge(product: Float, hessian: Float, damping: float) -> Float:
+    """product [N, K] times (H + d)^-1, d being `damping` times the mean of H's diagonal."""
     damped = hessian.copy()
-    damped[np.diag_indices_from(damped)] += CORRECTION_DAMPING * (float(np.diagonal(hessian).mean()) or 1.0)
+    damped[np.diag_indices_from(damped)] += damping * (float(np.diagonal(hessian).mean()) or 1.0)
     return np.asarray(np.linalg.solve(damped, product.T).T, np.float32)
 
 
