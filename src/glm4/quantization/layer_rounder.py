@@ -30,8 +30,8 @@ Float = NDArray[np.float32]
 MATRICES = ("qkv", "o", "gate_up", "down")  # in the order in which a layer applies them
 # Formats whose matrices are corrected. int8 is as close to the original as the int8 model that takes its place here.
 CORRECTED = ("int4",)
-# Below that nobody has measured whether the correction fits the model or only the text. With 11 tokens for each column
-# it takes a third off smoke's divergence; with 1.8 (down of starter-large) it still lowers errors on other text a little.
+# Below that it was not measured whether the correction fits the model or only the text. 11 tokens for each column take
+# a third off smoke's divergence; with 1.8 (down of starter-large) errors on other text still fall a little.
 TOKENS_PER_COLUMN = 1.75
 # The output error is estimated from every so many rows of a matrix.
 _ERROR_STRIDE = 16
