@@ -52,6 +52,7 @@ from quality_model import (
     hidden_by_layer,
     hidden_states,
     kept_off_grid,
+    kept_packed,
     packed_model,
 )
 from quality_picture import picture
@@ -268,6 +269,22 @@ class Bench:
         return Contender(name, bits_per_weight(file), logits)
 
 
+def packer(
+    args: argparse.Namespace, tensors: Tensors, kernels: Kernels, calibration: NDArray[np.int32]
+) -> Callable[[str], Packed]:
+    """Makes the tensors of one of OURS; calibrated ones are kept in the cache."""
+    text = hashlib.sha256(calibration.tobytes()).hexdigest()[:16]
+
+    @lru_cache(maxsize=1)  # for the run with 8-bit activations
+    def pack(base: str) -> Packed:
+        make = lambda: packed_model(base, tensors, kernels, lambda: calibration)  # noqa: E731
+        if args.cache is None or not base.endswith("-cal"):
+            return make()
+        return kept_packed(f"packed-{args.model}-{args.seed}-{base}-{text}", tensors, args.cache, make)
+
+    return pack
+
+
 def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Score], dict[str, object]]:
     """All contenders of the command line, and what was measured."""
     kernels = get_kernels()
@@ -284,8 +301,7 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
             log(f"calibration text of {sequences} sequences")
             calibration = cached(args.cache, f"calibration-{args.model}-{sequences}", write).astype(np.int32)
     digest = hashlib.sha256(ids.tobytes()).hexdigest()
-    # Kept for the run with 8-bit activations: calibration takes minutes.
-    pack = lru_cache(maxsize=1)(lambda base: packed_model(base, tensors, kernels, lambda: calibration))
+    pack = packer(args, tensors, kernels, calibration)
     bench = Bench(tensors, ids, f"hidden-{args.model}-{digest[:16]}-{args.seed}", pack, kernels, args)
     log(f"reference: {len(ids)} tokens, sha256 {digest[:16]}")
     reference = bench.reference()
@@ -312,7 +328,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", default=list(BY_WEIGHTS), choices=ALL_FORMATS)
     parser.add_argument("--llama", type=Path, help="BUILD/bin of llama.cpp, for the k-quants and +llama")
     parser.add_argument("--llama-source", type=Path, help="llama.cpp's source tree, for +llama")
-    parser.add_argument("--cache", type=Path, help="folder that keeps token set, reference and llama.cpp's results")
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps token set, reference, calibrated models and llama.cpp's results"
+    )
     parser.add_argument(
         "--calibration", type=int, help="sequences for int4-cal and int8-cal (as `glm4 quantize` takes)"
     )

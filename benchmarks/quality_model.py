@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,12 @@ from glm4.model.loader import CanonicalTensors, assemble
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import ModelWeights, Transformer
 from glm4.quantization.calibration import Part, calibrated, run_layer
+from quality_text import REPOSITORY
 
 Float = NDArray[np.float32]
 Packed = dict[str, PackedWeight | Float]
 LOW, HIGH = 0.8, 1.25
+VECTOR = "vector"  # in file names, where a matrix has its format
 
 
 class Tensors:
@@ -145,6 +148,38 @@ def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Cal
         return gathered(calibrated(tensors, precision.linear, calibration(), kernels), tensors)
     loaded = {tensor: tensors.load(tensor) for tensor in tensors.tensor_names()}
     return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}
+
+
+def kept_packed(name: str, tensors: Tensors, folder: Path, make: Callable[[], Packed]) -> Packed:
+    """`packed_model`, read from files of `folder` where the same code has made it: calibration takes minutes to hours.
+
+    Args:
+        name: of the file's folder; tells apart whatever `make` depends on besides the code.
+    """
+    folder = folder / f"{name}-{_code_digest()}"
+    if not folder.exists():
+        partial = folder.with_suffix(".part")
+        partial.mkdir(parents=True, exist_ok=True)
+        for tensor, value in make().items():
+            format, data = (value.format, value.data) if isinstance(value, PackedWeight) else (VECTOR, value)
+            np.save(partial / f"{tensor}.{format}.npy", data)
+        partial.rename(folder)
+    made: Packed = {}
+    for path in folder.iterdir():
+        tensor, format = path.stem.rsplit(".", 1)
+        if format == VECTOR:
+            made[tensor] = np.load(path)
+        else:
+            made[tensor] = weight = empty_packed(format, *tensors.shape(tensor))  # aligned, as np.load is not
+            weight.data[:] = np.load(path)
+    return made
+
+
+def _code_digest() -> str:
+    """Of whatever decides what rounding makes of a weight."""
+    package = REPOSITORY / "src" / "glm4"
+    code = [path for part in ("quantization", "kernels", "model") for path in (package / part).rglob("*.py")]
+    return sha256(b"".join(path.read_bytes() for path in sorted([*code, *(REPOSITORY / "csrc").iterdir()]))).hexdigest()
 
 
 def gathered(parts: Iterable[Part], tensors: Tensors) -> Packed:

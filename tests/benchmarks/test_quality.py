@@ -17,7 +17,7 @@ import quality
 import quality_formats as qf
 import quality_model as qm
 import quality_tensors as qt
-from glm4.kernels import get_kernels
+from glm4.kernels import PackedWeight, get_kernels
 from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
@@ -80,6 +80,34 @@ def test_off_grid_moves_every_matrix_and_not_the_function(tmp_path: Path, layout
     expected = before.logits(qm.hidden_states(before, ids, 16))
     actual = after.logits(qm.hidden_states(after, ids, 16))
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+
+
+def test_a_calibrated_model_is_made_once_by_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = get_kernels()
+    with open_checkpoint(write_folder(tmp_path / "m", tiny_model())) as checkpoint:
+        tensors = qm.off_grid(checkpoint)
+    ids = np.random.default_rng(0).integers(0, 250, (2, 64)).astype(np.int32)
+    calls = []
+
+    def make() -> qm.Packed:
+        calls.append(1)
+        return qm.packed_model("int4-cal", tensors, kernels, lambda: ids)
+
+    made = make()
+    for kept in [qm.kept_packed("int4", tensors, tmp_path, make) for _ in range(2)]:
+        assert kept.keys() == made.keys()
+        for name, value in made.items():
+            if isinstance(value, PackedWeight):
+                other = kept[name]
+                assert isinstance(other, PackedWeight)
+                assert (other.format, other.rows, other.cols) == (value.format, value.rows, value.cols)
+                np.testing.assert_array_equal(other.data, value.data)
+            else:
+                np.testing.assert_array_equal(kept[name], value)
+    assert len(calls) == 2
+    monkeypatch.setattr(qm, "_code_digest", lambda: "changed")
+    qm.kept_packed("int4", tensors, tmp_path, make)
+    assert len(calls) == 3
 
 
 def test_scores_of_equal_and_of_rounded_models(tmp_path: Path) -> None:
