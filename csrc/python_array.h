@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "isa.h"
 
@@ -21,33 +22,23 @@ inline void check(bool condition, const std::string& message) {
 
 inline std::string str(int64_t n) { return std::to_string(n); }
 
+// What NumPy calls an element type, and the buffer protocol's letters for it; a letter's size depends on the platform.
+struct Dtype {
+    const char* name;
+    std::string_view letters;
+};
 template <class T>
-struct Dtype;
+extern const Dtype dtype;
 template <>
-struct Dtype<float> {
-    static constexpr const char* name = "float32";
-    static bool matches(char format, Py_ssize_t) { return format == 'f'; }
-};
+inline constexpr Dtype dtype<float>{"float32", "f"};
 template <>
-struct Dtype<uint8_t> {
-    static constexpr const char* name = "uint8";
-    static bool matches(char format, Py_ssize_t) { return format == 'B'; }
-};
+inline constexpr Dtype dtype<uint8_t>{"uint8", "B"};
 template <>
-struct Dtype<int8_t> {
-    static constexpr const char* name = "int8";
-    static bool matches(char format, Py_ssize_t) { return format == 'b'; }
-};
+inline constexpr Dtype dtype<int8_t>{"int8", "b"};
 template <>
-struct Dtype<int32_t> {
-    static constexpr const char* name = "int32";
-    static bool matches(char format, Py_ssize_t size) { return size == 4 && (format == 'i' || format == 'l'); }
-};
+inline constexpr Dtype dtype<int32_t>{"int32", "il"};
 template <>
-struct Dtype<int64_t> {
-    static constexpr const char* name = "int64";
-    static bool matches(char format, Py_ssize_t size) { return size == 8 && (format == 'l' || format == 'q'); }
-};
+inline constexpr Dtype dtype<int64_t>{"int64", "lq"};
 
 inline bool is_aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
@@ -90,7 +81,8 @@ public:
     bool is() const {
         const char* f = buffer_.format;
         if (f != nullptr && (*f == '@' || *f == '=' || *f == '<')) ++f;
-        return f != nullptr && f[1] == '\0' && Dtype<T>::matches(*f, buffer_.itemsize) && aligned(alignof(T));
+        return f != nullptr && f[0] != '\0' && f[1] == '\0' && dtype<T>.letters.find(*f) != std::string_view::npos &&
+               buffer_.itemsize == sizeof(T) && aligned(alignof(T));
     }
 
     bool is_half() const {
@@ -100,7 +92,7 @@ public:
 
     template <class T>
     T* data() const {
-        check(is<T>(), name_ + " must be an aligned array of " + Dtype<T>::name + format_suffix());
+        check(is<T>(), name_ + " must be an aligned array of " + dtype<T>.name + format_suffix());
         check(contiguous(), name_ + " must be C-contiguous");
         return static_cast<T*>(buffer_.buf);
     }
