@@ -35,9 +35,10 @@ from numpy.typing import NDArray
 
 from glm4.hub import resolve
 from glm4.kernels import Kernels, PackedWeight, get_kernels
-from glm4.model.precision import PRECISIONS
+from glm4.model.precision import FREQUENT_HEAD, PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.model.weights.names import FREQUENT_TOKENS
 from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.checkpoint import calibration_sequences
 from glm4.text_side import TextSide
@@ -101,7 +102,7 @@ class Contender:
     def of(cls, name: str, bits: float, model: Transformer, hidden: Float) -> Contender:
         """A model and what its layers made of the token set. The layers themselves are let go."""
         weights = model.weights
-        head = head_alone(model.config, weights.norm, weights.lm_head, model.kernels)
+        head = head_alone(model.config, weights.norm, weights.lm_head, model.kernels, weights.frequent)
         return cls(name, bits, lambda start, stop: head.logits(hidden[start:stop]))
 
 
@@ -119,16 +120,21 @@ def build(
     base, _, mode = name.partition("+")
     if base.removesuffix("-cal") in PRECISIONS:
         packed = pack(base)
-        for tensor in packed.values():
-            if isinstance(tensor, PackedWeight):
-                total.count(tensor.rows * tensor.cols, tensor.nbytes * 8 / (tensor.rows * tensor.cols))
+        for key, value in packed.items():
+            if isinstance(value, PackedWeight):  # the frequent tokens' rows are bits, but no further weights
+                total.count(0 if key == FREQUENT_HEAD else value.rows * value.cols, value.nbytes * 8)
         if mode == "a8":
             return assembled(reference.config, packed, kernels), total
 
         def quantise(tensor: str, _: Float) -> Float:
             weight = packed[tensor]
             assert isinstance(weight, PackedWeight)
-            return kernels.unpack(weight)
+            values, finer = kernels.unpack(weight), packed.get(FREQUENT_HEAD)
+            if tensor == "lm_head" and isinstance(finer, PackedWeight):
+                ids = packed[FREQUENT_TOKENS]
+                assert not isinstance(ids, PackedWeight)
+                values[ids.astype(np.intp)] = kernels.unpack(finer)
+            return values
 
         # Calibration rescales channels: the norms are no longer those of the reference.
         vectors = {tensor: value for tensor, value in packed.items() if not isinstance(value, PackedWeight)}
@@ -280,7 +286,7 @@ def packer(
         make = lambda: packed_model(base, tensors, kernels, lambda: calibration)  # noqa: E731
         if args.cache is None or not base.endswith("-cal"):
             return make()
-        return kept_packed(f"packed-{args.model}-{args.seed}-{base}-{text}", tensors, args.cache, make)
+        return kept_packed(f"packed-{args.model}-{args.seed}-{base}-{text}", args.cache, make)
 
     return pack
 

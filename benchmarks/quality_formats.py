@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
 from glm4.model.config import ModelConfig
-from glm4.model.precision import PRECISIONS
 from glm4.model.weights.gguf_quants import BLOCK_FORMATS, dequantise
 
 Float = NDArray[np.float32]
@@ -106,8 +104,8 @@ class Quantised:
     weights: int = 0
 
     def count(self, weights: int, bits: float) -> None:
-        """Adds a matrix of `weights` numbers that take `bits` each, scales and padding included."""
-        self.bits += weights * bits
+        """Adds a matrix of `weights` numbers that take `bits` together, scales and padding included."""
+        self.bits += bits
         self.weights += weights
 
     @property
@@ -164,23 +162,12 @@ def llama_cpp(
             kind = gguf_type(recipe, name, part, config)
             if kind in FALLBACK and w.shape[1] % SUPER_BLOCK and not fits:
                 kind = FALLBACK[kind]
-            total.count((stop - start) * w.shape[1], BITS[kind])
+            weights = (stop - start) * w.shape[1]
+            total.count(weights, weights * BITS[kind])
             if ggml is None and kind not in PLAIN:
                 raise SystemExit(f"{recipe} needs {kind}: give a build of llama.cpp with --llama BUILD/bin")
             rows = np.ascontiguousarray(w[start:stop])
             out[start:stop] = PLAIN[kind](rows) if kind in PLAIN else ggml.round_trip(rows, kind)  # type: ignore[union-attr]
         return out
-
-    return apply
-
-
-def ours(dtype: str, kernels: Kernels, total: Quantised) -> Callable[[str, Float], Float]:
-    """Quantise-dequantise of one matrix by our own packer."""
-    precision = PRECISIONS[dtype]
-
-    def apply(name: str, w: Float) -> Float:
-        packed = kernels.pack(precision.format_of(name), w)
-        total.count(w.size, packed.nbytes * 8 / w.size)
-        return kernels.unpack(packed)
 
     return apply

@@ -26,14 +26,14 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, assemble
 from glm4.model.precision import PRECISIONS
-from glm4.model.transformer import ModelWeights, Transformer
+from glm4.model.transformer import FrequentTokens, ModelWeights, Transformer
 from glm4.quantization.calibration import Part, calibrated, run_layer
+from glm4.quantization.frequent_tokens import FREQUENT_SHARE
 from quality_text import REPOSITORY
 
 Float = NDArray[np.float32]
 Packed = dict[str, PackedWeight | Float]
 LOW, HIGH = 0.8, 1.25
-VECTOR = "vector"  # in file names, where a matrix has its format
 
 
 class Tensors:
@@ -145,12 +145,13 @@ def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Cal
     """All tensors, matrices packed as a row of PRECISIONS says, or calibrated: "int4-cal", "int8-cal"."""
     precision = PRECISIONS[name.removesuffix("-cal")]
     if name.endswith("-cal"):
-        return gathered(calibrated(tensors, precision.linear, calibration(), kernels), tensors)
+        frequent = tensors.config.vocab_size // FREQUENT_SHARE if precision.name == "int4" else 0
+        return gathered(calibrated(tensors, precision.linear, calibration(), kernels, frequent))
     loaded = {tensor: tensors.load(tensor) for tensor in tensors.tensor_names()}
     return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}
 
 
-def kept_packed(name: str, tensors: Tensors, folder: Path, make: Callable[[], Packed]) -> Packed:
+def kept_packed(name: str, folder: Path, make: Callable[[], Packed]) -> Packed:
     """`packed_model`, read from files of `folder` where the same code has made it: calibration takes minutes to hours.
 
     Args:
@@ -161,17 +162,21 @@ def kept_packed(name: str, tensors: Tensors, folder: Path, make: Callable[[], Pa
         partial = folder.with_suffix(".part")
         partial.mkdir(parents=True, exist_ok=True)
         for tensor, value in make().items():
-            format, data = (value.format, value.data) if isinstance(value, PackedWeight) else (VECTOR, value)
-            np.save(partial / f"{tensor}.{format}.npy", data)
+            if isinstance(value, PackedWeight):
+                np.save(partial / f"{tensor}.{value.format}.{value.rows}x{value.cols}.npy", value.data)
+            else:
+                np.save(partial / f"{tensor}.npy", value)
         partial.rename(folder)
     made: Packed = {}
     for path in folder.iterdir():
-        tensor, format = path.stem.rsplit(".", 1)
-        if format == VECTOR:
-            made[tensor] = np.load(path)
+        data = np.load(path)
+        if data.dtype == np.uint8:
+            tensor, format, shape = path.stem.rsplit(".", 2)
+            rows, cols = shape.split("x")
+            made[tensor] = weight = empty_packed(format, int(rows), int(cols))  # aligned, as np.load's need not be
+            weight.data[:] = data
         else:
-            made[tensor] = weight = empty_packed(format, *tensors.shape(tensor))  # aligned, as np.load is not
-            weight.data[:] = np.load(path)
+            made[path.stem] = data
     return made
 
 
@@ -182,7 +187,7 @@ def _code_digest() -> str:
     return sha256(b"".join(path.read_bytes() for path in sorted([*code, *(REPOSITORY / "csrc").iterdir()]))).hexdigest()
 
 
-def gathered(parts: Iterable[Part], tensors: Tensors) -> Packed:
+def gathered(parts: Iterable[Part]) -> Packed:
     """The parts of each matrix in one piece."""
     made: Packed = {}
     pieces: dict[str, list[PackedWeight]] = {}
@@ -192,7 +197,7 @@ def gathered(parts: Iterable[Part], tensors: Tensors) -> Packed:
         else:
             pieces.setdefault(part.name, []).append(part.packed)
     for name, packed in pieces.items():
-        weight = empty_packed(packed[0].format, *tensors.shape(name))
+        weight = empty_packed(packed[0].format, sum(piece.rows for piece in packed), packed[0].cols)
         np.concatenate([piece.data for piece in packed], out=weight.data)
         made[name] = weight
     return made
@@ -229,6 +234,8 @@ def hidden_by_layer(tensors: Tensors, ids: NDArray[np.int32], sequence: int, ker
     return embedded
 
 
-def head_alone(config: ModelConfig, norm: Float, head: PackedWeight, kernels: Kernels) -> Transformer:
+def head_alone(
+    config: ModelConfig, norm: Float, head: PackedWeight, kernels: Kernels, frequent: FrequentTokens | None = None
+) -> Transformer:
     """A model without layers: all that logits need once the hidden states are there."""
-    return Transformer(config, ModelWeights(head, (), norm, head), kernels)
+    return Transformer(config, ModelWeights(head, (), norm, head, frequent), kernels)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.model.precision import PRECISIONS
+from glm4.model.precision import FREQUENT_HEAD, PRECISIONS
 from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
-from glm4.model.weights.names import CHANNEL_SCALES
+from glm4.model.weights.names import CHANNEL_SCALES, FREQUENT_TOKENS, Extras
 from glm4.model.weights.packed import packed_shapes
 from glm4.packed_checkpoint import Part, write_packed_checkpoint
 from glm4.text_side import TextSide
+
+
+def describe(folder: Path, **changes: Any) -> None:
+    """Change keys of a packed checkpoint's quantization_config; None removes one."""
+    values = json.loads((folder / "config.json").read_text())
+    section = values["quantization_config"] | changes
+    values["quantization_config"] = {key: value for key, value in section.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def pack_folder(
@@ -23,24 +33,34 @@ def pack_folder(
     dtype: str,
     kernels: Kernels,
     channel_scales: dict[str, NDArray[np.float32]] | None = None,
+    frequent: NDArray[np.float32] | None = None,
 ) -> Path:
     """A packed checkpoint of `source`, with the tensors packed whole, one by one.
 
     Args:
         channel_scales: canonical name -> values to write; all others are ones. The matrices are not rescaled.
+        frequent: token ids to write; the rows beside them are always the head's first ones.
     """
-    precision, scaled = PRECISIONS[dtype], channel_scales is not None
+    precision = PRECISIONS[dtype]
+    extras = Extras(channel_scales is not None, 0 if frequent is None else len(frequent))
 
     def parts(checkpoint: Checkpoint) -> Iterator[Part]:
-        for name, shape in packed_shapes(checkpoint.config, scaled).items():
+        for name, shape in packed_shapes(checkpoint.config, extras).items():
             if name.endswith(CHANNEL_SCALES):
                 yield name, (channel_scales or {}).get(name, np.ones(shape, np.float32))
                 continue
-            values = checkpoint.load(name)
+            if name == FREQUENT_TOKENS:
+                yield name, frequent
+                continue
+            if name == FREQUENT_HEAD:
+                head = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
+                values = checkpoint.load(head)[: shape[0]]
+            else:
+                values = checkpoint.load(name)
             yield name, values if len(shape) == 1 else kernels.pack(precision.format_of(name), values).data
 
     folder.mkdir(parents=True)
     with open_checkpoint(source) as checkpoint:
         text = TextSide.load(checkpoint)
-        write_packed_checkpoint(folder, checkpoint, text.tokenizer, precision, parts(checkpoint), "a test", scaled)
+        write_packed_checkpoint(folder, checkpoint, text.tokenizer, precision, parts(checkpoint), "a test", extras)
     return folder

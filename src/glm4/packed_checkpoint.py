@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError
 from glm4.model.precision import Precision
 from glm4.model.weights.checkpoint import Checkpoint
+from glm4.model.weights.names import NO_EXTRAS, Extras
 from glm4.model.weights.packed import PackedInfo
 from glm4.model.weights.packed_writer import PackedWriter, packed_file_nbytes, write_packed_config
 from glm4.model.weights.safetensors import SINGLE_FILE
@@ -48,11 +49,11 @@ def side_files(checkpoint: Checkpoint) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def folder_nbytes(checkpoint: Checkpoint, precision: Precision, channel_scales: bool = False) -> int:
+def folder_nbytes(checkpoint: Checkpoint, precision: Precision, extras: Extras = NO_EXTRAS) -> int:
     """About what the folder will take on disk."""
     room_for_vocabulary = 32 << 20
     side = sum(file.stat().st_size for file in side_files(checkpoint))
-    return packed_file_nbytes(checkpoint.config, precision, channel_scales) + side + room_for_vocabulary
+    return packed_file_nbytes(checkpoint.config, precision, extras) + side + room_for_vocabulary
 
 
 def write_packed_checkpoint(
@@ -62,7 +63,7 @@ def write_packed_checkpoint(
     precision: Precision,
     parts: Iterable[Part],
     source: str,
-    channel_scales: bool = False,
+    extras: Extras = NO_EXTRAS,
 ) -> None:
     """Fill an empty folder.
 
@@ -70,18 +71,18 @@ def write_packed_checkpoint(
         parts: (canonical name, packed bytes of a matrix or float32 vector), in the order of `packed_shapes`; a matrix
             may come in several parts.
         source: what it was made from, for people.
-        channel_scales: whether the parts include those of every layer.
+        extras: what the parts include beside the usual tensors.
 
     Raises:
         CheckpointError: a file beside the weights cannot be copied.
     """
     _write_text_side(folder, checkpoint, tokenizer)
-    with PackedWriter(folder / SINGLE_FILE, checkpoint.config, precision, channel_scales) as writer:
+    with PackedWriter(folder / SINGLE_FILE, checkpoint.config, precision, extras) as writer:
         for name, data in parts:
             writer.write(name, data)
         nbytes, digest = writer.finish()
     variant = checkpoint.variant
-    info = PackedInfo(precision, nbytes, digest, variant.name, checkpoint.model_type, source, channel_scales)
+    info = PackedInfo(precision, nbytes, digest, variant.name, checkpoint.model_type, source, extras)
     stops = tuple(dict.fromkeys((*checkpoint.config.eos_token_ids, *sorted(tokenizer.eos_ids))))
     write_packed_config(folder, replace(checkpoint.config, eos_token_ids=stops), info)
 

@@ -221,7 +221,8 @@ def bytes_per_step(backend: LocalBackend, question: Question) -> float:
     read = sum(w.nbytes for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
     context = question.context + question.new / 2
     cache = context / PAGE_SIZE * page_nbytes(config, backend.engine.cache.kv_dtype) * question.batch
-    return float(read + weights.lm_head.nbytes + cache)
+    read += weights.lm_head.nbytes + (weights.frequent.head.nbytes if weights.frequent is not None else 0)
+    return float(read + cache)
 
 
 def operations_per_token(backend: LocalBackend) -> float:

@@ -16,9 +16,10 @@ from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.model.weights.names import Extras
 from glm4.model.weights.packed_writer import packed_file_nbytes
 from model_driver import forced_logits
-from packing import pack_folder
+from packing import describe, pack_folder
 
 NAME = "layers.1.down_channel_scale"
 
@@ -40,14 +41,6 @@ def load(folder: Path) -> Transformer:
         return load_model(checkpoint, PRECISIONS["int8"], get_kernels())
 
 
-def describe(folder: Path, **changes: Any) -> None:
-    """Change keys of the quantization_config; None removes one."""
-    values = json.loads((folder / "config.json").read_text())
-    section = values["quantization_config"] | changes
-    values["quantization_config"] = {key: value for key, value in section.items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(values))
-
-
 def test_factors_are_read_and_leave_the_answers_alone(source: Path, tmp_path: Path) -> None:
     ids = np.arange(3, 40, dtype=np.int32)
     plain = load(pack_folder(source, tmp_path / "plain", "int8", get_kernels()))
@@ -61,7 +54,7 @@ def test_factors_are_read_and_leave_the_answers_alone(source: Path, tmp_path: Pa
     with open_checkpoint(tmp_path / "scaled") as checkpoint:
         assert checkpoint.packed is not None
         checkpoint.packed.verify_sha256()
-        size = packed_file_nbytes(checkpoint.config, PRECISIONS["int8"], channel_scales=True)
+        size = packed_file_nbytes(checkpoint.config, PRECISIONS["int8"], Extras(channel_scales=True))
         assert size == (tmp_path / "scaled" / "model.safetensors").stat().st_size
         assert set(checkpoint.tensor_names()) == set(checkpoint.source.names())
         np.testing.assert_array_equal(checkpoint.load(NAME), scale)

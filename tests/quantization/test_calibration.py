@@ -19,7 +19,7 @@ from glm4.model import loader
 from glm4.model.loader import CanonicalTensors, load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.names import map_tensors
+from glm4.model.weights.names import Extras, map_tensors
 from glm4.quantization import calibration, layer_rounder
 from glm4.quantization.calibration import calibrated, exact_inputs, run_layer
 from glm4.quantization.calibration_text import PROMPTS, SEQUENCE, calibration_text, prompt_ids
@@ -182,7 +182,7 @@ def test_parts_come_in_order_and_in_slabs(format: str, tmp_path: Path, monkeypat
         whole = list(calibrated(checkpoint, format, IDS, kernels))
         monkeypatch.setattr(loader, "SLAB_NBYTES", 40 * 4 * 64)  # one row block a slab
         parts = list(calibrated(checkpoint, format, IDS, kernels))
-        expected = list(map_tensors(checkpoint.config, "packed", (), channel_scales=True).recipes)
+        expected = list(map_tensors(checkpoint.config, "packed", (), extras=Extras(channel_scales=True)).recipes)
         assert [part.name for part in whole] == expected
         assert list(dict.fromkeys(part.name for part in parts)) == expected
     assert len(parts) > len(whole)

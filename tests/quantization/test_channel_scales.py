@@ -20,7 +20,7 @@ from glm4.model.lora import LoraAdapter, read_adapter
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.names import CHANNEL_SCALES
+from glm4.model.weights.names import CHANNEL_SCALES, Extras
 from glm4.model.weights.packed import packed_shapes
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization.calibration import exact_inputs
@@ -194,7 +194,7 @@ def test_an_adapter_fits_the_quantised_model(tmp_path: Path, kind: str, monkeypa
             mixed = {site: (plain if site[1] == key else fitted).factors[site] for site in fitted.factors}
             assert difference(logits(model, LoraAdapter(mixed)), expected) > 3 * close, key
         names = canonical_tensors(model.weights, config).keys()
-    assert names == packed_shapes(config, channel_scales=True).keys()
+    assert names == packed_shapes(config, Extras(channel_scales=True)).keys()
 
 
 def test_plain_rounding_has_no_scales(tmp_path: Path) -> None:

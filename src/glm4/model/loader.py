@@ -15,9 +15,9 @@ from glm4.kernels import Kernels
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed, random_packed
 from glm4.kernels.group_codes import GroupCodes, pack_codes
 from glm4.model.config import ModelConfig
-from glm4.model.precision import Precision, matrix_shapes, weight_nbytes
-from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
-from glm4.model.weights.names import CHANNEL_SCALES
+from glm4.model.precision import FREQUENT_HEAD, Precision, matrix_shapes, weight_nbytes
+from glm4.model.transformer import FrequentTokens, LayerWeights, ModelWeights, Transformer
+from glm4.model.weights.names import CHANNEL_SCALES, FREQUENT_TOKENS
 from glm4.model.weights.packed import PackedSource
 
 Float = NDArray[np.float32]
@@ -228,8 +228,10 @@ def assemble(config: ModelConfig, packed: dict[str, PackedWeight], vectors: dict
         )
         for i in range(config.num_hidden_layers)
     )
-    embedding = packed["embed_tokens"]
-    return ModelWeights(embedding, layers, vectors["norm"], packed.get("lm_head", embedding))
+    embedding, frequent = packed["embed_tokens"], None
+    if FREQUENT_HEAD in packed:
+        frequent = FrequentTokens(vectors[FREQUENT_TOKENS].astype(np.intp), packed[FREQUENT_HEAD])
+    return ModelWeights(embedding, layers, vectors["norm"], packed.get("lm_head", embedding), frequent)
 
 
 def canonical_tensors(weights: ModelWeights, config: ModelConfig) -> dict[str, PackedWeight | Float]:
@@ -240,6 +242,9 @@ def canonical_tensors(weights: ModelWeights, config: ModelConfig) -> dict[str, P
     tensors["norm"] = weights.norm
     if not config.tie_word_embeddings:
         tensors["lm_head"] = weights.lm_head
+    if weights.frequent is not None:
+        tensors[FREQUENT_HEAD] = weights.frequent.head
+        tensors[FREQUENT_TOKENS] = weights.frequent.ids.astype(np.float32)
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 

@@ -31,6 +31,8 @@ class Precision:
 
     def format_of(self, name: str) -> str:
         """Weight format of a matrix by its canonical name."""
+        if name == FREQUENT_HEAD:
+            return FREQUENT_FORMAT
         usual = self.embedding if name in ("embed_tokens", "lm_head") else self.linear
         return self.exceptions.get(name, usual)
 
@@ -39,6 +41,8 @@ class Precision:
         return sorted({self.linear, self.embedding, *self.exceptions.values()})
 
 
+# Rows of the head once more in a finer format; only packed checkpoints may have them (`weights.names.Extras`).
+FREQUENT_HEAD, FREQUENT_FORMAT = "frequent_head", "int8"
 # int4 is int4 throughout: embedding and head in int8 would cost 0.5 bits per weight of a 9B model, and compensated
 # rounding (`glm4 quantize`) gains more than they do.
 PRECISIONS: dict[str, Precision] = {

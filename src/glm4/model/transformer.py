@@ -53,6 +53,19 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
+class FrequentTokens:
+    """Rows of the head once more, in a finer format: those of the tokens that mostly come next.
+
+    Attributes:
+        ids: whose they are, [n], rising.
+        head: the rows, [n, hidden_size].
+    """
+
+    ids: NDArray[np.intp]
+    head: PackedWeight
+
+
+@dataclass(frozen=True)
 class ModelWeights:
     """All weights of a model; `lm_head` is the very same object as `embed_tokens` when they are tied."""
 
@@ -60,6 +73,7 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     norm: Float
     lm_head: PackedWeight
+    frequent: FrequentTokens | None = None
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +82,8 @@ class ModelWeights:
         matrices.append(self.embed_tokens)
         if self.lm_head is not self.embed_tokens:
             matrices.append(self.lm_head)
+        if self.frequent is not None:
+            matrices.append(self.frequent.head)
         return sum(matrix.data.nbytes for matrix in matrices)
 
 
@@ -153,7 +169,11 @@ class Transformer:
 
     def logits(self, hidden: Float) -> Float:
         """Final norm and head for `hidden` [R, hidden_size]; returns float32 [R, vocab_size]."""
-        return self.kernels.linear(self.final_norm(hidden), self.weights.lm_head)
+        x, frequent = self.final_norm(hidden), self.weights.frequent
+        logits = self.kernels.linear(x, self.weights.lm_head)
+        if frequent is not None:
+            logits[:, frequent.ids] = self.kernels.linear(x, frequent.head)
+        return logits
 
     def final_norm(self, hidden: Float) -> Float:
         """What the head reads, and what embeddings are made of: `hidden` [R, hidden_size] after the last norm."""

@@ -26,9 +26,11 @@ from glm4.kernels.group_codes import pack_codes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, floats, kept_codes, pack_stored, read_slabs, read_stored
-from glm4.model.precision import PRECISIONS
+from glm4.model.precision import FREQUENT_FORMAT, FREQUENT_HEAD, PRECISIONS
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
+from glm4.model.weights.names import FREQUENT_TOKENS
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
+from glm4.quantization.frequent_tokens import frequent_tokens
 from glm4.quantization.layer_rounder import (
     MATRICES,
     InputRecorder,
@@ -68,7 +70,9 @@ class Part:
     output_error: tuple[float, float] | None = None
 
 
-def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32], kernels: Kernels) -> Iterator[Part]:
+def calibrated(
+    checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32], kernels: Kernels, frequent: int = 0
+) -> Iterator[Part]:
     """All tensors of a model, in model order; the embedding plain, the rest rounded with error compensation.
 
     The channels of each layer are rescaled; the factors follow its other tensors.
@@ -81,21 +85,39 @@ def calibrated(checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32]
         checkpoint: the model, in any form that yields float32 tensors.
         format: weight format of every matrix, a key of `rounding.GRIDS`.
         ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
+        frequent: so many rows of the head are there once more at the end (`frequent_tokens.py`).
     """
     config, norm = checkpoint.config, checkpoint.load("norm")
     coded = kept_codes(checkpoint, PRECISIONS[format])
     table = empty_packed(format, *checkpoint.shape("embed_tokens"))
-    exact = _embedded(_near_table(checkpoint, kernels), ids, kernels)
+    exact = _embedded(_near_table(checkpoint, "embed_tokens", kernels), ids, kernels)
     statistics = _tied_head(checkpoint, exact, norm, kernels) if config.tie_word_embeddings else None
     yield from _table_parts(checkpoint, "embed_tokens", format, coded, statistics, kernels, table)
     hidden = _embedded(table, ids, kernels)
-    del table, statistics
+    del table
+    statistics = None
     for index in range(config.num_hidden_layers):
         yield from _layer_parts(checkpoint, index, format, coded, exact, hidden, kernels)
     yield Part("norm", norm)
     if not config.tie_word_embeddings:
         statistics = _untied_head(config, norm, exact, hidden, format, kernels)
         yield from _table_parts(checkpoint, "lm_head", format, coded, statistics, kernels, None)
+    if frequent:
+        shift = None if statistics is None else statistics.shift
+        yield from _frequent_parts(checkpoint, frequent, _head_input(config, norm, exact, kernels), shift, kernels)
+
+
+def _frequent_parts(
+    checkpoint: CanonicalTensors, count: int, x: Float, shift: Float | None, kernels: Kernels
+) -> Iterator[Part]:
+    """Rows of the head once more, for the exact model's head inputs `x` [tokens, H]; `shift` as in `HeadInputs`."""
+    name = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
+    ids = frequent_tokens(x, _near_table(checkpoint, name, kernels), count, kernels)
+    slabs = read_slabs(checkpoint, [name])
+    rows = np.concatenate([part[ids[(ids >= s.start) & (ids < s.stop)] - s.start] for s, part in slabs])
+    target = rows if shift is None else rows + rows @ shift
+    yield Part(FREQUENT_HEAD, rows, kernels.pack(FREQUENT_FORMAT, target))
+    yield Part(FREQUENT_TOKENS, ids.astype(np.float32))
 
 
 def _layer_parts(
@@ -143,10 +165,10 @@ def near_layer(tensors: Mapping[str, Float], kernels: Kernels) -> Layer:
     return {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
 
 
-def _near_table(checkpoint: CanonicalTensors, kernels: Kernels) -> PackedWeight:
-    """The embedding in int8."""
-    table = empty_packed("int8", *checkpoint.shape("embed_tokens"))
-    for slab, values in read_slabs(checkpoint, ["embed_tokens"]):
+def _near_table(checkpoint: CanonicalTensors, name: str, kernels: Kernels) -> PackedWeight:
+    """Embedding or head in int8."""
+    table = empty_packed("int8", *checkpoint.shape(name))
+    for slab, values in read_slabs(checkpoint, [name]):
         table.place(slab.start, kernels.pack("int8", values))
     return table
 

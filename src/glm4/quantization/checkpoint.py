@@ -26,11 +26,13 @@ from glm4.model.loader import floats, kept_codes, pack_stored, read_stored
 from glm4.model.precision import PRECISIONS, Precision, matrix_shapes, weight_nbytes
 from glm4.model.weights.checkpoint import Checkpoint
 from glm4.model.weights.json_file import read_json_object
+from glm4.model.weights.names import NO_EXTRAS, Extras
 from glm4.model.weights.packed import is_packed, packed_shapes
 from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
 from glm4.quantization.calibration import Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
+from glm4.quantization.frequent_tokens import FREQUENT_SHARE
 from glm4.quantization.layer_rounder import corrects
 from glm4.quantization.report import QuantizationReport
 from glm4.text_side import TextSide
@@ -79,18 +81,19 @@ def quantize(
     _check_folder(checkpoint, folder, force)
     checkpoint.check()
     text = TextSide.load(checkpoint)
-    _check_space(folder, folder_nbytes(checkpoint, precision, channel_scales=calibrate))
+    extras = _extras(checkpoint, precision) if calibrate else NO_EXTRAS
+    _check_space(folder, folder_nbytes(checkpoint, precision, extras))
     report = QuantizationReport(precision.name, checkpoint.config.num_parameters)
     with atomic_folder(folder) as partial:
         if calibrate:
             ids = calibration_text(checkpoint, text, calibration_sequences(checkpoint.config), progress)
             report.calibration_tokens = ids.size
-            made = calibrated(checkpoint, precision.linear, ids, get_kernels())
+            made = calibrated(checkpoint, precision.linear, ids, get_kernels(), extras.frequent_tokens)
         else:
             made = _plain_parts(checkpoint, precision, get_kernels())
         parts = _reported(made, report, weight_nbytes(checkpoint.config, precision), progress)
         name = source or checkpoint.path.resolve().name
-        write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name, channel_scales=calibrate)
+        write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name, extras)
         report.nbytes = (partial / SINGLE_FILE).stat().st_size
         (partial / REPORT_FILE).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     return report
@@ -112,7 +115,9 @@ def calibration_seconds(config: ModelConfig, target: str) -> float:
     format, shapes = PRECISIONS[target].linear, matrix_shapes(config)
     per_layer = sum(_calibration_operations(format, *shape, tokens) for shape in shapes.values())
     table = config.vocab_size * hidden
-    head = tokens * hidden**2 + (6 if format == "int4" else 2) * table * hidden
+    head = tokens * hidden**2 + 2 * table * hidden
+    if format == "int4":  # rounded three times, and passed once to see which tokens are frequent
+        head += 4 * table * hidden + tokens * table
     weights = layers * sum(rows * cols for rows, cols in shapes.values())
     writing = 3 * tokens * (table + weights)  # in int8, many texts at once
     x = np.ones((1024, 1024), np.float32)
@@ -133,6 +138,14 @@ def _calibration_operations(format: str, rows: int, cols: int, tokens: int) -> f
         products = min(tokens * (cols**2) + rows * cols**2, 2 * tokens * rows * cols)
         operations += 2 * products + 4 / 3 * cols**3 + 4 * rows * cols**2
     return operations
+
+
+def _extras(checkpoint: Checkpoint, precision: Precision) -> Extras:
+    """What calibration makes beside the usual tensors. A head that is no worse than int8 needs no second rows."""
+    config = checkpoint.config
+    head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    loses = precision.format_of(head) == "int4" and head not in kept_codes(checkpoint, precision)
+    return Extras(channel_scales=True, frequent_tokens=config.vocab_size // FREQUENT_SHARE if loses else 0)
 
 
 def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:

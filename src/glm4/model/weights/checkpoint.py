@@ -23,7 +23,7 @@ from glm4.model.precision import Precision, stored_precision
 from glm4.model.weights.gguf import GGUFSource
 from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.locate import locate_weights
-from glm4.model.weights.names import TensorMap, map_tensors
+from glm4.model.weights.names import NO_EXTRAS, TensorMap, map_tensors
 from glm4.model.weights.packed import PackedInfo, PackedSource, is_packed, parse_section
 from glm4.model.weights.safetensors import SINGLE_FILE, SafetensorsSource
 from glm4.model.weights.side_files import (
@@ -315,8 +315,8 @@ def _assemble(
         template = mended
         notes.append("the chat template's tool-call example had doubled braces; they were mended")
     facts = {**asdict(config), "basename": metadata.get("general.basename")}
-    scaled = isinstance(source, PackedSource) and source.channel_scales
-    tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, channel_scales=scaled)
+    extras = source.extras if isinstance(source, PackedSource) else NO_EXTRAS
+    tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, extras=extras)
     if embedding is None and config.tie_word_embeddings and any("inv_freq" not in name for name in tensor_map.ignored):
         notes.append("the configuration ties the output head to the embedding; the separate head was ignored")
     return Checkpoint(

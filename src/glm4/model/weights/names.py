@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from glm4.model.config import ModelConfig
 from glm4.model.config_fields import Layout
+from glm4.model.precision import FREQUENT_HEAD
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,21 @@ class TensorMap:
     ignored: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a packed checkpoint may hold beside the tensors that every model of its shape has.
+
+    Attributes:
+        channel_scales: whether the layers have CHANNEL_SCALES.
+        frequent_tokens: rows of FREQUENT_HEAD, numbers in FREQUENT_TOKENS; 0 is neither.
+    """
+
+    channel_scales: bool = False
+    frequent_tokens: int = 0
+
+
+NO_EXTRAS = Extras()
+
 # One way to find a canonical tensor: (file name, what its rows are) for every piece.
 _Way = tuple[tuple[str, str], ...]
 _Table = Mapping[str, tuple[_Way, ...]]
@@ -73,7 +89,9 @@ _HF_QKV = ("q_proj", "k_proj", "v_proj")
 _GGUF_QKV = ("attn_q", "attn_k", "attn_v")
 # What the input channels of a layer's matrices were divided by; only packed checkpoints may have them, in every layer.
 CHANNEL_SCALES = ("qkv_channel_scale", "gate_up_channel_scale", "down_channel_scale")
-_OUTSIDE_LAYERS = ("embed_tokens", "norm", "lm_head")
+# The token ids of the rows of FREQUENT_HEAD.
+FREQUENT_TOKENS = "frequent_tokens"
+_OUTSIDE_LAYERS = ("embed_tokens", "norm", "lm_head", FREQUENT_HEAD, FREQUENT_TOKENS)
 
 TABLES: Mapping[Layout, _Table] = MappingProxyType(
     {
@@ -140,6 +158,8 @@ TABLES: Mapping[Layout, _Table] = MappingProxyType(
                 "down_channel_scale": "ffn",
                 "norm": "hidden",
                 "lm_head": "vocab",
+                FREQUENT_HEAD: "frequent",
+                FREQUENT_TOKENS: "frequent",
             }.items()
         },
     }
@@ -155,7 +175,7 @@ def map_tensors(
     names: Collection[str],
     *,
     embedding: str | None = None,
-    channel_scales: bool = False,
+    extras: Extras = NO_EXTRAS,
 ) -> TensorMap:
     """Matches a file's tensor names with the canonical tensors of a model.
 
@@ -164,12 +184,12 @@ def map_tensors(
         layout: which of `TABLES` the file follows.
         names: the file's tensor names.
         embedding: the file's tensor to use as (tied) embedding instead of the table's.
-        channel_scales: whether the layers have CHANNEL_SCALES; layout "packed" only.
+        extras: layout "packed" only.
     """
     table = TABLES[layout]
-    rows = _row_counts(config)
+    rows = {**_row_counts(config), "frequent": extras.frequent_tokens}
     recipes: dict[str, Recipe] = {}
-    for canonical, key, layer in _model_order(config, channel_scales):
+    for canonical, key, layer in _model_order(config, extras):
         ways = (_whole(embedding, "vocab"),) if key == "embed_tokens" and embedding else table[key]
         way = _choose([tuple((name.replace("{i}", layer), size) for name, size in way) for way in ways], names)
         columns = _columns(config, key)
@@ -188,7 +208,7 @@ def map_tensors(
     )
 
 
-def _model_order(config: ModelConfig, channel_scales: bool) -> list[tuple[str, str, str]]:
+def _model_order(config: ModelConfig, extras: Extras) -> list[tuple[str, str, str]]:
     """(canonical name, key in the table, layer number) of every canonical tensor."""
     sandwich = config.architecture == "glm4"
     keys = ["input_layernorm", "qkv"]
@@ -197,10 +217,11 @@ def _model_order(config: ModelConfig, channel_scales: bool) -> list[tuple[str, s
     keys += ["post_self_attn_layernorm"] if sandwich else []
     keys += ["post_attention_layernorm", "gate_up", "down"]
     keys += ["post_mlp_layernorm"] if sandwich else []
-    keys += CHANNEL_SCALES if channel_scales else ()
+    keys += CHANNEL_SCALES if extras.channel_scales else ()
     layers = [(f"layers.{i}.{key}", key, str(i)) for i in range(config.num_hidden_layers) for key in keys]
-    order = [("embed_tokens", "embed_tokens", ""), *layers, ("norm", "norm", "")]
-    return order if config.tie_word_embeddings else [*order, ("lm_head", "lm_head", "")]
+    outside = ["norm"] if config.tie_word_embeddings else ["norm", "lm_head"]
+    outside += [FREQUENT_HEAD, FREQUENT_TOKENS] if extras.frequent_tokens else []
+    return [("embed_tokens", "embed_tokens", ""), *layers, *((key, key, "") for key in outside)]
 
 
 def _choose(ways: list[_Way], names: Collection[str]) -> _Way:
@@ -230,6 +251,6 @@ def _columns(config: ModelConfig, key: str) -> tuple[int, ...]:
         return (config.query_size,)
     if key == "down":
         return (config.intermediate_size,)
-    if key in ("embed_tokens", "lm_head", "qkv", "gate_up"):
+    if key in ("embed_tokens", "lm_head", FREQUENT_HEAD, "qkv", "gate_up"):
         return (config.hidden_size,)
     return ()

@@ -6,6 +6,8 @@ refuse the folder instead of misreading it. In the weight file:
 
     matrices    U8 [packed bytes], canonical names, model order; layout: `kernels.formats`; each 64-byte aligned
     vectors     F32, behind the matrices; with "channel_scales" in the section those of every layer too (`names.py`)
+    frequent_…  with "frequent_tokens" in the section so many rows of the head once more in int8, which take the place
+                of the same rows of the head, and their token ids (F32, exact below 2^24, rising)
     checksums   U64, one `checksum` per tensor in that order; written last
 
 The section says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices
@@ -24,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,8 +37,8 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 from glm4.kernels.formats import FORMATS, ROW_BLOCK, PackedWeight, packed_nbytes
 from glm4.model.config import ModelConfig
-from glm4.model.precision import PRECISIONS, STORED, Precision, stored_precision
-from glm4.model.weights.names import CHANNEL_SCALES, map_tensors
+from glm4.model.precision import FREQUENT_FORMAT, PRECISIONS, STORED, Precision, stored_precision
+from glm4.model.weights.names import CHANNEL_SCALES, FREQUENT_TOKENS, NO_EXTRAS, Extras, map_tensors
 from glm4.model.weights.safetensors import SINGLE_FILE, Location, read_header
 from glm4.model.weights.source import Float32, MappedFile, TensorInfo
 
@@ -45,6 +47,7 @@ QUANT_METHOD = "glm4_packed"
 FORMAT_VERSION = 2
 ALIGNMENT = 64
 CHECKSUMS = "checksums"
+MAX_TOKENS = 1 << 24  # ids below are exact in float32
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CHUNK = 4 << 20
@@ -62,7 +65,7 @@ class PackedInfo:
         variant: name of the row of variants.py the source belonged to.
         model_type: the source's own ("chatglm", "qwen2" …), which the dialect depends on.
         source: what it was made from, for people.
-        channel_scales: whether channels were rescaled, and the file holds the factors.
+        extras: what the file holds beside the usual tensors.
     """
 
     precision: Precision
@@ -71,7 +74,7 @@ class PackedInfo:
     variant: str
     model_type: str
     source: str
-    channel_scales: bool = False
+    extras: Extras = NO_EXTRAS
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
@@ -95,14 +98,19 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
         "precision": _precision_of(info.precision),
-        "formats": geometry(info.precision.formats()),
+        "formats": _geometry(info.precision, info.extras),
         "weights": {"file": SINGLE_FILE, "nbytes": info.nbytes, "sha256": info.sha256},
         "variant": info.variant,
         "source_model_type": info.model_type,
         "source": info.source,
         # Only where it is true: without the factors, the folder is what builds that do not know them read.
-        **({"channel_scales": True} if info.channel_scales else {}),
+        **{key: value for key, value in asdict(info.extras).items() if value},
     }
+
+
+def _geometry(precision: Precision, extras: Extras) -> dict[str, dict[str, int]]:
+    frequent = {FREQUENT_FORMAT} if extras.frequent_tokens else set()
+    return geometry(sorted({*precision.formats(), *frequent}))
 
 
 def _precision_of(precision: Precision) -> dict[str, Any]:
@@ -136,9 +144,10 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
             f"{where}: packed checkpoint of format version {version!r:.40}; this build reads version {FORMAT_VERSION}. "
             "Make it again with `glm4 quantize` from the original model"
         )
+    extras = _parse_extras(section, where)
     wanted = section.get("precision")
     precision = _parse_precision(wanted)
-    if precision is None or section.get("formats") != geometry(precision.formats()):
+    if precision is None or section.get("formats") != _geometry(precision, extras):
         raise UnsupportedModelError(
             f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
             "make it again with `glm4 quantize` from the original model"
@@ -149,19 +158,21 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
         raise CheckpointError(f"{where}: quantization_config lacks the size and sha256 of {SINGLE_FILE}")
     texts = [section.get(key) for key in ("variant", "source_model_type", "source")]
     variant, model_type, source = (text if isinstance(text, str) and len(text) <= 1000 else "" for text in texts)
-    channel_scales = section.get("channel_scales", False)
-    if type(channel_scales) is not bool:
-        raise CheckpointError(f"{where}: channel_scales must be true or false, not {channel_scales!r:.40}")
-    return PackedInfo(precision, nbytes, digest, variant, model_type, source, channel_scales)
+    return PackedInfo(precision, nbytes, digest, variant, model_type, source, extras)
 
 
-def packed_shapes(config: ModelConfig, channel_scales: bool = False) -> dict[str, tuple[int, ...]]:
-    """Canonical tensors and their shapes in file order: matrices in model order, then vectors.
+def _parse_extras(section: Mapping[str, Any], where: str) -> Extras:
+    scaled, frequent = section.get("channel_scales", False), section.get("frequent_tokens", 0)
+    if type(scaled) is not bool:
+        raise CheckpointError(f"{where}: channel_scales must be true or false, not {scaled!r:.40}")
+    if type(frequent) is not int or not 0 <= frequent < MAX_TOKENS:
+        raise CheckpointError(f"{where}: frequent_tokens must be a number of tokens, not {frequent!r:.40}")
+    return Extras(scaled, frequent)
 
-    Args:
-        channel_scales: whether the layers have `names.CHANNEL_SCALES`.
-    """
-    recipes = map_tensors(config, "packed", (), channel_scales=channel_scales).recipes.values()
+
+def packed_shapes(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, tuple[int, ...]]:
+    """Canonical tensors and their shapes in file order: matrices in model order, then vectors."""
+    recipes = map_tensors(config, "packed", (), extras=extras).recipes.values()
     return {r.name: r.shape for rank in (2, 1) for r in recipes if len(r.shape) == rank}
 
 
@@ -186,9 +197,10 @@ class PackedSource:
 
     def __init__(self, path: Path, config: ModelConfig, info: PackedInfo) -> None:
         self.precision = info.precision
-        self.channel_scales = info.channel_scales
-        self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config, info.channel_scales))
+        self.extras = info.extras
+        self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config, info.extras))
         self._info = info
+        self._vocabulary = config.vocab_size
         strangers = sorted(name for name in info.precision.exceptions if len(self._shapes.get(name, ())) != 2)
         if strangers:
             raise TensorError(f"{path.parent}: config.json gives formats to what is no matrix: {strangers[:5]!r:.200}")
@@ -259,16 +271,22 @@ class PackedSource:
         return PackedWeight(self._checked(name), self._format(name), rows, cols)
 
     def vector(self, name: str) -> Float32:
-        """A norm, a bias or channel scales, copied.
+        """A norm, a bias, channel scales or token ids, copied.
 
         Raises:
-            TensorError: as `weight`; or a channel scale is no positive number.
+            TensorError: as `weight`; or a channel scale is no positive number, or ids are no rising ids.
         """
         self._location(name)
         values: Float32 = self._checked(name).view("<f4").astype(np.float32)
         if name.endswith(CHANNEL_SCALES) and not (np.isfinite(values) & (values > 0)).all():
             raise TensorError(f"{self._file.path}: {name!r} must be finite and positive numbers; make the file again")
+        if name == FREQUENT_TOKENS and not self._are_ids(values):
+            raise TensorError(f"{self._file.path}: {name!r} must be rising ids of the vocabulary; make the file again")
         return values
+
+    def _are_ids(self, values: Float32) -> bool:
+        whole = bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+        return whole and values[0] >= 0 and values[-1] < self._vocabulary and bool((np.diff(values) > 0).all())
 
     def release(self, name: str) -> None:
         """Give a tensor's pages back to the file cache until they are read again."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from glm4.kernels.formats import packed_nbytes
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision
+from glm4.model.weights.names import NO_EXTRAS, Extras
 from glm4.model.weights.packed import ALIGNMENT, CHECKSUMS, PackedInfo, checksum, packed_shapes, section_of
 
 # Written in blocks of whole huge pages, always at multiples of it: file systems with large folios then keep the file in
@@ -24,15 +25,15 @@ _BLOCK = 8 << 20
 class PackedWriter:
     """Writes one packed weight file front to back, in bounded memory. A context manager.
 
-    Tensors come in the order of `packed_shapes(config, channel_scales)`, each in one or several pieces of whole 8-byte
+    Tensors come in the order of `packed_shapes(config, extras)`, each in one or several pieces of whole 8-byte
     words.
 
     Attributes:
         nbytes: size of the finished file.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, precision: Precision, channel_scales: bool = False) -> None:
-        shapes = packed_shapes(config, channel_scales)
+    def __init__(self, path: Path, config: ModelConfig, precision: Precision, extras: Extras = NO_EXTRAS) -> None:
+        shapes = packed_shapes(config, extras)
         self._left = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
         header = _header(self._left, shapes)
         self.nbytes = len(header) + sum(size for _, size in self._left) + 8 * len(self._left)
@@ -102,9 +103,9 @@ class PackedWriter:
         self._file.close()
 
 
-def packed_file_nbytes(config: ModelConfig, precision: Precision, channel_scales: bool = False) -> int:
+def packed_file_nbytes(config: ModelConfig, precision: Precision, extras: Extras = NO_EXTRAS) -> int:
     """Size of the weight file, before writing it."""
-    shapes = packed_shapes(config, channel_scales)
+    shapes = packed_shapes(config, extras)
     sizes = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
     return len(_header(sizes, shapes)) + sum(size for _, size in sizes) + 8 * len(sizes)
 
