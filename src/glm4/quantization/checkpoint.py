@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from glm4.atomic_folder import atomic_folder
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
-from glm4.kernels import Kernels, get_kernels
+from glm4.kernels import Kernels, get_kernels, packed_nbytes
 from glm4.model.config import ModelConfig
 from glm4.model.loader import floats, kept_codes, pack_stored, read_stored
-from glm4.model.precision import PRECISIONS, Precision, matrix_shapes, weight_nbytes
+from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, Precision, matrix_shapes, weight_nbytes
 from glm4.model.weights.checkpoint import Checkpoint
 from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.names import NO_EXTRAS, Extras
@@ -91,7 +91,7 @@ def quantize(
             made = calibrated(checkpoint, precision.linear, ids, get_kernels(), extras.frequent_tokens)
         else:
             made = _plain_parts(checkpoint, precision, get_kernels())
-        parts = _reported(made, report, weight_nbytes(checkpoint.config, precision), progress)
+        parts = _reported(made, report, _packed_total(checkpoint.config, precision, extras), progress)
         name = source or checkpoint.path.resolve().name
         write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name, extras)
         report.nbytes = (partial / SINGLE_FILE).stat().st_size
@@ -146,6 +146,14 @@ def _extras(checkpoint: Checkpoint, precision: Precision) -> Extras:
     head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
     loses = precision.format_of(head) == "int4" and head not in kept_codes(checkpoint, precision)
     return Extras(channel_scales=True, frequent_tokens=config.vocab_size // FREQUENT_SHARE if loses else 0)
+
+
+def _packed_total(config: ModelConfig, precision: Precision, extras: Extras) -> int:
+    """Bytes of all parts, for progress."""
+    total = weight_nbytes(config, precision)
+    if extras.frequent_tokens:
+        total += packed_nbytes(precision.format_of(FREQUENT_HEAD), extras.frequent_tokens, config.hidden_size)
+    return total
 
 
 def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:
