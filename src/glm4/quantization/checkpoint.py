@@ -40,7 +40,7 @@ from glm4.text_side import TextSide
 Progress = Callable[[str, float, float], None]
 
 TARGETS = ("int8", "int4")
-# Up to this size calibration is the default: half an hour at most on two cores.
+# Up to this size calibration is the default: about an hour at most on two cores.
 CALIBRATED_PARAMETERS = 2_000_000_000
 # Sequences to calibrate on, and what must do where they take hours: with 12 instead of 32 the divergence of
 # starter-large (1.5e9 parameters) in int4 is a sixth larger.
