@@ -28,7 +28,7 @@ from glm4.model.loader import CanonicalTensors, assemble
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import FrequentTokens, ModelWeights, Transformer
 from glm4.quantization.calibration import Part, calibrated, run_layer
-from glm4.quantization.frequent_tokens import FREQUENT_SHARE
+from glm4.quantization.checkpoint import calibrated_extras
 from quality_text import REPOSITORY
 
 Float = NDArray[np.float32]
@@ -145,7 +145,7 @@ def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Cal
     """All tensors, matrices packed as a row of PRECISIONS says, or calibrated: "int4-cal", "int8-cal"."""
     precision = PRECISIONS[name.removesuffix("-cal")]
     if name.endswith("-cal"):
-        frequent = tensors.config.vocab_size // FREQUENT_SHARE if precision.name == "int4" else 0
+        frequent = calibrated_extras(tensors.config, precision, ()).frequent_tokens
         return gathered(calibrated(tensors, precision.linear, calibration(), kernels, frequent))
     loaded = {tensor: tensors.load(tensor) for tensor in tensors.tensor_names()}
     return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}

@@ -15,11 +15,17 @@ from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization import frequent_tokens as module
-from glm4.quantization.frequent_tokens import FREQUENT_SHARE, frequent_tokens
+from glm4.quantization.frequent_tokens import FREQUENT_SHARE, frequent_count, frequent_tokens
 from glm4.quantization.report import QuantizationReport
 from tiny import VOCAB_SIZE
 
 COUNT = VOCAB_SIZE // FREQUENT_SHARE
+
+
+@pytest.fixture(autouse=True)
+def room_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding alone takes a tiny model beyond 4.6 bits per weight."""
+    monkeypatch.setattr(quantization, "MAX_INT4_BITS", 8)
 
 
 def quantized(source: Path, folder: Path, target: str = "int4", calibrate: bool = True) -> QuantizationReport:
@@ -48,6 +54,22 @@ def test_the_tokens_are_those_in_question(monkeypatch: pytest.MonkeyPatch) -> No
         found = frequent_tokens(x, kernels.pack("fp32", head), 40, kernels)
         np.testing.assert_array_equal(found, expected)
     assert 7 not in expected
+
+
+@pytest.mark.parametrize(("room", "count"), [(1e9, 312), (8 * 4288, 256), (4287, 0), (4288, 32), (0, 0), (-1e9, 0)])
+def test_their_number_follows_from_the_vocabulary_and_the_room(room: float, count: int) -> None:
+    """32 rows of 128 columns take 32 * (128 + 2) bytes, their ids 128."""
+    assert frequent_count(10_000, 128, room) == count
+
+
+@pytest.mark.parametrize(("limit", "count"), [(5.7, COUNT), (5.5, 0)])
+def test_the_file_keeps_to_its_bits(tmp_path: Path, limit: float, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "SEQUENCES", 1)
+    monkeypatch.setattr(quantization, "MAX_INT4_BITS", limit)
+    report = quantized(tiny.write_folder(tmp_path / "m"), tmp_path / "int4")
+    frequent = load(tmp_path / "int4", "int4").weights.frequent
+    assert (0 if frequent is None else len(frequent.ids)) == count
+    assert 5.4 < report.bits_per_weight < limit
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -102,13 +102,12 @@ def test_calibration_brings_outputs_closer(
     report = quantize(source, tmp_path / "out", target, calibrate=True)
     assert report.calibration_tokens == 3 * 512
     expected = ["embed_tokens", "qkv", "o", "gate_up", "down", *(() if tied else ("lm_head",))]
-    expected += ["frequent_head"] if target == "int4" else []
     assert list(report.kinds) == expected
     with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
         ids = calibration_text(checkpoint, TextSide.load(checkpoint), 3)
         plain = load_model(checkpoint, PRECISIONS[target], get_kernels())
         for name, kind in report.kinds.items():
-            assert kind.tensors == (1 if name in ("embed_tokens", "lm_head", "frequent_head") else 2)
+            assert kind.tensors == (1 if name in ("embed_tokens", "lm_head") else 2)
             assert kind.bits_per_weight == pytest.approx(8 * kind.nbytes / kind.weights)
         assert packed.packed is not None
         packed.packed.verify_sha256()

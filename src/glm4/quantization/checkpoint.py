@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from glm4.model.weights.checkpoint import Checkpoint
 from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.names import NO_EXTRAS, Extras
 from glm4.model.weights.packed import is_packed, packed_shapes
+from glm4.model.weights.packed_writer import packed_file_nbytes
 from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
 from glm4.quantization.calibration import Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
-from glm4.quantization.frequent_tokens import FREQUENT_SHARE
+from glm4.quantization.frequent_tokens import frequent_count
 from glm4.quantization.layer_rounder import corrects
 from glm4.quantization.report import QuantizationReport
 from glm4.text_side import TextSide
@@ -45,6 +47,8 @@ CALIBRATED_PARAMETERS = 2_000_000_000
 # Sequences to calibrate on, and what must do where they take hours: with 12 instead of 32 the divergence of
 # starter-large (1.5e9 parameters) in int4 is a sixth larger.
 SEQUENCES, LARGE_SEQUENCES, LARGE_PARAMETERS = 32, 12, 2_000_000_000
+# Of a whole int4 file over the model's parameters; the frequent tokens' rows keep to it.
+MAX_INT4_BITS = 4.6
 REPORT_FILE = "quantization_report.json"
 
 
@@ -81,7 +85,8 @@ def quantize(
     _check_folder(checkpoint, folder, force)
     checkpoint.check()
     text = TextSide.load(checkpoint)
-    extras = _extras(checkpoint, precision) if calibrate else NO_EXTRAS
+    coded = kept_codes(checkpoint, precision)
+    extras = calibrated_extras(checkpoint.config, precision, coded) if calibrate else NO_EXTRAS
     _check_space(folder, folder_nbytes(checkpoint, precision, extras))
     report = QuantizationReport(precision.name, checkpoint.config.num_parameters)
     with atomic_folder(folder) as partial:
@@ -140,12 +145,18 @@ def _calibration_operations(format: str, rows: int, cols: int, tokens: int) -> f
     return operations
 
 
-def _extras(checkpoint: Checkpoint, precision: Precision) -> Extras:
-    """What calibration makes beside the usual tensors. A head that is no worse than int8 needs no second rows."""
-    config = checkpoint.config
+def calibrated_extras(config: ModelConfig, precision: Precision, coded: Collection[str]) -> Extras:
+    """What calibration makes beside the usual tensors: a head that is worse than int8 has some rows twice.
+
+    Args:
+        coded: matrices that keep the codes of their file.
+    """
+    scaled = Extras(channel_scales=True)
     head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
-    loses = precision.format_of(head) == "int4" and head not in kept_codes(checkpoint, precision)
-    return Extras(channel_scales=True, frequent_tokens=config.vocab_size // FREQUENT_SHARE if loses else 0)
+    if precision.format_of(head) != "int4" or head in coded:
+        return scaled
+    room = MAX_INT4_BITS / 8 * config.num_parameters - packed_file_nbytes(config, precision, scaled)
+    return replace(scaled, frequent_tokens=frequent_count(config.vocab_size, config.hidden_size, room))
 
 
 def _packed_total(config: ModelConfig, precision: Precision, extras: Extras) -> int:

@@ -11,11 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.kernels.formats import PackedWeight
+from glm4.kernels.formats import ROW_BLOCK, PackedWeight, packed_nbytes
+from glm4.model.precision import FREQUENT_FORMAT
 
-# One of so many tokens is frequent: 0.02 bits per weight for a 9B model, 0.06 for the smallest ones.
+# At most one of so many tokens is frequent: 0.02 bits per weight for a 9B model, 0.06 for the smallest ones.
 FREQUENT_SHARE = 32
 _ROWS = 64  # positions whose distributions are held at a time
+
+
+def frequent_count(vocabulary: int, hidden_size: int, room: float) -> int:
+    """How many tokens: a 32nd of the vocabulary, or the whole row blocks that `room` bytes hold, if those are fewer."""
+    block_and_ids = packed_nbytes(FREQUENT_FORMAT, ROW_BLOCK, hidden_size) + 4 * ROW_BLOCK
+    blocks = int(room // block_and_ids)
+    return max(0, min(vocabulary // FREQUENT_SHARE, blocks * ROW_BLOCK))
 
 
 def frequent_tokens(x: NDArray[np.float32], head: PackedWeight, count: int, kernels: Kernels) -> NDArray[np.intp]:
