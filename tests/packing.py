@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels import Kernels
-from glm4.model.precision import FREQUENT_HEAD, PRECISIONS
+from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, head_name
 from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
 from glm4.model.weights.names import CHANNEL_SCALES, FREQUENT_TOKENS, Extras
 from glm4.model.weights.packed import packed_shapes
@@ -53,8 +53,7 @@ def pack_folder(
                 yield name, frequent
                 continue
             if name == FREQUENT_HEAD:
-                head = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
-                values = checkpoint.load(head)[: shape[0]]
+                values = checkpoint.load(head_name(checkpoint.config))[: shape[0]]
             else:
                 values = checkpoint.load(name)
             yield name, values if len(shape) == 1 else kernels.pack(precision.format_of(name), values).data

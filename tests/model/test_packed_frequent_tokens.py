@@ -13,7 +13,7 @@ import tiny
 from glm4.errors import CheckpointError, TensorError
 from glm4.kernels import get_kernels
 from glm4.model.loader import canonical_tensors, load_model
-from glm4.model.precision import FREQUENT_HEAD, PRECISIONS
+from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, head_name
 from glm4.model.transformer import Transformer
 from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.model.weights.names import FREQUENT_TOKENS, Extras
@@ -45,7 +45,7 @@ def test_their_rows_take_the_place_of_the_heads(source: Path, tmp_path: Path) ->
     assert frequent is not None
     np.testing.assert_array_equal(frequent.ids, ids)
     with open_checkpoint(source) as checkpoint:
-        head = checkpoint.load("embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head")
+        head = checkpoint.load(head_name(checkpoint.config))
     np.testing.assert_array_equal(kernels.unpack(frequent.head), kernels.unpack(kernels.pack("int8", head[:4])))
     first = Transformer(model.config, replace(plain.weights, lm_head=frequent.head), kernels)
     expected = forced_logits(plain, text)

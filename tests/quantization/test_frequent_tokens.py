@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from glm4.kernels import get_kernels
+from glm4.model import loader
 from glm4.model.loader import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
@@ -95,8 +96,6 @@ def test_their_rows_are_nearer_to_the_original(
 
 
 def test_slabs_give_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glm4.model import loader
-
     monkeypatch.setattr(quantization, "SEQUENCES", 1)
     source = tiny.write_folder(tmp_path / "m", tiny.tiny_model())
     quantized(source, tmp_path / "whole")

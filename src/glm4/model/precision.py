@@ -72,6 +72,11 @@ def all_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return matrices if config.tie_word_embeddings else matrices | {"lm_head": table}
 
 
+def head_name(config: ModelConfig) -> str:
+    """Canonical name of the matrix that serves as head."""
+    return "embed_tokens" if config.tie_word_embeddings else "lm_head"
+
+
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(rows, cols) of each of one layer's weight matrices by canonical name."""
     return {

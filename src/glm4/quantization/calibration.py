@@ -26,7 +26,7 @@ from glm4.kernels.group_codes import pack_codes
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
 from glm4.model.loader import CanonicalTensors, floats, kept_codes, pack_stored, read_slabs, read_stored
-from glm4.model.precision import FREQUENT_FORMAT, FREQUENT_HEAD, PRECISIONS
+from glm4.model.precision import FREQUENT_FORMAT, FREQUENT_HEAD, PRECISIONS, head_name
 from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
 from glm4.model.weights.names import FREQUENT_TOKENS
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
@@ -111,7 +111,7 @@ def _frequent_parts(
     checkpoint: CanonicalTensors, count: int, x: Float, shift: Float | None, kernels: Kernels
 ) -> Iterator[Part]:
     """Rows of the head once more, for the exact model's head inputs `x` [tokens, H]; `shift` as in `HeadInputs`."""
-    name = "embed_tokens" if checkpoint.config.tie_word_embeddings else "lm_head"
+    name = head_name(checkpoint.config)
     ids = frequent_tokens(x, _near_table(checkpoint, name, kernels), count, kernels)
     slabs = read_slabs(checkpoint, [name])
     rows = np.concatenate([part[ids[(ids >= s.start) & (ids < s.stop)] - s.start] for s, part in slabs])

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from glm4.atomic_folder import atomic_folder
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
-from glm4.kernels import Kernels, get_kernels, packed_nbytes
+from glm4.kernels import Kernels, get_kernels
 from glm4.model.config import ModelConfig
 from glm4.model.loader import floats, kept_codes, pack_stored, read_stored
-from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, Precision, matrix_shapes, weight_nbytes
+from glm4.model.precision import PRECISIONS, Precision, head_name, matrix_shapes
 from glm4.model.weights.checkpoint import Checkpoint
 from glm4.model.weights.json_file import read_json_object
 from glm4.model.weights.names import NO_EXTRAS, Extras
@@ -96,7 +96,7 @@ def quantize(
             made = calibrated(checkpoint, precision.linear, ids, get_kernels(), extras.frequent_tokens)
         else:
             made = _plain_parts(checkpoint, precision, get_kernels())
-        parts = _reported(made, report, _packed_total(checkpoint.config, precision, extras), progress)
+        parts = _reported(made, report, packed_file_nbytes(checkpoint.config, precision, extras), progress)
         name = source or checkpoint.path.resolve().name
         write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name, extras)
         report.nbytes = (partial / SINGLE_FILE).stat().st_size
@@ -152,19 +152,11 @@ def calibrated_extras(config: ModelConfig, precision: Precision, coded: Collecti
         coded: matrices that keep the codes of their file.
     """
     scaled = Extras(channel_scales=True)
-    head = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+    head = head_name(config)
     if precision.format_of(head) != "int4" or head in coded:
         return scaled
     room = MAX_INT4_BITS / 8 * config.num_parameters - packed_file_nbytes(config, precision, scaled)
     return replace(scaled, frequent_tokens=frequent_count(config.vocab_size, config.hidden_size, room))
-
-
-def _packed_total(config: ModelConfig, precision: Precision, extras: Extras) -> int:
-    """Bytes of all parts, for progress."""
-    total = weight_nbytes(config, precision)
-    if extras.frequent_tokens:
-        total += packed_nbytes(precision.format_of(FREQUENT_HEAD), extras.frequent_tokens, config.hidden_size)
-    return total
 
 
 def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:
@@ -194,8 +186,10 @@ def _reported(
             yield part.name, part.packed.data
         done += part.source.nbytes if part.packed is None else part.packed.nbytes
         if progress is not None:
-            progress("quantizing", min(done, total), total)
+            progress("quantizing", done, total)
     yield from vectors.items()
+    if progress is not None:  # the file's header and checksums are no parts
+        progress("quantizing", total, total)
 
 
 def _checked_target(checkpoint: Checkpoint, target: str) -> Precision:
