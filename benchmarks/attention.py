@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.benchmark import fill
 from glm4.kernels import get_kernels
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.shapes import SHAPES
-from glm4.speed import fill
 from kernels import read_bandwidth
 
 LAYERS_NBYTES = 256 << 20  # more than any last-level cache we have met

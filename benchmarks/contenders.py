@@ -16,9 +16,9 @@ from typing import Protocol
 
 import numpy as np
 
-from glm4 import speed
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend
-from glm4.speed import Question, Rates
+from glm4.benchmark import Question, Rates
 from harness import finish
 
 

@@ -27,15 +27,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4 import speed
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend
+from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.hub import resolve
-from glm4.kernels import Kernels, PackedWeight, get_kernels
-from glm4.model.loader import canonical_tensors, load_model
+from glm4.kernels import PackedWeight, get_kernels
+from glm4.kernels.base import Kernels
+from glm4.loading.weights import canonical_tensors, load_model
 from glm4.model.precision import PRECISIONS, named_precision
 from glm4.model.transformer import Transformer
-from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
 from quality import SEQUENCE, Contender, Score, score
 from quality_model import assembled, hidden_states
 from quality_text import documents
@@ -68,7 +69,7 @@ def contender(name: str, bits: float, model: Transformer, ids: NDArray[np.int32]
 
 def quality(checkpoint: Checkpoint, args: argparse.Namespace, log: Callable[[str], None]) -> list[Score]:
     kernels = get_kernels()
-    ids = documents(TextSide.load(checkpoint), args.tokens, SEQUENCE)
+    ids = documents(Processor.load(checkpoint), args.tokens, SEQUENCE)
     log(f"reference: {len(ids)} tokens in float32")
     reference = contender("fp32", 32.0, load_model(checkpoint, PRECISIONS["fp32"], kernels), ids)
     found = []

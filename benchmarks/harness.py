@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm4.benchmark import cached_product_peak, read_bandwidth
 from glm4.kernels import get_kernels
-from glm4.speed import cached_product_peak, read_bandwidth
 from kernels import peak_tops
 
 _CPU_NUMBERS = {"family": "cpu family", "model": "model"}

@@ -23,14 +23,15 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from glm4.benchmark import fill
 from glm4.kernels import get_kernels
-from glm4.memory import available_memory
-from glm4.model.kv_cache import ForwardBatch, KVCache, page_nbytes, pages_for
-from glm4.model.loader import random_model
+from glm4.loading.weights import random_model
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, page_nbytes, pages_for
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
 from glm4.model.transformer import Transformer
-from glm4.speed import fill
+from glm4.system.memory import available_memory
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ import numpy as np
 
 import harness
 from contenders import LlamaCpp
-from glm4 import speed
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.checkpoints.packed_format import PackedInfo, packed_shapes
+from glm4.checkpoints.packed_writer import PackedWriter, write_packed_config
+from glm4.checkpoints.safetensors import SINGLE_FILE
 from glm4.kernels import PackedWeight, get_kernels
-from glm4.model.loader import canonical_tensors, random_model
+from glm4.loading.weights import canonical_tensors, random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.packed import PackedInfo, packed_shapes
-from glm4.model.weights.packed_writer import PackedWriter, write_packed_config
-from glm4.model.weights.safetensors import SINGLE_FILE
 from glm4.variants import get_variant
 
 NEW = 8

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 import harness
-from glm4 import LLM, SamplingParams, speed
+from glm4 import LLM, SamplingParams
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.sampling import Sampler, token_logprobs
-from glm4.generation import GenerationRequest
 from glm4.kernels import native
 from glm4.model.shapes import SHAPES
 

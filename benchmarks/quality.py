@@ -33,15 +33,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.checkpoints.tensor_names import FREQUENT_TOKENS
 from glm4.hub import resolve
-from glm4.kernels import Kernels, PackedWeight, get_kernels
+from glm4.kernels import PackedWeight, get_kernels
+from glm4.kernels.base import Kernels
 from glm4.model.precision import FREQUENT_HEAD, PRECISIONS
 from glm4.model.transformer import Transformer
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.names import FREQUENT_TOKENS
 from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.checkpoint import calibration_sequences
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
 from programs import gguf_of
 from quality_formats import Ggml, Quantised, llama_cpp
 from quality_llama import LlamaCpp, Streamed, bits_per_weight
@@ -299,7 +300,7 @@ def run(args: argparse.Namespace, log: Callable[[str], None]) -> tuple[list[Scor
         log(f"token set of about {args.tokens} tokens")
         make = lambda: token_set(checkpoint, args.tokens, SEQUENCE, log)  # noqa: E731
         sequences = args.calibration or calibration_sequences(checkpoint.config)
-        write = lambda: calibration_text(checkpoint, TextSide.load(checkpoint), sequences)  # noqa: E731
+        write = lambda: calibration_text(checkpoint, Processor.load(checkpoint), sequences)  # noqa: E731
         ids = cached(args.cache, f"ids-{args.model}-{args.tokens}", make).astype(np.int32)
         folder = args.cache and args.cache / f"tensors-{args.model}-{args.seed}"
         tensors = kept_off_grid(checkpoint, args.seed, folder)

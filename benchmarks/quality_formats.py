@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, dequantise
 from glm4.model.config import ModelConfig
-from glm4.model.weights.gguf_quants import BLOCK_FORMATS, dequantise
 
 Float = NDArray[np.float32]
 

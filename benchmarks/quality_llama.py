@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.model.config import ModelConfig
-from glm4.processors import default_num_threads
+from glm4.system.cpus import default_num_threads
 from quality_model import Tensors
 
 Float = NDArray[np.float32]

@@ -19,14 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import TensorError
-from glm4.kernels import Kernels, PackedWeight
+from glm4.kernels import PackedWeight
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import empty_packed
 from glm4.kernels.group_codes import GroupCodes
+from glm4.loading.weights import CanonicalTensors, assemble
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import CanonicalTensors, assemble
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, pages_for
+from glm4.model.layers import FrequentTokens, ModelWeights
 from glm4.model.precision import PRECISIONS
-from glm4.model.transformer import FrequentTokens, ModelWeights, Transformer
+from glm4.model.transformer import Transformer
 from glm4.quantization.calibration import Part, calibrated, run_layer
 from glm4.quantization.checkpoint import calibrated_extras
 from quality_text import REPOSITORY

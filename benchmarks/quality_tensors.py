@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels, get_kernels
+from glm4.kernels import get_kernels
+from glm4.kernels.base import Kernels
 from quality_formats import BITS, PLAIN, Ggml
 
 Float = NDArray[np.float32]

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.backends.local import LocalBackend, LocalOptions
-from glm4.generation import GenerationRequest
-from glm4.model.loader import CanonicalTensors
+from glm4.engine.protocol import GenerationRequest
+from glm4.loading.weights import CanonicalTensors
+from glm4.requests.processor import Processor
 from glm4.sampling_params import SamplingParams
-from glm4.text_side import TextSide
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,7 @@ ANSWER_TOKENS = 480
 
 def token_set(checkpoint: CanonicalTensors, count: int, sequence: int, log: Callable[[str], None]) -> NDArray[np.int32]:
     """About `count` ids in whole sequences of `sequence` tokens."""
-    text = TextSide.load(checkpoint)
+    text = Processor.load(checkpoint)
     kinds = {kind: max(1, round(count * share / sequence)) for kind, share in MIX.items()}
     sequences = [_documents(text, SOURCES[kind], kinds[kind], sequence) for kind in SOURCES]
     sequences.append(_generated(checkpoint, text, kinds["generated"], sequence))
@@ -61,14 +61,14 @@ def token_set(checkpoint: CanonicalTensors, count: int, sequence: int, log: Call
     return np.concatenate(sequences).reshape(-1)
 
 
-def documents(text: TextSide, count: int, sequence: int) -> NDArray[np.int32]:
+def documents(text: Processor, count: int, sequence: int) -> NDArray[np.int32]:
     """The part of the token set that no model writes: about `count` ids of documents and code in whole sequences."""
     share = count / sequence / sum(MIX[kind] for kind in SOURCES)
     wanted = {kind: max(1, round(share * MIX[kind])) for kind in SOURCES}
     return np.concatenate([_documents(text, SOURCES[kind], wanted[kind], sequence) for kind in SOURCES]).reshape(-1)
 
 
-def _documents(text: TextSide, patterns: tuple[str, ...], wanted: int, sequence: int) -> NDArray[np.int32]:
+def _documents(text: Processor, patterns: tuple[str, ...], wanted: int, sequence: int) -> NDArray[np.int32]:
     """Whole sequences of the files' text, spread evenly over all of it."""
     ids: list[int] = []
     for pattern in patterns:
@@ -80,7 +80,7 @@ def _documents(text: TextSide, patterns: tuple[str, ...], wanted: int, sequence:
     return whole[chosen]
 
 
-def _generated(checkpoint: CanonicalTensors, text: TextSide, wanted: int, sequence: int) -> NDArray[np.int32]:
+def _generated(checkpoint: CanonicalTensors, text: Processor, wanted: int, sequence: int) -> NDArray[np.int32]:
     """Prompts and the model's own answers in float32, one conversation after the other."""
     options = LocalOptions(dtype="fp32", max_model_len=1024, max_num_seqs=16, speculation=False)
     backend = LocalBackend.load(checkpoint, options, text.tokenizer.unnamed_ids(checkpoint.config.vocab_size))
@@ -98,7 +98,7 @@ def _generated(checkpoint: CanonicalTensors, text: TextSide, wanted: int, sequen
     return np.array(ids[: whole * sequence], np.int32).reshape(-1, sequence)
 
 
-def _rendered(text: TextSide) -> Iterator[list[int]]:
+def _rendered(text: Processor) -> Iterator[list[int]]:
     """The prompts in the model's chat format, again and again (each time answered with another seed)."""
     while True:
         for prompt in PROMPTS:

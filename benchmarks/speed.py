@@ -23,12 +23,12 @@ import numpy as np
 
 import harness
 from contenders import Contender, LlamaCpp, OpenVino, Ours
-from glm4 import speed
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend
+from glm4.benchmark import Question
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.hub import resolve
 from glm4.model.shapes import SHAPES
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.speed import Question
 
 _SHORTEST_PREFILL = 32  # shorter prompts only stand in front of a decode
 

@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 
 import harness
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.text_side import TextSide
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.requests.processor import Processor
 from glm4.tokenizer import Tokenizer
 from programs import Program, gguf_of, glm4, llama_programs, report, take_turns
 
@@ -23,7 +23,7 @@ TEXT = Path(__file__).parents[1] / "LICENSE"
 
 def tokenizer_of(gguf: Path) -> Tokenizer:
     with open_checkpoint(gguf) as checkpoint:
-        return TextSide.load(checkpoint).tokenizer
+        return Processor.load(checkpoint).tokenizer
 
 
 def beginning(tokenizer: Tokenizer, tokens: int) -> str:

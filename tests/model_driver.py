@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
-from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import load_model
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.kernels.base import Kernels
+from glm4.loading.weights import load_model
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, pages_for
 from glm4.model.precision import named_precision
 from glm4.model.transformer import Transformer
-from glm4.model.weights.checkpoint import open_checkpoint
 
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from glm4.checkpoints.packed_format import packed_shapes
+from glm4.checkpoints.tensor_names import CHANNEL_SCALES, FREQUENT_TOKENS, Extras
+from glm4.kernels.base import Kernels
+from glm4.loading.packed_folder import Part, write_packed_checkpoint
 from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, head_name
-from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
-from glm4.model.weights.names import CHANNEL_SCALES, FREQUENT_TOKENS, Extras
-from glm4.model.weights.packed import packed_shapes
-from glm4.packed_checkpoint import Part, write_packed_checkpoint
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
 
 
 def describe(folder: Path, **changes: Any) -> None:
@@ -60,6 +60,6 @@ def pack_folder(
 
     folder.mkdir(parents=True)
     with open_checkpoint(source) as checkpoint:
-        text = TextSide.load(checkpoint)
+        text = Processor.load(checkpoint)
         write_packed_checkpoint(folder, checkpoint, text.tokenizer, precision, parts(checkpoint), "a test", extras)
     return folder

@@ -20,14 +20,15 @@ from starlette.routing import Route
 
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
-from glm4.batch import BatchJob
-from glm4.cli import COMMANDS, repl
+from glm4.api.openai.fields import OPTIONS
+from glm4.batch.job import BatchJob
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.checkpoints.gguf_quants import BLOCK_FORMATS
+from glm4.cli.commands import COMMANDS
 from glm4.cli.console import human_bytes
+from glm4.cli.conversation import repl
 from glm4.cli.typer_app import build_app, load_command
 from glm4.model.shapes import SHAPES
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.gguf_quants import BLOCK_FORMATS
-from glm4.openai_format.fields import OPTIONS
 from glm4.planner import plan
 from glm4.server.app import create_app
 from glm4.server.config import ModelSpec, ServerConfig

@@ -250,11 +250,11 @@ def test_a_stop_string_ends_the_answer_and_frees_the_backend(tmp_path: Path) -> 
 
 def test_tool_calls_come_as_events_and_as_a_message(folder: Path, tmp_path: Path) -> None:
     from glm4.backends.scripted import ScriptedBackend
-    from glm4.model.weights.checkpoint import open_checkpoint
-    from glm4.text_side import TextSide
+    from glm4.checkpoints.checkpoint import open_checkpoint
+    from glm4.requests.processor import Processor
 
     # A template with a place for tools: the dialect's own.
-    text = TextSide.load(open_checkpoint(write_folder(tmp_path, chat_template=None)))
+    text = Processor.load(open_checkpoint(write_folder(tmp_path, chat_template=None)))
     answer = [*text.tokenizer.encode('get_weather\n{"city": "北京"}'), special_id("<|observation|>")]
     llm = LLM.from_backend(ScriptedBackend(lambda prompt: answer, vocab_size=VOCAB_SIZE), text)
     attached = [{"role": "system", "content": "", "tools": [WEATHER]}, *CHATS[0]]

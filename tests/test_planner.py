@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from glm4.errors import InvalidRequestError
 from glm4.kernels import get_kernels
+from glm4.loading.weights import random_model
 from glm4.model.kv_cache import CACHE_SHARE, KVCache, pages_for
-from glm4.model.loader import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
 from glm4.planner import MemoryPlan, plan

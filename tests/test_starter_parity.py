@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 import golden_models as gm
 from glm4 import hub
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.engine.protocol import GenerationRequest
 from glm4.errors import ModelNotFoundError
-from glm4.generation import GenerationRequest
 from glm4.hub.starter_sources import STARTERS
 from glm4.kernels import get_kernels
-from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.requests.processor import Processor
 from glm4.sampling_params import SamplingParams
-from glm4.text_side import TextSide
 from model_driver import forced_argmax, forced_logits, loaded
 
 STEPS = 64
@@ -114,7 +114,7 @@ def test_the_recording_is_of_this_file(recording: Recording) -> None:
 def test_prompt_ids(recording: Recording) -> None:
     """Our tokenizer and template engine give the ids that transformers gives for the same messages and tools."""
     with open_checkpoint(recording.path) as checkpoint:
-        text = TextSide.load(checkpoint)
+        text = Processor.load(checkpoint)
     for key, prompt in recording.prompts.items():
         assert text.render(prompt["messages"], prompt.get("tools", ())) == prompt["prompt_ids"], key
         assert text.tokenizer.decode(prompt["output_ids"], skip_special_tokens=False) == prompt["output_text"], key

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from glm4 import hub
+from glm4.checkpoints.gguf import GGUFSource
 from glm4.errors import ModelNotFoundError
-from glm4.model.weights.gguf import GGUFSource
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.tokenizer.tiktoken_tokenizer import GLM4_SPECIAL_TOKENS
 

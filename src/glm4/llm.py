@@ -13,20 +13,20 @@ from typing import Any, Literal, cast, overload
 
 from glm4.backends.base import Backend, BackendInfo
 from glm4.backends.local import LocalBackend, LocalOptions
-from glm4.chat.dialect import Dialect
+from glm4.chat.dialects.table import Dialect
 from glm4.chat.messages import Message
+from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from glm4.engine.protocol import AdapterInfo, EngineStats
 from glm4.errors import CheckpointError, InvalidRequestError, TokenizerError
-from glm4.generation import AdapterInfo, EngineStats
 from glm4.hub import resolve
 from glm4.kernels import get_kernels
-from glm4.model.weights.checkpoint import Checkpoint, open_checkpoint
-from glm4.output_processor import SampleProcessor
+from glm4.loading.packed_cache import BackgroundWrite, PackedCache, discard
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.packed_cache import BackgroundWrite, PackedCache, discard
-from glm4.prepared_request import Conversation, PreparedRequest, Prompt, RequestPreparer, Tools
-from glm4.running_request import RunningRequest
+from glm4.requests.input_processor import Conversation, InputProcessor, PreparedRequest, Prompt, Tools
+from glm4.requests.output_processor import SampleProcessor
+from glm4.requests.processor import Processor
+from glm4.requests.request_state import RequestState
 from glm4.sampling_params import SamplingParams
-from glm4.text_side import TextSide
 from glm4.tokenizer import Tokenizer
 from glm4.variants import get_variant
 
@@ -99,7 +99,7 @@ class LLM:
 
     def _load(self, checkpoint: Checkpoint, options: LocalOptions, progress: Progress | None) -> LocalBackend:
         try:
-            text = TextSide.load(checkpoint)
+            text = Processor.load(checkpoint)
             banned = text.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
             backend = LocalBackend.load(checkpoint, options, banned, progress)
         except BaseException:
@@ -109,19 +109,19 @@ class LLM:
         return backend
 
     @classmethod
-    def from_backend(cls, backend: Backend, text: TextSide) -> LLM:
+    def from_backend(cls, backend: Backend, text: Processor) -> LLM:
         """Put a text side in front of any backend."""
         self = cls.__new__(cls)
         self._start(backend, text, None)
         return self
 
-    def _start(self, backend: Backend, text: TextSide, checkpoint: Checkpoint | None) -> None:
+    def _start(self, backend: Backend, text: Processor, checkpoint: Checkpoint | None) -> None:
         self.backend = backend
         self.text = text
         self.checkpoint = checkpoint
-        self._preparer = RequestPreparer(text, backend.info.max_model_len, backend.info.vocab_size)
+        self._preparer = InputProcessor(text, backend.info.max_model_len, backend.info.vocab_size)
         self._kept = None
-        self._running: dict[str, RunningRequest] = {}
+        self._running: dict[str, RequestState] = {}
         self._owners: dict[str, str] = {}
         # Chunks of requests that a stream iterator waits for; all others are returned by `step`.
         self._streams: dict[str, deque[StreamChunk]] = {}
@@ -209,7 +209,7 @@ class LLM:
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
         params, ids = prepared.params, prepared.prompt_ids
-        running = RunningRequest(request_id, prepared.prompt, ids)
+        running = RequestState(request_id, prepared.prompt, ids)
         running.metrics.num_prompt_tokens = len(ids)
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glm4.chat.messages import Event, Message, TextDelta, ToolCall
-from glm4.chat.parsing import merged
+from glm4.chat.parsers.base import merged
+from glm4.engine.protocol import TokenLogprobs
 from glm4.errors import Glm4Error
-from glm4.generation import TokenLogprobs
 
 if TYPE_CHECKING:
     import numpy as np

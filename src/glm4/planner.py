@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from glm4 import memory
 from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels.formats import packed_nbytes
+from glm4.loading.weights import SLAB_NBYTES
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, PAGE_SIZE, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.loader import SLAB_NBYTES
 from glm4.model.precision import Precision, all_matrices, matrix_shapes, named_precision, resolve_precision
+from glm4.system import memory
 
 RUNTIME_BYTES = 250_000_000  # interpreter, libraries, a 150,000 entry vocabulary
 MAX_BATCHED_TOKENS = 512  # rows of one forward pass, LLM's default

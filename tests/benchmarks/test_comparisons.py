@@ -20,11 +20,11 @@ import overhead
 import random_gguf
 import speed as speed_program
 import whole_program
-from glm4 import speed
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.kernels import native
 from glm4.model.shapes import SHAPES
-from glm4.model.weights.checkpoint import open_checkpoint
 from programs import gguf_of, llama_programs
 from tiny import write_folder
 

@@ -17,10 +17,10 @@ import quality
 import quality_formats as qf
 import quality_model as qm
 import quality_tensors as qt
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.kernels import PackedWeight, get_kernels
-from glm4.model.loader import load_model
+from glm4.loading.weights import load_model
 from glm4.model.precision import PRECISIONS
-from glm4.model.weights.checkpoint import open_checkpoint
 from quality_picture import CHARACTER, LINE, label_places, picture, points_of
 from tiny import tiny_model, write_folder
 

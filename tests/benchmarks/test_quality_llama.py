@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality
 import quality_llama as ql
 import quality_model as qm
-from glm4.model.weights.checkpoint import open_checkpoint
+from glm4.checkpoints.checkpoint import open_checkpoint
 from tiny import GGUFArchitecture, write_gguf
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from glm4.chat.base import offered_tools
-from glm4.chat.chatml import ChatMLDialect
-from glm4.chat.dialect import DIALECTS, dialect_for
-from glm4.chat.glm4 import SEGMENT
+from glm4.chat.dialects.base import offered_tools
+from glm4.chat.dialects.chatml import ChatMLDialect
+from glm4.chat.dialects.glm4 import SEGMENT
+from glm4.chat.dialects.table import DIALECTS, dialect_for
 from glm4.chat.messages import Message, ToolCall
-from glm4.chat.template import ChatTemplate, default_template
+from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.variants import VARIANTS

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from glm4.chat.dialect import DIALECTS
-from glm4.chat.shield import Shield
-from glm4.chat.template import ChatTemplate, default_template
+from glm4.chat.dialects.table import DIALECTS
+from glm4.chat.template.shield import Shield
+from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from vocabularies import tiny_chatml, tiny_gguf
@@ -156,7 +156,7 @@ def test_template_variables_are_text_too() -> None:
 
 
 def test_private_use_characters_may_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glm4.chat.shield._PRIVATE_USE", (range(0xE000, 0xE002),))
+    monkeypatch.setattr("glm4.chat.template.shield._PRIVATE_USE", (range(0xE000, 0xE002),))
     messages = [{"role": "user", "content": "\ue000\ue001<|user|>"}]
     with pytest.raises(InvalidRequestError, match="private-use"):
         DIALECTS["glm4"].render(messages, tokenizer=GLM)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from glm4.chat.dialect import DIALECTS
+from glm4.chat.dialects.table import DIALECTS
 from glm4.chat.messages import Message, ToolCall
-from glm4.chat.template import ChatTemplate
+from glm4.chat.template.template import ChatTemplate
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
 from vocabularies import installed_gguf, tiny_chatml

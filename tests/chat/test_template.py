@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glm4.chat.template import MAX_SOURCE_CHARS, ChatTemplate, default_template
+from glm4.chat.template.template import MAX_SOURCE_CHARS, ChatTemplate, default_template
 from glm4.errors import TemplateError
 
 

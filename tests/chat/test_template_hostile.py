@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from glm4.chat import budget
-from glm4.chat.template import ChatTemplate
+from glm4.chat.template import budget
+from glm4.chat.template.template import ChatTemplate
 from glm4.errors import TemplateError
 
 STATUS = Path("/proc/self/status")

@@ -17,15 +17,15 @@ import pytest
 
 from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.backends.local import LocalBackend, LocalOptions
-from glm4.chat.dialect import DIALECTS, dialect_for
-from glm4.chat.grammar import MAX_CALLS, CallableTool, callables
-from glm4.chat.parsing import ParsedAnswer, collect
+from glm4.chat.call_grammar import MAX_CALLS, CallableTool, callables
+from glm4.chat.dialects.table import DIALECTS, dialect_for
+from glm4.chat.parsers.base import ParsedAnswer, collect
 from glm4.chat.tool_choice import ToolChoice
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.engine.protocol import TokenConstraint
 from glm4.errors import InvalidRequestError
-from glm4.generation import TokenConstraint
-from glm4.grammar import GrammarCompiler
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.text_side import TextSide
+from glm4.requests.grammar_compiler import GrammarCompiler
+from glm4.requests.processor import Processor
 from glm4.tokenizer import Tokenizer
 from scripted_llm import scripted_llm
 from tiny import VOCAB_SIZE, write_folder, write_gguf
@@ -82,17 +82,17 @@ def random_value(rng: np.random.Generator, depth: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=list(DIALECTS))
-def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TextSide:
+def text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Processor:
     """The text side of each dialect on a tiny vocabulary, with the dialect's own template."""
     folder = tmp_path_factory.mktemp("model")
     chatml = request.param == "chatml"
     path = write_gguf(folder / "m.gguf", architecture="qwen2") if chatml else write_folder(folder)
     with open_checkpoint(path) as checkpoint:
-        made = TextSide.load(checkpoint)
+        made = Processor.load(checkpoint)
     return replace(made, dialect=dialect_for(request.param), template=None)
 
 
-def compiler(text: TextSide) -> GrammarCompiler:
+def compiler(text: Processor) -> GrammarCompiler:
     return GrammarCompiler(text.tokenizer, VOCAB_SIZE, text.dialect)
 
 
@@ -112,7 +112,7 @@ def walk(constraint: TokenConstraint, rng: np.random.Generator, start: Sequence[
     pytest.fail("no end in sight")
 
 
-def read(text: TextSide, ids: Sequence[int], tools: Sequence[dict[str, Any]]) -> ParsedAnswer:
+def read(text: Processor, ids: Sequence[int], tools: Sequence[dict[str, Any]]) -> ParsedAnswer:
     """The answer as the dialect's parser reads it, an id at a time."""
     detokenizer, parser = text.dialect.detokenizer(text.tokenizer), text.dialect.parser(tools, text.tokenizer)
     stop = ids[-1] if ids[-1] in text.stop_ids else None
@@ -120,13 +120,13 @@ def read(text: TextSide, ids: Sequence[int], tools: Sequence[dict[str, Any]]) ->
     return collect([*events, *parser.finish(stop)])
 
 
-def beginning(text: TextSide) -> list[int]:
+def beginning(text: Processor) -> list[int]:
     """What the model must have said before the grammar takes over."""
     return text.tokenizer.encode(THOUGHT) if text.dialect.thinking_closing else []
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_every_text_that_fits_is_read_as_valid_calls(text: TextSide, parallel: bool) -> None:
+def test_every_text_that_fits_is_read_as_valid_calls(text: Processor, parallel: bool) -> None:
     made = compiler(text)
     several = 0
     for seed in range(40):
@@ -145,7 +145,7 @@ def test_every_text_that_fits_is_read_as_valid_calls(text: TextSide, parallel: b
     assert bool(several) == parallel
 
 
-def test_an_answer_of_the_models_own_style_fits(text: TextSide) -> None:
+def test_an_answer_of_the_models_own_style_fits(text: Processor) -> None:
     """The grammar writes calls as the dialect's template shows them to the model."""
     constraint = compiler(text).answer(None, callables(TOOLS, ()), parallel=True)
     written = {
@@ -169,7 +169,7 @@ def test_an_answer_of_the_models_own_style_fits(text: TextSide) -> None:
     assert written.split("</think>\n\n")[-1].removesuffix("<|observation|>") in shown
 
 
-def test_functions_without_parameters_take_any_object(text: TextSide) -> None:
+def test_functions_without_parameters_take_any_object(text: Processor) -> None:
     for parameters in (None, {}, {"type": ["object", "null"]}):
         tools = [function("f", parameters)]
         constraint = compiler(text).answer(None, callables(tools, ()), parallel=False)
@@ -177,7 +177,7 @@ def test_functions_without_parameters_take_any_object(text: TextSide) -> None:
         assert ids is None or isinstance(json.loads(read(text, ids, tools).tool_calls[0].arguments), dict)
 
 
-def test_an_answer_with_a_form_or_a_call(text: TextSide) -> None:
+def test_an_answer_with_a_form_or_a_call(text: Processor) -> None:
     """Both kinds come, and text is text even if its form resembles a call's."""
     outputs = StructuredOutputs(choice=["get_weather", "plain"])
     constraint = compiler(text).answer(outputs, callables(TOOLS, ()), parallel=False)
@@ -188,7 +188,7 @@ def test_an_answer_with_a_form_or_a_call(text: TextSide) -> None:
 
 
 @pytest.mark.parametrize("text", ["glm4"], indirect=True)
-def test_built_in_tools_of_glm4_take_free_text(text: TextSide) -> None:
+def test_built_in_tools_of_glm4_take_free_text(text: Processor) -> None:
     tools = [{"type": "python"}, function("f", SIMPLE)]
     (python, _) = callables(tools, text.dialect.builtin_tools)
     assert python == CallableTool("python", None)
@@ -225,7 +225,7 @@ def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     chatml = request.param == "chatml"
     path = write_gguf(folder / "m.gguf", architecture="qwen2") if chatml else write_folder(folder)
     with open_checkpoint(path) as checkpoint:
-        side = replace(TextSide.load(checkpoint), dialect=dialect_for(request.param), template=None)
+        side = replace(Processor.load(checkpoint), dialect=dialect_for(request.param), template=None)
         banned = side.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
         options = LocalOptions(dtype="fp32", max_model_len=4096, max_num_seqs=4)
         yield LLM.from_backend(LocalBackend.load(checkpoint, options, banned), side)

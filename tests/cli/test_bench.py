@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glm4 import speed
+from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.cli import main
 from glm4.model.kv_cache import KVCache
 from glm4.model.shapes import SHAPES
-from glm4.model.weights.checkpoint import open_checkpoint
 from tiny import write_folder
 
 
@@ -131,7 +131,7 @@ def test_prompts_and_answers_are_timed_apart(backend: LocalBackend) -> None:
 def test_a_cache_that_does_not_fit_is_refused_with_its_size(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("glm4.speed.available_memory", lambda: 8 << 30)
+    monkeypatch.setattr("glm4.benchmark.available_memory", lambda: 8 << 30)
     arguments = ["--random", "glm-4-9b-chat-1m", "--dtype", "int4", "--context", "1000000"]
     assert main(["bench", *arguments]) == 1
     assert "need" in capsys.readouterr().err

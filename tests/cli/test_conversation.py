@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from glm4.chat.messages import Message, ToolCall
-from glm4.cli import conversation
-from glm4.cli.conversation import Conversation, Turn
+from glm4.cli.conversation import conversation
+from glm4.cli.conversation.conversation import Conversation, Turn
 from glm4.errors import InvalidRequestError
 
 

@@ -14,8 +14,8 @@ import pytest
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from glm4.cli.interrupt import Interrupt
-from glm4.cli.line_editor import LineEditor
+from glm4.cli.conversation.interrupt import Interrupt
+from glm4.cli.conversation.line_editor import LineEditor
 
 
 @contextmanager

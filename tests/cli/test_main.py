@@ -18,7 +18,8 @@ import typer
 from typer.testing import CliRunner
 
 from glm4 import __version__, cli, errors
-from glm4.cli import COMMANDS, CommandRow, console, main
+from glm4.cli import console, main
+from glm4.cli.commands import COMMANDS, CommandRow
 from glm4.cli.parameters import Exit, UsageError
 from glm4.cli.typer_app import build_app, load_command
 from glm4.errors import Glm4Error

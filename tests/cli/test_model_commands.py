@@ -247,7 +247,7 @@ def test_plan_of_a_local_checkpoint_reads_its_configuration(capsys: pytest.Captu
 def test_plan_verdicts(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, free: int, options: list[str], verdict: str
 ) -> None:
-    monkeypatch.setattr("glm4.memory.available_memory", lambda: free * 10**9)
+    monkeypatch.setattr("glm4.system.memory.available_memory", lambda: free * 10**9)
     assert main(["plan", "glm-4-9b-chat", *options]) == 0
     out = capsys.readouterr().out
     assert verdict in " ".join(out.split())
@@ -260,7 +260,7 @@ def test_a_packed_model_that_does_not_fit_is_not_offered_another_format(
 ) -> None:
     folder, packed = write_folder(tmp_path / "model", tiny_model()), str(tmp_path / "packed")
     assert main(["quantize", str(folder), "--to", "int8", "-o", packed, "--no-calibrate"]) == 0
-    monkeypatch.setattr("glm4.memory.available_memory", lambda: 10**6)
+    monkeypatch.setattr("glm4.system.memory.available_memory", lambda: 10**6)
     assert main(["plan", packed]) == 0
     assert "It does not fit here. Try a smaller model." in capsys.readouterr().out
 
@@ -279,7 +279,7 @@ def test_a_narrow_terminal_costs_the_bars_and_not_their_names(
 def test_plan_json_has_what_the_table_shows(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glm4.memory.total_memory", lambda: 64 * 10**9)
+    monkeypatch.setattr("glm4.system.memory.total_memory", lambda: 64 * 10**9)
     assert main(["plan", "glm-4-9b-chat", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["bytes"]["machine"] == 64 * 10**9
 

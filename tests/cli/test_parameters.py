@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4.cli import COMMANDS
+from glm4.cli.commands import COMMANDS
 from glm4.cli.parameters import Argument, Option, Parameter, plain_arguments
 from glm4.cli.typer_app import load_command
 

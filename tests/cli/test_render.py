@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from glm4.chat.messages import ReasoningDelta, TextDelta, ToolCallDelta
-from glm4.cli import markdown
 from glm4.cli.console import printable
-from glm4.cli.markdown import ChatMarkdown, MarkdownView, blocks, finished_length
-from glm4.cli.render import PlainView
+from glm4.cli.conversation import markdown
+from glm4.cli.conversation.markdown import ChatMarkdown, MarkdownView, blocks, finished_length
+from glm4.cli.conversation.render import PlainView
 
 ANSWER = """# Title
 
@@ -191,7 +191,8 @@ def test_plain_output_adds_no_second_newline(capsys: pytest.CaptureFixture[str])
 
 def test_a_plain_answer_loads_no_markdown() -> None:
     """No clock: what makes a start slow is what it loads."""
-    code = "import sys, glm4.cli.answer, glm4.cli.chat, glm4.cli.render as r, glm4.llm; r.make_view(plain=True)"
+    modules = "glm4.cli.conversation.answer, glm4.cli.chat, glm4.cli.conversation.view as view, glm4.llm"
+    code = f"import sys, {modules}; view.make_view(plain=True)"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print('\\n'.join(sys.modules))"], capture_output=True, text=True, check=True
     )

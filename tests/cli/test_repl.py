@@ -14,9 +14,9 @@ import pytest
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from glm4.cli.conversation import PARAM_NAMES
-from glm4.cli.line_editor import LineEditor
-from glm4.cli.repl import COMMANDS, Repl
+from glm4.cli.conversation.conversation import PARAM_NAMES
+from glm4.cli.conversation.line_editor import LineEditor
+from glm4.cli.conversation.repl import COMMANDS, Repl
 from glm4.llm import LLM
 from scripted_llm import scripted_llm
 from tiny import write_gguf

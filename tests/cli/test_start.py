@@ -38,12 +38,12 @@ HEAVY = [
     "numpy.random",
     "glm4.server",
     "glm4.quantization",
-    "glm4.batch",
+    "glm4.batch.job",
     "glm4.planner",
-    "glm4.cli.repl",
+    "glm4.cli.conversation.repl",
     "glm4.cli.typer_app",
     "glm4.hub.download",
-    "glm4.model.weights.adapter",
+    "glm4.checkpoints.peft_adapter",
     "glm4.kernels.reference",
 ]
 

@@ -16,10 +16,11 @@ from test_engine import CONFIG, MODEL, engine, mixed_requests, prompt, request
 from adapter_files import random_adapter
 from glm4.engine.adapters import AdapterTable
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.errors import InvalidRequestError, OutOfMemoryError
-from glm4.generation import GenerationOutput, GenerationRequest
 from glm4.kernels import get_kernels
-from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache, pages_for
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.lora import LoraAdapter, LoraFactors
 
 Answer = list[tuple[int, float]]

@@ -15,8 +15,9 @@ from automata import Automaton, Failing, Jittery, OneWay, Slow, Walk, random_aut
 from test_engine import CONFIG, MODEL, alone, engine, prompt, request, run
 
 from glm4.engine.engine import Engine
-from glm4.generation import GenerationOutput, GenerationRequest, TokenConstraint
-from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache, pages_for
+from glm4.engine.protocol import GenerationOutput, GenerationRequest, TokenConstraint
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 
 VOCAB = CONFIG.vocab_size
 STOP = VOCAB - 1

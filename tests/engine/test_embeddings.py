@@ -14,10 +14,11 @@ from test_engine import CONFIG, MODEL, engine, prompt, request
 from adapter_files import random_adapter
 from glm4.engine.engine import Engine
 from glm4.engine.pooling import MeanPool
+from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
-from glm4.generation import GenerationOutput, GenerationRequest
 from glm4.kernels.reference import REFERENCE
-from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache, pages_for
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.lora import LoraAdapter
 
 LENGTHS = (1, 2, 31, 32, 33, 200, 90)

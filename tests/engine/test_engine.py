@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig, fair_shares
 from glm4.errors import InvalidRequestError, PromptTooLongError
-from glm4.generation import GenerationOutput, GenerationRequest
 from glm4.kernels import get_kernels
+from glm4.loading.weights import random_model
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
-from glm4.model.loader import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.sampling_params import SamplingParams
 

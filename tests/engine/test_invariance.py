@@ -16,11 +16,12 @@ from test_engine import CONFIG, prompt, request
 
 from adapter_files import packed_adapter
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.generation import GenerationRequest
 from glm4.kernels import _native, get_kernels
-from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache, pages_for
-from glm4.model.loader import random_model
+from glm4.loading.weights import random_model
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 

@@ -19,8 +19,8 @@ from test_engine import CONFIG, MODEL, finish, prompt, request, run
 
 from adapter_files import packed_adapter
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.generation import GenerationRequest
 from glm4.kernels import int8_cache
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.lora import LoraAdapter

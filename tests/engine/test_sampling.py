@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.sampling import Sampler, largest, nucleus, pick, token_logprobs
 from glm4.errors import Glm4Error
-from glm4.generation import GenerationRequest
 from glm4.sampling_params import SamplingParams
 
 NO_IDS = np.empty(0, np.int64)

@@ -9,11 +9,12 @@ import pytest
 from test_engine import CONFIG
 
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.generation import GenerationRequest
 from glm4.kernels import get_kernels
-from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import random_model
+from glm4.loading.weights import random_model
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, pages_for
 from glm4.model.precision import PRECISIONS
 from glm4.sampling_params import SamplingParams
 

@@ -9,7 +9,7 @@ from test_engine import CONFIG, engine, prompt, request, run
 
 from adapter_files import random_adapter
 from glm4.backends.scripted import ScriptedBackend
-from glm4.generation import EngineStats
+from glm4.engine.protocol import EngineStats
 from glm4.model.kv_cache import PAGE_SIZE
 
 

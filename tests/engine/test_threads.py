@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from glm4.engine.engine import Engine
-from glm4.generation import GenerationRequest
+from glm4.engine.protocol import GenerationRequest
 from glm4.kernels import get_kernels
 from glm4.model.kv_cache import KVCache
-from glm4.model.loader import random_model
+from glm4.loading.weights import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
 from glm4.sampling_params import SamplingParams

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from glm4.kernels import Kernels, _native, get_kernels
+from glm4.kernels import _native, get_kernels
+from glm4.kernels.base import Kernels
 
 
 @pytest.fixture(params=_native.isas())

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from glm4.kernels import Kernels, int8_cache
+from glm4.kernels import int8_cache
+from glm4.kernels.base import Kernels
 
 PAGE = 32
 

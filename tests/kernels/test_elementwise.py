@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 
 WIDTHS = [1, 3, 8, 31, 64, 129, 1000]
 

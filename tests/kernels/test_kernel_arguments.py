@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glm4.kernels import Kernels, PackedWeight, _native, packed_nbytes
+from glm4.kernels import PackedWeight, _native, packed_nbytes
+from glm4.kernels.base import Kernels
 
 F = np.float32
 

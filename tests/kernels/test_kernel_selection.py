@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from glm4.errors import KernelError
-from glm4.kernels import Kernels, _native, get_kernels
-from glm4.processors import default_num_threads
+from glm4.kernels import _native, get_kernels
+from glm4.kernels.base import Kernels
+from glm4.system.cpus import default_num_threads
 
 REPORT = """
 from glm4.errors import KernelError

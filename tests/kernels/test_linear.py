@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from glm4.errors import TensorError
-from glm4.kernels import FORMATS, Kernels, PackedWeight, random_packed
+from glm4.kernels import FORMATS, PackedWeight, random_packed
+from glm4.kernels.base import Kernels
 from glm4.kernels.reference import ACTIVATION_GROUP, quantize_activations
 
 SHAPES = [(1, 1), (5, 7), (32, 32), (33, 31), (64, 100), (64, 128), (97, 160), (34, 223), (130, 513)]

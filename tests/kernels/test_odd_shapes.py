@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glm4.kernels import FORMATS, Kernels, int8_cache
+from glm4.kernels import FORMATS, int8_cache
+from glm4.kernels.base import Kernels
 
 ROWS = [*range(1, 10), 31, 32, 33, 127, 128, 129]
 # (outputs, inputs): no multiples of a block of 32 outputs, a group of 32 columns or a span of 128, and exact ones.

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glm4.kernels import Kernels, _native, get_kernels
-from glm4.processors import usable_processors
+from glm4.kernels import _native, get_kernels
+from glm4.kernels.base import Kernels
+from glm4.system.cpus import usable_processors
 
 CSRC = Path(__file__).parents[2] / "csrc"
 COMPILER = shutil.which("c++")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 
 ROWS = [*range(1, 10), 31, 32, 33, 127, 128, 129, 1000]
 COLUMNS = [1, 2, 31, 32]

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 import golden_models as gm
 import tiny
-from glm4.kernels import Kernels, get_kernels
-from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import load_model
-from glm4.model.lora import LoraAdapter, LoraFactors, read_adapter
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.kernels import get_kernels
+from glm4.kernels.base import Kernels
+from glm4.loading.lora import read_adapter
+from glm4.loading.weights import load_model
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, pages_for
+from glm4.model.lora import LoraAdapter, LoraFactors
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
-from glm4.model.weights.checkpoint import open_checkpoint
 
 FOLDER = gm.GOLDEN / "adapters"
 TOLERANCE = 1e-5

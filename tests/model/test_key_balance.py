@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from glm4.kernels import get_kernels
+from glm4.loading.weights import random_model
 from glm4.model import key_balance as module
 from glm4.model.config import ModelConfig
 from glm4.model.key_balance import key_balance
-from glm4.model.loader import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from model_driver import forced_logits

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 import golden_models as gm
 import tiny
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.generation import GenerationRequest
 from glm4.kernels import get_kernels
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.rotary import RotaryTable

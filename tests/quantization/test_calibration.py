@@ -13,19 +13,19 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.checkpoints.tensor_names import Extras, map_tensors
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import PackedWeight
-from glm4.model import loader
-from glm4.model.loader import CanonicalTensors, load_model
+from glm4.loading import weights as loader
+from glm4.loading.weights import CanonicalTensors, load_model
 from glm4.model.precision import PRECISIONS
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.names import Extras, map_tensors
 from glm4.quantization import calibration, layer_rounder
 from glm4.quantization.calibration import calibrated, exact_inputs, run_layer
 from glm4.quantization.calibration_text import PROMPTS, SEQUENCE, calibration_text, prompt_ids
 from glm4.quantization.layer_rounder import MATRICES, LayerRounder, output_error
 from glm4.quantization.rounding import damping_for, round_compensated
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
 from model_driver import Session
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -213,7 +213,7 @@ def test_output_error_is_that_of_the_outputs() -> None:
 def test_calibration_text_is_written_by_the_model(tmp_path: Path) -> None:
     steps: list[float] = []
     with open_checkpoint(tiny.write_folder(tmp_path / "m", tiny.tiny_model())) as checkpoint:
-        text = TextSide.load(checkpoint)
+        text = Processor.load(checkpoint)
         ids = calibration_text(checkpoint, text, 2, lambda stage, done, total: steps.append(done))
         again = calibration_text(checkpoint, text, 2)
         seed, first = next(prompt_ids(text))

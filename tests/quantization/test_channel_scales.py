@@ -13,15 +13,17 @@ import golden_models as gm
 import tiny
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.checkpoints.packed_format import packed_shapes
+from glm4.checkpoints.tensor_names import CHANNEL_SCALES, Extras
 from glm4.kernels import get_kernels
-from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import assemble, canonical_tensors, load_model
-from glm4.model.lora import LoraAdapter, read_adapter
+from glm4.loading.lora import read_adapter
+from glm4.loading.weights import assemble, canonical_tensors, load_model
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, pages_for
+from glm4.model.lora import LoraAdapter
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.model.weights.names import CHANNEL_SCALES, Extras
-from glm4.model.weights.packed import packed_shapes
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization.calibration import exact_inputs
 from glm4.quantization.channel_scales import channel_scales, rescale_layer

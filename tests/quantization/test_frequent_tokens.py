@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import tiny
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.kernels import get_kernels
-from glm4.model import loader
-from glm4.model.loader import load_model
+from glm4.loading import weights as loader
+from glm4.loading.weights import load_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
-from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization import frequent_tokens as module
 from glm4.quantization.frequent_tokens import FREQUENT_SHARE, frequent_count, frequent_tokens

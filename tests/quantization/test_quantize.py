@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 
 import tiny
-from glm4 import atomic_folder as atomic_folder_module
-from glm4.atomic_folder import atomic_folder, partial_of
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError, ModelNotFoundError
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import packed_nbytes
-from glm4.model import loader
-from glm4.model.loader import canonical_tensors, load_model
+from glm4.loading import weights as loader
+from glm4.loading.weights import canonical_tensors, load_model
 from glm4.model.precision import PRECISIONS
-from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.report import KindError, QuantizationReport
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
+from glm4.system import atomic_folder as atomic_folder_module
+from glm4.system.atomic_folder import atomic_folder, partial_of
 from golden_models import draw, file_tensors
 from model_driver import forced_logits
 from packing import pack_folder
@@ -104,7 +104,7 @@ def test_calibration_brings_outputs_closer(
     expected = ["embed_tokens", "qkv", "o", "gate_up", "down", *(() if tied else ("lm_head",))]
     assert list(report.kinds) == expected
     with open_checkpoint(source) as checkpoint, open_checkpoint(tmp_path / "out") as packed:
-        ids = calibration_text(checkpoint, TextSide.load(checkpoint), 3)
+        ids = calibration_text(checkpoint, Processor.load(checkpoint), 3)
         plain = load_model(checkpoint, PRECISIONS[target], get_kernels())
         for name, kind in report.kinds.items():
             assert kind.tensors == (1 if name in ("embed_tokens", "lm_head") else 2)
@@ -249,7 +249,7 @@ def test_an_error_on_the_way_leaves_no_trace(source: Path, tmp_path: Path, monke
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("glm4.packed_checkpoint.write_packed_config", fail)
+    monkeypatch.setattr("glm4.loading.packed_folder.write_packed_config", fail)
     with pytest.raises(DiskFullError, match="no room left"):
         quantize(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +258,7 @@ def test_an_error_on_the_way_leaves_no_trace(source: Path, tmp_path: Path, monke
 _KILLED = """
 import sys, time
 from glm4.cli import main
-from glm4.model.weights import packed_writer
+from glm4.checkpoints import packed_writer
 written = packed_writer.PackedWriter.write
 def write(self, name, data):
     written(self, name, data)

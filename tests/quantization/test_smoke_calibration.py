@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import quality
 import quality_text
 from glm4 import hub
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.errors import ModelNotFoundError
 from glm4.kernels import get_kernels
-from glm4.model.weights.checkpoint import open_checkpoint
 from glm4.quantization.calibration_text import calibration_text
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
 from quality_model import Packed, off_grid, packed_model
 
 
@@ -32,7 +32,7 @@ def test_calibration_lowers_the_divergence_on_other_text() -> None:
         pytest.skip(str(error))
     kernels = get_kernels()
     with open_checkpoint(path) as checkpoint:
-        text = TextSide.load(checkpoint)
+        text = Processor.load(checkpoint)
         sources = [quality_text.SOURCES[kind] for kind in ("english", "code")]
         documents = [quality_text._documents(text, source, 1, quality.SEQUENCE) for source in sources]
         calibration = calibration_text(checkpoint, text, 4)

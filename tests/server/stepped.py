@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glm4.backends.base import Backend
-from glm4.generation import GenerationOutput
+from glm4.engine.protocol import GenerationOutput
 from glm4.llm import LLM
 
 

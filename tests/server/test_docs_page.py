@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from glm4.server.docs import FILES
+from glm4.server.pages.docs import FILES
 from live import config, serve
 from scripted_llm import scripted_llm
 

@@ -14,7 +14,7 @@ from anthropic.types.beta import BetaMessage, BetaMessageTokensCount, BetaRawMes
 from messages_client import TOOL, ask, client_of, events_of, only_known, streamed
 from pydantic import BaseModel
 
-from glm4.anthropic_format.fields import REFUSED_HEADERS
+from glm4.api.anthropic.fields import REFUSED_HEADERS
 from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 from tiny import write_folder

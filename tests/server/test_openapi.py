@@ -21,8 +21,8 @@ from hypothesis import seed as with_seed
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
+from glm4.api.openai.fields import read_fields
 from glm4.errors import InvalidRequestError
-from glm4.openai_format.fields import read_fields
 from glm4.server.app import ADAPTER_ROUTES, ROUTES
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.openapi import document

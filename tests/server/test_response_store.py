@@ -16,8 +16,8 @@ import pytest
 
 from glm4.errors import StoreError
 from glm4.server.app import create_app
-from glm4.server.response_database import ResponseDatabase
-from glm4.server.response_store import ResponseStore
+from glm4.server.stores.response_database import ResponseDatabase
+from glm4.server.stores.response_store import ResponseStore
 from live import config
 
 MEGABYTE = 1 << 20

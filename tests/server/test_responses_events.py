@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from response_stream import plain, rebuilt
 
+from glm4.api.responses.events import ResponseWriter
+from glm4.api.responses.request import parse_responses
 from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
-from glm4.chat.parsing import collect, merged
-from glm4.generation import TokenLogprobs
-from glm4.openai_format.responses_events import ResponseWriter
-from glm4.openai_format.responses_request import parse_responses
+from glm4.chat.parsers.base import collect, merged
+from glm4.engine.protocol import TokenLogprobs
 from glm4.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer

@@ -12,15 +12,15 @@ import pytest
 from openai.types.responses import input_token_count_params, response_create_params
 from pydantic import BaseModel, ConfigDict
 
-from glm4.errors import InvalidRequestError
-from glm4.openai_format.fields import LABELS
-from glm4.openai_format.responses_request import (
+from glm4.api.openai.fields import LABELS
+from glm4.api.responses.request import (
     INPUT_TOKENS_FIELDS,
     REFUSED,
     RESPONSES_FIELDS,
     parse_input_tokens,
     parse_responses,
 )
+from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 from glm4.server.config import ModelSpec, ServerConfig
 from live import LiveServer, serve

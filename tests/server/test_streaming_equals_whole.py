@@ -13,19 +13,19 @@ from answers import joined_message, read_events, whole_message, without_ids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from glm4.api.openai.answers import message
+from glm4.api.openai.events import ChatChunks
+from glm4.api.openai.request import ResponseOptions, StreamOptions
 from glm4.async_llm import AsyncLLM, RequestStream
-from glm4.chat.dialect import DIALECTS, dialect_for
-from glm4.generation import GenerationOutput
-from glm4.model.weights.checkpoint import open_checkpoint
-from glm4.openai_format.chunks import ChatChunks
-from glm4.openai_format.objects import message
-from glm4.openai_format.requests import ResponseOptions, StreamOptions
-from glm4.output_processor import SampleProcessor
+from glm4.chat.dialects.table import DIALECTS, dialect_for
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.engine.protocol import GenerationOutput
 from glm4.outputs import StreamChunk
-from glm4.prepared_request import PreparedRequest, RequestPreparer
-from glm4.running_request import RunningRequest
+from glm4.requests.input_processor import InputProcessor, PreparedRequest
+from glm4.requests.output_processor import SampleProcessor
+from glm4.requests.processor import Processor
+from glm4.requests.request_state import RequestState
 from glm4.sampling_params import SamplingParams
-from glm4.text_side import TextSide
 from live import config, serve
 from scripted_llm import scripted_llm
 from tiny import VOCAB_SIZE, special_id, write_folder
@@ -47,23 +47,23 @@ PIECES = {"glm4": GLM, "glm4_0414": GLM, "glm_z1": Z1, "chatml": CHATML}
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> TextSide:
-    return TextSide.load(open_checkpoint(write_folder(tmp_path_factory.mktemp("model"))))
+def text(tmp_path_factory: pytest.TempPathFactory) -> Processor:
+    return Processor.load(open_checkpoint(write_folder(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture(scope="module")
-def preparers(text: TextSide) -> dict[str, RequestPreparer]:
+def preparers(text: Processor) -> dict[str, InputProcessor]:
     sides = {name: replace(text, dialect=dialect_for(name), template=None) for name in DIALECTS}
-    return {name: RequestPreparer(side, 4096, VOCAB_SIZE) for name, side in sides.items()}
+    return {name: InputProcessor(side, 4096, VOCAB_SIZE) for name, side in sides.items()}
 
 
-def prepared_by(preparer: RequestPreparer, stop: Sequence[str] = (), parallel: bool = True) -> PreparedRequest:
+def prepared_by(preparer: InputProcessor, stop: Sequence[str] = (), parallel: bool = True) -> PreparedRequest:
     params = SamplingParams(stop=list(stop))
     messages = [{"role": "user", "content": "?"}]
     return preparer.chat(messages, params, tools=TOOLS, parallel_tool_calls=parallel)
 
 
-def ids_of(text: TextSide, pieces: Sequence[str | bytes]) -> list[int]:
+def ids_of(text: Processor, pieces: Sequence[str | bytes]) -> list[int]:
     """Token ids: pieces of bytes are bytes that need not be UTF-8, role tags are special tokens, all else is text."""
     ids: list[int] = []
     for piece in pieces:
@@ -76,8 +76,8 @@ def ids_of(text: TextSide, pieces: Sequence[str | bytes]) -> list[int]:
     return ids
 
 
-def started(prepared: PreparedRequest, samples: int = 1) -> RunningRequest:
-    running = RunningRequest("r", None, prepared.prompt_ids)
+def started(prepared: PreparedRequest, samples: int = 1) -> RequestState:
+    running = RequestState("r", None, prepared.prompt_ids)
     for index in range(samples):
         running.samples[f"r#{index}"] = SampleProcessor(
             index, prepared.params, *prepared.decoder(), lambda: None, prepared.max_tool_calls
@@ -98,11 +98,11 @@ def outputs(index: int, ids: Sequence[int], cuts: Sequence[int], ending: str) ->
     return [*steps, GenerationOutput(f"r#{index}", parts[-1] + last, reason, stop)]
 
 
-def run(running: RunningRequest, steps: Sequence[GenerationOutput]) -> list[StreamChunk]:
+def run(running: RequestState, steps: Sequence[GenerationOutput]) -> list[StreamChunk]:
     return [chunk for step in steps if (chunk := running.push(step)) is not None]
 
 
-def written(text: TextSide, prepared: PreparedRequest, chunks: Sequence[StreamChunk], samples: int = 1) -> list[Any]:
+def written(text: Processor, prepared: PreparedRequest, chunks: Sequence[StreamChunk], samples: int = 1) -> list[Any]:
     """The stream of a chat answer as its JSON objects."""
     writer = ChatChunks("m", text.tokenizer, prepared.prompt_ids, StreamOptions(), ResponseOptions())
     return [*writer.first(samples), *(one for chunk in chunks for one in writer.push(chunk)), *writer.last()]
@@ -125,8 +125,8 @@ ENDINGS = st.sampled_from(["<|user|>", "<|observation|>", "length"])
     parallel=st.booleans(),
 )
 def test_any_cut(
-    text: TextSide,
-    preparers: dict[str, RequestPreparer],
+    text: Processor,
+    preparers: dict[str, InputProcessor],
     dialect: str,
     data: st.DataObject,
     ending: str,
@@ -156,7 +156,7 @@ def test_any_cut(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_slow_reader_loses_nothing(
-    text: TextSide, preparers: dict[str, RequestPreparer], dialect: str, data: st.DataObject
+    text: Processor, preparers: dict[str, InputProcessor], dialect: str, data: st.DataObject
 ) -> None:
     """Two samples at once, chunks joined while nobody reads: what is read is what two prompt readers would get."""
     prepared = prepared_by(preparers[dialect])

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tiny
+from glm4.checkpoints.gguf import GGUFSource
 from glm4.errors import TokenizerError
-from glm4.model.weights.gguf import GGUFSource
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.tokenizer.saving import save_tokenizer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from glm4.generation import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
+from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 
 
 @dataclass(frozen=True)

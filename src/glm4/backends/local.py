@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.backends.base import BackendInfo
 from glm4.engine.engine import Engine
+from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.errors import InvalidRequestError, OutOfMemoryError
-from glm4.generation import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
-from glm4.kernels import Kernels, get_kernels
-from glm4.memory import available_memory
+from glm4.kernels import get_kernels
+from glm4.kernels.base import Kernels
+from glm4.loading.lora import read_adapter
+from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, KV_DTYPES, PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.loader import CanonicalTensors, Progress, load_model, random_model
-from glm4.model.lora import LoraAdapter, read_adapter
+from glm4.model.lora import LoraAdapter
 from glm4.model.precision import Precision, packed_dtype, resolve_precision, weight_nbytes
 from glm4.model.transformer import Transformer
-from glm4.processors import MOST_THREADS
-
-from .base import BackendInfo
+from glm4.system.cpus import MOST_THREADS
+from glm4.system.memory import available_memory
 
 _POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads")
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.backends.base import BackendInfo
+from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.errors import InvalidRequestError, PromptTooLongError
-from glm4.generation import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
-
-from .base import BackendInfo
 
 Script = Callable[[Sequence[int]], Sequence[int]]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from glm4.chat.grammar import CallableTool
+from glm4.chat.call_grammar import CallableTool
 from glm4.errors import InvalidRequestError
 
 Mode = Literal["auto", "none", "required"]

@@ -1,4 +1,4 @@
-"""The `glm4` command: one file per command, found through the table at the foot of this file.
+"""The `glm4` command: one file per command, found through the table in `commands.py`.
 
 `glm4 --help` reads the table only. A command's module is imported when that command runs; it holds a function named
 after the command (parameters annotated with an `Option` or `Argument` of `glm4.cli.parameters`; the docstring is its
@@ -10,27 +10,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or no such model, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from types import FrameType, ModuleType
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
-
-class CommandRow(NamedTuple):
-    """Where a command lives and how `glm4 --help` lists it."""
-
-    module: str
-    panel: str
-    summary: str
-
-    def load(self, name: str) -> tuple[ModuleType, Callable[..., None]]:
-        """The command's module, and its function in it."""
-        module = importlib.import_module(self.module)
-        return module, getattr(module, name)
+from glm4.cli.commands import COMMANDS, print_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,31 +122,8 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
     return console.failure(error) if code is None and not debug else code
 
 
-def print_version() -> None:
-    """One line on standard output."""
-    from glm4 import __version__
-
-    print(f"glm4 {__version__}", flush=True)
-
-
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:
     """Accept `--debug` anywhere before `--`, so that it can be appended to a command that just failed."""
     end = args.index("--") if "--" in args else len(args)
     debug = "--debug" in args[:end] or os.environ.get("GLM4_DEBUG", "") not in ("", "0")
     return [arg for i, arg in enumerate(args) if i >= end or arg != "--debug"], debug
-
-
-_RUN, _MODELS = "Run a model", "Manage models"
-
-COMMANDS: dict[str, CommandRow] = {
-    "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
-    "generate": CommandRow("glm4.cli.generate", _RUN, "Continue a text, without a chat template."),
-    "serve": CommandRow("glm4.cli.serve", _RUN, "Serve models over HTTP: OpenAI's and Anthropic's APIs."),
-    "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),
-    "bench": CommandRow("glm4.cli.bench", _RUN, "Measure how fast a model runs here."),
-    "pull": CommandRow("glm4.cli.pull", _MODELS, "Download a model."),
-    "models": CommandRow("glm4.cli.models", _MODELS, "List installed and known models."),
-    "info": CommandRow("glm4.cli.info", _MODELS, "Describe a model: architecture, context, tensors."),
-    "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
-    "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
-}

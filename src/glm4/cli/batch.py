@@ -14,7 +14,7 @@ from glm4.cli import options
 from glm4.cli.parameters import Argument, Exit, Option
 
 if TYPE_CHECKING:
-    from glm4.batch import BatchProgress
+    from glm4.batch.job import BatchProgress
 
 EXAMPLES = """
 glm4 batch requests.jsonl answers.jsonl
@@ -46,9 +46,9 @@ def batch(
     "body": {…}}; each output line has OpenAI's batch output shape, in the order of finishing. A line that cannot be
     answered gets an error row. Run the same command again after any interruption: finished rows are kept.
     """
-    from glm4.batch import BatchJob
+    from glm4.batch.job import BatchJob
     from glm4.cli.console import EXIT_INTERRUPTED, notice, print_json
-    from glm4.cli.interrupt import Interrupt
+    from glm4.cli.conversation.interrupt import Interrupt
 
     with BatchJob(input_file, output_file) as job:
         progress = job.progress

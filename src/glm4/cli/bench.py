@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from glm4.backends.local import LocalBackend
-    from glm4.speed import Measurement, Question
+    from glm4.benchmark import Measurement, Question
 
 EXAMPLES = """
 glm4 bench
@@ -58,7 +58,7 @@ def bench(
     The yardsticks: how fast NumPy sums a large array (memory), and the kernels' own integer product with everything in
     the processor's caches (arithmetic). Close other programs first: two cores beside a browser measure the browser.
     """
-    from glm4 import speed
+    from glm4 import benchmark as speed
     from glm4.cli import console
 
     options.check_formats(dtype, kv_dtype)
@@ -99,12 +99,12 @@ def _backend(
     import numpy as np
 
     from glm4.backends.local import LocalBackend
+    from glm4.benchmark import backend_options
+    from glm4.checkpoints.checkpoint import open_checkpoint
     from glm4.errors import InvalidRequestError
     from glm4.hub import resolve
     from glm4.model.precision import packed_dtype
     from glm4.model.shapes import SHAPES
-    from glm4.model.weights.checkpoint import open_checkpoint
-    from glm4.speed import backend_options
 
     if shape is None:
         with open_checkpoint(resolve(model, progress=report)) as checkpoint:
@@ -121,7 +121,7 @@ def _backend(
 
 
 def _row(backend: LocalBackend, measurement: Measurement, bandwidth: float, peak: float) -> dict[str, Any]:
-    from glm4.speed import bytes_per_step, operations_per_token
+    from glm4.benchmark import bytes_per_step, operations_per_token
 
     question, rate = measurement.question, measurement.tokens_per_second
     row: dict[str, Any] = {

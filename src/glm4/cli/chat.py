@@ -61,7 +61,7 @@ def chat(
         stop=[clean_text(text) for text in stop] if stop else None,
     )
     system = clean_text(system) if system else None
-    from glm4.cli.interrupt import silent_keyboard
+    from glm4.cli.conversation.interrupt import silent_keyboard
 
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
@@ -71,7 +71,7 @@ def chat(
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)
         else:
-            from glm4.cli.repl import Repl
+            from glm4.cli.conversation.repl import Repl
 
             Repl(llm, model, system=system, params=params, plain=plain).run()
     finally:
@@ -92,9 +92,9 @@ def _question(prompt: str | None) -> str | None:
 
 def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, Any], *, plain: bool) -> None:
     from glm4.chat.messages import Message
-    from glm4.cli.answer import answer
     from glm4.cli.console import EXIT_INTERRUPTED, notice
-    from glm4.cli.render import make_view
+    from glm4.cli.conversation.answer import answer
+    from glm4.cli.conversation.view import make_view
 
     messages = ([Message("system", system)] if system else []) + [Message("user", question)]
     view, adapter = make_view(plain=plain), options.adapter_name(llm)

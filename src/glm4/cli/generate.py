@@ -94,9 +94,9 @@ def _prompt(prompt: str | None) -> str:
 
 def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: bool, json_output: bool) -> None:
     from glm4.chat.messages import TextDelta
-    from glm4.cli.answer import run_request
     from glm4.cli.console import EXIT_INTERRUPTED, notice, progress
-    from glm4.cli.render import PlainView
+    from glm4.cli.conversation.answer import run_request
+    from glm4.cli.conversation.render import PlainView
 
     llm.add_prompt("generate", prompt, params, adapter=options.adapter_name(llm))
     if params.n == 1 and not json_output:
@@ -116,8 +116,8 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
 
 def _print_whole(output: RequestOutput, prefix: str, model: str, llm: LLM, *, json_output: bool) -> None:
     """All continuations at once: JSON, or numbered texts."""
+    from glm4.api.openai import text_completion
     from glm4.cli.console import print_json, printable
-    from glm4.openai_format import text_completion
 
     if json_output:
         body = text_completion(output, model, llm.tokenizer)

@@ -11,7 +11,7 @@ from glm4.cli.parameters import Argument, Option
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glm4.model.weights.checkpoint import Checkpoint
+    from glm4.checkpoints.checkpoint import Checkpoint
 
 EXAMPLES = """
 glm4 info starter
@@ -35,8 +35,8 @@ def info(
     The model must be on this machine; nothing is downloaded.
     """
     from glm4 import hub
+    from glm4.checkpoints.checkpoint import open_checkpoint
     from glm4.cli import console
-    from glm4.model.weights.checkpoint import open_checkpoint
     from glm4.variants import get_variant
 
     path = hub.resolve(model, allow_download=False)
@@ -134,7 +134,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _stop_tokens(checkpoint: Checkpoint) -> dict[str, int]:
     """Stop ids by name, the dialect's and the checkpoint's; without a usable tokenizer the latter, by number."""
-    from glm4.chat.dialect import dialect_for
+    from glm4.chat.dialects.table import dialect_for
     from glm4.errors import Glm4Error
     from glm4.tokenizer import load_tokenizer
 

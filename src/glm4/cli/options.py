@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli.parameters import Option
-from glm4.processors import MOST_THREADS
+from glm4.system.cpus import MOST_THREADS
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -194,7 +194,7 @@ def _import_engine() -> None:
     """Import what `load_llm` needs, NumPy above all."""
     import gc
 
-    from glm4.garbage import collection_paused
+    from glm4.system.gc_pause import collection_paused
 
     # Our kernels have threads of their own; NumPy's, made at its import, would spin and never be asked for anything.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

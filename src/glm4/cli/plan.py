@@ -36,10 +36,10 @@ def plan(
 
     auto is what `glm4 chat` would take here: int8 weights if they fit (of 4-bit GGUF files: stored), else int4.
     """
-    from glm4 import memory
     from glm4.cli import console
     from glm4.model.precision import packed_dtype
     from glm4.planner import plan as plan_memory
+    from glm4.system import memory
 
     config, name, packed, stored = find_config(model)
     if packed is not None:
@@ -65,9 +65,9 @@ def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precisi
         ModelNotFoundError: it is neither here nor published.
     """
     from glm4 import hub
+    from glm4.checkpoints.checkpoint import open_checkpoint
     from glm4.errors import ModelNotFoundError
     from glm4.model.shapes import SHAPES
-    from glm4.model.weights.checkpoint import open_checkpoint
     from glm4.variants import get_variant
 
     variant = get_variant(model)

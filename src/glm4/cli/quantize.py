@@ -42,8 +42,8 @@ def quantize(
     one (the estimate is printed), and memory for one layer in float32; --no-calibrate takes minutes for any model.
     """
     from glm4 import hub
+    from glm4.checkpoints.checkpoint import open_checkpoint
     from glm4.cli import console
-    from glm4.model.weights.checkpoint import open_checkpoint
     from glm4.quantization import checkpoint as quantization
     from glm4.variants import get_variant
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from glm4.cli import COMMANDS, console, print_version
+from glm4.cli import console
+from glm4.cli.commands import COMMANDS, print_version
 from glm4.cli.parameters import Argument, Option, Parameter
 
 # Typer brings its own copy of click in newer releases and the real one in older ones; this finds either.

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.adapters import AdapterTable
-from glm4.engine.guide import wait_a_moment, wait_for_any
+from glm4.engine.grammar import wait_a_moment, wait_for_any
 from glm4.engine.prefix_cache import PrefixCache
+from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.sampling import token_logprobs
 from glm4.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
 from glm4.engine.sequence import Sequence
 from glm4.errors import GrammarError, InvalidRequestError, PromptTooLongError
-from glm4.generation import EngineStats, GenerationOutput, GenerationRequest
-from glm4.model.kv_cache import PAGE_SIZE, ForwardBatch, KVCache
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.transformer import Transformer
 
 # A sequence that is ready for its next token, its guesses, and the last layer's outputs behind its ids and each guess.

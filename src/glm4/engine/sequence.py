@@ -7,12 +7,12 @@ from concurrent.futures import Executor
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.engine.guide import Guide
+from glm4.engine.grammar import Guide
 from glm4.engine.pooling import MeanPool
+from glm4.engine.protocol import GenerationOutput, GenerationRequest, TokenLogprobs
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
 from glm4.errors import GrammarError
-from glm4.generation import GenerationOutput, GenerationRequest, TokenLogprobs
 from glm4.model.lora import LoraAdapter
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import TensorError
-from glm4.kernels import F32
+from glm4.kernels.base import F32
 from glm4.kernels.formats import (
     COL_GROUP,
     INT4_OFFSET_UNIT,

@@ -2,7 +2,7 @@
 """The compiled kernels: allocates results and calls `_native`. Reads the environment so that csrc need not.
 
 GLM4_ISA forces an instruction set: generic, avx2, avx512 or neon. GLM4_PIN=0 never binds worker threads to processors
-and GLM4_PIN=1 does wherever there are enough; see `glm4.processors`.
+and GLM4_PIN=1 does wherever there are enough; see `glm4.system.cpus`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from functools import lru_cache
 import numpy as np
 
 from glm4.errors import KernelError, TensorError
-from glm4.kernels import F32, I8, I32, I64, KVCacheArray, _native
+from glm4.kernels import _native
+from glm4.kernels.base import (
+    F32,
+    I8,
+    I32,
+    I64,
+    KVCacheArray,
+)
 from glm4.kernels.formats import FORMATS, PackedWeight, aligned_empty, unpackable_row_message, weight_format
-from glm4.processors import default_num_threads, worker_processors
+from glm4.system.cpus import default_num_threads, worker_processors
 
 _CODES = {name: fmt.code for name, fmt in FORMATS.items()}
 

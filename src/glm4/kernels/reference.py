@@ -11,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import TensorError
-from glm4.kernels import F32, I8, I32, I64, KVCacheArray, int8_cache, reference_rounding
+from glm4.kernels import int8_cache, reference_rounding
+from glm4.kernels.base import (
+    F32,
+    I8,
+    I32,
+    I64,
+    KVCacheArray,
+)
 from glm4.kernels.formats import (
     COL_GROUP,
     INT4_OFFSET_UNIT,

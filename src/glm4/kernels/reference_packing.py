@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import F32, I32
+from glm4.kernels.base import F32, I32
 from glm4.kernels.formats import (
     COL_GROUP,
     INT4_OFFSET_UNIT,

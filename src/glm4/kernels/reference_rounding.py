@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from glm4.kernels import F32, I8
+from glm4.kernels.base import F32, I8
 from glm4.kernels.formats import INT4_OFFSET_UNIT
 from glm4.kernels.reference_packing import INT4_CANDIDATES, INT4_PASSES, reciprocal
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from glm4.model.transformer import LayerWeights
+    from glm4.model.layers import LayerWeights
 
 _POWER = 0.75
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glm4.errors import InvalidRequestError
 from glm4.kernels import int8_cache
 from glm4.model.config import ModelConfig
-from glm4.model.lora import AdapterRows, LoraAdapter, rows_by_adapter
 
 PAGE_SIZE = 32
 # Share of the memory left after the weights that the KV cache may take unless told otherwise.
@@ -88,53 +85,3 @@ class KVCache:
     def free(self, pages: Sequence[int]) -> None:
         """Give pages back; each must have been allocated and not yet freed."""
         self._free.extend(reversed(pages))
-
-
-@dataclass(frozen=True)
-class ForwardBatch:
-    """Where each row of a forward pass sits in the cache.
-
-    Attributes:
-        block_tables: int32 [S, B], the pages of each sequence in order, padded with -1.
-        query_starts: int32 [S + 1], sequence s owns rows query_starts[s]:query_starts[s + 1].
-        context_lens: int32 [S], tokens in the cache once these rows are stored.
-        slots: int64 [T], page * PAGE_SIZE + offset where each row's key and value go.
-        positions: int32 [T], position of each row in its sequence.
-        adapters: the rows that use a LoRA adapter.
-    """
-
-    block_tables: NDArray[np.int32]
-    query_starts: NDArray[np.int32]
-    context_lens: NDArray[np.int32]
-    slots: NDArray[np.int64]
-    positions: NDArray[np.int32]
-    adapters: tuple[AdapterRows, ...] = ()
-
-    @classmethod
-    def build(
-        cls,
-        pages: Sequence[Sequence[int]],
-        computed: Sequence[int],
-        new: Sequence[int],
-        adapters: Sequence[LoraAdapter | None] | None = None,
-    ) -> ForwardBatch:
-        """Describe a pass over S sequences.
-
-        Args:
-            pages: pages of each sequence; enough for computed + new tokens.
-            computed: tokens of each sequence that are in the cache already.
-            new: rows each sequence contributes, at least 1.
-            adapters: what each sequence uses; None is none at all.
-        """
-        block_tables = np.full((len(pages), max(len(row) for row in pages)), -1, np.int32)
-        slots, positions = [], []
-        for index, (row, start, count) in enumerate(zip(pages, computed, new, strict=True)):
-            block_tables[index, : len(row)] = row
-            where = np.arange(start, start + count)
-            slots.append(np.asarray(row, np.int64)[where // PAGE_SIZE] * PAGE_SIZE + where % PAGE_SIZE)
-            positions.append(where.astype(np.int32))
-        lens = np.asarray(computed, np.int32) + np.asarray(new, np.int32)
-        starts = np.zeros(len(new) + 1, np.int32)
-        np.cumsum(np.asarray(new, np.int32), out=starts[1:])
-        groups = rows_by_adapter(adapters, new) if adapters is not None else ()
-        return cls(block_tables, starts, lens, np.concatenate(slots), np.concatenate(positions), groups)

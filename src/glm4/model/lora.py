@@ -9,19 +9,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.errors import OutOfMemoryError
-from glm4.kernels import Kernels
-from glm4.kernels.formats import PackedWeight, packed_nbytes
-from glm4.model.config import ModelConfig
+from glm4.kernels.base import Kernels
+from glm4.kernels.formats import PackedWeight
 
 if TYPE_CHECKING:
-    from glm4.model.transformer import LayerWeights
+    pass
 
 Float = NDArray[np.float32]
 
@@ -56,63 +53,6 @@ class LoraAdapter:
     def nbytes(self) -> int:
         """Bytes of the packed factors."""
         return sum(pair.a.nbytes + pair.b.nbytes for pair in self.factors.values())
-
-
-def read_adapter(
-    path: Path,
-    config: ModelConfig,
-    model_type: str,
-    kernels: Kernels,
-    *,
-    format: str,
-    max_nbytes: int,
-    layers: Sequence[LayerWeights],
-) -> LoraAdapter:
-    """Read and pack a PEFT adapter; see `weights.adapter` for what is accepted and the errors.
-
-    Args:
-        model_type: of the checkpoint, see `AdapterFile`.
-        format: "fp32" or "bf16"; how the factors are kept.
-        max_nbytes: what the packed factors may take.
-        layers: of the model; where its channels were rescaled, the factors are rescaled alike. Empty: as in the file.
-
-    Raises:
-        OutOfMemoryError: they would take more; nothing was read.
-        TensorError: a factor is not finite.
-    """
-    from glm4.model.weights.adapter import AdapterFile
-
-    with AdapterFile(path, config, model_type) as file:
-        needed = sum(
-            packed_nbytes(format, shape.rank, shape.columns) + packed_nbytes(format, shape.rows, shape.rank)
-            for shape in file.shapes.values()
-        )
-        if needed > max_nbytes:
-            raise OutOfMemoryError(
-                f"the adapter in {path} needs {needed / 1e6:.1f} MB, but {max(0, max_nbytes) / 1e6:.1f} MB are left "
-                "for adapters; unload one, or allow more"
-            )
-        factors = {}
-        for layer, key in file.shapes:
-            a, b = file.load(layer, key)
-            if layers:
-                _rescale(a, b, key, layers[layer])
-            factors[layer, key] = LoraFactors(kernels.pack(format, a), kernels.pack(format, b))
-        return LoraAdapter(factors, str(path), file.rank)
-
-
-def _rescale(a: Float, b: Float, key: str, layer: LayerWeights) -> None:
-    """Fit factors, in place, to a layer whose channels were rescaled.
-
-    A reads channels that are divided by their factor; B's rows of the up half write channels that are to be divided.
-    """
-    scales = {"qkv": layer.qkv_channel_scale, "gate_up": layer.gate_up_channel_scale, "down": layer.down_channel_scale}
-    read, written = scales.get(key), scales["down"] if key == "gate_up" else None
-    with np.errstate(over="ignore"):  # packing refuses what is not finite
-        if read is not None:
-            a *= read
-        if written is not None:
-            b[len(b) // 2 :] /= written[:, None]
 
 
 @dataclass(frozen=True)

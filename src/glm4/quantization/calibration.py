@@ -20,15 +20,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.checkpoints.tensor_names import FREQUENT_TOKENS
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import PackedWeight, empty_packed
 from glm4.kernels.group_codes import pack_codes
+from glm4.loading.weights import CanonicalTensors, floats, kept_codes, pack_stored, read_slabs, read_stored
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import ForwardBatch, KVCache, pages_for
-from glm4.model.loader import CanonicalTensors, floats, kept_codes, pack_stored, read_slabs, read_stored
+from glm4.model.forward_batch import ForwardBatch
+from glm4.model.kv_cache import KVCache, pages_for
+from glm4.model.layers import LayerWeights, ModelWeights
 from glm4.model.precision import FREQUENT_FORMAT, FREQUENT_HEAD, PRECISIONS, head_name
-from glm4.model.transformer import LayerWeights, ModelWeights, Transformer
-from glm4.model.weights.names import FREQUENT_TOKENS
+from glm4.model.transformer import Transformer
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
 from glm4.quantization.frequent_tokens import frequent_tokens
 from glm4.quantization.layer_rounder import (

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.chat.messages import Message
-from glm4.generation import GenerationRequest
-from glm4.model.loader import CanonicalTensors
+from glm4.engine.protocol import GenerationRequest
+from glm4.loading.weights import CanonicalTensors
+from glm4.requests.processor import Processor
 from glm4.sampling_params import SamplingParams
-from glm4.text_side import TextSide
 
 PROMPTS = Path(__file__).with_name("calibration_prompts.json")
 SEQUENCE = 512
@@ -31,7 +31,7 @@ _BATCH = 32
 
 def calibration_text(
     checkpoint: CanonicalTensors,
-    text: TextSide,
+    text: Processor,
     sequences: int,
     progress: Callable[[str, float, float], None] | None = None,
 ) -> NDArray[np.int32]:
@@ -58,7 +58,7 @@ def calibration_text(
     return np.array(ids[:wanted], np.int32).reshape(sequences, sequence)
 
 
-def prompt_ids(text: TextSide) -> Iterator[tuple[int, list[int]]]:
+def prompt_ids(text: Processor) -> Iterator[tuple[int, list[int]]]:
     """(seed, ids of a prompt) without end: chat and free prompts in turn, each time round with other seeds."""
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
     chat = [text.render([Message(role="user", content=prompt)]) for prompt in prompts["chat"]]

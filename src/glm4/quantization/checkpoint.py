@@ -19,25 +19,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.atomic_folder import atomic_folder
+from glm4.checkpoints.checkpoint import Checkpoint
+from glm4.checkpoints.json_file import read_json_object
+from glm4.checkpoints.packed_format import is_packed, packed_shapes
+from glm4.checkpoints.packed_writer import packed_file_nbytes
+from glm4.checkpoints.safetensors import SINGLE_FILE
+from glm4.checkpoints.tensor_names import NO_EXTRAS, Extras
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
-from glm4.kernels import Kernels, get_kernels
+from glm4.kernels import get_kernels
+from glm4.kernels.base import Kernels
+from glm4.loading.packed_folder import folder_nbytes, write_packed_checkpoint
+from glm4.loading.weights import floats, kept_codes, pack_stored, read_stored
 from glm4.model.config import ModelConfig
-from glm4.model.loader import floats, kept_codes, pack_stored, read_stored
 from glm4.model.precision import PRECISIONS, Precision, head_name, matrix_shapes
-from glm4.model.weights.checkpoint import Checkpoint
-from glm4.model.weights.json_file import read_json_object
-from glm4.model.weights.names import NO_EXTRAS, Extras
-from glm4.model.weights.packed import is_packed, packed_shapes
-from glm4.model.weights.packed_writer import packed_file_nbytes
-from glm4.model.weights.safetensors import SINGLE_FILE
-from glm4.packed_checkpoint import folder_nbytes, write_packed_checkpoint
 from glm4.quantization.calibration import Part, calibrated
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
 from glm4.quantization.frequent_tokens import frequent_count
 from glm4.quantization.layer_rounder import corrects
 from glm4.quantization.report import QuantizationReport
-from glm4.text_side import TextSide
+from glm4.requests.processor import Processor
+from glm4.system.atomic_folder import atomic_folder
 
 Progress = Callable[[str, float, float], None]
 
@@ -84,7 +85,7 @@ def quantize(
     calibrate = is_calibrated(checkpoint.config, calibrate)
     _check_folder(checkpoint, folder, force)
     checkpoint.check()
-    text = TextSide.load(checkpoint)
+    text = Processor.load(checkpoint)
     coded = kept_codes(checkpoint, precision)
     extras = calibrated_extras(checkpoint.config, precision, coded) if calibrate else NO_EXTRAS
     _check_space(folder, folder_nbytes(checkpoint, precision, extras))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, packed_nbytes
 from glm4.model.precision import FREQUENT_FORMAT
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import COL_GROUP, INT4_OFFSET_UNIT, ROW_BLOCK, PackedWeight, empty_packed
 from glm4.kernels.reference_packing import (
     Int4Cells,

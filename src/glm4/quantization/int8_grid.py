@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import COL_GROUP, ROW_BLOCK, SPAN_CELLS, PackedWeight, empty_packed
 from glm4.kernels.reference_packing import int8_bytes, int8_cells, pad, to_cells
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import CheckpointError
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import PackedWeight
 from glm4.quantization.rounding import damping_for, factorise, round_compensated
 

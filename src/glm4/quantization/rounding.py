@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed
 from glm4.quantization.cholesky import factorise_in_place
 from glm4.quantization.int4_grid import Int4Grid

@@ -11,11 +11,12 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from glm4.errors import Glm4Error
-from glm4.server import (
+from glm4.server import openapi
+from glm4.server.config import ServerConfig
+from glm4.server.endpoints import (
     adapters,
     chat_completions,
     completions,
-    docs,
     embeddings,
     health,
     llama_cpp,
@@ -23,16 +24,16 @@ from glm4.server import (
     messages,
     metrics,
     models,
-    openapi,
     responses,
     tokenize,
 )
-from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError, error_response
+from glm4.server.metrics import ServerMetrics
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
+from glm4.server.pages import docs
 from glm4.server.registry import Loader, ModelRegistry
-from glm4.server.response_store import ResponseStore
 from glm4.server.state import ServerState
+from glm4.server.stores.response_store import ResponseStore
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions.chat_completions, methods=["POST"]),
@@ -99,7 +100,7 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
     """
     registry = ModelRegistry(config, load)
     stored = ResponseStore(config.store_path, config.store_max_bytes, config.store_max_age)
-    state = ServerState(config, registry, metrics.ServerMetrics(config.metrics_prefix, registry), stored)
+    state = ServerState(config, registry, ServerMetrics(config.metrics_prefix, registry), stored)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

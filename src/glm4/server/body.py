@@ -11,7 +11,7 @@ import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from glm4.server.errors import ApiError
-from glm4.strict_json import NotJsonError, finite_float, refuse_constant
+from glm4.system.strict_json import NotJsonError, finite_float, refuse_constant
 
 MAX_DEPTH = 64
 """Nesting of arrays and objects; more is refused before anything walks it."""

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import anyio
 
+from glm4.api.openai.answers import prompt_text
 from glm4.async_llm import RequestStream
 from glm4.errors import Glm4Error
-from glm4.openai_format.objects import prompt_text
 from glm4.outputs import RequestOutput, StreamChunk
-from glm4.prepared_request import PreparedRequest
+from glm4.requests.input_processor import PreparedRequest
 from glm4.server.errors import ApiError, log
 from glm4.server.registry import Target
 from glm4.server.state import ServerState

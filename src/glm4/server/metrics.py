@@ -10,14 +10,10 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
 
 from glm4.server.registry import ModelRegistry
-from glm4.server.state import server_state
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 1_000_000)
@@ -146,8 +142,3 @@ class _EngineCollector(Collector):
             put(counter, "spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_drafted_tokens)
             put(counter, "spec_decode_num_accepted_tokens", "Guesses that came true.", stats.num_accepted_tokens)
         yield from families.values()
-
-
-async def metrics(request: Request) -> Response:
-    """GET /metrics."""
-    return Response(generate_latest(server_state(request).metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
-from glm4.server.docs import FILES
 from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
+from glm4.server.pages.docs import FILES
 
 access_log = logging.getLogger("glm4.access")
 

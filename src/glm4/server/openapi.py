@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4 import __version__
-from glm4.openai_format.fields import body_schema
+from glm4.api.anthropic.answer_schemas import MESSAGES_SCHEMAS
+from glm4.api.openai.answer_schemas import SCHEMAS, closed, ref
+from glm4.api.openai.fields import body_schema
+from glm4.api.responses.answer_schemas import RESPONSES_SCHEMAS
 from glm4.server.config import ServerConfig
-from glm4.server.message_answers import MESSAGES_SCHEMAS
 from glm4.server.middleware import PUBLIC_PATHS
 from glm4.server.operations import OPERATIONS, TEXT, Operation
-from glm4.server.response_schemas import SCHEMAS, closed, ref
-from glm4.server.responses_answers import RESPONSES_SCHEMAS
 from glm4.server.state import server_state
 
 _ERRORS: Mapping[int, str] = {

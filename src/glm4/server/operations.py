@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.anthropic_format.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
-from glm4.openai_format.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
-from glm4.openai_format.responses_request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
-from glm4.server.adapters import LOAD_FIELDS, UNLOAD_FIELDS
-from glm4.server.embeddings import EMBEDDING_FIELDS
-from glm4.server.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
+from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
+from glm4.api.responses.request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
+from glm4.server.endpoints.adapters import LOAD_FIELDS, UNLOAD_FIELDS
+from glm4.server.endpoints.embeddings import EMBEDDING_FIELDS
+from glm4.server.endpoints.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 
 TEXT = "text/plain"
 

@@ -12,11 +12,11 @@ from functools import partial
 
 from glm4.async_llm import AsyncLLM
 from glm4.errors import Glm4Error
-from glm4.event_loops import settle
 from glm4.llm import LLM, Progress
 from glm4.server.admission import Admission
 from glm4.server.config import ANY_MODEL, ModelSpec, ServerConfig
 from glm4.server.errors import ApiError, busy
+from glm4.system.event_loops import settle
 
 log = logging.getLogger("glm4.server")
 

@@ -15,7 +15,7 @@ from glm4.server.registry import ModelRegistry, Target
 
 if TYPE_CHECKING:
     from glm4.server.metrics import ServerMetrics
-    from glm4.server.response_store import ResponseStore
+    from glm4.server.stores.response_store import ResponseStore
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
-from glm4.garbage import collection_paused
+from glm4.system.gc_pause import collection_paused
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
 from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable

@@ -1,0 +1,229 @@
+"""Reading what people, models and tools said: `system`, `messages` and their content blocks → `Message`s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, shown, string
+from glm4.chat.messages import Message, Role, ToolCall
+
+INVALID_JSON = "INVALID_JSON"
+"""The one member of an input that stands for arguments which were no JSON object."""
+
+# Claude Code's first system block: data for Anthropic's billing that changes with every request. As part of the prompt
+# it would mean nothing to the model and keep the prompt from ever being found in the cache.
+_BILLING = "x-anthropic-billing-header:"
+
+
+def read_system(value: Any) -> list[Message]:
+    """The system prompt: a text or text blocks; no message if there is nothing in it."""
+    blocks = [value] if isinstance(value, str) else _texts("system", value)
+    text = "\n".join(block for block in blocks if not block.startswith(_BILLING))
+    return [Message("system", text)] if text else []
+
+
+@dataclass
+class _Turn:
+    """A turn as it is put together, block by block."""
+
+    role: Role
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    tool_call_id: str | None = None
+
+    def takes(self, more: _Turn) -> bool:
+        """Whether `more` goes on with this turn: the same speaker, and no text after a call."""
+        same = self.role == more.role and self.role in ("user", "assistant")
+        return same and not (self.calls and (more.texts or more.reasoning))
+
+    def add(self, more: _Turn) -> None:
+        """Go on."""
+        self.texts += more.texts
+        self.reasoning += more.reasoning
+        self.calls += more.calls
+
+    def message(self) -> Message:
+        """The turn as the rest of glm4 knows it."""
+        return Message(
+            self.role,
+            "\n".join(filter(None, self.texts)),
+            reasoning="\n".join(filter(None, self.reasoning)) or None,
+            tool_calls=tuple(self.calls),
+            tool_call_id=self.tool_call_id,
+        )
+
+
+def read_messages(value: Any) -> list[Message]:
+    """The turns of a conversation; neighbouring turns of one speaker become one, as they do at Anthropic.
+
+    Raises:
+        InvalidRequestError: with `.param` = the path of what is at fault.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise refusal("messages", "must be a list")
+    if not value:
+        raise refusal("messages", "at least one message is required")
+    turns: list[_Turn] = []
+    for index, raw in enumerate(value):
+        where = f"messages.{index}"
+        given = members(where, raw, ("role", "content"), ("role", "content"))
+        reader = _READERS.get(given["role"]) if isinstance(given["role"], str) else None
+        if reader is None:
+            raise refusal(f"{where}.role", f"must be user, assistant or system, not {shown(given['role'])}")
+        for part in reader(f"{where}.content", given["content"]):
+            if turns and turns[-1].takes(part):
+                turns[-1].add(part)
+            else:
+                turns.append(part)
+    return [turn.message() for turn in turns]
+
+
+def _system_turn(where: str, content: Any) -> Iterator[_Turn]:
+    yield _Turn("system", [content] if isinstance(content, str) else _texts(where, content))
+
+
+def _user_turn(where: str, content: Any) -> Iterator[_Turn]:
+    """Texts and results of tools, in their order."""
+    if isinstance(content, str):
+        yield _Turn("user", [content])
+        return
+    for place, block in _blocks(where, content):
+        if kind(place, block) == "tool_result":
+            yield _tool_result(place, block)
+        else:
+            yield _Turn("user", [_text_of(place, block)])
+
+
+def _assistant_turn(where: str, content: Any) -> Iterator[_Turn]:
+    """Thinking, text and calls."""
+    if isinstance(content, str):
+        yield _Turn("assistant", [content])
+        return
+    for place, block in _blocks(where, content):
+        what = kind(place, block)
+        if what == "text":
+            yield _Turn("assistant", [_text_block(place, block)])
+        elif what == "thinking":
+            given = members(place, block, ("type", "thinking", "signature"), ("thinking",))
+            yield _Turn("assistant", reasoning=[string(f"{place}.thinking", given["thinking"])])
+        elif what == "tool_use":
+            yield _Turn("assistant", calls=[_tool_use(place, block)])
+        elif what == "redacted_thinking":
+            members(place, block, ("type", "data"), ("data",))  # sealed by Anthropic: nothing a model could read
+        else:
+            raise _unknown_block(place, what)
+
+
+_READERS = {"user": _user_turn, "assistant": _assistant_turn, "system": _system_turn}
+
+
+def _blocks(where: str, content: Any) -> list[tuple[str, Any]]:
+    """Content blocks with their places."""
+    if not isinstance(content, Sequence):
+        raise refusal(where, "must be a string or a list of blocks")
+    return [(f"{where}.{index}", block) for index, block in enumerate(content)]
+
+
+def _texts(where: str, content: Any) -> list[str]:
+    """Content that may have text blocks only."""
+    texts = []
+    for place, block in _blocks(where, content):
+        what = kind(place, block)
+        if what != "text":
+            raise refusal(f"{place}.type", f"must be text, not {shown(what)}")
+        texts.append(_text_block(place, block))
+    return texts
+
+
+def _text_block(where: str, block: Mapping[str, Any]) -> str:
+    # citations: of an earlier answer, about documents the conversation still has
+    given = members(where, block, ("type", "text", "cache_control", "citations"), ("text",))
+    check_cache_control(where, given)
+    return string(f"{where}.text", given["text"])
+
+
+def _text_of(where: str, block: Mapping[str, Any]) -> str:
+    """What a block of a user or a tool says."""
+    what = kind(where, block)
+    if what == "text":
+        return _text_block(where, block)
+    if what == "document":
+        return _document(where, block)
+    if what == "search_result":
+        return _search_result(where, block)
+    if what == "image":
+        raise refusal(f"{where}.type", "this model takes text only; it cannot see an image")
+    raise _unknown_block(where, what)
+
+
+def _unknown_block(where: str, what: str) -> Exception:
+    return refusal(f"{where}.type", f"content blocks of type {shown(what)} are not supported here")
+
+
+def _document(where: str, block: Mapping[str, Any]) -> str:
+    known = ("type", "source", "title", "context", "citations", "cache_control")
+    given = members(where, block, known, ("source",))
+    check_cache_control(where, given)
+    _no_citations(where, given)
+    place = f"{where}.source"
+    what = kind(place, given["source"])
+    if what == "text":
+        source = members(place, given["source"], ("type", "data", "media_type"), ("data",))
+        text = string(f"{place}.data", source["data"])
+    elif what == "content":
+        source = members(place, given["source"], ("type", "content"), ("content",))
+        content = source["content"]
+        text = content if isinstance(content, str) else "\n".join(_texts(f"{place}.content", content))
+    else:
+        raise refusal(f"{place}.type", f"documents of type {shown(what)} cannot be read here; send their text")
+    return _tagged("document", {name: given[name] for name in ("title", "context") if name in given}, text, where)
+
+
+def _search_result(where: str, block: Mapping[str, Any]) -> str:
+    known = ("type", "source", "title", "content", "citations", "cache_control")
+    given = members(where, block, known, ("source", "title", "content"))
+    check_cache_control(where, given)
+    _no_citations(where, given)
+    text = "\n".join(_texts(f"{where}.content", given["content"]))
+    return _tagged("search_result", {"source": given["source"], "title": given["title"]}, text, where)
+
+
+def _tagged(tag: str, about: Mapping[str, Any], text: str, where: str) -> str:
+    heads = [f"<{name}>{string(f'{where}.{name}', value)}</{name}>" for name, value in about.items()]
+    return "\n".join([f"<{tag}>", *heads, text, f"</{tag}>"])
+
+
+def _no_citations(where: str, given: Mapping[str, Any]) -> None:
+    if "citations" in given:
+        wanted = members(f"{where}.citations", given["citations"], ("enabled",))
+        one_of(f"{where}.citations.enabled", wanted.get("enabled", False), [False])
+
+
+def _tool_use(where: str, block: Mapping[str, Any]) -> ToolCall:
+    known = ("type", "id", "name", "input", "caller", "cache_control")
+    given = members(where, block, known, ("id", "name", "input"))
+    check_cache_control(where, given)
+    if "caller" in given:
+        one_of(f"{where}.caller.type", kind(f"{where}.caller", given["caller"]), ["direct"])
+    arguments = given["input"]
+    if not isinstance(arguments, Mapping):
+        raise refusal(f"{where}.input", "must be an object")
+    written = arguments.get(INVALID_JSON) if len(arguments) == 1 else None
+    text = written if isinstance(written, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(string(f"{where}.id", given["id"]), string(f"{where}.name", given["name"]), text)
+
+
+def _tool_result(where: str, block: Mapping[str, Any]) -> _Turn:
+    known = ("type", "tool_use_id", "content", "is_error", "cache_control")
+    given = members(where, block, known, ("tool_use_id",))
+    check_cache_control(where, given)
+    content = given.get("content", "")
+    if not isinstance(content, str):
+        content = "\n".join(_text_of(place, part) for place, part in _blocks(f"{where}.content", content))
+    if one_of(f"{where}.is_error", given.get("is_error", False), [False, True]):
+        content = f"Error: {content}"  # the model's prompt has no other place for it
+    return _Turn("tool", [content], tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))

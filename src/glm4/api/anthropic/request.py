@@ -1,0 +1,130 @@
+"""Reading /v1/messages and /v1/messages/count_tokens bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED, REFUSED
+from glm4.api.anthropic.members import refusal
+from glm4.api.anthropic.tools import Choice
+from glm4.api.openai.fields import Field, read_fields
+from glm4.api.openai.request import ChatRequest
+from glm4.chat.messages import Message
+from glm4.sampling_params import SamplingParams
+from glm4.structured_outputs import StructuredOutputs
+
+Thinking = Literal["shown", "omitted", "hidden"]
+
+
+@dataclass(frozen=True)
+class MessageRequest:
+    """A parsed body.
+
+    Attributes:
+        chat: what the model is asked, in the words of the rest of glm4.
+        begun: how the answer begins: what the client wrote as the last, the assistant's message.
+        stream: send events.
+        generate: False when the prompt is only to be cached (max_tokens 0); `chat.params` then ask for one token, which
+            is left out of the response.
+        thinking: how the model's thinking is shown: "omitted" is a block without text, "hidden" no block.
+        manages_context: context_management was given, so the response has it too.
+        compares_cache: diagnostics of the prompt cache were asked for.
+    """
+
+    chat: ChatRequest
+    begun: str = ""
+    stream: bool = False
+    generate: bool = True
+    thinking: Thinking = "shown"
+    manages_context: bool = False
+    compares_cache: bool = False
+
+
+def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageRequest:
+    """Read a /v1/messages body.
+
+    Args:
+        body: the decoded JSON object.
+        defaults: the model's own sampling options, used where the body has none.
+
+    Raises:
+        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+    """
+    given = _read(body, MESSAGE_FIELDS, MESSAGE_REQUIRED)
+    changes = {row.sampling: given[name] for name, row in MESSAGE_FIELDS.items() if row.sampling and name in given}
+    stream, tokens = given.get("stream", False), given["max_tokens"]
+    if stream and not tokens:
+        raise refusal("max_tokens", "0 leaves nothing to stream")
+    chat = _chat(given, defaults.replace(**changes, **_form(given), max_tokens=max(tokens, 1)))
+    chat, begun = _split(chat)
+    if begun and (chat.tool_choice not in ("auto", "none") or _form(given)):
+        raise refusal("messages", "the form of the answer is given, so the last message cannot be its beginning")
+    return MessageRequest(
+        chat=chat,
+        begun=begun,
+        stream=stream,
+        generate=tokens > 0,
+        thinking=_thinking(given.get("thinking", {})),
+        manages_context="context_management" in given,
+        compares_cache=given.get("diagnostics", False),
+    )
+
+
+def parse_count(body: Mapping[str, Any], defaults: SamplingParams) -> MessageRequest:
+    """Read a /v1/messages/count_tokens body; see `parse_message`."""
+    given = _read(body, COUNT_FIELDS, COUNT_REQUIRED)
+    chat, begun = _split(_chat(given, defaults))
+    return MessageRequest(chat, begun, manages_context="context_management" in given)
+
+
+def _read(body: Mapping[str, Any], table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:
+    given = read_fields(body, table, REFUSED)
+    for name in required:
+        if name not in given:
+            raise refusal(name, "this field is required")
+    return given
+
+
+def _chat(given: Mapping[str, Any], params: SamplingParams) -> ChatRequest:
+    messages: list[Message] = [*given.get("system", ()), *given["messages"]]
+    if not messages:
+        raise refusal("messages", "there is nothing in them")
+    tools, choice = given.get("tools", ()), given.get("tool_choice", Choice())
+    if choice.tool_choice not in ("auto", "none"):
+        named = choice.tool_choice["function"]["name"] if isinstance(choice.tool_choice, Mapping) else None
+        if not any(named in (None, tool["function"]["name"]) for tool in tools):
+            raise refusal("tool_choice", "asks for a call of a tool that is not among tools")
+    return ChatRequest(
+        messages=messages,
+        tools=tools,
+        params=params,
+        model=given.get("model"),
+        tool_choice=choice.tool_choice,
+        parallel_tool_calls=choice.parallel,
+    )
+
+
+def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
+    """The conversation up to the answer, and the answer's beginning if the last message is one."""
+    *turns, last = chat.messages
+    if last.role != "assistant" or not (last.content or last.tool_calls or last.reasoning):
+        return (chat if last.role != "assistant" else replace(chat, messages=turns)), ""
+    if last.tool_calls or last.reasoning or not turns:
+        raise refusal("messages", "an answer can only be begun with text, and after a message of the user")
+    return replace(chat, messages=turns), last.content
+
+
+def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
+    """The form the answer must have."""
+    form = given.get("output_config", {}).get("format")
+    if form is None:
+        return {}
+    return {"structured_outputs": StructuredOutputs(json=form["schema"], param="output_config.format")}
+
+
+def _thinking(wanted: Mapping[str, Any]) -> Thinking:
+    if wanted.get("type") == "disabled":
+        return "hidden"
+    return "omitted" if wanted.get("display") == "omitted" else "shown"

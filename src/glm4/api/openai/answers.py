@@ -1,0 +1,245 @@
+"""Writing whole answers: the `chat.completion` and `text_completion` objects and their parts."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from glm4.api.openai.request import ResponseOptions
+from glm4.engine.protocol import TokenLogprobs
+from glm4.errors import TokenizerError
+from glm4.outputs import CompletionOutput, RequestOutput
+from glm4.version import __version__
+
+if TYPE_CHECKING:
+    from glm4.tokenizer import Tokenizer
+
+_PLAIN = ResponseOptions()
+
+BUILD = f"build-{__version__}"
+"""`system_fingerprint`: equal seeds give equal texts as long as it stays the same."""
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id, such as `chatcmpl-…`."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def chat_completion(
+    output: RequestOutput, model: str, tokenizer: Tokenizer, options: ResponseOptions = _PLAIN
+) -> dict[str, Any]:
+    """The `chat.completion` object of a finished request."""
+    choices = [
+        {
+            "index": sample.index,
+            "message": message(sample, include_reasoning=options.include_reasoning),
+            "logprobs": chat_logprobs(sample.logprobs, tokenizer, options),
+            "finish_reason": sample.finish_reason,
+            "stop_reason": sample.stop_reason,
+        }
+        | ({"token_ids": sample.token_ids} if options.return_token_ids else {})
+        for sample in output.outputs
+    ]
+    body = envelope("chat.completion", new_id("chatcmpl"), model, options)
+    body |= {"choices": choices, "usage": usage([output])}
+    return body | _prompt_details([output], tokenizer, options)
+
+
+def text_completion(
+    output: RequestOutput, model: str, tokenizer: Tokenizer, options: ResponseOptions = _PLAIN
+) -> dict[str, Any]:
+    """The `text_completion` object of a finished request."""
+    return text_completions([output], model, tokenizer, options)
+
+
+def text_completions(
+    outputs: Sequence[RequestOutput],
+    model: str,
+    tokenizer: Tokenizer,
+    options: ResponseOptions = _PLAIN,
+    *,
+    echo: bool = False,
+    generate: bool = True,
+) -> dict[str, Any]:
+    """One `text_completion` object for several prompts, whose samples are numbered through.
+
+    Args:
+        echo: put the prompt, and its log-probabilities where there are any, in front of each answer.
+        generate: False leaves the generated token out (the prompt was only to be scored).
+    """
+    choices: list[dict[str, Any]] = []
+    for output in outputs:
+        prompt = prompt_text(output.prompt, output.prompt_token_ids, tokenizer) if echo else ""
+        scores = list(output.prompt_logprobs or ()) if echo else []
+        for sample in output.outputs:
+            own = (sample.logprobs or []) if generate else []
+            wanted = sample.logprobs is not None or bool(scores)
+            ids = [*output.prompt_token_ids[: len(scores)], *(one.token_id for one in own)]
+            choice = {
+                "index": len(choices),
+                "text": prompt + (sample.text if generate else ""),
+                "logprobs": text_logprobs(ids, [*scores, *own], tokenizer, options) if wanted else None,
+                "finish_reason": sample.finish_reason,
+                "stop_reason": sample.stop_reason,
+            }
+            if options.return_token_ids:
+                choice["token_ids"] = sample.token_ids if generate else []
+                choice["prompt_token_ids"] = output.prompt_token_ids
+            choices.append(choice)
+    body = envelope("text_completion", new_id("cmpl"), model, options)
+    body |= {"choices": choices, "usage": usage(outputs, generate=generate)}
+    return body if echo else body | _prompt_details(outputs, tokenizer, options)
+
+
+def envelope(kind: str, id_: str, model: str, options: ResponseOptions = _PLAIN) -> dict[str, Any]:
+    """What every object begins with."""
+    created = int(time.time())
+    body: dict[str, Any] = {"id": id_, "object": kind, "created": created, "model": model, "system_fingerprint": BUILD}
+    if options.metadata is not None:
+        body["metadata"] = dict(options.metadata)
+    return body
+
+
+def usage(outputs: Sequence[RequestOutput], *, generate: bool = True) -> dict[str, Any]:
+    """Token counts of finished requests."""
+    return token_counts(
+        sum(len(output.prompt_token_ids) for output in outputs),
+        sum(len(sample.token_ids) for output in outputs for sample in output.outputs) if generate else 0,
+        sum(output.metrics.num_cached_tokens for output in outputs),
+    )
+
+
+def token_counts(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """A `usage` object."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def message(sample: CompletionOutput, *, include_reasoning: bool = True) -> dict[str, Any]:
+    """The assistant's message of one sample."""
+    body: dict[str, Any] = {"role": "assistant", "content": sample.text, "refusal": None}
+    if sample.reasoning is not None and include_reasoning:
+        body["reasoning_content"] = sample.reasoning
+    if sample.tool_calls:
+        body["content"] = sample.text or None
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in sample.tool_calls
+        ]
+    return body
+
+
+def chat_logprobs(
+    logprobs: Sequence[TokenLogprobs] | None, tokenizer: Tokenizer, options: ResponseOptions = _PLAIN
+) -> dict[str, Any] | None:
+    """The `logprobs` object of a chat choice; None when none were asked for."""
+    if logprobs is None:
+        return None
+
+    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+        raw = token_bytes(token_id, tokenizer)
+        shown = f"token_id:{token_id}" if options.tokens_as_ids else raw.decode("utf-8", "replace")
+        return {"token": shown, "logprob": finite(logprob), "bytes": list(raw)}
+
+    return {
+        "content": [
+            {**entry(at.token_id, at.logprob), "top_logprobs": [entry(*candidate) for candidate in at.top]}
+            for at in logprobs
+        ],
+        "refusal": None,
+    }
+
+
+def text_logprobs(
+    ids: Sequence[int],
+    logprobs: Sequence[TokenLogprobs | None],
+    tokenizer: Tokenizer,
+    options: ResponseOptions = _PLAIN,
+    offset: int = 0,
+) -> dict[str, Any]:
+    """The `logprobs` object of a text choice.
+
+    Args:
+        ids: the tokens, one for each of `logprobs`; the first of a prompt has no log-probability (None).
+        offset: characters of the text before these tokens.
+    """
+
+    def text(token_id: int) -> str:
+        if options.tokens_as_ids:
+            return f"token_id:{token_id}"
+        return token_bytes(token_id, tokenizer).decode("utf-8", "replace")
+
+    tokens = [text(token) for token in ids]
+    offsets = list(itertools.accumulate((len(token) for token in tokens), initial=offset))[:-1]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [None if at is None else finite(at.logprob) for at in logprobs],
+        "top_logprobs": [
+            # The token's own is always there, even if it is none of the likeliest.
+            None
+            if at is None
+            else {text(token): finite(logprob) for token, logprob in ((at.token_id, at.logprob), *at.top)}
+            for at in logprobs
+        ],
+        "text_offset": offsets,
+    }
+
+
+def prompt_logprobs(
+    logprobs: Sequence[TokenLogprobs | None], tokenizer: Tokenizer
+) -> list[dict[str, dict[str, Any]] | None]:
+    """vLLM's `prompt_logprobs`: per prompt token the likeliest tokens and its own, by id."""
+
+    def entry(token_id: int, logprob: float, rank: int) -> dict[str, Any]:
+        shown = token_bytes(token_id, tokenizer).decode("utf-8", "replace")
+        return {"logprob": finite(logprob), "rank": rank, "decoded_token": shown}
+
+    rows: list[dict[str, dict[str, Any]] | None] = []
+    for at in logprobs:
+        if at is None:
+            rows.append(None)
+            continue
+        row = {str(token): entry(token, logprob, rank) for rank, (token, logprob) in enumerate(at.top, 1)}
+        row.setdefault(str(at.token_id), entry(at.token_id, at.logprob, at.rank))
+        rows.append(row)
+    return rows
+
+
+def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The prompt as it is echoed: the text that was sent, or what the ids say."""
+    if prompt is not None:
+        return prompt
+    # Not `Tokenizer.decode`: ids may be rows of the vocabulary that have no token, and then there is nothing to show.
+    return b"".join(token_bytes(token, tokenizer) for token in ids).decode("utf-8", "replace")
+
+
+def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions) -> dict[str, Any]:
+    """vLLM's extras about the prompt, for a request with one."""
+    details: dict[str, Any] = {}
+    if len(outputs) == 1:
+        (output,) = outputs
+        if output.prompt_logprobs is not None:
+            details["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs, tokenizer)
+        if options.return_token_ids:
+            details["prompt_token_ids"] = output.prompt_token_ids
+    return details
+
+
+def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
+    """The bytes of a token; empty for a row of the vocabulary that has none."""
+    try:
+        return tokenizer.token_bytes(token_id)
+    except TokenizerError:
+        return b""  # a row without a token may be among the likeliest, with probability zero
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for "impossible"."""
+    return max(logprob, -9999.0)

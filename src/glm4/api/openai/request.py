@@ -1,0 +1,256 @@
+"""Reading /v1/chat/completions and /v1/completions bodies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, is_int, read_fields
+from glm4.chat.messages import Message, as_messages
+from glm4.errors import InvalidRequestError
+from glm4.sampling_params import SamplingParams
+from glm4.structured_outputs import StructuredOutputs
+
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's (and vLLM's) answer length for /v1/completions when none is asked for."""
+
+MAX_PROMPTS = 1024
+_SCHEMA_PARAM = "response_format.json_schema.schema"
+_STRUCTURED = ("json", "json_object", "regex", "choice", "grammar")
+
+ToolChoice = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How an answer is to be streamed.
+
+    Attributes:
+        include_usage: a last chunk without choices carries the token counts.
+        continuous_usage: every chunk carries the counts so far; only beside include_usage, as in vLLM.
+    """
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+
+
+@dataclass(frozen=True)
+class ResponseOptions:
+    """What a response carries beside the answer: see the fields of the same names in `fields`."""
+
+    metadata: Mapping[str, str] | None = None
+    return_token_ids: bool = False
+    tokens_as_ids: bool = False
+    include_reasoning: bool = True
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A parsed /v1/chat/completions body; `stream` is None when the answer is wanted whole."""
+
+    messages: list[Message]
+    tools: tuple[Mapping[str, Any], ...]
+    params: SamplingParams
+    model: str | None = None
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    add_generation_prompt: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    stream: StreamOptions | None = None
+    response: ResponseOptions = ResponseOptions()
+
+    def prompt_options(self) -> dict[str, Any]:
+        """What `LLM.prepare_chat` and `LLM.add_chat` are to know beside messages and sampling options."""
+        return {
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "add_generation_prompt": self.add_generation_prompt,
+            "template_kwargs": self.template_kwargs,
+        }
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A parsed /v1/completions body.
+
+    Attributes:
+        prompts: texts or lists of token ids, at least one.
+        echo: put the prompt in front of each answer.
+        generate: False when only the prompt is to be scored (max_tokens 0); `params` then ask for one token, which
+            is left out of the response.
+    """
+
+    prompts: list[str | list[int]]
+    params: SamplingParams
+    model: str | None = None
+    echo: bool = False
+    generate: bool = True
+    stream: StreamOptions | None = None
+    response: ResponseOptions = ResponseOptions()
+
+
+def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatRequest:
+    """Read a /v1/chat/completions body.
+
+    Args:
+        body: the decoded JSON object.
+        defaults: the model's own sampling options, used where the body has none.
+
+    Raises:
+        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+    """
+    given = read_fields(body, CHAT_FIELDS)
+    if "messages" not in given:
+        raise InvalidRequestError("messages is missing", param="messages")
+    messages = as_messages(given["messages"])
+    if not messages:
+        raise InvalidRequestError("messages is empty", param="messages")
+    return ChatRequest(
+        messages=messages,
+        tools=given.get("tools", ()),
+        params=_chat_params(given, defaults),
+        model=given.get("model"),
+        tool_choice=given.get("tool_choice", "auto"),
+        parallel_tool_calls=given.get("parallel_tool_calls", True),
+        add_generation_prompt=given.get("add_generation_prompt", True),
+        template_kwargs=given.get("chat_template_kwargs", {}),
+        stream=_stream(given),
+        response=_response(given),
+    )
+
+
+def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> CompletionRequest:
+    """Read a /v1/completions body; see `parse_chat`."""
+    given = read_fields(body, COMPLETION_FIELDS)
+    changes = _sampling_options(given)
+    tokens = given.get("max_tokens", DEFAULT_COMPLETION_TOKENS)
+    scoring_only = is_int(tokens) and tokens == 0
+    changes["max_tokens"] = 1 if scoring_only else tokens
+    if scoring_only and not given.get("echo"):
+        raise InvalidRequestError("max_tokens must be at least 1 unless echo is true", param="max_tokens")
+    if "logprobs" in given:
+        changes["logprobs"] = given["logprobs"]
+        if given.get("echo"):
+            changes.setdefault("prompt_logprobs", given["logprobs"])
+    if "best_of" in given and given["best_of"] != given.get("n", 1):
+        raise InvalidRequestError("best_of must equal n: all answers are returned", param="best_of")
+    changes |= _structured(given)
+    return CompletionRequest(
+        prompts=read_prompts(given.get("prompt"), "prompt"),
+        params=defaults.replace(**changes),
+        model=given.get("model"),
+        echo=given.get("echo", False),
+        generate=not scoring_only,
+        stream=_stream(given),
+        response=_response(given),
+    )
+
+
+def read_prompts(value: Any, name: str) -> list[str | list[int]]:
+    """One prompt or a list of them, each text or token ids.
+
+    Raises:
+        InvalidRequestError: with `.param` = `name`.
+    """
+    prompts = value if isinstance(value, list) and value and not is_int(value[0]) else [value]
+    for one in prompts:
+        ids = isinstance(one, list) and all(is_int(token) for token in one)
+        if not (isinstance(one, str) or ids) or not one:
+            raise InvalidRequestError(
+                f"{name} must be a non-empty string, a list of token ids, or a list of such prompts", param=name
+            )
+    if len(prompts) > MAX_PROMPTS:
+        raise InvalidRequestError(f"{name} has {len(prompts)} entries; at most {MAX_PROMPTS} are taken", param=name)
+    if len({type(one) for one in prompts}) > 1:
+        raise InvalidRequestError(f"{name} mixes texts and token ids", param=name)
+    return prompts
+
+
+def _sampling_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        row.sampling: given[name] for name, row in CHAT_FIELDS.items() if row.sampling is not None and name in given
+    }
+
+
+def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
+    changes = _sampling_options(given)
+    if "max_completion_tokens" in given:
+        if given.get("max_tokens", given["max_completion_tokens"]) != given["max_completion_tokens"]:
+            raise InvalidRequestError("max_tokens and max_completion_tokens disagree; give one", param="max_tokens")
+        changes["max_tokens"] = given["max_completion_tokens"]
+    wanted = given.get("logprobs", False)
+    if given.get("top_logprobs") and not wanted:
+        raise InvalidRequestError("top_logprobs needs logprobs = true", param="top_logprobs")
+    if wanted:
+        changes["logprobs"] = given.get("top_logprobs", 0)
+    return defaults.replace(**changes, **_structured(given))
+
+
+def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
+    """The form the answer must have, from response_format or structured_outputs."""
+    wanted = given.get("structured_outputs")
+    form = _response_format(given["response_format"]) if "response_format" in given else None
+    if wanted is None:
+        return {} if form is None else {"structured_outputs": form}
+    if form is not None:
+        raise InvalidRequestError("structured_outputs and response_format exclude each other", param="response_format")
+    for key in wanted:
+        if key not in _STRUCTURED:
+            raise InvalidRequestError(f"unsupported field {key!r}", param=f"structured_outputs.{key}")
+    return {"structured_outputs": StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})}
+
+
+def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
+    kind = value.get("type")
+    for key in value:
+        # llama.cpp and others take a schema beside json_object; ignored, it would be a promise not kept.
+        known = {"json_object": "schema", "json_schema": "json_schema"}.get(str(kind))
+        if key not in ("type", known) and value[key] is not None:
+            raise InvalidRequestError(f"unsupported field {key!r}", param=f"response_format.{key}")
+    if kind == "text":
+        return None
+    if kind == "json_object" and value.get("schema") is not None:
+        return StructuredOutputs(json=_schema(value["schema"], "response_format.schema"))
+    if kind == "json_object":
+        return StructuredOutputs(json_object=True)
+    if kind == "json_schema":
+        wrapper = value.get("json_schema")
+        schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
+        if not isinstance(wrapper, Mapping) or not isinstance(wrapper.get("name"), str):
+            raise InvalidRequestError(
+                "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
+            )
+        return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM))
+    raise InvalidRequestError(
+        f"response_format.type must be text, json_object or json_schema, not {kind!r}", param="response_format"
+    )
+
+
+def _schema(value: Any, param: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequestError("the schema must be an object", param=param)
+    json.dumps(value)  # what came as JSON; a caller's own object may be none
+    return value
+
+
+def _stream(given: Mapping[str, Any]) -> StreamOptions | None:
+    options = given.get("stream_options")
+    if not given.get("stream"):
+        if options:
+            raise InvalidRequestError("stream_options needs stream = true", param="stream_options")
+        return None
+    options = options or {}
+    include = options.get("include_usage", False)
+    return StreamOptions(include, include and options.get("continuous_usage_stats", False))
+
+
+def _response(given: Mapping[str, Any]) -> ResponseOptions:
+    return ResponseOptions(
+        metadata=given.get("metadata"),
+        return_token_ids=given.get("return_token_ids", False),
+        tokens_as_ids=given.get("return_tokens_as_token_ids", False),
+        include_reasoning=given.get("include_reasoning", True),
+    )

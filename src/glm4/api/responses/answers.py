@@ -1,0 +1,103 @@
+"""Writing the objects of the Responses API that do not stream: responses, token counts, lists of items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glm4.api.openai.answers import finite, token_bytes
+from glm4.api.responses.items import Item
+from glm4.engine.protocol import TokenLogprobs
+from glm4.outputs import RequestOutput
+
+if TYPE_CHECKING:
+    from glm4.tokenizer import Tokenizer
+
+
+def response_object(
+    begun: Mapping[str, Any],
+    status: str,
+    output: Sequence[Item] = (),
+    *,
+    usage: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None,
+    reason: str | None = None,
+    completed_at: int | None = None,
+) -> dict[str, Any]:
+    """A `response` object.
+
+    Args:
+        begun: `id`, `created_at`, `model` and what repeats the request.
+        reason: why it is incomplete.
+    """
+    return {
+        **begun,
+        "object": "response",
+        "status": status,
+        "output": list(output),
+        "usage": usage,
+        "error": error,
+        "incomplete_details": None if reason is None else {"reason": reason},
+        "completed_at": completed_at,
+    }
+
+
+def response_usage(output: RequestOutput, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The `usage` of a finished response.
+
+    Tokens of the thinking are counted by encoding it again: that gives the same number however the answer came in.
+    """
+    (sample,) = output.outputs
+    generated = len(sample.token_ids)
+    thinking = 0 if sample.reasoning is None else min(generated, len(tokenizer.encode(sample.reasoning)))
+    prompt = len(output.prompt_token_ids)
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": output.metrics.num_cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": generated,
+        "output_tokens_details": {"reasoning_tokens": thinking},
+        "total_tokens": prompt + generated,
+    }
+
+
+def response_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The `logprobs` of a stretch of text."""
+
+    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+        raw = token_bytes(token_id, tokenizer)
+        return {"token": raw.decode("utf-8", "replace"), "bytes": list(raw), "logprob": finite(logprob)}
+
+    return [
+        {**entry(at.token_id, at.logprob), "top_logprobs": [entry(*candidate) for candidate in at.top]}
+        for at in logprobs
+    ]
+
+
+def deleted(response_id: str) -> dict[str, Any]:
+    """What deleting a response answers."""
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+def input_tokens(count: int) -> dict[str, Any]:
+    """The count of a prompt's tokens."""
+    return {"object": "response.input_tokens", "input_tokens": count}
+
+
+def item_list(items: Sequence[Item], *, limit: int, newest_first: bool, after: str | None) -> dict[str, Any]:
+    """A page of items.
+
+    Args:
+        limit: items a page.
+        after: id of the last item of the page before; one that is not there begins at the beginning.
+    """
+    ordered = list(reversed(items)) if newest_first else list(items)
+    ids = [item["id"] for item in ordered]
+    begin = ids.index(after) + 1 if after in ids else 0
+    page = ordered[begin : begin + limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+        "has_more": begin + len(page) < len(ordered),
+    }

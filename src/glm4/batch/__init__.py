@@ -1,0 +1,1 @@
+"""Answering a file of OpenAI batch requests."""

@@ -1,0 +1,284 @@
+"""The two files of a batch: reading requests line by line, and an output file that a crash cannot spoil."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from glm4.errors import BatchFileError, InvalidRequestError
+from glm4.system.strict_json import finite_float, refuse_constant
+
+MAX_LINE_BYTES = 64 << 20
+MAX_ID_LENGTH = 512
+_SYNC_SECONDS = 5.0
+_ROW_START = b'{"id": "batch_req_'
+
+# JSON allows these inside strings, but many programs that read lines would break them there.
+_LINE_BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+@dataclass(frozen=True)
+class InputLine:
+    """One non-empty line of the input; `data` is None when it is longer than `MAX_LINE_BYTES`."""
+
+    number: int
+    data: bytes | None
+
+    @cached_property
+    def _parsed(self) -> tuple[Any, str | None]:
+        """The JSON value, and what is wrong with the line if there is none."""
+        if self.data is None:
+            return None, f"is longer than {MAX_LINE_BYTES >> 20} MB"
+        try:
+            value = json.loads(self.data.decode("utf-8"), parse_constant=refuse_constant, parse_float=finite_float)
+        except json.JSONDecodeError as error:
+            return None, f"is not valid JSON: {error.msg} at column {error.colno}"
+        except (ValueError, RecursionError) as error:
+            return None, f"is not valid JSON: {error}"
+        return value, None if isinstance(value, dict) else f"must be a JSON object, not a {type(value).__name__}"
+
+    def decode(self) -> dict[str, Any]:
+        """The JSON object on the line.
+
+        Raises:
+            InvalidRequestError: the line is too long, no valid JSON, or no object.
+        """
+        value, problem = self._parsed
+        if problem:
+            raise InvalidRequestError(f"line {self.number} {problem}")
+        return cast("dict[str, Any]", value)
+
+    def custom_id(self) -> str | None:
+        """The id the line gives itself; None when it has none that can be used."""
+        value = self._parsed[0].get("custom_id") if self._parsed[1] is None else None
+        if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_LENGTH:
+            return None
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return None
+        return value
+
+
+def read_lines(path: Path) -> Iterator[InputLine]:
+    """The non-empty lines of a file, one at a time.
+
+    Raises:
+        BatchFileError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while data := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
+                    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                        pass
+                    yield InputLine(number, None)
+                elif data.strip():
+                    yield InputLine(number, data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data)
+    except OSError as error:
+        raise BatchFileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@dataclass
+class InputIndex:
+    """Which ids an input has. The row of a line is named by its custom_id, if that is usable and the line is the
+    first to have it, and `line-NUMBER` otherwise.
+    """
+
+    path: Path
+    count: int = 0
+    _first_line: dict[str, int] = field(default_factory=dict)
+    _made_ids: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, path: Path) -> InputIndex:
+        """Read the whole input once.
+
+        Raises:
+            BatchFileError: it is no regular file, cannot be read or has no lines.
+        """
+        if path.exists() and not path.is_file():
+            raise BatchFileError(f"{path} must be a file: a batch input is read twice, which a pipe cannot be")
+        index = cls(path)
+        nameless: list[int] = []
+        for line in read_lines(path):
+            index.count += 1
+            custom_id = line.custom_id()
+            if custom_id is None or custom_id in index._first_line:
+                nameless.append(line.number)
+            else:
+                index._first_line[custom_id] = line.number
+        if index.count == 0:
+            raise BatchFileError(f"{path} has no requests in it")
+        index._made_ids = {index._make_id(number) for number in nameless}
+        return index
+
+    def __contains__(self, row_id: object) -> bool:
+        return row_id in self._first_line or row_id in self._made_ids
+
+    def row_id(self, line: InputLine) -> str:
+        """The id of a line's row.
+
+        Raises:
+            BatchFileError: the line was not there when the index was read.
+        """
+        custom_id = line.custom_id()
+        if custom_id is not None and self._first_line.get(custom_id) == line.number:
+            return custom_id
+        made = self._make_id(line.number)
+        if made not in self._made_ids:
+            raise BatchFileError(f"{self.path} was changed while it was being read (line {line.number}); start again")
+        return made
+
+    def problem(self, line: InputLine) -> str | None:
+        """Why a line could not be named by its own custom_id, for ids that are there but unusable."""
+        custom_id = line.custom_id()
+        if custom_id is not None:
+            first = self._first_line.get(custom_id)
+            if first != line.number:
+                return f"line {line.number} repeats the custom_id {custom_id!r} of line {first}"
+            return None
+        value = line.decode().get("custom_id")
+        if value is not None:
+            return f"custom_id must be a string of 1 to {MAX_ID_LENGTH} characters"
+        return None
+
+    def _make_id(self, number: int) -> str:
+        made = f"line-{number}"
+        while made in self._first_line:  # some other line chose that very name
+            made += "'"
+        return made
+
+
+class BatchOutput:
+    """The output file, locked against other runs.
+
+    Raises:
+        BatchFileError: it cannot be opened, is no regular file, is the input itself, or another run has it.
+    """
+
+    def __init__(self, path: Path, input_path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise BatchFileError(f"cannot write {path}: {error.strerror or error}") from error
+        self._open = True
+        self._synced = time.monotonic()
+        try:
+            self._check(input_path)
+            self._lock()
+        except BaseException:
+            os.close(self._fd)
+            self._open = False
+            raise
+
+    def _check(self, input_path: Path) -> None:
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise BatchFileError(f"{self.path} must be a file: the batch is continued from what is in it")
+        if os.path.samestat(status, input_path.stat()):
+            raise BatchFileError(f"{self.path} is the input itself; give another file for the output")
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BatchFileError(f"another run is writing {self.path}; wait for it or give another file") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise BatchFileError(f"cannot lock {self.path}: {error.strerror}") from error
+            # Some network file systems have no locks; a single run is still safe there.
+
+    def resume(self, index: InputIndex) -> set[str]:
+        """Read the rows that are there and remove a last one that was cut short.
+
+        Returns:
+            The ids of the finished rows.
+
+        Raises:
+            BatchFileError: the file holds something else than rows of this input. It is left as it is.
+        """
+        done: set[str] = set()
+        end = 0
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            for number, data in enumerate(file, 1):
+                if not data.endswith(b"\n"):
+                    self._check_torn(data, number)
+                    break
+                custom_id = self._row_id(data, number)
+                if custom_id not in index:
+                    raise BatchFileError(
+                        f"{self.path} belongs to another input: {custom_id!r} (line {number}) is not in {index.path}. "
+                        "Give another file for the output."
+                    )
+                if custom_id in done:
+                    raise BatchFileError(f"{self.path} has two rows for {custom_id!r} (line {number}); remove one")
+                done.add(custom_id)
+                end += len(data)
+        os.ftruncate(self._fd, end)
+        return done
+
+    def _check_torn(self, data: bytes, number: int) -> None:
+        """A line without an end is only dropped if it is the beginning of one of our rows."""
+        # After a power failure, blocks that never reached the disk read as zeros.
+        text = data.rstrip(b"\0")
+        if not (text.startswith(_ROW_START) or _ROW_START.startswith(text)):
+            raise BatchFileError(f"{self.path} is not a batch output (line {number}); give another file")
+
+    def _row_id(self, data: bytes, number: int) -> str:
+        try:
+            row = json.loads(data)
+            custom_id = row["custom_id"] if isinstance(row, dict) and "response" in row else None
+        except (ValueError, RecursionError, KeyError):
+            custom_id = None
+        if not isinstance(custom_id, str):
+            raise BatchFileError(f"{self.path} is not a batch output (line {number}); give another file")
+        return custom_id
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row with a single write.
+
+        Raises:
+            BatchFileError: the disk is full or failed; what was there before is still there.
+        """
+        text = json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n"
+        # Half a surrogate pair, from a request's metadata, goes back out as the JSON escape it came in as.
+        data = text.encode("utf-8", "backslashreplace")
+        start = os.fstat(self._fd).st_size
+        try:
+            written = os.write(self._fd, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._sync()
+        except OSError as error:
+            os.ftruncate(self._fd, start)
+            raise BatchFileError(
+                f"cannot write {self.path}: {error.strerror}. Finished rows are safe; the same command continues."
+            ) from error
+
+    def _sync(self) -> None:
+        os.fsync(self._fd)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Put the rows on disk and release the lock. Idempotent."""
+        if self._open:
+            self._open = False
+            try:
+                os.fsync(self._fd)
+            finally:
+                os.close(self._fd)

@@ -1,0 +1,336 @@
+"""`BatchJob`: answer a file of OpenAI batch requests, and go on where an earlier run stopped.
+
+The output file is the only state. A row is appended with one write when its request is finished, so a row is either
+there completely or its request is computed again; a last line that a crash cut short is removed. Rows stand in the
+order in which they were finished. A request that cannot be answered gets a row with status 400 and an error, and the
+others go on.
+
+The input is read twice, line by line: once to know its ids, once to answer it. Only ids are kept in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from glm4.api.openai import chat_completion, parse_chat, parse_completion
+from glm4.api.openai.answers import text_completions
+from glm4.api.openai.request import StreamOptions
+from glm4.batch.files import BatchOutput, InputIndex, InputLine, read_lines
+from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+
+if TYPE_CHECKING:
+    from glm4.llm import LLM
+    from glm4.outputs import RequestOutput
+
+CHAT_URL = "/v1/chat/completions"
+COMPLETION_URL = "/v1/completions"
+
+_REQUEST_KEYS = {"custom_id", "method", "url", "body"}
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Lines that need no model (refused ones) are read in portions, so that progress and Ctrl-C are seen in between.
+_LINES_PER_STEP = 64
+
+
+@dataclass
+class BatchProgress:
+    """Where a run stands.
+
+    Attributes:
+        total: requests in the input.
+        skipped: rows that an earlier run had finished.
+        completed: answered in this run.
+        failed: refused in this run, with an error row.
+        prompt_tokens: of the answered requests.
+        completion_tokens: generated in this run, unfinished requests included.
+        seconds: since `run` began.
+        interrupted: the run was asked to stop before the end.
+    """
+
+    total: int = 0
+    skipped: int = 0
+    completed: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def done(self) -> int:
+        """Rows in the output file."""
+        return self.skipped + self.completed + self.failed
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Generated tokens per second of this run."""
+        return self.completion_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, if the rest goes on like this run so far; None while nothing is finished."""
+        finished = self.completed + self.failed
+        return (self.total - self.done) * self.seconds / finished if finished else None
+
+
+class BatchJob:
+    """One input file, one output file. Use as a context manager: the output file is locked until it is closed.
+
+    Making it checks both files and takes as long as reading them; no model is needed before `run`.
+
+    Args:
+        input_path: one request per line: {"custom_id", "method": "POST", "url", "body"}.
+        output_path: made if it is missing; continued if it holds rows of the same input.
+
+    Raises:
+        BatchFileError: a file cannot be used, or the output belongs to another input or another running job.
+    """
+
+    def __init__(self, input_path: Path, output_path: Path) -> None:
+        self.input_path = input_path
+        self._index = InputIndex.read(input_path)
+        self._output = BatchOutput(output_path, input_path)
+        try:
+            self._done = self._output.resume(self._index)
+        except BaseException:
+            self._output.close()
+            raise
+        self.progress = BatchProgress(total=self._index.count, skipped=len(self._done))
+
+    @property
+    def remaining(self) -> int:
+        """Requests that have no row yet."""
+        return self.progress.total - self.progress.done
+
+    def run(
+        self,
+        llm: LLM,
+        *,
+        model: str,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> BatchProgress:
+        """Answer everything that has no row yet.
+
+        Args:
+            llm: answers; up to twice its `max_num_seqs` samples are queued, so that it is never short of work.
+            model: the name reported in the rows, whatever the requests say.
+            on_progress: called after every step.
+            should_stop: asked after every step; once True, what is unfinished is dropped (a later run does it).
+
+        Raises:
+            BatchFileError: a file changed under the run, or a row could not be written.
+            OutOfMemoryError: the model ran out of memory; finished rows are kept.
+        """
+        return _Run(self, llm, model).run(on_progress or _ignore, should_stop or _never)
+
+    def pending(self) -> Iterator[tuple[str, InputLine]]:
+        """Row id and line of every request that has no row yet, in input order."""
+        for line in read_lines(self.input_path):
+            custom_id = self._index.row_id(line)
+            if custom_id not in self._done:
+                yield custom_id, line
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one finished row."""
+        self._output.append(row)
+        self._done.add(row["custom_id"])
+
+    def explain(self, line: InputLine) -> str | None:
+        """What is wrong with a line's custom_id, if it was replaced."""
+        return self._index.problem(line)
+
+    def close(self) -> None:
+        """Put everything on disk and release the output file. Idempotent."""
+        self._output.close()
+
+    def __enter__(self) -> BatchJob:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _ignore(progress: BatchProgress) -> None:
+    """Nobody wants to know."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class _InFlight:
+    """A request the model is working on: `samples` answers, and how to write them down."""
+
+    custom_id: str
+    samples: int
+    build: Callable[[RequestOutput], dict[str, Any]]
+
+
+class _Run:
+    """The loop of `BatchJob.run`: keep the queue filled, step, write what is finished."""
+
+    def __init__(self, job: BatchJob, llm: LLM, model: str) -> None:
+        self._job = job
+        self._llm = llm
+        self._model = model
+        self._defaults = llm.default_sampling_params()
+        self._capacity = 2 * llm.info.max_num_seqs
+        self._in_flight: dict[str, _InFlight] = {}
+
+    def run(self, on_progress: Callable[[BatchProgress], None], should_stop: Callable[[], bool]) -> BatchProgress:
+        progress = self._job.progress
+        started = time.monotonic()
+        pending = self._job.pending()
+        more = True
+        try:
+            while more or self._in_flight:
+                if should_stop():
+                    progress.interrupted = True
+                    break
+                more = more and self._fill(pending)
+                for chunk in self._llm.step() if self._in_flight else ():
+                    progress.completion_tokens += len(chunk.token_ids)
+                    if chunk.output is not None and chunk.request_id in self._in_flight:
+                        self._finish(chunk.output)
+                progress.seconds = time.monotonic() - started
+                on_progress(progress)
+        finally:
+            for request_id in self._in_flight:
+                self._llm.abort(request_id)
+        return progress
+
+    def _fill(self, pending: Iterator[tuple[str, InputLine]]) -> bool:
+        """Queue requests until the queue is full; False when the input is exhausted."""
+        for _ in range(_LINES_PER_STEP):
+            if sum(request.samples for request in self._in_flight.values()) >= self._capacity:
+                break
+            item = next(pending, None)
+            if item is None:
+                return False
+            self._add_or_refuse(*item)
+        return True
+
+    def _add_or_refuse(self, custom_id: str, line: InputLine) -> None:
+        request_id = f"batch-{line.number}"
+        try:
+            self._in_flight[request_id] = self._add(request_id, custom_id, line)
+        except (OutOfMemoryError, MemoryError):
+            raise
+        except PromptTooLongError as error:
+            self._refuse(custom_id, 400, "context_length_exceeded", str(error), error.param)
+        except UnicodeEncodeError:
+            self._refuse(
+                custom_id, 400, "invalid_request", "the text has half a surrogate pair; it is not Unicode", None
+            )
+        except Glm4Error as error:
+            self._refuse(custom_id, 400, "invalid_request", str(error), getattr(error, "param", None))
+        except Exception as error:
+            # A fault of ours that one request brings out must not cost the others their answers.
+            self._refuse(custom_id, 500, "internal_error", f"{type(error).__name__}: {error}", None)
+
+    def _add(self, request_id: str, custom_id: str, line: InputLine) -> _InFlight:
+        """Parse one line and queue its request.
+
+        Raises:
+            Glm4Error: the request cannot be answered.
+        """
+        problem = self._job.explain(line)
+        if problem:
+            raise InvalidRequestError(problem, param="custom_id")
+        request = _request(line)
+        llm, model, tokenizer = self._llm, self._model, self._llm.tokenizer
+        if request["url"] == CHAT_URL:
+            chat = parse_chat(request["body"], self._defaults)
+            _refuse_stream(chat.stream)
+            llm.add_chat(request_id, chat.messages, chat.params, **chat.prompt_options())
+            chat_body = partial(chat_completion, model=model, tokenizer=tokenizer, options=chat.response)
+            return _InFlight(custom_id, chat.params.n, chat_body)
+        completion = parse_completion(request["body"], self._defaults)
+        _refuse_stream(completion.stream)
+        if len(completion.prompts) > 1:
+            raise InvalidRequestError("a line of a batch has one prompt", param="prompt")
+        llm.add_prompt(request_id, completion.prompts[0], completion.params)
+
+        def build(output: RequestOutput) -> dict[str, Any]:
+            return text_completions(
+                [output],
+                model,
+                tokenizer,
+                completion.response,
+                echo=completion.echo,
+                generate=completion.generate,
+            )
+
+        return _InFlight(custom_id, completion.params.n, build)
+
+    def _finish(self, output: RequestOutput) -> None:
+        request = self._in_flight.pop(output.request_id)
+        self._job.append(_row(request.custom_id, 200, request.build(output), None))
+        self._job.progress.completed += 1
+        self._job.progress.prompt_tokens += len(output.prompt_token_ids)
+
+    def _refuse(self, custom_id: str, status: int, code: str, message: str, param: str | None) -> None:
+        kind = "invalid_request_error" if status == 400 else "internal_error"
+        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        self._job.append(_row(custom_id, status, body, {"code": code, "message": message}))
+        self._job.progress.failed += 1
+
+
+def _request(line: InputLine) -> Mapping[str, Any]:
+    """The request on a line, its outer shape checked.
+
+    Raises:
+        InvalidRequestError: `.param` names the key.
+    """
+    request = line.decode()
+    _check_unicode(line, request)
+    for key in request:
+        if key not in _REQUEST_KEYS:
+            raise InvalidRequestError(
+                f"unknown key {key!r}; a request has {', '.join(sorted(_REQUEST_KEYS))}", param=key
+            )
+    if request.get("method", "POST") != "POST":
+        raise InvalidRequestError(f"method must be POST, not {request['method']!r}", param="method")
+    if request.get("url") not in (CHAT_URL, COMPLETION_URL):
+        raise InvalidRequestError(
+            f"url must be {CHAT_URL} or {COMPLETION_URL}, not {request.get('url')!r}", param="url"
+        )
+    if not isinstance(request.get("body"), dict):
+        raise InvalidRequestError("body must be an object", param="body")
+    return request
+
+
+def _check_unicode(line: InputLine, request: Mapping[str, Any]) -> None:
+    """Refuse half surrogate pairs, which JSON escapes can express and no tokenizer can encode."""
+    if line.data is not None and _SURROGATE_ESCAPE.search(line.data):
+        try:
+            json.dumps(request, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"line {line.number} has half a surrogate pair; that is not Unicode") from error
+
+
+def _refuse_stream(stream: StreamOptions | None) -> None:
+    if stream is not None:
+        raise InvalidRequestError("stream must be false: a row of a batch is a whole answer", param="stream")
+
+
+def _row(custom_id: str, status: int, body: Mapping[str, Any], error: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One line of the output, in OpenAI's shape."""
+    return {
+        "id": f"batch_req_{uuid.uuid4().hex}",
+        "custom_id": custom_id,
+        "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": body},
+        "error": error,
+    }

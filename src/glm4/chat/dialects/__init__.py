@@ -1,0 +1,1 @@
+"""Dialects: how a family of checkpoints writes conversations and answers. One file each; table.py lists them."""

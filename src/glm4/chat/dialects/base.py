@@ -1,0 +1,304 @@
+"""What all dialects share: preparing messages, rendering through a template, masks for training.
+
+A dialect states how its template wants the messages, which tokens end a turn, and how its answers are read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from glm4.chat.call_grammar import CallableTool, literal
+from glm4.chat.messages import Message, as_messages
+from glm4.chat.parsers.base import StreamParser, new_call_id
+from glm4.chat.template.shield import Shield
+from glm4.chat.template.template import ChatTemplate, default_template
+from glm4.errors import InvalidRequestError, TokenizerError
+from glm4.tokenizer import Detokenizer, Tokenizer
+
+Conversation = Sequence[Message | Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+_RESERVED = ("messages", "tools", "add_generation_prompt")
+
+
+class TemplateDialect(ABC):
+    """A dialect whose prompts come from a Jinja template: the checkpoint's own, or ours where it has none.
+
+    Attributes:
+        name: as variants.py names it.
+        template_name: our own template, in `templates/`.
+        stop_names: tokens that end the model's turn.
+        markers: tokens inside an answer that the parser must see → what the detokenizer shows for them.
+        builtin_tools: tool types the model knows by name alone.
+        answer_opening: what the model writes in front of an answer that is no call; its parser drops it.
+        call_opening: the same in front of calls.
+        thinking_closing: what ends the thinking in front of everything else, in dialects that have it.
+    """
+
+    name: str
+    template_name: str
+    stop_names: tuple[str, ...]
+    markers: Mapping[str, str] = MappingProxyType({})
+    builtin_tools: tuple[str, ...] = ()
+    answer_opening: str = ""
+    call_opening: str = ""
+    thinking_closing: str | None = None
+
+    @property
+    def thinks(self) -> bool:
+        """Whether answers begin with thinking."""
+        return self.thinking_closing is not None
+
+    @abstractmethod
+    def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Messages and tools as the template's variables `messages` and `tools`."""
+
+    @abstractmethod
+    def parser(
+        self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id
+    ) -> StreamParser:
+        """A fresh parser for one answer.
+
+        Args:
+            tools: the tools that were offered.
+            tokenizer: needed where the stop token tells a call from text.
+            call_id: makes the ids of tool calls.
+        """
+
+    def render(
+        self,
+        messages: Conversation,
+        *,
+        tokenizer: Tokenizer,
+        tools: Tools = (),
+        add_generation_prompt: bool = True,
+        template: ChatTemplate | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Ids of a conversation, in which only the template's own markers are special tokens.
+
+        Args:
+            messages: the turns so far.
+            tokenizer: the checkpoint's.
+            tools: what the model may call, in OpenAI's form.
+            add_generation_prompt: end with the beginning of the model's turn.
+            template: the checkpoint's own template; None takes the dialect's.
+            template_kwargs: further variables for the template.
+
+        Raises:
+            InvalidRequestError: malformed messages or tools.
+            TemplateError: the template failed or refused the conversation.
+        """
+        rendering = Rendering(self, messages, tools, tokenizer, template, template_kwargs)
+        return rendering.shield.encode(rendering.text(len(rendering.messages), add_generation_prompt))
+
+    def render_text(
+        self,
+        messages: Conversation,
+        *,
+        tokenizer: Tokenizer,
+        tools: Tools = (),
+        add_generation_prompt: bool = True,
+        template: ChatTemplate | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The same prompt as text, for people to read. Encoding it again would trust what users wrote: use `render`."""
+        rendering = Rendering(self, messages, tools, tokenizer, template, template_kwargs)
+        return rendering.shield.uncover(rendering.text(len(rendering.messages), add_generation_prompt))
+
+    def loss_mask(
+        self,
+        messages: Conversation,
+        *,
+        tokenizer: Tokenizer,
+        tools: Tools = (),
+        template: ChatTemplate | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """Ids of a whole conversation, and which of them the model is to learn to produce.
+
+        Trained is every assistant turn from the first token the model writes to the token that ends the turn, that
+        token included. Where a turn of ours and a turn of the model meet inside one word (an answer that begins with
+        a line break after ChatML's own), they are encoded apart, as they are in generation.
+
+        Raises:
+            InvalidRequestError: the template writes earlier turns differently once later ones are there.
+        """
+        rendering = Rendering(self, messages, tools, tokenizer, template, template_kwargs)
+        ids: list[int] = []
+        mask: list[bool] = []
+        for text, trained in self.segments(rendering):
+            part = rendering.shield.encode(text)
+            ids += part
+            mask += [trained] * len(part)
+        return ids, mask
+
+    @abstractmethod
+    def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
+        """Rules, in Lark's notation, whose rule `calls` spells tool calls as the model writes them.
+
+        Args:
+            tools: at least one; others are not called.
+            parallel: one call or several, up to `MAX_CALLS`; otherwise exactly one.
+        """
+
+    def answer_grammar(
+        self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool, structured: bool
+    ) -> str:
+        """A grammar, in Lark's notation, of a whole answer: calls, or structured text, or either of them.
+
+        Args:
+            tools: what may be called; empty for none.
+            parallel: whether several calls may be made.
+            structured: text that fits the grammar `@answer` may come instead.
+        """
+        thinking = "" if self.thinking_closing is None else "thinking "
+        options: list[str] = []
+        rules = ""
+        if structured:
+            options.append(f"{thinking}{literal(self.answer_opening)} @answer")
+        if tools:
+            options.append(f"{thinking}{literal(self.call_opening)} calls")
+            rules = self.call_rules(tools, tokenizer, parallel=parallel)
+        if self.thinking_closing is not None:
+            rules += f"\nthinking[suffix={literal(self.thinking_closing)}]: /(.|\\n)*/"
+        return f"start: {' | '.join(options)}\n{rules}\n"
+
+    @abstractmethod
+    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
+        """The rendered conversation cut into stretches that are trained or not."""
+
+    def choose_template(self, template: ChatTemplate | None) -> ChatTemplate:
+        """The checkpoint's own template, or the dialect's where it has none."""
+        return template or default_template(self.template_name)
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end the model's turn, the tokenizer's own end-of-text ids included.
+
+        Raises:
+            TokenizerError: the vocabulary has none of the dialect's stop tokens.
+        """
+        ids = {tokenizer.added_tokens[name].id for name in self.stop_names if name in tokenizer.added_tokens}
+        if not ids:
+            raise TokenizerError(f"the vocabulary has none of {', '.join(self.stop_names)}; is it the right tokenizer?")
+        return frozenset(ids) | tokenizer.eos_ids
+
+    def detokenizer(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A detokenizer whose text the dialect's parser understands."""
+        shown_as = {
+            tokenizer.added_tokens[name].id: shown
+            for name, shown in self.markers.items()
+            if name in tokenizer.added_tokens
+        }
+        return tokenizer.detokenizer(skip_special_tokens=skip_special_tokens, shown_as=shown_as)
+
+
+class Rendering:
+    """One conversation on its way through one template."""
+
+    def __init__(
+        self,
+        dialect: TemplateDialect,
+        messages: Conversation,
+        tools: Tools,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        self.template = dialect.choose_template(template)
+        self.tokenizer = tokenizer
+        kwargs = dict(template_kwargs or {})
+        for name in _RESERVED:
+            if name in kwargs:
+                raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
+        builtin = dialect.builtin_tools
+        turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) for m in as_messages(messages)]
+        prepared, offered = dialect.prepare(turns, check_tools(tools, builtin))
+        wants_tools = bool(offered) or any(message.get("tools") for message in prepared)
+        if wants_tools and "tools" not in self.template.source:
+            raise InvalidRequestError("this model's chat template has no place for tools", param="tools")
+        self.shield = Shield(tokenizer, [prepared, offered, kwargs], self.template.source)
+        self.messages = [self._cover(message) for message in prepared]
+        self._tools = self.shield.cover(offered) or None
+        self._kwargs = self.shield.cover(kwargs)
+
+    def _cover(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Everything callers wrote; the role is one of ours, and templates compare it."""
+        model_text = message["role"] == "assistant"
+        return {
+            key: value if key == "role" else self.shield.cover(value, model_text=model_text)
+            for key, value in message.items()
+        }
+
+    def text(self, count: int, add_generation_prompt: bool) -> str:
+        """The first `count` messages, rendered."""
+        return self.template.render(
+            {
+                **self._kwargs,
+                "messages": self.messages[:count],
+                "tools": self._tools,
+                "add_generation_prompt": add_generation_prompt,
+            }
+        )
+
+    def assistant_turns(self) -> list[tuple[int, int, int]]:
+        """Message index, start and end (in the full text) of what the model wrote in each assistant turn."""
+        full = self.text(len(self.messages), False)
+        turns = []
+        for index, message in enumerate(self.messages):
+            if message["role"] != "assistant":
+                continue
+            end = self.text(index + 1, False)
+            if end == self.text(index, False):
+                continue  # an empty turn leaves nothing in the prompt
+            prompt = self.text(index, True)
+            if not (end.startswith(prompt) and full.startswith(end)):
+                raise InvalidRequestError(
+                    f"message {index} cannot be trained on: this chat template writes earlier turns differently once "
+                    "later ones are there (put system messages first)",
+                    param="messages",
+                )
+            turns.append((index, len(prompt), len(end)))
+        return turns
+
+
+def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Tools in OpenAI's form, checked.
+
+    Args:
+        builtin: tool types that consist of their type alone.
+
+    Raises:
+        InvalidRequestError: with `.param` "tools".
+    """
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise InvalidRequestError("tools must be a list", param="tools")
+    return [_checked_tool(tool, index, builtin) for index, tool in enumerate(tools)]
+
+
+def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(tool, Mapping):
+        raise InvalidRequestError(f"tools[{index}] must be an object", param="tools")
+    kind = tool.get("type", "function")
+    if kind in builtin:
+        return dict(tool)
+    if kind != "function":
+        raise InvalidRequestError(f"tools[{index}] has type {kind!r}, which this model does not know", param="tools")
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
+        raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
+    return {"type": "function", **tool}
+
+
+def offered_tools(messages: Conversation, tools: Tools = ()) -> list[Mapping[str, Any]]:
+    """Every tool the model may call: those hanging on messages (GLM-4's own style) and those given beside them."""
+    return [*(tool for message in as_messages(messages) for tool in message.tools), *tools]
+
+
+def function_names(tools: Tools) -> frozenset[str]:
+    """Names of the functions among tools."""
+    return frozenset(str(t["function"]["name"]) for t in tools if t.get("type", "function") == "function")

@@ -1,0 +1,116 @@
+"""ChatML with Hermes-style tools (Qwen2.5, SmolLM2): `<|im_start|>role\\n{content}<|im_end|>\\n`.
+
+Tools are listed in the system message; a call is `<tool_call>\\n{"name": …, "arguments": …}\\n</tool_call>`. Small
+models often leave the tags out, so JSON on a line of its own or in a ``` fence counts as a call as well, if it names
+an offered tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from glm4.chat.call_grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
+from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_names
+from glm4.chat.messages import Message
+from glm4.chat.parsers.base import StreamParser, new_call_id
+from glm4.chat.parsers.chatml import CLOSING, OPENING, ChatMLParser
+from glm4.chat.template.template import ChatTemplate
+from glm4.errors import InvalidRequestError
+from glm4.tokenizer import Tokenizer
+
+END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+
+# Qwen2.5-Coder-1.5B-Instruct's published template shows the model a call in doubled braces; its siblings do not.
+_DOUBLED = '{{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}}'
+
+
+class ChatMLDialect(TemplateDialect):
+    """The starter models."""
+
+    name = "chatml"
+    template_name = "chatml"
+    stop_names = (END_OF_TURN, END_OF_TEXT)
+    markers: Mapping[str, str] = MappingProxyType({OPENING: OPENING, CLOSING: CLOSING})
+
+    def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Roles as OpenAI names them; arguments as objects, which the templates write as JSON themselves."""
+        attached = [tool for message in messages for tool in message.tools]
+        return [_entry(message) for message in messages], [*map(dict, attached), *map(dict, tools)]
+
+    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
+        """Trained: from after the generation prompt to `<|im_end|>`; the line break behind it is the template's."""
+        full = rendering.text(len(rendering.messages), False)
+        segments: list[tuple[str, bool]] = []
+        at = 0
+        for index, start, end in rendering.assistant_turns():
+            stop = full.rfind(END_OF_TURN, start, end)
+            if stop < 0:
+                raise InvalidRequestError(
+                    f"message {index} cannot be trained on: the chat template does not end it with {END_OF_TURN}",
+                    param="messages",
+                )
+            segments += [(full[at:start], False), (full[start : stop + len(END_OF_TURN)], True)]
+            at = stop + len(END_OF_TURN)
+        return [*segments, (full[at:], False)]
+
+    def choose_template(self, template: ChatTemplate | None) -> ChatTemplate:
+        """The checkpoint's template, with the one known mistake in published files put right."""
+        if template is not None and _DOUBLED in template.source:
+            return _repaired(template.source)
+        return super().choose_template(template)
+
+    def parser(
+        self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id
+    ) -> StreamParser:
+        """See `TemplateDialect.parser`."""
+        return ChatMLParser(function_names(tools), call_id)
+
+    def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
+        """Tagged calls, each on lines of its own."""
+        opening, closing = marker(OPENING, tokenizer), marker(CLOSING, tokenizer)
+        names = " | ".join(f"call_{index}" for index in range(len(tools)))
+        more = f'("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
+        rules = [f"calls: call {more}", f"call: {names}"]
+        for index, tool in enumerate(tools):
+            head = f'\n{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "arguments": '
+            rules.append(
+                f"call_{index}: {opening} {literal(head)} arguments_{index} {literal('}' + chr(10))} {closing}"
+            )
+            rules.append(f"arguments_{index}: {json_rule(tool.schema or {'type': 'object'})}")
+        return "\n".join(rules)
+
+
+@lru_cache(maxsize=4)
+def _repaired(source: str) -> ChatTemplate:
+    return ChatTemplate(source.replace(_DOUBLED, _DOUBLED[1:-1]))
+
+
+def _entry(message: Message) -> dict[str, Any]:
+    role = "tool" if message.role == "observation" else message.role
+    entry: dict[str, Any] = {"role": role, "content": message.content}
+    if message.reasoning:
+        entry["reasoning_content"] = message.reasoning
+    if message.tool_call_id:
+        entry["tool_call_id"] = message.tool_call_id
+    calls = [(call.id, call.name, call.arguments) for call in message.tool_calls]
+    if message.role == "assistant" and message.metadata:  # a call in GLM's own form
+        calls.append(("", message.metadata, message.content))
+        entry["content"] = ""
+    if calls:
+        entry["tool_calls"] = [
+            {"type": "function", "id": id_, "function": {"name": name, "arguments": _arguments(arguments)}}
+            for id_, name, arguments in calls
+        ]
+    return entry
+
+
+def _arguments(text: str) -> Any:
+    """Arguments as the templates want them: an object; text that is no JSON stays text."""
+    try:
+        return json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,227 @@
+"""GLM-4 (June 2024): `<|role|>{metadata}\\n{content}`, no end-of-turn token; the next role tag ends a turn.
+
+The model answers `\\n` and text, or `{tool}\\n{arguments}`; a call ends with `<|observation|>`. Text and a call in one
+answer are separated by `<|assistant|>`. Source: the checkpoint's chat template, THUDM/GLM-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from glm4.chat.call_grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
+from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_names
+from glm4.chat.messages import Event, Message, TextDelta
+from glm4.chat.parsers.base import CallWriter, StreamParser, merged, new_call_id
+from glm4.tokenizer import Tokenizer
+
+USER, ASSISTANT, OBSERVATION, END_OF_TEXT = "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"
+
+# What the detokenizer shows for <|assistant|>: ASCII "record separator", which no ordinary answer contains, so that
+# an answer that spells the tag in plain characters is not taken for two.
+SEGMENT = "\x1e"
+
+RAW_TOOLS = ("python", "simple_browser", "cogview")  # their arguments are code or text, not JSON
+
+
+class GLM4Dialect(TemplateDialect):
+    """glm-4-9b-chat and everything trained on its prompt format."""
+
+    name = "glm4"
+    template_name = "glm4"
+    stop_names = (END_OF_TEXT, USER, OBSERVATION)
+    markers: Mapping[str, str] = MappingProxyType({ASSISTANT: SEGMENT})
+    builtin_tools: tuple[str, ...] = RAW_TOOLS
+    answer_opening = "\n"
+    name_ending = "\n"  # between a call's name and its arguments
+
+    def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Tools hang on the first system message (an empty one is made if there is none)."""
+        prepared = glm_messages(messages)
+        if tools:
+            place = next((m for m in prepared if m["role"] == "system"), None)
+            if place is None:
+                place = {"role": "system", "content": ""}
+                prepared.insert(0, place)
+            place["tools"] = [*place.get("tools", ()), *map(dict, tools)]
+        return prepared, []
+
+    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
+        """Trained: from after `<|assistant|>` to the role tag that follows; at the end, the tag that would follow."""
+        full = rendering.text(len(rendering.messages), False)
+        segments: list[tuple[str, bool]] = []
+        at = 0
+        for index, start, end in rendering.assistant_turns():
+            segments.append((full[at:start], False))
+            closing = next((tag for tag in (USER, OBSERVATION, ASSISTANT) if full.startswith(tag, end)), "")
+            at = end + len(closing)
+            if end == len(full):
+                closing = OBSERVATION if rendering.messages[index].get("metadata") else USER
+            if not closing:
+                at = end  # a system message follows: nothing the model should write
+            segments.append((full[start:end] + closing, True))
+        if at < len(full):
+            segments.append((full[at:], False))
+        return segments
+
+    def parser(
+        self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id
+    ) -> StreamParser:
+        """See `TemplateDialect.parser`."""
+        raw = [str(tool["type"]) for tool in tools if tool.get("type") in self.builtin_tools]
+        observation = None if tokenizer is None else tokenizer.added_tokens.get(OBSERVATION)
+        return GLM4Parser(function_names(tools), raw, observation.id if observation else None, call_id)
+
+    def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
+        """`name\\n{json}`, several of them separated by `<|assistant|>`, and `<|observation|>` at the end."""
+        more = f"({marker(ASSISTANT, tokenizer)} call){{0,{MAX_CALLS - 1}}}" if parallel else ""
+        names = " | ".join(f"call_{index}" for index in range(len(tools)))
+        rules = [f"calls: call {more} {marker(OBSERVATION, tokenizer)}", f"call: {names}"]
+        for index, tool in enumerate(tools):
+            arguments = "/(.|\\n)+/" if tool.schema is None else json_rule(tool.schema)
+            rules.append(f"call_{index}: {literal(tool.name + self.name_ending)} arguments_{index}")
+            rules.append(f"arguments_{index}: {arguments}")
+        return "\n".join(rules)
+
+
+def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages in GLM's roles: tool becomes observation, every tool call an assistant message of its own."""
+    prepared: list[dict[str, Any]] = []
+    for message in messages:
+        entry: dict[str, Any] = {"role": "observation" if message.role == "tool" else message.role}
+        entry["content"] = message.content
+        if message.metadata:
+            entry["metadata"] = message.metadata
+        if message.tools:
+            entry["tools"] = [dict(tool) for tool in message.tools]
+        if message.reasoning:
+            entry["reasoning_content"] = message.reasoning
+        if not message.tool_calls or message.content:
+            prepared.append(entry)
+        for call in message.tool_calls:
+            # Templates leave out empty messages; a call without arguments must not disappear.
+            arguments = call.arguments.strip() or "{}"
+            prepared.append({"role": "assistant", "metadata": call.name, "content": arguments})
+    return prepared
+
+
+class GLM4Parser:
+    """Reads `\\n` text, `name\\n{json}` calls, and answers that mix them.
+
+    A call is a line that is exactly the name of an offered function, followed by `{`. Names of built-in tools count
+    only as the first line of a segment; their arguments are raw text. A call reaches to the end of its segment.
+
+    Args:
+        functions: names of the offered functions.
+        raw_tools: offered built-in tools.
+        observation_id: the stop token that says a call was made.
+    """
+
+    def __init__(
+        self,
+        functions: frozenset[str],
+        raw_tools: Sequence[str] = (),
+        observation_id: int | None = None,
+        call_id: Callable[[], str] = new_call_id,
+    ) -> None:
+        self._functions = functions
+        self._raw = frozenset(raw_tools)
+        self._observation_id = observation_id
+        self._calls = CallWriter(call_id)
+        self._buffer = ""
+        self._called = False  # the answer was ended by <|observation|>
+        self._text_before = False
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        self._state = self._line
+        self._first = True  # nothing of this segment has been read yet
+        self._name = ""
+        self._held = ""  # the name's line, while its arguments have not begun
+        self._break = self._text_before
+
+    def push(self, text: str) -> list[Event]:
+        """See `StreamParser`."""
+        self._buffer += text
+        return self._run(final=False)
+
+    def finish(self, stop_token_id: int | None = None) -> list[Event]:
+        """See `StreamParser`."""
+        self._called = stop_token_id is not None and stop_token_id == self._observation_id
+        return self._run(final=True)
+
+    def _run(self, *, final: bool) -> list[Event]:
+        events: list[Event] = []
+        while True:
+            segment, mark, rest = self._buffer.partition(SEGMENT)
+            self._buffer = segment
+            while self._state(events, bool(mark) or final):
+                pass
+            if not mark:
+                return merged(events)
+            self._buffer = rest
+            self._begin_segment()
+
+    # States. Each takes what it can from the buffer and says whether to go on; `ended` means the segment is complete.
+
+    def _line(self, events: list[Event], ended: bool) -> bool:
+        """At the beginning of a line, which may turn out to be a tool's name."""
+        line, newline, rest = self._buffer.partition("\n")
+        name = line.strip()
+        if not newline and not ended:
+            names = self._functions | self._raw if self._first else self._functions
+            if self._buffer and not any(known.startswith(name) for known in names):
+                self._state = self._text
+                return True
+            return False
+        if self._first and newline and not line:
+            self._buffer, self._first = rest, False  # the line break that says "text follows"
+        elif name in self._raw and self._first and (newline or self._called):
+            events.append(self._calls.begin(name))
+            self._buffer, self._state = rest, self._arguments
+        elif name in self._functions and (newline or self._called):
+            self._name, self._held, self._buffer = name, line + newline, rest
+            self._state = self._named
+        else:
+            self._state = self._text
+        return bool(newline or self._buffer or self._state != self._text)
+
+    def _text(self, events: list[Event], ended: bool) -> bool:
+        """Inside a line of text."""
+        line, newline, self._buffer = self._buffer.partition("\n")
+        self._show(events, line + newline)
+        self._first = False
+        if newline:
+            self._state = self._line
+        return bool(newline)
+
+    def _named(self, events: list[Event], ended: bool) -> bool:
+        """After a function's name, before its arguments."""
+        rest = self._buffer.lstrip()
+        if rest.startswith("{"):
+            events.append(self._calls.begin(self._name))
+            self._buffer, self._state = rest, self._arguments
+            return True
+        if not rest and not ended:
+            return False
+        if not rest and self._called:
+            events.append(self._calls.begin(self._name, "{}"))
+            self._buffer, self._state = "", self._arguments
+            return False
+        self._show(events, self._held)
+        self._first, self._state = False, self._line
+        return bool(self._buffer)
+
+    def _arguments(self, events: list[Event], ended: bool) -> bool:
+        """Inside a call; whitespace at its very end is dropped."""
+        shown = self._buffer.rstrip()
+        self._buffer = "" if ended else self._buffer[len(shown) :]
+        if shown:
+            events.append(self._calls.more(shown))
+        return False
+
+    def _show(self, events: list[Event], text: str) -> None:
+        if text:
+            events.append(TextDelta("\n" + text if self._break else text))
+            self._break, self._text_before = False, True

@@ -1,0 +1,351 @@
+"""Packed checkpoints: the weights on disk byte for byte as the kernels read them.
+
+A folder with `config.json`, one `model.safetensors` and the tokenizer's files. The configuration holds Hugging Face's
+keys for `glm` or `glm4` and a `quantization_config` of our own (`quant_method` "glm4_packed"), so that other programs
+refuse the folder instead of misreading it. In the weight file:
+
+    matrices    U8 [packed bytes], canonical names, model order; layout: `kernels.formats`; each 64-byte aligned
+    vectors     F32, behind the matrices; with "channel_scales" in the section those of every layer too (`names.py`)
+    frequent_…  with "frequent_tokens" in the section so many rows of the head once more in int8, which take the place
+                of the same rows of the head, and their token ids (F32, exact below 2^24, rising)
+    checksums   U64, one `checksum` per tensor in that order; written last
+
+The section says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices
+are exceptions.
+
+Three guards, from cheap to thorough: the header is checked against the configuration whenever the folder is opened;
+`PackedSource.weight` and `.vector` compare the checksum, which reads the data once (memory speed, and it brings the
+pages in that the first forward pass needs anyway); `verify_sha256` compares the whole file with the digest in
+`config.json`, some seconds for 6 GB, so only when asked (`glm4 info --verify`).
+
+Does not cover: damage made on purpose. Who can change the weights can change the digest too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.checkpoints.safetensors import SINGLE_FILE, Location, read_header
+from glm4.checkpoints.tensor_names import CHANNEL_SCALES, FREQUENT_TOKENS, NO_EXTRAS, Extras, map_tensors
+from glm4.checkpoints.tensor_source import Float32, MappedFile, TensorInfo
+from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
+from glm4.kernels.formats import FORMATS, ROW_BLOCK, PackedWeight, packed_nbytes
+from glm4.model.config import ModelConfig
+from glm4.model.precision import FREQUENT_FORMAT, PRECISIONS, STORED, Precision, stored_precision
+
+QUANT_METHOD = "glm4_packed"
+# Raise it when the meaning of the bytes changes: the container, or the layout of any format in kernels.formats.
+FORMAT_VERSION = 2
+ALIGNMENT = 64
+CHECKSUMS = "checksums"
+MAX_TOKENS = 1 << 24  # ids below are exact in float32
+
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_CHUNK = 4 << 20
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """The `quantization_config` of a packed checkpoint, checked.
+
+    Attributes:
+        precision: formats of the matrices; a row of `PRECISIONS`, or "stored".
+        nbytes, sha256: of the weight file.
+        variant: name of the row of variants.py the source belonged to.
+        model_type: the source's own ("chatglm", "qwen2" …), which the dialect depends on.
+        source: what it was made from, for people.
+        extras: what the file holds beside the usual tensors.
+    """
+
+    precision: Precision
+    nbytes: int
+    sha256: str
+    variant: str
+    model_type: str
+    source: str
+    extras: Extras = NO_EXTRAS
+
+
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` describes a packed checkpoint (of whatever version)."""
+    section = config.get("quantization_config")
+    return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
+
+
+def geometry(formats: Iterable[str]) -> dict[str, dict[str, int]]:
+    """Block sizes of the formats a precision uses, as `config.json` records them."""
+    rows = [FORMATS[name] for name in formats]
+    return {
+        row.name: {"row_block": row.row_block, "col_group": row.col_group, "cell_nbytes": row.cell_nbytes}
+        for row in rows
+    }
+
+
+def section_of(info: PackedInfo) -> dict[str, Any]:
+    """The `quantization_config` to write."""
+    return {
+        "quant_method": QUANT_METHOD,
+        "format_version": FORMAT_VERSION,
+        "precision": _precision_of(info.precision),
+        "formats": _geometry(info.precision, info.extras),
+        "weights": {"file": SINGLE_FILE, "nbytes": info.nbytes, "sha256": info.sha256},
+        "variant": info.variant,
+        "source_model_type": info.model_type,
+        "source": info.source,
+        # Only where it is true: without the factors, the folder is what builds that do not know them read.
+        **{key: value for key, value in asdict(info.extras).items() if value},
+    }
+
+
+def _geometry(precision: Precision, extras: Extras) -> dict[str, dict[str, int]]:
+    frequent = {FREQUENT_FORMAT} if extras.frequent_tokens else set()
+    return geometry(sorted({*precision.formats(), *frequent}))
+
+
+def _precision_of(precision: Precision) -> dict[str, Any]:
+    usual = {"name": precision.name, "linear": precision.linear, "embedding": precision.embedding}
+    return usual | ({"exceptions": dict(precision.exceptions)} if precision.exceptions else {})
+
+
+def _parse_precision(wanted: object) -> Precision | None:
+    """The precision that `_precision_of` wrote; None if this build has none like it."""
+    name = wanted.get("name") if isinstance(wanted, dict) else None
+    if not isinstance(wanted, dict) or not isinstance(name, str):
+        return None
+    precision = PRECISIONS.get(name)
+    if name == STORED:
+        exceptions = wanted.get("exceptions")
+        precision = stored_precision(exceptions) if isinstance(exceptions, dict) else None
+    return precision if precision is not None and wanted == _precision_of(precision) else None
+
+
+def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
+    """Reads and checks the `quantization_config` of a packed checkpoint.
+
+    Raises:
+        UnsupportedModelError: another version of the format, or formats this build lays out differently.
+        CheckpointError: a key is missing or has an impossible value.
+    """
+    section: Mapping[str, Any] = config["quantization_config"]
+    version = section.get("format_version")
+    if version != FORMAT_VERSION or type(version) is not int:
+        raise UnsupportedModelError(
+            f"{where}: packed checkpoint of format version {version!r:.40}; this build reads version {FORMAT_VERSION}. "
+            "Make it again with `glm4 quantize` from the original model"
+        )
+    extras = _parse_extras(section, where)
+    wanted = section.get("precision")
+    precision = _parse_precision(wanted)
+    if precision is None or section.get("formats") != _geometry(precision, extras):
+        raise UnsupportedModelError(
+            f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
+            "make it again with `glm4 quantize` from the original model"
+        )
+    weights = section.get("weights")
+    nbytes, digest = (weights.get("nbytes"), weights.get("sha256")) if isinstance(weights, dict) else (None, None)
+    if type(nbytes) is not int or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise CheckpointError(f"{where}: quantization_config lacks the size and sha256 of {SINGLE_FILE}")
+    texts = [section.get(key) for key in ("variant", "source_model_type", "source")]
+    variant, model_type, source = (text if isinstance(text, str) and len(text) <= 1000 else "" for text in texts)
+    return PackedInfo(precision, nbytes, digest, variant, model_type, source, extras)
+
+
+def _parse_extras(section: Mapping[str, Any], where: str) -> Extras:
+    scaled, frequent = section.get("channel_scales", False), section.get("frequent_tokens", 0)
+    if type(scaled) is not bool:
+        raise CheckpointError(f"{where}: channel_scales must be true or false, not {scaled!r:.40}")
+    if type(frequent) is not int or not 0 <= frequent < MAX_TOKENS:
+        raise CheckpointError(f"{where}: frequent_tokens must be a number of tokens, not {frequent!r:.40}")
+    return Extras(scaled, frequent)
+
+
+def packed_shapes(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, tuple[int, ...]]:
+    """Canonical tensors and their shapes in file order: matrices in model order, then vectors."""
+    recipes = map_tensors(config, "packed", (), extras=extras).recipes.values()
+    return {r.name: r.shape for rank in (2, 1) for r in recipes if len(r.shape) == rank}
+
+
+def checksum(data: Bytes) -> int:
+    """Sum of the little-endian 64-bit words, modulo 2**64; bytes behind the last whole word count as one more."""
+    whole = data.size // 8 * 8
+    total = int(np.add.reduce(data[:whole].view("<u8"), dtype=np.uint64)) if whole else 0
+    return (total + int.from_bytes(data[whole:].tobytes(), "little")) % (1 << 64)
+
+
+class PackedSource:
+    """The tensors of a packed weight file, mapped read-only; also a `TensorSource` under canonical names.
+
+    Args:
+        path: the weight file.
+        config: shape of the model.
+        info: what its `config.json` says.
+
+    Raises:
+        CheckpointError, TensorError: the file is unreadable, truncated, or not what the configuration describes.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, info: PackedInfo) -> None:
+        self.precision = info.precision
+        self.extras = info.extras
+        self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config, info.extras))
+        self._info = info
+        self._vocabulary = config.vocab_size
+        strangers = sorted(name for name in info.precision.exceptions if len(self._shapes.get(name, ())) != 2)
+        if strangers:
+            raise TensorError(f"{path.parent}: config.json gives formats to what is no matrix: {strangers[:5]!r:.200}")
+        self._file = MappedFile(path)
+        try:
+            if self._file.size != info.nbytes:
+                raise TensorError(
+                    f"{path} has {self._file.size} bytes, config.json says {info.nbytes}; it is truncated or belongs "
+                    "to another checkpoint"
+                )
+            self._tensors = read_header(self._file)
+            self._check_table()
+            sums = self._raw(CHECKSUMS).view("<u8").tolist()
+        except BaseException:
+            self.close()
+            raise
+        self._sums = dict(zip(self._shapes, sums, strict=True))
+
+    def _check_table(self) -> None:
+        path, found = self._file.path, self._tensors
+        if found.keys() != {*self._shapes, CHECKSUMS}:
+            wrong = sorted(found.keys() ^ {*self._shapes, CHECKSUMS})[:5]
+            raise TensorError(f"{path} does not hold exactly the tensors config.json describes: {wrong}")
+        for name, location in found.items():
+            expected = self._stored_as(name)
+            if (location.info.dtype, location.info.shape) != expected:
+                raise TensorError(
+                    f"{path}: {name!r} is {location.info.dtype} {location.info.shape}, the configuration needs "
+                    f"{expected[0]} {expected[1]}"
+                )
+            if expected[0] == "U8" and location.offset % ALIGNMENT:
+                raise TensorError(f"{path}: {name!r} begins at byte {location.offset}, no multiple of {ALIGNMENT}")
+
+    def _stored_as(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """(dtype, shape) of a tensor in the file."""
+        if name == CHECKSUMS:
+            return "U64", (len(self._shapes),)
+        shape = self._shapes[name]
+        return ("F32", shape) if len(shape) == 1 else ("U8", (packed_nbytes(self._format(name), *shape),))
+
+    def _format(self, name: str) -> str:
+        return self.precision.format_of(name)
+
+    def _raw(self, name: str) -> Bytes:
+        location = self._location(name)
+        return self._file.bytes_at(location.offset, location.info.nbytes)
+
+    def _location(self, name: str) -> Location:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise TensorError(f"there is no tensor {name!r} in this checkpoint") from None
+
+    def _checked(self, name: str) -> Bytes:
+        raw = self._raw(name)
+        if checksum(raw) != self._sums[name]:
+            raise TensorError(f"{self._file.path} is damaged: the checksum of {name!r} is wrong; make it again")
+        return raw
+
+    def weight(self, name: str) -> PackedWeight:
+        """A matrix as the kernels read it: a read-only view of the mapping, valid after `close` too.
+
+        Raises:
+            TensorError: no such matrix, or its bytes are damaged.
+        """
+        self._location(name)
+        rows, cols = self._shapes[name]
+        return PackedWeight(self._checked(name), self._format(name), rows, cols)
+
+    def vector(self, name: str) -> Float32:
+        """A norm, a bias, channel scales or token ids, copied.
+
+        Raises:
+            TensorError: as `weight`; or a channel scale is no positive number, or ids are no rising ids.
+        """
+        self._location(name)
+        values: Float32 = self._checked(name).view("<f4").astype(np.float32)
+        if name.endswith(CHANNEL_SCALES) and not (np.isfinite(values) & (values > 0)).all():
+            raise TensorError(f"{self._file.path}: {name!r} must be finite and positive numbers; make the file again")
+        if name == FREQUENT_TOKENS and not self._are_ids(values):
+            raise TensorError(f"{self._file.path}: {name!r} must be rising ids of the vocabulary; make the file again")
+        return values
+
+    def _are_ids(self, values: Float32) -> bool:
+        whole = bool(np.isfinite(values).all() and (values == np.floor(values)).all())
+        return whole and values[0] >= 0 and values[-1] < self._vocabulary and bool((np.diff(values) > 0).all())
+
+    def release(self, name: str) -> None:
+        """Give a tensor's pages back to the file cache until they are read again."""
+        location = self._location(name)
+        self._file.release(location.offset, location.info.nbytes)
+
+    def prefer_huge_pages(self) -> None:
+        """Ask the system to read the file into huge pages; before the first tensor is read."""
+        self._file.prefer_huge_pages()
+
+    def verify_sha256(self, progress: Callable[[str, float, float], None] | None = None) -> None:
+        """Compare the whole weight file with the digest in `config.json`; some seconds for 6 GB.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, self._file.size, _CHUNK):
+            size = min(_CHUNK, self._file.size - start)
+            digest.update(self._file.bytes_at(start, size).data)
+            if progress is not None:
+                progress("verifying", start + size, self._file.size)
+        if digest.hexdigest() != self._info.sha256:
+            raise CheckpointError(f"{self._file.path} is damaged: its sha256 is not the one in config.json")
+
+    # TensorSource
+
+    def names(self) -> Collection[str]:
+        """Every canonical tensor."""
+        return self._shapes.keys()
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, weight format and packed size of a tensor."""
+        nbytes, shape = self._location(name).info.nbytes, self._shapes[name]
+        return TensorInfo(shape, "F32" if len(shape) == 1 else self._format(name), nbytes)
+
+    def read(self, name: str) -> Float32:
+        """The tensor dequantised to float32."""
+        return self.read_rows(name, 0, self.info(name).shape[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> Float32:
+        """Rows start..stop-1, dequantised; of a matrix only the row blocks that hold them are unpacked."""
+        shape = self.info(name).shape
+        if not 0 <= start <= stop <= shape[0]:
+            raise TensorError(f"{name!r} of shape {shape} has no rows {start}..{stop}")
+        if len(shape) == 1:
+            vector: Float32 = self.vector(name)[start:stop].copy()
+            return vector
+        from glm4.kernels import get_kernels
+
+        first, last = start // ROW_BLOCK, -(-stop // ROW_BLOCK)
+        if first == last:
+            return np.empty((0, shape[1]), np.float32)
+        block = packed_nbytes(self._format(name), ROW_BLOCK, shape[1])
+        rows = min(last * ROW_BLOCK, shape[0]) - first * ROW_BLOCK
+        part = PackedWeight(self._raw(name)[first * block : last * block], self._format(name), rows, shape[1])
+        values: Float32 = get_kernels().unpack(part)[start - first * ROW_BLOCK : stop - first * ROW_BLOCK]
+        return np.ascontiguousarray(values)
+
+    def close(self) -> None:
+        """Unmap the file once no weight of it is in use any more."""
+        self._file.close()

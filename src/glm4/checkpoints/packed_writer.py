@@ -1,0 +1,165 @@
+"""Writes the weight file and the configuration of a packed checkpoint; the format is described in `weights.packed`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.checkpoints.packed_format import ALIGNMENT, CHECKSUMS, PackedInfo, checksum, packed_shapes, section_of
+from glm4.checkpoints.tensor_names import NO_EXTRAS, Extras
+from glm4.kernels.formats import packed_nbytes
+from glm4.model.config import ModelConfig
+from glm4.model.precision import Precision
+
+# Written in blocks of whole huge pages, always at multiples of it: file systems with large folios then keep the file in
+# huge pages, and the mapping is as fast as anonymous memory.
+_BLOCK = 8 << 20
+
+
+class PackedWriter:
+    """Writes one packed weight file front to back, in bounded memory. A context manager.
+
+    Tensors come in the order of `packed_shapes(config, extras)`, each in one or several pieces of whole 8-byte
+    words.
+
+    Attributes:
+        nbytes: size of the finished file.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, precision: Precision, extras: Extras = NO_EXTRAS) -> None:
+        shapes = packed_shapes(config, extras)
+        self._left = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
+        header = _header(self._left, shapes)
+        self.nbytes = len(header) + sum(size for _, size in self._left) + 8 * len(self._left)
+        self._left.reverse()
+        self._sums: list[int] = []
+        self._sum = self._written = 0
+        self._digest = hashlib.sha256()
+        self._block = bytearray(_BLOCK)
+        self._filled = 0
+        self._file = path.open("wb", buffering=0)
+        self._put(memoryview(header))
+
+    def write(self, name: str, data: NDArray[Any]) -> None:
+        """Append (a piece of) the packed bytes of a matrix, or a float32 vector.
+
+        Raises:
+            ValueError: it is not this tensor's turn, or there is more data than it has.
+        """
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        expected, size = self._left[-1]
+        self._written += raw.size
+        if name != expected or self._written > size:
+            raise ValueError(f"{name!r}: {self._written} bytes, but {expected!r} of {size} bytes is due")
+        self._sum = (self._sum + checksum(raw)) % (1 << 64)
+        self._put(raw.data)
+        if self._written == size:
+            self._sums.append(self._sum)
+            self._sum = self._written = 0
+            self._left.pop()
+
+    def _put(self, data: memoryview) -> None:
+        start = 0
+        while start < len(data):
+            count = min(_BLOCK - self._filled, len(data) - start)
+            self._block[self._filled : self._filled + count] = data[start : start + count]
+            self._filled += count
+            start += count
+            if self._filled == _BLOCK:
+                self._flush()
+
+    def _flush(self) -> None:
+        block = memoryview(self._block)[: self._filled]
+        self._digest.update(block)
+        while block:  # a raw file may take less than it is given
+            block = block[self._file.write(block) :]
+        self._filled = 0
+
+    def finish(self) -> tuple[int, str]:
+        """Write the checksums and close. Returns (bytes, sha256 in hex).
+
+        Raises:
+            ValueError: tensors are missing.
+        """
+        if self._left:
+            raise ValueError(f"{len(self._left)} tensors are missing, {self._left[-1][0]!r} first")
+        self._put(np.array(self._sums, "<u8").view(np.uint8).data)
+        self._flush()
+        self._file.close()
+        return self.nbytes, self._digest.hexdigest()
+
+    def __enter__(self) -> PackedWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def packed_file_nbytes(config: ModelConfig, precision: Precision, extras: Extras = NO_EXTRAS) -> int:
+    """Size of the weight file, before writing it."""
+    shapes = packed_shapes(config, extras)
+    sizes = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
+    return len(_header(sizes, shapes)) + sum(size for _, size in sizes) + 8 * len(sizes)
+
+
+def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> None:
+    """Write `config.json`: Hugging Face's keys of `glm` or `glm4`, and our `quantization_config`.
+
+    Args:
+        config: of the source; rotary rows have been reordered while packing, so half-split is forgotten.
+    """
+    settings = {
+        "architectures": ["GlmForCausalLM" if config.architecture == "glm" else "Glm4ForCausalLM"],
+        "model_type": config.architecture,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "partial_rotary_factor": config.partial_rotary_factor,
+        "attention_bias": config.attention_bias,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "eos_token_id": list(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+        "quantization_config": section_of(info),
+    }
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _stored_nbytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
+    return 4 * shape[0] if len(shape) == 1 else packed_nbytes(precision.format_of(name), *shape)
+
+
+def _header(sizes: list[tuple[str, int]], shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """Length and JSON of a safetensors header, padded with spaces so that the data begins 64-byte aligned.
+
+    Packed matrices are multiples of 64 bytes and stand first, so each of them begins aligned too.
+    """
+    table: dict[str, Any] = {}
+    at = 0
+    for name, size in sizes:
+        vector = len(shapes[name]) == 1
+        table[name] = {
+            "dtype": "F32" if vector else "U8",
+            "shape": list(shapes[name]) if vector else [size],
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    table[CHECKSUMS] = {"dtype": "U64", "shape": [len(sizes)], "data_offsets": [at, at + 8 * len(sizes)]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text

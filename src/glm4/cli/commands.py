@@ -1,0 +1,44 @@
+"""The table of commands: where each one lives, and how `glm4 --help` lists it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+
+class CommandRow(NamedTuple):
+    """Where a command lives and how `glm4 --help` lists it."""
+
+    module: str
+    panel: str
+    summary: str
+
+    def load(self, name: str) -> tuple[ModuleType, Callable[..., None]]:
+        """The command's module, and its function in it."""
+        module = importlib.import_module(self.module)
+        return module, getattr(module, name)
+
+
+def print_version() -> None:
+    """One line on standard output."""
+    from glm4 import __version__
+
+    print(f"glm4 {__version__}", flush=True)
+
+
+_RUN, _MODELS = "Run a model", "Manage models"
+
+COMMANDS: dict[str, CommandRow] = {
+    "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
+    "generate": CommandRow("glm4.cli.generate", _RUN, "Continue a text, without a chat template."),
+    "serve": CommandRow("glm4.cli.serve", _RUN, "Serve models over HTTP: OpenAI's and Anthropic's APIs."),
+    "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),
+    "bench": CommandRow("glm4.cli.bench", _RUN, "Measure how fast a model runs here."),
+    "pull": CommandRow("glm4.cli.pull", _MODELS, "Download a model."),
+    "models": CommandRow("glm4.cli.models", _MODELS, "List installed and known models."),
+    "info": CommandRow("glm4.cli.info", _MODELS, "Describe a model: architecture, context, tensors."),
+    "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
+    "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
+}

@@ -1,0 +1,194 @@
+"""Markdown rendered live at a terminal, without flicker and without losing scrollback.
+
+Blocks (paragraphs, lists, code …) that are complete are printed once and scroll away like any output; only the block
+still being written is redrawn, and of that only as many lines as fit the screen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import ClassVar
+
+from markdown_it import MarkdownIt
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Heading, Markdown, MarkdownElement
+from rich.segment import Segment
+from rich.status import Status
+from rich.text import Text
+
+from glm4.chat.messages import Event, ReasoningDelta, ToolCallDelta
+from glm4.cli.console import printable
+from glm4.cli.conversation.render import call_text
+
+_REFRESH_SECONDS = 0.08
+
+
+class MarkdownView:
+    """Markdown, rendered while it is written."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._status: Status | None = None
+        self._live: Live | None = None
+        self._pending = ""
+        self._thinking = False
+        self._printed = False
+        self._due = 0.0
+
+    def __enter__(self) -> MarkdownView:
+        self._status = self._console.status("[dim]thinking[/dim]")
+        self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_status()
+        self._finish_part()
+
+    def show(self, events: Sequence[Event]) -> None:
+        """Take in events; redraws at most every `_REFRESH_SECONDS`."""
+        for event in events:
+            thinking = isinstance(event, ReasoningDelta)
+            if thinking != self._thinking:
+                self._finish_part()
+                self._thinking = thinking
+            text = call_text(event) if isinstance(event, ToolCallDelta) else event.text
+            self._pending += printable(text)
+        if self._pending and time.monotonic() >= self._due:
+            self._stop_status()
+            self._redraw()
+
+    def _stop_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _redraw(self) -> None:
+        started = time.monotonic()
+        end = finished_length(self._pending)
+        if end:
+            self._commit(self._pending[:end])
+            self._pending = self._pending[end:]
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        self._live.update(_Tail(self._spaced(self._pending)), refresh=True)
+        now = time.monotonic()
+        # Rendering a long block takes time from the model: never spend more than a fifth of it on drawing.
+        self._due = now + max(_REFRESH_SECONDS, 4 * (now - started))
+
+    def _finish_part(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        if self._pending.strip():
+            self._commit(self._pending)
+        self._pending = ""
+        self._due = 0.0
+
+    def _commit(self, text: str) -> None:
+        if text.strip():
+            self._console.print(self._spaced(text))
+            self._printed = True
+
+    def _spaced(self, text: str) -> _Blocks:
+        if self._thinking:
+            bodies: list[RenderableType] = [Text(text.strip("\n"), style="dim italic")]
+        else:
+            bodies = [ChatMarkdown(block) for block in blocks(text)]
+        return _Blocks(bodies if text.strip() else [], after=self._printed)
+
+
+class _Blocks:
+    """Blocks with one empty line between them, and one in front if something stands above. Rich alone puts none,
+    one or two, depending on the kinds of block.
+    """
+
+    def __init__(self, bodies: Sequence[RenderableType], *, after: bool) -> None:
+        self._bodies = bodies
+        self._after = after
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        above = self._after
+        for body in self._bodies:
+            lines = console.render_lines(body, options, pad=False)
+            while lines and _is_empty(lines[-1]):
+                lines.pop()
+            while lines and _is_empty(lines[0]):
+                del lines[0]
+            if lines and above:
+                yield Segment.line()
+            above = above or bool(lines)
+            for line in lines:
+                yield from line
+                yield Segment.line()
+
+
+def _is_empty(line: Sequence[Segment]) -> bool:
+    return not any(segment.text.strip() for segment in line)
+
+
+class _Tail:
+    """As many of the last lines as fit the screen: a live region taller than that could not be erased again."""
+
+    def __init__(self, body: RenderableType) -> None:
+        self._body = body
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._body, options, pad=False)
+        for line in lines[-max(1, console.height - 1) :]:
+            yield from line
+            yield Segment.line()
+
+
+class _ChatHeading(Heading):
+    """Headings on the left, without the box or the centring that versions of Rich give them."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = self.text.copy()
+        text.justify = "left"
+        yield text
+
+
+class ChatMarkdown(Markdown):
+    """Rich's Markdown for chat answers: HTML is shown as text instead of dropped, and line breaks are kept."""
+
+    elements: ClassVar[dict[str, type[MarkdownElement]]] = {**Markdown.elements, "heading_open": _ChatHeading}
+
+    def __init__(self, markup: str) -> None:
+        super().__init__("", code_theme="ansi_dark", hyperlinks=False)
+        self.markup = markup
+        self.parsed = _parser().parse(markup)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+def _parser() -> MarkdownIt:
+    return MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+
+
+def blocks(markdown: str) -> list[str]:
+    """The top-level blocks of a Markdown text, each with the empty lines after it; joined they are the text again."""
+    starts = [token.map[0] for token in _parser().parse(markdown) if token.level == 0 and token.map]
+    # A block begins where its first token does; what stands before the first one (empty lines) belongs to it.
+    borders = [0, *sorted(set(starts))[1:]]
+    lines = markdown.split("\n")
+    parts = ["\n".join(lines[start:end]) + "\n" for start, end in itertools.pairwise(borders)]
+    return [*parts, "\n".join(lines[borders[-1] :])]
+
+
+def finished_length(markdown: str) -> int:
+    """How many leading characters of a Markdown text that is still growing are blocks that can no longer change.
+
+    Only the last block of the complete lines can: a later line may continue it. The line being written is left out
+    because it may turn from the start of a new block into more of the last one.
+    """
+    complete = markdown[: markdown.rfind("\n") + 1]
+    return sum(len(block) for block in blocks(complete)[:-1])

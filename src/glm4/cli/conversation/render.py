@@ -1,0 +1,79 @@
+"""How an answer looks while it streams: plain text here, or Markdown rendered live at a terminal (`cli.markdown`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol
+
+from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
+from glm4.cli import console as terminal
+from glm4.cli.console import printable
+
+
+class View(Protocol):
+    """Where an answer goes. Used as a context manager around one answer."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, events: Sequence[Event]) -> None:
+        """Show what arrived."""
+
+
+class PlainView:
+    """The text as it comes, on standard output. Reasoning goes to standard error, and only to a terminal."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stdout.isatty()
+        self._last = "\n"
+        self._reasoning = False
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_reasoning()
+        if not self._last.endswith("\n") and kind is None:
+            self._write("\n")
+
+    def show(self, events: Sequence[Event]) -> None:
+        """Write the events' text and flush it."""
+        for event in events:
+            if isinstance(event, TextDelta):
+                self._end_reasoning()
+                self._write(event.text)
+            elif isinstance(event, ReasoningDelta):
+                self._write_reasoning(event.text)
+            else:
+                self._write(call_text(event))
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
+        sys.stdout.write(printable(text) if self._tty else text)
+        sys.stdout.flush()
+        self._last = text
+
+    def _write_reasoning(self, text: str) -> None:
+        if terminal.stderr().is_terminal:
+            from rich.text import Text
+
+            self._reasoning = True
+            terminal.stderr().print(Text(printable(text), style="dim italic"), end="", soft_wrap=True)
+
+    def _end_reasoning(self) -> None:
+        if self._reasoning:
+            self._reasoning = False
+            terminal.stderr().print("\n")
+
+
+def call_text(event: ToolCallDelta) -> str:
+    """A tool call nobody asked for, as text; the chat command offers no tools."""
+    return (f"{event.name} " if event.name else "") + event.arguments

@@ -1,0 +1,205 @@
+"""From a stream of token ids to text, stop strings, reasoning and tool calls: the way out of the ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
+from glm4.engine.protocol import GenerationOutput, TokenLogprobs
+from glm4.outputs import CompletionOutput
+from glm4.sampling_params import SamplingParams
+
+
+class Detokenizer(Protocol):
+    """Ids to text, a character at a time (`tokenizer.detokenizer` makes one)."""
+
+    def push(self, token_id: int) -> str:
+        """The characters this id completes."""
+
+    def flush(self) -> str:
+        """What is left of an unfinished character."""
+
+
+class EventParser(Protocol):
+    """Text to events (`chat.dialect` makes one)."""
+
+    def push(self, text: str) -> list[Event]:
+        """The events this text completes."""
+
+    def finish(self, stop_token_id: int | None = None) -> list[Event]:
+        """What was held back, at the end of the answer."""
+
+
+class PlainParser:
+    """Everything is visible text; for raw completion."""
+
+    def push(self, text: str) -> list[Event]:
+        """Pass text on."""
+        return [TextDelta(text)] if text else []
+
+    def finish(self, stop_token_id: int | None = None) -> list[Event]:
+        """Nothing is held back, so nothing is left."""
+        return []
+
+
+class StopStringMatcher:
+    """Finds stop strings across token borders, holding back text that may still turn into one."""
+
+    def __init__(self, stops: Sequence[str], include_stop: bool) -> None:
+        self._stops = tuple(stops)
+        self._include = include_stop
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str, *, active: bool = True) -> str:
+        """Feed text, get what may be shown. After a match nothing more comes.
+
+        Args:
+            active: False while `min_tokens` is not reached: text passes without being compared, and cannot become
+                the beginning of a later match.
+        """
+        if self.matched is not None:
+            return ""
+        if not self._stops:
+            return text
+        text = self._held + text
+        self._held = ""
+        if not active:
+            return text
+        found = min(((at, -len(s), s) for s in self._stops if (at := text.find(s)) >= 0), default=None)
+        if found is not None:
+            at, _, self.matched = found
+            return text[: at + len(self.matched)] if self._include else text[:at]
+        keep = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """The text still held back, at the end of the sample."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
+
+
+class SampleProcessor:
+    """Text side of one sample.
+
+    Args:
+        index: which of the request's samples.
+        on_early_end: called once when a stop string or a surplus call ends the sample, so that the backend can be told.
+        max_tool_calls: the sample ends where one call more begins; nothing of that is shown.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        params: SamplingParams,
+        detokenizer: Detokenizer,
+        parser: EventParser,
+        on_early_end: Callable[[], None],
+        max_tool_calls: int | None = None,
+    ) -> None:
+        self.index = index
+        self._params = params
+        self._detokenizer = detokenizer
+        self._parser = parser
+        self._stops = StopStringMatcher(params.stop_strings, params.include_stop_str_in_output)
+        self._on_early_end = on_early_end
+        self._max_tool_calls = max_tool_calls
+        self._has_enough = False  # one call too many has begun
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._raw: list[str] = []
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self.output: CompletionOutput | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen so far."""
+        return len(self._token_ids)
+
+    def push(self, new: GenerationOutput) -> list[Event]:
+        """Take in one step's tokens; `output` is set once the sample is finished."""
+        events: list[Event] = []
+        for position, token in enumerate(new.token_ids):
+            self._token_ids.append(token)
+            self._logprobs += new.logprobs[position : position + 1]
+            if token == new.stop_token_id and position == len(new.token_ids) - 1:
+                continue  # the end of turn is not part of the text
+            active = len(self._token_ids) >= self._params.min_tokens
+            events += self._show(self._stops.push(self._detokenizer.push(token), active=active))
+            if self._stops.matched is not None:
+                self._on_early_end()
+                return events + self._finish("stop", None, self._stops.matched)
+            if self._has_enough:
+                self._on_early_end()
+                return events + self._finish("stop", None, None)
+        if new.finish_reason is not None:
+            tail = self._stops.push(self._detokenizer.flush())
+            events += self._show(tail + self._stops.flush())
+            if self._stops.matched is not None:
+                return events + self._finish("stop", None, self._stops.matched)
+            reason = new.stop_token_id if new.stop_token_id in self._params.stop_token_ids else None
+            events += self._finish(new.finish_reason, new.stop_token_id, reason)
+        return events
+
+    def abort(self) -> list[Event]:
+        """End the sample where it is; what was held back is shown."""
+        if self.output is not None:
+            return []
+        return self._show(self._stops.flush()) + self._finish("abort", None, None)
+
+    def _show(self, text: str) -> list[Event]:
+        if not text:
+            return []
+        self._raw.append(text)
+        return self._collect(self._parser.push(text))
+
+    def _finish(self, reason: str, stop_token_id: int | None, stop_reason: int | str | None) -> list[Event]:
+        events = self._collect(self._parser.finish(stop_token_id))
+        calls = tuple(ToolCall(id_, name, "".join(parts)) for _, (id_, name, parts) in sorted(self._calls.items()))
+        self.output = CompletionOutput(
+            index=self.index,
+            text="".join(self._text),
+            token_ids=self._token_ids,
+            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            stop_reason=stop_reason,
+            reasoning="".join(self._reasoning) or None,
+            tool_calls=calls,
+            logprobs=self._logprobs if self._params.logprobs is not None else None,
+            raw_text="".join(self._raw),
+        )
+        return events
+
+    def _collect(self, events: list[Event]) -> list[Event]:
+        events = self._without_surplus(events)
+        for event in events:
+            if isinstance(event, TextDelta):
+                self._text.append(event.text)
+            elif isinstance(event, ReasoningDelta):
+                self._reasoning.append(event.text)
+            elif isinstance(event, ToolCallDelta):
+                if event.index not in self._calls:
+                    self._calls[event.index] = (event.id or "", event.name or "", [])
+                self._calls[event.index][2].append(event.arguments)
+        return events
+
+    def _without_surplus(self, events: list[Event]) -> list[Event]:
+        """Events up to the call that is one too many."""
+        if self._has_enough:
+            return []
+        for at, event in enumerate(events):
+            if isinstance(event, ToolCallDelta) and event.index == self._max_tool_calls:
+                self._has_enough = True
+                return events[:at]
+        return events

@@ -1,0 +1,68 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.api.openai import ChatRequest, chat_completion, parse_chat
+from glm4.api.openai.events import ChatChunks
+from glm4.requests.input_processor import PreparedRequest
+from glm4.server.generation import Generation, prepare, whole
+from glm4.server.registry import Target
+from glm4.server.state import ServerState, server_state
+from glm4.server.streaming import DONE, EventStream, event, until_disconnect
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    chat = parse_chat(body, target.llm.default_sampling_params())
+    return await until_disconnect(request, _answer(state, target, chat))
+
+
+async def prepare_chat_request(target: Target, chat: ChatRequest) -> PreparedRequest:
+    """Render and tokenize; errors name fields of the chat request."""
+    return await prepare(
+        partial(
+            target.llm.prepare_chat,
+            chat.messages,
+            chat.params,
+            **chat.prompt_options(),
+            adapter=target.adapter,
+        )
+    )
+
+
+async def _answer(state: ServerState, target: Target, chat: ChatRequest) -> Response:
+    prepared = await prepare_chat_request(target, chat)
+    if chat.stream is None:
+        output = await whole(state, target, prepared)
+        return JSONResponse(chat_completion(output, target.name, target.llm.tokenizer, chat.response))
+    generation = Generation(state, target, prepared)
+    await generation.start()
+    return EventStream(
+        _events(generation, chat),
+        config=state.config,
+        on_close=generation.close,
+    )
+
+
+async def _events(generation: Generation, chat: ChatRequest) -> AsyncGenerator[bytes, None]:
+    assert chat.stream is not None  # noqa: S101 (called for streams only)
+    target, prepared = generation.target, generation.prepared
+    chunks = ChatChunks(target.name, target.llm.tokenizer, prepared.prompt_ids, chat.stream, chat.response)
+    for first in chunks.first(prepared.params.n):
+        yield event(first)
+    async for chunk in generation.chunks():
+        body = b"".join(event(one) for one in chunks.push(chunk))
+        if body:
+            yield body
+    for last in chunks.last():
+        yield event(last)
+    yield DONE

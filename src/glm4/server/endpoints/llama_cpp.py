@@ -1,0 +1,70 @@
+"""llama.cpp's smaller endpoints, for programs and tests written for its server; reading only.
+
+GET /props and /slots, POST /apply-template and …/input_tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4 import __version__
+from glm4.api.openai import parse_chat
+from glm4.requests.input_processor import PreparedRequest
+from glm4.server.endpoints.chat_completions import prepare_chat_request
+from glm4.server.registry import Target
+from glm4.server.state import server_state
+
+
+async def props(request: Request) -> Response:
+    """What this server is set to: its context, its places, its chat template."""
+    target = server_state(request).models.find(request.query_params.get("model"))
+    side, defaults = target.llm.text, target.llm.default_sampling_params()
+    settings = {
+        "temperature": defaults.temperature,
+        "top_k": defaults.top_k,
+        "top_p": defaults.top_p,
+        "min_p": defaults.min_p,
+        "repeat_penalty": defaults.repetition_penalty,
+    }
+    return JSONResponse(
+        {
+            "default_generation_settings": {"n_ctx": target.llm.info.max_model_len, "params": settings},
+            "total_slots": target.llm.info.max_num_seqs,
+            "model_alias": target.model.name,
+            "chat_template": side.dialect.choose_template(side.template).source,
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"glm4 {__version__}",
+            "is_sleeping": False,
+        }
+    )
+
+
+async def slots(request: Request) -> Response:
+    """The places of the batch. Requests have no fixed place, so busy ones are simply shown first."""
+    target = server_state(request).models.find(request.query_params.get("model"))
+    running, context = target.llm.stats().num_running, target.llm.info.max_model_len
+    places = range(target.llm.info.max_num_seqs)
+    return JSONResponse([{"id": place, "n_ctx": context, "is_processing": place < running} for place in places])
+
+
+async def apply_template(request: Request) -> Response:
+    """The prompt a chat body becomes, as text."""
+    target, prepared = await _prepared(request)
+    return JSONResponse({"prompt": target.llm.tokenizer.decode(prepared.prompt_ids, skip_special_tokens=False)})
+
+
+async def input_tokens(request: Request) -> Response:
+    """How many tokens the prompt of a chat body has."""
+    _, prepared = await _prepared(request)
+    count: dict[str, Any] = {"object": "chat.completion.input_tokens", "input_tokens": len(prepared.prompt_ids)}
+    return JSONResponse(count)
+
+
+async def _prepared(request: Request) -> tuple[Target, PreparedRequest]:
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    return target, await prepare_chat_request(target, parse_chat(body, target.llm.default_sampling_params()))

@@ -1,0 +1,116 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API over the same models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.api.anthropic import MessageEvents, MessageRequest, parse_count, parse_message
+from glm4.api.anthropic.events import PING
+from glm4.api.anthropic.fields import REFUSED_HEADERS
+from glm4.api.openai import ChatRequest
+from glm4.errors import InvalidRequestError, PromptTooLongError
+from glm4.requests.assistant_prefill import AssistantPrefill
+from glm4.requests.input_processor import PreparedRequest
+from glm4.server.endpoints.chat_completions import prepare_chat_request
+from glm4.server.errors import ApiError
+from glm4.server.generation import Generation, prepare
+from glm4.server.registry import Target
+from glm4.server.state import ServerState, server_state
+from glm4.server.streaming import EventStream, anthropic_failure, event, until_disconnect
+
+
+async def messages(request: Request) -> Response:
+    """Answer a conversation. `anthropic-version` and `anthropic-beta` are not looked at: the body's fields decide."""
+    state = server_state(request)
+    body = await state.read(request)
+    _check_headers(request)
+    target = state.target(body)
+    wanted = await prepare(lambda: parse_message(body, target.llm.default_sampling_params()))
+    return await until_disconnect(request, _answer(state, target, wanted))
+
+
+async def count_tokens(request: Request) -> Response:
+    """How many tokens a conversation's prompt has; the context may be shorter."""
+    state = server_state(request)
+    body = await state.read(request)
+    _check_headers(request)
+    target = state.target(body)
+    wanted = await prepare(lambda: parse_count(body, target.llm.default_sampling_params()))
+    count = await prepare(lambda: _count(target, wanted))
+    counts: dict[str, object] = {"input_tokens": count}
+    if wanted.manages_context:
+        counts["context_management"] = {"original_input_tokens": count}
+    return JSONResponse(counts)
+
+
+def _check_headers(request: Request) -> None:
+    for name, text in REFUSED_HEADERS.items():
+        if name in request.headers:
+            raise InvalidRequestError(text, param=name)
+
+
+def _tools(chat: ChatRequest) -> Sequence[Mapping[str, Any]]:
+    """The tools that stand in the prompt."""
+    return () if chat.tool_choice == "none" else chat.tools
+
+
+def _opening(target: Target, wanted: MessageRequest) -> AssistantPrefill | None:
+    if not wanted.begun:
+        return None
+    return AssistantPrefill.find(target.llm.text, wanted.chat.messages, _tools(wanted.chat), wanted.begun)
+
+
+def _count(target: Target, wanted: MessageRequest) -> int:
+    count = len(target.llm.text.render(wanted.chat.messages, _tools(wanted.chat)))
+    opening = _opening(target, wanted)
+    return count if opening is None else count + len(opening.ids)
+
+
+async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
+    limit = target.llm.info.max_model_len - 1
+    try:
+        prepared = await prepare_chat_request(target, wanted.chat)
+        opening = await prepare(lambda: _opening(target, wanted))
+        if opening is not None:
+            prepared = opening.before(prepared)
+            if len(prepared.prompt_ids) > limit:
+                raise PromptTooLongError("the beginning of the answer does not fit", param="messages")
+    except PromptTooLongError:
+        # In Anthropic's words: by them Claude Code knows that it has to shorten the conversation.
+        count = await prepare(lambda: _count(target, wanted))
+        raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
+    return prepared
+
+
+async def _answer(state: ServerState, target: Target, wanted: MessageRequest) -> Response:
+    prepared = await _prepare(target, wanted)
+    generation = Generation(state, target, prepared)
+    answer = MessageEvents(target.name, wanted, len(prepared.prompt_ids))
+    if wanted.stream:
+        await generation.start()
+        return EventStream(
+            _events(generation, answer),
+            failure=anthropic_failure,
+            silence=event(PING, "ping"),
+            config=state.config,
+            on_close=generation.close,
+        )
+    try:
+        await generation.start()
+        async for chunk in generation.chunks():
+            answer.push(chunk)
+    finally:
+        await generation.close()
+    return JSONResponse(answer.message())
+
+
+async def _events(generation: Generation, answer: MessageEvents) -> AsyncGenerator[bytes, None]:
+    yield b"".join(event(one, one["type"]) for one in answer.first())
+    async for chunk in generation.chunks():
+        body = b"".join(event(one, one["type"]) for one in answer.push(chunk))
+        if body:
+            yield body

@@ -1,0 +1,234 @@
+"""/v1/responses: answers that are kept, so that a later request can continue them.
+
+A response is on disk before the client is told that it is complete; a streamed one is there, unfinished, before its
+first event. Whoever has a key of this server may read every stored response.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.api.responses.answers import deleted, input_tokens, item_list
+from glm4.api.responses.events import ResponseWriter
+from glm4.api.responses.items import REFERENCE, Item, resolved
+from glm4.api.responses.request import INCLUDABLE, ResponsesRequest, parse_input_tokens, parse_responses
+from glm4.errors import InvalidRequestError, StoreError, TemplateError
+from glm4.requests.input_processor import PreparedRequest
+from glm4.server.endpoints.chat_completions import prepare_chat_request
+from glm4.server.errors import ApiError, as_api_error
+from glm4.server.generation import Generation
+from glm4.server.registry import Target
+from glm4.server.state import ServerState, server_state
+from glm4.server.stores.response_database import StoredResponse
+from glm4.server.streaming import EventStream, event, until_disconnect
+
+log = logging.getLogger("glm4.server")
+
+# What chat requests call a field → what this API calls it, for errors.
+_FIELDS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "logprobs": "top_logprobs",
+    "response_format": "text.format",
+    "structured_outputs": "text.format",
+}
+
+
+async def create(request: Request) -> Response:
+    """Answer, whole or as a stream of events."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    llm = target.llm
+    wanted = parse_responses(body, llm.default_sampling_params(), thinks=llm.dialect.thinks)
+    return await until_disconnect(request, _answer(state, target, wanted))
+
+
+async def count_tokens(request: Request) -> Response:
+    """How many tokens the prompt of such a request has."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    llm = target.llm
+    wanted = parse_input_tokens(body, llm.default_sampling_params(), thinks=llm.dialect.thinks)
+    _, prepared = await _prepare(state, target, wanted)
+    return JSONResponse(input_tokens(len(prepared.prompt_ids)))
+
+
+async def retrieve(request: Request) -> Response:
+    """A stored response."""
+    _check_query(request, ("include", "include[]", "stream"))
+    if request.query_params.get("stream", "false").lower() != "false":
+        raise ApiError(
+            400, "only responses that run in the background can be streamed later", "stream", "invalid_value"
+        )
+    return JSONResponse((await _stored(request)).body)
+
+
+async def delete(request: Request) -> Response:
+    """Forget a stored response. What continues it cannot be continued any more."""
+    response_id = request.path_params["response_id"]
+    if not await server_state(request).responses.delete(response_id):
+        raise _not_found(response_id)
+    return JSONResponse(deleted(response_id))
+
+
+async def cancel(request: Request) -> Response:
+    """Nothing runs in the background here, so there is nothing to cancel; a stream ends by closing it."""
+    await _stored(request)
+    raise ApiError(400, "Cannot cancel a synchronous response.", "response_id", "invalid_value")
+
+
+async def list_input_items(request: Request) -> Response:
+    """What a response's own request added to the conversation."""
+    _check_query(request, ("include", "include[]", "after", "limit", "order"))
+    query = request.query_params
+    limit, order = query.get("limit", "20"), query.get("order", "desc")
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= 100):
+        raise ApiError(400, "limit must be a whole number between 1 and 100", "limit", "invalid_value")
+    if order not in ("asc", "desc"):
+        raise ApiError(400, "order must be asc or desc", "order", "invalid_value")
+    items = (await _stored(request)).items
+    after = query.get("after")
+    if after is not None and all(item["id"] != after for item in items):
+        raise ApiError(400, f"after: this response has no input item {after[:100]!r}", "after", "invalid_value")
+    return JSONResponse(item_list(items, limit=int(limit), newest_first=order == "desc", after=after))
+
+
+def _check_query(request: Request, known: Iterable[str]) -> None:
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            raise ApiError(400, f"unsupported parameter {name[:100]!r}", name[:100], "invalid_value")
+        if name.startswith("include") and value not in INCLUDABLE:
+            raise ApiError(400, f"include: {value[:100]!r} is not supported", "include", "invalid_value")
+
+
+async def _stored(request: Request) -> StoredResponse:
+    response_id = request.path_params["response_id"]
+    found = await server_state(request).responses.get(response_id)
+    if found is None:
+        raise _not_found(response_id)
+    return found
+
+
+def _not_found(response_id: str) -> ApiError:
+    return ApiError(404, f"Response with id {response_id[:100]!r} not found.", "response_id", "not_found")
+
+
+async def _prepare(state: ServerState, target: Target, wanted: ResponsesRequest) -> tuple[list[Item], PreparedRequest]:
+    """The request's own items, and the prompt of the whole conversation; errors name fields of this API."""
+    references = [item["id"] for item in wanted.items if item["type"] == REFERENCE]
+    known = await state.responses.output_items(references) if references else {}
+    items = resolved(wanted.items, known)
+    try:
+        chat = wanted.chat([*await _earlier(state, wanted.previous_response_id), *items])
+        return items, await prepare_chat_request(target, chat)
+    except TemplateError as error:
+        raise InvalidRequestError(str(error), param="input") from None
+    except InvalidRequestError as error:
+        error.param = _FIELDS.get(error.param or "", error.param)
+        raise
+
+
+async def _earlier(state: ServerState, response_id: str | None) -> list[Item]:
+    """Everything said before, up to and with the response to be continued."""
+    if response_id is None:
+        return []
+    chain = await state.responses.conversation(response_id)
+    if chain is None:
+        problem = f"Previous response with id {response_id[:100]!r} not found"
+        if await state.responses.get(response_id) is not None:
+            problem = f"A response that {response_id!r} continues was deleted, or is too old"
+        raise ApiError(400, f"{problem}; send the conversation as input.", "previous_response_id",
+                       "previous_response_not_found")  # fmt: skip
+    if chain[-1].status not in ("completed", "incomplete"):
+        raise ApiError(
+            400, f"Response {response_id!r} is {chain[-1].status}, so it cannot be continued.", "previous_response_id",
+            "invalid_value",
+        )  # fmt: skip
+    return [item for one in chain for item in (*one.items, *one.body["output"])]
+
+
+async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest) -> Response:
+    items, prepared = await _prepare(state, target, wanted)
+    writer = ResponseWriter(wanted, target.name, target.llm.tokenizer)
+    generation = Generation(state, target, prepared)
+    if wanted.stream:
+        return await _stream(state, generation, writer, items, store=wanted.store)
+    try:
+        await generation.start()
+        async for chunk in generation.chunks():
+            writer.push(chunk)
+            if chunk.output is not None:
+                writer.finish(chunk.output)
+    finally:
+        await generation.close()
+    if wanted.store:
+        await state.responses.insert(writer.response, items)
+    return JSONResponse(writer.response)
+
+
+async def _stream(
+    state: ServerState, generation: Generation, writer: ResponseWriter, items: list[Item], *, store: bool
+) -> Response:
+    async def close() -> None:
+        await generation.close()
+        if not writer.ended:
+            writer.cancel()
+            if store:
+                await _finish_quietly(state, writer)
+
+    # Before the response begins, so that a full queue is a 429 and no broken stream.
+    await generation.start()
+    if store:
+        try:
+            await state.responses.insert(writer.response, items)
+        except BaseException:  # a client that leaves now may leave an unfinished response behind: it is ended
+            await close()
+            raise
+    return EventStream(
+        _events(state, generation, writer, store=store),
+        config=state.config,
+        on_close=close,
+    )
+
+
+async def _events(
+    state: ServerState, generation: Generation, writer: ResponseWriter, *, store: bool
+) -> AsyncGenerator[bytes, None]:
+    yield _written(writer.begin())
+    try:
+        async for chunk in generation.chunks():
+            events = writer.push(chunk)
+            if chunk.output is not None:
+                events += writer.finish(chunk.output)
+            if events:
+                yield _written(events)
+        if store:
+            await state.responses.finish(writer.response)
+        yield _written(writer.last())
+    except Exception as error:  # the client is told, as `failed`; the log knows more
+        told = as_api_error(error)
+        ending = writer.fail(told.message, code=told.code, param=told.param)
+        if store:
+            await _finish_quietly(state, writer)
+        yield _written(ending)
+
+
+async def _finish_quietly(state: ServerState, writer: ResponseWriter) -> None:
+    """Store an end that nobody waits for. If it is the output that cannot be stored, the rest still can."""
+    for response in (writer.response, {**writer.response, "output": []}):
+        try:
+            await state.responses.finish(response)
+            return
+        except StoreError as error:
+            log.error("the end of a response was not stored: %s", error)
+
+
+def _written(events: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(event(one, one["type"]) for one in events)

@@ -1,0 +1,121 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info, POST /v1/chat/completions/render: text and ids, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.api.openai import parse_chat
+from glm4.api.openai.fields import BOOLEAN, CHAT_FIELDS, IDS, STRING, Field, boolean, read_fields, text, token_ids
+from glm4.errors import InvalidRequestError, TokenizerError
+from glm4.server.endpoints.chat_completions import prepare_chat_request
+from glm4.server.generation import prepare
+from glm4.server.registry import Target
+from glm4.server.state import server_state
+
+TOKENIZE_FIELDS: Mapping[str, Field] = {
+    "model": Field(STRING, text),
+    "prompt": Field(STRING, text),
+    "content": Field({"type": "string", "description": "llama.cpp's name of prompt"}, text),
+    "add_special_tokens": Field(BOOLEAN, boolean),
+    "add_special": Field({"type": "boolean", "description": "llama.cpp's name of add_special_tokens"}, boolean),
+    "parse_special": Field({"type": "boolean", "description": "<|user|> and the like become their token"}, boolean),
+    "return_token_strs": Field(BOOLEAN, boolean),
+    "with_pieces": Field({"type": "boolean", "description": "llama.cpp: ids with their text"}, boolean),
+    **{name: CHAT_FIELDS[name] for name in ("messages", "tools", "add_generation_prompt", "chat_template_kwargs")},
+}
+DETOKENIZE_FIELDS: Mapping[str, Field] = {
+    "model": Field(STRING, text),
+    "tokens": Field(IDS, token_ids),
+}
+
+
+async def tokenize(request: Request) -> Response:
+    """Ids of a raw prompt, or of a rendered conversation."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    given = read_fields(body, TOKENIZE_FIELDS)
+    sources = [name for name in ("prompt", "content", "messages") if name in given]
+    if len(sources) != 1:
+        raise InvalidRequestError("give exactly one of prompt, content and messages", param="prompt")
+    if sources == ["messages"]:
+        chat = parse_chat({name: body[name] for name in given if name in CHAT_FIELDS}, target.llm.text.defaults)
+        ids = (await prepare_chat_request(target, chat)).prompt_ids
+    else:
+        ids = await prepare(lambda: _encode(target, given, given[sources[0]], native=sources == ["content"]))
+    return JSONResponse(_tokens(target, ids, given))
+
+
+def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool) -> list[int]:
+    """Ids of a text; llama.cpp's form adds no prefix unless asked, vLLM's does."""
+    tokenizer = target.llm.tokenizer
+    prefix = given.get("add_special_tokens", given.get("add_special", not native))
+    ids = tokenizer.encode(source, allow_special=given.get("parse_special", native))
+    return [*tokenizer.prefix_ids, *ids] if prefix else ids
+
+
+def _tokens(target: Target, ids: list[int], given: Mapping[str, Any]) -> dict[str, Any]:
+    tokenizer = target.llm.tokenizer
+
+    def piece(token: int) -> str | list[int]:
+        raw = tokenizer.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return list(raw)
+
+    tokens: list[Any] = [{"id": i, "piece": piece(i)} for i in ids] if given.get("with_pieces") else list(ids)
+    body: dict[str, Any] = {"count": len(ids), "max_model_len": target.llm.info.max_model_len, "tokens": tokens}
+    if given.get("return_token_strs"):
+        body["token_strs"] = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in ids]
+    return body
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of ids, special tokens included."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    given = read_fields(body, DETOKENIZE_FIELDS)
+    if "tokens" not in given:
+        raise InvalidRequestError("tokens is missing", param="tokens")
+    try:
+        decoded = target.llm.tokenizer.decode(given["tokens"], skip_special_tokens=False)
+    except TokenizerError as error:
+        raise InvalidRequestError(str(error), param="tokens") from None
+    return JSONResponse({"prompt": decoded, "content": decoded})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """What a client may want to know of the vocabulary and the chat template."""
+    target = server_state(request).models.find(request.query_params.get("model"))
+    side, tokenizer = target.llm.text, target.llm.tokenizer
+    return JSONResponse(
+        {
+            "model": target.model.name,
+            "dialect": side.dialect.name,
+            "vocab_size": target.llm.info.vocab_size,
+            "named_tokens": tokenizer.size,
+            "max_model_len": target.llm.info.max_model_len,
+            "prefix_ids": list(tokenizer.prefix_ids),
+            "stop_ids": sorted(side.stop_ids),
+            "special_tokens": dict(tokenizer.special_tokens),
+            "chat_template": side.dialect.choose_template(side.template).source,
+        }
+    )
+
+
+async def render(request: Request) -> Response:
+    """The prompt a chat body becomes, as text and ids, without answering it."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    chat = parse_chat(body, target.llm.default_sampling_params())
+    prepared = await prepare_chat_request(target, chat)
+    ids = prepared.prompt_ids
+    prompt = target.llm.tokenizer.decode(ids, skip_special_tokens=False)
+    return JSONResponse({"prompt": prompt, "prompt_token_ids": ids, "count": len(ids)})

@@ -1,0 +1,1 @@
+"""The operating system: memory, processors, containers, folders that appear whole, event loops."""

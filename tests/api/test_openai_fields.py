@@ -1,0 +1,188 @@
+"""The field walk: every request field of OpenAI's schema is honoured, a documented label, or refused by name.
+
+The list of fields is the official client library's, so a field that OpenAI adds fails here until it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params, embedding_create_params
+from openai.types.chat import chat_completion_stream_options_param
+from openai.types.chat import completion_create_params as chat_create_params
+
+from glm4.api.openai import parse_chat, parse_completion
+from glm4.api.openai.fields import (
+    CHAT_FIELDS,
+    COMPLETION_FIELDS,
+    LABELS,
+    OPTIONS,
+    REFUSED,
+    Field,
+    body_schema,
+    read_fields,
+)
+from glm4.errors import InvalidRequestError
+from glm4.sampling_params import SamplingParams
+from glm4.server.endpoints.embeddings import EMBEDDING_FIELDS
+
+DEFAULTS = SamplingParams(temperature=0.7, repetition_penalty=1.1)
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+COMPLETION = {"prompt": "hi"}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+
+OPENAI_CHAT = frozenset(
+    {
+        *chat_create_params.CompletionCreateParamsNonStreaming.__annotations__,
+        *chat_create_params.CompletionCreateParamsStreaming.__annotations__,
+    }
+)
+OPENAI_COMPLETION = frozenset(
+    {
+        *completion_create_params.CompletionCreateParamsNonStreaming.__annotations__,
+        *completion_create_params.CompletionCreateParamsStreaming.__annotations__,
+    }
+)
+OPENAI_EMBEDDING = frozenset(embedding_create_params.EmbeddingCreateParams.__annotations__)
+
+# Sampling option → a value, and what `SamplingParams` must then say.
+SAMPLING: dict[str, tuple[Any, Any]] = {
+    "temperature": (0, 0),
+    "top_p": (0.5, 0.5),
+    "top_k": (7, 7),
+    "min_p": (0.1, 0.1),
+    "max_tokens": (9, 9),
+    "min_tokens": (2, 2),
+    "n": (3, 3),
+    "seed": (1, 1),
+    "presence_penalty": (0.5, 0.5),
+    "frequency_penalty": (-0.5, -0.5),
+    "repetition_penalty": (1.3, 1.3),
+    "stop": ("x", ["x"]),
+    "stop_token_ids": ([5], (5,)),
+    "ignore_eos": (True, True),
+    "include_stop_str_in_output": (True, True),
+    "skip_special_tokens": (False, False),
+    "prompt_logprobs": (3, 3),
+    "logit_bias": ({"12": -5}, {12: -5}),
+}
+# Field → a value that makes another request of it (with what else the field needs).
+TELLING: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{name: (value, {}) for name, (value, _) in SAMPLING.items()},
+    "model": ("anything", {}),
+    "metadata": ({"a": "b"}, {}),
+    "stream": (True, {}),
+    "stream_options": ({"include_usage": True}, {"stream": True}),
+    "structured_outputs": ({"regex": "a+"}, {}),
+    "return_token_ids": (True, {}),
+    "return_tokens_as_token_ids": (True, {}),
+}
+TELLING_CHAT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "messages": ([{"role": "user", "content": "ho"}], {}),
+    "tools": ([FUNCTION], {}),
+    "tool_choice": ("none", {"tools": [FUNCTION]}),
+    "parallel_tool_calls": (False, {"tools": [FUNCTION]}),
+    "response_format": ({"type": "json_object"}, {}),
+    "max_completion_tokens": (9, {}),
+    "logprobs": (True, {}),
+    "top_logprobs": (4, {"logprobs": True}),
+    "add_generation_prompt": (False, {}),
+    "chat_template_kwargs": ({"enable_thinking": False}, {}),
+    "include_reasoning": (False, {}),
+}
+TELLING_COMPLETION: dict[str, tuple[Any, dict[str, Any]]] = {
+    "prompt": ("ho", {}),
+    "echo": (True, {}),
+    "logprobs": (2, {}),
+}
+# Fields of which one value is done, which is what happens without them; any other is refused.
+ONE_VALUE: dict[str, tuple[Any, Any]] = {
+    "modalities": (["text"], ["text", "audio"]),
+    "service_tier": ("auto", "priority"),
+    "store": (False, True),
+    "verbosity": ("medium", "low"),
+    "reasoning_effort": ("medium", "high"),
+    "best_of": (1, 2),
+}
+
+Parse = Callable[[Mapping[str, Any], SamplingParams], Any]
+WALKS = [
+    *((name, CHAT_FIELDS, TELLING | TELLING_CHAT, parse_chat, CHAT) for name in CHAT_FIELDS),
+    *((name, COMPLETION_FIELDS, TELLING | TELLING_COMPLETION, parse_completion, COMPLETION)
+      for name in COMPLETION_FIELDS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "telling", "parse", "body"), WALKS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_field_changes_the_request_or_is_a_label(
+    name: str,
+    table: Mapping[str, Field],
+    telling: Mapping[str, tuple[Any, dict[str, Any]]],
+    parse: Parse,
+    body: dict[str, Any],
+) -> None:
+    if name not in body:
+        assert parse(body | {name: None}, DEFAULTS) == parse(body, DEFAULTS)
+    if name in LABELS:
+        assert parse(body | {name: "someone"}, DEFAULTS) == parse(body, DEFAULTS)
+    elif name in ONE_VALUE:
+        done, other = ONE_VALUE[name]
+        assert parse(body | {name: done}, DEFAULTS) == parse(body, DEFAULTS)
+        with pytest.raises(InvalidRequestError) as caught:
+            parse(body | {name: other}, DEFAULTS)
+        assert caught.value.param == name
+    else:
+        value, needs = telling[name]
+        assert parse(body | needs | {name: value}, DEFAULTS) != parse(body | needs, DEFAULTS)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_sampling_options_arrive_as_sampling_params(name: str) -> None:
+    value, expected = SAMPLING[name]
+    for parse, body in ((parse_chat, CHAT), (parse_completion, COMPLETION)):
+        params = parse(body | {name: value}, DEFAULTS).params  # type: ignore[operator]
+        assert getattr(params, name) == expected
+        assert params.temperature == (0 if name == "temperature" else 0.7)  # the model's own default otherwise
+
+
+@pytest.mark.parametrize(
+    ("declared", "table"),
+    [(OPENAI_CHAT, CHAT_FIELDS), (OPENAI_COMPLETION, COMPLETION_FIELDS), (OPENAI_EMBEDDING, EMBEDDING_FIELDS)],
+    ids=["chat", "completion", "embedding"],
+)
+def test_every_field_of_openai_is_decided(declared: frozenset[str], table: Mapping[str, Field]) -> None:
+    assert len(declared) >= 5
+    assert declared - set(table) - set(REFUSED) == set()
+    for name in declared - set(table):
+        with pytest.raises(InvalidRequestError) as caught:
+            read_fields({name: "x"}, table)
+        assert caught.value.param == name
+        assert REFUSED[name] in str(caught.value)
+
+
+def test_refused_fields_are_of_openai_and_in_no_table() -> None:
+    assert set(REFUSED) <= OPENAI_CHAT | OPENAI_COMPLETION
+    assert not set(REFUSED) & (set(CHAT_FIELDS) | set(COMPLETION_FIELDS) | set(EMBEDDING_FIELDS))
+
+
+def test_every_stream_option_of_openai_is_decided() -> None:
+    options = chat_completion_stream_options_param.ChatCompletionStreamOptionsParam.__annotations__
+    assert set(options) == {"include_usage", "include_obfuscation"}
+    plain = parse_chat(CHAT | {"stream": True}, DEFAULTS)
+    usage = parse_chat(CHAT | {"stream": True, "stream_options": {"include_usage": True}}, DEFAULTS)
+    every = {"include_usage": True, "continuous_usage_stats": True}
+    continuous = parse_chat(CHAT | {"stream": True, "stream_options": every}, DEFAULTS)
+    assert plain != usage != continuous
+    parse_chat(CHAT | {"stream": True, "stream_options": {"include_obfuscation": False}}, DEFAULTS)
+    with pytest.raises(InvalidRequestError, match="padding"):
+        parse_chat(CHAT | {"stream": True, "stream_options": {"include_obfuscation": True}}, DEFAULTS)
+
+
+def test_the_schema_of_a_body_has_every_field() -> None:
+    schema = body_schema(CHAT_FIELDS, ["messages"])
+    assert set(schema["properties"]) == set(CHAT_FIELDS)
+    assert (schema["required"], schema["additionalProperties"]) == (["messages"], False)
