@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glm4 import LLM, AsyncLLM, Glm4Error, Message, SamplingParams
-from glm4.chat.messages import TextDelta, ToolCallDelta
+from glm4.chat.events import TextDelta, ToolCallDelta
 from glm4.errors import InvalidRequestError, OutOfMemoryError, PromptTooLongError
 from scripted_llm import scripted_llm
 from tiny import VOCAB_SIZE, special_id, tiny_model, write_folder
@@ -49,7 +49,7 @@ def test_a_batch_gives_what_single_calls_give(llm: LLM) -> None:
 
 def test_a_stream_adds_up_to_the_whole_answer(llm: LLM) -> None:
     (whole,) = llm.chat(CHATS[0], GREEDY)
-    chunks = list(llm.chat(CHATS[0], GREEDY, stream=True))
+    chunks = list(llm.stream_chat(CHATS[0], GREEDY))
     assert "".join(chunk.text for chunk in chunks) == whole.outputs[0].text
     assert [token for chunk in chunks for token in chunk.token_ids] == whole.outputs[0].token_ids
     assert [chunk.output is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -69,7 +69,10 @@ def test_n_samples_differ_and_a_seed_repeats_them(llm: LLM) -> None:
 def test_a_seed_gives_the_same_text_whatever_else_runs(llm: LLM) -> None:
     params = SamplingParams(seed=9, max_tokens=10, ignore_eos=True)
     (alone,) = llm.generate("abc", params)
-    llm.add_prompt("other", "something else that runs beside it", SamplingParams(max_tokens=30, ignore_eos=True))
+    llm.add(
+        "other",
+        llm.prepare_prompt("something else that runs beside it", SamplingParams(max_tokens=30, ignore_eos=True)),
+    )
     llm.step()
     (beside,) = llm.generate("abc", params)
     assert beside.outputs[0].token_ids == alone.outputs[0].token_ids
@@ -86,11 +89,11 @@ def test_rows_without_a_token_are_never_sampled(llm: LLM) -> None:
 
 @pytest.mark.parametrize("how", ["close", "forget", "never start"])
 def test_leaving_a_stream_frees_its_pages(llm: LLM, how: str) -> None:
-    stream = llm.chat(CHATS[2], GREEDY, stream=True)
+    stream = llm.stream_chat(CHATS[2], GREEDY)
     if how != "never start":
         next(stream)
     if how == "close":
-        stream.close()  # type: ignore[attr-defined]
+        stream.close()
     else:
         del stream
         gc.collect()
@@ -101,7 +104,7 @@ def test_leaving_a_stream_frees_its_pages(llm: LLM, how: str) -> None:
 
 def test_two_streams_run_side_by_side(llm: LLM) -> None:
     expected = [output.outputs[0].text for output in llm.chat(CHATS[:2], GREEDY)]
-    first, second = (llm.chat(chat, GREEDY, stream=True) for chat in CHATS[:2])
+    first, second = (llm.stream_chat(chat, GREEDY) for chat in CHATS[:2])
     texts = ["", ""]
     for pair in itertools.zip_longest(first, second):
         for index, chunk in enumerate(pair):
@@ -110,9 +113,9 @@ def test_two_streams_run_side_by_side(llm: LLM) -> None:
 
 
 def test_add_and_step_is_continuous_batching(llm: LLM) -> None:
-    llm.add_chat("a", CHATS[0], GREEDY)
+    llm.add("a", llm.prepare_chat(CHATS[0], GREEDY))
     llm.step()
-    llm.add_prompt("b", "more", GREEDY)
+    llm.add("b", llm.prepare_prompt("more", GREEDY))
     done: dict[str, int] = {}
     while llm.has_unfinished_requests():
         for chunk in llm.step():
@@ -259,7 +262,7 @@ def test_tool_calls_come_as_events_and_as_a_message(folder: Path, tmp_path: Path
     llm = LLM.from_backend(ScriptedBackend(lambda prompt: answer, vocab_size=VOCAB_SIZE), text)
     attached = [{"role": "system", "content": "", "tools": [WEATHER]}, *CHATS[0]]
     assert llm.chat(attached)[0].outputs[0].finish_reason == "tool_calls", "GLM-4's own way of offering tools"
-    chunks = list(llm.chat(CHATS[0], tools=[WEATHER], stream=True))
+    chunks = list(llm.stream_chat(CHATS[0], tools=[WEATHER]))
     events = [event for chunk in chunks for event in chunk.events]
     assert not [event for event in events if isinstance(event, TextDelta) and event.text]
     assert len([event for event in events if isinstance(event, ToolCallDelta)]) > 3, "arguments stream"

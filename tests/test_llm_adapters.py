@@ -60,7 +60,7 @@ def test_load_use_list_and_unload(llm: LLM, adapter: str) -> None:
     assert tokens(llm) == plain
     (text,) = llm.generate("abc", GREEDY, adapter="mine")
     assert text.outputs[0].token_ids != llm.generate("abc", GREEDY)[0].outputs[0].token_ids
-    streamed = [t for chunk in llm.chat(CHAT, GREEDY, stream=True, adapter="mine") for t in chunk.token_ids]
+    streamed = [t for chunk in llm.stream_chat(CHAT, GREEDY, adapter="mine") for t in chunk.token_ids]
     assert streamed == adapted
     llm.unload_adapter("mine")
     assert llm.adapters() == []
@@ -144,7 +144,7 @@ def test_embeddings_beside_answers(llm: LLM, adapter: str) -> None:
     alone = llm.embed("some text to embed")[0].embedding
     llm.load_adapter("mine", adapter)
     expected = tokens(llm, "mine")
-    llm.add_chat("chat", CHAT, GREEDY, adapter="mine")
+    llm.add("chat", llm.prepare_chat(CHAT, GREEDY, adapter="mine"))
     llm.add("embedding", llm.prepare_embedding("some text to embed"))
     outputs = {}
     while llm.has_unfinished_requests():
@@ -164,8 +164,8 @@ def test_a_grammar_under_an_adapter(llm: LLM, adapter: str) -> None:
     strict = GREEDY.replace(structured_outputs=StructuredOutputs(regex="[ab]{6}"), max_tokens=20, ignore_eos=False)
     alone = llm.chat(CHAT, strict, adapter="mine")[0].outputs[0]
     plain, vector = tokens(llm), llm.embed("text")[0].embedding
-    llm.add_chat("strict", CHAT, strict, adapter="mine")
-    llm.add_chat("plain", CHAT, GREEDY)
+    llm.add("strict", llm.prepare_chat(CHAT, strict, adapter="mine"))
+    llm.add("plain", llm.prepare_chat(CHAT, GREEDY))
     llm.add("vector", llm.prepare_embedding("text"))
     outputs = {}
     while llm.has_unfinished_requests():

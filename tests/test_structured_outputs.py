@@ -96,7 +96,7 @@ def test_a_choice_that_begins_another_can_be_made(llm: LLM) -> None:
 def test_a_stream_adds_up_and_streams(llm: LLM) -> None:
     params = with_(json=PERSON)
     (whole,) = llm.chat(CHAT, params)
-    chunks = list(llm.chat(CHAT, params, stream=True))
+    chunks = list(llm.stream_chat(CHAT, params))
     assert "".join(chunk.text for chunk in chunks) == whole.outputs[0].text
     assert len([chunk for chunk in chunks if chunk.text]) > 3
     assert [token for chunk in chunks for token in chunk.token_ids] == whole.outputs[0].token_ids
@@ -177,7 +177,7 @@ def test_forced_text_is_tokenized_as_the_tokenizer_does(tmp_path: Path) -> None:
 def test_other_answers_are_the_same_beside_structured_ones(llm: LLM) -> None:
     params = FREE.replace(max_tokens=30, ignore_eos=True)
     (alone,) = llm.generate("abc", params)
-    llm.add_prompt("json", "hello", with_(json=PERSON))
+    llm.add("json", llm.prepare_prompt("hello", with_(json=PERSON)))
     (beside,) = llm.generate("abc", params)
     llm.abort("json")
     assert beside.outputs[0].token_ids == alone.outputs[0].token_ids

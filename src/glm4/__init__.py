@@ -14,7 +14,8 @@ from glm4.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from glm4.async_llm import AsyncLLM
-    from glm4.chat.messages import Message, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
+    from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
+    from glm4.chat.messages import Message, ToolCall
     from glm4.errors import Glm4Error
     from glm4.llm import LLM
     from glm4.outputs import CompletionOutput, RequestOutput, StreamChunk
@@ -29,9 +30,9 @@ _PUBLIC = {
     "StructuredOutputs": "glm4.structured_outputs",
     "Message": "glm4.chat.messages",
     "ToolCall": "glm4.chat.messages",
-    "TextDelta": "glm4.chat.messages",
-    "ReasoningDelta": "glm4.chat.messages",
-    "ToolCallDelta": "glm4.chat.messages",
+    "TextDelta": "glm4.chat.events",
+    "ReasoningDelta": "glm4.chat.events",
+    "ToolCallDelta": "glm4.chat.events",
     "RequestOutput": "glm4.outputs",
     "CompletionOutput": "glm4.outputs",
     "StreamChunk": "glm4.outputs",

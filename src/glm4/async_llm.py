@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any, TypeVar
 
+from glm4.chat.chat_request import Conversation
 from glm4.engine.protocol import AdapterInfo
 from glm4.errors import Glm4Error
 from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.requests.input_processor import Conversation, PreparedRequest, Prompt
+from glm4.requests.input_processor import PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
 from glm4.system.event_loops import post, settle
 

@@ -1,18 +1,22 @@
 """`LLM`: load a model and talk to it. Messages and text above, token ids below.
 
-The facade is synchronous: `step()` advances every running request by one step of the backend. Whole answers,
-streams and the batch runner are thin loops around it; `async_llm.AsyncLLM` is the same thing on a thread.
+The facade is synchronous: `step()` advances every running request by one step of the backend. `run_steps` is the one
+loop around it; whole answers, streams, batches and the command line iterate over it. `async_llm.AsyncLLM` is the same
+thing on a thread.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
-from typing import Any, Literal, cast, overload
+from itertools import chain, count
+from typing import TYPE_CHECKING, cast
 
 from glm4.backends.base import Backend, BackendInfo
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.chat.chat_request import ChatOptions, ChatRequest, Conversation
 from glm4.chat.dialects.table import Dialect
 from glm4.chat.messages import Message
 from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -22,7 +26,7 @@ from glm4.hub import resolve
 from glm4.kernels import get_kernels
 from glm4.loading.packed_cache import BackgroundWrite, PackedCache, discard
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.requests.input_processor import Conversation, InputProcessor, PreparedRequest, Prompt, Tools
+from glm4.requests.input_processor import InputProcessor, PreparedRequest, Prompt
 from glm4.requests.output_processor import SampleProcessor
 from glm4.requests.processor import Processor
 from glm4.requests.request_state import RequestState
@@ -30,7 +34,12 @@ from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer
 from glm4.variants import get_variant
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Progress = Callable[[str, float, float], None]
+Params = SamplingParams | Sequence[SamplingParams] | None
+"""One for all, one per prompt, or the model's own."""
 
 
 class LLM:
@@ -95,38 +104,38 @@ class LLM:
         checkpoint = open_checkpoint(path, variant=variant)
         backend = self._load(checkpoint, options, progress)
         precision = str(backend.info.details["dtype"])
-        self._kept: BackgroundWrite | None = cache.keep(checkpoint, self.text.tokenizer, backend.model, precision)
+        self._kept: BackgroundWrite | None = cache.keep(checkpoint, self.processor.tokenizer, backend.model, precision)
 
     def _load(self, checkpoint: Checkpoint, options: LocalOptions, progress: Progress | None) -> LocalBackend:
         try:
-            text = Processor.load(checkpoint)
-            banned = text.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
+            processor = Processor.load(checkpoint)
+            banned = processor.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
             backend = LocalBackend.load(checkpoint, options, banned, progress)
         except BaseException:
             checkpoint.close()
             raise
-        self._start(backend, text, checkpoint)
+        self._start(backend, processor, checkpoint)
         return backend
 
     @classmethod
-    def from_backend(cls, backend: Backend, text: Processor) -> LLM:
+    def from_backend(cls, backend: Backend, processor: Processor) -> LLM:
         """Put a text side in front of any backend."""
         self = cls.__new__(cls)
-        self._start(backend, text, None)
+        self._start(backend, processor, None)
         return self
 
-    def _start(self, backend: Backend, text: Processor, checkpoint: Checkpoint | None) -> None:
+    def _start(self, backend: Backend, processor: Processor, checkpoint: Checkpoint | None) -> None:
         self.backend = backend
-        self.text = text
+        self.processor = processor
         self.checkpoint = checkpoint
-        self._preparer = InputProcessor(text, backend.info.max_model_len, backend.info.vocab_size)
+        self._inputs = InputProcessor(processor, backend.info.max_model_len, backend.info.vocab_size)
         self._kept = None
         self._running: dict[str, RequestState] = {}
         self._owners: dict[str, str] = {}
-        # Chunks of requests that a stream iterator waits for; all others are returned by `step`.
-        self._streams: dict[str, deque[StreamChunk]] = {}
+        # Where the chunks of requests that a loop runs go; all others are returned by `step`.
+        self._claimed: dict[str, deque[StreamChunk]] = {}
         self._unclaimed: list[StreamChunk] = []
-        self._counter = 0
+        self._numbers = count(1)
 
     @property
     def info(self) -> BackendInfo:
@@ -136,68 +145,42 @@ class LLM:
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
-        return self.text.tokenizer
+        return self.processor.tokenizer
 
     @property
     def dialect(self) -> Dialect:
         """The checkpoint's chat dialect."""
-        return self.text.dialect
+        return self.processor.dialect
 
     def default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's authors recommend (generation_config.json and our table of variants)."""
-        return self.text.defaults
+        return self.processor.defaults
 
     # Requests
 
-    def prepare_chat(
-        self,
-        messages: Conversation,
-        params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
-        add_generation_prompt: bool = True,
-        template_kwargs: Mapping[str, Any] | None = None,
-        adapter: str | None = None,
-    ) -> PreparedRequest:
+    def prepare(self, request: ChatRequest) -> PreparedRequest:
         """Everything about a conversation that can be done before the engine sees it. Thread-safe; see `add`.
-
-        Args:
-            messages: dictionaries in OpenAI's form, or `Message`.
-            params: None takes `default_sampling_params()`. With `structured_outputs` the answer has that form; if tools
-                are offered, the model may call them instead (`tool_choice="none"` leaves only the answer).
-            tools: tools in OpenAI's form, or GLM-4's built-in types.
-            tool_choice: "auto" (None is the same); "none": the tools are kept out of the prompt, and nothing is read as
-                a call; "required": the model must call; {"type": "function", "function": {"name": …}}: this one, once.
-                A grammar enforces the last two, so that arguments fit their schema (unless `max_tokens` cuts them off).
-            parallel_tool_calls: False ends the answer where a second call begins.
-            add_generation_prompt: end the prompt with the beginning of the model's turn.
-            template_kwargs: further variables for the chat template.
 
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: it can never run.
         """
-        return self._preparer.chat(
-            messages,
-            params,
-            tools=tools,
-            tool_choice=tool_choice,
-            parallel_tool_calls=parallel_tool_calls,
-            add_generation_prompt=add_generation_prompt,
-            template_kwargs=template_kwargs,
-            adapter=adapter,
-        )
+        return self._inputs.chat(request)
+
+    def prepare_chat(
+        self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> PreparedRequest:
+        """`prepare` for a conversation as callers write it; options are the attributes of `ChatRequest`."""
+        return self.prepare(ChatRequest.of(messages, params, **options))
 
     def prepare_prompt(
         self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
         """The same for a raw prompt: text (encoded with the model's usual prefix) or ids as they are. Thread-safe."""
-        return self._preparer.prompt(prompt, params, adapter=adapter)
+        return self._inputs.prompt(prompt, params, adapter=adapter)
 
     def prepare_embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
         """The same for a text to be embedded; its `RequestOutput` has the vector. Thread-safe."""
-        return self._preparer.embedding(prompt, adapter=adapter)
+        return self._inputs.embedding(prompt, adapter=adapter)
 
     def add(self, request_id: str, prepared: PreparedRequest) -> None:
         """Queue a prepared request. Cheap; like `step`, only for the thread that owns this object.
@@ -214,7 +197,7 @@ class LLM:
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"
             try:
-                self.backend.add_request(prepared.sample(backend_id, self.text.stop_ids, index))
+                self.backend.add_request(prepared.sample(backend_id, self.processor.stop_ids, index))
             except InvalidRequestError:
                 for added in running.samples:
                     self.backend.abort(added)
@@ -227,16 +210,6 @@ class LLM:
             self._owners[backend_id] = request_id
         self._running[request_id] = running
 
-    def add_chat(
-        self, request_id: str, messages: Conversation, params: SamplingParams | None = None, **options: Any
-    ) -> None:
-        """Queue a conversation to be answered: `prepare_chat` (same options and errors) and `add` together."""
-        self.add(request_id, self.prepare_chat(messages, params, **options))
-
-    def add_prompt(self, request_id: str, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> None:
-        """Queue a raw prompt to be continued: `prepare_prompt` and `add` together."""
-        self.add(request_id, self.prepare_prompt(prompt, params, **options))
-
     def abort(self, request_id: str) -> None:
         """Stop a request at once and free what it holds; no further chunk follows. Unknown ids are ignored."""
         running = self._running.pop(request_id, None)
@@ -244,7 +217,7 @@ class LLM:
             for backend_id in running.samples:
                 self.backend.abort(backend_id)
                 self._owners.pop(backend_id, None)
-        self._streams.pop(request_id, None)
+        self._claimed.pop(request_id, None)
         self._unclaimed = [chunk for chunk in self._unclaimed if chunk.request_id != request_id]
 
     def has_unfinished_requests(self) -> bool:
@@ -252,7 +225,7 @@ class LLM:
         return bool(self._running) or bool(self._unclaimed)
 
     def step(self) -> list[StreamChunk]:
-        """Advance everything by one step; returns the chunks of all requests that no stream iterator owns."""
+        """Advance everything by one step; returns the chunks of all requests that no `run_steps` owns."""
         if self._running:
             self._advance()
         chunks, self._unclaimed = self._unclaimed, []
@@ -270,7 +243,9 @@ class LLM:
                 for backend_id in running.samples:
                     del self._owners[backend_id]
             if chunk is not None:
-                self._streams.get(request_id, self._unclaimed).append(chunk)
+                self._claimed.get(request_id, self._unclaimed).append(chunk)
+            if running.finished:
+                self._claimed.pop(request_id, None)
 
     # LoRA adapters, and what is going on: from any thread
 
@@ -299,114 +274,90 @@ class LLM:
         """Counts for a metrics page."""
         return self.backend.stats()
 
-    # Whole answers and streams
+    # The loop, and what is made of it
 
-    @overload
+    def run_steps(
+        self, requests: Iterable[tuple[str, PreparedRequest]], *, in_flight: int | None = None
+    ) -> Generator[list[StreamChunk], None, None]:
+        """Run requests to their end; yields the chunks of each step. Closing the iterator aborts what still runs.
+
+        Args:
+            requests: (request id, prepared request); taken from the iterable as places become free.
+            in_flight: samples queued at once. None is twice `max_num_seqs`, so that the backend is never short of work.
+
+        Raises:
+            InvalidRequestError: as `add`; the other requests are aborted.
+        """
+        pending = iter(requests)
+        capacity = in_flight or 2 * self.info.max_num_seqs
+        samples: dict[str, int] = {}
+        arrived: deque[StreamChunk] = deque()
+        try:
+            while True:
+                while sum(samples.values()) < capacity and (item := next(pending, None)) is not None:
+                    request_id, prepared = item
+                    self.add(request_id, prepared)
+                    self._claimed[request_id] = arrived
+                    samples[request_id] = prepared.params.n
+                if not samples:
+                    return
+                if not arrived:  # else another loop's step has brought something for this one
+                    self._advance()
+                chunks = list(arrived)
+                arrived.clear()
+                samples = {name: count for name, count in samples.items() if name in self._running}
+                yield chunks
+        finally:
+            for request_id in samples:
+                self.abort(request_id)
+
+    def run(
+        self, requests: Iterable[tuple[str, PreparedRequest]], *, in_flight: int | None = None
+    ) -> Iterator[RequestOutput]:
+        """The answers of `run_steps`, in the order in which they are finished."""
+        for chunk in chain.from_iterable(self.run_steps(requests, in_flight=in_flight)):
+            if chunk.output is not None:
+                yield chunk.output
+
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
-        sampling_params: SamplingParams | None = ...,
-        *,
-        tools: Tools | None = ...,
-        tool_choice: str | Mapping[str, Any] | None = ...,
-        parallel_tool_calls: bool = ...,
-        stream: Literal[False] = ...,
-        add_generation_prompt: bool = ...,
-        template_kwargs: Mapping[str, Any] | None = ...,
-        adapter: str | None = ...,
-    ) -> list[RequestOutput]: ...
-
-    @overload
-    def chat(
-        self,
-        messages: Conversation | Sequence[Conversation],
-        sampling_params: SamplingParams | None = ...,
-        *,
-        tools: Tools | None = ...,
-        tool_choice: str | Mapping[str, Any] | None = ...,
-        parallel_tool_calls: bool = ...,
-        stream: Literal[True],
-        add_generation_prompt: bool = ...,
-        template_kwargs: Mapping[str, Any] | None = ...,
-        adapter: str | None = ...,
-    ) -> Iterator[StreamChunk]: ...
-
-    def chat(
-        self,
-        messages: Conversation | Sequence[Conversation],
-        sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool = True,
-        stream: bool = False,
-        add_generation_prompt: bool = True,
-        template_kwargs: Mapping[str, Any] | None = None,
-        adapter: str | None = None,
-    ) -> list[RequestOutput] | Iterator[StreamChunk]:
+        sampling_params: Params = None,
+        **options: Unpack[ChatOptions],
+    ) -> list[RequestOutput]:
         """Answer one conversation or several at once.
 
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), or a list of such lists.
-            sampling_params: None takes `default_sampling_params()`.
-            tools, tool_choice, parallel_tool_calls: see `prepare_chat`.
-            stream: return an iterator of chunks instead of finished answers; closing it aborts what still runs.
-            adapter: name of a loaded LoRA adapter to answer with.
+            sampling_params: for all, or one per conversation; None takes `default_sampling_params()`.
+            options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, template_kwargs, adapter: see
+                `ChatRequest`.
 
         Returns:
-            One `RequestOutput` per conversation, in order; or the iterator.
+            One `RequestOutput` per conversation, in order.
         """
-        conversations = messages if _is_batch(messages) else [messages]
-        adders = [
-            partial(
-                self.add_chat,
-                messages=cast("Conversation", conversation),
-                params=sampling_params,
-                tools=tools,
-                tool_choice=tool_choice,
-                parallel_tool_calls=parallel_tool_calls,
-                add_generation_prompt=add_generation_prompt,
-                template_kwargs=template_kwargs,
-                adapter=adapter,
-            )
-            for conversation in conversations
-        ]
-        return self._run(adders, stream)
+        return self._answers(self._prepared_chats(messages, sampling_params, options))
 
-    @overload
-    def generate(
+    def stream_chat(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | None = ...,
-        *,
-        stream: Literal[False] = ...,
-        adapter: str | None = ...,
-    ) -> list[RequestOutput]: ...
-
-    @overload
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | None = ...,
-        *,
-        stream: Literal[True],
-        adapter: str | None = ...,
-    ) -> Iterator[StreamChunk]: ...
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Params = None,
+        **options: Unpack[ChatOptions],
+    ) -> Generator[StreamChunk, None, None]:
+        """`chat`, chunk by chunk; dropping or closing the iterator aborts what still runs."""
+        return self._chunks(self._prepared_chats(messages, sampling_params, options))
 
     def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | None = None,
-        *,
-        stream: bool = False,
-        adapter: str | None = None,
-    ) -> list[RequestOutput] | Iterator[StreamChunk]:
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, adapter: str | None = None
+    ) -> list[RequestOutput]:
         """Continue one raw prompt or several at once (text or token ids); see `chat` for the rest."""
-        adders = [
-            partial(self.add_prompt, prompt=prompt, params=sampling_params, adapter=adapter)
-            for prompt in _prompts(prompts)
-        ]
-        return self._run(adders, stream)
+        return self._answers(self._prepared_prompts(prompts, sampling_params, adapter))
+
+    def stream_generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, adapter: str | None = None
+    ) -> Generator[StreamChunk, None, None]:
+        """`generate`, chunk by chunk; dropping or closing the iterator aborts what still runs."""
+        return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter))
 
     def embed(self, prompts: Prompt | Sequence[Prompt], *, adapter: str | None = None) -> list[EmbeddingOutput]:
         """Embed one text or several at once (text or token ids); see `EmbeddingOutput` for what the vectors are.
@@ -415,53 +366,36 @@ class LLM:
             PromptTooLongError: a text is longer than the context.
             Glm4Error: a text cannot be embedded.
         """
+        prepared = [self.prepare_embedding(prompt, adapter=adapter) for prompt in _prompts(prompts)]
+        return [output.as_embedding() for output in self._answers(prepared)]
 
-        def add(request_id: str, prompt: Prompt) -> None:
-            self.add(request_id, self.prepare_embedding(prompt, adapter=adapter))
+    def _prepared_chats(
+        self, messages: Conversation | Sequence[Conversation], sampling_params: Params, options: ChatOptions
+    ) -> list[PreparedRequest]:
+        conversations = cast("list[Conversation]", messages if _is_batch(messages) else [messages])
+        pairs = zip(conversations, _each(sampling_params, len(conversations)), strict=True)
+        return [self.prepare_chat(conversation, params, **options) for conversation, params in pairs]
 
-        outputs = self._run([partial(add, prompt=prompt) for prompt in _prompts(prompts)], stream=False)
-        return [output.as_embedding() for output in cast("list[RequestOutput]", outputs)]
+    def _prepared_prompts(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params, adapter: str | None
+    ) -> list[PreparedRequest]:
+        listed = _prompts(prompts)
+        pairs = zip(listed, _each(sampling_params, len(listed)), strict=True)
+        return [self.prepare_prompt(prompt, params, adapter=adapter) for prompt, params in pairs]
 
-    def _run(
-        self, adders: Sequence[Callable[[str], None]], stream: bool
-    ) -> list[RequestOutput] | Iterator[StreamChunk]:
-        request_ids: list[str] = []
-        try:
-            for add in adders:
-                self._counter += 1
-                request_id = f"llm-{self._counter}"
-                add(request_id)
-                self._streams[request_id] = deque()
-                request_ids.append(request_id)
-        except BaseException:
-            # One bad prompt refuses the call; the others must not keep running behind it.
-            for request_id in request_ids:
-                self.abort(request_id)
-            raise
-        chunks = self._chunks(request_ids)
-        # Run up to the first (empty) yield: only a started generator aborts its requests when it is dropped unused.
-        next(chunks)
-        if stream:
-            return chunks
-        outputs = {chunk.request_id: chunk.output for chunk in chunks if chunk.output is not None}
-        return [outputs[request_id] for request_id in request_ids]
+    def _answers(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
+        """All answers in order. All are queued at once, so that one bad request refuses the call before any runs."""
+        named = self._named(prepared)
+        outputs = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
+        return [outputs[request_id] for request_id, _ in named]
 
-    def _chunks(self, request_ids: list[str]) -> Iterator[StreamChunk]:
-        try:
-            yield StreamChunk("", 0)
-            while any(request_id in self._running for request_id in request_ids):
-                self._advance()
-                yield from self._drain(request_ids)
-            yield from self._drain(request_ids)
-        finally:
-            for request_id in request_ids:
-                self.abort(request_id)
+    def _chunks(self, prepared: Sequence[PreparedRequest]) -> Generator[StreamChunk, None, None]:
+        with closing(self.run_steps(self._named(prepared), in_flight=_samples(prepared))) as steps:
+            for chunks in steps:
+                yield from chunks
 
-    def _drain(self, request_ids: list[str]) -> Iterator[StreamChunk]:
-        for request_id in request_ids:
-            queue = self._streams.get(request_id)
-            while queue:
-                yield queue.popleft()
+    def _named(self, prepared: Sequence[PreparedRequest]) -> list[tuple[str, PreparedRequest]]:
+        return [(f"llm-{next(self._numbers)}", request) for request in prepared]
 
     def close(self) -> None:
         """Abort everything and free the model's memory. Waits for the packed cache, should it still be written."""
@@ -478,6 +412,22 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _each(params: Params, count: int) -> Sequence[SamplingParams | None]:
+    """Sampling options for each of `count` prompts."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequestError(
+            f"{count} prompts, but {len(params)} sampling_params; give one for all, or one per prompt",
+            param="sampling_params",
+        )
+    return params
+
+
+def _samples(prepared: Sequence[PreparedRequest]) -> int:
+    return sum(request.params.n for request in prepared)
 
 
 def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

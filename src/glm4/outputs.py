@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from glm4.chat.messages import Event, Message, TextDelta, ToolCall
-from glm4.chat.parsers.base import merged
+from glm4.chat.events import Event, TextDelta, merged
+from glm4.chat.messages import Message, ToolCall
 from glm4.engine.protocol import TokenLogprobs
 from glm4.errors import Glm4Error
 

@@ -24,6 +24,7 @@ from glm4.api.anthropic import MessageRequest, parse_count, parse_message
 from glm4.api.anthropic.fields import COUNT_FIELDS, MESSAGE_FIELDS, REFUSED, REFUSED_HEADERS
 from glm4.api.openai.fields import body_schema
 from glm4.chat.messages import Message, ToolCall
+from glm4.chat.tool_choice import ToolChoice
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
@@ -39,17 +40,17 @@ def parse(**fields: Any) -> MessageRequest:
 
 
 def conversation(*messages: dict[str, Any], **fields: Any) -> list[Message]:
-    return parse(messages=list(messages), **fields).chat.messages
+    return list(parse(messages=list(messages), **fields).chat.messages)
 
 
 # Field -> a value, and what shows that it was honoured.
 HONOURED: dict[str, tuple[Any, Callable[[MessageRequest], object]]] = {
-    "model": ("x", lambda r: r.chat.model == "x"),
-    "messages": (HI, lambda r: r.chat.messages == [Message("user", "hi")]),
+    "model": ("x", lambda r: r == parse()),  # found by `ServerState.target`
+    "messages": (HI, lambda r: r.chat.messages == (Message("user", "hi"),)),
     "system": ("Be brief.", lambda r: r.chat.messages[0] == Message("system", "Be brief.")),
     "tools": ([TOOL], lambda r: r.chat.tools[0]["function"]["parameters"] == TOOL["input_schema"]),
-    "tool_choice": ({"type": "none"}, lambda r: r.chat.tool_choice == "none"),
-    "max_tokens": (5, lambda r: r.chat.params.max_tokens == 5),
+    "tool_choice": ({"type": "none"}, lambda r: r.chat.tool_choice == ToolChoice("none")),
+    "max_tokens": (5, lambda r: r.chat.params.max_tokens == r.max_tokens == 5),
     "stop_sequences": (["a", "b"], lambda r: r.chat.params.stop_strings == ("a", "b")),
     "temperature": (0, lambda r: r.chat.params.temperature == 0),
     "top_p": (0.5, lambda r: r.chat.params.top_p == 0.5),
@@ -234,7 +235,7 @@ def test_a_conversation_with_everything() -> None:
 )
 def test_tool_choice(value: Any, choice: Any, parallel: bool) -> None:
     chat = parse(tools=[TOOL], tool_choice=value).chat
-    assert (chat.tool_choice, chat.parallel_tool_calls) == (choice, parallel)
+    assert (chat.tool_choice, chat.parallel_tool_calls) == (ToolChoice.read(choice), parallel)
 
 
 def test_thinking() -> None:
@@ -300,7 +301,7 @@ def test_impossible_values_are_refused_by_name(param: str, fields: dict[str, Any
 
 def test_the_beginning_of_an_answer() -> None:
     begun = parse(messages=[*HI, {"role": "assistant", "content": "The sun is"}])
-    assert (begun.chat.messages, begun.begun) == ([Message("user", "hi")], "The sun is")
+    assert (begun.chat.messages, begun.begun) == ((Message("user", "hi"),), "The sun is")
     assert parse(messages=[*HI, {"role": "assistant", "content": ""}]) == parse()
     call = {"type": "tool_use", "id": "i", "name": "f", "input": {}}
     for messages, fields in (

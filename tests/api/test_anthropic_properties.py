@@ -10,8 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glm4.api.anthropic import MessageEvents, MessageRequest, parse_count, parse_message
-from glm4.api.openai import ChatRequest
-from glm4.chat.messages import Event, Message, ReasoningDelta, TextDelta, ToolCallDelta
+from glm4.chat.chat_request import ChatRequest
+from glm4.chat.events import (
+    Event,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+)
+from glm4.chat.messages import Message
 from glm4.errors import InvalidRequestError
 from glm4.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.sampling_params import SamplingParams
@@ -149,7 +155,7 @@ def answers(draw: st.DrawFn) -> list[Event]:
 @settings(max_examples=200, deadline=None)
 @given(events=answers(), thinking=st.sampled_from(["shown", "omitted", "hidden"]))
 def test_what_is_streamed_adds_up_to_the_message(events: list[Event], thinking: Any) -> None:
-    request = MessageRequest(ChatRequest([Message("user", "hi")], (), SamplingParams(max_tokens=9)), thinking=thinking)
+    request = MessageRequest(ChatRequest.of([Message("user", "hi")]), max_tokens=9, thinking=thinking)
     answer = MessageEvents("m", request, 3)
     streamed = copy.deepcopy(answer.first())
     for event in events:

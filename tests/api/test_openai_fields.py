@@ -143,8 +143,8 @@ def test_every_field_changes_the_request_or_is_a_label(
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_sampling_options_arrive_as_sampling_params(name: str) -> None:
     value, expected = SAMPLING[name]
-    for parse, body in ((parse_chat, CHAT), (parse_completion, COMPLETION)):
-        params = parse(body | {name: value}, DEFAULTS).params  # type: ignore[operator]
+    chat = parse_chat(CHAT | {name: value}, DEFAULTS).request
+    for params in (chat.params, parse_completion(COMPLETION | {name: value}, DEFAULTS).params):
         assert getattr(params, name) == expected
         assert params.temperature == (0 if name == "temperature" else 0.7)  # the model's own default otherwise
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from glm4.batch.job import BatchJob, BatchProgress
+from glm4.chat.chat_request import ChatRequest
 from glm4.errors import BatchFileError, OutOfMemoryError
 from glm4.llm import LLM
+from glm4.requests.input_processor import PreparedRequest
 from glm4.sampling_params import SamplingParams
 from scripted_llm import scripted_llm
 from tiny import write_folder
@@ -168,16 +170,16 @@ def test_progress_counts_and_estimates(tmp_path: Path, echo: LLM) -> None:
 def test_a_fault_that_one_request_brings_out_costs_one_row(
     tmp_path: Path, echo: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_chat = echo.add_chat
+    prepare = echo.prepare
 
-    def faulty(request_id: str, messages: Any, *args: Any, **options: Any) -> None:
-        if messages[0].content == "trap":
+    def faulty(request: ChatRequest) -> PreparedRequest:
+        if request.messages[0].content == "trap":
             raise ZeroDivisionError("division by zero")
-        if messages[0].content == "big":
+        if request.messages[0].content == "big":
             raise OutOfMemoryError("no room")
-        add_chat(request_id, messages, *args, **options)
+        return prepare(request)
 
-    monkeypatch.setattr(echo, "add_chat", faulty)
+    monkeypatch.setattr(echo, "prepare", faulty)
     lines = [chat_line("a"), chat_line("trap", "trap"), chat_line("b")]
     run(echo, write_input(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl")
     found = rows(tmp_path / "out.jsonl")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4.chat.messages import Event, TextDelta, ToolCallDelta
-from glm4.chat.parsers.base import ParsedAnswer, collect, parse_complete
+from glm4.chat.events import Event, TextDelta, ToolCallDelta
 from glm4.chat.parsers.chatml import ChatMLParser
+from parsed import ParsedAnswer, collect, parse_complete
 
 FUNCTIONS = frozenset({"get_weather", "add", "数"})
 CALL = '{"name": "get_weather", "arguments": {"city": "Paris", "unit": "}"}}'

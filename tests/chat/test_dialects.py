@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from glm4.chat.dialects.base import offered_tools
+from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.chatml import ChatMLDialect
 from glm4.chat.dialects.glm4 import SEGMENT
 from glm4.chat.dialects.table import DIALECTS, dialect_for
@@ -15,6 +15,7 @@ from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.variants import VARIANTS
+from rendering import render, render_text
 from vocabularies import installed_gguf, tiny_chatml, tiny_gguf
 
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {}}}
@@ -22,7 +23,7 @@ CHATML = DIALECTS["chatml"]
 
 
 def glm_text(messages: list[Any], glm4: Tokenizer, name: str = "glm4", **options: Any) -> str:
-    return DIALECTS[name].render_text(messages, tokenizer=glm4, **options)
+    return render_text(DIALECTS[name], messages, tokenizer=glm4, **options)
 
 
 def test_every_variant_has_its_dialect() -> None:
@@ -97,7 +98,7 @@ def test_z1_drops_earlier_thinking(glm4: Tokenizer) -> None:
 def test_chatml_arguments_become_objects() -> None:
     good = ToolCall("call_1", "f", '{"b": 1, "a": "é"}')
     bad = ToolCall("call_2", "g", "not json")
-    text = CHATML.render_text([Message("assistant", tool_calls=(good, bad))], tokenizer=tiny_chatml())
+    text = render_text(CHATML, [Message("assistant", tool_calls=(good, bad))], tokenizer=tiny_chatml())
     assert '{"name": "f", "arguments": {"b": 1, "a": "é"}}' in text
     assert '{"name": "g", "arguments": "not json"}' in text
 
@@ -108,7 +109,7 @@ def test_chatml_understands_glm_messages() -> None:
         {"role": "assistant", "metadata": "get_weather", "content": '{"city": "P"}'},
         {"role": "observation", "content": "21"},
     ]
-    text = CHATML.render_text(messages, tokenizer=tiny_chatml(), add_generation_prompt=False)
+    text = render_text(CHATML, messages, tokenizer=tiny_chatml(), add_generation_prompt=False)
     assert '<tools>\n{"type": "function"' in text
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "P"}}\n</tool_call>' in text
     assert "<tool_response>\n21\n</tool_response>" in text
@@ -122,7 +123,7 @@ def test_the_published_mistake_in_a_template_is_put_right() -> None:
     template = ChatTemplate(source)
     expected = line.replace("\\n", "\n") + "1"
     messages = [Message("user", "a")]
-    assert CHATML.render_text(messages, tools=[WEATHER], tokenizer=tiny_chatml(), template=template) == expected
+    assert render_text(CHATML, messages, tools=[WEATHER], tokenizer=tiny_chatml(), template=template) == expected
     sibling = ChatTemplate(default_template("chatml").source)
     assert ChatMLDialect().choose_template(sibling) is sibling
 
@@ -142,7 +143,7 @@ def test_the_published_mistake_in_a_template_is_put_right() -> None:
 )
 def test_malformed_tools(tools: Any, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
-        CHATML.render([Message("user", "a")], tools=tools, tokenizer=tiny_chatml())
+        render(CHATML, [Message("user", "a")], tools=tools, tokenizer=tiny_chatml())
     assert caught.value.param == "tools"
 
 
@@ -151,13 +152,16 @@ def test_malformed_tools(tools: Any, message: str) -> None:
 def test_malformed_tools_on_a_message(name: str, tools: list[Any], glm4: Tokenizer) -> None:
     tokenizer = tiny_chatml() if name == "chatml" else glm4
     with pytest.raises(InvalidRequestError) as caught:
-        DIALECTS[name].render([{"role": "system", "content": "s", "tools": tools}], tokenizer=tokenizer)
+        render(DIALECTS[name], [{"role": "system", "content": "s", "tools": tools}], tokenizer=tokenizer)
     assert caught.value.param == "tools"
 
 
 def test_offered_tools() -> None:
     other = {"type": "function", "function": {"name": "other"}}
-    assert offered_tools([{"role": "system", "content": "", "tools": [other]}], [WEATHER]) == [other, WEATHER]
+    assert ChatRequest.of([{"role": "system", "content": "", "tools": [other]}], tools=[WEATHER]).offered_tools == [
+        other,
+        WEATHER,
+    ]
 
 
 def test_builtin_tools_are_glm4s_only(glm4: Tokenizer) -> None:
@@ -169,16 +173,16 @@ def test_builtin_tools_are_glm4s_only(glm4: Tokenizer) -> None:
 def test_a_template_without_tools_refuses_them() -> None:
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(InvalidRequestError, match="no place for tools"):
-        CHATML.render([Message("user", "a")], tools=[WEATHER], tokenizer=tiny_chatml(), template=template)
+        render(CHATML, [Message("user", "a")], tools=[WEATHER], tokenizer=tiny_chatml(), template=template)
 
 
 def test_template_variables() -> None:
     template = ChatTemplate("{{ messages[0].content }}{{ enable_thinking }}{{ add_generation_prompt }}")
     options: dict[str, Any] = {"tokenizer": tiny_chatml(), "template": template}
-    text = CHATML.render_text([Message("user", "a")], template_kwargs={"enable_thinking": False}, **options)
+    text = render_text(CHATML, [Message("user", "a")], template_kwargs={"enable_thinking": False}, **options)
     assert text == "aFalseTrue"
     with pytest.raises(InvalidRequestError, match="may not set 'messages'") as caught:
-        CHATML.render_text([Message("user", "a")], template_kwargs={"messages": []}, **options)
+        render_text(CHATML, [Message("user", "a")], template_kwargs={"messages": []}, **options)
     assert caught.value.param == "template_kwargs"
 
 

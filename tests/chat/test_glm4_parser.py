@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from glm4.chat.dialects.glm4 import SEGMENT, GLM4Parser
 from glm4.chat.dialects.table import DIALECTS
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
-from glm4.chat.parsers.base import ParsedAnswer, ReasoningParser, StreamParser, collect, parse_complete
+from glm4.chat.events import (
+    Event,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+)
+from glm4.chat.parsers.base import ReasoningParser, StreamParser
+from parsed import ParsedAnswer, collect, parse_complete
 
 OBSERVATION, USER = 151338, 151336
 FUNCTIONS = frozenset({"get_weather", "get_time", "get"})

@@ -15,6 +15,7 @@ import pytest
 from glm4.chat.dialects.table import DIALECTS
 from glm4.chat.template.template import ChatTemplate
 from glm4.tokenizer import Tokenizer
+from rendering import render, render_text
 from vocabularies import installed_gguf, tiny_chatml
 
 FOLDER = Path(__file__).parents[1] / "golden/prompts"
@@ -39,8 +40,8 @@ def test_golden(dialect: str, case: str, request: pytest.FixtureRequest) -> None
     tokenizer = tokenizer_of(dialect, request)
     expected = golden(dialect, case)
     arguments: dict[str, Any] = {"tools": expected.get("tools", ()), "tokenizer": tokenizer}
-    assert DIALECTS[dialect].render_text(expected["messages"], **arguments) == expected["text"]
-    assert DIALECTS[dialect].render(expected["messages"], **arguments) == expected["ids"]
+    assert render_text(DIALECTS[dialect], expected["messages"], **arguments) == expected["text"]
+    assert render(DIALECTS[dialect], expected["messages"], **arguments) == expected["ids"]
 
 
 @pytest.mark.parametrize("case", [case for dialect, case in CASES if dialect == "glm4"])
@@ -51,8 +52,8 @@ def test_published_glm4_templates(glm4: Tokenizer, case: str, file: str) -> None
         pytest.skip("the published templates are not beside this repository")
     expected = golden("glm4", case)
     template = ChatTemplate((SPEC / file).read_text(encoding="utf-8"))
-    text = DIALECTS["glm4"].render_text(
-        expected["messages"], tools=expected.get("tools", ()), tokenizer=glm4, template=template
+    text = render_text(
+        DIALECTS["glm4"], expected["messages"], tools=expected.get("tools", ()), tokenizer=glm4, template=template
     )
     assert text.replace("你是一个名为 GLM-4 的", "你是一个名为 ChatGLM 的") == expected["text"]
 
@@ -65,6 +66,6 @@ def test_published_qwen_template(case: str) -> None:
     expected = golden("chatml", case)
     messages = [m for m in expected["messages"] if m["role"] != "system"]
     messages.insert(0, {"role": "system", "content": "Be brief."})
-    render = DIALECTS["chatml"].render
     arguments: dict[str, Any] = {"tools": expected.get("tools", ()), "tokenizer": tiny_chatml()}
-    assert render(messages, template=template, **arguments) == render(messages, **arguments)
+    arguments["dialect"] = DIALECTS["chatml"]
+    assert render(messages=messages, template=template, **arguments) == render(messages=messages, **arguments)

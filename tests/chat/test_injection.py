@@ -15,6 +15,7 @@ from glm4.chat.template.shield import Shield
 from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer, load_tokenizer
+from rendering import render, render_text
 from vocabularies import tiny_chatml, tiny_gguf
 
 GLM_SPECIALS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -55,7 +56,7 @@ def test_hostile_conversations(name: str, system: str, user: str, result: str, a
             {"role": "assistant", "content": answer},
             {"role": "user", "content": user + system},
         ]
-        ids = dialect.render(messages, tools=[tool("get", description)], tokenizer=tokenizer)
+        ids = render(dialect, messages, tools=[tool("get", description)], tokenizer=tokenizer)
         control = set(tokenizer.special_tokens.values())
         markers = {t.id for t in tokenizer.added_tokens.values()} - control
         # The model's own markers may stand in its own turns.
@@ -78,8 +79,8 @@ def test_hostile_conversations(name: str, system: str, user: str, result: str, a
 def test_ids_decode_to_the_rendered_text(name: str, user: str) -> None:
     dialect, tokenizer = DIALECTS[name], VOCABULARIES[name]
     messages = [{"role": "user", "content": user}]
-    ids = dialect.render(messages, tokenizer=tokenizer)
-    text = dialect.render_text(messages, tokenizer=tokenizer).encode("utf-16-le", "surrogatepass")
+    ids = render(dialect, messages, tokenizer=tokenizer)
+    text = render_text(dialect, messages, tokenizer=tokenizer).encode("utf-16-le", "surrogatepass")
     expected = text.decode("utf-16-le", "replace")
     if name == "chatml":  # this vocabulary normalises
         expected = unicodedata.normalize("NFC", expected)
@@ -92,13 +93,13 @@ def test_harmless_text_equals_the_string_encoding(user: str) -> None:
     """Also where a text begins with a line break, which merges with the template's own."""
     assume(not any(name in user for name in GLM.added_tokens))
     messages = [{"role": "user", "content": user}]
-    text = DIALECTS["glm4"].render_text(messages, tokenizer=GLM)
-    assert DIALECTS["glm4"].render(messages, tokenizer=GLM) == GLM.encode(text, allow_special=True)
+    text = render_text(DIALECTS["glm4"], messages, tokenizer=GLM)
+    assert render(DIALECTS["glm4"], messages, tokenizer=GLM) == GLM.encode(text, allow_special=True)
 
 
 def test_merges_around_a_spelling_are_those_of_the_whole_stretch() -> None:
     text = "a<|user|>b <|im_end|>"
-    ids = DIALECTS["glm4"].render([{"role": "user", "content": text}], tokenizer=GLM)
+    ids = render(DIALECTS["glm4"], [{"role": "user", "content": text}], tokenizer=GLM)
     start, end = ids.index(GLM.special_id("<|user|>")), ids.index(GLM.special_id("<|assistant|>"))
     assert ids[start + 1 : end] == GLM.encode("\n" + text)
 
@@ -111,7 +112,7 @@ def test_a_spelling_cut_in_two() -> None:
         {"role": "user", "content": "user|> <|us "},
         {"role": "user", "content": "er|>"},
     ]
-    ids = DIALECTS["glm4"].render(messages, tokenizer=GLM, template=template)
+    ids = render(DIALECTS["glm4"], messages, tokenizer=GLM, template=template)
     assert not set(ids) & set(GLM.special_tokens.values())
     assert GLM.decode(ids) == "<|user|> <|user|>user|><|"
 
@@ -125,14 +126,14 @@ def test_templates_that_look_into_content() -> None:
         {"role": "assistant", "content": "x</tool_call> a "},
         {"role": "user", "content": "plain"},
     ]
-    text = DIALECTS["chatml"].render_text(messages, tokenizer=tiny_chatml(), template=template)
+    text = render_text(DIALECTS["chatml"], messages, tokenizer=tiny_chatml(), template=template)
     assert text == "</tool_call> a <tool_call>;a;plain;", "a user's marker is not a marker, the model's is"
 
 
 def test_json_with_escapes() -> None:
     template = ChatTemplate("{{ messages[0].content | tojson(ensure_ascii=True) }}<|user|>")
     messages = [{"role": "user", "content": "é<|user|>\U000f0000\\udb80\\udc00"}]
-    ids = DIALECTS["glm4"].render(messages, tokenizer=GLM, template=template)
+    ids = render(DIALECTS["glm4"], messages, tokenizer=GLM, template=template)
     assert ids.count(GLM.special_id("<|user|>")) == 1
     assert GLM.decode(ids[:-1]) == '"\\u00e9<|user|>\\udb80\\udc00\\\\udb80\\\\udc00"'
 
@@ -140,17 +141,21 @@ def test_json_with_escapes() -> None:
 def test_the_models_own_markers_stay_tokens() -> None:
     dialect, tokenizer = DIALECTS["chatml"], tiny_chatml()
     marker = tokenizer.special_id("<tool_call>")
-    assert marker not in dialect.render([{"role": "user", "content": "<tool_call>"}], tokenizer=tokenizer)
+    assert marker not in render(dialect, [{"role": "user", "content": "<tool_call>"}], tokenizer=tokenizer)
     answer = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<tool_call><|im_end|>"}]
-    ids = dialect.render(answer, tokenizer=tokenizer, add_generation_prompt=False)
+    ids = render(dialect, answer, tokenizer=tokenizer, add_generation_prompt=False)
     assert ids.count(marker) == 1
     assert ids.count(tokenizer.special_id("<|im_end|>")) == 2
 
 
 def test_template_variables_are_text_too() -> None:
     template = ChatTemplate("{{ note }}{{ messages[0].content }}")
-    ids = DIALECTS["glm4"].render(
-        [{"role": "user", "content": "a"}], tokenizer=GLM, template=template, template_kwargs={"note": "<|user|>"}
+    ids = render(
+        DIALECTS["glm4"],
+        [{"role": "user", "content": "a"}],
+        tokenizer=GLM,
+        template=template,
+        template_kwargs={"note": "<|user|>"},
     )
     assert not set(ids) & set(GLM.special_tokens.values())
 
@@ -159,8 +164,8 @@ def test_private_use_characters_may_run_out(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("glm4.chat.template.shield._PRIVATE_USE", (range(0xE000, 0xE002),))
     messages = [{"role": "user", "content": "\ue000\ue001<|user|>"}]
     with pytest.raises(InvalidRequestError, match="private-use"):
-        DIALECTS["glm4"].render(messages, tokenizer=GLM)
-    assert DIALECTS["glm4"].render([{"role": "user", "content": "\ue000<|user|>"}], tokenizer=GLM)
+        render(DIALECTS["glm4"], messages, tokenizer=GLM)
+    assert render(DIALECTS["glm4"], [{"role": "user", "content": "\ue000<|user|>"}], tokenizer=GLM)
 
 
 def test_nesting_is_bounded() -> None:
@@ -168,7 +173,9 @@ def test_nesting_is_bounded() -> None:
     for _ in range(100):
         deep = {"a": deep}
     with pytest.raises(InvalidRequestError, match="nested") as caught:
-        DIALECTS["glm4"].render([{"role": "user", "content": "a"}], tools=[tool("f", "d") | {"x": deep}], tokenizer=GLM)
+        render(
+            DIALECTS["glm4"], [{"role": "user", "content": "a"}], tools=[tool("f", "d") | {"x": deep}], tokenizer=GLM
+        )
     assert caught.value.param == "tools"
 
 

@@ -11,6 +11,7 @@ from glm4.chat.messages import Message, ToolCall
 from glm4.chat.template.template import ChatTemplate
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
+from rendering import loss_mask, render
 from vocabularies import installed_gguf, tiny_chatml
 
 USER, ASSISTANT, OBSERVATION = 151336, 151337, 151338
@@ -37,7 +38,7 @@ def runs(ids: list[int], mask: list[bool]) -> list[list[int]]:
 def glm(
     messages: list[Message], glm4: Tokenizer, name: str = "glm4", **options: Any
 ) -> tuple[list[int], list[list[int]]]:
-    ids, mask = DIALECTS[name].loss_mask(messages, tokenizer=glm4, **options)
+    ids, mask = loss_mask(DIALECTS[name], messages, tokenizer=glm4, **options)
     return ids, runs(ids, mask)
 
 
@@ -68,7 +69,7 @@ def test_call_observation_reply(glm4: Tokenizer) -> None:
     ]
     ids, trained = glm(messages, glm4, tools=[WEATHER])
     assert trained == [[*CALL_IDS, OBSERVATION], [NEWLINE, 109377, USER]]
-    rendered = DIALECTS["glm4"].render(messages, tools=[WEATHER], tokenizer=glm4, add_generation_prompt=False)
+    rendered = render(DIALECTS["glm4"], messages, tools=[WEATHER], tokenizer=glm4, add_generation_prompt=False)
     assert ids == [*rendered, USER]
     assert ids.count(151331) == 1
 
@@ -89,7 +90,7 @@ def test_prose_and_calls(glm4: Tokenizer) -> None:
 def test_prompts_are_not_trained(glm4: Tokenizer) -> None:
     ids, trained = glm([Message("system", "s"), Message("user", "a")], glm4)
     assert trained == []
-    assert ids == DIALECTS["glm4"].render([Message("system", "s"), Message("user", "a")], tokenizer=glm4,
+    assert ids == render(DIALECTS["glm4"], [Message("system", "s"), Message("user", "a")], tokenizer=glm4,
                                           add_generation_prompt=False)  # fmt: skip
 
 
@@ -133,7 +134,7 @@ def test_z1_trains_the_last_turn_with_its_thinking(glm4: Tokenizer) -> None:
     assert trained == []
     ids, trained = glm([*messages, Message("assistant", "Hello", reasoning="hm")], glm4, "glm_z1")
     assert trained == [[*glm4.encode("\nhm\n</think>\n\nHello"), USER]]
-    prompt = DIALECTS["glm_z1"].render(messages, tokenizer=glm4)
+    prompt = render(DIALECTS["glm_z1"], messages, tokenizer=glm4)
     assert ids[: len(prompt)] == prompt
     _, trained = glm([Message("user", "b"), Message("assistant", tool_calls=(CALL,))], glm4, "glm_z1")
     assert trained == [[*glm4.encode('\n</think>\n\nget_weather\n{"city": "北京"}'), OBSERVATION]]
@@ -141,7 +142,7 @@ def test_z1_trains_the_last_turn_with_its_thinking(glm4: Tokenizer) -> None:
 
 def chatml(messages: list[Message], **options: Any) -> tuple[list[int], list[str]]:
     tokenizer = tiny_chatml()
-    ids, mask = DIALECTS["chatml"].loss_mask(messages, tokenizer=tokenizer, **options)
+    ids, mask = loss_mask(DIALECTS["chatml"], messages, tokenizer=tokenizer, **options)
     return ids, [tokenizer.decode(run, skip_special_tokens=False) for run in runs(ids, mask)]
 
 
@@ -155,8 +156,8 @@ def test_chatml() -> None:
     ids, trained = chatml(messages, tools=[WEATHER])
     call = 'I look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "北京"}}\n</tool_call><|im_end|>'
     assert trained == [call, "hello <|im_end|><|im_end|>"]
-    rendered = DIALECTS["chatml"].render(
-        messages, tools=[WEATHER], tokenizer=tiny_chatml(), add_generation_prompt=False
+    rendered = render(
+        DIALECTS["chatml"], messages, tools=[WEATHER], tokenizer=tiny_chatml(), add_generation_prompt=False
     )
     assert ids == rendered
     end = tiny_chatml().special_id("<|im_end|>")
@@ -168,8 +169,8 @@ def test_chatml_answers_are_encoded_as_they_are_generated() -> None:
     """An answer that begins with a line break does not merge with the template's."""
     tokenizer = tiny_chatml()
     messages = [Message("user", "a"), Message("assistant", "\nb")]
-    ids, mask = DIALECTS["chatml"].loss_mask(messages, tokenizer=tokenizer)
-    prompt = DIALECTS["chatml"].render(messages[:1], tokenizer=tokenizer)
+    ids, mask = loss_mask(DIALECTS["chatml"], messages, tokenizer=tokenizer)
+    prompt = render(DIALECTS["chatml"], messages[:1], tokenizer=tokenizer)
     assert ids[: len(prompt)] == prompt
     assert not any(mask[: len(prompt)])
     assert runs(ids, mask) == [[*tokenizer.encode("\nb"), tokenizer.special_id("<|im_end|>")]]

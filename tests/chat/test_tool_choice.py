@@ -1,6 +1,7 @@
 """Forced tool calls: whatever fits the grammar is read by the dialect's own parser as calls with valid arguments.
 
 Texts come from random walks through the grammars, and from tiny random models behind `LLM`.
+from rendering import render_text
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.chat.call_grammar import MAX_CALLS, CallableTool, callables
 from glm4.chat.dialects.table import DIALECTS, dialect_for
-from glm4.chat.parsers.base import ParsedAnswer, collect
 from glm4.chat.tool_choice import ToolChoice
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.engine.protocol import TokenConstraint
@@ -27,6 +27,8 @@ from glm4.errors import InvalidRequestError
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
 from glm4.tokenizer import Tokenizer
+from parsed import ParsedAnswer, collect
+from rendering import render_text
 from scripted_llm import scripted_llm
 from tiny import VOCAB_SIZE, write_folder, write_gguf
 
@@ -165,7 +167,7 @@ def test_an_answer_of_the_models_own_style_fits(text: Processor) -> None:
             "tool_calls": [{"id": "c", **TOOLS[0], "function": read(text, ids, TOOLS).tool_calls[0].__dict__}],
         },
     ]
-    shown = text.dialect.render_text(history, tokenizer=text.tokenizer, tools=TOOLS, add_generation_prompt=False)
+    shown = render_text(text.dialect, history, tokenizer=text.tokenizer, tools=TOOLS, add_generation_prompt=False)
     assert written.split("</think>\n\n")[-1].removesuffix("<|observation|>") in shown
 
 
@@ -290,7 +292,7 @@ def test_without_parallel_calls_the_answer_ends_where_the_second_begins(tmp_path
     llm = scripted_llm(tmp_path, lambda prompt: said, template=None)
     both = llm.chat(CHAT, tools=TOOLS)[0].outputs[0]
     assert [call.arguments for call in both.tool_calls] == ['{"city": "a"}', '{"city": "b"}']
-    chunks = list(llm.chat(CHAT, tools=TOOLS, parallel_tool_calls=False, stream=True))
+    chunks = list(llm.stream_chat(CHAT, tools=TOOLS, parallel_tool_calls=False))
     assert chunks[-1].output is not None
     one = chunks[-1].output.outputs[0]
     assert (one.text, one.finish_reason) == ("Let me see.", "tool_calls")

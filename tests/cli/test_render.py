@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from glm4.chat.messages import ReasoningDelta, TextDelta, ToolCallDelta
+from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.cli.console import printable
 from glm4.cli.conversation import markdown
 from glm4.cli.conversation.markdown import ChatMarkdown, MarkdownView, blocks, finished_length

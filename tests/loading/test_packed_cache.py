@@ -71,7 +71,7 @@ def test_the_second_start_is_packed_and_the_same(model: Path) -> None:
         assert llm.checkpoint is not None
         kind = llm.checkpoint.kind
         first = llm.chat(CHAT, GREEDY)[0]
-        stops, defaults = llm.text.stop_ids, llm.default_sampling_params()
+        stops, defaults = llm.processor.stop_ids, llm.default_sampling_params()
     assert kind != "packed"
     with open_checkpoint(only_entry()) as entry:
         assert entry.packed is not None
@@ -83,7 +83,7 @@ def test_the_second_start_is_packed_and_the_same(model: Path) -> None:
         assert again.prompt_token_ids == first.prompt_token_ids
         assert again.outputs[0].token_ids == first.outputs[0].token_ids
         assert again.outputs[0].text == first.outputs[0].text
-        assert (llm.text.stop_ids, llm.default_sampling_params()) == (stops, defaults)
+        assert (llm.processor.stop_ids, llm.default_sampling_params()) == (stops, defaults)
     assert len(cache.cache_entries()) == 1
 
 

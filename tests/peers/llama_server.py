@@ -60,7 +60,7 @@ def template(args: argparse.Namespace) -> str | None:
     if args.chat_template == "chatml":
         import glm4
 
-        return (Path(glm4.__file__).parent / "chat/templates/chatml.jinja").read_text()
+        return (Path(glm4.__file__).parent / "chat/template/jinja/chatml.jinja").read_text()
     sys.exit(f"no chat template is called {args.chat_template!r} here")
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(TESTS))
 from golden_models import draw, file_tensors  # noqa: E402
 from tiny import special_id, tiny_model, write_folder  # noqa: E402
 
-GLM4_TEMPLATE = TESTS.parent / "src/glm4/chat/templates/glm4.jinja"
+GLM4_TEMPLATE = TESTS.parent / "src/glm4/chat/template/jinja/glm4.jinja"
 CONTEXT = 32768
 NEVER = -3.0
 

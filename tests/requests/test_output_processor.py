@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glm4.chat.messages import Event, TextDelta, ToolCallDelta
+from glm4.chat.events import Event, TextDelta, ToolCallDelta
+from glm4.chat.parsers.base import PlainParser
 from glm4.engine.protocol import GenerationOutput
-from glm4.requests.output_processor import PlainParser, SampleProcessor, StopStringMatcher
+from glm4.requests.output_processor import SampleProcessor, StopStringMatcher
 from glm4.sampling_params import SamplingParams
 
 TEXT = st.text("ab ", max_size=30)

@@ -24,7 +24,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def static(name: str) -> str:
-    return (resources.files("glm4.server") / "static" / name).read_text(encoding="utf-8")
+    return (resources.files("glm4.server.pages") / "docs_page" / name).read_text(encoding="utf-8")
 
 
 def test_the_root_leads_to_the_page(client: httpx.Client) -> None:
@@ -65,5 +65,5 @@ def test_the_script_and_the_page_agree() -> None:
 
 
 def test_the_files_lie_in_the_package() -> None:
-    folder = Path(str(resources.files("glm4.server"))) / "static"
+    folder = Path(str(resources.files("glm4.server.pages"))) / "docs_page"
     assert {path.name for path in folder.iterdir()} == {"docs.html", *FILES}

@@ -15,12 +15,18 @@ from response_stream import plain, rebuilt
 
 from glm4.api.responses.events import ResponseWriter
 from glm4.api.responses.request import parse_responses
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
-from glm4.chat.parsers.base import collect, merged
+from glm4.chat.events import (
+    Event,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    merged,
+)
 from glm4.engine.protocol import TokenLogprobs
 from glm4.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
+from parsed import collect
 from tiny import write_tokenizer
 
 

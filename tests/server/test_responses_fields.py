@@ -209,12 +209,16 @@ def test_tools_and_choices_in_the_form_of_chat_completions() -> None:
         {"type": "function", "function": function},
         {"type": "function", "function": {"name": "other", "strict": True}},
     ]
-    assert list(parse(body).tools) == [*chat, {"type": "python"}]
+    assert list(parse(body).options["tools"] or ()) == [*chat, {"type": "python"}]
     named_one = parse(body | {"tool_choice": {"type": "function", "name": "other"}})
-    assert named_one.tool_choice == {"type": "function", "function": {"name": "other"}}
+    assert named_one.options["tool_choice"] == {"type": "function", "function": {"name": "other"}}
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "other"}]}
     some = parse(body | {"tool_choice": allowed})
-    assert (list(some.tools), some.tool_choice, some.echo["tool_choice"]) == ([chat[1]], "required", allowed)
+    assert (list(some.options["tools"]), some.options["tool_choice"], some.echo["tool_choice"]) == (
+        [chat[1]],
+        "required",
+        allowed,
+    )
 
 
 # A real model with random weights: what it says is forced, or it would be noise.

@@ -17,6 +17,7 @@ from glm4.api.openai.answers import message
 from glm4.api.openai.events import ChatChunks
 from glm4.api.openai.request import ResponseOptions, StreamOptions
 from glm4.async_llm import AsyncLLM, RequestStream
+from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.table import DIALECTS, dialect_for
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.engine.protocol import GenerationOutput
@@ -60,7 +61,7 @@ def preparers(text: Processor) -> dict[str, InputProcessor]:
 def prepared_by(preparer: InputProcessor, stop: Sequence[str] = (), parallel: bool = True) -> PreparedRequest:
     params = SamplingParams(stop=list(stop))
     messages = [{"role": "user", "content": "?"}]
-    return preparer.chat(messages, params, tools=TOOLS, parallel_tool_calls=parallel)
+    return preparer.chat(ChatRequest.of(messages, params, tools=TOOLS, parallel_tool_calls=parallel))
 
 
 def ids_of(text: Processor, pieces: Sequence[str | bytes]) -> list[int]:

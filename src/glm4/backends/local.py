@@ -15,7 +15,6 @@ from glm4.engine.scheduler import SchedulerConfig
 from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
-from glm4.loading.lora import read_adapter
 from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, KV_DTYPES, PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
@@ -175,6 +174,8 @@ class LocalBackend:
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
         """Read a PEFT adapter and offer it; see `model.weights.adapter` for what is supported and the errors."""
+        from glm4.loading.lora import read_adapter  # few runs load one
+
         table, kernels = self.engine.adapters, self.model.kernels
         room = min(table.room_for(name), available_memory())
         config, layers = self.model.config, self.model.weights.layers

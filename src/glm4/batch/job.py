@@ -10,6 +10,7 @@ The input is read twice, line by line: once to know its ids, once to answer it. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -26,18 +27,18 @@ from glm4.api.openai.answers import text_completions
 from glm4.api.openai.request import StreamOptions
 from glm4.batch.files import BatchOutput, InputIndex, InputLine, read_lines
 from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+from glm4.outputs import RequestOutput
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
-    from glm4.outputs import RequestOutput
+    from glm4.requests.input_processor import PreparedRequest
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
 _REQUEST_KEYS = {"custom_id", "method", "url", "body"}
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Lines that need no model (refused ones) are read in portions, so that progress and Ctrl-C are seen in between.
-_LINES_PER_STEP = 64
+_LINES_PER_LOOK = 64
 
 
 @dataclass
@@ -130,7 +131,7 @@ class BatchJob:
             BatchFileError: a file changed under the run, or a row could not be written.
             OutOfMemoryError: the model ran out of memory; finished rows are kept.
         """
-        return _Run(self, llm, model).run(on_progress or _ignore, should_stop or _never)
+        return _Run(self, llm, model, on_progress or (lambda _: None), should_stop or (lambda: False)).run()
 
     def pending(self) -> Iterator[tuple[str, InputLine]]:
         """Row id and line of every request that has no row yet, in input order."""
@@ -161,71 +162,64 @@ class BatchJob:
         self.close()
 
 
-def _ignore(progress: BatchProgress) -> None:
-    """Nobody wants to know."""
-
-
-def _never() -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """A request the model is working on: `samples` answers, and how to write them down."""
-
-    custom_id: str
-    samples: int
-    build: Callable[[RequestOutput], dict[str, Any]]
+_Build = Callable[[RequestOutput], dict[str, Any]]
 
 
 class _Run:
-    """The loop of `BatchJob.run`: keep the queue filled, step, write what is finished."""
+    """`BatchJob.run`: hands requests to the model as it has room, and writes down what is finished."""
 
-    def __init__(self, job: BatchJob, llm: LLM, model: str) -> None:
+    def __init__(
+        self,
+        job: BatchJob,
+        llm: LLM,
+        model: str,
+        on_progress: Callable[[BatchProgress], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
         self._job = job
         self._llm = llm
         self._model = model
+        self._on_progress = on_progress
+        self._should_stop = should_stop
         self._defaults = llm.default_sampling_params()
-        self._capacity = 2 * llm.info.max_num_seqs
-        self._in_flight: dict[str, _InFlight] = {}
+        self._started = time.monotonic()
+        # Of the requests the model is working on: the row's id, and how to write the answer down.
+        self._in_flight: dict[str, tuple[str, _Build]] = {}
 
-    def run(self, on_progress: Callable[[BatchProgress], None], should_stop: Callable[[], bool]) -> BatchProgress:
+    def run(self) -> BatchProgress:
         progress = self._job.progress
-        started = time.monotonic()
-        pending = self._job.pending()
-        more = True
-        try:
-            while more or self._in_flight:
-                if should_stop():
-                    progress.interrupted = True
-                    break
-                more = more and self._fill(pending)
-                for chunk in self._llm.step() if self._in_flight else ():
+        with contextlib.closing(self._llm.run_steps(self._requests())) as steps:
+            for chunks in steps:
+                for chunk in chunks:
                     progress.completion_tokens += len(chunk.token_ids)
-                    if chunk.output is not None and chunk.request_id in self._in_flight:
+                    if chunk.output is not None:
                         self._finish(chunk.output)
-                progress.seconds = time.monotonic() - started
-                on_progress(progress)
-        finally:
-            for request_id in self._in_flight:
-                self._llm.abort(request_id)
+                if self._stopped():
+                    break
+        self._stopped()
         return progress
 
-    def _fill(self, pending: Iterator[tuple[str, InputLine]]) -> bool:
-        """Queue requests until the queue is full; False when the input is exhausted."""
-        for _ in range(_LINES_PER_STEP):
-            if sum(request.samples for request in self._in_flight.values()) >= self._capacity:
-                break
-            item = next(pending, None)
-            if item is None:
-                return False
-            self._add_or_refuse(*item)
-        return True
+    def _stopped(self) -> bool:
+        """Report where the run stands; True when it is to stop."""
+        progress = self._job.progress
+        progress.seconds = time.monotonic() - self._started
+        self._on_progress(progress)
+        progress.interrupted = progress.interrupted or (self._job.remaining > 0 and self._should_stop())
+        return progress.interrupted
 
-    def _add_or_refuse(self, custom_id: str, line: InputLine) -> None:
-        request_id = f"batch-{line.number}"
+    def _requests(self) -> Iterator[tuple[str, PreparedRequest]]:
+        """What the model can answer, in input order; what it cannot gets its row here."""
+        for number, (custom_id, line) in enumerate(self._job.pending()):
+            # Refused lines need no step of the model, so progress and Ctrl-C are looked at here, too.
+            if number and number % _LINES_PER_LOOK == 0 and self._stopped():
+                return
+            prepared = self._prepared_or_refused(custom_id, line)
+            if prepared is not None:
+                yield f"batch-{line.number}", prepared
+
+    def _prepared_or_refused(self, custom_id: str, line: InputLine) -> PreparedRequest | None:
         try:
-            self._in_flight[request_id] = self._add(request_id, custom_id, line)
+            prepared, build = self._prepared(line)
         except (OutOfMemoryError, MemoryError):
             raise
         except PromptTooLongError as error:
@@ -239,9 +233,13 @@ class _Run:
         except Exception as error:
             # A fault of ours that one request brings out must not cost the others their answers.
             self._refuse(custom_id, 500, "internal_error", f"{type(error).__name__}: {error}", None)
+        else:
+            self._in_flight[f"batch-{line.number}"] = custom_id, build
+            return prepared
+        return None
 
-    def _add(self, request_id: str, custom_id: str, line: InputLine) -> _InFlight:
-        """Parse one line and queue its request.
+    def _prepared(self, line: InputLine) -> tuple[PreparedRequest, _Build]:
+        """Parse one line and prepare its request.
 
         Raises:
             Glm4Error: the request cannot be answered.
@@ -254,30 +252,25 @@ class _Run:
         if request["url"] == CHAT_URL:
             chat = parse_chat(request["body"], self._defaults)
             _refuse_stream(chat.stream)
-            llm.add_chat(request_id, chat.messages, chat.params, **chat.prompt_options())
-            chat_body = partial(chat_completion, model=model, tokenizer=tokenizer, options=chat.response)
-            return _InFlight(custom_id, chat.params.n, chat_body)
+            return llm.prepare(chat.request), partial(
+                chat_completion, model=model, tokenizer=tokenizer, options=chat.response
+            )
         completion = parse_completion(request["body"], self._defaults)
         _refuse_stream(completion.stream)
         if len(completion.prompts) > 1:
             raise InvalidRequestError("a line of a batch has one prompt", param="prompt")
-        llm.add_prompt(request_id, completion.prompts[0], completion.params)
+        prepared = llm.prepare_prompt(completion.prompts[0], completion.params)
 
         def build(output: RequestOutput) -> dict[str, Any]:
             return text_completions(
-                [output],
-                model,
-                tokenizer,
-                completion.response,
-                echo=completion.echo,
-                generate=completion.generate,
+                [output], model, tokenizer, completion.response, echo=completion.echo, generate=completion.generate
             )
 
-        return _InFlight(custom_id, completion.params.n, build)
+        return prepared, build
 
     def _finish(self, output: RequestOutput) -> None:
-        request = self._in_flight.pop(output.request_id)
-        self._job.append(_row(request.custom_id, 200, request.build(output), None))
+        custom_id, build = self._in_flight.pop(output.request_id)
+        self._job.append(_row(custom_id, 200, build(output), None))
         self._job.progress.completed += 1
         self._job.progress.prompt_tokens += len(output.prompt_token_ids)
 

@@ -1,4 +1,4 @@
-"""Messages, tools and the events a model's answer is made of. Plain data; no token ids here."""
+"""Messages and tool calls. Plain data; no token ids here."""
 
 from __future__ import annotations
 
@@ -133,30 +133,3 @@ def _tool_call(raw: object, index: int) -> ToolCall:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return ToolCall(id=str(raw.get("id") or f"call_{index}"), name=function["name"], arguments=arguments)
-
-
-@dataclass(frozen=True)
-class TextDelta:
-    """More of the visible answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ReasoningDelta:
-    """More of the hidden thinking."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class ToolCallDelta:
-    """More of a tool call: the first delta of an index carries id and name, later ones only argument text."""
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-Event = TextDelta | ReasoningDelta | ToolCallDelta

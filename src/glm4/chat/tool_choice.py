@@ -10,6 +10,8 @@ from glm4.chat.call_grammar import CallableTool
 from glm4.errors import InvalidRequestError
 
 Mode = Literal["auto", "none", "required"]
+ToolChoiceValue = str | Mapping[str, Any]
+"""As OpenAI writes it; see `ToolChoice.read`."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class ToolChoice:
     name: str | None = None
 
     @classmethod
-    def read(cls, value: str | Mapping[str, Any] | None) -> ToolChoice:
+    def read(cls, value: ToolChoiceValue | None) -> ToolChoice:
         """Read "none", "auto", "required" or {"type": "function", "function": {"name": …}}; None is "auto".
 
         Raises:
@@ -60,3 +62,7 @@ class ToolChoice:
             said = "no tools are offered" if self.name is None else f"there is no tool {self.name!r}"
             raise InvalidRequestError(f"tool_choice asks for a call, but {said}", param="tool_choice")
         return chosen
+
+
+AUTO = ToolChoice("auto")
+"""The model decides."""

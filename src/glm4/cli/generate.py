@@ -93,20 +93,20 @@ def _prompt(prompt: str | None) -> str:
 
 
 def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: bool, json_output: bool) -> None:
-    from glm4.chat.messages import TextDelta
+    from glm4.chat.events import TextDelta
     from glm4.cli.console import EXIT_INTERRUPTED, notice, progress
     from glm4.cli.conversation.answer import run_request
     from glm4.cli.conversation.render import PlainView
 
-    llm.add_prompt("generate", prompt, params, adapter=options.adapter_name(llm))
+    prepared = llm.prepare_prompt(prompt, params, adapter=options.adapter_name(llm))
     if params.n == 1 and not json_output:
         with PlainView() as view:
             view.show([TextDelta(prompt)] if echo else [])
-            output = run_request(llm, "generate", view.show)
+            output = run_request(llm, prepared, view.show)
     else:
         most = params.n * (params.max_tokens or 0)
         with progress() as report:  # nothing is printed before the end
-            output = run_request(llm, "generate", count=lambda tokens: report("generating", tokens, most))
+            output = run_request(llm, prepared, count=lambda tokens: report("generating", tokens, most))
         if output is not None:
             _print_whole(output, prompt if echo else "", model, llm, json_output=json_output)
     if output is None:

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
-from glm4.engine.protocol import GenerationRequest
+from glm4.llm import LLM
 from glm4.loading.weights import CanonicalTensors
 from glm4.requests.processor import Processor
 from glm4.sampling_params import SamplingParams
@@ -46,13 +47,16 @@ def calibration_text(
     length = min(context, _MAX_MODEL_LEN)
     options = LocalOptions(dtype="auto", max_model_len=length, max_num_seqs=_BATCH, kv_cache_dtype="fp16")
     backend = LocalBackend.load(checkpoint, options, text.tokenizer.unnamed_ids(checkpoint.config.vocab_size))
+    llm = LLM.from_backend(backend, text)
     sequence = min(context, SEQUENCE)
     prompts, wanted = prompt_ids(text), sequences * sequence
     ids: list[int] = []
     while len(ids) < wanted:
         left = -(-(wanted - len(ids)) // _NEW_TOKENS)
-        for answer in _answers(backend, [next(prompts) for _ in range(min(_BATCH, max(4, left)))], text.stop_ids):
-            ids += answer
+        batch = [next(prompts) for _ in range(min(_BATCH, max(4, left)))]
+        params = [SamplingParams(temperature=0.9, top_p=0.98, seed=seed, max_tokens=_NEW_TOKENS) for seed, _ in batch]
+        for answer in llm.generate([prompt for _, prompt in batch], params):
+            ids += answer.prompt_token_ids + answer.outputs[0].token_ids
         if progress is not None:
             progress("writing calibration text", min(len(ids), wanted), wanted)
     return np.array(ids[:wanted], np.int32).reshape(sequences, sequence)
@@ -61,22 +65,8 @@ def calibration_text(
 def prompt_ids(text: Processor) -> Iterator[tuple[int, list[int]]]:
     """(seed, ids of a prompt) without end: chat and free prompts in turn, each time round with other seeds."""
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
-    chat = [text.render([Message(role="user", content=prompt)]) for prompt in prompts["chat"]]
+    chat = [text.render(ChatRequest.of([Message("user", prompt)])) for prompt in prompts["chat"]]
     free = [text.tokenizer.encode(prompt) for prompt in prompts["open"]]
     for seed in count():
         kind = (chat, free)[seed % 2]
         yield seed, kind[seed // 2 % len(kind)]
-
-
-def _answers(
-    backend: LocalBackend, prompts: list[tuple[int, list[int]]], stop_ids: frozenset[int]
-) -> Iterator[list[int]]:
-    """Each prompt with what the model makes of it."""
-    answers = {str(seed): list(ids) for seed, ids in prompts}
-    for seed, ids in prompts:
-        params = SamplingParams(temperature=0.9, top_p=0.98, seed=seed, max_tokens=_NEW_TOKENS)
-        backend.add_request(GenerationRequest(str(seed), ids, params, stop_ids))
-    while backend.has_unfinished_requests():
-        for output in backend.step():
-            answers[output.request_id] += output.token_ids
-    yield from answers.values()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from glm4.chat.messages import Event, Message, TextDelta
+from glm4.chat.chat_request import ChatRequest
+from glm4.chat.events import Event, TextDelta
+from glm4.chat.messages import Message
+from glm4.chat.parsers.base import StreamParser
 from glm4.errors import InvalidRequestError
 from glm4.requests.input_processor import PreparedRequest
-from glm4.requests.output_processor import Detokenizer, EventParser
 from glm4.requests.processor import Processor
+from glm4.tokenizer import Detokenizer
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,22 @@ class AssistantPrefill:
     ids: tuple[int, ...]
 
     @classmethod
-    def find(
-        cls, text: Processor, turns: Sequence[Message], tools: Sequence[Mapping[str, Any]], begun: str
-    ) -> AssistantPrefill:
-        """The opening of an answer to these turns.
+    def find(cls, processor: Processor, request: ChatRequest, begun: str) -> AssistantPrefill:
+        """The prefill of an answer to this request.
 
         Raises:
             InvalidRequestError: the template has none: its prompts begin with thinking, or it changes the text.
         """
 
-        def render(messages: Sequence[Message], *, prompt: bool) -> str:
-            return text.dialect.render_text(
-                messages, tokenizer=text.tokenizer, tools=tools, template=text.template, add_generation_prompt=prompt
+        def render(turns: tuple[Message, ...], *, prompt: bool) -> str:
+            return processor.dialect.render_text(
+                replace(request, messages=turns, add_generation_prompt=prompt),
+                tokenizer=processor.tokenizer,
+                template=processor.template,
             )
 
-        asked = render(turns, prompt=True)
-        answered = render([*turns, Message("assistant", begun)], prompt=False)
+        asked = render(request.messages, prompt=True)
+        answered = render((*request.messages, Message("assistant", begun)), prompt=False)
         at = answered.rfind(begun)
         if at < len(asked) or not answered.startswith(asked):
             raise InvalidRequestError(
@@ -52,13 +53,13 @@ class AssistantPrefill:
                 param="messages",
             )
         head = answered[len(asked) : at]
-        ids = [*text.tokenizer.encode(head, allow_special=True), *text.tokenizer.encode(begun)]
+        ids = [*processor.tokenizer.encode(head, allow_special=True), *processor.tokenizer.encode(begun)]
         return cls(head, begun, tuple(ids))
 
     def before(self, prepared: PreparedRequest) -> PreparedRequest:
         """The request whose answer goes on after this opening, which is not part of the answer."""
 
-        def decoder() -> tuple[Detokenizer, EventParser]:
+        def decoder() -> tuple[Detokenizer, StreamParser]:
             detokenizer, parser = prepared.decoder()
             return detokenizer, _Continued(parser, self)
 
@@ -68,7 +69,7 @@ class AssistantPrefill:
 class _Continued:
     """A parser that has read the opening before, so that it knows where it is; what it says about it is dropped."""
 
-    def __init__(self, parser: EventParser, opening: AssistantPrefill) -> None:
+    def __init__(self, parser: StreamParser, opening: AssistantPrefill) -> None:
         self._parser = parser
         events = parser.push(opening.head + opening.begun)
         shown = [event.text for event in events if isinstance(event, TextDelta)]

@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
+from glm4.chat.answer import Answer
+from glm4.chat.events import Event, ToolCallDelta
+from glm4.chat.parsers.base import StreamParser, overlap
 from glm4.engine.protocol import GenerationOutput, TokenLogprobs
 from glm4.outputs import CompletionOutput
 from glm4.sampling_params import SamplingParams
-
-
-class Detokenizer(Protocol):
-    """Ids to text, a character at a time (`tokenizer.detokenizer` makes one)."""
-
-    def push(self, token_id: int) -> str:
-        """The characters this id completes."""
-
-    def flush(self) -> str:
-        """What is left of an unfinished character."""
-
-
-class EventParser(Protocol):
-    """Text to events (`chat.dialect` makes one)."""
-
-    def push(self, text: str) -> list[Event]:
-        """The events this text completes."""
-
-    def finish(self, stop_token_id: int | None = None) -> list[Event]:
-        """What was held back, at the end of the answer."""
-
-
-class PlainParser:
-    """Everything is visible text; for raw completion."""
-
-    def push(self, text: str) -> list[Event]:
-        """Pass text on."""
-        return [TextDelta(text)] if text else []
-
-    def finish(self, stop_token_id: int | None = None) -> list[Event]:
-        """Nothing is held back, so nothing is left."""
-        return []
+from glm4.tokenizer import Detokenizer
 
 
 class StopStringMatcher:
@@ -71,7 +41,7 @@ class StopStringMatcher:
         if found is not None:
             at, _, self.matched = found
             return text[: at + len(self.matched)] if self._include else text[:at]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+        keep = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -79,14 +49,6 @@ class StopStringMatcher:
         """The text still held back, at the end of the sample."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
 
 
 class SampleProcessor:
@@ -103,7 +65,7 @@ class SampleProcessor:
         index: int,
         params: SamplingParams,
         detokenizer: Detokenizer,
-        parser: EventParser,
+        parser: StreamParser,
         on_early_end: Callable[[], None],
         max_tool_calls: int | None = None,
     ) -> None:
@@ -118,9 +80,7 @@ class SampleProcessor:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._raw: list[str] = []
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._answer = Answer()
         self.output: CompletionOutput | None = None
 
     @property
@@ -167,15 +127,15 @@ class SampleProcessor:
 
     def _finish(self, reason: str, stop_token_id: int | None, stop_reason: int | str | None) -> list[Event]:
         events = self._collect(self._parser.finish(stop_token_id))
-        calls = tuple(ToolCall(id_, name, "".join(parts)) for _, (id_, name, parts) in sorted(self._calls.items()))
+        message = self._answer.message()
         self.output = CompletionOutput(
             index=self.index,
-            text="".join(self._text),
+            text=message.content,
             token_ids=self._token_ids,
-            finish_reason="tool_calls" if calls and reason == "stop" else reason,
+            finish_reason="tool_calls" if message.tool_calls and reason == "stop" else reason,
             stop_reason=stop_reason,
-            reasoning="".join(self._reasoning) or None,
-            tool_calls=calls,
+            reasoning=message.reasoning,
+            tool_calls=message.tool_calls,
             logprobs=self._logprobs if self._params.logprobs is not None else None,
             raw_text="".join(self._raw),
         )
@@ -183,15 +143,7 @@ class SampleProcessor:
 
     def _collect(self, events: list[Event]) -> list[Event]:
         events = self._without_surplus(events)
-        for event in events:
-            if isinstance(event, TextDelta):
-                self._text.append(event.text)
-            elif isinstance(event, ReasoningDelta):
-                self._reasoning.append(event.text)
-            elif isinstance(event, ToolCallDelta):
-                if event.index not in self._calls:
-                    self._calls[event.index] = (event.id or "", event.name or "", [])
-                self._calls[event.index][2].append(event.arguments)
+        self._answer.add(events)
         return events
 
     def _without_surplus(self, events: list[Event]) -> list[Event]:

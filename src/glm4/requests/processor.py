@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.table import Dialect, dialect_for
-from glm4.chat.messages import Message
 from glm4.chat.template.template import ChatTemplate
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.errors import InvalidRequestError
@@ -58,25 +57,9 @@ class Processor:
         """Every id that ends a turn."""
         return self.eos_ids | self.dialect.stop_ids(self.tokenizer)
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]] = (),
-        *,
-        add_generation_prompt: bool = True,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
-        """The ids of a conversation."""
-        if not messages:
-            raise InvalidRequestError("messages must not be empty", param="messages")
-        return self.dialect.render(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            tokenizer=self.tokenizer,
-            template=self.template,
-            template_kwargs=template_kwargs or {},
-        )
+    def render(self, request: ChatRequest) -> list[int]:
+        """The ids of a conversation; see `TemplateDialect.render` for the errors."""
+        return self.dialect.render(request, tokenizer=self.tokenizer, template=self.template)
 
 
 def _default_params(checkpoint: Checkpoint) -> SamplingParams:

@@ -11,7 +11,7 @@ from typing import Any
 
 from glm4.api.anthropic.content import INVALID_JSON
 from glm4.api.anthropic.request import MessageRequest
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
+from glm4.chat.events import EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.outputs import RequestOutput, StreamChunk
 
 SIGNATURE = "unsigned"
@@ -20,7 +20,7 @@ SIGNATURE = "unsigned"
 PING: dict[str, Any] = {"type": "ping"}
 
 
-class MessageEvents:
+class MessageEvents(EventVisitor[list[dict[str, Any]]]):
     """The events of one answer.
 
     Args:
@@ -47,7 +47,7 @@ class MessageEvents:
         events: list[dict[str, Any]] = []
         if self._request.generate:
             for event in chunk.events:
-                events += self._event(event)
+                events += event.accept(self)
         return events if chunk.output is None else events + self._last(chunk.output)
 
     def message(self) -> dict[str, Any]:
@@ -64,24 +64,20 @@ class MessageEvents:
             message["diagnostics"] = {"cache_miss_reason": {"type": "unavailable"}}
         return message
 
-    def _event(self, event: Event) -> list[dict[str, Any]]:
-        if isinstance(event, TextDelta):
-            return self._text(event.text)
-        if isinstance(event, ReasoningDelta):
-            return self._reasoning(event.text)
-        return self._call(event)
-
-    def _text(self, text: str) -> list[dict[str, Any]]:
+    def text(self, event: TextDelta) -> list[dict[str, Any]]:
+        """The stream events of visible text."""
+        text = event.text
         events: list[dict[str, Any]] = []
         if self._open != "text":
             text = self._space + text
-            if not text.strip():  # line breaks between calls are no text
+            if not text.strip():  # line breaks between calls are not text
                 self._space = text
                 return []
             events = self._begin({"type": "text", "text": ""})
         return [*events, self._delta({"type": "text_delta", "text": text}, text)]
 
-    def _reasoning(self, text: str) -> list[dict[str, Any]]:
+    def reasoning(self, event: ReasoningDelta) -> list[dict[str, Any]]:
+        """The stream events of thinking."""
         if self._request.thinking == "hidden":
             return []
         events: list[dict[str, Any]] = []
@@ -89,9 +85,10 @@ class MessageEvents:
             events = self._begin({"type": "thinking", "thinking": "", "signature": ""})
         if self._request.thinking == "omitted":
             return events
-        return [*events, self._delta({"type": "thinking_delta", "thinking": text}, text)]
+        return [*events, self._delta({"type": "thinking_delta", "thinking": event.text}, event.text)]
 
-    def _call(self, event: ToolCallDelta) -> list[dict[str, Any]]:
+    def tool_call(self, event: ToolCallDelta) -> list[dict[str, Any]]:
+        """The stream events of a tool call."""
         events: list[dict[str, Any]] = []
         if event.id is not None:  # the first of a call
             id_ = "toolu_" + event.id.removeprefix("call_")
@@ -134,7 +131,7 @@ class MessageEvents:
         elif isinstance(sample.stop_reason, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": sample.stop_reason}
         elif sample.finish_reason == "length":
-            full = len(sample.token_ids) < (self._request.chat.params.max_tokens or 0)
+            full = len(sample.token_ids) < self._request.max_tokens
             reason = "model_context_window_exceeded" if full else "max_tokens"
         else:
             reason = "tool_use" if sample.tool_calls else "end_turn"

@@ -10,7 +10,7 @@ from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIEL
 from glm4.api.anthropic.members import refusal
 from glm4.api.anthropic.tools import Choice
 from glm4.api.openai.fields import Field, read_fields
-from glm4.api.openai.request import ChatRequest
+from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.sampling_params import SamplingParams
 from glm4.structured_outputs import StructuredOutputs
@@ -24,6 +24,7 @@ class MessageRequest:
 
     Attributes:
         chat: what the model is asked, in the words of the rest of glm4.
+        max_tokens: how long the answer may be.
         begun: how the answer begins: what the client wrote as the last, the assistant's message.
         stream: send events.
         generate: False when the prompt is only to be cached (max_tokens 0); `chat.params` then ask for one token, which
@@ -34,6 +35,7 @@ class MessageRequest:
     """
 
     chat: ChatRequest
+    max_tokens: int = 0
     begun: str = ""
     stream: bool = False
     generate: bool = True
@@ -59,10 +61,11 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
         raise refusal("max_tokens", "0 leaves nothing to stream")
     chat = _chat(given, defaults.replace(**changes, **_form(given), max_tokens=max(tokens, 1)))
     chat, begun = _split(chat)
-    if begun and (chat.tool_choice not in ("auto", "none") or _form(given)):
+    if begun and (chat.tool_choice.mode == "required" or _form(given)):
         raise refusal("messages", "the form of the answer is given, so the last message cannot be its beginning")
     return MessageRequest(
         chat=chat,
+        max_tokens=tokens,
         begun=begun,
         stream=stream,
         generate=tokens > 0,
@@ -76,7 +79,7 @@ def parse_count(body: Mapping[str, Any], defaults: SamplingParams) -> MessageReq
     """Read a /v1/messages/count_tokens body; see `parse_message`."""
     given = _read(body, COUNT_FIELDS, COUNT_REQUIRED)
     chat, begun = _split(_chat(given, defaults))
-    return MessageRequest(chat, begun, manages_context="context_management" in given)
+    return MessageRequest(chat, begun=begun, manages_context="context_management" in given)
 
 
 def _read(body: Mapping[str, Any], table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:
@@ -96,11 +99,10 @@ def _chat(given: Mapping[str, Any], params: SamplingParams) -> ChatRequest:
         named = choice.tool_choice["function"]["name"] if isinstance(choice.tool_choice, Mapping) else None
         if not any(named in (None, tool["function"]["name"]) for tool in tools):
             raise refusal("tool_choice", "asks for a call of a tool that is not among tools")
-    return ChatRequest(
-        messages=messages,
+    return ChatRequest.of(
+        messages,
+        params,
         tools=tools,
-        params=params,
-        model=given.get("model"),
         tool_choice=choice.tool_choice,
         parallel_tool_calls=choice.parallel,
     )
@@ -110,10 +112,10 @@ def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
     """The conversation up to the answer, and the answer's beginning if the last message is one."""
     *turns, last = chat.messages
     if last.role != "assistant" or not (last.content or last.tool_calls or last.reasoning):
-        return (chat if last.role != "assistant" else replace(chat, messages=turns)), ""
+        return (chat if last.role != "assistant" else replace(chat, messages=tuple(turns))), ""
     if last.tool_calls or last.reasoning or not turns:
         raise refusal("messages", "an answer can only be begun with text, and after a message of the user")
-    return replace(chat, messages=turns), last.content
+    return replace(chat, messages=tuple(turns)), last.content
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, shown, string
-from glm4.api.openai.request import ToolChoice
+from glm4.chat.tool_choice import ToolChoiceValue
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _KNOWN = (
@@ -30,7 +30,7 @@ _KNOWN = (
 class Choice:
     """`tool_choice` in OpenAI's words."""
 
-    tool_choice: ToolChoice = "auto"
+    tool_choice: ToolChoiceValue = "auto"
     parallel: bool = True
 
 

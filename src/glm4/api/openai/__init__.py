@@ -6,10 +6,10 @@ of the server's OpenAPI document; `requests` reads bodies, `objects` and `chunks
 """
 
 from glm4.api.openai.answers import chat_completion, text_completion
-from glm4.api.openai.request import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from glm4.api.openai.request import ChatBody, CompletionRequest, parse_chat, parse_completion
 
 __all__ = [
-    "ChatRequest",
+    "ChatBody",
     "CompletionRequest",
     "chat_completion",
     "parse_chat",

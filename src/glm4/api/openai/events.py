@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm4.api.openai.answers import chat_logprobs, envelope, new_id, prompt_text, text_logprobs, token_counts, usage
 from glm4.api.openai.request import CompletionRequest, ResponseOptions, StreamOptions
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta
+from glm4.chat.events import EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.outputs import RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Usage:
         return [{**begun, "choices": [], "usage": usage(self._outputs, generate=generate)}]
 
 
-class ChatChunks:
+class ChatChunks(EventVisitor[dict[str, Any]]):
     """The chunks of one streamed chat answer.
 
     Args:
@@ -82,7 +82,7 @@ class ChatChunks:
     def push(self, chunk: StreamChunk) -> list[dict[str, Any]]:
         """What one step brought."""
         self._usage.add(chunk)
-        deltas = [delta for event in chunk.events if (delta := self._delta(event))]
+        deltas = [delta for event in chunk.events if (delta := event.accept(self))]
         extra: dict[str, Any] = {}
         if chunk.logprobs:
             extra["logprobs"] = chat_logprobs(chunk.logprobs, self._tokenizer, self._options)
@@ -107,11 +107,16 @@ class ChatChunks:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         return {**self._begun, "choices": [choice], **self._usage.field()}
 
-    def _delta(self, event: Event) -> dict[str, Any]:
-        if isinstance(event, TextDelta):
-            return {"content": event.text}
-        if isinstance(event, ReasoningDelta):
-            return {"reasoning_content": event.text} if self._options.include_reasoning else {}
+    def text(self, event: TextDelta) -> dict[str, Any]:
+        """The `delta` of visible text."""
+        return {"content": event.text}
+
+    def reasoning(self, event: ReasoningDelta) -> dict[str, Any]:
+        """The `delta` of hidden thinking; empty where the request leaves it out."""
+        return {"reasoning_content": event.text} if self._options.include_reasoning else {}
+
+    def tool_call(self, event: ToolCallDelta) -> dict[str, Any]:
+        """The `delta` of a tool call."""
         call: dict[str, Any] = {"index": event.index, "function": {"arguments": event.arguments}}
         if event.id is not None:  # the first of a call
             call = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, is_int, read_fields
-from glm4.chat.messages import Message, as_messages
+from glm4.chat.chat_request import ChatRequest
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 from glm4.structured_outputs import StructuredOutputs
@@ -19,8 +19,6 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_PROMPTS = 1024
 _SCHEMA_PARAM = "response_format.json_schema.schema"
 _STRUCTURED = ("json", "json_object", "regex", "choice", "grammar")
-
-ToolChoice = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,29 +45,18 @@ class ResponseOptions:
 
 
 @dataclass(frozen=True)
-class ChatRequest:
-    """A parsed /v1/chat/completions body; `stream` is None when the answer is wanted whole."""
+class ChatBody:
+    """A parsed /v1/chat/completions body.
 
-    messages: list[Message]
-    tools: tuple[Mapping[str, Any], ...]
-    params: SamplingParams
+    Attributes:
+        request: what is asked.
+        stream: None when the answer is wanted whole.
+    """
+
+    request: ChatRequest
     model: str | None = None
-    tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool = True
-    add_generation_prompt: bool = True
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     stream: StreamOptions | None = None
     response: ResponseOptions = ResponseOptions()
-
-    def prompt_options(self) -> dict[str, Any]:
-        """What `LLM.prepare_chat` and `LLM.add_chat` are to know beside messages and sampling options."""
-        return {
-            "tools": self.tools,
-            "tool_choice": self.tool_choice,
-            "parallel_tool_calls": self.parallel_tool_calls,
-            "add_generation_prompt": self.add_generation_prompt,
-            "template_kwargs": self.template_kwargs,
-        }
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,7 @@ class CompletionRequest:
     response: ResponseOptions = ResponseOptions()
 
 
-def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatRequest:
+def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatBody:
     """Read a /v1/chat/completions body.
 
     Args:
@@ -105,21 +92,16 @@ def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatRequest
     given = read_fields(body, CHAT_FIELDS)
     if "messages" not in given:
         raise InvalidRequestError("messages is missing", param="messages")
-    messages = as_messages(given["messages"])
-    if not messages:
-        raise InvalidRequestError("messages is empty", param="messages")
-    return ChatRequest(
-        messages=messages,
-        tools=given.get("tools", ()),
-        params=_chat_params(given, defaults),
-        model=given.get("model"),
-        tool_choice=given.get("tool_choice", "auto"),
+    request = ChatRequest.of(
+        given["messages"],
+        _chat_params(given, defaults),
+        tools=given.get("tools"),
+        tool_choice=given.get("tool_choice"),
         parallel_tool_calls=given.get("parallel_tool_calls", True),
         add_generation_prompt=given.get("add_generation_prompt", True),
-        template_kwargs=given.get("chat_template_kwargs", {}),
-        stream=_stream(given),
-        response=_response(given),
+        template_kwargs=given.get("chat_template_kwargs"),
     )
+    return ChatBody(request, given.get("model"), _stream(given), _response(given))
 
 
 def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> CompletionRequest:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from glm4.api.responses.answers import response_logprobs, response_object, response_usage
 from glm4.api.responses.items import Item, item_id
 from glm4.api.responses.request import ResponsesRequest
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
+from glm4.chat.events import EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.engine.protocol import TokenLogprobs
 from glm4.outputs import RequestOutput, StreamChunk
 
@@ -115,7 +115,7 @@ class _Call:
         return item
 
 
-class ResponseWriter:
+class ResponseWriter(EventVisitor[None]):
     """Writes one response.
 
     Args:
@@ -145,7 +145,7 @@ class ResponseWriter:
         """What one step brought."""
         self._pending += chunk.logprobs
         for event in chunk.events:
-            self._push(event)
+            event.accept(self)
         return self._take()
 
     def finish(self, output: RequestOutput) -> list[dict[str, Any]]:
@@ -181,17 +181,21 @@ class ResponseWriter:
         self._close("incomplete")
         self._end("cancelled")
 
-    def _push(self, event: Event) -> None:
-        if isinstance(event, TextDelta):
-            item = self._turn_to(("output_text", 0), lambda: _message(len(self._done)))
-            item.delta(self._emit, event.text, self._logprobs(event.text, first=not item.logprobs))
-            return
-        self._pending.clear()  # these tokens were no visible text
-        if isinstance(event, ReasoningDelta):
-            self._turn_to(("reasoning_text", 0), lambda: _thinking(len(self._done))).delta(self._emit, event.text, [])
-        else:
-            key = ("function_call", event.index)
-            self._turn_to(key, lambda: _Call(len(self._done), event)).delta(self._emit, event.arguments)
+    def text(self, event: TextDelta) -> None:
+        """Visible text: more of a message."""
+        item = self._turn_to(("output_text", 0), lambda: _message(len(self._done)))
+        item.delta(self._emit, event.text, self._logprobs(event.text, first=not item.logprobs))
+
+    def reasoning(self, event: ReasoningDelta) -> None:
+        """Thinking: more of a reasoning item."""
+        self._pending.clear()  # these tokens were not visible text
+        self._turn_to(("reasoning_text", 0), lambda: _thinking(len(self._done))).delta(self._emit, event.text, [])
+
+    def tool_call(self, event: ToolCallDelta) -> None:
+        """A tool call: more of a function call's arguments."""
+        self._pending.clear()
+        key = ("function_call", event.index)
+        self._turn_to(key, lambda: _Call(len(self._done), event)).delta(self._emit, event.arguments)
 
     def _turn_to(self, key: tuple[str, int], make: Callable[[], Any]) -> Any:
         """The open item if it is the one meant; otherwise that one is closed and a new one begun."""

@@ -20,10 +20,10 @@ from glm4.api.openai.fields import (
     read_fields,
     text,
 )
-from glm4.api.openai.request import ChatRequest, ToolChoice
 from glm4.api.responses import schemas as responses_schemas
 from glm4.api.responses.items import Item, read_input, to_messages
 from glm4.api.responses.tools import offer, read_object, read_tool_choice, read_tools
+from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.chat.messages import Message
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import MAX_LOGPROBS, SamplingParams
@@ -39,8 +39,7 @@ class ResponsesRequest:
 
     Attributes:
         items: what this request adds to the conversation; references are not resolved yet.
-        tools: the functions the model may call, in chat completions' form.
-        tool_choice: in chat completions' form.
+        options: tools and the choice among them, in chat completions' form, and the template's variables.
         logprobs: the response shows log-probabilities.
         echo: the fields of the response object that repeat the request.
     """
@@ -50,10 +49,7 @@ class ResponsesRequest:
     echo: Mapping[str, Any]
     instructions: str | None = None
     previous_response_id: str | None = None
-    tools: tuple[Mapping[str, Any], ...] = ()
-    tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool = True
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    options: ChatOptions = field(default_factory=ChatOptions)
     stream: bool = False
     store: bool = True
     logprobs: bool = False
@@ -69,14 +65,7 @@ class ResponsesRequest:
             messages.insert(0, Message("system", self.instructions))
         if not messages:
             raise InvalidRequestError("input is empty", param="input")
-        return ChatRequest(
-            messages=messages,
-            tools=self.tools,
-            params=self.params,
-            tool_choice=self.tool_choice,
-            parallel_tool_calls=self.parallel_tool_calls,
-            template_kwargs=self.template_kwargs,
-        )
+        return ChatRequest.of(messages, self.params, **self.options)
 
 
 def parse_responses(body: Mapping[str, Any], defaults: SamplingParams, *, thinks: bool) -> ResponsesRequest:
@@ -123,10 +112,12 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
         echo=_echo(given, params),
         instructions=given.get("instructions"),
         previous_response_id=given.get("previous_response_id"),
-        tools=tools,
-        tool_choice=choice,
-        parallel_tool_calls=given.get("parallel_tool_calls", True),
-        template_kwargs=given.get("chat_template_kwargs", {}),
+        options={
+            "tools": tools,
+            "tool_choice": choice,
+            "parallel_tool_calls": given.get("parallel_tool_calls", True),
+            "template_kwargs": given.get("chat_template_kwargs", {}),
+        },
         stream=given.get("stream", False),
         store=given.get("store", True),
         logprobs=logprobs,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm4.api.openai.fields import Reader, as_it_is, boolean, mapping, only, text
-from glm4.api.openai.request import ToolChoice
 from glm4.chat.dialects.glm4 import RAW_TOOLS
+from glm4.chat.tool_choice import ToolChoiceValue
 from glm4.errors import InvalidRequestError
 
 
@@ -85,7 +85,7 @@ def read_tool_choice(name: str, value: Any) -> str | dict[str, Any]:
 
 def offer(
     tools: Sequence[Mapping[str, Any]], choice: str | Mapping[str, Any]
-) -> tuple[tuple[Mapping[str, Any], ...], ToolChoice]:
+) -> tuple[tuple[Mapping[str, Any], ...], ToolChoiceValue]:
     """The tools to offer and the choice among them, in chat completions' form.
 
     Args:

@@ -12,14 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.chat.call_grammar import CallableTool, literal
-from glm4.chat.messages import Message, as_messages
+from glm4.chat.chat_request import ChatRequest
+from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
 from glm4.chat.template.shield import Shield
 from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.tokenizer import Detokenizer, Tokenizer
 
-Conversation = Sequence[Message | Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
 _RESERVED = ("messages", "tools", "add_generation_prompt")
 
@@ -68,55 +68,27 @@ class TemplateDialect(ABC):
             call_id: makes the ids of tool calls.
         """
 
-    def render(
-        self,
-        messages: Conversation,
-        *,
-        tokenizer: Tokenizer,
-        tools: Tools = (),
-        add_generation_prompt: bool = True,
-        template: ChatTemplate | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def render(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> list[int]:
         """Ids of a conversation, in which only the template's own markers are special tokens.
 
         Args:
-            messages: the turns so far.
             tokenizer: the checkpoint's.
-            tools: what the model may call, in OpenAI's form.
-            add_generation_prompt: end with the beginning of the model's turn.
             template: the checkpoint's own template; None takes the dialect's.
-            template_kwargs: further variables for the template.
 
         Raises:
-            InvalidRequestError: malformed messages or tools.
+            InvalidRequestError: malformed tools, or something this model's template has no place for.
             TemplateError: the template failed or refused the conversation.
         """
-        rendering = Rendering(self, messages, tools, tokenizer, template, template_kwargs)
-        return rendering.shield.encode(rendering.text(len(rendering.messages), add_generation_prompt))
+        rendering = Rendering(self, request, tokenizer, template)
+        return rendering.shield.encode(rendering.prompt())
 
-    def render_text(
-        self,
-        messages: Conversation,
-        *,
-        tokenizer: Tokenizer,
-        tools: Tools = (),
-        add_generation_prompt: bool = True,
-        template: ChatTemplate | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
+    def render_text(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
         """The same prompt as text, for people to read. Encoding it again would trust what users wrote: use `render`."""
-        rendering = Rendering(self, messages, tools, tokenizer, template, template_kwargs)
-        return rendering.shield.uncover(rendering.text(len(rendering.messages), add_generation_prompt))
+        rendering = Rendering(self, request, tokenizer, template)
+        return rendering.shield.uncover(rendering.prompt())
 
     def loss_mask(
-        self,
-        messages: Conversation,
-        *,
-        tokenizer: Tokenizer,
-        tools: Tools = (),
-        template: ChatTemplate | None = None,
-        template_kwargs: Mapping[str, Any] | None = None,
+        self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them the model is to learn to produce.
 
@@ -127,7 +99,7 @@ class TemplateDialect(ABC):
         Raises:
             InvalidRequestError: the template writes earlier turns differently once later ones are there.
         """
-        rendering = Rendering(self, messages, tools, tokenizer, template, template_kwargs)
+        rendering = Rendering(self, request, tokenizer, template)
         ids: list[int] = []
         mask: list[bool] = []
         for text, trained in self.segments(rendering):
@@ -200,23 +172,18 @@ class Rendering:
     """One conversation on its way through one template."""
 
     def __init__(
-        self,
-        dialect: TemplateDialect,
-        messages: Conversation,
-        tools: Tools,
-        tokenizer: Tokenizer,
-        template: ChatTemplate | None,
-        template_kwargs: Mapping[str, Any] | None,
+        self, dialect: TemplateDialect, request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate | None
     ) -> None:
         self.template = dialect.choose_template(template)
         self.tokenizer = tokenizer
-        kwargs = dict(template_kwargs or {})
+        self._add_generation_prompt = request.add_generation_prompt
+        kwargs = dict(request.template_kwargs)
         for name in _RESERVED:
             if name in kwargs:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
         builtin = dialect.builtin_tools
-        turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) for m in as_messages(messages)]
-        prepared, offered = dialect.prepare(turns, check_tools(tools, builtin))
+        turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) for m in request.messages]
+        prepared, offered = dialect.prepare(turns, check_tools(request.tools, builtin))
         wants_tools = bool(offered) or any(message.get("tools") for message in prepared)
         if wants_tools and "tools" not in self.template.source:
             raise InvalidRequestError("this model's chat template has no place for tools", param="tools")
@@ -232,6 +199,10 @@ class Rendering:
             key: value if key == "role" else self.shield.cover(value, model_text=model_text)
             for key, value in message.items()
         }
+
+    def prompt(self) -> str:
+        """The whole conversation as the request wants it."""
+        return self.text(len(self.messages), self._add_generation_prompt)
 
     def text(self, count: int, add_generation_prompt: bool) -> str:
         """The first `count` messages, rendered."""
@@ -274,8 +245,6 @@ def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any
     Raises:
         InvalidRequestError: with `.param` "tools".
     """
-    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
-        raise InvalidRequestError("tools must be a list", param="tools")
     return [_checked_tool(tool, index, builtin) for index, tool in enumerate(tools)]
 
 
@@ -292,11 +261,6 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
     if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
     return {"type": "function", **tool}
-
-
-def offered_tools(messages: Conversation, tools: Tools = ()) -> list[Mapping[str, Any]]:
-    """Every tool the model may call: those hanging on messages (GLM-4's own style) and those given beside them."""
-    return [*(tool for message in as_messages(messages) for tool in message.tools), *tools]
 
 
 def function_names(tools: Tools) -> frozenset[str]:

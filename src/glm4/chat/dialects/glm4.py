@@ -12,8 +12,9 @@ from typing import Any
 
 from glm4.chat.call_grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
 from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_names
-from glm4.chat.messages import Event, Message, TextDelta
-from glm4.chat.parsers.base import CallWriter, StreamParser, merged, new_call_id
+from glm4.chat.events import Event, TextDelta, merged
+from glm4.chat.messages import Message
+from glm4.chat.parsers.base import CallWriter, StreamParser, new_call_id
 from glm4.tokenizer import Tokenizer
 
 USER, ASSISTANT, OBSERVATION, END_OF_TEXT = "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"

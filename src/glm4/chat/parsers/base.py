@@ -7,11 +7,15 @@ pieces makes no difference to the result.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol
 
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCall, ToolCallDelta
+from glm4.chat.events import (
+    Event,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+)
 
 
 class StreamParser(Protocol):
@@ -22,40 +26,6 @@ class StreamParser(Protocol):
 
     def finish(self, stop_token_id: int | None = None) -> list[Event]:
         """End of the answer: whatever was held back. `stop_token_id` is the token that ended it, if one did."""
-
-
-@dataclass(frozen=True)
-class ParsedAnswer:
-    """A whole answer."""
-
-    text: str
-    reasoning: str | None
-    tool_calls: tuple[ToolCall, ...]
-
-
-def parse_complete(parser: StreamParser, text: str, stop_token_id: int | None = None) -> ParsedAnswer:
-    """Read a whole answer at once, with the same parser that reads streams."""
-    return collect([*parser.push(text), *parser.finish(stop_token_id)])
-
-
-def collect(events: Iterable[Event]) -> ParsedAnswer:
-    """Join events into the answer they describe."""
-    text: list[str] = []
-    reasoning: list[str] = []
-    calls: dict[int, tuple[str, str, list[str]]] = {}
-    for event in events:
-        if isinstance(event, TextDelta):
-            text.append(event.text)
-        elif isinstance(event, ReasoningDelta):
-            reasoning.append(event.text)
-        else:
-            _, _, arguments = calls.setdefault(event.index, (event.id or "", event.name or "", []))
-            arguments.append(event.arguments)
-    return ParsedAnswer(
-        "".join(text),
-        "".join(reasoning) if reasoning else None,
-        tuple(ToolCall(id_, name, "".join(parts)) for _, (id_, name, parts) in sorted(calls.items())),
-    )
 
 
 def new_call_id() -> str:
@@ -69,20 +39,6 @@ def overlap(text: str, marker: str) -> int:
         if text.endswith(marker[:size]):
             return size
     return 0
-
-
-def merged(events: Iterable[Event]) -> list[Event]:
-    """Join neighbouring events of the same kind, so that one push gives few events."""
-    result: list[Event] = []
-    for event in events:
-        last = result[-1] if result else None
-        if isinstance(event, TextDelta) and isinstance(last, TextDelta):
-            result[-1] = TextDelta(last.text + event.text)
-        elif isinstance(event, ToolCallDelta) and isinstance(last, ToolCallDelta) and event.index == last.index:
-            result[-1] = ToolCallDelta(last.index, last.id, last.name, last.arguments + event.arguments)
-        else:
-            result.append(event)
-    return result
 
 
 class CallWriter:
@@ -173,3 +129,15 @@ class ReasoningParser:
         return self._answer.push(text) if text else []
 
     _begun = False
+
+
+class PlainParser:
+    """Everything is visible text; for raw completion."""
+
+    def push(self, text: str) -> list[Event]:
+        """Pass text on."""
+        return [TextDelta(text)] if text else []
+
+    def finish(self, stop_token_id: int | None = None) -> list[Event]:
+        """Nothing is held back, so nothing is left."""
+        return []

@@ -6,8 +6,8 @@ import json
 import re
 from collections.abc import Callable
 
-from glm4.chat.messages import Event, TextDelta
-from glm4.chat.parsers.base import CallWriter, merged, new_call_id, overlap
+from glm4.chat.events import Event, TextDelta, merged
+from glm4.chat.parsers.base import CallWriter, new_call_id, overlap
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 _FENCE = "```"

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from glm4.chat.messages import Event, Message, ReasoningDelta, TextDelta
+from glm4.chat.answer import Answer as FoldedAnswer
+from glm4.chat.events import Event
+from glm4.chat.messages import Message
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.render import View
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
     from glm4.outputs import RequestOutput
+    from glm4.requests.input_processor import PreparedRequest
     from glm4.sampling_params import SamplingParams
-
-_request_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -46,48 +47,44 @@ def answer(
         PromptTooLongError: the conversation does not fit the context.
         Glm4Error: the conversation cannot be rendered.
     """
-    request_id = f"chat-{next(_request_numbers)}"
-    events: list[Event] = []
+    so_far = FoldedAnswer()
 
     def show(new: Sequence[Event]) -> None:
-        events.extend(new)
+        so_far.add(new)
         view.show(new)
 
-    llm.add_chat(request_id, messages, params, adapter=adapter)
+    prepared = llm.prepare_chat(messages, params, adapter=adapter)
     with view:
-        output = run_request(llm, request_id, show)
+        output = run_request(llm, prepared, show)
     if output is not None:
         return Answer(output.outputs[0].as_message(), output, interrupted=False)
-    text = "".join(event.text for event in events if isinstance(event, TextDelta))
-    reasoning = "".join(event.text for event in events if isinstance(event, ReasoningDelta))
-    return Answer(Message("assistant", text, reasoning=reasoning or None), None, interrupted=True)
+    # An unfinished call is of no use to anyone; what was said and thought stays.
+    return Answer(replace(so_far.message(), tool_calls=()), None, interrupted=True)
 
 
 def run_request(
     llm: LLM,
-    request_id: str,
+    prepared: PreparedRequest,
     show: Callable[[Sequence[Event]], None] | None = None,
     count: Callable[[int], None] | None = None,
 ) -> RequestOutput | None:
-    """Run one queued request to its end, or until Ctrl-C; None when it was stopped.
+    """Run one request to its end, or until Ctrl-C; None when it was stopped.
 
     Args:
         show: called with the events of every step.
         count: called with the number of tokens there are, after every step.
     """
-    output: RequestOutput | None = None
     tokens = 0
-    try:
-        with Interrupt() as interrupt, silent_keyboard():
-            while output is None and not interrupt.requested:
-                for chunk in llm.step():
-                    if show is not None:
-                        show(chunk.events)
-                    tokens += len(chunk.token_ids)
-                    output = chunk.output or output
-                if count is not None:
-                    count(tokens)
-    finally:
-        if output is None:
-            llm.abort(request_id)
-    return output
+    with Interrupt() as interrupt, silent_keyboard(), contextlib.closing(llm.run_steps([("cli", prepared)])) as steps:
+        for chunks in steps:
+            for chunk in chunks:
+                if show is not None:
+                    show(chunk.events)
+                tokens += len(chunk.token_ids)
+                if chunk.output is not None:
+                    return chunk.output
+            if count is not None:
+                count(tokens)
+            if interrupt.requested:
+                break
+    return None

@@ -20,14 +20,14 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from glm4.chat.messages import Event, ReasoningDelta, ToolCallDelta
+from glm4.chat.events import Event, EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.cli.console import printable
 from glm4.cli.conversation.render import call_text
 
 _REFRESH_SECONDS = 0.08
 
 
-class MarkdownView:
+class MarkdownView(EventVisitor[None]):
     """Markdown, rendered while it is written."""
 
     def __init__(self, console: Console) -> None:
@@ -53,15 +53,28 @@ class MarkdownView:
     def show(self, events: Sequence[Event]) -> None:
         """Take in events; redraws at most every `_REFRESH_SECONDS`."""
         for event in events:
-            thinking = isinstance(event, ReasoningDelta)
-            if thinking != self._thinking:
-                self._finish_part()
-                self._thinking = thinking
-            text = call_text(event) if isinstance(event, ToolCallDelta) else event.text
-            self._pending += printable(text)
+            event.accept(self)
         if self._pending and time.monotonic() >= self._due:
             self._stop_status()
             self._redraw()
+
+    def text(self, event: TextDelta) -> None:
+        """Visible text."""
+        self._append(event.text, thinking=False)
+
+    def reasoning(self, event: ReasoningDelta) -> None:
+        """Hidden thinking, a part of its own."""
+        self._append(event.text, thinking=True)
+
+    def tool_call(self, event: ToolCallDelta) -> None:
+        """A tool call, shown as text."""
+        self._append(call_text(event), thinking=False)
+
+    def _append(self, text: str, *, thinking: bool) -> None:
+        if thinking != self._thinking:
+            self._finish_part()
+            self._thinking = thinking
+        self._pending += printable(text)
 
     def _stop_status(self) -> None:
         if self._status is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
-from glm4.chat.messages import Event, ReasoningDelta, TextDelta, ToolCallDelta
+from glm4.chat.events import Event, EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.cli import console as terminal
 from glm4.cli.console import printable
 
@@ -25,7 +25,7 @@ class View(Protocol):
         """Show what arrived."""
 
 
-class PlainView:
+class PlainView(EventVisitor[None]):
     """The text as it comes, on standard output. Reasoning goes to standard error, and only to a terminal."""
 
     def __init__(self) -> None:
@@ -46,13 +46,16 @@ class PlainView:
     def show(self, events: Sequence[Event]) -> None:
         """Write the events' text and flush it."""
         for event in events:
-            if isinstance(event, TextDelta):
-                self._end_reasoning()
-                self._write(event.text)
-            elif isinstance(event, ReasoningDelta):
-                self._write_reasoning(event.text)
-            else:
-                self._write(call_text(event))
+            event.accept(self)
+
+    def text(self, event: TextDelta) -> None:
+        """Visible text goes to standard output."""
+        self._end_reasoning()
+        self._write(event.text)
+
+    def tool_call(self, event: ToolCallDelta) -> None:
+        """A call is shown as text."""
+        self._write(call_text(event))
 
     def _write(self, text: str) -> None:
         if not text:
@@ -61,12 +64,13 @@ class PlainView:
         sys.stdout.flush()
         self._last = text
 
-    def _write_reasoning(self, text: str) -> None:
+    def reasoning(self, event: ReasoningDelta) -> None:
+        """Thinking goes to standard error, dimmed, and only to a terminal."""
         if terminal.stderr().is_terminal:
             from rich.text import Text
 
             self._reasoning = True
-            terminal.stderr().print(Text(printable(text), style="dim italic"), end="", soft_wrap=True)
+            terminal.stderr().print(Text(printable(event.text), style="dim italic"), end="", soft_wrap=True)
 
     def _end_reasoning(self) -> None:
         if self._reasoning:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.api.openai import ChatRequest, chat_completion, parse_chat
+from glm4.api.openai import ChatBody, chat_completion, parse_chat
 from glm4.api.openai.events import ChatChunks
+from glm4.chat.chat_request import ChatRequest
 from glm4.requests.input_processor import PreparedRequest
 from glm4.server.generation import Generation, prepare, whole
 from glm4.server.registry import Target
@@ -26,21 +28,13 @@ async def chat_completions(request: Request) -> Response:
     return await until_disconnect(request, _answer(state, target, chat))
 
 
-async def prepare_chat_request(target: Target, chat: ChatRequest) -> PreparedRequest:
-    """Render and tokenize; errors name fields of the chat request."""
-    return await prepare(
-        partial(
-            target.llm.prepare_chat,
-            chat.messages,
-            chat.params,
-            **chat.prompt_options(),
-            adapter=target.adapter,
-        )
-    )
+async def prepare_chat_request(target: Target, request: ChatRequest) -> PreparedRequest:
+    """Render and tokenize for the adapter that the request's model name means; errors name fields of the request."""
+    return await prepare(partial(target.llm.prepare, replace(request, adapter=target.adapter)))
 
 
-async def _answer(state: ServerState, target: Target, chat: ChatRequest) -> Response:
-    prepared = await prepare_chat_request(target, chat)
+async def _answer(state: ServerState, target: Target, chat: ChatBody) -> Response:
+    prepared = await prepare_chat_request(target, chat.request)
     if chat.stream is None:
         output = await whole(state, target, prepared)
         return JSONResponse(chat_completion(output, target.name, target.llm.tokenizer, chat.response))
@@ -53,7 +47,7 @@ async def _answer(state: ServerState, target: Target, chat: ChatRequest) -> Resp
     )
 
 
-async def _events(generation: Generation, chat: ChatRequest) -> AsyncGenerator[bytes, None]:
+async def _events(generation: Generation, chat: ChatBody) -> AsyncGenerator[bytes, None]:
     assert chat.stream is not None  # noqa: S101 (called for streams only)
     target, prepared = generation.target, generation.prepared
     chunks = ChatChunks(target.name, target.llm.tokenizer, prepared.prompt_ids, chat.stream, chat.response)

@@ -21,7 +21,7 @@ from glm4.server.state import server_state
 async def props(request: Request) -> Response:
     """What this server is set to: its context, its places, its chat template."""
     target = server_state(request).models.find(request.query_params.get("model"))
-    side, defaults = target.llm.text, target.llm.default_sampling_params()
+    processor, defaults = target.llm.processor, target.llm.default_sampling_params()
     settings = {
         "temperature": defaults.temperature,
         "top_k": defaults.top_k,
@@ -34,7 +34,7 @@ async def props(request: Request) -> Response:
             "default_generation_settings": {"n_ctx": target.llm.info.max_model_len, "params": settings},
             "total_slots": target.llm.info.max_num_seqs,
             "model_alias": target.model.name,
-            "chat_template": side.dialect.choose_template(side.template).source,
+            "chat_template": processor.dialect.choose_template(processor.template).source,
             "modalities": {"vision": False, "audio": False},
             "build_info": f"glm4 {__version__}",
             "is_sleeping": False,
@@ -67,4 +67,5 @@ async def _prepared(request: Request) -> tuple[Target, PreparedRequest]:
     state = server_state(request)
     body = await state.read(request)
     target = state.target(body)
-    return target, await prepare_chat_request(target, parse_chat(body, target.llm.default_sampling_params()))
+    chat = parse_chat(body, target.llm.default_sampling_params())
+    return target, await prepare_chat_request(target, chat.request)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 from glm4.api.anthropic import MessageEvents, MessageRequest, parse_count, parse_message
 from glm4.api.anthropic.events import PING
 from glm4.api.anthropic.fields import REFUSED_HEADERS
-from glm4.api.openai import ChatRequest
 from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.input_processor import PreparedRequest
@@ -53,30 +51,22 @@ def _check_headers(request: Request) -> None:
             raise InvalidRequestError(text, param=name)
 
 
-def _tools(chat: ChatRequest) -> Sequence[Mapping[str, Any]]:
-    """The tools that stand in the prompt."""
-    return () if chat.tool_choice == "none" else chat.tools
-
-
-def _opening(target: Target, wanted: MessageRequest) -> AssistantPrefill | None:
-    if not wanted.begun:
-        return None
-    return AssistantPrefill.find(target.llm.text, wanted.chat.messages, _tools(wanted.chat), wanted.begun)
+def _prefill(target: Target, wanted: MessageRequest) -> AssistantPrefill | None:
+    return AssistantPrefill.find(target.llm.processor, wanted.chat, wanted.begun) if wanted.begun else None
 
 
 def _count(target: Target, wanted: MessageRequest) -> int:
-    count = len(target.llm.text.render(wanted.chat.messages, _tools(wanted.chat)))
-    opening = _opening(target, wanted)
-    return count if opening is None else count + len(opening.ids)
+    prefill = _prefill(target, wanted)
+    return len(target.llm.processor.render(wanted.chat)) + (0 if prefill is None else len(prefill.ids))
 
 
 async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
     limit = target.llm.info.max_model_len - 1
     try:
         prepared = await prepare_chat_request(target, wanted.chat)
-        opening = await prepare(lambda: _opening(target, wanted))
-        if opening is not None:
-            prepared = opening.before(prepared)
+        prefill = await prepare(lambda: _prefill(target, wanted))
+        if prefill is not None:
+            prepared = prefill.before(prepared)
             if len(prepared.prompt_ids) > limit:
                 raise PromptTooLongError("the beginning of the answer does not fit", param="messages")
     except PromptTooLongError:

@@ -43,8 +43,10 @@ async def tokenize(request: Request) -> Response:
     if len(sources) != 1:
         raise InvalidRequestError("give exactly one of prompt, content and messages", param="prompt")
     if sources == ["messages"]:
-        chat = parse_chat({name: body[name] for name in given if name in CHAT_FIELDS}, target.llm.text.defaults)
-        ids = (await prepare_chat_request(target, chat)).prompt_ids
+        chat = parse_chat(
+            {name: body[name] for name in given if name in CHAT_FIELDS}, target.llm.default_sampling_params()
+        )
+        ids = (await prepare_chat_request(target, chat.request)).prompt_ids
     else:
         ids = await prepare(lambda: _encode(target, given, given[sources[0]], native=sources == ["content"]))
     return JSONResponse(_tokens(target, ids, given))
@@ -93,18 +95,18 @@ async def detokenize(request: Request) -> Response:
 async def tokenizer_info(request: Request) -> Response:
     """What a client may want to know of the vocabulary and the chat template."""
     target = server_state(request).models.find(request.query_params.get("model"))
-    side, tokenizer = target.llm.text, target.llm.tokenizer
+    processor, tokenizer = target.llm.processor, target.llm.tokenizer
     return JSONResponse(
         {
             "model": target.model.name,
-            "dialect": side.dialect.name,
+            "dialect": processor.dialect.name,
             "vocab_size": target.llm.info.vocab_size,
             "named_tokens": tokenizer.size,
             "max_model_len": target.llm.info.max_model_len,
             "prefix_ids": list(tokenizer.prefix_ids),
-            "stop_ids": sorted(side.stop_ids),
+            "stop_ids": sorted(processor.stop_ids),
             "special_tokens": dict(tokenizer.special_tokens),
-            "chat_template": side.dialect.choose_template(side.template).source,
+            "chat_template": processor.dialect.choose_template(processor.template).source,
         }
     )
 
@@ -115,7 +117,7 @@ async def render(request: Request) -> Response:
     body = await state.read(request)
     target = state.target(body)
     chat = parse_chat(body, target.llm.default_sampling_params())
-    prepared = await prepare_chat_request(target, chat)
+    prepared = await prepare_chat_request(target, chat.request)
     ids = prepared.prompt_ids
     prompt = target.llm.tokenizer.decode(ids, skip_special_tokens=False)
     return JSONResponse({"prompt": prompt, "prompt_token_ids": ids, "count": len(ids)})

@@ -1,0 +1,98 @@
+"""`ChatRequest`: a conversation to be answered, read once where it enters and passed whole to the renderer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from glm4.chat.messages import Message, as_messages
+from glm4.chat.tool_choice import AUTO, ToolChoice, ToolChoiceValue
+from glm4.errors import InvalidRequestError
+from glm4.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Conversation = Sequence[Message | Mapping[str, Any]]
+Tool = Mapping[str, Any]
+
+
+class ChatOptions(TypedDict, total=False):
+    """What may be said beside messages and sampling options; see `ChatRequest`."""
+
+    tools: Sequence[Tool] | None
+    tool_choice: ToolChoiceValue | None
+    parallel_tool_calls: bool
+    add_generation_prompt: bool
+    template_kwargs: Mapping[str, Any] | None
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A conversation to be answered. Make one with `ChatRequest.of`, which checks what it is given.
+
+    Attributes:
+        messages: the turns so far, at least one.
+        params: sampling options; None takes the model's own. With `structured_outputs` the answer has that form; if
+            tools are offered, the model may call them instead (`tool_choice="none"` leaves only the answer).
+        tools: tools in OpenAI's form, or GLM-4's built-in types.
+        tool_choice: "auto" (None is the same); "none": the tools are kept out of the prompt, and nothing is read as a
+            call; "required": the model must call; {"type": "function", "function": {"name": …}}: this one, once. A
+            grammar enforces the last two, so that arguments fit their schema (unless `max_tokens` cuts them off).
+        parallel_tool_calls: False ends the answer where a second call begins.
+        add_generation_prompt: end the prompt with the beginning of the model's turn.
+        template_kwargs: further variables for the chat template.
+        adapter: name of the LoRA adapter to answer with.
+    """
+
+    messages: tuple[Message, ...]
+    params: SamplingParams | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = AUTO
+    parallel_tool_calls: bool = True
+    add_generation_prompt: bool = True
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+
+    @classmethod
+    def of(
+        cls, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatRequest:
+        """Read a conversation as callers write it.
+
+        Args:
+            messages: dictionaries in OpenAI's form, or `Message`.
+            options: the attributes of the same names.
+
+        Raises:
+            InvalidRequestError: a message, the tools or the choice is malformed; `.param` names it.
+        """
+        unknown = set(options) - set(ChatOptions.__annotations__)
+        if unknown:
+            raise TypeError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(ChatOptions.__annotations__)}")
+        turns = as_messages(messages)
+        if not turns:
+            raise InvalidRequestError("messages must not be empty", param="messages")
+        choice = ToolChoice.read(options.get("tool_choice"))
+        tools = options.get("tools") or ()
+        if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+            raise InvalidRequestError("tools must be a list", param="tools")
+        if choice.mode == "none":  # what the model does not know it does not call
+            turns, tools = [replace(turn, tools=()) for turn in turns], ()
+        return cls(
+            messages=tuple(turns),
+            params=params,
+            tools=tuple(tools),
+            tool_choice=choice,
+            parallel_tool_calls=options.get("parallel_tool_calls", True),
+            add_generation_prompt=options.get("add_generation_prompt", True),
+            template_kwargs=options.get("template_kwargs") or {},
+            adapter=options.get("adapter"),
+        )
+
+    @property
+    def offered_tools(self) -> list[Tool]:
+        """Every tool the model may call: those hanging on messages (GLM-4's own style) and those given beside them."""
+        return [*(tool for message in self.messages for tool in message.tools), *self.tools]
