@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from glm4.chat.chat_request import ChatRequest
-from glm4.chat.dialects.chatml import ChatMLDialect
 from glm4.chat.dialects.glm4 import SEGMENT
 from glm4.chat.dialects.table import DIALECTS, dialect_for
 from glm4.chat.messages import Message, ToolCall
-from glm4.chat.template.template import ChatTemplate, default_template
+from glm4.chat.template.template import ChatTemplate
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.variants import VARIANTS
@@ -113,19 +112,6 @@ def test_chatml_understands_glm_messages() -> None:
     assert '<tools>\n{"type": "function"' in text
     assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "P"}}\n</tool_call>' in text
     assert "<tool_response>\n21\n</tool_response>" in text
-
-
-def test_the_published_mistake_in_a_template_is_put_right() -> None:
-    """Qwen2.5-Coder-1.5B's template shows calls in doubled braces."""
-    line = '<tool_call>\\n{"name": <function-name>, "arguments": <args-json-object>}\\n</tool_call>'
-    doubled = line.replace("{", "{{").replace("}", "}}").replace('"', '\\"')
-    source = '{{ "' + doubled + '" }}{{ tools | length }}'
-    template = ChatTemplate(source)
-    expected = line.replace("\\n", "\n") + "1"
-    messages = [Message("user", "a")]
-    assert render_text(CHATML, messages, tools=[WEATHER], tokenizer=tiny_chatml(), template=template) == expected
-    sibling = ChatTemplate(default_template("chatml").source)
-    assert ChatMLDialect().choose_template(sibling) is sibling
 
 
 @pytest.mark.parametrize(

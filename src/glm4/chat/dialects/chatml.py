@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -18,14 +17,10 @@ from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
 from glm4.chat.parsers.chatml import CLOSING, OPENING, ChatMLParser
-from glm4.chat.template.template import ChatTemplate
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
 
 END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
-
-# Qwen2.5-Coder-1.5B-Instruct's published template shows the model a call in doubled braces; its siblings do not.
-_DOUBLED = '{{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}}'
 
 
 class ChatMLDialect(TemplateDialect):
@@ -57,12 +52,6 @@ class ChatMLDialect(TemplateDialect):
             at = stop + len(END_OF_TURN)
         return [*segments, (full[at:], False)]
 
-    def choose_template(self, template: ChatTemplate | None) -> ChatTemplate:
-        """The checkpoint's template, with the one known mistake in published files put right."""
-        if template is not None and _DOUBLED in template.source:
-            return _repaired(template.source)
-        return super().choose_template(template)
-
     def parser(
         self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id
     ) -> StreamParser:
@@ -82,11 +71,6 @@ class ChatMLDialect(TemplateDialect):
             )
             rules.append(f"arguments_{index}: {json_rule(tool.schema or {'type': 'object'})}")
         return "\n".join(rules)
-
-
-@lru_cache(maxsize=4)
-def _repaired(source: str) -> ChatTemplate:
-    return ChatTemplate(source.replace(_DOUBLED, _DOUBLED[1:-1]))
 
 
 def _entry(message: Message) -> dict[str, Any]:
@@ -109,7 +93,7 @@ def _entry(message: Message) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
-    """Arguments as the templates want them: an object; text that is no JSON stays text."""
+    """Arguments as the templates want them: an object; text that is not JSON stays text."""
     try:
         return json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
