@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Progress = Callable[[str, float, float], None]
+Request = ChatRequest | PreparedRequest
 Params = SamplingParams | Sequence[SamplingParams] | None
 """One for all, one per prompt, or the model's own."""
 
@@ -277,16 +278,16 @@ class LLM:
     # The loop, and what is made of it
 
     def run_steps(
-        self, requests: Iterable[tuple[str, PreparedRequest]], *, in_flight: int | None = None
+        self, requests: Iterable[tuple[str, Request]], *, in_flight: int | None = None
     ) -> Generator[list[StreamChunk], None, None]:
         """Run requests to their end; yields the chunks of each step. Closing the iterator aborts what still runs.
 
         Args:
-            requests: (request id, prepared request); taken from the iterable as places become free.
+            requests: (request id, request); taken from the iterable, and prepared, as places become free.
             in_flight: samples queued at once. None is twice `max_num_seqs`, so that the backend is never short of work.
 
         Raises:
-            InvalidRequestError: as `add`; the other requests are aborted.
+            InvalidRequestError: as `prepare` and `add`; the other requests are aborted.
         """
         pending = iter(requests)
         capacity = in_flight or 2 * self.info.max_num_seqs
@@ -295,7 +296,8 @@ class LLM:
         try:
             while True:
                 while sum(samples.values()) < capacity and (item := next(pending, None)) is not None:
-                    request_id, prepared = item
+                    request_id, request = item
+                    prepared = self.prepare(request) if isinstance(request, ChatRequest) else request
                     self.add(request_id, prepared)
                     self._claimed[request_id] = arrived
                     samples[request_id] = prepared.params.n
@@ -311,9 +313,7 @@ class LLM:
             for request_id in samples:
                 self.abort(request_id)
 
-    def run(
-        self, requests: Iterable[tuple[str, PreparedRequest]], *, in_flight: int | None = None
-    ) -> Iterator[RequestOutput]:
+    def run(self, requests: Iterable[tuple[str, Request]], *, in_flight: int | None = None) -> Iterator[RequestOutput]:
         """The answers of `run_steps`, in the order in which they are finished."""
         for chunk in chain.from_iterable(self.run_steps(requests, in_flight=in_flight)):
             if chunk.output is not None:

@@ -84,11 +84,14 @@ class Tokenizer(ABC):
     def _piece(self, token_id: int) -> bytes | None:
         """Bytes of an ordinary (not added) token; None if there is no such token."""
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str, *, allow_special: bool = False, restored: Mapping[int, str] | None = None) -> list[int]:
         """Text to ids, without any prefix.
 
         Args:
-            allow_special: match added tokens by their spelling. Only for text that no user had a hand in.
+            allow_special: match added tokens by their spelling. Only for text that no user had a hand in, or whose
+                users' spellings were replaced.
+            restored: characters (as numbers) that stand for a text in the stretches between added tokens; put back
+                once the added tokens are found.
         """
         if not allow_special:
             return self._encode_plain(_well_formed(text))
@@ -97,7 +100,7 @@ class Tokenizer(ABC):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._encode_plain(part)
+                ids += self._encode_plain(part.translate(restored) if restored else part)
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:

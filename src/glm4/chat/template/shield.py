@@ -56,13 +56,8 @@ class Shield:
 
     def encode(self, text: str) -> list[int]:
         """Ids of rendered (covered) text: the template's special tokens as ids, everything else as plain text."""
-        ids: list[int] = []
-        for part in self._tokenizer.split_special(self._unescape(text)):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self._tokenizer.encode(self.uncover(part))
-        return ids
+        restored = {ord(placeholder): original for placeholder, original in self._originals.items()}
+        return self._tokenizer.encode(self._unescape(text), allow_special=True, restored=restored)
 
     def _cover(self, value: Any, spellings: _Spellings, depth: int) -> Any:
         if depth > MAX_DEPTH:

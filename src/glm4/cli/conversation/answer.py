@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from glm4.chat.answer import Answer as FoldedAnswer
+from glm4.chat.chat_request import ChatRequest
 from glm4.chat.events import Event
 from glm4.chat.messages import Message
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.render import View
 
 if TYPE_CHECKING:
-    from glm4.llm import LLM
+    from glm4.llm import LLM, Request
     from glm4.outputs import RequestOutput
-    from glm4.requests.input_processor import PreparedRequest
     from glm4.sampling_params import SamplingParams
 
 
@@ -53,9 +53,8 @@ def answer(
         so_far.add(new)
         view.show(new)
 
-    prepared = llm.prepare_chat(messages, params, adapter=adapter)
     with view:
-        output = run_request(llm, prepared, show)
+        output = run_request(llm, ChatRequest.of(messages, params, adapter=adapter), show)
     if output is not None:
         return Answer(output.outputs[0].as_message(), output, interrupted=False)
     # An unfinished call is of no use to anyone; what was said and thought stays.
@@ -64,7 +63,7 @@ def answer(
 
 def run_request(
     llm: LLM,
-    prepared: PreparedRequest,
+    request: Request,
     show: Callable[[Sequence[Event]], None] | None = None,
     count: Callable[[int], None] | None = None,
 ) -> RequestOutput | None:
@@ -75,7 +74,7 @@ def run_request(
         count: called with the number of tokens there are, after every step.
     """
     tokens = 0
-    with Interrupt() as interrupt, silent_keyboard(), contextlib.closing(llm.run_steps([("cli", prepared)])) as steps:
+    with Interrupt() as interrupt, silent_keyboard(), contextlib.closing(llm.run_steps([("cli", request)])) as steps:
         for chunks in steps:
             for chunk in chunks:
                 if show is not None:
