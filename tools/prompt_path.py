@@ -5,8 +5,8 @@
 
 Runs a real request on a tiny random checkpoint under a profiler. Whenever a function of the package is called with the
 prompt (its text, a message with it, its token ids) among its arguments, that is a stay in the caller's room and one in
-the callee's. A room is a folder of the package or a file at its top; consecutive stays in one room count once. Once
-engine's thread has the prompt, only that thread counts. The last stay is the model's.
+the callee's. A room is a folder of the package or a file at its top; consecutive stays in one room count once. Once the
+engine has the prompt, only its thread counts. The last stay is the model's.
 """
 
 from __future__ import annotations
