@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import re
 import subprocess
 import sys
@@ -34,6 +35,11 @@ def test_import_glm4_is_light() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"numpy", "torch", "fastapi", "rich", "typer", "jinja2", "tokenizers", "tiktoken", "huggingface_hub"}
     assert not heavy & set(loaded)
+
+
+def test_type_checkers_are_told_that_the_package_has_types() -> None:
+    """PEP 561; .ci/run checks the same of what a wheel installs."""
+    assert (importlib.resources.files("glm4") / "py.typed").is_file()
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from glm4.processors import default_num_threads
 
 SCRIPT = """
+import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -27,32 +31,52 @@ kernels = get_kernels("native")
 engine = Engine(random_model(config, PRECISIONS["int8"], kernels), KVCache(config, 32, "int8"), 512)
 kernels.set_num_threads(2)
 
-def answer(name):
+def answer(name, between=lambda: None):
     params = SamplingParams(
         temperature=0.8, top_p=0.9, top_k=50, seed=1, max_tokens=8, logprobs=3, repetition_penalty=1.1
     )
     engine.add_request(GenerationRequest(name, np.arange(200).tolist(), params))
     while engine.has_unfinished_requests():
         engine.step()
+        between()
 
 def times():
-    # Nanoseconds on a processor, by (name, number) of the thread.
-    tasks = list(Path("/proc/self/task").iterdir())
-    return {
-        ((t / "comm").read_text().strip(), int(t.name)): int((t / "schedstat").read_text().split()[0]) for t in tasks
-    }
+    # Nanoseconds on a processor: of the caller and the kernels' workers, and of all other threads.
+    ours, others = 0, 0
+    for task in Path("/proc/self/task").iterdir():
+        time = int((task / "schedstat").read_text().split()[0])
+        if int(task.name) == os.getpid() or (task / "comm").read_text().startswith("glm4-"):
+            ours += time
+        else:
+            others += time
+    return np.array([ours, others])
+
+def share_of_others(between=lambda: None):
+    before, number = times(), 0
+    while (times() - before)[0] < 5e8:
+        number += 1
+        answer(str(number), between)
+    ours, others = (times() - before).tolist()
+    return others / (ours + others)
 
 product = np.ones((700, 700))
 product @ product  # starts whatever BLAS wants to start
 answer("first")
-before = times()
-answer("second")
-worked = {name for name, time in times().items() if time != before.get(name)}
-print([name for name in worked if name[1] != os.getpid() and not name[0].startswith("glm4-")])
+# A BLAS thread keeps looking for work for a while before it sleeps.
+for _ in range(100):
+    before = times()
+    time.sleep(0.1)
+    if times()[1] == before[1]:
+        break
+print(json.dumps([share_of_others(), share_of_others(lambda: product @ product)]))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="reads /proc")
-def test_only_the_caller_and_the_workers_run() -> None:
+@pytest.mark.skipif(default_num_threads() < 2, reason="on one processor a BLAS has no threads that could work")
+def test_only_the_caller_and_the_workers_work() -> None:
+    """Their share of the work, not whether another thread ever ran: the system may wake one for reasons of its own."""
     result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=120)
-    assert result.stdout == "[]\n"
+    alone, beside_blas = json.loads(result.stdout)
+    assert alone < 0.02
+    assert beside_blas > 0.1  # the measure sees a BLAS that works in every step

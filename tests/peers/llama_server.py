@@ -89,7 +89,10 @@ def main(given: list[str]) -> None:
     """Serve until told to stop."""
     os.environ.setdefault("GLM4_PACKED_CACHE_GB", "0")
     line = command(arguments(given), Path(os.environ["GLM4_PEERS"]) / "models")
+    from chance import remove_chance
+
     from glm4.cli import main as glm4_main
 
+    remove_chance()
     sys.argv = ["glm4", *line]
     glm4_main()

@@ -5,8 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from glm4.generation import GenerationRequest
+
+from glm4.engine.sampling import Sampler
+from glm4.sampling_params import SamplingParams
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -38,6 +44,21 @@ def test_llama_server_flags_become_ours(tmp_path: Path) -> None:
     assert line[line.index("--model") + 1].startswith("a=")
     assert [line[i + 1] for i, word in enumerate(line) if word == "--served-model-name"] == ["b", "*"]
     assert line[line.index("--api-key") + 1] == "secret-key"
+
+
+def test_requests_without_a_seed_are_left_to_no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chance import remove_chance
+
+    def draws(prompt: list[int], **options: Any) -> list[int]:
+        sampler = Sampler(GenerationRequest("a", prompt, SamplingParams(temperature=1.0, **options)), np.empty(0, int))
+        return [sampler.sample(np.zeros(1000, np.float32), number) for number in range(8)]
+
+    assert draws([1, 2]) != draws([1, 2])
+    monkeypatch.setattr(Sampler, "__init__", Sampler.__init__)  # restored afterwards
+    remove_chance()
+    assert draws([1, 2]) == draws([1, 2])
+    assert draws([1, 2]) != draws([1, 3])
+    assert draws([1, 2], seed=1) != draws([1, 2], seed=2)
 
 
 def test_vllm_flags_become_ours(tmp_path: Path) -> None:

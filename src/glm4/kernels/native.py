@@ -22,6 +22,7 @@ from glm4.kernels.base import (
     KVCacheArray,
 )
 from glm4.kernels.formats import FORMATS, PackedWeight, aligned_empty, unpackable_row_message, weight_format
+from glm4.kernels.ordered_sums import ordered_total
 from glm4.system.cpus import default_num_threads, worker_processors
 
 _CODES = {name: fmt.code for name, fmt in FORMATS.items()}
@@ -59,14 +60,14 @@ class NativeKernels:
 
     def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
         scale, offset = np.empty(np.shape(unit), np.float32), np.empty(np.shape(unit), np.float32)
-        _native.search_int4(target, unit, weights, float(np.sum(weights)), scale, offset)
+        _native.search_int4(target, unit, weights, ordered_total(weights), scale, offset)
         return scale, offset
 
     def refine_int4(
         self, gradient: F32, hessian: F32, source: F32, unit: F32, scale: F32, offset: F32, quants: I8
     ) -> tuple[F32, F32, I8, F32]:
         scale, offset, quants = np.array(scale), np.array(offset), np.array(quants, order="C")
-        error, total = np.empty(np.shape(gradient), np.float32), float(np.sum(hessian))
+        error, total = np.empty(np.shape(gradient), np.float32), ordered_total(hessian)
         _native.refine_int4(gradient, hessian, total, source, unit, scale, offset, quants, error)
         return scale, offset, quants, error
 

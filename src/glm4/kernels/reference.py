@@ -2,7 +2,8 @@
 """NumPy twin of every kernel: the specification, the oracle of the tests, and the fallback without a compiler.
 
 Slow on purpose where speed would cost clarity. The integer paths are exact and quantisation uses the same float32
-operations in the same order as csrc, so packed bytes are identical and results agree to float rounding.
+operations in the same order as csrc, so packed bytes are identical and results agree to float rounding. Sums of floats
+have an order of their own (`ordered_sums`), so that a row has the same bits in every batch and beside every BLAS.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from glm4.kernels.formats import (
     unpackable_row_message,
     weight_format,
 )
+from glm4.kernels.ordered_sums import ordered_matmul, ordered_sum
 from glm4.kernels.reference_packing import (
     F16_MAX,
     bf16_bits,
@@ -69,7 +71,8 @@ def quantize_activations(x: F32, group: int) -> tuple[NDArray[np.int8], F32]:
 def exp_normalize(scores: F32) -> F32:
     """Softmax of the last axis."""
     p: F32 = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(p / p.sum(axis=-1, keepdims=True), dtype=np.float32)
+    total = ordered_sum(np.moveaxis(p, -1, 0).astype(np.float64))
+    return np.asarray(p / total[..., None].astype(np.float32), dtype=np.float32)
 
 
 class ReferenceKernels:
@@ -155,10 +158,7 @@ class ReferenceKernels:
         elif weight.format == "int4":
             y = self._int4_linear(x, weight)
         else:
-            dense = self.unpack(weight)
-            y = np.empty((len(x), weight.rows), dtype=np.float32)
-            for i, row in enumerate(x):  # matrix-vector products: a row's result cannot depend on its neighbours
-                y[i] = dense @ row
+            y = ordered_matmul(x[None], self.unpack(weight).T[None])[0]
         return y if bias is None else y + bias
 
     def _int8_linear(self, x: F32, weight: PackedWeight) -> F32:
@@ -203,7 +203,8 @@ class ReferenceKernels:
         _check_array("rms_norm: x", x, 2)
         _check_array("rms_norm: weight", weight, 1)
         _check(x.shape[1] == len(weight), f"rms_norm: x has {x.shape[1]} columns, the weight {len(weight)}")
-        variance = np.square(x).mean(axis=1, keepdims=True, dtype=np.float32)
+        total = ordered_sum(np.square(x).T.astype(np.float64)).astype(np.float32)
+        variance = (total / np.float32(x.shape[1]))[:, None]
         return np.asarray(x / np.sqrt(variance + np.float32(eps)) * weight, dtype=np.float32)
 
     def rotary(self, x: F32, cos: F32, sin: F32) -> None:
@@ -235,8 +236,8 @@ class ReferenceKernels:
         _check_array("log_softmax: x", x, 2)
         _check(x.shape[1] > 0, "log_softmax: x has no columns")
         shifted = x - x.max(axis=1, keepdims=True)
-        total = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-        return np.asarray(shifted - np.log(total).astype(np.float32), dtype=np.float32)
+        total = ordered_sum(np.exp(shifted).T.astype(np.float64))
+        return np.asarray(shifted - np.log(total)[:, None].astype(np.float32), dtype=np.float32)
 
     def store_kv(self, k: F32, v: F32, k_cache: KVCacheArray, v_cache: KVCacheArray, slots: I64) -> None:
         pages, kv_heads, dim, page_size = _check_cache("store_kv", k_cache, v_cache)
@@ -277,12 +278,11 @@ class ReferenceKernels:
                 keys.swapaxes(0, 1).reshape(kv_heads, -1, dim),
                 values.swapaxes(0, 1).reshape(kv_heads, -1, dim),
             )
-            for row in range(start, stop):  # row by row and head by head: independent of chunking
+            for row in range(start, stop):  # row by row, over what it sees and nothing else: independent of chunking
                 visible = context - (stop - row) + 1
-                for h in range(kv_heads):
-                    heads = slice(h * group, (h + 1) * group)
-                    query = np.ascontiguousarray(q[row, heads]) * np.float32(scale)
-                    out[row, heads] = exp_normalize(query @ keys[h, :visible].T) @ values[h, :visible]
+                query = q[row].reshape(kv_heads, group, dim) * np.float32(scale)
+                weights = exp_normalize(ordered_matmul(query, keys[:, :visible].swapaxes(1, 2)))
+                out[row] = ordered_matmul(weights, values[:, :visible]).reshape(-1, dim)
         return out
 
     def set_num_threads(self, n: int) -> None:
@@ -391,7 +391,8 @@ def _check_attention(
 def _dots(a: NDArray[np.int8], q: NDArray[np.int8]) -> I32:
     """Activations [M, 32] times the cells of one column group [row blocks, 32, 32]: int32 [M, rows].
 
-    Sums of 32 products stay below 2^24 and are therefore exact in float32, whatever the order.
+    Sums of 32 products stay below 2^24 and are therefore exact in float32, whatever the order: the one product here
+    that may be left to a BLAS.
     """
     dots = a.astype(np.float32) @ q.reshape(-1, COL_GROUP).astype(np.float32).T
     return np.asarray(dots, np.int32)

@@ -6,6 +6,7 @@ import numpy as np
 
 from glm4.kernels.base import F32, I8
 from glm4.kernels.formats import INT4_OFFSET_UNIT
+from glm4.kernels.ordered_sums import ordered_total
 from glm4.kernels.reference_packing import INT4_CANDIDATES, INT4_PASSES, reciprocal
 
 _TINY = np.float32(1e-30)
@@ -30,7 +31,7 @@ def search_int4(target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
     """`Kernels.search_int4`: ranges as in `pack`, each improved by weighted least squares."""
     low, high = target.min(axis=0), target.max(axis=0)
     middle = (low + high) * np.float32(0.5)
-    y, zero, total = target - middle, np.zeros_like(unit), np.float32(weights.sum())
+    y, zero, total = target - middle, np.zeros_like(unit), np.float32(ordered_total(weights))
     sy = sum((y_c * w for y_c, w in zip(y, weights, strict=True)), start=zero)
     inverse_unit = reciprocal(unit)
     least, best_scale, best_offset = zero, zero, zero
@@ -78,7 +79,7 @@ def refine_int4(
 def _fit(gradient: F32, hessian: F32, unit: F32, scale: F32, offset: F32, quants: F32) -> tuple[F32, F32]:
     """The best scale and offset for these quants, where better than the old ones."""
     zero, two, eight = np.zeros_like(unit), np.float32(2), np.float32(INT4_OFFSET_UNIT)
-    total = np.float32(hessian.sum())
+    total = np.float32(ordered_total(hessian))
     qq, q1, gq, g1 = zero, zero, zero, zero
     for g, q, h in zip(gradient, quants, hessian, strict=True):
         product = sum((h_j * q_j for h_j, q_j in zip(h, quants, strict=True)), start=zero)
