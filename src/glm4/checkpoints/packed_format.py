@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -79,22 +79,13 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
 
 
-def geometry(formats: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Block sizes of the formats a precision uses, as `config.json` records them."""
-    rows = [FORMATS[name] for name in formats]
-    return {
-        row.name: {"row_block": row.row_block, "col_group": row.col_group, "cell_nbytes": row.cell_nbytes}
-        for row in rows
-    }
-
-
 def section_of(info: PackedInfo) -> dict[str, Any]:
     """The `quantization_config` to write."""
     return {
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
         "precision": _precision_of(info.precision),
-        "formats": geometry(info.precision.formats()),
+        "formats": _geometry(info.precision),
         "weights": {"file": SINGLE_FILE, "nbytes": info.nbytes, "sha256": info.sha256},
         "variant": info.variant,
         "source_model_type": info.model_type,
@@ -102,6 +93,13 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
         # Only where there are any: a folder without is what builds that do not know them read.
         **{key: value for key, value in info.precision.extras.items() if value},
     }
+
+
+def _geometry(precision: Precision) -> dict[str, dict[str, int]]:
+    """Block sizes of the formats a precision uses, as `config.json` records them."""
+    rows = [FORMATS[name] for name in precision.formats()]
+    keys = ("row_block", "col_group", "cell_nbytes")
+    return {row.name: {key: getattr(row, key) for key in keys} for row in rows}
 
 
 def _precision_of(precision: Precision) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
     extras = _parse_extras(section, where)
     wanted = section.get("precision")
     precision = _parse_precision(wanted, extras)
-    if precision is None or section.get("formats") != geometry(precision.formats()):
+    if precision is None or section.get("formats") != _geometry(precision):
         raise UnsupportedModelError(
             f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
             "make it again with `glm4 quantize` from the original model"

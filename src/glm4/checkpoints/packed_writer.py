@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,12 @@ from glm4.model.precision import Precision
 # Written in blocks of whole huge pages, always at multiples of it: file systems with large folios then keep the file in
 # huge pages, and the mapping is as fast as anonymous memory.
 _BLOCK = 8 << 20
+# What is called alike in ModelConfig and in config.json.
+_SAME_NAME = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "partial_rotary_factor",
+    "attention_bias", "tie_word_embeddings",
+)  # fmt: skip
 
 
 class PackedWriter:
@@ -112,23 +119,11 @@ def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> 
     Args:
         config: of the source; rotary rows have been reordered while packing, so half-split is forgotten.
     """
+    values = asdict(config) | {"hidden_act": "silu"}
     settings = {
         "architectures": ["GlmForCausalLM" if config.architecture == "glm" else "Glm4ForCausalLM"],
         "model_type": config.architecture,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "partial_rotary_factor": config.partial_rotary_factor,
-        "attention_bias": config.attention_bias,
-        "tie_word_embeddings": config.tie_word_embeddings,
+        **{key: values[key] for key in _SAME_NAME},
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
         "quantization_config": section_of(info),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -54,51 +53,36 @@ class FrequentTokens:
 
 
 class ModelWeights:
-    """All weights of a model.
+    """All weights of a model, or of a part of one; what such a part lacks is None.
 
     Attributes:
         tensors: by canonical name (`model/tensors.py`): matrices packed, vectors float32. The rest are views of it.
+        lm_head: the very same object as `embed_tokens` when they are tied.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
-
-    @cached_property
-    def embed_tokens(self) -> PackedWeight:
-        """The embedding, [vocab_size, hidden_size]."""
-        return cast(PackedWeight, self.tensors["embed_tokens"])
-
-    @cached_property
-    def layers(self) -> tuple[LayerWeights, ...]:
-        """One after the other."""
-        keys = {field.name for field in fields(LayerWeights)}
-        layers: dict[int, dict[str, Any]] = {}
-        for name, tensor in self.tensors.items():
-            stack, _, rest = name.partition(".")
-            index, _, key = rest.partition(".")
-            if stack == "layers" and key in keys:
-                layers.setdefault(int(index), {})[key] = tensor
-        return tuple(LayerWeights(**layers[index]) for index in sorted(layers))
-
-    @cached_property
-    def norm(self) -> Float:
-        """The last norm, [hidden_size]."""
-        return cast(Float, self.tensors["norm"])
-
-    @cached_property
-    def lm_head(self) -> PackedWeight:
-        """The head; the very same object as `embed_tokens` when they are tied."""
-        return cast(PackedWeight, self.tensors["lm_head"]) if "lm_head" in self.tensors else self.embed_tokens
-
-    @cached_property
-    def frequent(self) -> FrequentTokens | None:
-        """Rows that take the place of the head's."""
-        if FREQUENT_HEAD not in self.tensors:
-            return None
-        ids = cast(Float, self.tensors[FREQUENT_TOKENS]).astype(np.intp)
-        return FrequentTokens(ids, cast(PackedWeight, self.tensors[FREQUENT_HEAD]))
+        self.embed_tokens = cast(PackedWeight, tensors.get("embed_tokens"))
+        self.layers = _layers(tensors)
+        self.norm = cast(Float, tensors.get("norm"))
+        self.lm_head = cast(PackedWeight, tensors.get("lm_head", self.embed_tokens))
+        self.frequent: FrequentTokens | None = None
+        if FREQUENT_HEAD in tensors:
+            ids, head = cast(Float, tensors[FREQUENT_TOKENS]), cast(PackedWeight, tensors[FREQUENT_HEAD])
+            self.frequent = FrequentTokens(ids.astype(np.intp), head)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed matrices."""
         return sum(tensor.nbytes for tensor in self.tensors.values() if isinstance(tensor, PackedWeight))
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> tuple[LayerWeights, ...]:
+    keys = {field.name for field in fields(LayerWeights)}
+    layers: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        stack, _, rest = name.partition(".")
+        index, _, key = rest.partition(".")
+        if stack == "layers" and key in keys:
+            layers.setdefault(int(index), {})[key] = tensor
+    return tuple(LayerWeights(**layers[index]) for index in sorted(layers))

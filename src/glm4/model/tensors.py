@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,8 +157,23 @@ def head_name(config: ModelConfig) -> str:
 
 
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
-_LAYER, _CHATGLM, _HF, _GGUF = "layers.{i}.", "transformer.encoder.layers.{i}.", "model.layers.{i}.", "blk.{i}."
 _TABLE, _VECTOR = ("vocab_size", "hidden_size"), ("hidden_size",)
+_PREFIXES = {"chatglm": "transformer.encoder.layers.{i}.", "hf": "model.layers.{i}.", "gguf": "blk.{i}."}
+
+# Prefix of the names in a stack of layers -> how many of them there are, an attribute of ModelConfig.
+STACKS: dict[str, str] = {"layers.": "num_hidden_layers"}
+
+
+def _layer(name: str, shape: tuple[str, ...], part: str, format: str = "", **more: Any) -> TensorRow:
+    """A row of the layers. A keyword that is a layout gives the names of its tensors in a layer."""
+    sources = {layout: _prefixed(prefix, more.pop(layout)) for layout, prefix in _PREFIXES.items() if layout in more}
+    return TensorRow("layers.{i}." + name, shape, part, format, sources, **more)
+
+
+def _prefixed(prefix: str, source: Any) -> Any:
+    if isinstance(source, tuple):
+        return tuple(_prefixed(prefix, one) for one in source)
+    return prefix + source if isinstance(source, str) else {prefix + name: size for name, size in source.items()}
 
 
 def _qkv(pattern: str) -> Source:
@@ -170,21 +185,6 @@ def _sandwich(config: ModelConfig) -> bool:
     return config.architecture == "glm4"
 
 
-def _biased(config: ModelConfig) -> bool:
-    return config.attention_bias
-
-
-def _untied(config: ModelConfig) -> bool:
-    return not config.tie_word_embeddings
-
-
-def _norm(name: str, when: Callable[[ModelConfig], bool] = lambda config: True, **sources: str) -> TensorRow:
-    return TensorRow(name, _VECTOR, "norms", sources=sources, when=when)
-
-
-# Prefix of the names in a stack of layers -> how many of them there are, an attribute of ModelConfig.
-STACKS: dict[str, str] = {"layers.": "num_hidden_layers"}
-
 TENSORS: dict[str, TensorRow] = {
     row.name: row
     for row in (
@@ -193,68 +193,38 @@ TENSORS: dict[str, TensorRow] = {
             "hf": "model.embed_tokens.weight",
             "gguf": "token_embd.weight",
         }),
-        _norm(
-            _LAYER + "input_layernorm",
-            chatglm=_CHATGLM + "input_layernorm.weight",
-            hf=_HF + "input_layernorm.weight",
-            gguf=_GGUF + "attn_norm.weight",
-        ),
-        TensorRow(_LAYER + "qkv", ("qkv_size", "hidden_size"), "attention", "linear", {
-            "chatglm": _CHATGLM + "self_attention.query_key_value.weight",
-            "hf": _qkv(_HF + "self_attn.*_proj.weight"),
-            "gguf": (_GGUF + "attn_qkv.weight", _qkv(_GGUF + "attn_*.weight")),
-        }, rotary=True),
-        TensorRow(_LAYER + "qkv_bias", ("qkv_size",), "attention", "", {
-            "chatglm": _CHATGLM + "self_attention.query_key_value.bias",
-            "hf": _qkv(_HF + "self_attn.*_proj.bias"),
-            "gguf": (_GGUF + "attn_qkv.bias", _qkv(_GGUF + "attn_*.bias")),
-        }, rotary=True, when=_biased),
-        TensorRow(_LAYER + "o", ("hidden_size", "query_size"), "attention", "linear", {
-            "chatglm": _CHATGLM + "self_attention.dense.weight",
-            "hf": _HF + "self_attn.o_proj.weight",
-            "gguf": _GGUF + "attn_output.weight",
-        }),
+        _layer("input_layernorm", _VECTOR, "norms",
+            chatglm="input_layernorm.weight", hf="input_layernorm.weight", gguf="attn_norm.weight"),
+        _layer("qkv", ("qkv_size", "hidden_size"), "attention", "linear", rotary=True,
+            chatglm="self_attention.query_key_value.weight", hf=_qkv("self_attn.*_proj.weight"),
+            gguf=("attn_qkv.weight", _qkv("attn_*.weight"))),
+        _layer("qkv_bias", ("qkv_size",), "attention", rotary=True, when=lambda config: config.attention_bias,
+            chatglm="self_attention.query_key_value.bias", hf=_qkv("self_attn.*_proj.bias"),
+            gguf=("attn_qkv.bias", _qkv("attn_*.bias"))),
+        _layer("o", ("hidden_size", "query_size"), "attention", "linear",
+            chatglm="self_attention.dense.weight", hf="self_attn.o_proj.weight", gguf="attn_output.weight"),
         # In GGUF files "post_attention_norm" is the norm behind attention, "ffn_norm" the one before the MLP.
-        _norm(
-            _LAYER + "post_self_attn_layernorm", _sandwich,
-            hf=_HF + "post_self_attn_layernorm.weight",
-            gguf=_GGUF + "post_attention_norm.weight",
-        ),
-        _norm(
-            _LAYER + "post_attention_layernorm",
-            chatglm=_CHATGLM + "post_attention_layernorm.weight",
-            hf=_HF + "post_attention_layernorm.weight",
-            gguf=_GGUF + "ffn_norm.weight",
-        ),
-        TensorRow(_LAYER + "gate_up", ("gate_up_size", "hidden_size"), "mlp", "linear", {
-            "chatglm": _CHATGLM + "mlp.dense_h_to_4h.weight",
-            "hf": _HF + "mlp.gate_up_proj.weight",
-            "gguf": (
-                dict.fromkeys((_GGUF + "ffn_gate.weight", _GGUF + "ffn_up.weight"), "intermediate_size"),
-                _GGUF + "ffn_up.weight",
-            ),
+        _layer("post_self_attn_layernorm", _VECTOR, "norms", when=_sandwich,
+            hf="post_self_attn_layernorm.weight", gguf="post_attention_norm.weight"),
+        _layer("post_attention_layernorm", _VECTOR, "norms",
+            chatglm="post_attention_layernorm.weight", hf="post_attention_layernorm.weight", gguf="ffn_norm.weight"),
+        _layer("gate_up", ("gate_up_size", "hidden_size"), "mlp", "linear",
+            chatglm="mlp.dense_h_to_4h.weight", hf="mlp.gate_up_proj.weight",
+            gguf=({"ffn_gate.weight": "intermediate_size", "ffn_up.weight": "intermediate_size"}, "ffn_up.weight")),
+        _layer("down", ("hidden_size", "intermediate_size"), "mlp", "linear",
+            chatglm="mlp.dense_4h_to_h.weight", hf="mlp.down_proj.weight", gguf="ffn_down.weight"),
+        _layer("post_mlp_layernorm", _VECTOR, "norms", when=_sandwich,
+            hf="post_mlp_layernorm.weight", gguf="post_ffw_norm.weight"),
+        TensorRow("norm", _VECTOR, "norms", "", {
+            "chatglm": "transformer.encoder.final_layernorm.weight",
+            "hf": "model.norm.weight",
+            "gguf": "output_norm.weight",
         }),
-        TensorRow(_LAYER + "down", ("hidden_size", "intermediate_size"), "mlp", "linear", {
-            "chatglm": _CHATGLM + "mlp.dense_4h_to_h.weight",
-            "hf": _HF + "mlp.down_proj.weight",
-            "gguf": _GGUF + "ffn_down.weight",
-        }),
-        _norm(
-            _LAYER + "post_mlp_layernorm", _sandwich,
-            hf=_HF + "post_mlp_layernorm.weight",
-            gguf=_GGUF + "post_ffw_norm.weight",
-        ),
-        _norm(
-            "norm",
-            chatglm="transformer.encoder.final_layernorm.weight",
-            hf="model.norm.weight",
-            gguf="output_norm.weight",
-        ),
         TensorRow("lm_head", _TABLE, "head", "embedding", {
             "chatglm": "transformer.output_layer.weight",
             "hf": "lm_head.weight",
             "gguf": "output.weight",
-        }, when=_untied),
+        }, when=lambda config: not config.tie_word_embeddings),
     )
 }  # fmt: skip
 
@@ -268,21 +238,20 @@ def _are_ids(values: NDArray[np.float32], config: ModelConfig) -> bool:
     return whole and values[0] >= 0 and values[-1] < config.vocab_size and bool((np.diff(values) > 0).all())
 
 
+_IDS = Check("rising ids of the vocabulary", _are_ids)
 EXTRAS: dict[str, Extra] = {
     extra.key: extra
     for extra in (
         # What the input channels of matrices were divided by, for adapters (`quantization/channel_scales.py`).
         Extra("channel_scales", bool, "true or false", "factors of rescaled channels", (
-            TensorRow(_LAYER + "qkv_channel_scale", _VECTOR, "attention", check=_POSITIVE),
-            TensorRow(_LAYER + "gate_up_channel_scale", _VECTOR, "mlp", check=_POSITIVE),
-            TensorRow(_LAYER + "down_channel_scale", ("intermediate_size",), "mlp", check=_POSITIVE),
+            _layer("qkv_channel_scale", _VECTOR, "attention", check=_POSITIVE),
+            _layer("gate_up_channel_scale", _VECTOR, "mlp", check=_POSITIVE),
+            _layer("down_channel_scale", ("intermediate_size",), "mlp", check=_POSITIVE),
         )),
         # Rows of the head once more in a finer format, and whose they are (`quantization/frequent_tokens.py`).
         Extra("frequent_tokens", int, "a number of tokens", "the head's rows of {:,} frequent tokens in int8", (
             TensorRow(FREQUENT_HEAD, ("frequent_tokens", "hidden_size"), "head", "int8"),
-            TensorRow(
-                FREQUENT_TOKENS, ("frequent_tokens",), "head", check=Check("rising ids of the vocabulary", _are_ids)
-            ),
+            TensorRow(FREQUENT_TOKENS, ("frequent_tokens",), "head", check=_IDS),
         )),
     )
 }  # fmt: skip
