@@ -23,6 +23,7 @@ from glm4.model.precision import PRECISIONS, weight_nbytes
 from glm4.model.shapes import SHAPES
 from glm4.model.tensors import (
     EXTRAS,
+    STACKS,
     TENSORS,
     Extra,
     TensorRow,
@@ -73,17 +74,25 @@ EXPERT = TensorRow(
     "layers.{i}.expert", ("gate_up_size", "query_size"), "experts", "linear",
     {"hf": {f"model.layers.{{i}}.expert.{part}.weight": "intermediate_size" for part in ("left", "right")}},
 )  # fmt: skip
-TOWER = TensorRow("tower.proj", ("hidden_size", "head_dim"), "vision", "int8", {"hf": "vision.proj.weight"})
+# A stack of its own, as many layers as there are key-value heads.
+TOWER = TensorRow(
+    "tower.layers.{i}.proj", ("hidden_size", "head_dim"), "vision", "int8", {"hf": "vision.{i}.proj.weight"}
+)
 
 
 @pytest.fixture
 def further_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_rows(monkeypatch)
+
+
+def add_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in (EXPERT, TOWER):
         monkeypatch.setitem(TENSORS, row.name, row)
+    monkeypatch.setitem(STACKS, TOWER.stack, "num_key_value_heads")
 
 
 def write_source(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """A tiny model with three more tensors, and what they are to be loaded as."""
+    """A tiny model with six more tensors, and what they are to be loaded as."""
     model = tiny.tiny_model()
     rng = np.random.RandomState(5)
     tensors = file_tensors(model, draw(model))
@@ -93,15 +102,15 @@ def write_source(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
         wanted[f"layers.{i}.expert"] = np.concatenate(list(parts))
         for part, name in zip(parts, ("left", "right"), strict=True):
             tensors[f"model.layers.{i}.expert.{name}.weight"] = part
-    wanted["tower.proj"] = rng.randn(model.hidden_size, model.head_dim).astype(np.float32)
-    tensors["vision.proj.weight"] = wanted["tower.proj"]
+        proj = rng.randn(model.hidden_size, model.head_dim).astype(np.float32)
+        wanted[f"tower.layers.{i}.proj"] = tensors[f"vision.{i}.proj.weight"] = proj
     return tiny.write_folder(folder, model, tensors=tensors), wanted
 
 
 def assert_held(model: Transformer, wanted: dict[str, np.ndarray], format: str) -> None:
     kernels = get_kernels()
     for name, values in wanted.items():
-        found, row_format = model.weights.tensors[name], "int8" if name == "tower.proj" else format
+        found, row_format = model.weights.tensors[name], "int8" if name.startswith("tower.") else format
         assert isinstance(found, PackedWeight)
         np.testing.assert_array_equal(found.data, kernels.pack(row_format, values).data)
 
@@ -122,7 +131,7 @@ def test_one_more_row_is_loaded_packed_and_mapped(tmp_path: Path, dtype: str) ->
         packed.packed.verify_sha256()
         mapped = load_model(packed, PRECISIONS[dtype], get_kernels())
     assert_held(mapped, wanted, dtype)
-    assert not mapped.weights.tensors["tower.proj"].data.flags.writeable  # type: ignore[union-attr]
+    assert not mapped.weights.tensors["tower.layers.1.proj"].data.flags.writeable  # type: ignore[union-attr]
     np.testing.assert_array_equal(forced_logits(mapped, IDS), forced_logits(model, IDS))
 
 
@@ -135,7 +144,7 @@ def test_one_more_row_is_quantized(
     source, wanted = write_source(tmp_path / "source")
     with open_checkpoint(source) as checkpoint:
         report = quantization.quantize(checkpoint, "int8", tmp_path / "out", calibrate=calibrate)
-    assert (report.kinds["expert"].tensors, report.kinds["proj"].tensors) == (2, 1)
+    assert (report.kinds["expert"].tensors, report.kinds["proj"].tensors) == (2, 2)
     with open_checkpoint(tmp_path / "out") as packed:
         assert_held(load_model(packed, PRECISIONS["int8"], get_kernels()), wanted, "int8")
 
@@ -168,12 +177,11 @@ def test_a_tensor_without_a_row_is_refused_and_a_row_without_a_tensor_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = write_source(tmp_path / "source")
-    with open_checkpoint(source) as checkpoint, pytest.raises(TensorError, match=r"5 tensors.*no use for"):
+    with open_checkpoint(source) as checkpoint, pytest.raises(TensorError, match=r"6 tensors.*no use for"):
         checkpoint.check()
-    for row in (EXPERT, TOWER):
-        monkeypatch.setitem(TENSORS, row.name, row)
+    add_rows(monkeypatch)
     plain = tiny.write_folder(tmp_path / "plain", tiny.tiny_model())
-    with open_checkpoint(plain) as checkpoint, pytest.raises(TensorError, match=r"lacks 5 tensors.*expert\.left"):
+    with open_checkpoint(plain) as checkpoint, pytest.raises(TensorError, match=r"lacks 6 tensors.*expert\.left"):
         checkpoint.check()
 
 

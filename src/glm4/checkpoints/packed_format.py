@@ -312,11 +312,11 @@ class PackedSource:
         return TensorInfo(shape, "F32" if len(shape) == 1 else self._format(name), nbytes)
 
     def read(self, name: str) -> Float32:
-        """The tensor dequantised to float32."""
+        """The tensor dequantized to float32."""
         return self.read_rows(name, 0, self.info(name).shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
-        """Rows start..stop-1, dequantised; of a matrix only the row blocks that hold them are unpacked."""
+        """Rows start..stop-1, dequantized; of a matrix only the row blocks that hold them are unpacked."""
         shape = self.info(name).shape
         if not 0 <= start <= stop <= shape[0]:
             raise TensorError(f"{name!r} of shape {shape} has no rows {start}..{stop}")

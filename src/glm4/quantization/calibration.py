@@ -43,7 +43,7 @@ from glm4.quantization.layer_rounder import (
     output_error,
     ridge,
 )
-from glm4.quantization.rounding import damping_for, factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorize, round_compensated
 
 Layer = Mapping[str, Tensor]  # by the names behind "layers.{i}."
 
@@ -61,7 +61,7 @@ class Part:
         first: whether these are the first rows.
         output_error: squared error and squared norm of the outputs on the calibration text, summed over a sample of
             the rows; None where the rounding was not calibrated. Of the rounding alone: what a correction adds to the
-            weights is no error.
+            weights is not an error.
     """
 
     name: str
@@ -96,7 +96,7 @@ def calibrated(
         checkpoint: the model, in any form that yields float32 tensors.
         format: weight format of every matrix, a key of `rounding.GRIDS`.
         ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
-        frequent: so many rows of the head are there once more at the end (`frequent_tokens.py`).
+        frequent: how many rows of the head are there once more at the end (`frequent_tokens.py`).
     """
     config, norm = checkpoint.config, checkpoint.load("norm")
     coded = kept_codes(checkpoint, PRECISIONS[format])
@@ -198,7 +198,7 @@ def _table_parts(
     whole: PackedWeight | None,
 ) -> Iterator[Part]:
     """Embedding or head, some rows at a time; calibrated where there are statistics, gathered in `whole` if given."""
-    factors = None if statistics is None or name in coded else factorise(statistics.hessian, format, statistics.damping)
+    factors = None if statistics is None or name in coded else factorize(statistics.hessian, format, statistics.damping)
     for slab, stored in read_stored(checkpoint, [name], coded):
         values = floats(stored)
         target = values
@@ -277,7 +277,7 @@ def run_layer(
     """One layer in place on `hidden` [sequences, tokens, H]; each sequence starts with an empty context.
 
     Args:
-        batch_rows: about so many tokens pass through the layer at a time.
+        batch_rows: about how many tokens pass through the layer at a time.
     """
     one = replace(config, num_hidden_layers=1)
     model = Transformer(one, ModelWeights({f"layers.0.{name}": tensor for name, tensor in layer.items()}), kernels)

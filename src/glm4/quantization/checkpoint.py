@@ -182,7 +182,7 @@ def _reported(
         if progress is not None:
             progress("quantizing", done, total)
     yield from vectors.items()
-    if progress is not None:  # the file's header and checksums are no parts
+    if progress is not None:  # the file's header and checksums are not parts
         progress("quantizing", total, total)
 
 
@@ -199,7 +199,7 @@ def _checked_target(checkpoint: Checkpoint, target: str) -> Precision:
 
 
 def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
-    """Refuse to overwrite: without `force` anything, with it whatever is no packed checkpoint of ours."""
+    """Refuse to overwrite: without `force` anything, with it whatever is not a packed checkpoint of ours."""
     if not folder.exists() and not folder.is_symlink():
         return
     original = checkpoint.path.resolve()
@@ -209,7 +209,7 @@ def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
         )
     if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not _is_ours(folder)):
         raise InvalidRequestError(
-            f"{folder} exists and is no packed checkpoint; it is not replaced even with --force: choose another name",
+            f"{folder} exists and is not a packed checkpoint; it is not replaced even with --force: choose another",
             param="output",
         )
     if not force:

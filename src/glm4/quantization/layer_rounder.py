@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import PackedWeight
-from glm4.quantization.rounding import damping_for, factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorize, round_compensated
 
 Float = NDArray[np.float32]
 
@@ -96,7 +96,7 @@ class LayerRounder:
         if packed is None:
             if corrects(self.format, *x.shape):
                 target = target + self._correction(name, exact, x, hessian, damping)
-            factors = factorise(hessian, self.format, damping)
+            factors = factorize(hessian, self.format, damping)
             packed = round_compensated(self.format, target, factors, self.kernels)
         self.rounded[name] = packed, output_error(target, packed, hessian, self.kernels)
         y = self.kernels.linear(x, packed, bias)
