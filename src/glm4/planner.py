@@ -17,7 +17,7 @@ from glm4.loading.weights import SLAB_NBYTES
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, PAGE_SIZE, page_nbytes, pages_for, resolve_kv_dtype
 from glm4.model.precision import Precision, named_precision, resolve_precision, tensor_nbytes
-from glm4.model.tensors import TENSORS, model_tensors
+from glm4.model.tensors import model_tensors
 from glm4.system import memory
 
 RUNTIME_BYTES = 250_000_000  # interpreter, libraries, a 150,000 entry vocabulary
@@ -132,7 +132,7 @@ def _precision(dtype: str, config: ModelConfig, available: int, stored: Precisio
 
 
 def _weights(config: ModelConfig, precision: Precision) -> dict[str, int]:
-    sizes = {row.part: 0 for row in TENSORS.values()}
+    sizes = dict.fromkeys(("embeddings", "attention", "mlp", "norms", "head"), 0)
     for tensor in model_tensors(config, precision.extras).values():
         sizes[tensor.row.part] = sizes.get(tensor.row.part, 0) + tensor_nbytes(tensor, precision)
     return sizes
