@@ -33,7 +33,7 @@ from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.hub import resolve
 from glm4.kernels import PackedWeight, get_kernels
 from glm4.kernels.base import Kernels
-from glm4.loading.weights import canonical_tensors, load_model
+from glm4.loading.weights import load_model
 from glm4.model.precision import PRECISIONS, named_precision
 from glm4.model.transformer import Transformer
 from glm4.requests.processor import Processor
@@ -50,7 +50,7 @@ def contenders(
 ) -> list[Contender]:
     """The model in a dtype as it runs, and (if asked for) its weights in float32."""
     model = load_model(checkpoint, named_precision(dtype, checkpoint.stored_precision), kernels)
-    tensors = canonical_tensors(model.weights, model.config)
+    tensors = model.weights.tensors
     packed = [tensor for tensor in tensors.values() if isinstance(tensor, PackedWeight)]
     bits = 8 * sum(weight.nbytes for weight in packed) / sum(weight.rows * weight.cols for weight in packed)
     found = []

@@ -26,7 +26,7 @@ from glm4.checkpoints.packed_format import PackedInfo, packed_shapes
 from glm4.checkpoints.packed_writer import PackedWriter, write_packed_config
 from glm4.checkpoints.safetensors import SINGLE_FILE
 from glm4.kernels import PackedWeight, get_kernels
-from glm4.loading.weights import canonical_tensors, random_model
+from glm4.loading.weights import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
 from glm4.variants import get_variant
@@ -38,7 +38,7 @@ def write_random(folder: Path, shape: str, dtype: str) -> None:
     """A packed checkpoint of random weights, without a tokenizer."""
     config, precision, variant = SHAPES[shape], PRECISIONS[dtype], get_variant(shape)
     assert variant is not None
-    tensors = canonical_tensors(random_model(config, precision, get_kernels("native")).weights, config)
+    tensors = random_model(config, precision, get_kernels("native")).weights.tensors
     with PackedWriter(folder / SINGLE_FILE, config, precision) as writer:
         for name in packed_shapes(config):
             tensor = tensors[name]

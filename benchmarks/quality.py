@@ -34,11 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import open_checkpoint
-from glm4.checkpoints.tensor_names import FREQUENT_TOKENS
 from glm4.hub import resolve
 from glm4.kernels import PackedWeight, get_kernels
 from glm4.kernels.base import Kernels
-from glm4.model.precision import FREQUENT_HEAD, PRECISIONS
+from glm4.model.precision import PRECISIONS
+from glm4.model.tensors import FREQUENT_HEAD, FREQUENT_TOKENS
 from glm4.model.transformer import Transformer
 from glm4.quantization.calibration_text import calibration_text
 from glm4.quantization.checkpoint import calibration_sequences
@@ -102,8 +102,7 @@ class Contender:
     @classmethod
     def of(cls, name: str, bits: float, model: Transformer, hidden: Float) -> Contender:
         """A model and what its layers made of the token set. The layers themselves are let go."""
-        weights = model.weights
-        head = head_alone(model.config, weights.norm, weights.lm_head, model.kernels, weights.frequent)
+        head = head_alone(model.config, model.weights.tensors, model.kernels)
         return cls(name, bits, lambda start, stop: head.logits(hidden[start:stop]))
 
 
@@ -155,7 +154,8 @@ def run_model(source: Tensors | Transformer, ids: NDArray[np.int32], kernels: Ke
 
 def fp32_head(tensors: Tensors, kernels: Kernels) -> Transformer:
     """The head in float32."""
-    return head_alone(tensors.config, tensors.load("norm"), kernels.pack("fp32", tensors.load("lm_head")), kernels)
+    head = {"norm": tensors.load("norm"), "lm_head": kernels.pack("fp32", tensors.load("lm_head"))}
+    return head_alone(tensors.config, head, kernels)
 
 
 def score(reference: Contender, contenders: list[Contender], ids: NDArray[np.int32], kernels: Kernels) -> list[Score]:

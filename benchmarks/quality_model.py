@@ -10,7 +10,7 @@ formats would cost nothing and flatter these. So channels are rescaled at random
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,11 +23,11 @@ from glm4.kernels import PackedWeight
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import empty_packed
 from glm4.kernels.group_codes import GroupCodes
-from glm4.loading.weights import CanonicalTensors, assemble
+from glm4.loading.weights import CanonicalTensors
 from glm4.model.config import ModelConfig
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import KVCache, pages_for
-from glm4.model.layers import FrequentTokens, ModelWeights
+from glm4.model.layers import ModelWeights, Tensor
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.quantization.calibration import Part, calibrated, run_layer
@@ -148,7 +148,7 @@ def packed_model(name: str, tensors: Tensors, kernels: Kernels, calibration: Cal
     """All tensors, matrices packed as a row of PRECISIONS says, or calibrated: "int4-cal", "int8-cal"."""
     precision = PRECISIONS[name.removesuffix("-cal")]
     if name.endswith("-cal"):
-        frequent = calibrated_extras(tensors.config, precision, ()).frequent_tokens
+        frequent = calibrated_extras(tensors.config, precision, ()).get("frequent_tokens", 0)
         return gathered(calibrated(tensors, precision.linear, calibration(), kernels, frequent))
     loaded = {tensor: tensors.load(tensor) for tensor in tensors.tensor_names()}
     return {t: w if w.ndim == 1 else kernels.pack(precision.format_of(t), w) for t, w in loaded.items()}
@@ -208,9 +208,7 @@ def gathered(parts: Iterable[Part]) -> Packed:
 
 def assembled(config: ModelConfig, packed: Packed, kernels: Kernels) -> Transformer:
     """The model that runs on those packed tensors."""
-    matrices = {name: tensor for name, tensor in packed.items() if isinstance(tensor, PackedWeight)}
-    vectors = {name: tensor for name, tensor in packed.items() if not isinstance(tensor, PackedWeight)}
-    return Transformer(config, assemble(config, matrices, vectors), kernels)
+    return Transformer(config, ModelWeights(packed), kernels)
 
 
 def hidden_states(model: Transformer, ids: NDArray[np.int32], sequence: int) -> Float:
@@ -237,8 +235,7 @@ def hidden_by_layer(tensors: Tensors, ids: NDArray[np.int32], sequence: int, ker
     return embedded
 
 
-def head_alone(
-    config: ModelConfig, norm: Float, head: PackedWeight, kernels: Kernels, frequent: FrequentTokens | None = None
-) -> Transformer:
+def head_alone(config: ModelConfig, tensors: Mapping[str, Tensor], kernels: Kernels) -> Transformer:
     """A model without layers: all that logits need once the hidden states are there."""
-    return Transformer(config, ModelWeights(head, (), norm, head, frequent), kernels)
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith("layers.")}
+    return Transformer(config, ModelWeights(outside), kernels)

@@ -16,7 +16,7 @@ from glm4.kernels import get_kernels, random_packed
 from glm4.loading.lora import read_adapter
 from glm4.model.config import ModelConfig
 from glm4.model.lora import LoraAdapter, LoraFactors
-from glm4.model.precision import matrix_shapes
+from glm4.model.tensors import matrix_shapes
 from golden_models import Tensors
 from tiny import safetensors_bytes
 

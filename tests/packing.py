@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.checkpoints.packed_format import packed_shapes
-from glm4.checkpoints.tensor_names import CHANNEL_SCALES, FREQUENT_TOKENS, Extras
 from glm4.kernels.base import Kernels
+from glm4.kernels.formats import PackedWeight
 from glm4.loading.packed_folder import Part, write_packed_checkpoint
-from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, head_name
+from glm4.loading.weights import load_model
+from glm4.model.precision import PRECISIONS, named_precision
+from glm4.model.tensors import EXTRAS, FREQUENT_HEAD, FREQUENT_TOKENS, Extras, head_name
 from glm4.requests.processor import Processor
+
+CHANNEL_SCALES = tuple(row.name.removeprefix("layers.{i}.") for row in EXTRAS["channel_scales"].tensors)
 
 
 def describe(folder: Path, **changes: Any) -> None:
@@ -41,8 +46,9 @@ def pack_folder(
         channel_scales: canonical name -> values to write; all others are ones. The matrices are not rescaled.
         frequent: token ids to write; the rows beside them are always the head's first ones.
     """
-    precision = PRECISIONS[dtype]
-    extras = Extras(channel_scales is not None, 0 if frequent is None else len(frequent))
+    count = 0 if frequent is None else len(frequent)
+    extras: Extras = {"channel_scales": channel_scales is not None, "frequent_tokens": count}
+    precision = replace(PRECISIONS[dtype], extras=extras)
 
     def parts(checkpoint: Checkpoint) -> Iterator[Part]:
         for name, shape in packed_shapes(checkpoint.config, extras).items():
@@ -61,5 +67,18 @@ def pack_folder(
     folder.mkdir(parents=True)
     with open_checkpoint(source) as checkpoint:
         text = Processor.load(checkpoint)
-        write_packed_checkpoint(folder, checkpoint, text.tokenizer, precision, parts(checkpoint), "a test", extras)
+        write_packed_checkpoint(folder, checkpoint, text.tokenizer, precision, parts(checkpoint), "a test")
+    return folder
+
+
+def pack_loaded(source: Path, folder: Path, dtype: str, kernels: Kernels) -> Path:
+    """A packed checkpoint of `source` as the packed cache writes it: from the weights in memory."""
+    folder.mkdir(parents=True)
+    with open_checkpoint(source) as checkpoint:
+        precision = named_precision(dtype, checkpoint.stored_precision)
+        tensors = load_model(checkpoint, precision, kernels).weights.tensors
+        found = ((name, tensors[name]) for name in packed_shapes(checkpoint.config))
+        parts = ((name, t.data if isinstance(t, PackedWeight) else t) for name, t in found)
+        tokenizer = Processor.load(checkpoint).tokenizer
+        write_packed_checkpoint(folder, checkpoint, tokenizer, precision, parts, "a test")
     return folder

@@ -18,7 +18,7 @@ import golden_models as gm
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM, AsyncLLM, Glm4Error, SamplingParams
 from glm4.errors import CheckpointError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
-from glm4.loading import packed_cache as cache
+from glm4.loading import cache_entries, packed_cache
 from glm4.structured_outputs import StructuredOutputs
 from scripted_llm import scripted_llm
 from tiny import gguf_model, write_folder, write_gguf
@@ -108,8 +108,8 @@ def test_a_packed_copy_remembers_whose_rows_its_adapters_have(tmp_path: Path, mo
     for name in [name for name in os.environ if name.startswith("GLM4_") and name != "GLM4_ISA"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GLM4_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(cache, "_MIN_NBYTES", 0)
-    monkeypatch.setattr(cache, "_SPARE_DISK", 0)
+    monkeypatch.setattr(packed_cache, "_MIN_NBYTES", 0)
+    monkeypatch.setattr(cache_entries, "_SPARE_DISK", 0)
     row = gguf_model("qwen2")
     model = write_gguf(tmp_path / "m.gguf", "qwen2", row)
     targets = ("q_proj", "k_proj")

@@ -24,7 +24,8 @@ from glm4.kernels.base import Kernels
 from glm4.kernels.formats import random_packed
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.precision import Precision, matrix_shapes, resolve_precision, weight_nbytes
+from glm4.model.precision import Precision, resolve_precision, weight_nbytes
+from glm4.model.tensors import matrix_shapes
 from glm4.sampling_params import SamplingParams
 from glm4.system.memory import available_memory
 
@@ -111,7 +112,7 @@ def backend_options(
     A cache that does not fit beside the weights is refused by the backend, before any weight is made.
 
     Args:
-        stored: what dtype "stored" means for the checkpoint (`Checkpoint.stored_precision`).
+        stored: what the file is in (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: no such weight or KV cache format.
@@ -219,10 +220,10 @@ def measure(
 def bytes_per_step(backend: LocalBackend, question: Question) -> float:
     """Bytes of weights and KV cache that one decode step has to read."""
     weights, config = backend.model.weights, backend.model.config
-    read = sum(w.nbytes for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+    # Of an embedding that is not also the head, a step reads a row per sequence.
+    read = weights.nbytes - (0 if weights.lm_head is weights.embed_tokens else weights.embed_tokens.nbytes)
     context = question.context + question.new / 2
     cache = context / PAGE_SIZE * page_nbytes(config, backend.engine.cache.kv_dtype) * question.batch
-    read += weights.lm_head.nbytes + (weights.frequent.head.nbytes if weights.frequent is not None else 0)
     return float(read + cache)
 
 

@@ -23,8 +23,8 @@ from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.engine.protocol import AdapterInfo, EngineStats
 from glm4.errors import CheckpointError, InvalidRequestError, TokenizerError
 from glm4.hub import resolve
-from glm4.kernels import get_kernels
-from glm4.loading.packed_cache import BackgroundWrite, PackedCache, discard
+from glm4.loading.cache_entries import discard
+from glm4.loading.packed_cache import BackgroundWrite, PackedCache
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.requests.input_processor import InputProcessor, PreparedRequest, Prompt
 from glm4.requests.output_processor import SampleProcessor
@@ -94,7 +94,7 @@ class LLM:
             speculation=speculation,
         )
         path, variant = resolve(model, progress=progress), get_variant(model)
-        cache = PackedCache(path, get_kernels(options.kernels))
+        cache = PackedCache(path)
         cached = cache.find(dtype, variant)
         if cached is not None:
             try:

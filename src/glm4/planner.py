@@ -7,16 +7,17 @@ KV cache may take at most `CACHE_SHARE` of what is left after the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from glm4.errors import InvalidRequestError, OutOfMemoryError
-from glm4.kernels.formats import packed_nbytes
 from glm4.loading.weights import SLAB_NBYTES
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, PAGE_SIZE, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.precision import Precision, all_matrices, matrix_shapes, named_precision, resolve_precision
+from glm4.model.precision import Precision, named_precision, resolve_precision, tensor_nbytes
+from glm4.model.tensors import model_tensors
 from glm4.system import memory
 
 RUNTIME_BYTES = 250_000_000  # interpreter, libraries, a 150,000 entry vocabulary
@@ -31,7 +32,8 @@ class MemoryPlan:
     Attributes:
         dtype: precision of the weights ("auto" resolved); kv_dtype likewise.
         context: tokens of one sequence; batch: sequences at once, each of that length.
-        weights: packed bytes of "embeddings", "attention", "mlp", "norms" and "head" (0 when tied to embeddings).
+        weights: bytes of "embeddings", "attention", "mlp", "norms" and "head" (0 when tied to embeddings), and of
+            what else the table of tensors knows.
         kv_cache: whole pages for `batch` sequences of `context` tokens.
         activations: buffers of one forward pass, RoPE table, logits.
         loading: held only while loading, on top of the weights: rows being packed, in fp32.
@@ -89,7 +91,7 @@ def plan(
         context: tokens per sequence; None is the longest that fits.
         batch: sequences at once.
         available_memory: bytes; None measures this machine, container limits included.
-        stored: what dtype "stored" means for the checkpoint (`Checkpoint.stored_precision`).
+        stored: what the file is in (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: an unknown dtype, or a context or batch out of range.
@@ -130,33 +132,24 @@ def _precision(dtype: str, config: ModelConfig, available: int, stored: Precisio
 
 
 def _weights(config: ModelConfig, precision: Precision) -> dict[str, int]:
-    sizes = dict.fromkeys((*matrix_shapes(config), "embed_tokens", "lm_head"), 0)
-    for name, shape in all_matrices(config).items():
-        sizes[name.rsplit(".", 1)[-1]] += packed_nbytes(precision.format_of(name), *shape)
-    bias = 4 * matrix_shapes(config)["qkv"][0] if config.attention_bias else 0
-    layers = config.num_hidden_layers
-    norms = (4 if config.architecture == "glm4" else 2) * layers + 1
-    return {
-        "embeddings": sizes["embed_tokens"],
-        "attention": sizes["qkv"] + sizes["o"] + layers * bias,
-        "mlp": sizes["gate_up"] + sizes["down"],
-        "norms": 4 * norms * config.hidden_size,
-        "head": sizes["lm_head"],
-    }
+    sizes = dict.fromkeys(("embeddings", "attention", "mlp", "norms", "head"), 0)
+    for tensor in model_tensors(config, precision.extras).values():
+        sizes[tensor.row.part] = sizes.get(tensor.row.part, 0) + tensor_nbytes(tensor, precision)
+    return sizes
 
 
 def _loading(config: ModelConfig) -> int:
     """Bytes beyond the weights while loading: a slab being packed, its packed copy, and the next one being read."""
-    qkv_rows, hidden = matrix_shapes(config)["qkv"]
-    return 3 * max(SLAB_NBYTES, 4 * qkv_rows * hidden)
+    whole = [4 * math.prod(tensor.shape) for tensor in model_tensors(config).values() if tensor.row.rotary]
+    return 3 * max(SLAB_NBYTES, *whole)
 
 
 def _activations(config: ModelConfig, context: int, batch: int) -> int:
     rows = min(MAX_BATCHED_TOKENS, context * batch)
     hidden, inner = config.hidden_size, config.intermediate_size
-    qkv = config.query_size + 2 * config.key_value_size
-    widest = max(qkv + config.query_size, 3 * inner)  # queries and attended values, or gate, up and their product
-    buffers = 4 * rows * (3 * hidden + widest) + 2 * rows * max(inner, hidden)  # the latter: quantised to int8
+    # Queries, keys, values and attended values; or gate, up and their product.
+    widest = max(config.qkv_size + config.query_size, 3 * inner)
+    buffers = 4 * rows * (3 * hidden + widest) + 2 * rows * max(inner, hidden)  # the latter: quantized to int8
     rotary_table = 4 * config.rotary_dim * context
     logits = 4 * 4 * config.vocab_size * min(batch, 64)  # with the copies that sampling makes
     return buffers + rotary_table + logits

@@ -88,7 +88,7 @@ def test_the_same_answers(sources: dict[str, Path], tmp_path: Path, name: str, d
     chat = [{"role": "user", "content": "what is this? 你好"}]
     with LLM(str(sources[name]), dtype=dtype, max_model_len=128) as direct, LLM(str(folder), max_model_len=128) as llm:
         assert llm.info.details["dtype"] == dtype
-        assert llm.processor.stop_ids == direct.text.stop_ids
+        assert llm.processor.stop_ids == direct.processor.stop_ids
         assert llm.default_sampling_params() == direct.default_sampling_params()
         assert llm.tokenizer.special_tokens == direct.tokenizer.special_tokens
         assert llm.tokenizer.prefix_ids == direct.tokenizer.prefix_ids

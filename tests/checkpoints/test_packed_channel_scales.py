@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pytest
 import tiny
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.packed_writer import packed_file_nbytes
-from glm4.checkpoints.tensor_names import Extras
 from glm4.errors import CheckpointError, TensorError
 from glm4.kernels import get_kernels
 from glm4.loading.weights import load_model
@@ -54,7 +54,7 @@ def test_factors_are_read_and_leave_the_answers_alone(source: Path, tmp_path: Pa
     with open_checkpoint(tmp_path / "scaled") as checkpoint:
         assert checkpoint.packed is not None
         checkpoint.packed.verify_sha256()
-        size = packed_file_nbytes(checkpoint.config, PRECISIONS["int8"], Extras(channel_scales=True))
+        size = packed_file_nbytes(checkpoint.config, replace(PRECISIONS["int8"], extras={"channel_scales": True}))
         assert size == (tmp_path / "scaled" / "model.safetensors").stat().st_size
         assert set(checkpoint.tensor_names()) == set(checkpoint.source.names())
         np.testing.assert_array_equal(checkpoint.load(NAME), scale)

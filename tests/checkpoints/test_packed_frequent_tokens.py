@@ -12,11 +12,12 @@ import pytest
 import tiny
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.packed_writer import packed_file_nbytes
-from glm4.checkpoints.tensor_names import FREQUENT_TOKENS, Extras
 from glm4.errors import CheckpointError, TensorError
 from glm4.kernels import get_kernels
-from glm4.loading.weights import canonical_tensors, load_model
-from glm4.model.precision import FREQUENT_HEAD, PRECISIONS, head_name
+from glm4.loading.weights import load_model
+from glm4.model.layers import ModelWeights
+from glm4.model.precision import PRECISIONS
+from glm4.model.tensors import FREQUENT_HEAD, FREQUENT_TOKENS, head_name
 from glm4.model.transformer import Transformer
 from model_driver import forced_logits
 from packing import describe, pack_folder
@@ -47,7 +48,7 @@ def test_their_rows_take_the_place_of_the_heads(source: Path, tmp_path: Path) ->
     with open_checkpoint(source) as checkpoint:
         head = checkpoint.load(head_name(checkpoint.config))
     np.testing.assert_array_equal(kernels.unpack(frequent.head), kernels.unpack(kernels.pack("int8", head[:4])))
-    first = Transformer(model.config, replace(plain.weights, lm_head=frequent.head), kernels)
+    first = Transformer(model.config, ModelWeights({**plain.weights.tensors, "lm_head": frequent.head}), kernels)
     expected = forced_logits(plain, text)
     assert not np.array_equal(expected[:, ids], forced_logits(first, text))
     expected[:, ids] = forced_logits(first, text)
@@ -60,12 +61,10 @@ def test_the_file_is_as_announced(source: Path, tmp_path: Path) -> None:
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.packed is not None
         checkpoint.packed.verify_sha256()
-        size = packed_file_nbytes(checkpoint.config, PRECISIONS["int4"], Extras(frequent_tokens=4))
+        size = packed_file_nbytes(checkpoint.config, replace(PRECISIONS["int4"], extras={"frequent_tokens": 4}))
         assert size == (folder / "model.safetensors").stat().st_size
         names = set(checkpoint.tensor_names())
-        assert (
-            names == set(checkpoint.source.names()) == set(canonical_tensors(load(folder).weights, checkpoint.config))
-        )
+        assert names == set(checkpoint.source.names()) == set(load(folder).weights.tensors)
         assert {FREQUENT_HEAD, FREQUENT_TOKENS} < names
         np.testing.assert_array_equal(checkpoint.load(FREQUENT_TOKENS), IDS)
         assert checkpoint.load(FREQUENT_HEAD).shape == (4, checkpoint.config.hidden_size)

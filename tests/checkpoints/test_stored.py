@@ -14,27 +14,25 @@ from numpy.typing import NDArray
 import tiny
 from glm4 import LLM, SamplingParams
 from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from glm4.checkpoints.packed_format import packed_shapes
 from glm4.cli import main
 from glm4.errors import CheckpointError, InvalidRequestError, OutOfMemoryError, TensorError
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import PackedWeight
 from glm4.kernels.reference_packing import int4_cells
 from glm4.loading import weights as loader
-from glm4.loading.packed_folder import write_packed_checkpoint
-from glm4.loading.weights import canonical_tensors, load_model
+from glm4.loading.weights import load_model
 from glm4.model.precision import (
     PRECISIONS,
     Precision,
-    all_matrices,
     four_bit_share,
     named_precision,
     resolve_precision,
     weight_nbytes,
 )
+from glm4.model.tensors import all_matrices
 from glm4.planner import plan
-from glm4.requests.processor import Processor
 from model_driver import forced_logits
+from packing import pack_loaded
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
 WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}  # what super-blocks of 256 need
@@ -54,8 +52,7 @@ def stored_of(checkpoint: Checkpoint) -> Precision:
 
 def matrices(checkpoint: Checkpoint, precision: Precision) -> dict[str, PackedWeight]:
     model = load_model(checkpoint, precision, get_kernels())
-    tensors = canonical_tensors(model.weights, model.config)
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, PackedWeight)}
+    return {name: tensor for name, tensor in model.weights.tensors.items() if isinstance(tensor, PackedWeight)}
 
 
 def assert_codes_kept(weight: PackedWeight, values: NDArray[np.float32]) -> None:
@@ -164,27 +161,13 @@ def test_sizes_are_known_before_loading(tmp_path: Path, architecture: str) -> No
         weights = load_model(checkpoint, stored, get_kernels()).weights
         planned = plan(config, dtype="stored", stored=stored, context=64)
     assert planned.dtype == "stored"
-    assert planned.total_weights == sum(tensor.nbytes for tensor in canonical_tensors(weights, config).values())
+    assert planned.total_weights == sum(tensor.nbytes for tensor in weights.tensors.values())
     sizes = [weight_nbytes(config, p) for p in (PRECISIONS["int4"], stored, PRECISIONS["int8"])]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == 3
 
 
 # Packed
-
-
-def pack(source: Path, folder: Path) -> Path:
-    folder.mkdir()
-    with open_checkpoint(source) as checkpoint:
-        precision = stored_of(checkpoint)
-        model = load_model(checkpoint, precision, get_kernels())
-        tensors = canonical_tensors(model.weights, model.config)
-        parts = (
-            (n, t.data if isinstance(t, PackedWeight) else t) for n in packed_shapes(model.config) for t in [tensors[n]]
-        )
-        tokenizer = Processor.load(checkpoint).tokenizer
-        write_packed_checkpoint(folder, checkpoint, tokenizer, precision, parts, "a test")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +178,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pack(source, tmp_path_factory.mktemp("packed") / "m")
+    return pack_loaded(source, tmp_path_factory.mktemp("packed") / "m", "stored", get_kernels())
 
 
 def test_packed_and_read_again(source: Path, folder: Path) -> None:
@@ -236,9 +219,9 @@ def test_a_packed_one_runs_as_it_is(folder: Path, capsys: pytest.CaptureFixture[
         ({"layers.0.o": "int3"}, "weight formats"),
         ({"layers.0.o": "fp32"}, "weight formats"),
         ({"layers.0.o": ["int4"]}, "weight formats"),
-        ({"layers.9.o": "int4"}, "is no matrix: .'layers.9.o'"),
-        ({"layers.0.input_layernorm": "int4"}, "is no matrix"),
-        ({"checksums": "int4"}, "is no matrix"),
+        ({"layers.9.o": "int4"}, "is not a matrix: .'layers.9.o'"),
+        ({"layers.0.input_layernorm": "int4"}, "is not a matrix"),
+        ({"checksums": "int4"}, "is not a matrix"),
         ({"embed_tokens": "int4"}, "the configuration needs"),
     ],
 )

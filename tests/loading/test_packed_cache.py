@@ -19,11 +19,10 @@ from glm4 import LLM, SamplingParams
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.cli import main
 from glm4.errors import InvalidRequestError
-from glm4.kernels.formats import PackedWeight
-from glm4.kernels.group_codes import GroupCodes
+from glm4.loading import cache_entries
 from glm4.loading import packed_cache as cache
 from glm4.model.precision import _WORKING_ROOM, PRECISIONS, weight_nbytes
-from glm4.system.atomic_folder import partial_of
+from glm4.system.atomic_folder import partial_of, remove_abandoned
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 CHAT = [{"role": "user", "content": "hello"}]
@@ -37,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GLM4_HOME", str(tmp_path / "home"))
     # tiny models on a machine whose disk may be nearly full
     monkeypatch.setattr(cache, "_MIN_NBYTES", 0)
-    monkeypatch.setattr(cache, "_SPARE_DISK", 0)
+    monkeypatch.setattr(cache_entries, "_SPARE_DISK", 0)
     return tmp_path / "home"
 
 
@@ -62,7 +61,7 @@ def ask(model: Path, dtype: str = "auto") -> Answer:
 
 
 def only_entry() -> Path:
-    (entry,) = cache.cache_entries()
+    (entry,) = cache_entries.cache_entries()
     return entry.path
 
 
@@ -84,13 +83,13 @@ def test_the_second_start_is_packed_and_the_same(model: Path) -> None:
         assert again.outputs[0].token_ids == first.outputs[0].token_ids
         assert again.outputs[0].text == first.outputs[0].text
         assert (llm.processor.stop_ids, llm.default_sampling_params()) == (stops, defaults)
-    assert len(cache.cache_entries()) == 1
+    assert len(cache_entries.cache_entries()) == 1
 
 
 def test_one_entry_for_each_precision_worth_keeping(folder: Path) -> None:
     for dtype in PRECISIONS:
         assert ask(folder, dtype)[0] == "safetensors"
-    assert sorted(entry.precision for entry in cache.cache_entries()) == ["int4", "int8"]
+    assert sorted(entry.precision for entry in cache_entries.cache_entries()) == ["int4", "int8"]
     int8, int4 = ask(folder, "int8"), ask(folder, "int4")
     assert int8[0] == int4[0] == "packed"
     assert ask(folder, "auto") == int8
@@ -100,13 +99,13 @@ def test_one_entry_for_each_precision_worth_keeping(folder: Path) -> None:
 def test_a_packed_checkpoint_is_not_packed_again(folder: Path, tmp_path: Path) -> None:
     assert main(["quantize", str(folder), "--to", "int8", "-o", str(tmp_path / "out")]) == 0
     assert ask(tmp_path / "out")[0] == "packed"
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
 
 
 def test_switched_off(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLM4_PACKED_CACHE_GB", "0")
     ask(folder)
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
     monkeypatch.delenv("GLM4_PACKED_CACHE_GB")
     ask(folder)
     monkeypatch.setenv("GLM4_PACKED_CACHE_GB", "0")
@@ -123,7 +122,7 @@ def test_a_limit_that_is_no_number(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_small_models_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_MIN_NBYTES", 64 << 20)
     ask(folder)
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
 
 
 def test_changed_weights_are_another_model(tmp_path: Path) -> None:
@@ -147,26 +146,19 @@ def test_changed_files_beside_the_weights_count_too(folder: Path) -> None:
         assert llm.default_sampling_params().temperature == 0.25
 
 
-def test_another_reader_makes_another_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_makes_another_entry(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask(folder)
-    monkeypatch.setattr(cache, "_code_digest", lambda package: "a repaired reader")
+    monkeypatch.setattr(cache, "VERSIONS", (*cache.VERSIONS[:-1], cache.ENTRY_VERSION + 1))
     assert ask(folder)[0] == "safetensors"
-    assert len(cache.cache_entries()) == 2
+    assert len(cache_entries.cache_entries()) == 2
 
 
-READERS = ("model/config_io.py", "model/loader.py", "model/weights/names.py", "tokenizer/gguf_vocab.py", "variants.py")
-
-
-@pytest.mark.parametrize("file", READERS)
-def test_the_key_depends_on_whatever_reads_a_model(tmp_path: Path, file: str) -> None:
-    """The entry of a GGUF file holds a tokenizer.json and a config.json that this code made of its metadata."""
-    package = tmp_path / "glm4"
-    shutil.copytree(cache.PACKAGE, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    digest = cache._code_digest.__wrapped__  # not cached
-    assert digest(package) == digest(cache.PACKAGE)
-    with (package / file).open("a", encoding="utf-8") as source:
-        source.write("# repaired\n")
-    assert digest(package) != digest(cache.PACKAGE)
+def test_the_kernels_make_no_difference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pack to the same bytes (`test_packed_bytes.py`), so one entry serves all."""
+    ask(folder)
+    monkeypatch.setenv("GLM4_KERNELS", "reference")
+    assert ask(folder)[0] == "packed"
+    assert len(cache_entries.cache_entries()) == 1
 
 
 def flip(name: str, at: float) -> Callable[[Path], None]:
@@ -222,9 +214,9 @@ def test_an_entry_goes_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as killed:
         killed.setattr("shutil.rmtree", lambda path, **_: (path / "tokenizer_config.json").unlink())
         cache.discard(only_entry())
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
     assert len(list(cache.cache_folder().iterdir())) == 1
-    cache.remove_abandoned(cache.cache_folder())
+    remove_abandoned(cache.cache_folder())
     assert list(cache.cache_folder().iterdir()) == []
 
 
@@ -232,29 +224,29 @@ def test_the_least_recently_used_go_first(tmp_path: Path, monkeypatch: pytest.Mo
     models = [tiny.write_folder(tmp_path / f"m{seed}", tiny.tiny_model(seed=seed)) for seed in range(3)]
     ask(models[0])
     monkeypatch.setattr(cache, "folder_nbytes", lambda checkpoint, precision: only)
-    only = cache.cache_entries()[0].nbytes
+    only = cache_entries.cache_entries()[0].nbytes
     monkeypatch.setenv("GLM4_PACKED_CACHE_GB", str(2.5 * only / 1e9))
     ask(models[1])
     for age, model in enumerate((models[1], models[0])):
-        (entry,) = (entry for entry in cache.cache_entries() if entry.model == str(model))
+        (entry,) = (entry for entry in cache_entries.cache_entries() if entry.model == str(model))
         os.utime(entry.path, (1000 - 100 * age, 1000 - 100 * age))
     assert ask(models[0])[0] == "packed"  # used just now
     ask(models[2])
-    assert {entry.model for entry in cache.cache_entries()} == {str(models[0]), str(models[2])}
+    assert {entry.model for entry in cache_entries.cache_entries()} == {str(models[0]), str(models[2])}
 
 
 def test_nothing_is_kept_on_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(cache, "_SPARE_DISK", 5_000_000_000)
+    monkeypatch.setattr(cache_entries, "_SPARE_DISK", 5_000_000_000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(9e9, 4e9, 5e9))
     assert ask(folder)[0] == "safetensors"
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
 
 
 def test_nothing_is_kept_that_exceeds_the_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLM4_PACKED_CACHE_GB", "0.0001")
     ask(folder)
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
 
 
 def test_a_home_that_cannot_be_used(folder: Path, home: Path) -> None:
@@ -297,7 +289,7 @@ def test_kept_codes_are_kept(four_bit: Path) -> None:
     assert ask(four_bit, "int8")[0] == ask(four_bit, "int4")[0] == "gguf"
     kind, tokens = ask(four_bit)
     assert kind == "gguf"
-    assert sorted(entry.precision for entry in cache.cache_entries()) == ["int4", "int8", "stored"]
+    assert sorted(entry.precision for entry in cache_entries.cache_entries()) == ["int4", "int8", "stored"]
     for dtype in ("auto", "stored"):
         with LLM(str(four_bit), dtype=dtype, max_model_len=128) as llm:
             assert llm.info.details["dtype"] == "stored"
@@ -347,36 +339,22 @@ def test_a_damaged_record_does_no_harm(four_bit: Path, names: object) -> None:
     assert ask(four_bit, "int8") == ("packed", tokens)
 
 
-def test_other_packing_of_codes_makes_another_entry(four_bit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask(four_bit)
-    made = cache.pack_codes
-
-    def other(matrix: GroupCodes) -> PackedWeight:
-        weight = made(matrix)
-        weight.data[0] ^= 1
-        return weight
-
-    monkeypatch.setattr(cache, "pack_codes", other)
-    assert ask(four_bit)[0] == "gguf"
-    assert len(cache.cache_entries()) == 2
-
-
 def test_a_cleared_cache_does_not_disturb_who_uses_it(folder: Path) -> None:
     _, tokens = ask(folder)
     with LLM(str(folder), max_model_len=128) as llm:
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
-        assert cache.clear_cache() > 100_000
+        assert cache_entries.clear_cache() > 100_000
         assert llm.chat(CHAT, GREEDY)[0].outputs[0].token_ids == tokens
-    assert cache.clear_cache() == 0
+    assert cache_entries.clear_cache() == 0
 
 
 def test_given_up_writing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = cache.BackgroundWrite.start
 
-    def cancelled(self: cache.BackgroundWrite, nbytes: int, limit: int) -> None:
+    def cancelled(self: cache.BackgroundWrite) -> None:
         self._cancelled.set()
-        start(self, nbytes, limit)
+        start(self)
 
     monkeypatch.setattr(cache.BackgroundWrite, "start", cancelled)
     ask(folder)
@@ -387,8 +365,9 @@ def test_given_up_writing_leaves_nothing(folder: Path, monkeypatch: pytest.Monke
 
 _PREPARED = """
 import sys, time
-from glm4 import LLM, SamplingParams, packed_cache as cache
-cache._MIN_NBYTES = cache._SPARE_DISK = 0
+from glm4 import LLM, SamplingParams
+from glm4.loading import cache_entries, packed_cache
+packed_cache._MIN_NBYTES = cache_entries._SPARE_DISK = 0
 def ask():
     with LLM(sys.argv[1], max_model_len=128) as llm:
         params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -429,7 +408,7 @@ def test_a_killed_writer(folder: Path) -> None:
     assert process.stdout.readline() == "half\n"
     # While it writes, another process runs the original and leaves the writing alone.
     assert ask(folder)[0] == "safetensors"
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
@@ -460,7 +439,7 @@ def test_models_shows_and_clears_the_cache(
     assert [(entry["model"], entry["precision"]) for entry in row["entries"]] == [(str(folder), "int8")]
     assert main(["models", "--clear-cache"]) == 0
     assert "freed" in capsys.readouterr().err
-    assert cache.cache_entries() == []
+    assert cache_entries.cache_entries() == []
     assert main(["models", "--clear-cache"]) == 0
     assert "empty" in capsys.readouterr().err
 
@@ -469,8 +448,8 @@ def test_only_entries_of_a_removed_model_go(tmp_path: Path) -> None:
     models = [tiny.write_folder(tmp_path / name) for name in ("keep", "gone")]
     for model in models:
         ask(model)
-    assert cache.clear_cache(of=tmp_path / "gone") > 0
-    assert [entry.model for entry in cache.cache_entries()] == [str(models[0])]
+    assert cache_entries.clear_cache(of=tmp_path / "gone") > 0
+    assert [entry.model for entry in cache_entries.cache_entries()] == [str(models[0])]
     shutil.rmtree(models[1])
     assert ask(models[0])[0] == "packed"
 

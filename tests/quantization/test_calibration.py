@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 import tiny
 from glm4.checkpoints.checkpoint import open_checkpoint
-from glm4.checkpoints.tensor_names import Extras, map_tensors
 from glm4.kernels import get_kernels
 from glm4.kernels.formats import PackedWeight
 from glm4.loading import weights as loader
 from glm4.loading.weights import CanonicalTensors, load_model
 from glm4.model.precision import PRECISIONS
+from glm4.model.tensors import matrix_shapes, model_tensors
 from glm4.quantization import calibration, layer_rounder
 from glm4.quantization.calibration import calibrated, exact_inputs, run_layer
 from glm4.quantization.calibration_text import PROMPTS, SEQUENCE, calibration_text, prompt_ids
-from glm4.quantization.layer_rounder import MATRICES, LayerRounder, output_error
+from glm4.quantization.layer_rounder import LayerRounder, output_error
 from glm4.quantization.rounding import damping_for, round_compensated
 from glm4.requests.processor import Processor
 from model_driver import Session
@@ -75,7 +75,7 @@ def test_inputs_are_those_of_a_direct_forward_pass(tmp_path: Path, architecture:
         hidden = kernels.embedding(model.weights.embed_tokens, IDS.reshape(-1)).reshape(*IDS.shape, -1)
         for i in range(config.num_hidden_layers):
             found, attended = exact_inputs(config, in_float32(layer_of(checkpoint, i)), hidden, kernels)
-            assert list(found) == list(MATRICES)
+            assert list(found) == list(matrix_shapes(config))
             for x, wanted in zip(
                 [*found.values(), attended], [*inputs[4 * i : 4 * i + 4], outputs[4 * i + 1]], strict=True
             ):
@@ -122,7 +122,7 @@ def test_matrices_are_corrected_for_what_their_inputs_lost(
     assert not rounder.inputs
     after_attention = lag + attended - watched.outputs[1]
     lags = [None, lag, None, after_attention] if plain else [None] * 4
-    for name, target, x, missing in zip(MATRICES, targets, watched.inputs, lags, strict=True):
+    for name, target, x, missing in zip(matrix_shapes(config), targets, watched.inputs, lags, strict=True):
         wanted = corrected(tensors[name], inputs[name], x, missing)
         np.testing.assert_allclose(target, wanted, rtol=0, atol=2e-4 * float(np.abs(wanted).max()))
         assert np.abs(wanted - tensors[name]).max() > 1e-2 * np.abs(wanted).max()
@@ -182,7 +182,7 @@ def test_parts_come_in_order_and_in_slabs(format: str, tmp_path: Path, monkeypat
         whole = list(calibrated(checkpoint, format, IDS, kernels))
         monkeypatch.setattr(loader, "SLAB_NBYTES", 40 * 4 * 64)  # one row block a slab
         parts = list(calibrated(checkpoint, format, IDS, kernels))
-        expected = list(map_tensors(checkpoint.config, "packed", (), extras=Extras(channel_scales=True)).recipes)
+        expected = list(model_tensors(checkpoint.config, {"channel_scales": True}))
         assert [part.name for part in whole] == expected
         assert list(dict.fromkeys(part.name for part in parts)) == expected
     assert len(parts) > len(whole)

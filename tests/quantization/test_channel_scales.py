@@ -15,24 +15,25 @@ from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.packed_format import packed_shapes
-from glm4.checkpoints.tensor_names import CHANNEL_SCALES, Extras
 from glm4.kernels import get_kernels
 from glm4.loading.lora import read_adapter
-from glm4.loading.weights import assemble, canonical_tensors, load_model
+from glm4.loading.weights import load_model
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import KVCache, pages_for
+from glm4.model.layers import ModelWeights
 from glm4.model.lora import LoraAdapter
 from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.quantization import checkpoint as quantization
 from glm4.quantization.calibration import exact_inputs
 from glm4.quantization.channel_scales import channel_scales, rescale_layer
-from glm4.quantization.layer_rounder import MATRICES
+from packing import CHANNEL_SCALES
 
 Float = NDArray[np.float32]
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 RESCALED = ["qkv", "gate_up", "down"]
+MATRICES = ["qkv", "o", "gate_up", "down"]
 SCALE = 0.18  # of adapters' factors: they move the logits by more than their standard deviation
 IDS = np.random.default_rng(1).integers(0, 250, (3, 40)).astype(np.int32)
 
@@ -155,9 +156,8 @@ def test_an_adapter_fits_exactly_but_for_rounding(tmp_path: Path, kind: str) -> 
         layer = {name.removeprefix(prefix): value for name, value in whole.items() if name.startswith(prefix)}
         rescale_layer(layer, {key: unequal(layer[key].shape[1], i) ** 2 for key in MATRICES}, 0.5)
         whole |= {prefix + name: value for name, value in layer.items()}
-    packed = {name: kernels.pack("fp32", value) for name, value in whole.items() if value.ndim == 2}
-    vectors = {name: value for name, value in whole.items() if value.ndim == 1}
-    model = Transformer(config, assemble(config, packed, vectors), kernels)
+    tensors = {name: kernels.pack("fp32", value) if value.ndim == 2 else value for name, value in whole.items()}
+    model = Transformer(config, ModelWeights(tensors), kernels)
     path = write_random_adapter(tmp_path / "adapter", config, kind)
     options: dict[str, Any] = {"format": "fp32", "max_nbytes": 1 << 30}
     plain = read_adapter(path, config, model_type, kernels, layers=(), **options)
@@ -195,8 +195,8 @@ def test_an_adapter_fits_the_quantised_model(tmp_path: Path, kind: str, monkeypa
         for key in RESCALED:
             mixed = {site: (plain if site[1] == key else fitted).factors[site] for site in fitted.factors}
             assert difference(logits(model, LoraAdapter(mixed)), expected) > 3 * close, key
-        names = canonical_tensors(model.weights, config).keys()
-    assert names == packed_shapes(config, Extras(channel_scales=True)).keys()
+        names = model.weights.tensors.keys()
+    assert names == packed_shapes(config, {"channel_scales": True}).keys()
 
 
 def test_plain_rounding_has_no_scales(tmp_path: Path) -> None:

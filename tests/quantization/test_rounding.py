@@ -12,10 +12,10 @@ from glm4.kernels.formats import PackedWeight
 from glm4.kernels.reference import REFERENCE
 from glm4.kernels.reference_packing import f16_round, int4_cells, int8_cells
 from glm4.quantization import int4_grid, rounding
-from glm4.quantization.cholesky import factorise_in_place
+from glm4.quantization.cholesky import factorize_in_place
 from glm4.quantization.int4_grid import pack_integers
 from glm4.quantization.int8_grid import pack_int8_integers
-from glm4.quantization.rounding import damping_for, factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorize, round_compensated
 
 Float = NDArray[np.float32]
 
@@ -63,7 +63,7 @@ def output_error(weight: Float, packed: PackedWeight, hessian: Float) -> float:
 def test_factors_multiply_to_the_damped_matrix(format: str, cols: int) -> None:
     x = inputs(np.random.default_rng(cols), 3 * cols, cols)
     hessian = x.T @ x
-    factors = factorise(hessian, format, 0.02)
+    factors = factorize(hessian, format, 0.02)
     upper = factors.upper.astype(np.float64)
     order = np.concatenate(factors.batches)
     np.testing.assert_array_equal(np.sort(order), np.arange(cols))
@@ -80,19 +80,19 @@ def test_cholesky_in_blocks(size: int) -> None:
     matrix = x.T @ x
     factor = matrix.copy()
     factor[np.triu_indices(size, 1)] = np.nan  # never read
-    factorise_in_place(factor, block=16)
+    factorize_in_place(factor, block=16)
     np.testing.assert_allclose(factor, np.linalg.cholesky(matrix), rtol=0, atol=1e-12 * matrix.max())
     with pytest.raises(np.linalg.LinAlgError):
-        factorise_in_place(-matrix, block=16)
+        factorize_in_place(-matrix, block=16)
 
 
 def test_factors_of_poor_statistics() -> None:
     """Fewer inputs than columns, none at all, and inputs that are no numbers."""
     x = inputs(np.random.default_rng(0), 5, 64)
-    assert np.isfinite(factorise(x.T @ x, "int4", 0.1).upper).all()
-    np.testing.assert_array_equal(factorise(np.zeros((32, 32), np.float32), "int4", 0.1).upper, np.eye(32))
+    assert np.isfinite(factorize(x.T @ x, "int4", 0.1).upper).all()
+    np.testing.assert_array_equal(factorize(np.zeros((32, 32), np.float32), "int4", 0.1).upper, np.eye(32))
     with pytest.raises(ValueError, match="not finite"):
-        factorise(np.full((4, 4), np.nan, np.float32), "int4", 0.1)
+        factorize(np.full((4, 4), np.nan, np.float32), "int4", 0.1)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -105,7 +105,7 @@ def test_each_value_is_the_nearest_to_its_compensated_target(
     rng = np.random.default_rng(rows)
     w = rng.standard_normal((rows, cols), dtype=np.float32)
     x = inputs(rng, 4 * cols, cols)
-    factors = factorise(x.T @ x, format, 0.1)
+    factors = factorize(x.T @ x, format, 0.1)
     packed = round_compensated(format, w, factors, get_kernels())
     quants, steps, centres, lowest, highest = on_grid(packed)
     error, order = np.zeros((rows, cols)), np.concatenate(factors.batches)
@@ -125,7 +125,7 @@ def test_outputs_are_closer_than_with_plain_rounding(format: str, seed: int) -> 
     x = inputs(rng, 2000, 192)
     hessian = x.T @ x
     plain = output_error(w, get_kernels().pack(format, w), hessian)
-    rounded = round_compensated(format, w, factorise(hessian, format, 0.1), get_kernels())
+    rounded = round_compensated(format, w, factorize(hessian, format, 0.1), get_kernels())
     assert output_error(w, rounded, hessian) < 0.8 * plain
 
 
@@ -134,7 +134,7 @@ def test_each_sweep_lowers_the_error_until_nothing_moves(cols: int, monkeypatch:
     """And then, by an oracle in float64, no single quant can be changed for the better."""
     rng = np.random.default_rng(cols)
     w, x = rng.standard_normal((40, cols), dtype=np.float32), inputs(rng, 4 * cols, cols)
-    factors = factorise(x.T @ x, "int4", 0.1)
+    factors = factorize(x.T @ x, "int4", 0.1)
     damped = (x.T @ x).astype(np.float64) + factors.damping * np.eye(cols)
     errors = []
     for sweeps in (0, 1, 2, 30):
@@ -155,7 +155,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(int4_grid, "SWEEPS", 0)
     w = np.random.default_rng(5).standard_normal((64, 128), dtype=np.float32)
     identity = np.eye(128, dtype=np.float32)
-    packed, plain = round_compensated("int4", w, factorise(identity, "int4", 0.1), REFERENCE), REFERENCE.pack("int4", w)
+    packed, plain = round_compensated("int4", w, factorize(identity, "int4", 0.1), REFERENCE), REFERENCE.pack("int4", w)
     (quants, scale, offset, unit), other = by_matrix(packed), by_matrix(plain)
     np.testing.assert_array_equal(unit, other[3])
     same = (scale == other[1]) & (offset == other[2])
@@ -167,7 +167,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(monkeypatch: pytest.MonkeyPatc
 def test_uncorrelated_inputs_leave_plain_int8() -> None:
     """Bytes and all."""
     w = np.random.default_rng(5).standard_normal((40, 300), dtype=np.float32)
-    packed = round_compensated("int8", w, factorise(np.eye(300, dtype=np.float32), "int8", 0.1), get_kernels())
+    packed = round_compensated("int8", w, factorize(np.eye(300, dtype=np.float32), "int8", 0.1), get_kernels())
     np.testing.assert_array_equal(packed.data, get_kernels().pack("int8", w).data)
 
 
@@ -176,10 +176,10 @@ def test_int8_rounds_loud_columns_first() -> None:
     rng = np.random.default_rng(9)
     w, x = rng.standard_normal((64, 200), dtype=np.float32), inputs(rng, 2000, 200)
     hessian = x.T @ x
-    factors = factorise(hessian, "int8", 0.1)
+    factors = factorize(hessian, "int8", 0.1)
     loudness = np.diagonal(hessian)[np.concatenate(factors.batches)]
     assert (np.diff(loudness) <= 0).all()
-    in_order = factorise(hessian, "int4", 0.1)
+    in_order = factorize(hessian, "int4", 0.1)
     errors = [output_error(w, round_compensated("int8", w, f, get_kernels()), hessian) for f in (factors, in_order)]
     assert errors[0] < 0.95 * errors[1]
 
@@ -188,7 +188,7 @@ def test_int8_rounds_loud_columns_first() -> None:
 def test_slabs_of_rows_give_what_the_whole_gives(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(6)
     w, x = rng.standard_normal((100, 64), dtype=np.float32), inputs(rng, 300, 64)
-    factors = factorise(x.T @ x, format, 0.1)
+    factors = factorize(x.T @ x, format, 0.1)
     whole = round_compensated(format, w, factors, get_kernels())
     monkeypatch.setattr(rounding, "_SLAB_NBYTES", 4 * 64 * 32)
     slabs = round_compensated(format, w, factors, get_kernels())
@@ -233,7 +233,7 @@ def test_packing_int8_integers(rows: int, cols: int) -> None:
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_rows_of_zeros_stay_zero_and_bad_weights_are_refused(format: str) -> None:
     x = inputs(np.random.default_rng(8), 200, 64)
-    factors = factorise(x.T @ x, format, 0.1)
+    factors = factorize(x.T @ x, format, 0.1)
     w = np.zeros((3, 64), np.float32)
     w[1] = 1.0
     restored = REFERENCE.unpack(round_compensated(format, w, factors, get_kernels()))
@@ -255,7 +255,7 @@ def test_little_text_is_damped_more() -> None:
     w = rng.standard_normal((64, cols), dtype=np.float32)
 
     def error(damping: float) -> float:
-        return output_error(w, round_compensated("int4", w, factorise(hessian, "int4", damping), kernels), other)
+        return output_error(w, round_compensated("int4", w, factorize(hessian, "int4", damping), kernels), other)
 
     damping = damping_for(tokens, cols)
     assert damping > 2 > 1 > damping_for(16 * tokens, cols)

@@ -28,12 +28,13 @@ from glm4.checkpoints.side_files import (
     template_of,
     undouble_braces,
 )
-from glm4.checkpoints.tensor_names import NO_EXTRAS, TensorMap, map_tensors
+from glm4.checkpoints.tensor_names import TensorMap, map_tensors
 from glm4.checkpoints.tensor_source import Float32, TensorInfo, TensorSource
 from glm4.errors import TensorError
 from glm4.kernels.group_codes import GroupCodes, concatenated
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision, stored_precision
+from glm4.model.tensors import EXTRAS, NO_EXTRAS
 from glm4.variants import VARIANTS, Variant, find_variant
 
 __all__ = ["Checkpoint", "TensorInfo", "TensorSource", "open_checkpoint"]
@@ -85,9 +86,9 @@ class Checkpoint:
 
     @property
     def stored_precision(self) -> Precision | None:
-        """What dtype "stored" means for this checkpoint, or None if no matrix of it consists of 4-bit codes."""
+        """What the file is in: a packed checkpoint's own precision, or what dtype "stored" means for 4-bit codes."""
         if self.packed is not None:
-            return self.packed.precision if self.packed.precision.name == "stored" else None
+            return self.packed.precision
         names = [name for name in self.tensor_map.recipes if self.has_codes(name)]
         return stored_precision(names) if names else None
 
@@ -175,7 +176,7 @@ class Checkpoint:
 
     def _is_reordered(self, name: str) -> bool:
         """Whether the rows of a tensor have to move: those of queries and keys with half-split rotary pairs."""
-        return self.config.rotary_half_split and name.endswith((".qkv", ".qkv_bias"))
+        return self.config.rotary_half_split and self.tensor_map.recipes[name].rotary
 
     def _parts(self, name: str, start: int, stop: int) -> list[tuple[str, int, int]]:
         """Rows start..stop-1 of a canonical tensor: (tensor of the file, first row, last row + 1)."""
@@ -268,9 +269,10 @@ def _open_packed(folder: Path, settings: Mapping[str, Any], variant: Variant | N
     template = read_chat_template(folder)
     source = PackedSource(folder / SINGLE_FILE, parsed.config, info)
     try:
-        made = (f"packed as {info.precision.name} from {info.source or 'an unnamed model'}",)
+        held = [EXTRAS[key].about.format(value) for key, value in info.precision.extras.items()]
+        made = "; ".join([f"packed as {info.precision.name} from {info.source or 'an unnamed model'}", *held])
         model_type = info.model_type or parsed.model_type
-        parsed = replace(parsed, layout="packed", model_type=model_type, notes=(*made, *parsed.notes, *notes))
+        parsed = replace(parsed, layout="packed", model_type=model_type, notes=(made, *parsed.notes, *notes))
         row = variant or VARIANTS.get(info.variant)
         return _assemble(folder, "packed", parsed, source, generation, template, {}, row, embedding=None)
     except BaseException:
@@ -315,7 +317,7 @@ def _assemble(
         template = mended
         notes.append("the chat template's tool-call example had doubled braces; they were mended")
     facts = {**asdict(config), "basename": metadata.get("general.basename")}
-    extras = source.extras if isinstance(source, PackedSource) else NO_EXTRAS
+    extras = source.precision.extras if isinstance(source, PackedSource) else NO_EXTRAS
     tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, extras=extras)
     if embedding is None and config.tie_word_embeddings and any("inv_freq" not in name for name in tensor_map.ignored):
         notes.append("the configuration ties the output head to the embedding; the separate head was ignored")

@@ -5,13 +5,12 @@ keys for `glm` or `glm4` and a `quantization_config` of our own (`quant_method` 
 refuse the folder instead of misreading it. In the weight file:
 
     matrices    U8 [packed bytes], canonical names, model order; layout: `kernels.formats`; each 64-byte aligned
-    vectors     F32, behind the matrices; with "channel_scales" in the section those of every layer too (`names.py`)
-    frequent_…  with "frequent_tokens" in the section so many rows of the head once more in int8, which take the place
-                of the same rows of the head, and their token ids (F32, exact below 2^24, rising)
+    vectors     F32, behind the matrices
     checksums   U64, one `checksum` per tensor in that order; written last
 
-The section says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices
-are exceptions.
+Which tensors those are says the table in `model/tensors.py`, with its extras if the section has their keys. The section
+also says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices are
+exceptions.
 
 Three guards, from cheap to thorough: the header is checked against the configuration whenever the folder is opened;
 `PackedSource.weight` and `.vector` compare the checksum, which reads the data once (memory speed, and it brings the
@@ -25,8 +24,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,19 +34,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.checkpoints.safetensors import SINGLE_FILE, Location, read_header
-from glm4.checkpoints.tensor_names import CHANNEL_SCALES, FREQUENT_TOKENS, NO_EXTRAS, Extras, map_tensors
 from glm4.checkpoints.tensor_source import Float32, MappedFile, TensorInfo
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 from glm4.kernels.formats import FORMATS, ROW_BLOCK, PackedWeight, packed_nbytes
 from glm4.model.config import ModelConfig
-from glm4.model.precision import FREQUENT_FORMAT, PRECISIONS, STORED, Precision, stored_precision
+from glm4.model.precision import PRECISIONS, STORED, Precision, stored_precision, tensor_nbytes
+from glm4.model.tensors import EXTRAS, NO_EXTRAS, Extras, model_tensors, row_of
 
 QUANT_METHOD = "glm4_packed"
 # Raise it when the meaning of the bytes changes: the container, or the layout of any format in kernels.formats.
 FORMAT_VERSION = 2
 ALIGNMENT = 64
 CHECKSUMS = "checksums"
-MAX_TOKENS = 1 << 24  # ids below are exact in float32
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CHUNK = 4 << 20
@@ -60,12 +58,11 @@ class PackedInfo:
     """The `quantization_config` of a packed checkpoint, checked.
 
     Attributes:
-        precision: formats of the matrices; a row of `PRECISIONS`, or "stored".
+        precision: formats of the matrices, a row of `PRECISIONS` or "stored"; and the extras.
         nbytes, sha256: of the weight file.
         variant: name of the row of variants.py the source belonged to.
         model_type: the source's own ("chatglm", "qwen2" …), which the dialect depends on.
         source: what it was made from, for people.
-        extras: what the file holds beside the usual tensors.
     """
 
     precision: Precision
@@ -74,7 +71,6 @@ class PackedInfo:
     variant: str
     model_type: str
     source: str
-    extras: Extras = NO_EXTRAS
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
@@ -83,34 +79,27 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
 
 
-def geometry(formats: Iterable[str]) -> dict[str, dict[str, int]]:
-    """Block sizes of the formats a precision uses, as `config.json` records them."""
-    rows = [FORMATS[name] for name in formats]
-    return {
-        row.name: {"row_block": row.row_block, "col_group": row.col_group, "cell_nbytes": row.cell_nbytes}
-        for row in rows
-    }
-
-
 def section_of(info: PackedInfo) -> dict[str, Any]:
     """The `quantization_config` to write."""
     return {
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
         "precision": _precision_of(info.precision),
-        "formats": _geometry(info.precision, info.extras),
+        "formats": _geometry(info.precision),
         "weights": {"file": SINGLE_FILE, "nbytes": info.nbytes, "sha256": info.sha256},
         "variant": info.variant,
         "source_model_type": info.model_type,
         "source": info.source,
-        # Only where it is true: without the factors, the folder is what builds that do not know them read.
-        **{key: value for key, value in asdict(info.extras).items() if value},
+        # Only where there are any: a folder without is what builds that do not know them read.
+        **{key: value for key, value in info.precision.extras.items() if value},
     }
 
 
-def _geometry(precision: Precision, extras: Extras) -> dict[str, dict[str, int]]:
-    frequent = {FREQUENT_FORMAT} if extras.frequent_tokens else set()
-    return geometry(sorted({*precision.formats(), *frequent}))
+def _geometry(precision: Precision) -> dict[str, dict[str, int]]:
+    """Block sizes of the formats a precision uses, as `config.json` records them."""
+    rows = [FORMATS[name] for name in precision.formats()]
+    keys = ("row_block", "col_group", "cell_nbytes")
+    return {row.name: {key: getattr(row, key) for key in keys} for row in rows}
 
 
 def _precision_of(precision: Precision) -> dict[str, Any]:
@@ -118,7 +107,7 @@ def _precision_of(precision: Precision) -> dict[str, Any]:
     return usual | ({"exceptions": dict(precision.exceptions)} if precision.exceptions else {})
 
 
-def _parse_precision(wanted: object) -> Precision | None:
+def _parse_precision(wanted: object, extras: Extras) -> Precision | None:
     """The precision that `_precision_of` wrote; None if this build has none like it."""
     name = wanted.get("name") if isinstance(wanted, dict) else None
     if not isinstance(wanted, dict) or not isinstance(name, str):
@@ -127,7 +116,8 @@ def _parse_precision(wanted: object) -> Precision | None:
     if name == STORED:
         exceptions = wanted.get("exceptions")
         precision = stored_precision(exceptions) if isinstance(exceptions, dict) else None
-    return precision if precision is not None and wanted == _precision_of(precision) else None
+    known = precision is not None and wanted == _precision_of(precision)
+    return replace(precision, extras=extras) if precision is not None and known else None
 
 
 def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
@@ -146,8 +136,8 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
         )
     extras = _parse_extras(section, where)
     wanted = section.get("precision")
-    precision = _parse_precision(wanted)
-    if precision is None or section.get("formats") != _geometry(precision, extras):
+    precision = _parse_precision(wanted, extras)
+    if precision is None or section.get("formats") != _geometry(precision):
         raise UnsupportedModelError(
             f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
             "make it again with `glm4 quantize` from the original model"
@@ -158,22 +148,31 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
         raise CheckpointError(f"{where}: quantization_config lacks the size and sha256 of {SINGLE_FILE}")
     texts = [section.get(key) for key in ("variant", "source_model_type", "source")]
     variant, model_type, source = (text if isinstance(text, str) and len(text) <= 1000 else "" for text in texts)
-    return PackedInfo(precision, nbytes, digest, variant, model_type, source, extras)
+    return PackedInfo(precision, nbytes, digest, variant, model_type, source)
 
 
 def _parse_extras(section: Mapping[str, Any], where: str) -> Extras:
-    scaled, frequent = section.get("channel_scales", False), section.get("frequent_tokens", 0)
-    if type(scaled) is not bool:
-        raise CheckpointError(f"{where}: channel_scales must be true or false, not {scaled!r:.40}")
-    if type(frequent) is not int or not 0 <= frequent < MAX_TOKENS:
-        raise CheckpointError(f"{where}: frequent_tokens must be a number of tokens, not {frequent!r:.40}")
-    return Extras(scaled, frequent)
+    values = {key: section.get(key, extra.type()) for key, extra in EXTRAS.items()}
+    for key, value in values.items():
+        if not EXTRAS[key].is_valid(value):
+            raise CheckpointError(f"{where}: {key} must be {EXTRAS[key].must_be}, not {value!r:.40}")
+    return MappingProxyType({key: value for key, value in values.items() if value})
 
 
 def packed_shapes(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, tuple[int, ...]]:
     """Canonical tensors and their shapes in file order: matrices in model order, then vectors."""
-    recipes = map_tensors(config, "packed", (), extras=extras).recipes.values()
-    return {r.name: r.shape for rank in (2, 1) for r in recipes if len(r.shape) == rank}
+    tensors = model_tensors(config, extras).values()
+    return {tensor.name: tensor.shape for rank in (2, 1) for tensor in tensors if len(tensor.shape) == rank}
+
+
+def packed_table(config: ModelConfig, precision: Precision) -> dict[str, TensorInfo]:
+    """What the weight file holds, in file order."""
+    tensors = model_tensors(config, precision.extras)
+    table = {}
+    for name, shape in packed_shapes(config, precision.extras).items():
+        nbytes = tensor_nbytes(tensors[name], precision)
+        table[name] = TensorInfo(shape, "F32", nbytes) if len(shape) == 1 else TensorInfo((nbytes,), "U8", nbytes)
+    return {**table, CHECKSUMS: TensorInfo((len(table),), "U64", 8 * len(table))}
 
 
 def checksum(data: Bytes) -> int:
@@ -197,13 +196,14 @@ class PackedSource:
 
     def __init__(self, path: Path, config: ModelConfig, info: PackedInfo) -> None:
         self.precision = info.precision
-        self.extras = info.extras
-        self._shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(packed_shapes(config, info.extras))
+        self._shapes = packed_shapes(config, info.precision.extras)
         self._info = info
-        self._vocabulary = config.vocab_size
+        self._config = config
         strangers = sorted(name for name in info.precision.exceptions if len(self._shapes.get(name, ())) != 2)
         if strangers:
-            raise TensorError(f"{path.parent}: config.json gives formats to what is no matrix: {strangers[:5]!r:.200}")
+            raise TensorError(
+                f"{path.parent}: config.json gives formats to what is not a matrix: {strangers[:5]!r:.200}"
+            )
         self._file = MappedFile(path)
         try:
             if self._file.size != info.nbytes:
@@ -212,34 +212,27 @@ class PackedSource:
                     "to another checkpoint"
                 )
             self._tensors = read_header(self._file)
-            self._check_table()
+            self._check_table(packed_table(config, info.precision))
             sums = self._raw(CHECKSUMS).view("<u8").tolist()
         except BaseException:
             self.close()
             raise
         self._sums = dict(zip(self._shapes, sums, strict=True))
 
-    def _check_table(self) -> None:
+    def _check_table(self, expected: Mapping[str, TensorInfo]) -> None:
         path, found = self._file.path, self._tensors
-        if found.keys() != {*self._shapes, CHECKSUMS}:
-            wrong = sorted(found.keys() ^ {*self._shapes, CHECKSUMS})[:5]
+        if found.keys() != expected.keys():
+            wrong = sorted(found.keys() ^ expected.keys())[:5]
             raise TensorError(f"{path} does not hold exactly the tensors config.json describes: {wrong}")
-        for name, location in found.items():
-            expected = self._stored_as(name)
-            if (location.info.dtype, location.info.shape) != expected:
+        for name, wanted in expected.items():
+            info, offset = found[name].info, found[name].offset
+            if (info.dtype, info.shape) != (wanted.dtype, wanted.shape):
                 raise TensorError(
-                    f"{path}: {name!r} is {location.info.dtype} {location.info.shape}, the configuration needs "
-                    f"{expected[0]} {expected[1]}"
+                    f"{path}: {name!r} is {info.dtype} {info.shape}, the configuration needs {wanted.dtype} "
+                    f"{wanted.shape}"
                 )
-            if expected[0] == "U8" and location.offset % ALIGNMENT:
-                raise TensorError(f"{path}: {name!r} begins at byte {location.offset}, no multiple of {ALIGNMENT}")
-
-    def _stored_as(self, name: str) -> tuple[str, tuple[int, ...]]:
-        """(dtype, shape) of a tensor in the file."""
-        if name == CHECKSUMS:
-            return "U64", (len(self._shapes),)
-        shape = self._shapes[name]
-        return ("F32", shape) if len(shape) == 1 else ("U8", (packed_nbytes(self._format(name), *shape),))
+            if info.dtype == "U8" and offset % ALIGNMENT:
+                raise TensorError(f"{path}: {name!r} begins at byte {offset}, which is not a multiple of {ALIGNMENT}")
 
     def _format(self, name: str) -> str:
         return self.precision.format_of(name)
@@ -271,22 +264,17 @@ class PackedSource:
         return PackedWeight(self._checked(name), self._format(name), rows, cols)
 
     def vector(self, name: str) -> Float32:
-        """A norm, a bias, channel scales or token ids, copied.
+        """A vector, copied.
 
         Raises:
-            TensorError: as `weight`; or a channel scale is no positive number, or ids are no rising ids.
+            TensorError: as `weight`; or the numbers are not what the table says.
         """
         self._location(name)
         values: Float32 = self._checked(name).view("<f4").astype(np.float32)
-        if name.endswith(CHANNEL_SCALES) and not (np.isfinite(values) & (values > 0)).all():
-            raise TensorError(f"{self._file.path}: {name!r} must be finite and positive numbers; make the file again")
-        if name == FREQUENT_TOKENS and not self._are_ids(values):
-            raise TensorError(f"{self._file.path}: {name!r} must be rising ids of the vocabulary; make the file again")
+        check = row_of(name).check
+        if check is not None and not check.holds(values, self._config):
+            raise TensorError(f"{self._file.path}: {name!r} must be {check.must_be}; make the file again")
         return values
-
-    def _are_ids(self, values: Float32) -> bool:
-        whole = bool(np.isfinite(values).all() and (values == np.floor(values)).all())
-        return whole and values[0] >= 0 and values[-1] < self._vocabulary and bool((np.diff(values) > 0).all())
 
     def release(self, name: str) -> None:
         """Give a tensor's pages back to the file cache until they are read again."""
@@ -324,11 +312,11 @@ class PackedSource:
         return TensorInfo(shape, "F32" if len(shape) == 1 else self._format(name), nbytes)
 
     def read(self, name: str) -> Float32:
-        """The tensor dequantised to float32."""
+        """The tensor dequantized to float32."""
         return self.read_rows(name, 0, self.info(name).shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
-        """Rows start..stop-1, dequantised; of a matrix only the row blocks that hold them are unpacked."""
+        """Rows start..stop-1, dequantized; of a matrix only the row blocks that hold them are unpacked."""
         shape = self.info(name).shape
         if not 0 <= start <= stop <= shape[0]:
             raise TensorError(f"{name!r} of shape {shape} has no rows {start}..{stop}")

@@ -1,9 +1,11 @@
-"""Writes the weight file and the configuration of a packed checkpoint; the format is described in `weights.packed`."""
+"""Writes the weight file and the configuration of a packed checkpoint; `packed_format.py` describes the format."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,32 +13,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.packed_format import ALIGNMENT, CHECKSUMS, PackedInfo, checksum, packed_shapes, section_of
-from glm4.checkpoints.tensor_names import NO_EXTRAS, Extras
-from glm4.kernels.formats import packed_nbytes
+from glm4.checkpoints.packed_format import ALIGNMENT, CHECKSUMS, PackedInfo, checksum, packed_table, section_of
+from glm4.checkpoints.tensor_source import TensorInfo
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision
 
 # Written in blocks of whole huge pages, always at multiples of it: file systems with large folios then keep the file in
 # huge pages, and the mapping is as fast as anonymous memory.
 _BLOCK = 8 << 20
+# What is called alike in ModelConfig and in config.json.
+_SAME_NAME = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "partial_rotary_factor",
+    "attention_bias", "tie_word_embeddings",
+)  # fmt: skip
 
 
 class PackedWriter:
     """Writes one packed weight file front to back, in bounded memory. A context manager.
 
-    Tensors come in the order of `packed_shapes(config, extras)`, each in one or several pieces of whole 8-byte
-    words.
+    Tensors come in the order of `packed_shapes`, each in one or several pieces of whole 8-byte words.
 
     Attributes:
         nbytes: size of the finished file.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, precision: Precision, extras: Extras = NO_EXTRAS) -> None:
-        shapes = packed_shapes(config, extras)
-        self._left = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
-        header = _header(self._left, shapes)
-        self.nbytes = len(header) + sum(size for _, size in self._left) + 8 * len(self._left)
+    def __init__(self, path: Path, config: ModelConfig, precision: Precision) -> None:
+        table = packed_table(config, precision)
+        self.nbytes = _file_nbytes(table)
+        self._left = [(name, info.nbytes) for name, info in table.items() if name != CHECKSUMS]
         self._left.reverse()
         self._sums: list[int] = []
         self._sum = self._written = 0
@@ -44,7 +49,7 @@ class PackedWriter:
         self._block = bytearray(_BLOCK)
         self._filled = 0
         self._file = path.open("wb", buffering=0)
-        self._put(memoryview(header))
+        self._put(memoryview(_header(table)))
 
     def write(self, name: str, data: NDArray[Any]) -> None:
         """Append (a piece of) the packed bytes of a matrix, or a float32 vector.
@@ -103,11 +108,9 @@ class PackedWriter:
         self._file.close()
 
 
-def packed_file_nbytes(config: ModelConfig, precision: Precision, extras: Extras = NO_EXTRAS) -> int:
+def packed_file_nbytes(config: ModelConfig, precision: Precision) -> int:
     """Size of the weight file, before writing it."""
-    shapes = packed_shapes(config, extras)
-    sizes = [(name, _stored_nbytes(name, shape, precision)) for name, shape in shapes.items()]
-    return len(_header(sizes, shapes)) + sum(size for _, size in sizes) + 8 * len(sizes)
+    return _file_nbytes(packed_table(config, precision))
 
 
 def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> None:
@@ -116,23 +119,11 @@ def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> 
     Args:
         config: of the source; rotary rows have been reordered while packing, so half-split is forgotten.
     """
+    values = asdict(config) | {"hidden_act": "silu"}
     settings = {
         "architectures": ["GlmForCausalLM" if config.architecture == "glm" else "Glm4ForCausalLM"],
         "model_type": config.architecture,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "partial_rotary_factor": config.partial_rotary_factor,
-        "attention_bias": config.attention_bias,
-        "tie_word_embeddings": config.tie_word_embeddings,
+        **{key: values[key] for key in _SAME_NAME},
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
         "quantization_config": section_of(info),
@@ -140,26 +131,20 @@ def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> 
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _stored_nbytes(name: str, shape: tuple[int, ...], precision: Precision) -> int:
-    return 4 * shape[0] if len(shape) == 1 else packed_nbytes(precision.format_of(name), *shape)
+def _file_nbytes(table: Mapping[str, TensorInfo]) -> int:
+    return len(_header(table)) + sum(info.nbytes for info in table.values())
 
 
-def _header(sizes: list[tuple[str, int]], shapes: dict[str, tuple[int, ...]]) -> bytes:
+def _header(table: Mapping[str, TensorInfo]) -> bytes:
     """Length and JSON of a safetensors header, padded with spaces so that the data begins 64-byte aligned.
 
     Packed matrices are multiples of 64 bytes and stand first, so each of them begins aligned too.
     """
-    table: dict[str, Any] = {}
-    at = 0
-    for name, size in sizes:
-        vector = len(shapes[name]) == 1
-        table[name] = {
-            "dtype": "F32" if vector else "U8",
-            "shape": list(shapes[name]) if vector else [size],
-            "data_offsets": [at, at + size],
-        }
-        at += size
-    table[CHECKSUMS] = {"dtype": "U64", "shape": [len(sizes)], "data_offsets": [at, at + 8 * len(sizes)]}
-    text = json.dumps(table, separators=(",", ":")).encode()
+    entries, at = {}, 0
+    for name, info in table.items():
+        offsets = [at, at + info.nbytes]
+        entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": offsets}
+        at += info.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text

@@ -31,6 +31,7 @@ from glm4.checkpoints.safetensors import SafetensorsSource
 from glm4.checkpoints.tensor_source import Float32
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 from glm4.model.config import ModelConfig
+from glm4.model.tensors import matrix_shapes
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILE = "adapter_model.safetensors"
@@ -142,7 +143,7 @@ class AdapterFile:
             self._source.close()
             raise
         self._half_split = halves[layers]
-        sizes = _matrix_sizes(config)
+        sizes = matrix_shapes(config)
         self.shapes = {
             site: FactorShape(sum(part.rank for part in parts), *sizes[site[1]]) for site, parts in self._parts.items()
         }
@@ -181,7 +182,7 @@ class AdapterFile:
         stem = f"base_model.model.{module}.lora_"
         start, stop = _row_ranges(self._config)[rows, key]
         rank = settings.rank(module)
-        for name, shape in ((stem + "A.weight", (rank, _matrix_sizes(self._config)[key][1])),
+        for name, shape in ((stem + "A.weight", (rank, matrix_shapes(self._config)[key][1])),
                             (stem + "B.weight", (stop - start, rank))):  # fmt: skip
             if name not in self._source.names():
                 raise TensorError(f"{self.path} lacks {name!r}; the file is incomplete")
@@ -341,16 +342,9 @@ def _why_refused(name: str) -> str:
     return f"{name!r} is no LoRA factor of a layer; adapters with other trained modules are not supported"
 
 
-def _matrix_sizes(config: ModelConfig) -> Mapping[str, tuple[int, int]]:
-    """(rows, columns) of each of our matrices."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    qkv = config.query_size + 2 * config.key_value_size
-    return {"qkv": (qkv, hidden), "o": (hidden, config.query_size), "gate_up": (2 * ffn, hidden), "down": (hidden, ffn)}
-
-
 def _row_ranges(config: ModelConfig) -> Mapping[tuple[str, str], tuple[int, int]]:
     query, keys, ffn = config.query_size, config.key_value_size, config.intermediate_size
-    whole = {("all", key): (0, rows) for key, (rows, _) in _matrix_sizes(config).items()}
+    whole = {("all", key): (0, rows) for key, (rows, _) in matrix_shapes(config).items()}
     return whole | {
         ("q", "qkv"): (0, query),
         ("k", "qkv"): (query, query + keys),

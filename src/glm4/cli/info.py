@@ -76,6 +76,8 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
         checkpoint: opened; only its headers, tokenizer and template are read.
         is_starter: its licence text and attribution lie beside the file.
     """
+    from glm4.model.tensors import num_parameters
+
     config, variant = checkpoint.config, checkpoint.variant
     dtypes = Counter(checkpoint.source.info(name).dtype for name in checkpoint.source.names())
     template = checkpoint.chat_template
@@ -88,7 +90,7 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
         "licence": variant.licence,
         "attribution": str(checkpoint.path.parent / "NOTICE") if is_starter else None,
         "architecture": config.architecture,
-        "parameters": config.num_parameters,
+        "parameters": num_parameters(config),
         "dtypes": dict(dtypes.most_common()),
         "tensors": len(checkpoint.source.names()),
         "stored": _stored(checkpoint),
@@ -115,10 +117,11 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """What dtype "stored" makes of the matrices of a GGUF file with 4-bit tensors: their formats and bytes."""
-    from glm4.model.precision import all_matrices, weight_nbytes
+    from glm4.model.precision import STORED, weight_nbytes
+    from glm4.model.tensors import all_matrices
 
     precision = checkpoint.stored_precision
-    if precision is None:
+    if precision is None or precision.name != STORED:
         return None
     formats = Counter(precision.format_of(name) for name in all_matrices(checkpoint.config))
     return {"matrices": dict(formats.most_common()), "bytes": weight_nbytes(checkpoint.config, precision)}

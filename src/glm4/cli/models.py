@@ -69,14 +69,14 @@ def models(
 
 def _clear_cache() -> None:
     from glm4.cli import console
-    from glm4.loading.packed_cache import clear_cache
+    from glm4.loading.cache_entries import clear_cache
 
     freed = clear_cache()
     console.notice(f"{console.human_bytes(freed)} freed" if freed else "the packed cache is empty")
 
 
 def _cache_row() -> dict[str, Any]:
-    from glm4.loading.packed_cache import cache_entries, cache_folder, cache_limit
+    from glm4.loading.cache_entries import cache_entries, cache_folder, cache_limit
 
     entries = cache_entries()
     return {
@@ -112,7 +112,7 @@ def _remove(name: str, yes: bool) -> None:
     from glm4.cli import console
     from glm4.errors import ModelNotFoundError
     from glm4.hub.store import model_folder
-    from glm4.loading.packed_cache import clear_cache
+    from glm4.loading.cache_entries import clear_cache
 
     starter = hub.starter_of(name)
     if starter is None:

@@ -57,7 +57,7 @@ def plan(
 
 
 def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precision | None]:
-    """The shape of a model, its name, the precision if it is packed, and what dtype "stored" means for it.
+    """The shape of a model, its name, the precision if it is packed, and the precision its file is in.
 
     From its files if they are here, else from the table of published shapes.
 
@@ -92,9 +92,11 @@ def _advice(smaller: list[str], alone: bool) -> str:
 
 
 def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig, machine: int) -> dict[str, Any]:
+    from glm4.model.tensors import num_parameters
+
     return {
         "model": name,
-        "parameters": config.num_parameters,
+        "parameters": num_parameters(config),
         "dtype": plan.dtype,
         "kv_dtype": plan.kv_dtype,
         "context": plan.context,

@@ -65,8 +65,8 @@ def _rescale(a: Float, b: Float, key: str, layer: LayerWeights) -> None:
 
     A reads channels that are divided by their factor; B's rows of the up half write channels that are to be divided.
     """
-    scales = {"qkv": layer.qkv_channel_scale, "gate_up": layer.gate_up_channel_scale, "down": layer.down_channel_scale}
-    read, written = scales.get(key), scales["down"] if key == "gate_up" else None
+    read = getattr(layer, f"{key}_channel_scale", None)
+    written = layer.down_channel_scale if key == "gate_up" else None
     with np.errstate(over="ignore"):  # packing refuses what is not finite
         if read is not None:
             a *= read

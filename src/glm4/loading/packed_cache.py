@@ -2,13 +2,11 @@
 
 Layout: `packed/<key>/` under GLM4_HOME, each a packed checkpoint (see `glm4.checkpoints.packed_format`) with an
 `identity.json` that says what it was made from. The key is a digest of the source files (path, size, modification
-time, first megabyte), the precision, the code that reads checkpoints, and what the kernels pack a test matrix to: a
-changed file or a better quantizer finds no entry and makes a new one.
+time, first megabyte), the precision, and the version numbers of what an entry holds. Packing gives the same bytes on
+every instruction set, so no entry depends on the machine.
 
-GLM4_PACKED_CACHE_GB bounds the folder (default 30; 0 turns it off); the least recently used entries go first. An entry
-is written in the background after the first load, only if the disk stays ample, and appears by a rename. By a rename it
-also goes, so that nobody ever reads a part of one. A damaged entry, or one that lacks a file or has one of another size
-than was written, is deleted and the original loaded.
+An entry is written in the background after the first load, only if the disk stays ample, and appears by a rename. A
+damaged entry, or one that lacks a file or has one of another size than was written, is deleted and the original loaded.
 
 Does not cover: an original that is changed without changing size, modification time and first megabyte.
 """
@@ -16,141 +14,44 @@ Does not cover: an original that is changed without changing size, modification 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
-import math
 import os
-import shutil
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.locate import locate_weights
-from glm4.checkpoints.packed_format import FORMAT_VERSION, geometry, packed_shapes
-from glm4.errors import CheckpointError, Glm4Error, InvalidRequestError, OutOfMemoryError
-from glm4.hub.store import home
-from glm4.kernels.base import Kernels
+from glm4.checkpoints.packed_format import FORMAT_VERSION, packed_shapes
+from glm4.errors import CheckpointError, Glm4Error, OutOfMemoryError
 from glm4.kernels.formats import PackedWeight
-from glm4.kernels.group_codes import GroupCodes, pack_codes
+from glm4.loading.cache_entries import IDENTITY_FILE, cache_folder, cache_limit, discard, make_room, read_record
 from glm4.loading.packed_folder import Part, folder_nbytes, write_packed_checkpoint
-from glm4.loading.weights import canonical_tensors
-from glm4.model.precision import (
-    PRECISIONS,
-    STORED,
-    Precision,
-    named_precision,
-    resolve_precision,
-    stored_precision,
-)
+from glm4.model.precision import STORED, Precision, named_precision, resolve_precision, stored_precision
 from glm4.model.transformer import Transformer
-from glm4.system.atomic_folder import atomic_folder, remove_abandoned
+from glm4.system.atomic_folder import atomic_folder
 from glm4.system.memory import available_memory
 from glm4.tokenizer import Tokenizer
 from glm4.tokenizer.saved_table import VERSION as TABLE_VERSION
 from glm4.variants import Variant
 
-DEFAULT_LIMIT_GB = 30.0
-IDENTITY_FILE = "identity.json"
+# Raise it when the same original becomes another entry that is still of FORMAT_VERSION: a better rounding, a repaired
+# reader. `tests/loading/test_packed_bytes.py` fails when that is forgotten.
+ENTRY_VERSION = 1
+VERSIONS = (FORMAT_VERSION, TABLE_VERSION, ENTRY_VERSION)
 _SIZES = "sizes"  # key of the bytes of every other file of the entry
 _FOUR_BIT = "four_bit"  # key of the original's matrices of 4-bit codes, on which the meaning of "auto" depends
 
 # Precisions worth keeping: those people run every day. fp32 and bf16 take the disk and serve comparisons.
 _KEPT = (STORED, "int8", "int4")
 _MIN_NBYTES = 64 << 20  # below this, packing again is as fast
-_SPARE_DISK = 5_000_000_000
 _HEAD_NBYTES = 1 << 20
-# The code that an entry's weights, configuration, tokenizer and template depend on, beside what the kernels pack.
-PACKAGE = Path(__file__).parents[1]
-_READERS = (
-    "checkpoints/*.py",
-    "model/config.py",
-    "loading/weights.py",
-    "loading/packed_folder.py",
-    "tokenizer/*.py",
-    "variants.py",
-)
 _SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One packed model: where, how large, when last used (seconds since the epoch), and the original's path."""
-
-    path: Path
-    nbytes: int
-    used: float
-    model: str
-    precision: str
-
-
-def cache_folder() -> Path:
-    """The folder of all entries; it need not exist."""
-    return home() / "packed"
-
-
-def cache_limit() -> int:
-    """Bytes the entries may take together: GLM4_PACKED_CACHE_GB; 0 is off.
-
-    Raises:
-        InvalidRequestError: the variable is no number of 0 or more.
-    """
-    text = os.environ.get("GLM4_PACKED_CACHE_GB") or str(DEFAULT_LIMIT_GB)
-    try:
-        gigabytes = float(text)
-    except ValueError:
-        gigabytes = -1.0
-    if not (math.isfinite(gigabytes) and gigabytes >= 0):
-        raise InvalidRequestError(f"GLM4_PACKED_CACHE_GB must be a number of gigabytes, 0 for none, not {text!r}")
-    return int(gigabytes * 1e9)
-
-
-def cache_entries() -> list[CacheEntry]:
-    """All entries, the least recently used first."""
-    found = []
-    with contextlib.suppress(OSError):
-        for folder in cache_folder().iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                with contextlib.suppress(OSError):
-                    found.append(_entry(folder))
-    return sorted(found, key=lambda entry: entry.used)
-
-
-def _entry(folder: Path) -> CacheEntry:
-    try:
-        record = read_json_object(folder / IDENTITY_FILE)
-    except CheckpointError:
-        record = {}
-    return CacheEntry(
-        path=folder,
-        nbytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-        used=folder.stat().st_mtime,
-        model=str(record.get("model", "")),
-        precision=str(record.get("precision", "")),
-    )
-
-
-def clear_cache(of: Path | None = None) -> int:
-    """Delete every entry, or those whose original lies in the folder `of`; returns the bytes freed.
-
-    Programs that run one of them go on: the file lives until they end.
-    """
-    freed = 0
-    for entry in cache_entries():
-        if of is None or Path(entry.model).is_relative_to(of.resolve()):
-            _delete(entry.path)
-            freed += entry.nbytes
-    if of is None:
-        remove_abandoned(cache_folder())
-    return freed
 
 
 class PackedCache:
@@ -158,32 +59,27 @@ class PackedCache:
 
     Args:
         model: what `hub.resolve` gave: a folder or a file.
-        kernels: the kernels that will run it.
 
     Raises:
-        InvalidRequestError: GLM4_PACKED_CACHE_GB is no number.
+        InvalidRequestError: GLM4_PACKED_CACHE_GB is not a number.
     """
 
-    def __init__(self, model: Path, kernels: Kernels) -> None:
+    def __init__(self, model: Path) -> None:
         self._limit = cache_limit()
         self._identity = _identity(model) if self._limit else None
-        self._kernels = kernels
 
-    def _entry_folder(self, name: str) -> Path | None:
+    def _folder(self, precision: str) -> Path | None:
         """Where the entry of a kept precision is, or would be. Which matrices "stored" keeps follows from the files."""
-        if self._identity is None:
+        if self._identity is None or precision not in _KEPT:
             return None
-        formats = ["int4", "int8"] if name == STORED else PRECISIONS[name].formats()
-        facts = [self._identity, name, geometry(formats), FORMAT_VERSION, TABLE_VERSION, _code_digest(PACKAGE)]
-        facts.append(_pack_digest(self._kernels, formats))
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-        return cache_folder() / key
+        facts = json.dumps([self._identity, precision, VERSIONS], sort_keys=True)
+        return cache_folder() / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def find(self, dtype: str, variant: Variant | None) -> Checkpoint | None:
         """The packed form of the model for a dtype, opened; None if there is none that can be used."""
         for name in _KEPT if dtype == "auto" else (dtype,):
-            folder = self._entry_folder(name) if name in _KEPT else None
-            if folder is None or not _is_folder(folder):
+            folder = self._folder(name)
+            if folder is None or not os.path.isdir(folder):  # noqa: PTH112 (False where we may not look)
                 continue
             try:
                 _check_files(folder)
@@ -202,8 +98,8 @@ class PackedCache:
         self, checkpoint: Checkpoint, tokenizer: Tokenizer, model: Transformer, precision: str
     ) -> BackgroundWrite | None:
         """Begin to write the model just loaded, if it is worth keeping and there is room; None if not."""
-        folder = self._entry_folder(precision) if precision in _KEPT else None
-        if folder is None or _is_folder(folder) or checkpoint.packed is not None:
+        folder = self._folder(precision)
+        if folder is None or os.path.isdir(folder) or checkpoint.packed is not None:  # noqa: PTH112
             return None
         stored = checkpoint.stored_precision
         made = named_precision(precision, stored)
@@ -212,44 +108,22 @@ class PackedCache:
             return None
         record = {"model": str(checkpoint.path.resolve()), "precision": precision, "files": self._identity}
         record[_FOUR_BIT] = [] if stored is None else list(stored.exceptions)
-        write = BackgroundWrite(folder, checkpoint, tokenizer, model, made, record)
-        write.start(nbytes, self._limit)
+        write = BackgroundWrite(folder, checkpoint, tokenizer, model, made, record, nbytes, self._limit)
+        write.start()
         return write
-
-
-def _is_folder(path: Path) -> bool:
-    """Whether there is a folder; False where we may not look."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
-def discard(folder: Path) -> None:
-    """Delete a damaged entry (nothing outside the cache)."""
-    if folder.parent == cache_folder():
-        _delete(folder)
-
-
-def _delete(entry: Path) -> None:
-    """Delete an entry. What a killed process leaves of it is hidden, and `remove_abandoned` finds it."""
-    gone = entry.with_name(f".{entry.name}.old-{os.getpid()}-{time.monotonic_ns()}")
-    with contextlib.suppress(OSError):
-        entry.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _check_files(entry: Path) -> None:
     """Raise CheckpointError where an entry does not have the very files that were written, by name and size.
 
-    Weights have checksums, and a tokenizer or configuration that is cut off is no JSON any more; but a chat template or
-    sampling defaults that are missing would not be missed.
+    Weights have checksums, and a tokenizer or configuration that is cut off is not JSON any more; but a chat template
+    or sampling defaults that are missing would not be missed.
     """
     try:
         found = _sizes(entry)
     except OSError as error:  # another process has just deleted it
         raise CheckpointError(f"cannot look at {entry}: {error}") from error
-    if read_json_object(entry / IDENTITY_FILE).get(_SIZES) != found:
+    if read_record(entry).get(_SIZES) != found:
         raise CheckpointError(f"{entry} is not as it was written")
 
 
@@ -261,53 +135,39 @@ def _is_what_would_be_loaded(dtype: str, name: str, checkpoint: Checkpoint) -> b
     """Whether `dtype` (perhaps "auto") means precision `name` for this model on this machine now."""
     if checkpoint.packed is None or checkpoint.packed.precision.name != name:
         return False
+    names = read_record(checkpoint.path).get(_FOUR_BIT)
+    four_bit = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    stored = stored_precision(four_bit) if four_bit else checkpoint.stored_precision
     try:
-        stored = checkpoint.stored_precision or _recorded_stored(checkpoint.path)
         return resolve_precision(dtype, checkpoint.config, available_memory(), stored).name == name
     except OutOfMemoryError:
         return False
 
 
-def _recorded_stored(entry: Path) -> Precision | None:
-    """What dtype "stored" means for the original of an entry."""
-    try:
-        names = read_json_object(entry / IDENTITY_FILE).get(_FOUR_BIT)
-    except CheckpointError:
-        return None
-    four_bit = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-    return stored_precision(four_bit) if four_bit else None
-
-
+@dataclass
 class BackgroundWrite:
-    """Writes one entry on a thread of low priority, straight from the weights in memory."""
+    """Writes one entry on a thread of low priority, straight from the weights in memory.
 
-    def __init__(
-        self,
-        folder: Path,
-        checkpoint: Checkpoint,
-        tokenizer: Tokenizer,
-        model: Transformer,
-        precision: Precision,
-        record: Mapping[str, Any],
-    ) -> None:
-        self._folder = folder
-        self._checkpoint = checkpoint
-        self._tokenizer = tokenizer
-        self._model = model
-        self._precision = precision
-        self._record = record
+    Attributes:
+        nbytes: what the entry will take.
+        limit: what all entries may take.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    model: Transformer
+    precision: Precision
+    record: Mapping[str, Any]
+    nbytes: int
+    limit: int
+
+    def __post_init__(self) -> None:
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="glm4-packed-cache")
-        self._room = (0, 0)
 
-    def start(self, nbytes: int, limit: int) -> None:
-        """Begin.
-
-        Args:
-            nbytes: what the entry will take.
-            limit: what all entries may take.
-        """
-        self._room = (nbytes, limit)
+    def start(self) -> None:
+        """Begin to write."""
         self._thread.start()
 
     def finish(self) -> None:
@@ -321,55 +181,29 @@ class BackgroundWrite:
     def _run(self) -> None:
         # A cache may fail without a word: the model runs, and the next start tries again.
         with contextlib.suppress(OSError):
-            _be_nice()
+            if sys.platform == "linux":  # the model's own threads go first; elsewhere a thread has no priority
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         with contextlib.suppress(OSError, Glm4Error, _CancelledError):
-            if _make_room(*self._room):
+            if make_room(self.nbytes, self.limit):
                 self._write()
 
     def _write(self) -> None:
-        checkpoint = self._checkpoint
-        with atomic_folder(self._folder) as partial:
-            write_packed_checkpoint(
-                partial, checkpoint, self._tokenizer, self._precision, self._parts(), checkpoint.path.resolve().name
-            )
-            record = {**self._record, _SIZES: _sizes(partial)}
-            (partial / IDENTITY_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        checkpoint, name = self.checkpoint, self.checkpoint.path.resolve().name
+        with atomic_folder(self.folder) as partial:
+            write_packed_checkpoint(partial, checkpoint, self.tokenizer, self.precision, self._parts(), name)
+            record = json.dumps({**self.record, _SIZES: _sizes(partial)}, indent=2)
+            (partial / IDENTITY_FILE).write_text(record + "\n", encoding="utf-8")
 
     def _parts(self) -> Iterator[Part]:
-        config = self._checkpoint.config
-        tensors = canonical_tensors(self._model.weights, config)
-        for name in packed_shapes(config):
+        for name in packed_shapes(self.checkpoint.config):
             if self._cancelled.is_set():
                 raise _CancelledError
-            tensor = tensors[name]
+            tensor = self.model.weights.tensors[name]
             yield name, tensor.data if isinstance(tensor, PackedWeight) else tensor
-
-
-def _be_nice() -> None:
-    """Let the model's own threads go first. Elsewhere a thread has no priority of its own."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 class _CancelledError(Exception):
     """The user does not want to wait for the cache."""
-
-
-def _make_room(nbytes: int, limit: int) -> bool:
-    """Delete the least recently used entries until `nbytes` more fit; False if the disk is too full."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder)
-    if shutil.disk_usage(folder).free < 2 * nbytes + _SPARE_DISK:
-        return False
-    entries = cache_entries()
-    total = sum(entry.nbytes for entry in entries)
-    for entry in entries:
-        if total + nbytes <= limit:
-            break
-        _delete(entry.path)
-        total -= entry.nbytes
-    return True
 
 
 def _identity(model: Path) -> list[Any] | None:
@@ -385,11 +219,7 @@ def _identity(model: Path) -> list[Any] | None:
 def _gguf_files(weights: Path) -> list[Path]:
     """The file, and all parts of a split model."""
     stem, separator, _ = weights.name.rpartition("-00001-of-")
-    return sorted(weights.parent.glob(f"{_escaped(stem)}-*-of-*.gguf")) if separator else [weights]
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in text)
+    return sorted(weights.parent.glob(f"{glob.escape(stem)}-*-of-*.gguf")) if separator else [weights]
 
 
 def _folder_files(weights: Path) -> list[Path]:
@@ -402,28 +232,3 @@ def _file_identity(file: Path) -> list[Any]:
     with file.open("rb") as stream:
         head = hashlib.sha256(stream.read(_HEAD_NBYTES)).hexdigest()
     return [file.name, status.st_size, status.st_mtime_ns, head]
-
-
-@cache
-def _code_digest(package: Path) -> str:
-    """Digest of the modules that turn files into what an entry holds: a repaired reader must not meet old results."""
-    digest = hashlib.sha256()
-    for pattern in _READERS:
-        for file in sorted(package.glob(pattern)):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def _pack_digest(kernels: Kernels, formats: Sequence[str]) -> str:
-    """Digest of what the kernels make of a fixed matrix: another layout or rounding gives another key."""
-    # A fixed formula rather than a random generator, whose stream may change between versions.
-    values = np.sin(np.arange(64 * 64, dtype=np.float64) ** 1.5).astype(np.float32).reshape(64, 64)
-    digest = hashlib.sha256()
-    for name in formats:
-        digest.update(kernels.pack(name, values).data.tobytes())
-    if "int4" in formats:
-        codes = GroupCodes(
-            (np.arange(64 * 64).reshape(64, 64) * 7 % 16).astype(np.uint8), values[:, :2], values[:, 2:4]
-        )
-        digest.update(pack_codes(codes).data.tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Writes a whole packed checkpoint folder: weights, configuration, tokenizer, chat template, licence.
+"""Writes a whole packed checkpoint folder: weights, configuration, tokenizer, chat template, license.
 
 Used by `glm4 quantize` and by the cache that makes a second start fast. The format is described in
 `glm4.checkpoints.packed_format`.
@@ -19,7 +19,6 @@ from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.checkpoints.packed_format import PackedInfo
 from glm4.checkpoints.packed_writer import PackedWriter, packed_file_nbytes, write_packed_config
 from glm4.checkpoints.safetensors import SINGLE_FILE
-from glm4.checkpoints.tensor_names import NO_EXTRAS, Extras
 from glm4.errors import CheckpointError
 from glm4.model.precision import Precision
 from glm4.tokenizer import Tokenizer
@@ -49,11 +48,11 @@ def side_files(checkpoint: Checkpoint) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def folder_nbytes(checkpoint: Checkpoint, precision: Precision, extras: Extras = NO_EXTRAS) -> int:
+def folder_nbytes(checkpoint: Checkpoint, precision: Precision) -> int:
     """About what the folder will take on disk."""
     room_for_vocabulary = 32 << 20
     side = sum(file.stat().st_size for file in side_files(checkpoint))
-    return packed_file_nbytes(checkpoint.config, precision, extras) + side + room_for_vocabulary
+    return packed_file_nbytes(checkpoint.config, precision) + side + room_for_vocabulary
 
 
 def write_packed_checkpoint(
@@ -63,7 +62,6 @@ def write_packed_checkpoint(
     precision: Precision,
     parts: Iterable[Part],
     source: str,
-    extras: Extras = NO_EXTRAS,
 ) -> None:
     """Fill an empty folder.
 
@@ -71,18 +69,17 @@ def write_packed_checkpoint(
         parts: (canonical name, packed bytes of a matrix or float32 vector), in the order of `packed_shapes`; a matrix
             may come in several parts.
         source: what it was made from, for people.
-        extras: what the parts include beside the usual tensors.
 
     Raises:
         CheckpointError: a file beside the weights cannot be copied.
     """
     _write_text_side(folder, checkpoint, tokenizer)
-    with PackedWriter(folder / SINGLE_FILE, checkpoint.config, precision, extras) as writer:
+    with PackedWriter(folder / SINGLE_FILE, checkpoint.config, precision) as writer:
         for name, data in parts:
             writer.write(name, data)
         nbytes, digest = writer.finish()
     variant = checkpoint.variant
-    info = PackedInfo(precision, nbytes, digest, variant.name, checkpoint.model_type, source, extras)
+    info = PackedInfo(precision, nbytes, digest, variant.name, checkpoint.model_type, source)
     stops = tuple(dict.fromkeys((*checkpoint.config.eos_token_ids, *sorted(tokenizer.eos_ids))))
     write_packed_config(folder, replace(checkpoint.config, eos_token_ids=stops), info)
 

@@ -54,13 +54,11 @@ class ModelConfig:
         return self.num_key_value_heads * self.head_dim
 
     @property
-    def num_parameters(self) -> int:
-        """Trainable numbers in the checkpoint."""
-        h, layers = self.hidden_size, self.num_hidden_layers
-        qkv = self.query_size + 2 * self.key_value_size
-        norms = 4 if self.architecture == "glm4" else 2
-        per_layer = qkv * h + h * self.query_size + 3 * h * self.intermediate_size + norms * h
-        if self.attention_bias:
-            per_layer += qkv
-        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
-        return layers * per_layer + embeddings + h
+    def qkv_size(self) -> int:
+        """Rows of the fused projection of queries, keys and values."""
+        return self.query_size + 2 * self.key_value_size
+
+    @property
+    def gate_up_size(self) -> int:
+        """Rows of the fused first projection of the MLP."""
+        return 2 * self.intermediate_size

@@ -1,36 +1,37 @@
-"""The weights of a model in memory: one block, and all of them together."""
+"""The weights of a model in memory: all of them by name, and as the forward pass reads them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.kernels.formats import PackedWeight
+from glm4.model.tensors import FREQUENT_HEAD, FREQUENT_TOKENS
 
 Float = NDArray[np.float32]
-
-
+Tensor = PackedWeight | Float
 Matrix = Literal["qkv", "o", "gate_up", "down"]
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one block; the two `post_…` norms after attention and MLP exist in architecture glm4 only.
+    """Weights of one block; the norms behind attention and MLP exist in architecture glm4 only.
 
-    A `…_channel_scale` [K] is what the input channels of that matrix were divided by when it was quantised, its columns
+    A `…_channel_scale` [K] is what the input channels of that matrix were divided by when it was quantized, its columns
     being multiplied by it. The forward pass need not know; adapters trained on the original channels do.
     """
 
     input_layernorm: Float
     qkv: PackedWeight
-    qkv_bias: Float | None
     o: PackedWeight
     post_attention_layernorm: Float
     gate_up: PackedWeight
     down: PackedWeight
+    qkv_bias: Float | None = None
     post_self_attn_layernorm: Float | None = None
     post_mlp_layernorm: Float | None = None
     qkv_channel_scale: Float | None = None
@@ -51,23 +52,37 @@ class FrequentTokens:
     head: PackedWeight
 
 
-@dataclass(frozen=True)
 class ModelWeights:
-    """All weights of a model; `lm_head` is the very same object as `embed_tokens` when they are tied."""
+    """All weights of a model, or of a part of one; what such a part lacks is None.
 
-    embed_tokens: PackedWeight
-    layers: tuple[LayerWeights, ...]
-    norm: Float
-    lm_head: PackedWeight
-    frequent: FrequentTokens | None = None
+    Attributes:
+        tensors: by canonical name (`model/tensors.py`): matrices packed, vectors float32. The rest are views of it.
+        lm_head: the very same object as `embed_tokens` when they are tied.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.embed_tokens = cast(PackedWeight, tensors.get("embed_tokens"))
+        self.layers = _layers(tensors)
+        self.norm = cast(Float, tensors.get("norm"))
+        self.lm_head = cast(PackedWeight, tensors.get("lm_head", self.embed_tokens))
+        self.frequent: FrequentTokens | None = None
+        if FREQUENT_HEAD in tensors:
+            ids, head = cast(Float, tensors[FREQUENT_TOKENS]), cast(PackedWeight, tensors[FREQUENT_HEAD])
+            self.frequent = FrequentTokens(ids.astype(np.intp), head)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed matrices."""
-        matrices = [w for layer in self.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        matrices.append(self.embed_tokens)
-        if self.lm_head is not self.embed_tokens:
-            matrices.append(self.lm_head)
-        if self.frequent is not None:
-            matrices.append(self.frequent.head)
-        return sum(matrix.data.nbytes for matrix in matrices)
+        return sum(tensor.nbytes for tensor in self.tensors.values() if isinstance(tensor, PackedWeight))
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> tuple[LayerWeights, ...]:
+    keys = {field.name for field in fields(LayerWeights)}
+    layers: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        stack, _, rest = name.partition(".")
+        index, _, key = rest.partition(".")
+        if stack == "layers" and key in keys:
+            layers.setdefault(int(index), {})[key] = tensor
+    return tuple(LayerWeights(**layers[index]) for index in sorted(layers))

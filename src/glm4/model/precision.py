@@ -9,6 +9,7 @@ from types import MappingProxyType
 from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels.formats import packed_nbytes
 from glm4.model.config import ModelConfig
+from glm4.model.tensors import EXTRAS, NO_EXTRAS, Extras, ModelTensor, all_matrices, model_tensors, row_of
 
 # Room for activations, the tokenizer and the interpreter, and for a first few pages of KV cache.
 _WORKING_ROOM = 1 << 30
@@ -16,33 +17,34 @@ _WORKING_ROOM = 1 << 30
 
 @dataclass(frozen=True)
 class Precision:
-    """Weight formats (names of `kernels.formats.FORMATS`) of the layers' matrices and of embedding and head.
+    """How a model's weights are kept: formats (names of `kernels.formats.FORMATS`), and what there is beside the usual.
 
     Attributes:
         name: the dtype that means it.
         linear, embedding: of the layers' matrices, and of embedding and head.
         exceptions: canonical name -> format, of matrices that have another one.
+        extras: of a packed checkpoint (`tensors.EXTRAS`). They change no format, and so do not count in comparisons.
     """
 
     name: str
     linear: str
     embedding: str
     exceptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    extras: Extras = field(default_factory=lambda: NO_EXTRAS, compare=False)
 
     def format_of(self, name: str) -> str:
         """Weight format of a matrix by its canonical name."""
-        if name == FREQUENT_HEAD:
-            return FREQUENT_FORMAT
-        usual = self.embedding if name in ("embed_tokens", "lm_head") else self.linear
-        return self.exceptions.get(name, usual)
+        usual = {"linear": self.linear, "embedding": self.embedding}
+        format = row_of(name).format
+        return self.exceptions.get(name, usual[format]) if format in usual else format
 
     def formats(self) -> list[str]:
         """Every format it uses, sorted."""
-        return sorted({self.linear, self.embedding, *self.exceptions.values()})
+        extra = [row for key, value in self.extras.items() if value for row in EXTRAS[key].tensors]
+        fixed = {row.format for row in extra if len(row.shape) == 2}
+        return sorted({self.linear, self.embedding, *self.exceptions.values()} | fixed)
 
 
-# Rows of the head once more in a finer format; only packed checkpoints may have them (`weights.names.Extras`).
-FREQUENT_HEAD, FREQUENT_FORMAT = "frequent_head", "int8"
 # int4 is int4 throughout: embedding and head in int8 would cost 0.5 bits per weight of a 9B model, and compensated
 # rounding (`glm4 quantize`) gains more than they do.
 PRECISIONS: dict[str, Precision] = {
@@ -63,35 +65,15 @@ def stored_precision(four_bit: Iterable[str]) -> Precision:
     return Precision(STORED, "int8", "int8", MappingProxyType(dict.fromkeys(four_bit, "int4")))
 
 
-def all_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(rows, cols) of every weight matrix of a model by canonical name; the head only if it is not the embedding."""
-    table = (config.vocab_size, config.hidden_size)
-    shapes = matrix_shapes(config)
-    layers = range(config.num_hidden_layers)
-    matrices = {"embed_tokens": table} | {f"layers.{i}.{name}": shape for i in layers for name, shape in shapes.items()}
-    return matrices if config.tie_word_embeddings else matrices | {"lm_head": table}
-
-
-def head_name(config: ModelConfig) -> str:
-    """Canonical name of the matrix that serves as head."""
-    return "embed_tokens" if config.tie_word_embeddings else "lm_head"
-
-
-def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(rows, cols) of each of one layer's weight matrices by canonical name."""
-    return {
-        "qkv": (config.query_size + 2 * config.key_value_size, config.hidden_size),
-        "o": (config.hidden_size, config.query_size),
-        "gate_up": (2 * config.intermediate_size, config.hidden_size),
-        "down": (config.hidden_size, config.intermediate_size),
-    }
+def tensor_nbytes(tensor: ModelTensor, precision: Precision) -> int:
+    """Bytes of a tensor as the kernels read it: packed, or a float32 vector."""
+    shape = tensor.shape
+    return 4 * shape[0] if len(shape) == 1 else packed_nbytes(precision.format_of(tensor.name), shape[0], shape[1])
 
 
 def weight_nbytes(config: ModelConfig, precision: Precision) -> int:
-    """Bytes of all packed matrices; norms and biases (under 0.1 %) included as fp32."""
-    packed = sum(packed_nbytes(precision.format_of(name), *shape) for name, shape in all_matrices(config).items())
-    vectors = config.num_hidden_layers * (4 * config.hidden_size + matrix_shapes(config)["qkv"][0]) + config.hidden_size
-    return packed + 4 * vectors
+    """Bytes of all weights in memory."""
+    return sum(tensor_nbytes(tensor, precision) for tensor in model_tensors(config, precision.extras).values())
 
 
 def four_bit_share(config: ModelConfig, precision: Precision) -> float:
@@ -121,7 +103,7 @@ def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: P
 
     Args:
         available: bytes of memory this process may use.
-        stored: what dtype "stored" means for the checkpoint (`Checkpoint.stored_precision`).
+        stored: what the file is in (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: no such dtype, or it is "stored" and the checkpoint has no 4-bit tensors.
@@ -145,22 +127,23 @@ def _candidates(dtype: str, config: ModelConfig, stored: Precision | None) -> li
     """What a dtype may mean, the best first."""
     if dtype != "auto":
         return [named_precision(dtype, stored)]
-    keeps = stored is not None and four_bit_share(config, stored) > AUTO_STORED_SHARE
-    return [stored if stored is not None and keeps else PRECISIONS["int8"], PRECISIONS["int4"]]
+    if stored is not None and stored.name == STORED and four_bit_share(config, stored) > AUTO_STORED_SHARE:
+        return [stored, PRECISIONS["int4"]]
+    return [PRECISIONS["int8"], PRECISIONS["int4"]]
 
 
 def named_precision(dtype: str, stored: Precision | None) -> Precision:
-    """The precision of a dtype other than "auto".
+    """The precision of a dtype other than "auto": what the file is in, if that is its name.
 
     Raises:
-        InvalidRequestError: it is "stored", and `stored` is None.
+        InvalidRequestError: it is "stored", and the file is not.
     """
+    if stored is not None and stored.name == dtype:
+        return stored
     if dtype != STORED:
         return PRECISIONS[dtype]
-    if stored is None:
-        raise InvalidRequestError(
-            "dtype stored keeps the 4-bit codes of GGUF files (types Q4_0, Q4_1, Q4_K), and this model has none: "
-            "leave dtype at auto, or choose int8 or int4",
-            param="dtype",
-        )
-    return stored
+    raise InvalidRequestError(
+        "dtype stored keeps the 4-bit codes of GGUF files (types Q4_0, Q4_1, Q4_K), and this model has none: "
+        "leave dtype at auto, or choose int8 or int4",
+        param="dtype",
+    )

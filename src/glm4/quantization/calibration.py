@@ -1,40 +1,40 @@
-"""Quantises a model layer by layer, each matrix with the statistics of its inputs, and mends what went wrong before.
+"""Quantizes a model layer by layer, each matrix with the statistics of its inputs, and mends what went wrong before.
 
 The hidden states of the calibration text are carried from layer to layer twice: through the model as it is, and through
 the model as far as it is rounded. For each layer:
 
-1. The exact states pass through it (in int8, near-exactly); the inputs of its four matrices are kept.
+1. The exact states pass through it (in int8, near-exactly); the inputs of its matrices are kept.
 2. Its channels are rescaled (`channel_scales.py`).
 3. The rounded model's states pass through it, and each matrix is rounded the moment its inputs are there, before it is
    applied (`layer_rounder.py`).
 
-No more than one layer, its inputs and one matrix's statistics are held at a time.
+No more than one layer, its inputs and one matrix's statistics are held at a time. A matrix that the text does not pass
+through is rounded plainly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.tensor_names import FREQUENT_TOKENS
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import PackedWeight, empty_packed
 from glm4.kernels.group_codes import pack_codes
-from glm4.loading.weights import CanonicalTensors, floats, kept_codes, pack_stored, read_slabs, read_stored
+from glm4.loading.weights import CanonicalTensors, floats, kept_codes, pack_stored, read_stored
 from glm4.model.config import ModelConfig
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import KVCache, pages_for
-from glm4.model.layers import LayerWeights, ModelWeights
-from glm4.model.precision import FREQUENT_FORMAT, FREQUENT_HEAD, PRECISIONS, head_name
+from glm4.model.layers import Float, ModelWeights, Tensor
+from glm4.model.precision import PRECISIONS, Precision
+from glm4.model.tensors import FREQUENT_HEAD, FREQUENT_TOKENS, head_name
 from glm4.model.transformer import Transformer
 from glm4.quantization.channel_scales import POWERS, rescale_layer, row_factors
-from glm4.quantization.frequent_tokens import frequent_tokens
+from glm4.quantization.frequent_tokens import FREQUENT_FORMAT, frequent_tokens
 from glm4.quantization.layer_rounder import (
-    MATRICES,
     InputRecorder,
     LayerRounder,
     corrects,
@@ -43,10 +43,9 @@ from glm4.quantization.layer_rounder import (
     output_error,
     ridge,
 )
-from glm4.quantization.rounding import damping_for, factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorize, round_compensated
 
-Float = NDArray[np.float32]
-Layer = Mapping[str, PackedWeight | Float]
+Layer = Mapping[str, Tensor]  # by the names behind "layers.{i}."
 
 _BATCH_ROWS = 4096  # rows of one forward pass
 
@@ -62,7 +61,7 @@ class Part:
         first: whether these are the first rows.
         output_error: squared error and squared norm of the outputs on the calibration text, summed over a sample of
             the rows; None where the rounding was not calibrated. Of the rounding alone: what a correction adds to the
-            weights is no error.
+            weights is not an error.
     """
 
     name: str
@@ -70,6 +69,16 @@ class Part:
     packed: PackedWeight | None = None
     first: bool = True
     output_error: tuple[float, float] | None = None
+
+
+def plain_parts(
+    checkpoint: CanonicalTensors, names: Iterable[str], precision: Precision, kernels: Kernels
+) -> Iterator[Part]:
+    """Tensors of a model, each weight rounded for itself, or its code kept."""
+    for slab, values in read_stored(checkpoint, names, kept_codes(checkpoint, precision)):
+        is_vector = isinstance(values, np.ndarray) and values.ndim == 1
+        packed = None if is_vector else pack_stored(precision.format_of(slab.name), values, kernels)
+        yield Part(slab.name, floats(values), packed, slab.start == 0)
 
 
 def calibrated(
@@ -87,7 +96,7 @@ def calibrated(
         checkpoint: the model, in any form that yields float32 tensors.
         format: weight format of every matrix, a key of `rounding.GRIDS`.
         ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
-        frequent: so many rows of the head are there once more at the end (`frequent_tokens.py`).
+        frequent: how many rows of the head are there once more at the end (`frequent_tokens.py`).
     """
     config, norm = checkpoint.config, checkpoint.load("norm")
     coded = kept_codes(checkpoint, PRECISIONS[format])
@@ -100,10 +109,12 @@ def calibrated(
     statistics = None
     for index in range(config.num_hidden_layers):
         yield from _layer_parts(checkpoint, index, format, coded, exact, hidden, kernels)
-    yield Part("norm", norm)
-    if not config.tie_word_embeddings:
-        statistics = _untied_head(config, norm, exact, hidden, format, kernels)
-        yield from _table_parts(checkpoint, "lm_head", format, coded, statistics, kernels, None)
+    for name in checkpoint.tensor_names()[1:]:
+        if name == "lm_head":
+            statistics = _untied_head(config, norm, exact, hidden, format, kernels)
+            yield from _table_parts(checkpoint, name, format, coded, statistics, kernels, None)
+        elif not name.startswith("layers."):
+            yield from plain_parts(checkpoint, [name], PRECISIONS[format], kernels)
     if frequent:
         shift = None if statistics is None else statistics.shift
         yield from _frequent_parts(checkpoint, frequent, _head_input(config, norm, exact, kernels), shift, kernels)
@@ -115,8 +126,8 @@ def _frequent_parts(
     """Rows of the head once more, for the exact model's head inputs `x` [tokens, H]; `shift` as in `HeadInputs`."""
     name = head_name(checkpoint.config)
     ids = frequent_tokens(x, _near_table(checkpoint, name, kernels), count, kernels)
-    slabs = read_slabs(checkpoint, [name])
-    rows = np.concatenate([part[ids[(ids >= s.start) & (ids < s.stop)] - s.start] for s, part in slabs])
+    slabs = read_stored(checkpoint, [name])
+    rows = np.concatenate([floats(part)[ids[(ids >= s.start) & (ids < s.stop)] - s.start] for s, part in slabs])
     target = rows if shift is None else rows + rows @ shift
     yield Part(FREQUENT_HEAD, rows, kernels.pack(FREQUENT_FORMAT, target))
     yield Part(FREQUENT_TOKENS, ids.astype(np.float32))
@@ -137,7 +148,7 @@ def _layer_parts(
     lag = (exact - hidden).reshape(-1, config.hidden_size)
     inputs, attended = exact_inputs(config, near_layer(tensors, kernels), exact, kernels)
     energy = {name: input_energy(x, name) for name, x in inputs.items()}
-    rescale_layer(tensors, energy, POWERS[format], [name for name in MATRICES if prefix + name in coded])
+    rescale_layer(tensors, energy, POWERS[format], [name for name in tensors if prefix + name in coded])
     for name, x in inputs.items():
         np.divide(x, tensors.get(name + "_channel_scale", np.float32(1)), out=x)
 
@@ -152,11 +163,13 @@ def _layer_parts(
     run_layer(config, tensors, hidden, cast(Kernels, rounder), hidden.shape[0] * hidden.shape[1])
     for name, tensor in tensors.items():
         packed, error = rounder.rounded.get(name, (None, None))
+        if packed is None and tensor.ndim == 2:
+            packed = codes(name) or kernels.pack(format, tensor)
         yield Part(prefix + name, tensor, packed, True, error)
 
 
 def _layer_tensors(checkpoint: CanonicalTensors, index: int) -> dict[str, Float]:
-    """Named as the fields of `LayerWeights`."""
+    """By the names behind "layers.{i}."."""
     prefix = f"layers.{index}."
     names = [name for name in checkpoint.tensor_names() if name.startswith(prefix)]
     return {name.removeprefix(prefix): checkpoint.load(name) for name in names}
@@ -170,8 +183,8 @@ def near_layer(tensors: Mapping[str, Float], kernels: Kernels) -> Layer:
 def _near_table(checkpoint: CanonicalTensors, name: str, kernels: Kernels) -> PackedWeight:
     """Embedding or head in int8."""
     table = empty_packed("int8", *checkpoint.shape(name))
-    for slab, values in read_slabs(checkpoint, [name]):
-        table.place(slab.start, kernels.pack("int8", values))
+    for slab, values in read_stored(checkpoint, [name]):
+        table.place(slab.start, pack_stored("int8", values, kernels))
     return table
 
 
@@ -185,7 +198,7 @@ def _table_parts(
     whole: PackedWeight | None,
 ) -> Iterator[Part]:
     """Embedding or head, some rows at a time; calibrated where there are statistics, gathered in `whole` if given."""
-    factors = None if statistics is None or name in coded else factorise(statistics.hessian, format, statistics.damping)
+    factors = None if statistics is None or name in coded else factorize(statistics.hessian, format, statistics.damping)
     for slab, stored in read_stored(checkpoint, [name], coded):
         values = floats(stored)
         target = values
@@ -207,11 +220,14 @@ def _embedded(table: PackedWeight, ids: NDArray[np.int32], kernels: Kernels) -> 
 
 
 def exact_inputs(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kernels) -> tuple[dict[str, Float], Float]:
-    """Inputs of each matrix of a layer, [tokens, K] each, and outputs of `o`; `hidden` passes through it, in place."""
-    recorder = InputRecorder(kernels, {id(layer[name]): name for name in MATRICES})
+    """Inputs of each matrix that a layer applies, in that order, [tokens, K] each, and outputs of `o`.
+
+    `hidden` passes through the layer, in place.
+    """
+    recorder = InputRecorder(kernels, {id(tensor): name for name, tensor in layer.items()})
     run_layer(config, layer, hidden, cast(Kernels, recorder))
     # One after the other, so that only one is there twice.
-    inputs = {name: np.concatenate(recorder.inputs.pop(name)) for name in MATRICES}
+    inputs = {name: np.concatenate(recorder.inputs.pop(name)) for name in list(recorder.inputs)}
     return inputs, np.concatenate(recorder.attended)
 
 
@@ -261,13 +277,10 @@ def run_layer(
     """One layer in place on `hidden` [sequences, tokens, H]; each sequence starts with an empty context.
 
     Args:
-        layer: its tensors, named as the fields of `LayerWeights`.
-        batch_rows: about so many tokens pass through the layer at a time.
+        batch_rows: about how many tokens pass through the layer at a time.
     """
     one = replace(config, num_hidden_layers=1)
-    weights = LayerWeights(**cast("dict[str, Any]", {"qkv_bias": None, **layer}))
-    unused = cast(PackedWeight, None)  # embedding and head: only the layers run
-    model = Transformer(one, ModelWeights(unused, (weights,), np.empty(0, np.float32), unused), kernels)
+    model = Transformer(one, ModelWeights({f"layers.0.{name}": tensor for name, tensor in layer.items()}), kernels)
     step = max(1, batch_rows // hidden.shape[1])
     for start in range(0, len(hidden), step):
         part = hidden[start : start + step]

@@ -1,6 +1,6 @@
 """Rescales input channels of a layer's matrices before they are rounded, so that no channel is lost beside another.
 
-Activations are quantised 32 channels under one scale, weights likewise, so loud channels take precision from quiet ones
+Activations are quantized 32 channels under one scale, weights likewise, so loud channels take precision from quiet ones
 on one side and quiet channels' large weights on the other. A channel divided by a factor s in what produces it, and
 multiplied by s in the matrix that reads it, leaves the layer's function as it is ("SmoothQuant"):
 

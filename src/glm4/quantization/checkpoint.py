@@ -24,15 +24,14 @@ from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.packed_format import is_packed, packed_shapes
 from glm4.checkpoints.packed_writer import packed_file_nbytes
 from glm4.checkpoints.safetensors import SINGLE_FILE
-from glm4.checkpoints.tensor_names import NO_EXTRAS, Extras
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
 from glm4.kernels import get_kernels
-from glm4.kernels.base import Kernels
 from glm4.loading.packed_folder import folder_nbytes, write_packed_checkpoint
-from glm4.loading.weights import floats, kept_codes, pack_stored, read_stored
+from glm4.loading.weights import kept_codes
 from glm4.model.config import ModelConfig
-from glm4.model.precision import PRECISIONS, Precision, head_name, matrix_shapes
-from glm4.quantization.calibration import Part, calibrated
+from glm4.model.precision import PRECISIONS, Precision
+from glm4.model.tensors import Extras, head_name, matrix_shapes, num_parameters
+from glm4.quantization.calibration import Part, calibrated, plain_parts
 from glm4.quantization.calibration_text import SEQUENCE, calibration_text
 from glm4.quantization.frequent_tokens import frequent_count
 from glm4.quantization.layer_rounder import corrects
@@ -86,20 +85,22 @@ def quantize(
     _check_folder(checkpoint, folder, force)
     checkpoint.check()
     text = Processor.load(checkpoint)
-    coded = kept_codes(checkpoint, precision)
-    extras = calibrated_extras(checkpoint.config, precision, coded) if calibrate else NO_EXTRAS
-    _check_space(folder, folder_nbytes(checkpoint, precision, extras))
-    report = QuantizationReport(precision.name, checkpoint.config.num_parameters)
+    if calibrate:
+        coded = kept_codes(checkpoint, precision)
+        precision = replace(precision, extras=calibrated_extras(checkpoint.config, precision, coded))
+    _check_space(folder, folder_nbytes(checkpoint, precision))
+    report = QuantizationReport(precision.name, num_parameters(checkpoint.config))
     with atomic_folder(folder) as partial:
         if calibrate:
             ids = calibration_text(checkpoint, text, calibration_sequences(checkpoint.config), progress)
             report.calibration_tokens = ids.size
-            made = calibrated(checkpoint, precision.linear, ids, get_kernels(), extras.frequent_tokens)
+            frequent = precision.extras.get("frequent_tokens", 0)
+            made = calibrated(checkpoint, precision.linear, ids, get_kernels(), frequent)
         else:
-            made = _plain_parts(checkpoint, precision, get_kernels())
-        parts = _reported(made, report, packed_file_nbytes(checkpoint.config, precision, extras), progress)
+            made = plain_parts(checkpoint, packed_shapes(checkpoint.config), precision, get_kernels())
+        parts = _reported(made, report, packed_file_nbytes(checkpoint.config, precision), progress)
         name = source or checkpoint.path.resolve().name
-        write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name, extras)
+        write_packed_checkpoint(partial, checkpoint, text.tokenizer, precision, parts, name)
         report.nbytes = (partial / SINGLE_FILE).stat().st_size
         (partial / REPORT_FILE).write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     return report
@@ -107,12 +108,12 @@ def quantize(
 
 def is_calibrated(config: ModelConfig, calibrate: bool | None) -> bool:
     """What `calibrate=None` means for a model."""
-    return config.num_parameters <= CALIBRATED_PARAMETERS if calibrate is None else calibrate
+    return num_parameters(config) <= CALIBRATED_PARAMETERS if calibrate is None else calibrate
 
 
 def calibration_sequences(config: ModelConfig) -> int:
     """How many sequences of calibration text are worth their time."""
-    return SEQUENCES if config.num_parameters <= LARGE_PARAMETERS else LARGE_SEQUENCES
+    return SEQUENCES if num_parameters(config) <= LARGE_PARAMETERS else LARGE_SEQUENCES
 
 
 def calibration_seconds(config: ModelConfig, target: str) -> float:
@@ -152,21 +153,13 @@ def calibrated_extras(config: ModelConfig, precision: Precision, coded: Collecti
     Args:
         coded: matrices that keep the codes of their file.
     """
-    scaled = Extras(channel_scales=True)
+    scaled = {"channel_scales": True}
     head = head_name(config)
     if precision.format_of(head) != "int4" or head in coded:
         return scaled
-    room = MAX_INT4_BITS / 8 * config.num_parameters - packed_file_nbytes(config, precision, scaled)
-    return replace(scaled, frequent_tokens=frequent_count(config.vocab_size, config.hidden_size, room))
-
-
-def _plain_parts(checkpoint: Checkpoint, precision: Precision, kernels: Kernels) -> Iterator[Part]:
-    """Every tensor in file order, each weight rounded for itself, or its code kept."""
-    coded = kept_codes(checkpoint, precision)
-    for slab, values in read_stored(checkpoint, packed_shapes(checkpoint.config), coded):
-        is_vector = isinstance(values, np.ndarray) and values.ndim == 1
-        packed = None if is_vector else pack_stored(precision.format_of(slab.name), values, kernels)
-        yield Part(slab.name, floats(values), packed, slab.start == 0)
+    size = packed_file_nbytes(config, replace(precision, extras=scaled))
+    room = MAX_INT4_BITS / 8 * num_parameters(config) - size
+    return {**scaled, "frequent_tokens": frequent_count(config.vocab_size, config.hidden_size, room)}
 
 
 def _reported(
@@ -189,7 +182,7 @@ def _reported(
         if progress is not None:
             progress("quantizing", done, total)
     yield from vectors.items()
-    if progress is not None:  # the file's header and checksums are no parts
+    if progress is not None:  # the file's header and checksums are not parts
         progress("quantizing", total, total)
 
 
@@ -206,7 +199,7 @@ def _checked_target(checkpoint: Checkpoint, target: str) -> Precision:
 
 
 def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
-    """Refuse to overwrite: without `force` anything, with it whatever is no packed checkpoint of ours."""
+    """Refuse to overwrite: without `force` anything, with it whatever is not a packed checkpoint of ours."""
     if not folder.exists() and not folder.is_symlink():
         return
     original = checkpoint.path.resolve()
@@ -216,7 +209,7 @@ def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
         )
     if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not _is_ours(folder)):
         raise InvalidRequestError(
-            f"{folder} exists and is no packed checkpoint; it is not replaced even with --force: choose another name",
+            f"{folder} exists and is not a packed checkpoint; it is not replaced even with --force: choose another",
             param="output",
         )
     if not force:

@@ -1,4 +1,4 @@
-"""A Cholesky factorisation in place, in blocks: two to three times as fast as NumPy's on large matrices, in half the
+"""A Cholesky factorization in place, in blocks: two to three times as fast as NumPy's on large matrices, in half the
 memory, because nearly all of it is matrix products."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 _BLOCK = 384
 
 
-def factorise_in_place(matrix: NDArray[np.float64], block: int = _BLOCK) -> None:
+def factorize_in_place(matrix: NDArray[np.float64], block: int = _BLOCK) -> None:
     """Replaces a symmetric positive definite matrix [K, K] by its lower triangular factor L, matrix = L L^T.
 
     Only the lower triangle is read.

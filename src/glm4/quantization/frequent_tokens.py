@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, packed_nbytes
-from glm4.model.precision import FREQUENT_FORMAT
+from glm4.model.tensors import FREQUENT_HEAD, row_of
 
+FREQUENT_FORMAT = row_of(FREQUENT_HEAD).format
 # At most one of so many tokens is frequent: 0.02 bits per weight for a 9B model, 0.06 for the smallest ones.
 FREQUENT_SHARE = 32
 _ROWS = 64  # positions whose distributions are held at a time

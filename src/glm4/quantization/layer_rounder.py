@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 from glm4.errors import CheckpointError
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import PackedWeight
-from glm4.quantization.rounding import damping_for, factorise, round_compensated
+from glm4.quantization.rounding import damping_for, factorize, round_compensated
 
 Float = NDArray[np.float32]
 
-MATRICES = ("qkv", "o", "gate_up", "down")  # in the order in which a layer applies them
 # Formats whose matrices are corrected. int8 is as close to the original as the int8 model that takes its place here.
 CORRECTED = ("int4",)
 # Below that it was not measured whether the correction fits the model or only the text. 11 tokens for each column take
@@ -45,17 +44,18 @@ class InputRecorder:
 
     Attributes:
         names: id of a packed matrix -> its name.
+        inputs: by name, in the order in which the layer applies its matrices.
     """
 
     kernels: Kernels
     names: dict[int, str]
-    inputs: dict[str, list[Float]] = field(default_factory=lambda: {name: [] for name in MATRICES})
+    inputs: dict[str, list[Float]] = field(default_factory=dict)
     attended: list[Float] = field(default_factory=list)
 
     def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
         """`Kernels.linear`, recorded."""
         name, y = self.names[id(weight)], self.kernels.linear(x, weight, bias)
-        self.inputs[name].append(x)
+        self.inputs.setdefault(name, []).append(x)
         if name == "o":
             self.attended.append(y)
         return y
@@ -70,7 +70,8 @@ class LayerRounder:
 
     Attributes:
         tensors: of the layer, float32, channels rescaled.
-        inputs: what the exact model feeds to each matrix, in the same channels; let go once it is rounded.
+        inputs: what the exact model feeds to each matrix, in the order in which the layer applies them, in the same
+            channels; let go once it is rounded.
         attended: what the exact model's `o` makes; None if outputs are not added to the residual stream as they are.
         lag: exact minus rounded hidden states before the layer, [tokens, H]; changed.
         codes: makes a matrix that keeps the codes of its file, or nothing.
@@ -88,14 +89,14 @@ class LayerRounder:
 
     def linear(self, x: Float, weight: PackedWeight, bias: Float | None = None) -> Float:
         """`Kernels.linear` with the next matrix rounded; `weight` is not looked at."""
-        name = MATRICES[len(self.rounded)]
+        name = next(iter(self.inputs))
         exact = self.inputs.pop(name)
         target, hessian, damping = self.tensors[name], input_sum(x, name), damping_for(*x.shape)
         packed = self.codes(name)
         if packed is None:
             if corrects(self.format, *x.shape):
                 target = target + self._correction(name, exact, x, hessian, damping)
-            factors = factorise(hessian, self.format, damping)
+            factors = factorize(hessian, self.format, damping)
             packed = round_compensated(self.format, target, factors, self.kernels)
         self.rounded[name] = packed, output_error(target, packed, hessian, self.kernels)
         y = self.kernels.linear(x, packed, bias)

@@ -1,7 +1,7 @@
-"""How far quantised weights are from their source, by kind of tensor, and how large they are.
+"""How far quantized weights are from their source, by kind of tensor, and how large they are.
 
-The measure is the relative root mean square error sqrt(sum (q - w)^2 / sum w^2) of the dequantised weights q, the same
-for every layer of a kind. It tells a good rounding from a bad one; it is no statement about the model's answers. Nearer
+The measure is the relative root mean square error sqrt(sum (q - w)^2 / sum w^2) of the dequantized weights q, the same
+for every layer of a kind. It tells a good rounding from a bad one; it says nothing about the model's answers. Nearer
 to them is the same error of the outputs q x on the calibration text, known where the rounding was calibrated:
 calibration makes it small, at the cost of a larger error of the weights.
 """

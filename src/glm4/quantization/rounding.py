@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import ROW_BLOCK, PackedWeight, empty_packed
-from glm4.quantization.cholesky import factorise_in_place
+from glm4.quantization.cholesky import factorize_in_place
 from glm4.quantization.int4_grid import Int4Grid
 from glm4.quantization.int8_grid import Int8Grid
 
@@ -115,8 +115,8 @@ def damping_for(tokens: int, cols: int) -> float:
     return DAMPING * float(np.sqrt(cols / max(tokens, 1)))
 
 
-def factorise(hessian: Float, format: str, damping: float) -> Factors:
-    """Damp and factorise H [K, K], symmetric and positive semi-definite.
+def factorize(hessian: Float, format: str, damping: float) -> Factors:
+    """Damp and factorize H [K, K], symmetric and positive semi-definite.
 
     Args:
         format: weight format, a key of GRIDS; it decides about the order of columns.
@@ -135,7 +135,7 @@ def factorise(hessian: Float, format: str, damping: float) -> Factors:
         flipped = hessian[np.ix_(backwards, backwards)].astype(np.float64)
         flipped[np.diag_indices_from(flipped)] += damping * mean
         try:
-            factorise_in_place(flipped)
+            factorize_in_place(flipped)
             break
         except np.linalg.LinAlgError:
             damping *= 10
