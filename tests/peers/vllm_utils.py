@@ -12,6 +12,7 @@ from typing import Any
 
 import anthropic
 import openai
+
 import requests
 
 PEERS = Path(os.environ["GLM4_PEERS"])

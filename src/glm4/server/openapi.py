@@ -9,10 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4 import __version__
-from glm4.api.anthropic.answer_schemas import MESSAGES_SCHEMAS
-from glm4.api.openai.answer_schemas import SCHEMAS, closed, ref
-from glm4.api.openai.fields import body_schema
-from glm4.api.responses.answer_schemas import RESPONSES_SCHEMAS
+from glm4.api.fields import body_schema
+from glm4.api.schemas import closed, components, ref
 from glm4.server.config import ServerConfig
 from glm4.server.middleware import PUBLIC_PATHS
 from glm4.server.operations import OPERATIONS, TEXT, Operation
@@ -62,7 +60,7 @@ def document(config: ServerConfig) -> dict[str, Any]:
         "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,
         "components": {
-            "schemas": {**SCHEMAS, **RESPONSES_SCHEMAS, **MESSAGES_SCHEMAS},
+            "schemas": {**components("openai"), **components("responses"), **components("anthropic")},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
-from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, Field
+from glm4.api.fields import Field
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from glm4.api.responses.request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
 from glm4.server.endpoints.adapters import LOAD_FIELDS, UNLOAD_FIELDS
 from glm4.server.endpoints.embeddings import EMBEDDING_FIELDS

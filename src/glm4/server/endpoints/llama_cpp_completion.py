@@ -14,8 +14,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from glm4.api.fields import BOOLEAN, IDS, OPTIONS, STRING, Field, boolean, is_int, text
 from glm4.api.openai.answers import finite, prompt_text, token_bytes
-from glm4.api.openai.fields import BOOLEAN, IDS, OPTIONS, STRING, Field, boolean, is_int, read_fields, text
+from glm4.api.openai.fields import read_fields
 from glm4.engine.protocol import TokenLogprobs
 from glm4.errors import InvalidRequestError
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
