@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,7 +34,7 @@ from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
 from glm4.server.pages import docs
 from glm4.server.registry import Loader, ModelRegistry
 from glm4.server.state import ServerState
-from glm4.server.stores.response_store import ResponseStore
+from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
 
 ROUTES = [
     Route("/v1/chat/completions", chat_completions.chat_completions, methods=["POST"]),
@@ -99,7 +100,9 @@ def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
         StoreError: the file of stored responses cannot be used.
     """
     registry = ModelRegistry(config, load)
-    stored = ResponseStore(config.store_path, config.store_max_bytes, config.store_max_age)
+    open_store = partial(ResponseStore, config.store_path, config.store_max_bytes, config.store_max_age)
+    # A file is opened here: a server that cannot keep its promise does not start.
+    stored = ThreadedResponseStore(open_store, now=config.store_path is not None)
     state = ServerState(config, registry, ServerMetrics(config.metrics_prefix, registry), stored)
 
     @asynccontextmanager

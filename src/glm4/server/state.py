@@ -15,7 +15,7 @@ from glm4.server.registry import ModelRegistry, Target
 
 if TYPE_CHECKING:
     from glm4.server.metrics import ServerMetrics
-    from glm4.server.stores.response_store import ResponseStore
+    from glm4.server.stores.responses import ThreadedResponseStore
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ServerState:
     config: ServerConfig
     models: ModelRegistry
     metrics: ServerMetrics
-    responses: ResponseStore
+    responses: ThreadedResponseStore
 
     async def read(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request, within this server's limits."""
