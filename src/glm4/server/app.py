@@ -21,7 +21,6 @@ from glm4.server.endpoints import (
     embeddings,
     health,
     llama_cpp,
-    llama_cpp_completion,
     messages,
     metrics,
     models,
@@ -70,8 +69,8 @@ PAGES = [
 """For people with a browser."""
 
 LLAMA_CPP_ROUTES = [
-    Route("/completion", llama_cpp_completion.completion, methods=["POST"]),
-    Route("/completions", llama_cpp_completion.completion, methods=["POST"]),
+    Route("/completion", llama_cpp.completion, methods=["POST"]),
+    Route("/completions", llama_cpp.completion, methods=["POST"]),
     Route("/chat/completions", chat_completions.chat_completions, methods=["POST"]),
     Route("/chat/completions/input_tokens", llama_cpp.input_tokens, methods=["POST"]),
     Route("/v1/chat/completions/input_tokens", llama_cpp.input_tokens, methods=["POST"]),
