@@ -12,7 +12,6 @@ from typing import Any
 
 import anthropic
 import openai
-
 import requests
 
 PEERS = Path(os.environ["GLM4_PEERS"])

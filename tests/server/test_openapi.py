@@ -13,6 +13,7 @@ import jsonschema
 import messages_client
 import openai_schema
 import pytest
+import requests
 import schemathesis
 from anthropic.types.beta import BetaMessage, BetaMessageTokensCount, BetaRawMessageStreamEvent
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +21,6 @@ from hypothesis import seed as with_seed
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-import requests
 from glm4.api.openai.fields import read_fields
 from glm4.errors import InvalidRequestError
 from glm4.server.app import create_app

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.api.llama_cpp.request import LlamaCppRequest
+from glm4.api.llama_cpp.request import SAME_NAMES, LlamaCppRequest
 from glm4.api.openai.answers import finite, prompt_text, token_bytes
 from glm4.engine.protocol import TokenLogprobs
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
@@ -85,14 +85,8 @@ class LlamaCppWriter:
         return {
             "n_predict": -1 if params.max_tokens is None else params.max_tokens,
             "seed": -1 if params.seed is None else params.seed,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
-            "min_p": params.min_p,
+            **{name: getattr(params, name) for name in SAME_NAMES},
             "repeat_penalty": params.repetition_penalty,
-            "presence_penalty": params.presence_penalty,
-            "frequency_penalty": params.frequency_penalty,
-            "ignore_eos": params.ignore_eos,
             "stop": list(params.stop_strings),
             "logit_bias": [{"token": token, "bias": bias} for token, bias in (params.logit_bias or {}).items()],
             "n_probs": params.logprobs or 0,

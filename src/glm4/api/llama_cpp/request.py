@@ -86,7 +86,7 @@ def _prompts(value: Any) -> tuple[list[Any], bool]:
 
 
 def _params(given: Mapping[str, Any], defaults: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
-    changes: dict[str, Any] = {name: given[name] for name in _SAME if name in given}
+    changes: dict[str, Any] = {name: given[name] for name in (*SAME_NAMES, "stop") if name in given}
     if "repeat_penalty" in given:
         changes["repetition_penalty"] = given["repeat_penalty"]
     if "seed" in given:
@@ -135,9 +135,11 @@ def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
     return read
 
 
-_SAME = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "ignore_eos", "stop")
+SAME_NAMES = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "ignore_eos")
+"""Sampling options that are called the same here as in `SamplingParams`."""
+
 FIELDS: Mapping[str, Field] = {
-    **{name: OPTIONS[name] for name in _SAME},
+    **{name: OPTIONS[name] for name in (*SAME_NAMES, "stop")},
     "model": Field(STRING, text),
     "prompt": Field({"anyOf": [STRING, IDS, {"type": "array"}, OBJECT]}, as_it_is),
     "n_predict": _at_least(-1),

@@ -18,6 +18,6 @@ PAGES = (
 
 
 async def root(request: Request) -> Response:
-    """Somebody opened the server's address in a browser."""
+    """The server's address was opened in a browser."""
     # Relative, so that it is right behind a proxy that adds a prefix.
     return RedirectResponse("docs", status_code=307)
