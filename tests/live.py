@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from glm4.llm import LLM
-from glm4.server.app import create_app
+from glm4.server.app import App, create_app
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.registry import Loader
 from glm4.server.run import make_server
-from glm4.server.state import ServerState
+from glm4.server.state import ServerState, find_state
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LiveServer:
 
     @property
     def state(self) -> ServerState:
-        return self.app.state.glm4  # type: ignore[no-any-return]
+        return find_state(self.app, ServerState)
 
     @property
     def llm(self) -> LLM:
@@ -88,6 +88,7 @@ def serve(
     load: Loader | None = None,
     wait: bool = True,
     send_buffer: int | None = None,
+    apps: Sequence[App] = (),
 ) -> Iterator[LiveServer]:
     """Serve on a free port of loopback until the block ends.
 
@@ -96,8 +97,9 @@ def serve(
         load: makes the model of each specification, instead.
         wait: come back when every model is ready (or has failed).
         send_buffer: bytes the system keeps for each connection, to notice early that a client does not read.
+        apps: served beside the API.
     """
-    app = create_app(config, load if llm is None else lambda spec, progress: llm)
+    app = create_app(config, load if llm is None else lambda spec, progress: llm, apps)
     listener = socket.socket()
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
-from glm4.api.openai.fields import OPTIONS
+from glm4.api.fields import OPTIONS
 from glm4.batch.job import BatchJob
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.gguf_quants import BLOCK_FORMATS

@@ -22,7 +22,7 @@ from anthropic.types.beta import message_create_params as beta_create
 
 from glm4.api.anthropic import MessageRequest, parse_count, parse_message
 from glm4.api.anthropic.fields import COUNT_FIELDS, MESSAGE_FIELDS, REFUSED, REFUSED_HEADERS
-from glm4.api.openai.fields import body_schema
+from glm4.api.fields import body_schema
 from glm4.chat.messages import Message, ToolCall
 from glm4.chat.tool_choice import ToolChoice
 from glm4.errors import InvalidRequestError

@@ -13,17 +13,9 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import chat_completion_stream_options_param
 from openai.types.chat import completion_create_params as chat_create_params
 
+from glm4.api.fields import LABELS, OPTIONS, Field, body_schema
 from glm4.api.openai import parse_chat, parse_completion
-from glm4.api.openai.fields import (
-    CHAT_FIELDS,
-    COMPLETION_FIELDS,
-    LABELS,
-    OPTIONS,
-    REFUSED,
-    Field,
-    body_schema,
-    read_fields,
-)
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, REFUSED, read_fields
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 from glm4.server.endpoints.embeddings import EMBEDDING_FIELDS

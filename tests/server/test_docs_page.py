@@ -10,9 +10,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from glm4.server.pages.docs import FILES
+from glm4.server.pages.docs import PAGES
 from live import config, serve
 from scripted_llm import scripted_llm
+
+NAMES = {page.file.name for page in PAGES}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,11 @@ def test_the_root_leads_to_the_page(client: httpx.Client) -> None:
 
 
 def test_the_page_may_load_its_own_files_only(client: httpx.Client) -> None:
-    for path, kind in {"": "text/html", **{f"/{name}": kind for name, kind in FILES.items()}}.items():
-        answer = client.get(f"/docs{path}")
+    for page in PAGES:
+        answer = client.get(page.path)
         assert answer.status_code == 200
-        assert answer.headers["content-type"] == f"{kind}; charset=utf-8"
+        assert answer.content == page.file.read_bytes()
+        assert answer.headers["content-type"] == f"{page.media_type}; charset=utf-8"
         assert answer.headers["x-content-type-options"] == "nosniff"
         policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
         assert policy.pop("default-src") == "'none'"
@@ -48,7 +51,7 @@ def test_everything_the_page_names_is_served(client: httpx.Client) -> None:
     page = static("docs.html")
     for target in re.findall(r'(?:href|src)="([^"]+)"', page):
         assert client.get(f"/{target}").status_code == 200, target
-    for name in ("docs.html", *FILES):
+    for name in NAMES:
         assert "//" not in re.sub(r"^\s*//.*$", "", static(name), flags=re.MULTILINE), f"{name} names another place"
     assert not re.search(r"<script>|style=|\son\w+=", page), "the policy forbids what stands in the page itself"
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|document\.write", static("docs.js"))
@@ -66,4 +69,4 @@ def test_the_script_and_the_page_agree() -> None:
 
 def test_the_files_lie_in_the_package() -> None:
     folder = Path(str(resources.files("glm4.server.pages"))) / "docs_page"
-    assert {path.name for path in folder.iterdir()} == {"docs.html", *FILES}
+    assert {path.name for path in folder.iterdir()} == NAMES

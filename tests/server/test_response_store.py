@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ import pytest
 
 from glm4.errors import StoreError
 from glm4.server.app import create_app
-from glm4.server.stores.response_database import ResponseDatabase
-from glm4.server.stores.response_store import ResponseStore
+from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
 from live import config
 
 MEGABYTE = 1 << 20
@@ -41,8 +41,8 @@ def asked(name: str) -> list[dict[str, Any]]:
     return [{"id": f"in_{name}", "type": "message", "role": "user", "content": []}]
 
 
-def database(path: Path | None, max_bytes: int = MEGABYTE, max_age: float = 1e6, clock: Any = None) -> ResponseDatabase:
-    return ResponseDatabase(path, max_bytes, max_age, clock or Clock())
+def database(path: Path | None, max_bytes: int = MEGABYTE, max_age: float = 1e6, clock: Any = None) -> ResponseStore:
+    return ResponseStore(path, max_bytes, max_age, clock or Clock())
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -51,12 +51,12 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 
 @pytest.fixture
-def small(path: Path | None) -> Iterator[ResponseDatabase]:
+def small(path: Path | None) -> Iterator[ResponseStore]:
     with closing(database(path, max_bytes=20_000)) as made:
         yield made
 
 
-def test_what_is_stored_comes_back_until_it_is_deleted(small: ResponseDatabase) -> None:
+def test_what_is_stored_comes_back_until_it_is_deleted(small: ResponseStore) -> None:
     small.insert(response("a", text="世界"), asked("a"))
     found = small.get("a")
     assert found is not None
@@ -69,7 +69,7 @@ def test_what_is_stored_comes_back_until_it_is_deleted(small: ResponseDatabase) 
     assert small.output_item("msg_a") is None
 
 
-def test_a_conversation_is_read_from_its_beginning(small: ResponseDatabase) -> None:
+def test_a_conversation_is_read_from_its_beginning(small: ResponseStore) -> None:
     small.insert(response("a"), asked("a"))
     small.insert(response("b", "a"), asked("b"))
     small.insert(response("other", "a"), asked("other"))
@@ -83,7 +83,7 @@ def test_a_conversation_is_read_from_its_beginning(small: ResponseDatabase) -> N
     assert small.conversation("nothing") is None
 
 
-def test_an_unfinished_response_is_finished_in_place(small: ResponseDatabase) -> None:
+def test_an_unfinished_response_is_finished_in_place(small: ResponseStore) -> None:
     small.insert(response("a", status="in_progress") | {"output": []}, asked("a"))
     assert small.output_item("msg_a") is None
     assert small.finish(response("a", text="done"))
@@ -96,7 +96,7 @@ def test_an_unfinished_response_is_finished_in_place(small: ResponseDatabase) ->
     assert small.get("a") is None  # a deleted response does not come back
 
 
-def test_the_oldest_go_first_when_it_becomes_too_large(small: ResponseDatabase) -> None:
+def test_the_oldest_go_first_when_it_becomes_too_large(small: ResponseStore) -> None:
     for index in range(40):
         small.insert(response(f"r{index}", text="x" * 1000), asked(f"r{index}"))
     kept = [index for index in range(40) if small.get(f"r{index}") is not None]
@@ -109,7 +109,7 @@ def test_the_oldest_go_first_when_it_becomes_too_large(small: ResponseDatabase) 
     assert small.get("r39") is not None
 
 
-def test_a_conversation_that_goes_on_is_kept(small: ResponseDatabase) -> None:
+def test_a_conversation_that_goes_on_is_kept(small: ResponseStore) -> None:
     small.insert(response("begin", text="x" * 1000), asked("begin"))
     small.insert(response("idle", text="x" * 1000), asked("idle"))
     previous = "begin"
@@ -250,7 +250,7 @@ def test_a_write_that_fails_is_undone(tmp_path: Path) -> None:
 
 
 def test_the_asynchronous_store(tmp_path: Path) -> None:
-    async def use(store: ResponseStore) -> None:
+    async def use(store: ThreadedResponseStore) -> None:
         await asyncio.gather(*(store.insert(response(f"r{index}"), asked("x")) for index in range(20)))
         assert all([await store.get(f"r{index}") is not None for index in range(20)])
         assert set(await store.output_items(["msg_r1", "msg_none"])) == {"msg_r1"}
@@ -260,5 +260,5 @@ def test_the_asynchronous_store(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="stopping"):
             await store.get("r1")
 
-    asyncio.run(use(ResponseStore(tmp_path / "s.db", MEGABYTE, 1e6)))
-    asyncio.run(use(ResponseStore(None, MEGABYTE, 1e6)))
+    asyncio.run(use(ThreadedResponseStore(partial(ResponseStore, tmp_path / "s.db", MEGABYTE, 1e6), now=True)))
+    asyncio.run(use(ThreadedResponseStore(partial(ResponseStore, None, MEGABYTE, 1e6), now=False)))

@@ -12,7 +12,7 @@ import pytest
 from openai.types.responses import input_token_count_params, response_create_params
 from pydantic import BaseModel, ConfigDict
 
-from glm4.api.openai.fields import LABELS
+from glm4.api.fields import LABELS
 from glm4.api.responses.request import (
     INPUT_TOKENS_FIELDS,
     REFUSED,

@@ -1,132 +1,149 @@
-"""`create_app`: the route table, and the server put together. One endpoint, one file, one line here."""
+"""`create_app`: the server put together from apps, its own and further ones."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+from glm4.api.schemas import Schema, components
 from glm4.errors import Glm4Error
-from glm4.server import openapi
+from glm4.server import routes
 from glm4.server.config import ServerConfig
-from glm4.server.endpoints import (
-    adapters,
-    chat_completions,
-    completions,
-    embeddings,
-    health,
-    llama_cpp,
-    llama_cpp_completion,
-    messages,
-    metrics,
-    models,
-    responses,
-    tokenize,
-)
 from glm4.server.errors import ApiError, error_response
 from glm4.server.metrics import ServerMetrics
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
-from glm4.server.pages import docs
+from glm4.server.openapi import OPENAPI_JSON, OpenAPI, document
+from glm4.server.operations import Operation
+from glm4.server.pages import Page, docs
 from glm4.server.registry import Loader, ModelRegistry
 from glm4.server.state import ServerState
-from glm4.server.stores.response_store import ResponseStore
-
-ROUTES = [
-    Route("/v1/chat/completions", chat_completions.chat_completions, methods=["POST"]),
-    Route("/v1/chat/completions/render", tokenize.render, methods=["POST"]),
-    Route("/v1/completions", completions.completions, methods=["POST"]),
-    Route("/v1/responses", responses.create, methods=["POST"]),
-    Route("/v1/responses/input_tokens", responses.count_tokens, methods=["POST"]),
-    Route("/v1/responses/{response_id}", responses.retrieve, methods=["GET"]),
-    Route("/v1/responses/{response_id}", responses.delete, methods=["DELETE"]),
-    Route("/v1/responses/{response_id}/cancel", responses.cancel, methods=["POST"]),
-    Route("/v1/responses/{response_id}/input_items", responses.list_input_items, methods=["GET"]),
-    Route("/v1/embeddings", embeddings.embeddings, methods=["POST"]),
-    Route("/v1/messages", messages.messages, methods=["POST"]),
-    Route("/v1/messages/count_tokens", messages.count_tokens, methods=["POST"]),
-    Route("/v1/models", models.list_models, methods=["GET"]),
-    Route("/v1/models/{model:path}", models.retrieve_model, methods=["GET"]),
-    Route("/tokenize", tokenize.tokenize, methods=["POST"]),
-    Route("/detokenize", tokenize.detokenize, methods=["POST"]),
-    Route("/tokenizer_info", tokenize.tokenizer_info, methods=["GET"]),
-    Route("/health", health.health, methods=["GET"]),
-    Route("/ready", health.ready, methods=["GET"]),
-    Route("/version", health.version, methods=["GET"]),
-    Route("/metrics", metrics.metrics, methods=["GET"]),
-    Route("/openapi.json", openapi.openapi_json, methods=["GET"]),
-]
-"""The API: each route has a row in `operations.OPERATIONS`, which describes it."""
-
-PAGES = [
-    Route("/", docs.root, methods=["GET"]),
-    Route("/docs", docs.docs, methods=["GET"]),
-    Route("/docs/{file}", docs.docs_file, methods=["GET"]),
-]
-"""For people with a browser."""
-
-LLAMA_CPP_ROUTES = [
-    Route("/completion", llama_cpp_completion.completion, methods=["POST"]),
-    Route("/completions", llama_cpp_completion.completion, methods=["POST"]),
-    Route("/chat/completions", chat_completions.chat_completions, methods=["POST"]),
-    Route("/chat/completions/input_tokens", llama_cpp.input_tokens, methods=["POST"]),
-    Route("/v1/chat/completions/input_tokens", llama_cpp.input_tokens, methods=["POST"]),
-    Route("/apply-template", llama_cpp.apply_template, methods=["POST"]),
-    Route("/models", models.list_models, methods=["GET"]),
-    Route("/props", llama_cpp.props, methods=["GET"]),
-    Route("/slots", llama_cpp.slots, methods=["GET"]),
-    Route("/v1/health", health.health, methods=["GET"]),
-]
-"""What programs for llama.cpp's server ask for beside OpenAI's paths."""
-
-ADAPTER_ROUTES = [
-    Route("/v1/load_lora_adapter", adapters.load_adapter, methods=["POST"]),
-    Route("/v1/unload_lora_adapter", adapters.unload_adapter, methods=["POST"]),
-]
-"""Only with `allow_adapter_loading`."""
+from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
 
 
-def create_app(config: ServerConfig, load: Loader | None = None) -> Starlette:
+@dataclass(frozen=True)
+class App:
+    """A part of the server: its paths, its state, its start and end. Keys, hosts, origins and errors are the server's.
+
+    Attributes:
+        name: for errors.
+        operations: paths that /openapi.json describes.
+        routes: paths that it does not.
+        pages: files for browsers; open without a key.
+        public: further paths that are open without a key, as they are requested.
+        schemas: components that the operations name, beside those of the API.
+        state: what its endpoints need; `find_state(request.app, its class)` gives it back.
+        start: runs before the first request, in the order of the apps; an error ends the server.
+        stop: runs after the last request, in the opposite order, if the start went well.
+    """
+
+    name: str
+    operations: Sequence[Operation] = ()
+    routes: Sequence[Route] = ()
+    pages: Sequence[Page] = ()
+    public: frozenset[str] = frozenset()
+    schemas: Mapping[str, Schema] = field(default_factory=dict)
+    state: object = None
+    start: Callable[[Starlette], Awaitable[None]] | None = None
+    stop: Callable[[Starlette], Awaitable[None]] | None = None
+
+    def all_routes(self) -> list[Route]:
+        """Of operations and pages, too."""
+        return [*(one.route() for one in self.operations), *(page.route() for page in self.pages), *self.routes]
+
+
+def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[App] = ()) -> Starlette:
     """An ASGI application that loads its models in the background once it is started.
 
     Args:
         load: makes the `LLM` of a model; None loads it as `LLM` does.
+        apps: what it serves beside the API.
 
     Raises:
         StoreError: the file of stored responses cannot be used.
+        ValueError: two apps have the same path, component or type of state.
     """
-    registry = ModelRegistry(config, load)
-    stored = ResponseStore(config.store_path, config.store_max_bytes, config.store_max_age)
-    state = ServerState(config, registry, ServerMetrics(config.metrics_prefix, registry), stored)
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        registry.start_loading()
-        try:
-            yield
-        finally:
-            await registry.close()
-            await stored.close()
-
-    app = Starlette(
-        routes=[
-            *ROUTES,
-            *PAGES,
-            *LLAMA_CPP_ROUTES,
-            *(ADAPTER_ROUTES if config.allow_adapter_loading else []),
-        ],
-        lifespan=lifespan,
+    mounted = [_api(config, load), App("llama.cpp", routes=routes.LLAMA_CPP, public=routes.LLAMA_CPP_PUBLIC)]
+    if config.allow_adapter_loading:
+        mounted.append(App("adapter loading", operations=routes.ADAPTERS))
+    mounted += [App("docs", routes=[Route("/", docs.root)], pages=docs.PAGES, public=frozenset({"/"})), *apps]
+    public = {"/openapi.json", *(path for app in mounted for path in (*app.public, *(page.path for page in app.pages)))}
+    operations = [*(one for app in mounted for one in app.operations), OPENAPI_JSON]
+    schemas = {name: schema for app in mounted for name, schema in app.schemas.items()}
+    described = OpenAPI(document(operations, schemas, public if config.api_keys else None))
+    mounted.append(App("openapi", operations=[OPENAPI_JSON], state=described))
+    _check_apart(mounted)
+    served = Starlette(
+        routes=[route for app in mounted for route in app.all_routes()],
+        lifespan=partial(_running, mounted=mounted),
         exception_handlers=dict.fromkeys((ApiError, Glm4Error, HTTPException, Exception), error_response),
         middleware=[
             Middleware(RequestLog),
             Middleware(Origins, config=config),
             Middleware(HostCheck, config=config),
-            Middleware(Keys, keys=config.api_keys),
+            Middleware(Keys, keys=config.api_keys, public=public),
         ],
     )
-    app.router.redirect_slashes = False
-    app.state.glm4 = state
-    return app
+    served.router.redirect_slashes = False
+    served.state.by_type = {type(app.state): app.state for app in mounted}
+    served.state.start_error = None
+    return served
+
+
+def _api(config: ServerConfig, load: Loader | None) -> App:
+    registry = ModelRegistry(config, load)
+    open_store = partial(ResponseStore, config.store_path, config.store_max_bytes, config.store_max_age)
+    # A file is opened here: a server that cannot keep its promise does not start.
+    stored = ThreadedResponseStore(open_store, now=config.store_path is not None)
+
+    async def start(app: Starlette) -> None:
+        registry.start_loading()
+
+    async def stop(app: Starlette) -> None:
+        await registry.close()
+        await stored.close()
+
+    return App(
+        "api",
+        operations=routes.API,
+        public=routes.API_PUBLIC,
+        schemas={**components("openai"), **components("responses"), **components("anthropic")},
+        state=ServerState(config, registry, ServerMetrics(config.metrics_prefix, registry), stored),
+        start=start,
+        stop=stop,
+    )
+
+
+def _check_apart(mounted: Sequence[App]) -> None:
+    """Apps must not hide each other's paths, components or states."""
+    paths = [route for app in mounted for route in app.all_routes()]
+    names = [f"{method} {route.path}" for route in paths for method in (route.methods or set()) - {"HEAD"}]
+    names += [f"the component {name}" for app in mounted for name in app.schemas]
+    kinds = [type(app.state) for app in mounted if app.state is not None]
+    names += [f"a state of type {kind.__module__}.{kind.__qualname__}" for kind in kinds]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"two apps have {twice[0]}")
+
+
+@asynccontextmanager
+async def _running(app: Starlette, mounted: Sequence[App]) -> AsyncIterator[None]:
+    """Start the apps in order; stop those that were started in the opposite order, whatever goes wrong."""
+    async with AsyncExitStack() as started:
+        for one in mounted:
+            if one.start is not None:
+                try:
+                    await one.start(app)
+                except Exception as error:
+                    app.state.start_error = Glm4Error(f"the server cannot start: {one.name}: {error}")
+                    raise
+            if one.stop is not None:
+                started.push_async_callback(one.stop, app)
+        yield

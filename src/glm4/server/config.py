@@ -46,7 +46,7 @@ class ServerConfig:
         allowed_origins: origins browsers may call from (CORS); none by default.
         max_queue: requests that wait beyond those that run; more get 429.
         queue_timeout: seconds a request may wait for its turn before it gets 503.
-        request_timeout: seconds a request may take in all; None is no limit.
+        request_timeout: seconds a request may take in all; None means no limit.
         stall_timeout: seconds a client may leave a stream unread before it is cut off.
         keep_alive: seconds of silence in a stream after which a comment is sent.
         max_body_bytes: longest request body.

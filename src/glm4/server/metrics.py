@@ -21,7 +21,7 @@ _SAMPLES = (1, 2, 5, 10, 20)
 
 
 class ServerMetrics:
-    """Counters and histograms of one server, and the gauges read from its engines when somebody asks."""
+    """Counters and histograms of one server, and the gauges read from its engines when they are asked for."""
 
     def __init__(self, prefix: str, models: ModelRegistry) -> None:
         self.registry = CollectorRegistry()
@@ -96,7 +96,7 @@ class RequestTimer:
         self._metrics.generation_tokens.labels(self._model).inc(count)
 
     def finished(self, reasons: Iterable[str]) -> None:
-        """It is over: one reason a sample."""
+        """It is over: one reason per sample."""
         now = time.monotonic()
         for reason in reasons:
             self._metrics.request_success.labels(self._model, reason).inc()
@@ -117,7 +117,7 @@ class _EngineCollector(Collector):
         self._models = models
 
     def collect(self) -> Iterable[Metric]:
-        """One family a number, one sample a model."""
+        """One family per number, one sample per model."""
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
 
         def put(kind: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, text: str, value: float) -> None:

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,14 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
 from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
-from glm4.server.pages.docs import FILES
 
 access_log = logging.getLogger("glm4.access")
-
-PUBLIC_PATHS = frozenset(
-    {"/", "/health", "/v1/health", "/ready", "/version", "/docs", "/openapi.json", *(f"/docs/{name}" for name in FILES)}
-)
-"""Open without a key: whether the server lives, and what it can do."""
 
 _NOTHING_SENT = 499  # as it is logged: the client hung up before there was an answer
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -176,15 +170,20 @@ class HostCheck:
 
 
 class Keys:
-    """API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; compared in constant time."""
+    """API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; compared in constant time.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    Args:
+        public: paths that are open without one.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str], public: Collection[str]) -> None:
         self._app = app
+        self._public = public
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        if scope["type"] == "http" and self._keys and scope["path"] not in PUBLIC_PATHS and not self._opens(scope):
+        if scope["type"] == "http" and self._keys and scope["path"] not in self._public and not self._opens(scope):
             error = ApiError(
                 401, "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},

@@ -1,22 +1,19 @@
-"""GET /openapi.json: an OpenAPI 3.1 document made of the tables that requests are read with."""
+"""GET /openapi.json: an OpenAPI 3.1 document made of the tables that requests are routed and read with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4 import __version__
-from glm4.api.anthropic.answer_schemas import MESSAGES_SCHEMAS
-from glm4.api.openai.answer_schemas import SCHEMAS, closed, ref
-from glm4.api.openai.fields import body_schema
-from glm4.api.responses.answer_schemas import RESPONSES_SCHEMAS
-from glm4.server.config import ServerConfig
-from glm4.server.middleware import PUBLIC_PATHS
-from glm4.server.operations import OPERATIONS, TEXT, Operation
-from glm4.server.state import server_state
+from glm4.api.fields import body_schema
+from glm4.api.schemas import Schema, closed, ref
+from glm4.server.operations import TEXT, Operation
+from glm4.server.state import find_state
 
 _ERRORS: Mapping[int, str] = {
     400: "a field is unknown, unsupported or has an impossible value, or the body is no JSON; param names the field",
@@ -39,17 +36,36 @@ _REQUEST_ID = {
 }
 
 
+@dataclass(frozen=True)
+class OpenAPI:
+    """The document of a server."""
+
+    document: dict[str, Any]
+
+
 async def openapi_json(request: Request) -> Response:
     """The document of this server."""
-    return JSONResponse(document(server_state(request).config))
+    return JSONResponse(find_state(request.app, OpenAPI).document)
 
 
-def document(config: ServerConfig) -> dict[str, Any]:
-    """An OpenAPI 3.1 document of what a server with this configuration does."""
+OPENAPI_JSON = Operation(
+    "get", "/openapi.json", openapi_json, "Server", "This document", "本文档", "OpenAPI"
+)  # fmt: skip
+
+
+def document(
+    operations: Sequence[Operation], schemas: Mapping[str, Schema], public: Collection[str] | None
+) -> dict[str, Any]:
+    """An OpenAPI 3.1 document.
+
+    Args:
+        schemas: the components the operations name.
+        public: paths that are open without an API key; None if no path needs one.
+    """
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
-        if config.allow_adapter_loading or not operation.path.endswith("_lora_adapter"):
-            paths.setdefault(operation.path, {})[operation.method] = _operation(operation, bool(config.api_keys))
+    for operation in operations:
+        locked = public is not None and operation.path not in public
+        paths.setdefault(operation.shown_path, {})[operation.method] = _operation(operation, locked)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -59,10 +75,10 @@ def document(config: ServerConfig) -> dict[str, Any]:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in OPERATIONS)],
+        "tags": [{"name": name} for name in dict.fromkeys(operation.tag for operation in operations)],
         "paths": paths,
         "components": {
-            "schemas": {**SCHEMAS, **RESPONSES_SCHEMAS, **MESSAGES_SCHEMAS},
+            "schemas": dict(schemas),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -71,8 +87,7 @@ def document(config: ServerConfig) -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
-    locked = keys and operation.path not in PUBLIC_PATHS
+def _operation(operation: Operation, locked: bool) -> dict[str, Any]:
     return {
         "operationId": _identifier(operation),
         "tags": [operation.tag],
@@ -86,7 +101,7 @@ def _operation(operation: Operation, keys: bool) -> dict[str, Any]:
 
 
 def _identifier(operation: Operation) -> str:
-    words = operation.path.replace("{", "").replace("}", "").replace(".", "_").strip("/").split("/")
+    words = operation.shown_path.replace("{", "").replace("}", "").replace(".", "_").strip("/").split("/")
     return "_".join([operation.method, *words])
 
 
@@ -95,7 +110,7 @@ def _parameters(operation: Operation) -> dict[str, Any]:
         return {}
     rows = []
     for name, description in operation.parameters.items():
-        place = "path" if f"{{{name}}}" in operation.path else "query"
+        place = "path" if f"{{{name}}}" in operation.shown_path else "query"
         schema = {"type": "string", "minLength": 1}
         rows.append(
             {"name": name, "in": place, "required": place == "path", "schema": schema, "description": description}

@@ -15,10 +15,11 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.server.config import ServerConfig
 from glm4.server.connection import Connection
-from glm4.server.state import ServerState
+from glm4.server.errors import log
+from glm4.server.state import ServerState, find_state
 
 MAX_HEADER_BYTES = 64 << 10
 KEEP_ALIVE_SECONDS = 15
@@ -52,7 +53,7 @@ def make_server(app: Starlette, config: ServerConfig) -> uvicorn.Server:
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    return _Server(settings, app.state.glm4)
+    return _Server(settings, find_state(app, ServerState))
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -88,14 +89,27 @@ def _advice(error: OSError) -> str:
 
 
 def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests."""
+    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests.
+
+    Raises:
+        Glm4Error: an app cannot start.
+    """
     # uvicorn raises the signal again once it is done; the end we want is a quiet one.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    make_server(app, config).run(sockets=[listener])
-    if app.state.glm4.models.is_loading:
+    try:
+        make_server(app, config).run(sockets=[listener])
+    except SystemExit:  # uvicorn's way to say that the start failed
+        if app.state.start_error is None:
+            raise
+    error: Glm4Error | None = app.state.start_error
+    if find_state(app, ServerState).models.is_loading:
         # The thread that reads a model must not meet the end of the interpreter in the middle of native code.
+        if error is not None:
+            log.error("%s", error)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(0 if error is None else error.exit_code)
+    if error is not None:
+        raise error

@@ -1,11 +1,12 @@
-"""`ServerState`: what every endpoint needs, handed on by the application and never by a global."""
+"""`ServerState`: what every endpoint needs. The application holds the state of each app, by type; nothing is global."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 
 from glm4.server.body import read_json
@@ -15,7 +16,9 @@ from glm4.server.registry import ModelRegistry, Target
 
 if TYPE_CHECKING:
     from glm4.server.metrics import ServerMetrics
-    from glm4.server.stores.response_store import ResponseStore
+    from glm4.server.stores.responses import ThreadedResponseStore
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class ServerState:
     config: ServerConfig
     models: ModelRegistry
     metrics: ServerMetrics
-    responses: ResponseStore
+    responses: ThreadedResponseStore
 
     async def read(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request, within this server's limits."""
@@ -35,7 +38,7 @@ class ServerState:
         """The model a body asks for.
 
         Raises:
-            ApiError: no such model, not ready, or `model` is no string.
+            ApiError: no such model, not ready, or `model` is not a string.
         """
         name = body.get("model")
         if name is not None and not isinstance(name, str):
@@ -43,6 +46,15 @@ class ServerState:
         return self.models.find(name)
 
 
+def find_state(app: Starlette, kind: type[_T]) -> _T:
+    """The state of this type that one of the apps brought; an endpoint has the application as `request.app`.
+
+    Raises:
+        KeyError: none did.
+    """
+    return cast(_T, app.state.by_type[kind])
+
+
 def server_state(request: Request) -> ServerState:
-    """The state of the application that serves a request."""
-    return cast(ServerState, request.app.state.glm4)
+    """The state of the API that serves a request."""
+    return find_state(request.app, ServerState)

@@ -9,7 +9,8 @@ from typing import Any
 from glm4.api.anthropic.content import read_messages, read_system
 from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, string
 from glm4.api.anthropic.tools import read_tool_choice, read_tools
-from glm4.api.openai.fields import BOOLEAN, OBJECT, STRING, Field, Schema, as_it_is, boolean, is_int, only, text
+from glm4.api.fields import BOOLEAN, STRING, Field, as_it_is, boolean, is_int, only, text
+from glm4.api.schemas import schemas
 from glm4.sampling_params import MAX_STOP_STRINGS
 
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
@@ -81,93 +82,17 @@ def _diagnostics(name: str, value: Any) -> bool:
     return "previous_message_id" in given
 
 
-def _closed(properties: Mapping[str, Schema], *required: str) -> dict[str, Any]:
-    """An object with these members and no others."""
-    return {"type": "object", "required": list(required), "properties": properties, "additionalProperties": False}
-
-
-_CACHE_CONTROL = {
-    **_closed({"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h"]}}, "type"),
-    "description": "A hint without effect: prompts are always cached.",
-}
-
-
-def _block(what: str, properties: Mapping[str, Schema], *optional: str) -> Schema:
-    """A content block; its optional members, and cache_control, may be missing."""
-    required = [name for name in properties if name not in optional]
-    return _closed({"type": {"const": what}, **properties, "cache_control": _CACHE_CONTROL}, "type", *required)
-
-
-_TEXT = _block("text", {"text": STRING})
-_TEXTS: Schema = {"anyOf": [STRING, {"type": "array", "items": _TEXT}]}
-_BLOCK: Schema = {
-    "anyOf": [
-        _TEXT,
-        _closed({"type": {"const": "thinking"}, "thinking": STRING, "signature": STRING}, "type", "thinking"),
-        _closed({"type": {"const": "redacted_thinking"}, "data": STRING}, "type", "data"),
-        _block("tool_use", {"id": STRING, "name": STRING, "input": OBJECT}),
-        _block("tool_result", {"tool_use_id": STRING, "content": _TEXTS, "is_error": BOOLEAN}, "content", "is_error"),
-        _block("document", {"source": OBJECT, "title": STRING, "context": STRING}, "title", "context"),
-        _block("search_result", {"source": STRING, "title": STRING, "content": {"type": "array", "items": _TEXT}}),
-    ]
-}
-_MESSAGE = _closed(
-    {
-        "role": {"enum": ["user", "assistant", "system"]},
-        "content": {"anyOf": [STRING, {"type": "array", "items": _BLOCK}]},
-    },
-    "role",
-    "content",
-)
-_TOOL = _closed(
-    {
-        "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,128}$"},
-        "description": STRING,
-        "input_schema": OBJECT,
-        "type": {"const": "custom"},
-        "strict": BOOLEAN,
-        "input_examples": {"type": "array", "items": OBJECT},
-        "eager_input_streaming": BOOLEAN,
-        "cache_control": _CACHE_CONTROL,
-    },
-    "name",
-    "input_schema",
-)
-_ALONE: Mapping[str, Schema] = {"disable_parallel_tool_use": BOOLEAN}
-_TOOL_CHOICE: Schema = {
-    "anyOf": [
-        _closed({"type": {"enum": ["auto", "any"]}, **_ALONE}, "type"),
-        _closed({"type": {"const": "tool"}, "name": STRING, **_ALONE}, "type", "name"),
-        _closed({"type": {"const": "none"}}, "type"),
-    ]
-}
-_DISPLAY: Mapping[str, Schema] = {"display": {"enum": ["summarized", "omitted"]}}
-_BUDGET: Schema = {"type": "integer", "minimum": 1, "description": "A hint without effect."}
-_THINKING: Schema = {
-    "anyOf": [
-        _closed({"type": {"const": "enabled"}, "budget_tokens": _BUDGET, **_DISPLAY}, "type", "budget_tokens"),
-        _closed({"type": {"const": "adaptive"}, **_DISPLAY}, "type"),
-        _closed({"type": {"enum": ["between_tools", "disabled"]}}, "type"),
-    ]
-}
-_OUTPUT_CONFIG = _closed(
-    {
-        "effort": {"enum": list(EFFORTS), "description": "A hint without effect."},
-        "format": _closed({"type": {"const": "json_schema"}, "schema": OBJECT}, "type", "schema"),
-    }
-)
-_EDIT = _closed({"type": {"const": "clear_thinking_20251015"}, "keep": {}}, "type")
-
+_SCHEMAS = schemas("anthropic")
 _PROMPT: Mapping[str, Field] = {
     "model": Field(STRING, text),
-    "messages": Field({"type": "array", "minItems": 1, "items": _MESSAGE}, lambda name, value: read_messages(value)),
-    "system": Field(_TEXTS, lambda name, value: read_system(value)),
-    "tools": Field({"type": "array", "items": _TOOL}, lambda name, value: read_tools(value)),
-    "tool_choice": Field(_TOOL_CHOICE, lambda name, value: read_tool_choice(value)),
-    "thinking": Field(_THINKING, _thinking),
-    "output_config": Field(_OUTPUT_CONFIG, _output_config),
-    "context_management": Field(_closed({"edits": {"type": "array", "items": _EDIT}}), _context_management),
-    "cache_control": Field(_CACHE_CONTROL, _cache_control),
+    "messages": Field(_SCHEMAS["messages"], lambda name, value: read_messages(value)),
+    "system": Field(_SCHEMAS["texts"], lambda name, value: read_system(value)),
+    "tools": Field(_SCHEMAS["tools"], lambda name, value: read_tools(value)),
+    "tool_choice": Field(_SCHEMAS["tool_choice"], lambda name, value: read_tool_choice(value)),
+    "thinking": Field(_SCHEMAS["thinking"], _thinking),
+    "output_config": Field(_SCHEMAS["output_config"], _output_config),
+    "context_management": Field(_SCHEMAS["context_management"], _context_management),
+    "cache_control": Field(_SCHEMAS["cache_control"], _cache_control),
     "speed": Field({"enum": ["standard"]}, only("standard")),
 }
 
@@ -184,9 +109,9 @@ MESSAGE_FIELDS: Mapping[str, Field] = MappingProxyType(
         "top_p": Field({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, as_it_is, sampling="top_p"),
         "top_k": Field({"type": "integer", "minimum": 0}, _whole, sampling="top_k"),
         "stream": Field(BOOLEAN, boolean),
-        "metadata": Field(_closed({"user_id": STRING}), _metadata),
+        "metadata": Field(_SCHEMAS["metadata"], _metadata),
         "service_tier": Field({"enum": ["auto", "standard_only"]}, only("auto", "standard_only")),
-        "diagnostics": Field(_closed({"previous_message_id": STRING}), _diagnostics),
+        "diagnostics": Field(_SCHEMAS["diagnostics"], _diagnostics),
     }
 )
 """Fields of a /v1/messages body."""
@@ -209,7 +134,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "output_format": "the old name of output_config.format",
     }
 )
-"""Fields of Anthropic's schema that are not done here, and why."""
+"""Fields of Anthropic's schema that are not supported, and why."""
 
 REFUSED_HEADERS: Mapping[str, str] = MappingProxyType(
     {

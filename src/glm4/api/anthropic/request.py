@@ -9,7 +9,7 @@ from typing import Any, Literal
 from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED, REFUSED
 from glm4.api.anthropic.members import refusal
 from glm4.api.anthropic.tools import Choice
-from glm4.api.openai.fields import Field, read_fields
+from glm4.api.fields import Field, read_fields
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.sampling_params import SamplingParams

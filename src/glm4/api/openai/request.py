@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, is_int, read_fields
+from glm4.api.fields import is_int
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, read_fields
 from glm4.chat.chat_request import ChatRequest
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams

@@ -7,19 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from glm4.api.openai.fields import (
-    BOOLEAN,
-    CHAT_FIELDS,
-    OPTIONS,
-    STRING,
-    Field,
-    boolean,
-    is_int,
-    mapping,
-    only,
-    read_fields,
-    text,
-)
+from glm4.api.fields import BOOLEAN, OPTIONS, STRING, Field, boolean, is_int, mapping, only, read_fields, text
+from glm4.api.openai.fields import CHAT_FIELDS
 from glm4.api.responses import schemas as responses_schemas
 from glm4.api.responses.items import Item, read_input, to_messages
 from glm4.api.responses.tools import offer, read_object, read_tool_choice, read_tools

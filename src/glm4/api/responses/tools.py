@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glm4.api.openai.fields import Reader, as_it_is, boolean, mapping, only, text
+from glm4.api.fields import Reader, as_it_is, boolean, mapping, only, text
 from glm4.chat.dialects.glm4 import RAW_TOOLS
 from glm4.chat.tool_choice import ToolChoiceValue
 from glm4.errors import InvalidRequestError

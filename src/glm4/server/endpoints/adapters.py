@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from glm4.api.openai.fields import STRING, Field, read_fields, text
+from glm4.api.fields import STRING, Field, read_fields, text
 from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.server.errors import ApiError, log
 from glm4.server.registry import ModelRegistry, ServedModel

@@ -13,7 +13,8 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.api.openai.fields import COMPLETION_FIELDS, STRING, Field, only, read_fields, text
+from glm4.api.fields import STRING, Field, only, text
+from glm4.api.openai.fields import COMPLETION_FIELDS, read_fields
 from glm4.api.openai.request import read_prompts
 from glm4.errors import InvalidRequestError
 from glm4.requests.input_processor import PreparedRequest

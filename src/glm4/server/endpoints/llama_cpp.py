@@ -1,21 +1,58 @@
-"""llama.cpp's smaller endpoints, for programs and tests written for its server; reading only.
+"""llama.cpp's own endpoints, for programs and tests written for its server.
 
-GET /props and /slots, POST /apply-template and …/input_tokens.
+POST /completion, /completions, /apply-template and …/input_tokens, GET /props and /slots.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4 import __version__
+from glm4.api.llama_cpp import LlamaCppRequest, LlamaCppWriter, parse_completion, prompt_ids
 from glm4.api.openai import parse_chat
 from glm4.requests.input_processor import PreparedRequest
 from glm4.server.endpoints.chat_completions import prepare_chat_request
+from glm4.server.generation import Generation, prepare, whole_many
 from glm4.server.registry import Target
-from glm4.server.state import server_state
+from glm4.server.state import ServerState, server_state
+from glm4.server.streaming import EventStream, event, until_disconnect
+
+
+async def completion(request: Request) -> Response:
+    """Continue one prompt, or a list of them."""
+    state = server_state(request)
+    body = await state.read(request)
+    target = state.target(body)
+    wanted = parse_completion(body, target.llm.default_sampling_params(), target.llm.tokenizer)
+    return await until_disconnect(request, _answer(state, target, wanted))
+
+
+async def _answer(state: ServerState, target: Target, wanted: LlamaCppRequest) -> Response:
+    llm = target.llm
+    writer = LlamaCppWriter(wanted, target.name, llm.tokenizer, llm.info.max_model_len)
+
+    def prepare_all() -> list[PreparedRequest]:
+        one = partial(llm.prepare_prompt, params=wanted.params, adapter=target.adapter)
+        return [one(prompt_ids(prompt, llm.tokenizer)) for prompt in wanted.prompts]
+
+    batch = await prepare(prepare_all)
+    if not wanted.stream:
+        bodies = [writer.whole(*numbered) for numbered in enumerate(await whole_many(state, target, batch))]
+        return JSONResponse(bodies if wanted.several else bodies[0])
+    generation = Generation(state, target, batch[0])
+    await generation.start()
+    return EventStream(_events(generation, writer), config=state.config, on_close=generation.close)
+
+
+async def _events(generation: Generation, writer: LlamaCppWriter) -> AsyncGenerator[bytes, None]:
+    async for chunk in generation.chunks():
+        for one in writer.events(chunk, len(generation.prepared.prompt_ids)):
+            yield event(one)
 
 
 async def props(request: Request) -> Response:

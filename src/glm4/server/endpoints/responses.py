@@ -24,7 +24,7 @@ from glm4.server.errors import ApiError, as_api_error
 from glm4.server.generation import Generation
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
-from glm4.server.stores.response_database import StoredResponse
+from glm4.server.stores.responses import StoredResponse
 from glm4.server.streaming import EventStream, event, until_disconnect
 
 log = logging.getLogger("glm4.server")

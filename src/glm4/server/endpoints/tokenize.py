@@ -8,8 +8,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from glm4.api.fields import BOOLEAN, IDS, STRING, Field, boolean, text, token_ids
 from glm4.api.openai import parse_chat
-from glm4.api.openai.fields import BOOLEAN, CHAT_FIELDS, IDS, STRING, Field, boolean, read_fields, text, token_ids
+from glm4.api.openai.fields import CHAT_FIELDS, read_fields
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.generation import prepare

@@ -1,8 +1,8 @@
-"""`ResponseDatabase`: stored responses in SQLite. Synchronous, for one thread; `response_store` is its owner.
+"""`ResponseStore`: stored responses in SQLite, for one thread; `ThreadedResponseStore` is its face to the event loop.
 
 A commit is on disk before a method returns (write-ahead log, synchronous=FULL): what a client was told is stored
-survives the end of the process, of the machine, too. Several processes may share a file. Whoever may read the file may
-read the conversations, so it is readable by its owner only; it is not encrypted.
+survives the end of the process and of the machine. Several processes may share a file. Whoever may read the file may
+read the conversations, so only its owner can read it; it is not encrypted.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm4.errors import StoreError
+from glm4.server.stores.thread import OwnThread, on_thread
 
 _APPLICATION_ID = 0x474C4D34  # "GLM4", in the header of the file
 _VERSION = 1
@@ -47,11 +49,16 @@ CREATE TRIGGER changed AFTER UPDATE OF bytes ON responses
 CREATE TRIGGER removed AFTER DELETE ON responses BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
 
-# A response and everything it continues.
-_CHAIN = """
+_WRITE = """
+INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
+SET status = excluded.status, used = excluded.used, bytes = excluded.bytes, body = excluded.body
+"""
+# A conversation that goes on is kept as a whole.
+_TOUCH = """
 WITH RECURSIVE chain (id) AS (
     VALUES (?) UNION SELECT previous FROM responses JOIN chain USING (id) WHERE previous IS NOT NULL
 )
+UPDATE responses SET used = ? WHERE id IN (SELECT id FROM chain)
 """
 
 
@@ -68,7 +75,7 @@ class StoredResponse:
         return str(self.body["status"])
 
 
-class ResponseDatabase:
+class ResponseStore:
     """Responses by id, within bounds of size and age.
 
     Args:
@@ -81,7 +88,9 @@ class ResponseDatabase:
         StoreError: the file cannot be used; says why and what to do.
     """
 
-    def __init__(self, path: Path | None, max_bytes: int, max_age: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path | None, max_bytes: int, max_age: float, clock: Callable[[], float] = time.time
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._max_age = max_age
@@ -101,26 +110,20 @@ class ResponseDatabase:
         (check,) = run("PRAGMA quick_check(1)").fetchone()
         if check != "ok":
             raise sqlite3.DatabaseError(check)
-        run("PRAGMA journal_mode = WAL").fetchone()
         for setting in (
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            "secure_delete = ON",
+            *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"),
             "journal_size_limit = 4194304",
         ):
             run(f"PRAGMA {setting}").fetchone()
         with self._transaction():
-            ((application,), (version,)) = (
-                run("PRAGMA application_id").fetchone(),
-                run("PRAGMA user_version").fetchone(),
-            )
+            belongs = run("PRAGMA application_id").fetchone() + run("PRAGMA user_version").fetchone()
             if run("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                 # Statement by statement: executescript would commit what this transaction has begun.
-                for statement in _statements(_SCHEMA):
+                for statement in _SCHEMA.split(";\n"):
                     run(statement)
                 run(f"PRAGMA application_id = {_APPLICATION_ID}")
                 run(f"PRAGMA user_version = {_VERSION}")
-            elif (application, version) != (_APPLICATION_ID, _VERSION):
+            elif belongs != (_APPLICATION_ID, _VERSION):
                 raise sqlite3.DatabaseError("it belongs to another program or version")
             self._purge()
             self._end_interrupted()
@@ -128,8 +131,7 @@ class ResponseDatabase:
     def get(self, response_id: str) -> StoredResponse | None:
         """A response, if it is there."""
         with self._errors("read"):
-            row = self._row(response_id)
-        return None if row is None else StoredResponse(json.loads(row[2]), json.loads(row[1]))
+            return self._stored(response_id)
 
     def conversation(self, response_id: str) -> list[StoredResponse] | None:
         """A response and all it continues, the oldest first; None if one of them is gone."""
@@ -137,12 +139,17 @@ class ResponseDatabase:
         at: str | None = response_id
         with self._errors("read"), self._transaction("DEFERRED"):
             while at is not None:
-                row = self._row(at)
-                if row is None:
+                found = self._stored(at)
+                if found is None:
                     return None
-                at = row[0]
-                chain.append(StoredResponse(json.loads(row[2]), json.loads(row[1])))
+                chain.append(found)
+                at = found.body["previous_response_id"]
         return chain[::-1]
+
+    def output_items(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The output items among these ids that are there."""
+        found = {item_id: self.output_item(item_id) for item_id in ids}
+        return {item_id: item for item_id, item in found.items() if item is not None}
 
     def output_item(self, item_id: str) -> dict[str, Any] | None:
         """An item of a response's output, if it is there."""
@@ -162,34 +169,17 @@ class ResponseDatabase:
         Raises:
             StoreError: it cannot be written, or is larger than the whole store may be.
         """
-        given, text = _json(items), _json(body)
-        size = self._checked_size(given, text)
-        previous = body["previous_response_id"]
         with self._errors("written"), self._transaction():
             self._purge()
-            self._connection.execute(
-                "INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (body["id"], previous, body["status"], self._clock(), size, given, text),
-            )
-            self._touch(previous)
-            self._index(body)
-            self._shrink(body["id"])
+            self._write(body, _json(items))
 
     def finish(self, body: dict[str, Any]) -> bool:
         """Store the end of a response that was stored unfinished; False if it was deleted meanwhile."""
-        text = _json(body)
         with self._errors("written"), self._transaction():
             row = self._row(body["id"])
-            if row is None:
-                return False
-            size = self._checked_size(row[1], text)
-            self._connection.execute(
-                "UPDATE responses SET status = ?, used = ?, bytes = ?, body = ? WHERE id = ?",
-                (body["status"], self._clock(), size, text, body["id"]),
-            )
-            self._index(body)
-            self._shrink(body["id"])
-        return True
+            if row is not None:
+                self._write(body, row[1])
+        return row is not None
 
     def delete(self, response_id: str) -> bool:
         """Forget a response; False if it was not there."""
@@ -204,26 +194,34 @@ class ResponseDatabase:
 
     # Inside a transaction
 
-    def _row(self, response_id: str) -> tuple[str | None, str, str] | None:
-        row: tuple[str | None, str, str] | None = self._connection.execute(
-            "SELECT previous, input, body FROM responses WHERE id = ? AND used >= ?", (response_id, self._oldest())
+    def _row(self, response_id: str) -> tuple[str, str] | None:
+        row: tuple[str, str] | None = self._connection.execute(
+            "SELECT body, input FROM responses WHERE id = ? AND used >= ?", (response_id, self._oldest())
         ).fetchone()
         return row
+
+    def _stored(self, response_id: str) -> StoredResponse | None:
+        row = self._row(response_id)
+        return None if row is None else StoredResponse(*map(json.loads, row))
 
     def _oldest(self) -> float:
         return self._clock() - self._max_age
 
-    def _touch(self, response_id: str | None) -> None:
-        """A conversation that goes on is kept as a whole."""
-        if response_id is not None:
-            self._connection.execute(
-                f"{_CHAIN} UPDATE responses SET used = ? WHERE id IN (SELECT id FROM chain)",  # noqa: S608 (a constant)
-                (response_id, self._clock()),
+    def _write(self, body: dict[str, Any], given: str) -> None:
+        """Store a response, new or changed, and keep within bounds."""
+        text = _json(body)
+        size = len(given.encode()) + len(text.encode())
+        if size > self._max_bytes:
+            raise StoreError(
+                f"a response of {size} bytes is larger than the store may become ({self._max_bytes} bytes); "
+                "allow more, or send store: false"
             )
-
-    def _index(self, body: dict[str, Any]) -> None:
+        run, now, previous = self._connection.execute, self._clock(), body["previous_response_id"]
+        run(_WRITE, (body["id"], previous, body["status"], now, size, given, text))
+        run(_TOUCH, (previous, now))
         rows = [(item["id"], body["id"]) for item in body["output"]]
         self._connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", rows)
+        self._shrink(body["id"])
 
     def _purge(self) -> None:
         self._connection.execute("DELETE FROM responses WHERE used < ?", (self._oldest(),))
@@ -231,18 +229,15 @@ class ResponseDatabase:
     def _shrink(self, newest: str) -> None:
         """Drop what was not used for the longest time until the rest is within bounds."""
         (total,) = self._connection.execute("SELECT bytes FROM total").fetchone()
-        if total <= self._max_bytes:
-            return
-        oldest = self._connection.execute(
-            "SELECT id, bytes FROM responses WHERE id != ? ORDER BY used, rowid", (newest,)
-        )
         gone = []
-        for response_id, size in oldest:
-            gone.append((response_id,))
-            total -= size
-            if total <= self._max_bytes:
-                break
-        oldest.close()
+        with closing(
+            self._connection.execute("SELECT id, bytes FROM responses WHERE id != ? ORDER BY used, rowid", (newest,))
+        ) as oldest:
+            for response_id, size in oldest:
+                if total <= self._max_bytes:
+                    break
+                gone.append((response_id,))
+                total -= size
         self._connection.executemany("DELETE FROM responses WHERE id = ?", gone)
 
     def _end_interrupted(self) -> None:
@@ -255,25 +250,11 @@ class ResponseDatabase:
                 "UPDATE responses SET status = 'failed', body = ? WHERE id = ?", (body, response_id)
             )
 
-    def _checked_size(self, given: str, text: str) -> int:
-        size = len(given.encode()) + len(text.encode())
-        if size > self._max_bytes:
-            raise StoreError(
-                f"a response of {size} bytes is larger than the store may become ({self._max_bytes} bytes); "
-                "allow more, or send store: false"
-            )
-        return size
-
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        self._connection.execute(f"BEGIN {kind}")
-        try:
+        with self._connection:  # commits, or rolls back
+            self._connection.execute(f"BEGIN {kind}")
             yield
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
-            raise
-        self._connection.execute("COMMIT")
 
     @contextmanager
     def _errors(self, done: str) -> Iterator[None]:
@@ -295,12 +276,9 @@ def _make_private(path: Path) -> None:
     """Make the file, for its owner only; SQLite gives the files beside it the same permissions."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            if os.fstat(descriptor).st_mode & 0o077:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
     except OSError as error:
         raise StoreError(
             f"the stored responses ({path}) cannot be opened: {error.strerror}; "
@@ -312,10 +290,12 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _statements(script: str) -> Iterator[str]:
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
+class ThreadedResponseStore(OwnThread[ResponseStore]):
+    """A `ResponseStore` on a thread of its own."""
+
+    get = on_thread(ResponseStore.get)
+    conversation = on_thread(ResponseStore.conversation)
+    output_items = on_thread(ResponseStore.output_items)
+    insert = on_thread(ResponseStore.insert)
+    finish = on_thread(ResponseStore.finish)
+    delete = on_thread(ResponseStore.delete)

@@ -1,0 +1,158 @@
+"""Reading llama.cpp's completion bodies. Prompts may mix texts and token ids.
+
+Fields that only choose among llama.cpp's further samplers are refused by name, like every field that is not supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from glm4.api.fields import BOOLEAN, IDS, OBJECT, OPTIONS, STRING, Field, as_it_is, boolean, integer, is_int, text
+from glm4.api.openai.fields import read_fields
+from glm4.errors import InvalidRequestError
+from glm4.sampling_params import SamplingParams
+from glm4.tokenizer import Tokenizer
+
+MAX_PROMPTS = 1024
+
+
+@dataclass(frozen=True)
+class LlamaCppRequest:
+    """A parsed body.
+
+    Attributes:
+        prompts: as they came; `prompt_ids` reads one.
+        several: they came as a list, and so do the answers.
+        return_tokens: the answer shows its token ids.
+        response_fields: paths (`a/b`) of the fields the answer is to have; empty means all.
+    """
+
+    prompts: list[Any]
+    several: bool
+    params: SamplingParams
+    stream: bool = False
+    return_tokens: bool = False
+    response_fields: tuple[str, ...] = ()
+
+
+def parse_completion(body: Mapping[str, Any], defaults: SamplingParams, tokenizer: Tokenizer) -> LlamaCppRequest:
+    """Read a /completion body.
+
+    Raises:
+        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+    """
+    given = read_fields(body, FIELDS)
+    prompts, several = _prompts(given.get("prompt"))
+    params = _params(given, defaults, tokenizer)
+    if several and given.get("stream"):
+        raise InvalidRequestError("one prompt at a time can be streamed", param="stream")
+    return LlamaCppRequest(
+        prompts=prompts,
+        several=several,
+        params=params,
+        stream=given.get("stream", False),
+        return_tokens=given.get("return_tokens", False),
+        response_fields=tuple(given.get("response_fields", ())),
+    )
+
+
+def prompt_ids(prompt: Any, tokenizer: Tokenizer) -> list[int]:
+    """One prompt as ids: a text, ids, a list of both, or an object with `prompt_string`.
+
+    Raises:
+        InvalidRequestError: it is none of these, or empty.
+    """
+    if isinstance(prompt, Mapping):
+        if set(prompt) != {"prompt_string"}:
+            raise InvalidRequestError("a prompt object has a prompt_string and nothing else here", param="prompt")
+        prompt = prompt["prompt_string"]
+    if isinstance(prompt, str) and prompt:
+        return tokenizer.encode_prompt(prompt)
+    if not isinstance(prompt, list) or not prompt or not all(is_int(one) or isinstance(one, str) for one in prompt):
+        raise InvalidRequestError("prompt must be a text, token ids, or a list of such", param="prompt")
+    head = [] if is_int(prompt[0]) else list(tokenizer.prefix_ids)
+    return head + [id_ for one in prompt for id_ in ([one] if is_int(one) else tokenizer.encode(one))]
+
+
+def _prompts(value: Any) -> tuple[list[Any], bool]:
+    """The prompts of a request, and whether they came as a list: a list with token ids in it is one prompt."""
+    if not isinstance(value, list) or any(is_int(one) for one in value):
+        return [value], False
+    if not 1 <= len(value) <= MAX_PROMPTS:
+        raise InvalidRequestError(f"prompt must have 1 to {MAX_PROMPTS} entries", param="prompt")
+    return value, len(value) > 1 or not isinstance(value[0], str)
+
+
+def _params(given: Mapping[str, Any], defaults: SamplingParams, tokenizer: Tokenizer) -> SamplingParams:
+    changes: dict[str, Any] = {name: given[name] for name in (*SAME_NAMES, "stop") if name in given}
+    if "repeat_penalty" in given:
+        changes["repetition_penalty"] = given["repeat_penalty"]
+    if "seed" in given:
+        changes["seed"] = None if given["seed"] == -1 else given["seed"]
+    tokens = given.get("n_predict", given.get("max_tokens", -1))
+    changes["max_tokens"] = None if tokens == -1 else tokens
+    if given.get("n_probs"):
+        changes["logprobs"] = given["n_probs"]
+    if "logit_bias" in given:
+        changes["logit_bias"] = {
+            one: bias
+            for token, bias in given["logit_bias"]
+            for one in (tokenizer.encode(token) if isinstance(token, str) else [token])
+        }
+    return defaults.replace(**changes)
+
+
+def _at_least(low: int) -> Field:
+    def read(name: str, value: Any) -> int:
+        if not is_int(value) or value < low:
+            raise InvalidRequestError(f"{name} must be a whole number of at least {low}", param=name)
+        return int(value)
+
+    return Field(integer(low), read)
+
+
+def _strings(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise InvalidRequestError(f"{name} must be a list of strings", param=name)
+    return value
+
+
+def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
+    """Pairs of a token (its id or a text) and its bias; false is "never"."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    read: list[tuple[int | str, float]] = []
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not (is_int(pair[0]) or isinstance(pair[0], str)):
+            raise InvalidRequestError(f"{name} must be a list of [token, bias] pairs, or an object", param=name)
+        token, bias = pair
+        if isinstance(value, Mapping) and token.isascii() and token.isdigit():
+            token = int(token)
+        if bias is not False and (isinstance(bias, bool) or not isinstance(bias, (int, float))):
+            raise InvalidRequestError(f"{name} has a bias that is no number: {bias!r}", param=name)
+        read.append((token, -100.0 if bias is False else bias))  # its range is checked with the other options
+    return read
+
+
+SAME_NAMES = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "ignore_eos")
+"""Sampling options that are called the same here as in `SamplingParams`."""
+
+FIELDS: Mapping[str, Field] = {
+    **{name: OPTIONS[name] for name in (*SAME_NAMES, "stop")},
+    "model": Field(STRING, text),
+    "prompt": Field({"anyOf": [STRING, IDS, {"type": "array"}, OBJECT]}, as_it_is),
+    "n_predict": _at_least(-1),
+    "max_tokens": _at_least(-1),
+    "repeat_penalty": Field({"type": "number"}, OPTIONS["repetition_penalty"].read),
+    "seed": _at_least(-1),
+    "logit_bias": Field({"anyOf": [{"type": "array"}, OBJECT]}, _bias),
+    "n_probs": _at_least(0),
+    "stream": Field(BOOLEAN, boolean),
+    "return_tokens": Field(BOOLEAN, boolean),
+    "response_fields": Field({"type": "array", "items": STRING}, _strings),
+    # How to compute, not what: a cached prefix gives the same bits here, and any place in the batch the same answer.
+    "cache_prompt": Field(BOOLEAN, boolean),
+    "id_slot": _at_least(-1),
+}
+"""Fields of llama.cpp's /completion that are supported."""
