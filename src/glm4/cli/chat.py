@@ -21,26 +21,15 @@ glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 
 
 def chat(
-    prompt: Annotated[
-        str | None, Argument(metavar="PROMPT", help="A question. Piped input is added to it.", show_default=False)
-    ] = None,
+    prompt: Annotated[str | None, Argument(metavar="PROMPT", help="A question. Piped input is added to it.")] = None,
+    *,
     model: options.Model = "starter",
-    system: Annotated[
-        str | None, Option(show_default=False, metavar="TEXT", help="Instructions the model follows throughout.")
-    ] = None,
+    system: Annotated[str | None, Option(metavar="TEXT", help="Instructions the model follows throughout.")] = None,
     plain: Annotated[bool, Option("--plain", help="Print the answer as it is, without rendering Markdown.")] = False,
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "auto",
-    context: options.Context = None,
-    threads: options.Threads = None,
+    engine: options.EngineOptions,
     lora: options.Lora = None,
     max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    sampling: options.SamplingOptions,
 ) -> None:
     """Talk to a model, or ask it one question.
 
@@ -51,22 +40,14 @@ def chat(
     from glm4.cli.console import clean_text
 
     question = _question(prompt)
-    params = options.given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=[clean_text(text) for text in stop] if stop else None,
-    )
+    params = sampling.given(max_tokens=max_tokens)
     system = clean_text(system) if system else None
     from glm4.cli.conversation.interrupt import silent_keyboard
 
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        llm = options.load_llm(model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads, lora=lora)
+        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **engine.for_llm())
     try:
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)

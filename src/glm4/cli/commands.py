@@ -28,7 +28,7 @@ def print_version() -> None:
     print(f"glm4 {__version__}", flush=True)
 
 
-_RUN, _MODELS = "Run a model", "Manage models"
+_RUN, _MODELS, _TERMINAL = "Run a model", "Manage models", "At the terminal"
 
 COMMANDS: dict[str, CommandRow] = {
     "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
@@ -41,4 +41,5 @@ COMMANDS: dict[str, CommandRow] = {
     "info": CommandRow("glm4.cli.info", _MODELS, "Describe a model: architecture, context, tensors."),
     "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
     "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
+    "completion": CommandRow("glm4.cli.completion", _TERMINAL, "Print a script that completes commands in your shell."),
 }

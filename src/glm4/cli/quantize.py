@@ -25,8 +25,8 @@ def quantize(
     calibrate: Annotated[
         bool | None,
         Option(
-            "--calibrate/--no-calibrate",
-            show_default=False,
+            "--calibrate",
+            "--no-calibrate",
             help="Round with error compensation, calibrated on text the model writes; default: up to 2e9 parameters.",
         ),
     ] = None,
