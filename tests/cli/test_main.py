@@ -115,7 +115,7 @@ def test_help_of_every_command_has_examples_that_parse(name: str, capsys: pytest
         (["serve", "-tp", "2"], "error: splitting a model over several devices is for the vLLM backend", ""),
         (["serve", "--gpu-memory-utilization=0.9"], "error: no such option: --gpu-memory-utilization; it is for", ""),
         (["chat", "--dtype", "half", "hi"], "error: --dtype half is not a weight format of this engine: bf16", ""),
-        (["completion", "csh"], "error: completion is for bash, zsh, fish, not 'csh'\n", ""),
+        (["completion", "csh"], "error: completion is for bash, zsh and fish, not 'csh'\n", ""),
         (["chat", "--max-tokens", "x", "hi"], "error: invalid value", "glm4 chat --help"),
         (["chat", "--max-tokens", "0", "hi"], "error: invalid value", "glm4 chat --help"),
         (["chat", "--temperature", "-1", "hi"], "error: temperature must be", ""),

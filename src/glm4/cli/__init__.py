@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from glm4.cli.commands import COMMANDS, print_version
+from glm4.cli.commands import COMMANDS, before_separator, print_version
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,12 +63,12 @@ def _noted_interrupts() -> Iterator[list[int]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _run(args: Sequence[str]) -> None:
+def _run(args: list[str]) -> None:
     if args == ["--version"]:
         print_version()
         return
     from glm4.cli import console
-    from glm4.cli.parser import before_separator, read, unknown
+    from glm4.cli.parser import read, unknown
 
     console.prepare_streams()
     name = args[0] if args else "--help"
@@ -104,6 +104,6 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
 
 def _take_debug(args: list[str]) -> tuple[list[str], bool]:
     """Accept `--debug` anywhere before `--`, so that it can be appended to a command that just failed."""
-    end = args.index("--") if "--" in args else len(args)
-    debug = "--debug" in args[:end] or os.environ.get("GLM4_DEBUG", "") not in ("", "0")
-    return [arg for i, arg in enumerate(args) if i >= end or arg != "--debug"], debug
+    words = before_separator(args)
+    debug = "--debug" in words or os.environ.get("GLM4_DEBUG", "") not in ("", "0")
+    return [word for word in words if word != "--debug"] + args[len(words) :], debug

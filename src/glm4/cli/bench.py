@@ -82,7 +82,7 @@ def bench(
         console.print_json({"facts": facts, "rows": rows})
         return
     out = console.stdout()
-    out.print(_headline(facts), markup=False, highlight=False, soft_wrap=True)
+    out.print(_headline(facts), soft_wrap=True)
     out.print(_table(rows))
 
 

@@ -48,15 +48,13 @@ def chat(
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
         llm = options.load_llm(model, lora=lora, max_num_seqs=1, **engine.for_llm())
-    try:
+    with llm:
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)
         else:
             from glm4.cli.conversation.repl import Repl
 
             Repl(llm, model, system=system, params=params, plain=plain).run()
-    finally:
-        llm.close()
 
 
 def _question(prompt: str | None) -> str | None:
@@ -75,11 +73,11 @@ def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, 
     from glm4.chat.messages import Message
     from glm4.cli.console import EXIT_INTERRUPTED, notice
     from glm4.cli.conversation.answer import answer
-    from glm4.cli.conversation.view import make_view
+    from glm4.cli.conversation.render import make_view
 
     messages = ([Message("system", system)] if system else []) + [Message("user", question)]
     view, adapter = make_view(plain=plain), options.adapter_name(llm)
-    result = answer(llm, messages, options.sampling_params(llm, params), view, adapter=adapter)
+    result = answer(llm, messages, llm.default_sampling_params().replace(**params), view, adapter=adapter)
     if result.interrupted:
         notice("stopped")
         raise Exit(EXIT_INTERRUPTED)

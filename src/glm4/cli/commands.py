@@ -21,6 +21,11 @@ class CommandRow(NamedTuple):
         return module, getattr(module, name)
 
 
+def before_separator(args: list[str]) -> list[str]:
+    """The words in front of `--`; behind it nothing is an option."""
+    return args[: args.index("--")] if "--" in args else args
+
+
 def print_version() -> None:
     """One line on standard output."""
     from glm4 import __version__

@@ -10,62 +10,56 @@ from collections.abc import Collection
 
 from glm4.cli.parameters import UsageError
 
-_CPU = "this engine runs on the CPU; leave it out"
 _VLLM = "for the vLLM backend (--backend vllm), which is not in this version"
-_CHAT = "tool calls, reasoning and the chat template follow from the checkpoint; leave it out"
-_DTYPE = "--dtype int8 or int4 quantizes any checkpoint while it is loaded"
-
-# Only one device and one process: what vLLM splits a model with is accepted if it splits nothing.
+# Options that split a model over devices: accepted if they split nothing.
 SPLITTING = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
-# An option of ours is told where the command has it; a sentence always.
-_INSTEAD = {
-    **dict.fromkeys(("-c", "--ctx-size", "--n-ctx", "--num-ctx", "--max-seq-len"), "--context"),
-    **dict.fromkeys(("-t", "--num-threads"), "--threads"),
-    **dict.fromkeys(("-n", "--predict", "--n-predict", "--max-new-tokens", "--num-predict"), "--max-tokens"),
-    "--temp": "--temperature",
-    "--repeat-penalty": "--repetition-penalty",
-    "-s": "--seed",
-    **dict.fromkeys(("-sys", "--system-prompt"), "--system"),
-    **dict.fromkeys(("-hf", "--hf-repo", "--model-path", "--model-name-or-path", "--tokenizer"), "--model"),
-    **dict.fromkeys(("-ctk", "--cache-type-k", "-ctv", "--cache-type-v"), "--kv-dtype"),
-    **dict.fromkeys(("-np", "--parallel"), "--max-num-seqs"),
-    **dict.fromkeys(("--torch-dtype", "--precision"), "--dtype"),
-    **dict.fromkeys(("--lora-modules", "--enable-lora", "--adapter"), "--lora"),
-    **dict.fromkeys(("-a", "--alias"), "--served-model-name"),
-    "--kv-cache-memory-bytes": "--kv-memory",
-    "--allowed-origins": "--allowed-origin",
-    **dict.fromkeys(("-p", "--prompt"), "the prompt is an argument of its own, without an option"),
-    **dict.fromkeys(("-q", "--quantization", "--load-in-8bit", "--load-in-4bit"), _DTYPE),
-    **dict.fromkeys(("-ngl", "--gpu-layers", "--n-gpu-layers", "--device", "--device-map"), _CPU),
-    **dict.fromkeys(("--gpu-memory-utilization", "--backend", "--distributed-executor-backend"), f"it is {_VLLM}"),
-    **dict.fromkeys(("--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser"), _CHAT),
-    **dict.fromkeys(("--chat-template", "--jinja"), _CHAT),
-    "--trust-remote-code": "no code of a checkpoint is ever run, and none is needed; leave it out",
-    "--enable-prefix-caching": "equal beginnings of prompts are always computed once; leave it out",
-    **dict.fromkeys(("-fa", "--flash-attn", "--enforce-eager", "--mlock", "--no-mmap"), "there is nothing to choose"),
-    # commands
-    "run": "glm4 chat",
-    **dict.fromkeys(("list", "ls", "ps", "rm"), "glm4 models"),
-    "show": "glm4 info",
-    **dict.fromkeys(("convert", "create"), "glm4 quantize"),
+# Our option or a sentence: what others have for it.
+_OTHERS = {
+    "--context": "-c --ctx-size --n-ctx --num-ctx --max-seq-len",
+    "--threads": "-t --num-threads",
+    "--max-tokens": "-n --predict --n-predict --num-predict --max-new-tokens",
+    "--temperature": "--temp",
+    "--repetition-penalty": "--repeat-penalty",
+    "--seed": "-s",
+    "--system": "-sys --system-prompt",
+    "--model": "-hf --hf-repo --model-path --model-name-or-path --tokenizer",
+    "--dtype": "--torch-dtype --precision",
+    "--kv-dtype": "-ctk --cache-type-k -ctv --cache-type-v",
+    "--kv-memory": "--kv-cache-memory-bytes",
+    "--max-num-seqs": "-np --parallel",
+    "--lora": "--enable-lora --lora-modules --adapter",
+    "--served-model-name": "-a --alias",
+    "--allowed-origin": "--allowed-origins",
+    "a prompt needs no option in front": "-p --prompt",
+    "any checkpoint is quantized while it is loaded, by --dtype int8 or int4": "-q --quantization --load-in-4bit",
+    "this engine runs on the CPU": "-ngl --gpu-layers --n-gpu-layers --device --device-map",
+    f"it is {_VLLM}": "--gpu-memory-utilization --backend --distributed-executor-backend",
+    "the checkpoint says how; leave it out": "--chat-template --jinja --tool-call-parser --reasoning-parser",
+    "tools need no option; leave it out": "--enable-auto-tool-choice",
+    "no code of a checkpoint is ever run; leave it out": "--trust-remote-code",
+    "it is always done; leave it out": "--enable-prefix-caching -fa --flash-attn --enforce-eager",
+    "here it is `glm4 chat`": "run",
+    "here it is `glm4 models`": "list ls ps rm",
+    "here it is `glm4 info`": "show",
+    "here it is `glm4 quantize`": "convert create",
 }
 
 
 def advice(word: str, known: Collection[str]) -> str:
-    """What to do instead of an option or command of another program; empty if there is nothing to say.
+    """What to do instead of another program's option or command; empty if there is nothing to say.
 
     Args:
-        known: options of the command at hand.
+        known: options of the command at hand, or commands.
     """
-    instead = "" if word in known else _INSTEAD.get(word, "")
-    if instead.startswith("-"):
-        return f"here it is {instead}" if instead in known else ""
-    return f"here it is `{instead}`" if instead.startswith("glm4 ") else instead
+    if word in known:
+        return ""
+    instead = next((ours for ours, theirs in _OTHERS.items() if word in theirs.split()), "")
+    return instead if " " in instead else f"here it is {instead}" if instead in known else ""
 
 
 def not_split(text: str) -> None:
-    """Accepts the value 1 of an option that splits a model over devices.
+    """Accepts the value 1 of an option that splits a model.
 
     Raises:
         UsageError: any other.

@@ -43,11 +43,8 @@ def generate(
         raise UsageError("--logprobs needs --json")
     text = _prompt(prompt)
     params = sampling.given(n=n, logprobs=logprobs, max_tokens=max_tokens)
-    llm = options.load_llm(model, lora=lora, max_num_seqs=min(n, 16), **engine.for_llm())
-    try:
-        _run(llm, text, options.sampling_params(llm, params), model, echo=echo, json_output=json_output)
-    finally:
-        llm.close()
+    with options.load_llm(model, lora=lora, max_num_seqs=min(n, 16), **engine.for_llm()) as llm:
+        _run(llm, text, llm.default_sampling_params().replace(**params), model, echo=echo, json_output=json_output)
 
 
 def _prompt(prompt: str | None) -> str:

@@ -62,11 +62,13 @@ def models(
     if installed:
         out.print(_installed_table(installed))
         for model in installed:
-            out.print(f"{model.name}: {model.model} by {model.authors}\n  {model.path}", **_PLAIN)
+            out.print(f"{model.name}: {model.model} by {model.authors}\n  {model.path}", soft_wrap=True)
         out.print()
     out.print(_known_table(known))
     _show_cache()
-    out.print("glm4 pull NAME fetches one; glm4 plan NAME tells beforehand whether it fits.", style="dim", **_PLAIN)
+    out.print(
+        "glm4 pull NAME fetches one; glm4 plan NAME tells beforehand whether it fits.", style="dim", soft_wrap=True
+    )
 
 
 def _clear_cache() -> None:
@@ -101,12 +103,7 @@ def _show_cache() -> None:
             f"Packed cache: {count} model{'s' if count > 1 else ''}, {size} of at most "
             f"{console.human_bytes(row['limit_bytes'])}; they start faster for it. --clear-cache deletes it.",
             style="dim",
-            markup=False,
-            highlight=False,
         )
-
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def _remove(name: str, yes: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,6 @@ from glm4.system.cpus import MOST_THREADS
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
-    from glm4.sampling_params import SamplingParams
 
 ENGINE = "Engine"
 _SAMPLING = "Sampling"
@@ -183,8 +181,3 @@ def _import_engine() -> None:
 def adapter_name(llm: LLM) -> str | None:
     """The adapter that `load_llm` loaded, for requests to name."""
     return ADAPTER if llm.adapters() else None
-
-
-def sampling_params(llm: LLM, chosen: Mapping[str, Any]) -> SamplingParams:
-    """The model's own sampling defaults, with the chosen options on top."""
-    return llm.default_sampling_params().replace(**chosen)

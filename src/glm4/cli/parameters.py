@@ -1,6 +1,6 @@
 """How a command declares its parameters: each one of its function is annotated with an `Option` or an `Argument`.
 
-`glm4.cli.parser` reads command lines by these declarations, writes help from them, and completes with them.
+`glm4.cli.parser` reads command lines by these declarations; help and completion are made from them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -18,10 +17,10 @@ class Parameter:
 
     Args:
         names: spellings of an option, the usual one first; without any, `--` and the parameter's name.
-        help: one sentence or two.
+        help: a sentence or two.
         metavar: what stands for the value in help texts; without one, the parameter's name.
         panel: heading to list it under.
-        envvar: environment variable that gives a value when the command line does not; several are separated by spaces.
+        envvar: environment variable that gives a value when the command line does not.
         min, max: bounds of a number.
     """
 
@@ -31,21 +30,16 @@ class Parameter:
         help: str,
         metavar: str | None = None,
         panel: str = "Options",
-        envvar: str | None = None,
+        envvar: str = "",
         min: float | None = None,
         max: float | None = None,
     ) -> None:
-        self.names = names
-        self.help = help
-        self.metavar = metavar
-        self.panel = panel
-        self.envvar = envvar
-        self.min = min
-        self.max = max
+        self.names, self.help, self.metavar, self.panel = names, help, metavar, panel
+        self.envvar, self.min, self.max = envvar, min, max
 
 
 class Option(Parameter):
-    """A parameter given by name. One that is `bool` takes no value; `bool | None` may be negated (`--no-…`)."""
+    """A parameter given by name; one of type bool takes no value, and is false in a spelling with `--no-`."""
 
 
 class Argument(Parameter):
@@ -65,9 +59,13 @@ class UsageError(Exception):
 
 
 class Declared(NamedTuple):
-    """A parameter of a command's function: its name and default there, its type without None and list.
+    """A parameter of a command's function.
 
-    `group` is set if it is a field of a dataclass that the function takes: the function's parameter, and that class.
+    Attributes:
+        name, default: in the function; the default of a required one is `inspect.Parameter.empty`.
+        kind: its type (str, Path, int, float or bool) without None and list.
+        spellings: what an option is called on the command line; nothing for an argument.
+        group: if it is a field of a dataclass that the function takes: the function's parameter, and that class.
     """
 
     name: str
@@ -75,24 +73,14 @@ class Declared(NamedTuple):
     kind: type
     is_list: bool
     declaration: Parameter
+    spellings: tuple[str, ...]
+    metavar: str
     group: tuple[str, type] | None = None
-
-    @property
-    def spellings(self) -> tuple[str, ...]:
-        """What an option is called on the command line; nothing for an argument."""
-        if isinstance(self.declaration, Argument):
-            return ()
-        return self.declaration.names or ("--" + self.name.replace("_", "-"),)
-
-    @property
-    def metavar(self) -> str:
-        """What stands for the value in help texts."""
-        return self.declaration.metavar or self.name.upper()
 
     @property
     def title(self) -> str:
         """What messages call it."""
-        return next(iter(self.spellings), self.metavar)
+        return self.spellings[0] if self.spellings else self.metavar
 
     @property
     def required(self) -> bool:
@@ -105,29 +93,28 @@ class Declared(NamedTuple):
         Raises:
             UsageError: it is not a number, or out of bounds.
         """
-        if self.kind in (str, Path):
+        if self.kind not in (int, float):
             return self.kind(text)
-        wrong = f"invalid value for '{self.title}'"
+        wrong, (low, high) = f"invalid value for '{self.title}'", (self.declaration.min, self.declaration.max)
         try:
             value = self.kind(text)
         except ValueError:
             raise UsageError(f"{wrong}: {text!r} is not a {'whole ' if self.kind is int else ''}number") from None
-        low, high = self.declaration.min, self.declaration.max
-        if (low is not None and not value >= low) or (high is not None and not value <= high):  # so that NaN is wrong
+        if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN is neither
             bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
             raise UsageError(f"{wrong}: it must be {bounds}, not {text}")
         return value
 
     def from_environment(self) -> Any:
-        """The value that its variable gives, or None."""
-        text = os.environ.get(self.declaration.envvar, "") if self.declaration.envvar else ""
-        if not text:
-            return None
-        return [self.read(part) for part in text.split()] if self.is_list else self.read(text)
+        """The value that its variable gives (of a list: values, separated by spaces), or None."""
+        text = os.environ.get(self.declaration.envvar, "")
+        if self.is_list:
+            return [self.read(part) for part in text.split()] or None
+        return self.read(text) if text else None
 
 
 def declared(owner: Callable[..., Any]) -> list[Declared]:
-    """The parameters of a command, in order; of a parameter that is a dataclass, its fields."""
+    """The parameters of a command, in order; in place of one that is a dataclass, its fields."""
     hints = get_type_hints(owner, include_extras=True)
     found: list[Declared] = []
     for name, parameter in inspect.signature(owner).parameters.items():
@@ -138,5 +125,9 @@ def declared(owner: Callable[..., Any]) -> list[Declared]:
         if NoneType in get_args(kind):
             (kind,) = (part for part in get_args(kind) if part is not NoneType)
         is_list = get_origin(kind) is list
-        found.append(Declared(name, parameter.default, get_args(kind)[0] if is_list else kind, is_list, declaration))
+        kind = get_args(kind)[0] if is_list else kind
+        names = declaration.names or ("--" + name.replace("_", "-"),)
+        spellings = names if isinstance(declaration, Option) else ()
+        metavar = declaration.metavar or name.upper()
+        found.append(Declared(name, parameter.default, kind, is_list, declaration, spellings, metavar))
     return found

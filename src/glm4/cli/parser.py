@@ -6,16 +6,12 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from glm4.cli.commands import before_separator
 from glm4.cli.foreign_options import SPLITTING, advice, not_split
-from glm4.cli.parameters import UsageError, declared
+from glm4.cli.parameters import Declared, UsageError, declared
 
 
-def before_separator(args: Sequence[str]) -> Sequence[str]:
-    """The words in front of `--`; behind it nothing is an option."""
-    return args[: args.index("--")] if "--" in args else args
-
-
-def read(function: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
+def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
     """What to call a command's function with; parameters that were not given are left out.
 
     Args:
@@ -26,25 +22,12 @@ def read(function: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
         UsageError: the command takes no such line.
     """
     parameters = declared(function)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for parameter in parameters:
-        if parameter.kind is bool:
-            parser.add_argument(*parameter.spellings, dest=parameter.name, action=_Flag, nargs=0)
-        elif parameter.spellings:
-            action = "append" if parameter.is_list else "store"
-            parser.add_argument(*parameter.spellings, dest=parameter.name, action=action, type=parameter.read)
-        else:
-            nargs = None if parameter.required else "?"
-            # What is missing is told below, when the rest is known to be right.
-            parser.add_argument(parameter.name, nargs=nargs, type=parameter.read).required = False
     options = [spelling for parameter in parameters for spelling in parameter.spellings]
-    if "--threads" in options:
-        parser.add_argument(*SPLITTING, type=not_split, dest=SPLITTING[0])
     for word in before_separator(args):
         if word.startswith("-") and advice(word.partition("=")[0], options):
             raise unknown(word, options)
     try:
-        found, rest = parser.parse_known_args(args)
+        found, rest = _parser(parameters, options).parse_known_args(args)
     except argparse.ArgumentError as error:  # a value too many or too few; wrong ones are told by `Declared.read`
         title = str(error.argument_name).split("/")[0]
         is_flag = any(title in parameter.spellings and parameter.kind is bool for parameter in parameters)
@@ -63,6 +46,30 @@ def read(function: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
     return arguments | {name: make(**fields) for (name, make), fields in groups.items()}
 
 
+def _parser(parameters: Iterable[Declared], options: Sequence[str]) -> argparse.ArgumentParser:
+    """It requires nothing: what is missing is told last, when the rest is known to be right."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for parameter in parameters:
+        if parameter.kind is bool:
+            parser.add_argument(*parameter.spellings, dest=parameter.name, action=_Flag, nargs=0)
+        elif parameter.spellings:
+            action = "append" if parameter.is_list else "store"
+            parser.add_argument(*parameter.spellings, dest=parameter.name, action=action, type=parameter.read)
+        else:
+            nargs = None if parameter.required else "?"
+            parser.add_argument(parameter.name, nargs=nargs, type=parameter.read).required = False
+    if "--threads" in options:
+        parser.add_argument(*SPLITTING, type=not_split)
+    return parser
+
+
+class _Flag(argparse.Action):
+    """An option without a value: true, or false in its spelling with `--no-`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, not str(option_string).startswith("--no-"))
+
+
 def unknown(word: str, options: Iterable[str], commands: Iterable[str] = ()) -> UsageError:
     """The error for a word that nothing takes, with what may have been meant.
 
@@ -73,19 +80,12 @@ def unknown(word: str, options: Iterable[str], commands: Iterable[str] = ()) -> 
     import difflib  # for mistakes only
 
     if word.startswith("-"):
-        word, candidates = word.partition("=")[0], [*options, "--help", "--debug"]
+        word, known = word.partition("=")[0], [*options, "--help", "--debug"]
         wrong = f"no such option: {word}"
     elif commands:
-        candidates, wrong = list(commands), f"no such command {word!r}"
+        known, wrong = list(commands), f"no such command {word!r}"
     else:
         return UsageError(f"unexpected argument {word!r}; a text with spaces needs quotes")
-    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.7)
-    meant = advice(word, candidates) or (f"did you mean {close[0]}?" if close else "")
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    meant = advice(word, known) or (f"did you mean {close[0]}?" if close else "")
     return UsageError(f"{wrong}; {meant}" if meant else wrong)
-
-
-class _Flag(argparse.Action):
-    """An option without a value: true, or false in its spelling with `--no-`."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, not str(option_string).startswith("--no-"))

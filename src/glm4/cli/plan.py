@@ -136,8 +136,6 @@ def _show(plan: MemoryPlan, name: str, machine: int, advice: str) -> None:
     out.print(
         f"{name}: {plan.dtype} weights, {plan.kv_dtype} KV cache, {plan.context:,} tokens{sequences}",
         style="bold",
-        markup=False,
-        highlight=False,
     )
     scale = max(plan.total, plan.available, 1)
     table = Table.grid(padding=(0, 2))
@@ -155,7 +153,7 @@ def _show(plan: MemoryPlan, name: str, machine: int, advice: str) -> None:
     add("needed at the peak", plan.total, "bold", "bold")
     add(f"free here (of {human_bytes(machine)})", plan.available, "dim")
     out.print(table)
-    out.print(_verdict(plan, advice), markup=False, highlight=False)
+    out.print(_verdict(plan, advice))
 
 
 def _rows(plan: MemoryPlan) -> list[tuple[str, int, str]]:

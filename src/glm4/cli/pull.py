@@ -49,4 +49,4 @@ def pull(
     starter = hub.starter_of(model)
     if starter is not None:
         console.notice(f"{starter.model} by {starter.authors}, {starter.licence}; sha256 verified")
-    console.stdout().print(str(path), markup=False, highlight=False, soft_wrap=True)
+    console.stdout().print(str(path), soft_wrap=True)
