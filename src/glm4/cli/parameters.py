@@ -118,12 +118,12 @@ def declared(owner: Callable[..., Any]) -> list[Declared]:
     hints = get_type_hints(owner, include_extras=True)
     found: list[Declared] = []
     for name, parameter in inspect.signature(owner).parameters.items():
-        if get_origin(hints[name]) is not Annotated:
-            found += [field._replace(group=(name, hints[name])) for field in declared(hints[name])]
+        hint = _without_none(hints[name])  # Python 3.10 puts None around `Annotated` if it is the default
+        if get_origin(hint) is not Annotated:
+            found += [field._replace(group=(name, hint)) for field in declared(hint)]
             continue
-        kind, declaration = get_args(hints[name])
-        if NoneType in get_args(kind):
-            (kind,) = (part for part in get_args(kind) if part is not NoneType)
+        kind, declaration = get_args(hint)
+        kind = _without_none(kind)
         is_list = get_origin(kind) is list
         kind = get_args(kind)[0] if is_list else kind
         names = declaration.names or ("--" + name.replace("_", "-"),)
@@ -131,3 +131,7 @@ def declared(owner: Callable[..., Any]) -> list[Declared]:
         metavar = declaration.metavar or name.upper()
         found.append(Declared(name, parameter.default, kind, is_list, declaration, spellings, metavar))
     return found
+
+
+def _without_none(hint: Any) -> Any:
+    return next((part for part in get_args(hint) if part is not NoneType), hint) if NoneType in get_args(hint) else hint
