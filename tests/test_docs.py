@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from starlette.routing import Route
 
 from adapter_files import factors, settings, write_adapter
@@ -24,10 +23,12 @@ from glm4.api.fields import OPTIONS
 from glm4.batch.job import BatchJob
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.gguf_quants import BLOCK_FORMATS
+from glm4.cli import main
 from glm4.cli.commands import COMMANDS
 from glm4.cli.console import human_bytes
 from glm4.cli.conversation import repl
-from glm4.cli.typer_app import build_app, load_command
+from glm4.cli.parameters import declared
+from glm4.cli.parser import read
 from glm4.model.shapes import SHAPES
 from glm4.planner import plan
 from glm4.server.app import create_app
@@ -119,19 +120,13 @@ def check_command(words: list[str]) -> None:
 
 def check_glm4(args: list[str]) -> None:
     if not args or args[0].startswith("-"):
-        group: Any = typer.main.get_command(build_app())
-        with pytest.raises(typer.Exit):  # --help and --version print and leave
-            group.make_context("glm4", args)
+        assert main(args) == 0  # --help and --version print and leave
         return
     assert args[0] in COMMANDS, f"no command {args[0]!r}"
-    command = load_command(args[0])
-    if "--help" in args:
-        with pytest.raises(typer.Exit):
-            command.make_context(args[0], args[1:])
-        return
-    context = command.make_context(args[0], args[1:])
-    for name in ("model", "remove"):
-        value = context.params.get(name)
+    _, function = COMMANDS[args[0]].load(args[0])
+    arguments = read(function, [arg for arg in args[1:] if arg != "--help"]) if args[1:] != ["--help"] else {}
+    for name in ("model", "first", "remove"):
+        value = arguments.get(name)
         for one in value if isinstance(value, (list, tuple)) else [value]:  # `serve` takes several, NAME=MODEL
             check_model(one and one.rpartition("=")[2])
 
@@ -209,8 +204,8 @@ def test_paths_of_the_server_exist() -> None:
 
 
 def test_options_in_running_text_exist() -> None:
-    makers = [load_command(name) for name in COMMANDS]
-    known = {option for command in makers for parameter in command.params for option in parameter.opts}
+    functions = [row.load(name)[1] for name, row in COMMANDS.items()]
+    known = {option for function in functions for parameter in declared(function) for option in parameter.spellings}
     for page in PAGES:
         assert set(re.findall(r"`(--[a-z-]+)", prose(page))) - {"--debug", "--help"} <= known, page
 

@@ -33,7 +33,7 @@ def test_import_glm4_is_light() -> None:
     """No clock here: what makes an import slow is what it loads, and that is the same on every machine."""
     code = "import sys, glm4; glm4.SamplingParams(); print('\\n'.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"numpy", "torch", "fastapi", "rich", "typer", "jinja2", "tokenizers", "tiktoken", "huggingface_hub"}
+    heavy = {"numpy", "torch", "fastapi", "rich", "jinja2", "tokenizers", "tiktoken", "huggingface_hub"}
     assert not heavy & set(loaded)
 
 

@@ -120,8 +120,9 @@ def backend_options(
     """
     pages = max(question.num_pages for question in (*questions, _WARM_UP))
     free = available_memory()
-    left = free - weight_nbytes(config, resolve_precision(dtype, config, free, stored))
-    wanted = pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, dtype, config))
+    precision = resolve_precision(dtype, config, free, stored)
+    left = free - weight_nbytes(config, precision)
+    wanted = pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, precision.name, config))
     return LocalOptions(
         dtype=dtype,
         max_model_len=max(question.context + question.new for question in (*questions, _WARM_UP)),

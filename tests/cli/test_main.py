@@ -14,14 +14,12 @@ import types
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from glm4 import __version__, cli, errors
 from glm4.cli import console, main
 from glm4.cli.commands import COMMANDS, CommandRow
 from glm4.cli.parameters import Exit, UsageError
-from glm4.cli.typer_app import build_app, load_command
+from glm4.cli.parser import read
 from glm4.errors import Glm4Error
 
 
@@ -51,7 +49,8 @@ def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; from glm4.cli import main; code = main(['--help']);"
         "heavy = {'numpy', 'tokenizers', 'tiktoken', 'jinja2', 'huggingface_hub', 'prompt_toolkit', 'glm4.llm'};"
-        "parts = {'glm4.cli.console', 'glm4.cli.commands', 'glm4.cli.parameters', 'glm4.cli.typer_app'};"
+        "parts = ('parser', 'foreign_options', 'commands', 'console', 'parameters', 'help_texts');"
+        "parts = {f'glm4.cli.{name}' for name in parts};"
         "ours = {name for name in sys.modules if name.startswith('glm4.cli.')} - parts;"
         "loaded = heavy & set(sys.modules) | ours;"
         "print(sorted(loaded), file=sys.stderr); sys.exit(code)"
@@ -62,9 +61,10 @@ def test_help_lists_every_command_and_imports_none() -> None:
         assert re.search(rf"\b{name}\b +{re.escape(row.summary[:30])}", done.stdout)
 
 
-def test_no_arguments_is_help() -> None:
-    bare, asked = (CliRunner().invoke(build_app(), args) for args in ([], ["--help"]))
-    assert (bare.exit_code, bare.stdout.strip()) == (0, asked.stdout.strip())
+def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [(main(args), capsys.readouterr().out) for args in ([], ["--help"], ["-h"])]
+    assert shown[0] == shown[1] == shown[2]
+    assert shown[0][1].startswith("Usage: glm4 ")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_version_needs_no_parser_of_help_texts() -> None:
     code = (
         "import sys; from glm4.cli import main; main(['--version']);"
-        "print({'typer', 'rich', 'glm4.cli.console', 'json'} & set(sys.modules))"
+        "print({'argparse', 'rich', 'glm4.cli.console', 'json'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"glm4 {__version__}\nset()\n"
@@ -85,25 +85,37 @@ def test_the_version_needs_no_parser_of_help_texts() -> None:
 def test_help_of_every_command_has_examples_that_parse(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     shown = capsys.readouterr().out
-    command = load_command(name)
-    examples = command.examples.strip().splitlines()
+    module, function = COMMANDS[name].load(name)
+    examples = module.EXAMPLES.strip().splitlines()
     assert examples
     assert "Examples:" in shown
-    assert "[bold]" not in shown
     for example in examples:
-        assert example in shown
-        program, subcommand, *args = shlex.split(example.partition(" < ")[0].partition(" > ")[0], comments=True)
+        assert f"  {example}\n" in shown
+        line = example.removeprefix('eval "$(').removesuffix(')"').partition(" < ")[0].partition(" > ")[0]
+        program, subcommand, *args = shlex.split(line, comments=True)
         assert (program, subcommand) == ("glm4", name)
-        command.make_context(name, args)  # refuses options that do not exist
+        read(function, args)  # refuses options that do not exist
 
 
 @pytest.mark.parametrize(
     ("args", "message", "hint"),
     [
-        (["chta"], "error: no such command 'chta'", "glm4 --help"),
-        (["--nope"], "error: no such option: --nope", "glm4 --help"),
-        (["chat", "--nope"], "error: no such option: --nope", "glm4 chat --help"),
-        (["batch"], "error: missing argument", "glm4 batch --help"),
+        (["chta"], "error: no such command 'chta'; did you mean chat?\n", "glm4 --help"),
+        (["run", "starter"], "error: no such command 'run'; here it is `glm4 chat`\n", "glm4 --help"),
+        (["--nope"], "error: no such option: --nope\n", "glm4 --help"),
+        (["chat", "--nope"], "error: no such option: --nope\n", "glm4 chat --help"),
+        (["chat", "--temprature=1"], "error: no such option: --temprature; did you mean --temperature?\n", "--help"),
+        (["chat", "--ctx-size", "9"], "error: no such option: --ctx-size; here it is --context\n", ""),
+        (["generate", "-ngl", "99", "hi"], "error: no such option: -ngl; this engine runs on the CPU", ""),
+        (["info", "--ctx-size", "9"], "error: no such option: --ctx-size\n", ""),
+        (["chat", "how", "are", "you"], "error: unexpected argument 'are'; a text with spaces needs quotes\n", ""),
+        (["batch"], "error: missing argument IN.jsonl\n", "glm4 batch --help"),
+        (["quantize", "m", "--to", "int4"], "error: missing option --output\n", ""),
+        (["chat", "-m"], "error: option '--model' needs a value\n", ""),
+        (["serve", "-tp", "2"], "error: splitting a model over several devices is for the vLLM backend", ""),
+        (["serve", "--gpu-memory-utilization=0.9"], "error: no such option: --gpu-memory-utilization; it is for", ""),
+        (["chat", "--dtype", "half", "hi"], "error: --dtype half is not a weight format of this engine: bf16", ""),
+        (["completion", "csh"], "error: completion is for bash, zsh and fish, not 'csh'\n", ""),
         (["chat", "--max-tokens", "x", "hi"], "error: invalid value", "glm4 chat --help"),
         (["chat", "--max-tokens", "0", "hi"], "error: invalid value", "glm4 chat --help"),
         (["chat", "--temperature", "-1", "hi"], "error: temperature must be", ""),
@@ -148,10 +160,8 @@ def test_every_error_class_is_a_message(
         (ValueError("odd"), 1, "error: internal error: ValueError: odd\nhint: "),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (BrokenPipeError(), 0, ""),
-        (typer.Exit(130), 130, ""),
-        (typer.BadParameter("give one"), 2, "error: invalid value: give one\n"),
         (Exit(130), 130, ""),
-        (UsageError("give one"), 2, "error: invalid value: give one\nhint: `glm4 boom --help` shows the options\n"),
+        (UsageError("give one"), 2, "error: give one\nhint: `glm4 boom --help` shows the options\n"),
     ],
 )
 def test_other_exceptions(
@@ -185,7 +195,7 @@ def test_an_interrupted_import_is_an_interruption(
         except ImportError as error:
             raise Glm4Error("the compiled kernels cannot be loaded") from error
 
-    failing.boom = boom
+    failing.boom = lambda: boom()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         assert main(["boom"]) == 130
@@ -201,8 +211,8 @@ def test_an_interrupted_import_is_an_interruption(
 def test_debug_shows_the_traceback_wherever_it_stands(
     failing: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def boom(text: str = "") -> None:
-        raise ValueError(text)
+    def boom() -> None:
+        raise ValueError("")
 
     failing.boom = boom
     for args in (["--debug", "boom"], ["boom", "--debug"]):
@@ -242,7 +252,7 @@ def test_a_version_that_cannot_be_written_is_an_error() -> None:
 def test_help_is_utf8_in_the_c_locale() -> None:
     done = run("batch", "--help", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0
-    assert "╭" in done.stdout or "…" in done.stdout
+    assert "…" in done.stdout
 
 
 @pytest.mark.parametrize(

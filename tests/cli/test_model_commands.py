@@ -123,11 +123,13 @@ def test_models_remove(capsys: pytest.CaptureFixture[str], installed: Path) -> N
     assert "hf cache" in capsys.readouterr().err
 
 
-def test_models_remove_asks_first(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("typer.confirm", lambda question, **options: (_ for _ in ()).throw(SystemExit(130)))
-    with pytest.raises(SystemExit):
-        main(["models", "--remove", "smoke"])
-    assert installed.exists()
+def test_models_remove_asks_first(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Y\n"))
+    assert main(["models", "--remove", "smoke"]) == 0
+    assert "Delete smoke (" in capsys.readouterr().err
+    assert not installed.exists()
 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])

@@ -15,7 +15,6 @@ from tiny import write_gguf
 
 # What one plain question at a packed model has no use for.
 HEAVY = [
-    "typer",
     "click",
     "pydantic",
     "rich",
@@ -41,7 +40,8 @@ HEAVY = [
     "glm4.batch.job",
     "glm4.planner",
     "glm4.cli.conversation.repl",
-    "glm4.cli.typer_app",
+    "glm4.cli.help_texts",
+    "difflib",
     "glm4.hub.download",
     "glm4.checkpoints.peft_adapter",
     "glm4.kernels.reference",

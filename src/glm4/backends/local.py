@@ -17,7 +17,15 @@ from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
 from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import CACHE_SHARE, KV_DTYPES, PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
+from glm4.model.kv_cache import (
+    CACHE_SHARE,
+    PAGE_SIZE,
+    KVCache,
+    check_kv_dtype,
+    page_nbytes,
+    pages_for,
+    resolve_kv_dtype,
+)
 from glm4.model.lora import LoraAdapter
 from glm4.model.precision import Precision, packed_dtype, resolve_precision, weight_nbytes
 from glm4.model.transformer import Transformer
@@ -70,9 +78,7 @@ class LocalOptions:
             raise InvalidRequestError(
                 f"num_threads must be at most {MOST_THREADS}, not {self.num_threads}", param="num_threads"
             )
-        if self.kv_cache_dtype not in ("auto", *KV_DTYPES):
-            known = ", ".join(("auto", *KV_DTYPES))
-            raise InvalidRequestError(f"kv_cache_dtype must be one of {known}, not {self.kv_cache_dtype!r}")
+        check_kv_dtype(self.kv_cache_dtype, "kv_cache_dtype")
 
 
 class LocalBackend:

@@ -25,19 +25,14 @@ _LINE_SECONDS = 10.0
 
 
 def batch(
-    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one a line.", show_default=False)],
-    output_file: Annotated[
-        Path, Argument(metavar="OUT.jsonl", help="Answers; continued if it exists.", show_default=False)
-    ],
+    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one a line.")],
+    output_file: Annotated[Path, Argument(metavar="OUT.jsonl", help="Answers; continued if it exists.")],
+    *,
     model: options.Model = "starter",
     json_summary: Annotated[bool, Option("--json", help="Print a summary as JSON at the end.")] = False,
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "auto",
-    context: options.Context = None,
-    threads: options.Threads = None,
+    engine: options.EngineOptions,
     max_num_seqs: Annotated[
-        int,
-        Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at the same time."),
+        int, Option(min=1, max=4096, metavar="N", panel=options.ENGINE, help="Requests answered at the same time.")
     ] = 8,
 ) -> None:
     """Answer a file of OpenAI batch requests.
@@ -55,14 +50,9 @@ def batch(
         if progress.skipped and job.remaining:
             notice(f"{output_file} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
-            llm = options.load_llm(
-                model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads, max_num_seqs=max_num_seqs
-            )
-            try:
-                with Interrupt(signal.SIGTERM) as interrupt, _display() as show:
-                    progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
-            finally:
-                llm.close()
+            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **engine.for_llm())
+            with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
+                progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:
         print_json({**dataclasses.asdict(progress), "tokens_per_second": progress.tokens_per_second})
     if progress.interrupted:

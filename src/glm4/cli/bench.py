@@ -28,7 +28,6 @@ def bench(
     random: Annotated[
         str | None,
         Option(
-            show_default=False,
             metavar="SHAPE",
             help="Random weights in the shape of a known model (glm-4-9b, say) instead of a model; needs no download.",
         ),
@@ -51,7 +50,7 @@ def bench(
         list[int], Option(min=1, metavar="N", help="Decode of so many sequences at once; repeatable.")
     ] = _BATCHES,
     rounds: Annotated[int, Option(min=1, metavar="N", help="Medians are taken over this many rounds.")] = 3,
-    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure prefill, decode, batched and long decode, as shares of what this machine delivers.
 
@@ -83,7 +82,7 @@ def bench(
         console.print_json({"facts": facts, "rows": rows})
         return
     out = console.stdout()
-    out.print(_headline(facts), markup=False, highlight=False, soft_wrap=True)
+    out.print(_headline(facts), soft_wrap=True)
     out.print(_table(rows))
 
 

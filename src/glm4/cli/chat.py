@@ -21,26 +21,15 @@ glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 
 
 def chat(
-    prompt: Annotated[
-        str | None, Argument(metavar="PROMPT", help="A question. Piped input is added to it.", show_default=False)
-    ] = None,
+    prompt: Annotated[str | None, Argument(metavar="PROMPT", help="A question. Piped input is added to it.")] = None,
+    *,
     model: options.Model = "starter",
-    system: Annotated[
-        str | None, Option(show_default=False, metavar="TEXT", help="Instructions the model follows throughout.")
-    ] = None,
+    system: Annotated[str | None, Option(metavar="TEXT", help="Instructions the model follows throughout.")] = None,
     plain: Annotated[bool, Option("--plain", help="Print the answer as it is, without rendering Markdown.")] = False,
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "auto",
-    context: options.Context = None,
-    threads: options.Threads = None,
+    engine: options.EngineOptions,
     lora: options.Lora = None,
     max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    sampling: options.SamplingOptions,
 ) -> None:
     """Talk to a model, or ask it one question.
 
@@ -51,31 +40,21 @@ def chat(
     from glm4.cli.console import clean_text
 
     question = _question(prompt)
-    params = options.given(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=[clean_text(text) for text in stop] if stop else None,
-    )
+    params = sampling.given(max_tokens=max_tokens)
     system = clean_text(system) if system else None
     from glm4.cli.conversation.interrupt import silent_keyboard
 
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        llm = options.load_llm(model, dtype=dtype, kv_dtype=kv_dtype, context=context, threads=threads, lora=lora)
-    try:
+        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **engine.for_llm())
+    with llm:
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)
         else:
             from glm4.cli.conversation.repl import Repl
 
             Repl(llm, model, system=system, params=params, plain=plain).run()
-    finally:
-        llm.close()
 
 
 def _question(prompt: str | None) -> str | None:
@@ -94,11 +73,11 @@ def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, 
     from glm4.chat.messages import Message
     from glm4.cli.console import EXIT_INTERRUPTED, notice
     from glm4.cli.conversation.answer import answer
-    from glm4.cli.conversation.view import make_view
+    from glm4.cli.conversation.render import make_view
 
     messages = ([Message("system", system)] if system else []) + [Message("user", question)]
     view, adapter = make_view(plain=plain), options.adapter_name(llm)
-    result = answer(llm, messages, options.sampling_params(llm, params), view, adapter=adapter)
+    result = answer(llm, messages, llm.default_sampling_params().replace(**params), view, adapter=adapter)
     if result.interrupted:
         notice("stopped")
         raise Exit(EXIT_INTERRUPTED)

@@ -21,6 +21,11 @@ class CommandRow(NamedTuple):
         return module, getattr(module, name)
 
 
+def before_separator(args: list[str]) -> list[str]:
+    """The words in front of `--`; behind it nothing is an option."""
+    return args[: args.index("--")] if "--" in args else args
+
+
 def print_version() -> None:
     """One line on standard output."""
     from glm4 import __version__
@@ -28,7 +33,7 @@ def print_version() -> None:
     print(f"glm4 {__version__}", flush=True)
 
 
-_RUN, _MODELS = "Run a model", "Manage models"
+_RUN, _MODELS, _TERMINAL = "Run a model", "Manage models", "At the terminal"
 
 COMMANDS: dict[str, CommandRow] = {
     "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
@@ -41,4 +46,5 @@ COMMANDS: dict[str, CommandRow] = {
     "info": CommandRow("glm4.cli.info", _MODELS, "Describe a model: architecture, context, tensors."),
     "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
     "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
+    "completion": CommandRow("glm4.cli.completion", _TERMINAL, "Print a script that completes commands in your shell."),
 }

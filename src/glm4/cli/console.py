@@ -56,7 +56,7 @@ def _console(*, stderr: bool) -> Console:
             """Leave a closed pipe to `main`; Rich would exit with a failure."""
             raise BrokenPipeError
 
-    return PipeConsole(stderr=stderr)
+    return PipeConsole(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -72,7 +72,7 @@ def notice(text: str) -> None:
     if not is_terminal(sys.stderr):
         print(printable(text), file=sys.stderr)
         return
-    stderr().print(printable(text), style="dim", markup=False, highlight=False)
+    stderr().print(printable(text), style="dim")
 
 
 def warning(text: str) -> None:

@@ -21,66 +21,30 @@ glm4 generate --json --logprobs 5 --temperature 0 "1 + 1 =" --max-tokens 4
 
 
 def generate(
-    prompt: Annotated[
-        str | None,
-        Argument(metavar="PROMPT", help="Text to continue; otherwise piped input.", show_default=False),
-    ] = None,
+    prompt: Annotated[str | None, Argument(metavar="PROMPT", help="Text to continue; otherwise piped input.")] = None,
+    *,
     model: options.Model = "starter",
     n: Annotated[int, Option("--n", "-n", min=1, metavar="N", help="Number of continuations.")] = 1,
     echo: Annotated[bool, Option("--echo", help="Print the prompt in front of each continuation.")] = False,
     json_output: Annotated[bool, Option("--json", help="Print one JSON object in OpenAI's shape.")] = False,
     logprobs: Annotated[
-        int | None,
-        Option(
-            min=0, show_default=False, metavar="N", help="With --json: log-probabilities of this many likeliest tokens."
-        ),
+        int | None, Option(min=0, metavar="N", help="With --json: log-probabilities of this many likeliest tokens.")
     ] = None,
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "auto",
-    context: options.Context = None,
-    threads: options.Threads = None,
+    engine: options.EngineOptions,
     lora: options.Lora = None,
     max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    sampling: options.SamplingOptions,
 ) -> None:
     """Continue a text, without a chat template.
 
     For base models, and for prompts written out by hand. Use `glm4 chat` to ask questions.
     """
-    from glm4.cli.console import clean_text
-
     if logprobs is not None and not json_output:
         raise UsageError("--logprobs needs --json")
     text = _prompt(prompt)
-    params = options.given(
-        n=n,
-        logprobs=logprobs,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=[clean_text(part) for part in stop] if stop else None,
-    )
-    llm = options.load_llm(
-        model,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        context=context,
-        threads=threads,
-        max_num_seqs=min(n, 16),
-        lora=lora,
-    )
-    try:
-        _run(llm, text, options.sampling_params(llm, params), model, echo=echo, json_output=json_output)
-    finally:
-        llm.close()
+    params = sampling.given(n=n, logprobs=logprobs, max_tokens=max_tokens)
+    with options.load_llm(model, lora=lora, max_num_seqs=min(n, 16), **engine.for_llm()) as llm:
+        _run(llm, text, llm.default_sampling_params().replace(**params), model, echo=echo, json_output=json_output)
 
 
 def _prompt(prompt: str | None) -> str:

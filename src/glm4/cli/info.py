@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from glm4.cli import options
 from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def info(
     verify: Annotated[
         bool, Option("--verify", help="Compare a packed checkpoint's weights with their sha256.")
     ] = False,
-    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Describe a model: architecture, parameters, dtype, context, template, tensors.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
+from glm4.cli import options
 from glm4.cli.parameters import Exit, Option
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _USUAL_NAME = 20
 
 
 def models(
-    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
+    as_json: options.AsJson = False,
     remove: Annotated[
         str | None, Option(metavar="NAME", help="Delete an installed starter model and its downloads.")
     ] = None,
@@ -60,11 +62,13 @@ def models(
     if installed:
         out.print(_installed_table(installed))
         for model in installed:
-            out.print(f"{model.name}: {model.model} by {model.authors}\n  {model.path}", **_PLAIN)
+            out.print(f"{model.name}: {model.model} by {model.authors}\n  {model.path}", soft_wrap=True)
         out.print()
     out.print(_known_table(known))
     _show_cache()
-    out.print("glm4 pull NAME fetches one; glm4 plan NAME tells beforehand whether it fits.", style="dim", **_PLAIN)
+    out.print(
+        "glm4 pull NAME fetches one; glm4 plan NAME tells beforehand whether it fits.", style="dim", soft_wrap=True
+    )
 
 
 def _clear_cache() -> None:
@@ -99,12 +103,7 @@ def _show_cache() -> None:
             f"Packed cache: {count} model{'s' if count > 1 else ''}, {size} of at most "
             f"{console.human_bytes(row['limit_bytes'])}; they start faster for it. --clear-cache deletes it.",
             style="dim",
-            markup=False,
-            highlight=False,
         )
-
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 
 
 def _remove(name: str, yes: bool) -> None:
@@ -121,13 +120,10 @@ def _remove(name: str, yes: bool) -> None:
             "others are files of yours."
         )
     if not yes:
-        import typer
-
-        try:
-            typer.confirm(f"Delete {starter.name} ({starter.model})?", abort=True, err=True)
-        except typer.Abort:
+        print(f"Delete {starter.name} ({starter.model})? [y/N]: ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             console.notice("nothing was deleted; --yes deletes without asking")
-            raise Exit(console.EXIT_INTERRUPTED) from None
+            raise Exit(console.EXIT_INTERRUPTED)
     freed = clear_cache(of=model_folder(starter.name)) + hub.remove(starter.name)
     console.notice(f"{console.human_bytes(freed)} freed" if freed else f"{starter.name} is not installed")
 

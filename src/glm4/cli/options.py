@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli.parameters import Option
@@ -11,9 +11,9 @@ from glm4.system.cpus import MOST_THREADS
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
-    from glm4.sampling_params import SamplingParams
 
-_ENGINE, _SAMPLING = "Engine", "Sampling"
+ENGINE = "Engine"
+_SAMPLING = "Sampling"
 ADAPTER = "lora"
 
 Model = Annotated[
@@ -22,15 +22,14 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="GLM4_MODEL",
-        metavar="MODEL",
         help="A name from `glm4 models`, a Hugging Face name, a folder, or a GGUF file.",
     ),
 ]
 Dtype = Annotated[
     str,
     Option(
-        rich_help_panel=_ENGINE,
         metavar="FORMAT",
+        panel=ENGINE,
         help="Weight format: auto, fp32, bf16, int8, int4, or stored, which keeps the codes of 4-bit GGUF files.",
     ),
 ]
@@ -38,110 +37,99 @@ KvDtype = Annotated[
     str,
     Option(
         "--kv-dtype",
-        rich_help_panel=_ENGINE,
+        "--kv-cache-dtype",
         metavar="FORMAT",
+        panel=ENGINE,
         help="KV cache format: auto, fp32, fp16, or int8 for contexts twice as long.",
-    ),
-]
-Context = Annotated[
-    int | None,
-    Option(
-        min=1,
-        rich_help_panel=_ENGINE,
-        show_default=False,
-        metavar="TOKENS",
-        help="Longest prompt plus answer, in tokens. The default is what model and memory allow.",
     ),
 ]
 Threads = Annotated[
     int | None,
-    Option(
-        min=1,
-        max=MOST_THREADS,
-        rich_help_panel=_ENGINE,
-        show_default=False,
-        metavar="N",
-        help="Processor threads. The default is one per core.",
-    ),
+    Option(metavar="N", panel=ENGINE, min=1, max=MOST_THREADS, help="Processor threads; otherwise one per core."),
 ]
 Lora = Annotated[
     str | None,
-    Option(
-        rich_help_panel=_ENGINE,
-        show_default=False,
-        metavar="FOLDER",
-        help="A LoRA adapter of this model (PEFT's format) to answer with.",
-    ),
+    Option(metavar="FOLDER", panel=ENGINE, help="A LoRA adapter of this model (PEFT's format) to answer with."),
 ]
-MaxTokens = Annotated[
-    int | None, Option(min=1, rich_help_panel=_SAMPLING, metavar="TOKENS", help="Longest answer, in tokens.")
-]
-Temperature = Annotated[
-    float | None,
-    Option(
-        rich_help_panel=_SAMPLING,
-        show_default=False,
-        metavar="NUMBER",
-        help="0 always takes the likeliest token; higher is freer.",
-    ),
-]
-TopP = Annotated[
-    float | None,
-    Option(
-        rich_help_panel=_SAMPLING,
-        show_default=False,
-        metavar="SHARE",
-        help="Sample from the likeliest tokens up to this probability.",
-    ),
-]
-TopK = Annotated[
-    int | None,
-    Option(
-        rich_help_panel=_SAMPLING,
-        show_default=False,
-        metavar="N",
-        help="Sample from this many of the likeliest tokens; 0 is all.",
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    Option(
-        rich_help_panel=_SAMPLING,
-        show_default=False,
-        metavar="NUMBER",
-        help="Above 1 discourages repeating what was said.",
-    ),
-]
-Seed = Annotated[
-    int | None,
-    Option(rich_help_panel=_SAMPLING, show_default=False, metavar="N", help="Same seed and prompt, same answer."),
-]
-Stop = Annotated[
-    list[str] | None,
-    Option(
-        rich_help_panel=_SAMPLING,
-        show_default=False,
-        metavar="TEXT",
-        help="Text that ends the answer; may be repeated.",
-    ),
-]
+MaxTokens = Annotated[int | None, Option(metavar="TOKENS", panel=_SAMPLING, min=1, help="Longest answer, in tokens.")]
+AsJson = Annotated[bool, Option("--json", help="One JSON document, for programs.")]
 
 
-def load_llm(
-    model: str,
-    *,
-    dtype: str = "auto",
-    kv_dtype: str = "auto",
-    context: int | None = None,
-    threads: int | None = None,
-    max_num_seqs: int = 1,
-    kv_memory: int | None = None,
-    lora: str | None = None,
-) -> LLM:
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to run a model."""
+
+    dtype: Dtype = "auto"
+    kv_dtype: KvDtype = "auto"
+    context: Annotated[
+        int | None,
+        Option(
+            "--context",
+            "--max-model-len",
+            metavar="TOKENS",
+            panel=ENGINE,
+            min=1,
+            help="Longest prompt plus answer; otherwise what model and memory allow.",
+        ),
+    ] = None
+    threads: Threads = None
+
+    def for_llm(self) -> dict[str, Any]:
+        """The same as keyword arguments of `LLM`."""
+        return {
+            "dtype": self.dtype,
+            "kv_cache_dtype": self.kv_dtype,
+            "max_model_len": self.context,
+            "num_threads": self.threads,
+        }
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to choose tokens; what is None is left to the model's own defaults."""
+
+    temperature: Annotated[
+        float | None,
+        Option(metavar="NUMBER", panel=_SAMPLING, help="0 always takes the likeliest token; higher is freer."),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option(metavar="SHARE", panel=_SAMPLING, help="Sample from the likeliest tokens up to this probability."),
+    ] = None
+    top_k: Annotated[
+        int | None,
+        Option(metavar="N", panel=_SAMPLING, help="Sample from this many of the likeliest tokens; 0 is all."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, Option(metavar="NUMBER", panel=_SAMPLING, help="Above 1 discourages repeating what was said.")
+    ] = None
+    seed: Annotated[int | None, Option(metavar="N", panel=_SAMPLING, help="Same seed and prompt, same answer.")] = None
+    stop: Annotated[
+        list[str] | None, Option(metavar="TEXT", panel=_SAMPLING, help="Text that ends the answer; may be repeated.")
+    ] = None
+
+    def given(self, **more: Any) -> dict[str, Any]:
+        """What was given, these and `more`, checked before a model is loaded.
+
+        Raises:
+            InvalidRequestError: an impossible value; `.param` names the option.
+        """
+        from glm4.cli.console import clean_text
+        from glm4.sampling_params import SamplingParams
+
+        named = {field.name: getattr(self, field.name) for field in fields(self)} | more
+        chosen = {name: value for name, value in named.items() if value is not None}
+        if self.stop:
+            chosen["stop"] = [clean_text(text) for text in self.stop]
+        SamplingParams(**chosen)
+        return chosen
+
+
+def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
     """Load a model with a progress bar on standard error, and the adapter in folder `lora` under the name `ADAPTER`.
 
     Args:
-        kv_memory: bytes for the KV cache; None is what is needed, up to a share of what is free.
+        options: for `LLM`.
 
     Raises:
         Glm4Error: as `LLM` does.
@@ -153,17 +141,8 @@ def load_llm(
         _import_engine()
         from glm4.llm import LLM
 
-        check_formats(dtype, kv_dtype)
-        llm = LLM(
-            model,
-            dtype=dtype,
-            kv_cache_dtype=kv_dtype,
-            kv_cache_memory=kv_memory,
-            max_model_len=context,
-            max_num_seqs=max_num_seqs,
-            num_threads=threads,
-            progress=report,
-        )
+        check_formats(options["dtype"], options["kv_cache_dtype"])
+        llm = LLM(model, progress=report, **options)
         try:
             if lora is not None:
                 llm.load_adapter(ADAPTER, lora)
@@ -179,15 +158,11 @@ def check_formats(dtype: str, kv_dtype: str) -> None:
     Raises:
         InvalidRequestError: `.param` names the option.
     """
-    from glm4.errors import InvalidRequestError
-    from glm4.model.kv_cache import KV_DTYPES
-    from glm4.model.precision import DTYPES
+    from glm4.model.kv_cache import check_kv_dtype
+    from glm4.model.precision import check_dtype
 
-    if dtype not in DTYPES:
-        raise InvalidRequestError(f"--dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
-    if kv_dtype not in ("auto", *KV_DTYPES):
-        known = ", ".join(("auto", *KV_DTYPES))
-        raise InvalidRequestError(f"--kv-dtype must be one of {known}, not {kv_dtype!r}", param="kv_dtype")
+    check_dtype(dtype, "--dtype")
+    check_kv_dtype(kv_dtype, "--kv-dtype")
 
 
 def _import_engine() -> None:
@@ -206,21 +181,3 @@ def _import_engine() -> None:
 def adapter_name(llm: LLM) -> str | None:
     """The adapter that `load_llm` loaded, for requests to name."""
     return ADAPTER if llm.adapters() else None
-
-
-def given(**params: Any) -> dict[str, Any]:
-    """The sampling options that were given (None: not given), checked before a model is loaded.
-
-    Raises:
-        InvalidRequestError: an impossible value; `.param` names the option.
-    """
-    from glm4.sampling_params import SamplingParams
-
-    chosen = {name: value for name, value in params.items() if value is not None}
-    SamplingParams(**chosen)
-    return chosen
-
-
-def sampling_params(llm: LLM, chosen: Mapping[str, Any]) -> SamplingParams:
-    """The model's own sampling defaults, with the chosen options on top."""
-    return llm.default_sampling_params().replace(**chosen)

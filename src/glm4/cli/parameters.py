@@ -1,49 +1,45 @@
-"""How a command declares its parameters, and the reading of plain command lines without Typer.
+"""How a command declares its parameters: each one of its function is annotated with an `Option` or an `Argument`.
 
-Importing Typer and building its validators takes longer than loading a model of a gigabyte. It is needed for help,
-completion and telling people what is wrong with a command line, so it stays the authority; but a line that consists of
-known options with well-formed values means the same to everybody, and `plain_arguments` reads it. Whatever is not
-plain is left to Typer (`glm4.cli.typer_app`). `tests/cli/test_parameters.py` holds the two against each other.
+`glm4.cli.parser` reads command lines by these declarations; help and completion are made from them.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 
 class Parameter:
-    """What `Annotated` tells about a parameter of a command: an `Option` or an `Argument`.
+    """What `Annotated` tells about a parameter of a command.
 
     Args:
-        names: spellings of an option; without any, `--` and the parameter's name.
+        names: spellings of an option, the usual one first; without any, `--` and the parameter's name.
+        help: a sentence or two.
+        metavar: what stands for the value in help texts; without one, the parameter's name.
+        panel: heading to list it under.
         envvar: environment variable that gives a value when the command line does not.
         min, max: bounds of a number.
-        shown: what only help texts need, under Typer's names: help, metavar, rich_help_panel, show_default.
     """
 
     def __init__(
         self,
         *names: str,
-        envvar: str | None = None,
+        help: str,
+        metavar: str | None = None,
+        panel: str = "Options",
+        envvar: str = "",
         min: float | None = None,
         max: float | None = None,
-        **shown: str | bool,
     ) -> None:
-        self.names = names
-        self.envvar = envvar
-        self.min = min
-        self.max = max
-        self.shown: Mapping[str, str | bool] = shown
+        self.names, self.help, self.metavar, self.panel = names, help, metavar, panel
+        self.envvar, self.min, self.max = envvar, min, max
 
 
 class Option(Parameter):
-    """A parameter given by name."""
+    """A parameter given by name; one of type bool takes no value, and is false in a spelling with `--no-`."""
 
 
 class Argument(Parameter):
@@ -59,113 +55,83 @@ class Exit(Exception):  # noqa: N818 - no error
 
 
 class UsageError(Exception):
-    """Values that are well-formed but make no sense together; ends the program like any wrong usage."""
+    """A mistake on the command line; its text says which one."""
 
 
-# Spellings that every parser of numbers reads alike; others are left to Typer.
-_NUMBERS = {int: re.compile(r"-?[0-9]{1,15}"), float: re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")}
+class Declared(NamedTuple):
+    """A parameter of a command's function.
 
-
-class _NotPlainError(Exception):
-    """This command line is for Typer."""
-
-
-class _Spec(NamedTuple):
-    """A declared parameter: its name in the function, and its type without None and list."""
+    Attributes:
+        name, default: in the function; the default of a required one is `inspect.Parameter.empty`.
+        kind: its type (str, Path, int, float or bool) without None and list.
+        spellings: what an option is called on the command line; nothing for an argument.
+        group: if it is a field of a dataclass that the function takes: the function's parameter, and that class.
+    """
 
     name: str
-    kind: Any
+    default: Any
+    kind: type
     is_list: bool
-    declared: Parameter
-    required: bool
+    declaration: Parameter
+    spellings: tuple[str, ...]
+    metavar: str
+    group: tuple[str, type] | None = None
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return self.spellings[0] if self.spellings else self.metavar
+
+    @property
+    def required(self) -> bool:
+        """Whether the command line must give it."""
+        return self.default is inspect.Parameter.empty
 
     def read(self, text: str) -> Any:
-        """The value a text stands for."""
-        if self.kind is str:
-            return text
-        if self.kind is Path:
-            return Path(text)
-        if not _NUMBERS[self.kind].fullmatch(text):
-            raise _NotPlainError
-        value = self.kind(text)
-        low, high = self.declared.min, self.declared.max
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise _NotPlainError
+        """The value that a text stands for.
+
+        Raises:
+            UsageError: it is not a number, or out of bounds.
+        """
+        if self.kind not in (int, float):
+            return self.kind(text)
+        wrong, (low, high) = f"invalid value for '{self.title}'", (self.declaration.min, self.declaration.max)
+        try:
+            value = self.kind(text)
+        except ValueError:
+            raise UsageError(f"{wrong}: {text!r} is not a {'whole ' if self.kind is int else ''}number") from None
+        if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN is neither
+            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise UsageError(f"{wrong}: it must be {bounds}, not {text}")
         return value
 
-
-def plain_arguments(function: Callable[..., None], args: Sequence[str]) -> dict[str, Any] | None:
-    """What to call a command's function with; parameters that were not given are left out.
-
-    Args:
-        function: the command; each of its parameters must be annotated with an `Option` or `Argument`.
-        args: the command line behind the command's name.
-
-    Returns:
-        None for anything but a plain command line: help, a mistake, an unusual spelling.
-    """
-    try:
-        return _plain_arguments(list(_specs(function)), args)
-    except _NotPlainError:
-        return None
+    def from_environment(self) -> Any:
+        """The value that its variable gives (of a list: values, separated by spaces), or None."""
+        text = os.environ.get(self.declaration.envvar, "")
+        if self.is_list:
+            return [self.read(part) for part in text.split()] or None
+        return self.read(text) if text else None
 
 
-def _specs(function: Callable[..., None]) -> Iterator[_Spec]:
-    hints = get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        annotation = hints.get(name)
-        declared = get_args(annotation)[1] if get_origin(annotation) is Annotated else None
-        if not isinstance(declared, Parameter):
-            raise _NotPlainError
-        kind = get_args(annotation)[0]
-        kinds = [part for part in get_args(kind) if part is not NoneType] if NoneType in get_args(kind) else [kind]
-        is_list = get_origin(kinds[0]) is list
-        inner = get_args(kinds[0])[0] if is_list else kinds[0]
-        if len(kinds) != 1 or inner not in (str, Path, bool, *_NUMBERS):
-            raise _NotPlainError
-        yield _Spec(name, inner, is_list, declared, parameter.default is parameter.empty)
+def declared(owner: Callable[..., Any]) -> list[Declared]:
+    """The parameters of a command, in order; in place of one that is a dataclass, its fields."""
+    hints = get_type_hints(owner, include_extras=True)
+    found: list[Declared] = []
+    for name, parameter in inspect.signature(owner).parameters.items():
+        hint = _without_none(hints[name])  # Python 3.10 puts None around `Annotated` if it is the default
+        if get_origin(hint) is not Annotated:
+            found += [field._replace(group=(name, hint)) for field in declared(hint)]
+            continue
+        kind, declaration = get_args(hint)
+        kind = _without_none(kind)
+        is_list = get_origin(kind) is list
+        kind = get_args(kind)[0] if is_list else kind
+        names = declaration.names or ("--" + name.replace("_", "-"),)
+        spellings = names if isinstance(declaration, Option) else ()
+        metavar = declaration.metavar or name.upper()
+        found.append(Declared(name, parameter.default, kind, is_list, declaration, spellings, metavar))
+    return found
 
 
-def _plain_arguments(specs: Sequence[_Spec], args: Sequence[str]) -> dict[str, Any]:
-    options = {
-        spelling: spec
-        for spec in specs
-        if isinstance(spec.declared, Option)
-        for spelling in spec.declared.names or ("--" + spec.name.replace("_", "-"),)
-        if "/" not in spelling  # "--on/--off" is two spellings, and Typer's to read
-    }
-    places = iter([spec for spec in specs if isinstance(spec.declared, Argument)])
-    given: dict[str, Any] = {}
-    rest = iter(args)
-    for arg in rest:
-        if arg.startswith("-"):
-            spelling, has_value, text = arg.partition("=")
-            spec = options.get(spelling)
-            if spec is None or (has_value and not spelling.startswith("--")):
-                raise _NotPlainError
-            if spec.kind is bool:
-                if has_value:
-                    raise _NotPlainError
-                given[spec.name] = True
-                continue
-            text = text if has_value else next(rest, "-")
-        else:
-            spec, text = next(places, None), arg
-        if spec is None or text.startswith("-") or (spec.name in given and not spec.is_list):
-            raise _NotPlainError
-        value = spec.read(text)
-        given[spec.name] = [*given.get(spec.name, ()), value] if spec.is_list else value
-    return _completed(specs, given)
-
-
-def _completed(specs: Sequence[_Spec], given: dict[str, Any]) -> dict[str, Any]:
-    """With what the environment gives."""
-    for spec in specs:
-        text = os.environ.get(spec.declared.envvar, "") if spec.declared.envvar else ""
-        if spec.name not in given and text:
-            if spec.kind is not str or spec.is_list:
-                raise _NotPlainError
-            given[spec.name] = text
-        elif spec.name not in given and spec.required:
-            raise _NotPlainError
-    return given
+def _without_none(hint: Any) -> Any:
+    return next((part for part in get_args(hint) if part is not NoneType), hint) if NoneType in get_args(hint) else hint

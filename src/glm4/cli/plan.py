@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from glm4.cli import options
 from glm4.cli.parameters import Argument, Option
 
 if TYPE_CHECKING:
@@ -26,11 +27,20 @@ def plan(
     model: Annotated[
         str, Argument(metavar="MODEL", help="A name from `glm4 models` (it need not be installed), or a path.")
     ],
-    dtype: Annotated[str, Option(help="Weight format: auto, fp32, bf16, int8, int4 or stored.")] = "auto",
-    kv_dtype: Annotated[str, Option(help="KV cache format: auto, fp32, fp16 or int8.")] = "auto",
-    context: Annotated[int | None, Option(min=1, help="Tokens of one conversation. Default: as many as fit.")] = None,
-    batch: Annotated[int, Option(min=1, help="Conversations at once, each of that length.")] = 1,
-    as_json: Annotated[bool, Option("--json", help="One JSON document, for programs.")] = False,
+    dtype: options.Dtype = "auto",
+    kv_dtype: options.KvDtype = "auto",
+    context: Annotated[
+        int | None,
+        Option(
+            "--context",
+            "--max-model-len",
+            min=1,
+            metavar="TOKENS",
+            help="Length of one conversation. The default is as many tokens as fit.",
+        ),
+    ] = None,
+    batch: Annotated[int, Option(min=1, metavar="N", help="Conversations at once, each of that length.")] = 1,
+    as_json: options.AsJson = False,
 ) -> None:
     """Estimate the memory a model needs, by part, without loading or downloading it.
 
@@ -128,8 +138,6 @@ def _show(plan: MemoryPlan, name: str, machine: int, advice: str) -> None:
     out.print(
         f"{name}: {plan.dtype} weights, {plan.kv_dtype} KV cache, {plan.context:,} tokens{sequences}",
         style="bold",
-        markup=False,
-        highlight=False,
     )
     scale = max(plan.total, plan.available, 1)
     table = Table.grid(padding=(0, 2))
@@ -147,7 +155,7 @@ def _show(plan: MemoryPlan, name: str, machine: int, advice: str) -> None:
     add("needed at the peak", plan.total, "bold", "bold")
     add(f"free here (of {human_bytes(machine)})", plan.available, "dim")
     out.print(table)
-    out.print(_verdict(plan, advice), markup=False, highlight=False)
+    out.print(_verdict(plan, advice))
 
 
 def _rows(plan: MemoryPlan) -> list[tuple[str, int, str]]:

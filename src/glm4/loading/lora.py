@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.peft_adapter import AdapterFile
 from glm4.errors import OutOfMemoryError
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import packed_nbytes
@@ -41,6 +40,8 @@ def read_adapter(
         OutOfMemoryError: they would take more; nothing was read.
         TensorError: a factor is not finite.
     """
+    from glm4.checkpoints.peft_adapter import AdapterFile  # a start without an adapter does without
+
     with AdapterFile(path, config, model_type) as file:
         needed = sum(
             packed_nbytes(format, shape.rank, shape.columns) + packed_nbytes(format, shape.rows, shape.rank)

@@ -9,11 +9,27 @@ import numpy as np
 from glm4.errors import InvalidRequestError
 from glm4.kernels import int8_cache
 from glm4.model.config import ModelConfig
+from glm4.model.precision import short_dtype
 
 PAGE_SIZE = 32
 # Share of the memory left after the weights that the KV cache may take unless told otherwise.
 CACHE_SHARE = 0.6
 KV_DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
+
+
+def check_kv_dtype(kv_dtype: str, title: str) -> str:
+    """Our name of a KV cache format, or "auto".
+
+    Args:
+        title: what messages call it.
+
+    Raises:
+        InvalidRequestError: there is no such format.
+    """
+    short, known = short_dtype(kv_dtype), ("auto", *KV_DTYPES)
+    if short not in known:
+        raise InvalidRequestError(f"{title} must be one of {', '.join(known)}, not {kv_dtype!r}", param="kv_dtype")
+    return short
 
 
 def resolve_kv_dtype(kv_dtype: str, precision: str, config: ModelConfig) -> str:
@@ -22,9 +38,7 @@ def resolve_kv_dtype(kv_dtype: str, precision: str, config: ModelConfig) -> str:
     Raises:
         InvalidRequestError: unknown, or int8 for a head size it is not made for.
     """
-    if kv_dtype not in ("auto", *KV_DTYPES):
-        known = ", ".join(("auto", *KV_DTYPES))
-        raise InvalidRequestError(f"the KV cache format must be one of {known}, not {kv_dtype!r}", param="kv_dtype")
+    kv_dtype = check_kv_dtype(kv_dtype, "the KV cache format")
     if kv_dtype == "int8" and not int8_cache.is_supported(config.head_dim):
         raise InvalidRequestError(
             f"an int8 KV cache needs a head size that is a multiple of {int8_cache.HEAD_DIM_MULTIPLE}; this model's is "

@@ -56,8 +56,35 @@ PRECISIONS: dict[str, Precision] = {
 # Each matrix in the format nearest to what the file holds; which that is, only the file says (`stored_precision`).
 STORED = "stored"
 DTYPES = ("auto", *PRECISIONS, STORED)
+# What PyTorch, and with it transformers and vLLM, call formats of weights and of the KV cache.
+_LONG_NAMES = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 # "auto" keeps a file's codes if they are so much of its weights: below, hardly any memory traffic is saved.
 AUTO_STORED_SHARE = 0.5
+
+
+def short_dtype(dtype: str) -> str:
+    """Our name of a format that may be called as PyTorch does; any other text as it is."""
+    return _LONG_NAMES.get(dtype, dtype)
+
+
+def check_dtype(dtype: str, title: str = "dtype") -> str:
+    """Our name of a weight format.
+
+    Args:
+        title: what messages call it.
+
+    Raises:
+        InvalidRequestError: there is no such format.
+    """
+    short = short_dtype(dtype)
+    if short == "fp16":  # bf16 in its place would be other numbers than were asked for
+        raise InvalidRequestError(
+            f"{title} {dtype} is not a weight format of this engine: bf16 takes the same memory, int8 half of it",
+            param="dtype",
+        )
+    if short not in DTYPES:
+        raise InvalidRequestError(f"{title} must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
+    return short
 
 
 def stored_precision(four_bit: Iterable[str]) -> Precision:
@@ -88,7 +115,7 @@ def packed_dtype(dtype: str, packed: Precision) -> str:
     Raises:
         InvalidRequestError: another one is asked for.
     """
-    if dtype not in ("auto", packed.name):
+    if short_dtype(dtype) not in ("auto", packed.name):
         raise InvalidRequestError(
             f"this checkpoint is packed as {packed.name} and cannot be run as {dtype}: leave dtype at auto, or load "
             "the original model",
@@ -109,9 +136,7 @@ def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: P
         InvalidRequestError: no such dtype, or it is "stored" and the checkpoint has no 4-bit tensors.
         OutOfMemoryError: the weights do not fit into `available`.
     """
-    if dtype not in DTYPES:
-        raise InvalidRequestError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
-    candidates = _candidates(dtype, config, stored)
+    candidates = _candidates(check_dtype(dtype), config, stored)
     for precision in candidates:
         if weight_nbytes(config, precision) + _WORKING_ROOM <= available:
             return precision
@@ -141,7 +166,7 @@ def named_precision(dtype: str, stored: Precision | None) -> Precision:
     if stored is not None and stored.name == dtype:
         return stored
     if dtype != STORED:
-        return PRECISIONS[dtype]
+        return PRECISIONS[short_dtype(dtype)]
     raise InvalidRequestError(
         "dtype stored keeps the 4-bit codes of GGUF files (types Q4_0, Q4_1, Q4_K), and this model has none: "
         "leave dtype at auto, or choose int8 or int4",

@@ -17,7 +17,7 @@ from glm4.cli.conversation.answer import Answer, answer
 from glm4.cli.conversation.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.line_editor import LineEditor
-from glm4.cli.conversation.view import make_view
+from glm4.cli.conversation.render import make_view
 from glm4.cli.options import adapter_name
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 
@@ -103,7 +103,7 @@ class Repl:
         name = checkpoint.variant.title if checkpoint is not None else self._model
         dtype = info.details.get("dtype", info.name)
         text = f"{name} · {dtype} · context {info.max_model_len:,} tokens"
-        console.stdout().print(text, style="bold", markup=False, highlight=False)
+        console.stdout().print(text, style="bold")
         if self._llm.dialect.name == "chatml":  # only the small models that stand in for GLM-4 speak it
             console.notice(
                 "A small model that shows the installation works; it is not GLM-4. The real thing: "
@@ -185,7 +185,7 @@ class Repl:
         table.add_row('""" … """', "A message of several lines.")
         table.add_row("Ctrl-C", "Stop the answer; it stays in the conversation as far as it got.")
         table.add_row("Up, Ctrl-R", "Earlier messages, also from earlier runs.")
-        console.stdout().print(table, markup=False, highlight=False)
+        console.stdout().print(table)
 
     def _command_clear(self, argument: str) -> None:
         self._conversation.clear()
@@ -237,7 +237,7 @@ class Repl:
             value = getattr(effective, name)
             shown = "none" if value is None or value == () else printable(json.dumps(value, ensure_ascii=False))
             table.add_row(name, shown, "set here" if name in self._conversation.params else "")
-        console.stdout().print(table, markup=False, highlight=False)
+        console.stdout().print(table)
 
     def _command_stats(self, argument: str) -> None:
         if self._last is None:
@@ -259,7 +259,7 @@ class Repl:
             "context": f"{used:,} of {size:,} tokens used ({100 * used / size:.1f}%)",
         }
         for label, text in rows.items():
-            console.stdout().print(f"{label:<12} {text}", markup=False, highlight=False)
+            console.stdout().print(f"{label:<12} {text}")
 
     def _command_retry(self, argument: str) -> None:
         before = list(self._conversation.turns)
