@@ -102,7 +102,15 @@ class RemoteError(Glm4Error):
 
 
 class RemoteUnavailableError(RemoteError):
-    """That server cannot be reached, is busy, or took too long; the same request may work later."""
+    """That server cannot be reached, is busy, or took too long; the same request may work later.
+
+    Attributes:
+        retry_after: seconds it asks for.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class KernelError(Glm4Error):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from glm4.errors import Glm4Error
+from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 from glm4.sampling_params import SamplingParams
 from glm4.structured_outputs import StructuredOutputs
 
@@ -79,6 +79,28 @@ class GenerationRequest:
     pooling: Literal["mean"] | None = None
     constraint: TokenConstraint | None = None
     structured_outputs: StructuredOutputs | None = None
+
+
+def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int) -> None:
+    """What every backend checks before it queues a request.
+
+    Raises:
+        PromptTooLongError: no room for the prompt and one new token.
+        InvalidRequestError: an empty prompt, or an id outside the vocabulary.
+    """
+    ids, length = request.prompt_ids, len(request.prompt_ids)
+    if not length:
+        raise InvalidRequestError("the prompt is empty: there is nothing to continue", param="prompt")
+    if length + (request.pooling is None) > max_model_len:
+        raise PromptTooLongError(
+            f"the prompt has {length} tokens; the context holds {max_model_len}, the answer included", param="prompt"
+        )
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise InvalidRequestError(f"prompt ids must be between 0 and {vocab_size - 1}", param="prompt")
+    for name in ("logit_bias", "stop_token_ids"):
+        for token in getattr(request.params, name) or ():
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
 
 
 @dataclass(frozen=True)

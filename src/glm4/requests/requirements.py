@@ -47,7 +47,7 @@ def check_supported(
         if info.capabilities.isdisjoint(wanted):
             able = [name for name, row in BACKENDS.items() if not row.capabilities.isdisjoint(wanted)]
             raise InvalidRequestError(
-                f"the {info.name} backend has no {option}: leave it out, or load the model with another backend"
+                f"the {info.name} backend has no {option}; do without, or load the model with another backend"
                 f" ({', '.join(able)})",
                 param=param,
             )
