@@ -60,12 +60,9 @@ class Ours:
         return rates
 
     def facts(self) -> str:
-        details = self._backend.info.details
+        run = self._backend.execution
         weights = self._backend.model.weights.nbytes / 1e9
-        return (
-            f"{details['dtype']}, {weights:.2f} GB of weights, KV cache {details['kv_cache_dtype']}, "
-            f"{details['num_threads']} threads"
-        )
+        return f"{run.dtype}, {weights:.2f} GB of weights, KV cache {run.kv_cache_dtype}, {run.num_threads} threads"
 
     def close(self) -> None:
         self._backend.close()

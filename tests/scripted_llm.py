@@ -9,7 +9,6 @@ from pathlib import Path
 
 from glm4.backends.scripted import ScriptedBackend
 from glm4.chat.dialects.table import dialect_for
-from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.llm import LLM
 from glm4.requests.processor import Processor
 from tiny import GLM_TEMPLATE, VOCAB_SIZE, special_id, write_folder
@@ -34,7 +33,7 @@ def scripted_llm(
         dialect: answer in this one, with its own chat template, which knows tools; None is GLM-4 with a short one.
         template: the checkpoint's chat template; None takes the dialect's own.
     """
-    text = Processor.load(open_checkpoint(write_folder(folder, chat_template=template)))
+    text = Processor.open(write_folder(folder, chat_template=template))
     if dialect is not None:
         text = replace(text, dialect=dialect_for(dialect), template=None)
 

@@ -194,7 +194,7 @@ def test_generation_config_supplies_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
 def test_every_precision_answers(folder: Path, dtype: str) -> None:
     with LLM(str(folder), dtype=dtype, max_model_len=64) as llm:
-        assert llm.info.details["dtype"] == dtype
+        assert llm.info.execution.dtype == dtype
         assert len(llm.generate("hello", GREEDY)[0].outputs[0].token_ids) == 12
 
 
@@ -204,7 +204,7 @@ def test_int8_cache_answers_nearly_like_fp32(folder: Path, speculation: bool) ->
     answers = []
     for kv_dtype in ("fp32", "int8"):
         with LLM(str(folder), dtype="fp32", kv_cache_dtype=kv_dtype, max_model_len=96, speculation=speculation) as llm:
-            assert llm.info.details["kv_cache_dtype"] == kv_dtype
+            assert llm.info.execution.kv_cache_dtype == kv_dtype
             first = llm.generate("hello hello hello hello hello", GREEDY)[0].outputs[0].token_ids
             again = llm.generate("hello hello hello hello hello", GREEDY)[0].outputs[0].token_ids
             assert first == again

@@ -202,6 +202,7 @@ class AsyncLLM:
         with self._wake:
             self._closed = True
             self._wake.notify()
+        self.llm.wake()
         await asyncio.to_thread(self._thread.join)
 
     @property
@@ -218,12 +219,13 @@ class AsyncLLM:
             stream.close()
 
     def _submit(self, command: Callable[[], None]) -> bool:
-        """Queue a command; False when nobody is there to run it."""
+        """Queue a command; False when nobody is there to run it. A step that only waits makes way for it."""
         with self._wake:
             if self._closed:
                 return False
             self._commands.append(command)
             self._wake.notify()
+        self.llm.wake()
         return True
 
     def _loop(self) -> None:
@@ -245,12 +247,13 @@ class AsyncLLM:
         self.llm.close()
 
     def _deliver(self, chunks: list[StreamChunk]) -> None:
-        """Send a step's chunks to their event loops, one wake-up a loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, StreamChunk]]] = {}
+        """Send a step's chunks to their event loops, one wake-up per loop; a failed request's reader gets its error."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, _Item]]] = {}
         for chunk in chunks:
             stream = self._streams.get(chunk.request_id)
             if stream is not None:
-                by_loop.setdefault(stream.loop, []).append((stream, chunk))
+                error = None if chunk.output is None else chunk.output.error
+                by_loop.setdefault(stream.loop, []).append((stream, error or chunk))
             if chunk.output is not None:
                 self._streams.pop(chunk.request_id, None)
         for loop, pairs in by_loop.items():
@@ -263,6 +266,6 @@ class AsyncLLM:
             return not self._closed
 
 
-def _put_all(pairs: list[tuple[RequestStream, StreamChunk]]) -> None:
-    for stream, chunk in pairs:
-        stream.put(chunk)
+def _put_all(pairs: list[tuple[RequestStream, _Item]]) -> None:
+    for stream, item in pairs:
+        stream.put(item)

@@ -15,6 +15,8 @@ Glm4Error
 │   └── PromptTooLongError       the prompt does not fit the context
 ├── GrammarError             a grammar became too complex to follow while text was generated; the text ends there
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
+├── RemoteError              the server that computes for us cannot be used or has failed; says which and what to do
+│   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
 ├── StoreError               the file of stored responses cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
@@ -93,6 +95,22 @@ class PromptTooLongError(InvalidRequestError):
 
 class OutOfMemoryError(Glm4Error):
     """The weights or the KV cache do not fit into memory."""
+
+
+class RemoteError(Glm4Error):
+    """The server that computes for us cannot be used, or has failed."""
+
+
+class RemoteUnavailableError(RemoteError):
+    """That server cannot be reached, is busy, or took too long; the same request may work later.
+
+    Attributes:
+        retry_after: seconds it asks for.
+    """
+
+    def __init__(self, message: str, *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class KernelError(Glm4Error):

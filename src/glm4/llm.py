@@ -8,23 +8,20 @@ thing on a thread.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, cast
 
 from glm4.backends.base import Backend, BackendInfo
-from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.chat.chat_request import ChatOptions, ChatRequest, Conversation
 from glm4.chat.dialects.table import Dialect
 from glm4.chat.messages import Message
-from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.engine.protocol import AdapterInfo, EngineStats
-from glm4.errors import CheckpointError, InvalidRequestError, TokenizerError
-from glm4.hub import resolve
-from glm4.loading.cache_entries import discard
-from glm4.loading.packed_cache import BackgroundWrite, PackedCache
+from glm4.errors import Glm4Error, InvalidRequestError
+from glm4.hub.store import Progress
+from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.requests.input_processor import InputProcessor, PreparedRequest, Prompt
 from glm4.requests.output_processor import SampleProcessor
@@ -32,12 +29,10 @@ from glm4.requests.processor import Processor
 from glm4.requests.request_state import RequestState
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer
-from glm4.variants import get_variant
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Progress = Callable[[str, float, float], None]
 Request = ChatRequest | PreparedRequest
 Params = SamplingParams | Sequence[SamplingParams] | None
 """One for all, one per prompt, or the model's own."""
@@ -48,22 +43,16 @@ class LLM:
 
     Args:
         model: a name (`starter`, `glm-4-9b-chat`, `THUDM/glm-4-9b-chat-hf` …), a folder or a GGUF file.
-        dtype: weight precision: "auto" (int8, or "stored" of GGUF files whose weights are mostly 4-bit; int4 where that
-            does not fit), "fp32", "bf16", "int8", "int4", or "stored" (4-bit GGUF tensors keep their codes, others
-            become int8).
-        max_model_len: prompt + output of one request, in tokens; None is what model and memory allow.
-        max_num_seqs: requests that run at once; more wait.
-        kv_cache_dtype: "auto" (fp16; fp32 beside fp32 weights), "fp32", "fp16", or "int8" (half of fp16).
-        kv_cache_memory: bytes for the KV cache; None is up to 60 % of what is free.
-        num_threads: None is one per core this process may use, within its container's share.
-        enable_prefix_caching: keep what was computed for a prompt and reuse it for prompts that begin alike.
-        speculation: guess repeated text ahead; same answers, fewer steps.
+        backend: "local" computes in this process; "remote" asks an OpenAI-compatible server (`base_url`), and needs
+            only the model's tokenizer and configuration here.
         progress: called with (stage, done, total) while downloading and loading.
+        options: how to run it: the attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`.
 
     The first load of a large model keeps its int8, int4 or stored weights packed on disk; the next one only maps a file
     (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then that packed copy.
 
     Raises:
+        InvalidRequestError: there is no such backend or option.
         Glm4Error: the model cannot be found, fetched, read, or does not fit; see `errors`.
     """
 
@@ -71,66 +60,25 @@ class LLM:
         self,
         model: str = "starter",
         *,
-        dtype: str = "auto",
-        max_model_len: int | None = None,
-        max_num_seqs: int = 8,
-        max_num_batched_tokens: int = 512,
-        kv_cache_dtype: str = "auto",
-        kv_cache_memory: int | None = None,
-        num_threads: int | None = None,
-        enable_prefix_caching: bool = True,
-        speculation: bool = True,
+        backend: str = "local",
         progress: Progress | None = None,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        options = LocalOptions(
-            dtype=dtype,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            kv_cache_dtype=kv_cache_dtype,
-            kv_cache_memory=kv_cache_memory,
-            num_threads=num_threads,
-            enable_prefix_caching=enable_prefix_caching,
-            speculation=speculation,
-        )
-        path, variant = resolve(model, progress=progress), get_variant(model)
-        cache = PackedCache(path)
-        cached = cache.find(dtype, variant)
-        if cached is not None:
-            try:
-                self._load(cached, options, progress)
-                return
-            except (CheckpointError, TokenizerError):  # damaged on disk: make it again from the original
-                discard(cached.path)
-        checkpoint = open_checkpoint(path, variant=variant)
-        backend = self._load(checkpoint, options, progress)
-        precision = str(backend.info.details["dtype"])
-        self._kept: BackgroundWrite | None = cache.keep(checkpoint, self.processor.tokenizer, backend.model, precision)
-
-    def _load(self, checkpoint: Checkpoint, options: LocalOptions, progress: Progress | None) -> LocalBackend:
-        try:
-            processor = Processor.load(checkpoint)
-            banned = processor.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
-            backend = LocalBackend.load(checkpoint, options, banned, progress)
-        except BaseException:
-            checkpoint.close()
-            raise
-        self._start(backend, processor, checkpoint)
-        return backend
+        self._start(open_model(model, backend=backend, progress=progress, options=options))
 
     @classmethod
     def from_backend(cls, backend: Backend, processor: Processor) -> LLM:
         """Put a text side in front of any backend."""
         self = cls.__new__(cls)
-        self._start(backend, processor, None)
+        self._start(OpenModel(backend, processor))
         return self
 
-    def _start(self, backend: Backend, processor: Processor, checkpoint: Checkpoint | None) -> None:
-        self.backend = backend
-        self.processor = processor
-        self.checkpoint = checkpoint
-        self._inputs = InputProcessor(processor, backend.info.max_model_len, backend.info.vocab_size)
-        self._kept = None
+    def _start(self, opened: OpenModel) -> None:
+        self._opened = opened
+        self.backend = opened.backend
+        self.processor = opened.processor
+        self.checkpoint = opened.checkpoint
+        self._inputs = InputProcessor(opened.processor, opened.backend.info)
         self._running: dict[str, RequestState] = {}
         self._owners: dict[str, str] = {}
         # Where the chunks of requests that a loop runs go; all others are returned by `step`.
@@ -221,6 +169,10 @@ class LLM:
         self._claimed.pop(request_id, None)
         self._unclaimed = [chunk for chunk in self._unclaimed if chunk.request_id != request_id]
 
+    def wake(self) -> None:
+        """End the waiting of a `step` that runs, or of the next one. From any thread."""
+        self.backend.wake()
+
     def has_unfinished_requests(self) -> bool:
         """True while `step` has something to do or to return."""
         return bool(self._running) or bool(self._unclaimed)
@@ -239,6 +191,9 @@ class LLM:
                 continue
             running = self._running[request_id]
             chunk = running.push(new)
+            if new.error is not None:  # the request ends with all of its samples
+                for backend_id in running.samples:
+                    self.backend.abort(backend_id)
             if running.finished:
                 del self._running[request_id]
                 for backend_id in running.samples:
@@ -335,6 +290,9 @@ class LLM:
 
         Returns:
             One `RequestOutput` per conversation, in order.
+
+        Raises:
+            Glm4Error: none was answered. Where only some failed, these have an `error`.
         """
         return self._answers(self._prepared_chats(messages, sampling_params, options))
 
@@ -387,12 +345,18 @@ class LLM:
         """All answers in order. All are queued at once, so that one bad request refuses the call before any runs."""
         named = self._named(prepared)
         outputs = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
+        _raise_if_all_failed([output.error for output in outputs.values()])
         return [outputs[request_id] for request_id, _ in named]
 
     def _chunks(self, prepared: Sequence[PreparedRequest]) -> Generator[StreamChunk, None, None]:
+        errors: list[Glm4Error | None] = []
         with closing(self.run_steps(self._named(prepared), in_flight=_samples(prepared))) as steps:
-            for chunks in steps:
-                yield from chunks
+            for chunk in chain.from_iterable(steps):
+                if chunk.output is not None:
+                    errors.append(chunk.output.error)
+                    if len(errors) == len(prepared):
+                        _raise_if_all_failed(errors)
+                yield chunk
 
     def _named(self, prepared: Sequence[PreparedRequest]) -> list[tuple[str, PreparedRequest]]:
         return [(f"llm-{next(self._numbers)}", request) for request in prepared]
@@ -401,17 +365,19 @@ class LLM:
         """Abort everything and free the model's memory. Waits for the packed cache, should it still be written."""
         for request_id in list(self._running):
             self.abort(request_id)
-        self.backend.close()
-        if self._kept is not None:
-            self._kept.finish()
-        if self.checkpoint is not None:
-            self.checkpoint.close()
+        self._opened.close()
 
     def __enter__(self) -> LLM:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _raise_if_all_failed(errors: Sequence[Glm4Error | None]) -> None:
+    """Raise the first error of a call none of whose requests was answered."""
+    if errors and None not in errors:
+        raise next(error for error in errors if error is not None)
 
 
 def _each(params: Params, count: int) -> Sequence[SamplingParams | None]:

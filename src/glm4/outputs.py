@@ -60,7 +60,7 @@ class CompletionOutput:
         index: which of the `n` samples.
         text: the visible answer, without reasoning and tool calls.
         token_ids: everything generated, a final stop id included.
-        finish_reason: "stop", "length", "tool_calls" or "abort".
+        finish_reason: "stop", "length", "tool_calls", "abort" or "error".
         stop_reason: the stop string or stop id that ended it, None for the model's own end of turn.
         reasoning: hidden thinking, where the dialect has it.
         tool_calls: calls the model made.
@@ -87,7 +87,8 @@ class CompletionOutput:
 class RequestOutput:
     """All samples of one request, in order of their index.
 
-    A request for an embedding has it in `embedding`, and one sample without text.
+    A request for an embedding has it in `embedding`, and one sample without text. One that failed on the way has its
+    `error`, and samples that go as far as they came.
     """
 
     request_id: str
@@ -97,13 +98,16 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None
     metrics: RequestMetrics
     embedding: NDArray[np.float32] | None = None
+    error: Glm4Error | None = None
 
     def as_embedding(self) -> EmbeddingOutput:
         """The embedding that was asked for.
 
         Raises:
-            Glm4Error: the request gave none, because it was not for one or its adapter's numbers overflowed.
+            Glm4Error: the request failed, or gave none because it was not for one or its adapter's numbers overflowed.
         """
+        if self.error is not None:
+            raise self.error
         if self.embedding is None:
             raise Glm4Error("no embedding could be computed for this text")
         return EmbeddingOutput(self.embedding, len(self.prompt_token_ids))

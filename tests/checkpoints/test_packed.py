@@ -87,7 +87,7 @@ def test_the_same_answers(sources: dict[str, Path], tmp_path: Path, name: str, d
     folder = pack_folder(sources[name], tmp_path / "packed", dtype, get_kernels())
     chat = [{"role": "user", "content": "what is this? 你好"}]
     with LLM(str(sources[name]), dtype=dtype, max_model_len=128) as direct, LLM(str(folder), max_model_len=128) as llm:
-        assert llm.info.details["dtype"] == dtype
+        assert llm.info.execution.dtype == dtype
         assert llm.processor.stop_ids == direct.processor.stop_ids
         assert llm.default_sampling_params() == direct.default_sampling_params()
         assert llm.tokenizer.special_tokens == direct.tokenizer.special_tokens
@@ -153,7 +153,7 @@ def test_another_dtype_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidRequestError, match="packed as int4 and cannot be run as int8"):
         LLM(str(folder), dtype="int8")
     with LLM(str(folder), dtype="int4", max_model_len=64) as llm:
-        assert llm.info.details["dtype"] == "int4"
+        assert llm.info.execution.dtype == "int4"
 
 
 def test_loading_makes_no_second_copy(tmp_path: Path) -> None:

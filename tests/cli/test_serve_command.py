@@ -27,9 +27,9 @@ def test_a_preloaded_model_has_the_options_of_one_loaded_later(tmp_path: Path) -
     }
     spec = ModelSpec(str(write_folder(tmp_path / "m")), ("m",), options)
     with _preloaded(ServerConfig((spec,)))(spec, lambda stage, done, total: None) as llm:
-        pages = llm.info.details["kv_cache_tokens"]
+        pages = llm.info.execution.kv_cache_tokens
     with LLM(spec.source, **options) as later:
-        assert later.info.details["kv_cache_tokens"] == pages < 64 * 64
+        assert later.info.execution.kv_cache_tokens == pages < 64 * 64
 
 
 @pytest.mark.parametrize(

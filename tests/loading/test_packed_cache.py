@@ -268,11 +268,11 @@ def test_auto_takes_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cache, "available_memory", lambda: free)
     monkeypatch.setattr("glm4.backends.local.available_memory", lambda: free)
     with LLM(str(folder), max_model_len=128) as llm:
-        assert llm.info.details["dtype"] == "int4"
+        assert llm.info.execution.dtype == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "safetensors"
     with LLM(str(folder), max_model_len=128) as llm:
-        assert llm.info.details["dtype"] == "int4"
+        assert llm.info.execution.dtype == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
 
@@ -292,7 +292,7 @@ def test_kept_codes_are_kept(four_bit: Path) -> None:
     assert sorted(entry.precision for entry in cache_entries.cache_entries()) == ["int4", "int8", "stored"]
     for dtype in ("auto", "stored"):
         with LLM(str(four_bit), dtype=dtype, max_model_len=128) as llm:
-            assert llm.info.details["dtype"] == "stored"
+            assert llm.info.execution.dtype == "stored"
             assert llm.checkpoint is not None
             assert llm.checkpoint.kind == "packed"
             assert llm.chat(CHAT, GREEDY)[0].outputs[0].token_ids == tokens
@@ -304,7 +304,7 @@ def test_few_codes_stay_int8(tmp_path: Path, dtype: str) -> None:
     path = tiny.write_gguf(tmp_path / "m.gguf", "qwen2", quantization="Q8_0", exceptions={"ffn_down.weight": "Q4_0"})
     ask(path, dtype)
     with LLM(str(path), max_model_len=128) as llm:
-        assert llm.info.details["dtype"] == "int8"
+        assert llm.info.execution.dtype == "int8"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
     assert ask(path, "stored")[0] == "gguf"
@@ -321,12 +321,12 @@ def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.
     ask(four_bit, "int4")
     for kind in ("gguf", "packed"):  # an int4 entry is there, and what it was made from would fit as stored
         with LLM(str(four_bit), max_model_len=128) as llm:
-            assert llm.info.details["dtype"] == "stored"
+            assert llm.info.execution.dtype == "stored"
             assert llm.checkpoint is not None
             assert llm.checkpoint.kind == kind
     free -= 1
     with LLM(str(four_bit), max_model_len=128) as llm:
-        assert llm.info.details["dtype"] == "int4"
+        assert llm.info.execution.dtype == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
 

@@ -142,10 +142,10 @@ def test_half_a_character_is_never_shown_but_marked_at_the_end() -> None:
 def test_abort_shows_what_was_held_back() -> None:
     processor, _, _ = feed(SamplingParams(stop="bcd"), [GenerationOutput("r", (0,)), GenerationOutput("r", (1,))])
     assert processor.output is None
-    assert processor.abort() == [TextDelta("b")]
+    assert processor.end("abort") == [TextDelta("b")]
     assert processor.output is not None
     assert (processor.output.text, processor.output.finish_reason) == ("ab", "abort")
-    assert processor.abort() == []
+    assert processor.end("abort") == []
 
 
 class OneCall(PlainParser):

@@ -17,9 +17,9 @@ from glm4.api.openai.answers import message
 from glm4.api.openai.events import ChatChunks
 from glm4.api.openai.request import ResponseOptions, StreamOptions
 from glm4.async_llm import AsyncLLM, RequestStream
+from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.table import DIALECTS, dialect_for
-from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.engine.protocol import GenerationOutput
 from glm4.outputs import StreamChunk
 from glm4.requests.input_processor import InputProcessor, PreparedRequest
@@ -44,18 +44,19 @@ CHATML = [
     *NAMES, *JSON, *TEXT, "<tool_call>", "</tool_call>", "<tool", "```", "```json\n", '{"name": "', '"arguments": ',
     '<tool_call>\n{"name": "get", "arguments": {"a": 1}}\n</tool_call>', '{"name": "get_weather", "arguments": {}}',
 ]  # fmt: skip
+INFO = BackendInfo("test", VOCAB_SIZE, 4096, capabilities=frozenset(Capability))
 PIECES = {"glm4": GLM, "glm4_0414": GLM, "glm_z1": Z1, "chatml": CHATML}
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Processor:
-    return Processor.load(open_checkpoint(write_folder(tmp_path_factory.mktemp("model"))))
+    return Processor.open(write_folder(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")
 def preparers(text: Processor) -> dict[str, InputProcessor]:
     sides = {name: replace(text, dialect=dialect_for(name), template=None) for name in DIALECTS}
-    return {name: InputProcessor(side, 4096, VOCAB_SIZE) for name, side in sides.items()}
+    return {name: InputProcessor(side, INFO) for name, side in sides.items()}
 
 
 def prepared_by(preparer: InputProcessor, stop: Sequence[str] = (), parallel: bool = True) -> PreparedRequest:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.backends.base import BackendInfo
+from glm4.backends.base import BackendInfo, ExecutionInfo
+from glm4.backends.table import BACKENDS
 from glm4.engine.engine import Engine
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
@@ -112,19 +113,21 @@ class LocalBackend:
         self.model = model
         self._model_type = model_type
         self._adapter_format = "fp32" if precision == "fp32" else "bf16"
+        self.execution = ExecutionInfo(
+            dtype=precision,
+            kv_cache_dtype=kv_dtype,
+            kv_cache_tokens=num_pages * PAGE_SIZE,
+            weight_bytes=model.weights.nbytes,
+            isa=model.kernels.isa(),
+            num_threads=model.kernels.num_threads(),
+        )
         self._info = BackendInfo(
             name="local",
             vocab_size=model.config.vocab_size,
             max_model_len=max_model_len,
             max_num_seqs=options.max_num_seqs,
-            details={
-                "dtype": precision,
-                "kv_cache_dtype": kv_dtype,
-                "kv_cache_tokens": num_pages * PAGE_SIZE,
-                "weight_bytes": model.weights.nbytes,
-                "isa": model.kernels.isa(),
-                "num_threads": model.kernels.num_threads(),
-            },
+            capabilities=BACKENDS["local"].capabilities,
+            execution=self.execution,
         )
 
     @classmethod
@@ -173,6 +176,9 @@ class LocalBackend:
     def step(self) -> list[GenerationOutput]:
         """One forward pass."""
         return self.engine.step()
+
+    def wake(self) -> None:
+        """Nothing: a step computes and never waits."""
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has something to do."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.backends.base import BackendInfo
+from glm4.backends.base import BackendInfo, Capability
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.errors import InvalidRequestError, PromptTooLongError
 
@@ -27,15 +27,24 @@ class ScriptedBackend:
 
     Stop ids, `max_tokens`, `ignore_eos` and abort behave as in the real engine; an exhausted script ends with "stop".
     Any adapter can be loaded, from any path, and changes nothing. An embedding counts the prompt's ids modulo 8.
+
+    Args:
+        capabilities: what requests may ask for; nothing of it changes the script's answer.
     """
 
     def __init__(
-        self, script: Script, *, vocab_size: int = 151552, max_model_len: int = 4096, max_num_seqs: int = 8
+        self,
+        script: Script,
+        *,
+        vocab_size: int = 151552,
+        max_model_len: int = 4096,
+        max_num_seqs: int = 8,
+        capabilities: frozenset[Capability] = frozenset(Capability),
     ) -> None:
         self._script = script
         self._running: dict[str, _Running] = {}
         self._adapters: dict[str, AdapterInfo] = {}
-        self._info = BackendInfo("scripted", vocab_size, max_model_len, max_num_seqs)
+        self._info = BackendInfo("scripted", vocab_size, max_model_len, max_num_seqs, capabilities)
 
     @property
     def info(self) -> BackendInfo:
@@ -82,6 +91,9 @@ class ScriptedBackend:
         if token in params.stop_token_ids or (token in request.stop_ids and not params.ignore_eos):
             return GenerationOutput(request.request_id, (token,), "stop", token)
         return GenerationOutput(request.request_id, (token,), "length" if running.sent >= limit else None)
+
+    def wake(self) -> None:
+        """Nothing: a step never waits."""
 
     def has_unfinished_requests(self) -> bool:
         """True while an answer is unfinished."""

@@ -26,7 +26,13 @@ from glm4.api.openai import chat_completion, parse_chat, parse_completion
 from glm4.api.openai.answers import text_completions
 from glm4.api.openai.request import StreamOptions
 from glm4.batch.files import BatchOutput, InputIndex, InputLine, read_lines
-from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+from glm4.errors import (
+    Glm4Error,
+    InvalidRequestError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    RemoteUnavailableError,
+)
 from glm4.outputs import RequestOutput
 
 if TYPE_CHECKING:
@@ -130,6 +136,8 @@ class BatchJob:
         Raises:
             BatchFileError: a file changed under the run, or a row could not be written.
             OutOfMemoryError: the model ran out of memory; finished rows are kept.
+            RemoteUnavailableError: the server that computes was not there for some requests; they got no row, so that
+                a later run asks again.
         """
         return _Run(self, llm, model, on_progress or (lambda _: None), should_stop or (lambda: False)).run()
 
@@ -185,6 +193,8 @@ class _Run:
         self._started = time.monotonic()
         # Of the requests the model is working on: the row's id, and how to write the answer down.
         self._in_flight: dict[str, tuple[str, _Build]] = {}
+        self._unanswered: RemoteUnavailableError | None = None
+        self._failed_in_a_row = 0
 
     def run(self) -> BatchProgress:
         progress = self._job.progress
@@ -197,6 +207,8 @@ class _Run:
                 if self._stopped():
                     break
         self._stopped()
+        if self._unanswered is not None:
+            raise self._unanswered
         return progress
 
     def _stopped(self) -> bool:
@@ -270,9 +282,25 @@ class _Run:
 
     def _finish(self, output: RequestOutput) -> None:
         custom_id, build = self._in_flight.pop(output.request_id)
+        if output.error is not None:
+            self._fail(custom_id, output.error)
+            return
+        self._failed_in_a_row = 0
         self._job.append(_row(custom_id, 200, build(output), None))
         self._job.progress.completed += 1
         self._job.progress.prompt_tokens += len(output.prompt_token_ids)
+
+    def _fail(self, custom_id: str, error: Glm4Error) -> None:
+        """A request that failed on the way: a row, unless asking again may help."""
+        if isinstance(error, RemoteUnavailableError):
+            self._unanswered = error
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row > 2 * self._llm.info.max_num_seqs:
+                raise error  # nobody is there any more
+        elif isinstance(error, InvalidRequestError):
+            self._refuse(custom_id, 400, "invalid_request", str(error), error.param)
+        else:
+            self._refuse(custom_id, 500, "internal_error", str(error), None)
 
     def _refuse(self, custom_id: str, status: int, code: str, message: str, param: str | None) -> None:
         kind = "invalid_request_error" if status == 400 else "internal_error"

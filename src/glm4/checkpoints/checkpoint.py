@@ -30,6 +30,7 @@ from glm4.checkpoints.side_files import (
 )
 from glm4.checkpoints.tensor_names import TensorMap, map_tensors
 from glm4.checkpoints.tensor_source import Float32, TensorInfo, TensorSource
+from glm4.checkpoints.text_files import TextFiles
 from glm4.errors import TensorError
 from glm4.kernels.group_codes import GroupCodes, concatenated
 from glm4.model.config import ModelConfig
@@ -83,6 +84,21 @@ class Checkpoint:
     def packed(self) -> PackedSource | None:
         """The weights as the kernels read them, if that is what the file holds."""
         return self.source if isinstance(self.source, PackedSource) else None
+
+    @property
+    def text_files(self) -> TextFiles:
+        """What the checkpoint says about text, as it was read."""
+        return TextFiles(
+            path=None if self.kind == "gguf" else self.path,
+            variant=self.variant,
+            chat_template=self.chat_template,
+            generation_config=self.generation_config,
+            eos_token_ids=self.config.eos_token_ids,
+            vocab_size=self.config.vocab_size,
+            context=self.config.max_position_embeddings,
+            gguf_metadata=self.gguf_metadata,
+            packed=self.packed is not None,
+        )
 
     @property
     def stored_precision(self) -> Precision | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
@@ -73,7 +74,7 @@ def bench(
     rows = [_row(backend, measurement, bandwidth, peak) for measurement in found]
     facts = {
         "model": f"random {random}" if random else model,
-        **backend.info.details,
+        **dataclasses.asdict(backend.execution),
         "read_bandwidth": bandwidth,
         "cached_int8_product": peak,
     }

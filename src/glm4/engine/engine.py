@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from glm4.engine.adapters import AdapterTable
 from glm4.engine.grammar import wait_a_moment, wait_for_any
 from glm4.engine.prefix_cache import PrefixCache
-from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest
+from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest, check_request
 from glm4.engine.sampling import token_logprobs
 from glm4.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
 from glm4.engine.sequence import Sequence
-from glm4.errors import GrammarError, InvalidRequestError, PromptTooLongError
+from glm4.errors import GrammarError, InvalidRequestError
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.transformer import Transformer
@@ -76,23 +76,10 @@ class Engine:
             PromptTooLongError: no room for the prompt and one new token.
             InvalidRequestError: empty prompt, an id outside the vocabulary, a request id in use, or no such adapter.
         """
-        vocab_size, length = self.model.config.vocab_size, len(request.prompt_ids)
+        vocab_size = self.model.config.vocab_size
         if request.request_id in self._sequences:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        if not length:
-            raise InvalidRequestError("the prompt is empty: there is nothing to continue", param="prompt")
-        if length + (request.pooling is None) > self.max_model_len:
-            raise PromptTooLongError(
-                f"the prompt has {length} tokens; the context holds {self.max_model_len}, the answer included",
-                param="prompt",
-            )
-        ids = np.asarray(request.prompt_ids)
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise InvalidRequestError(f"prompt ids must be between 0 and {vocab_size - 1}", param="prompt")
-        for name in ("logit_bias", "stop_token_ids"):
-            for token in getattr(request.params, name) or ():
-                if not 0 <= token < vocab_size:
-                    raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
+        check_request(request, vocab_size, self.max_model_len)
         ends = request.stop_ids | set(request.params.stop_token_ids)
         if request.params.min_tokens and len(ends) + len(self._banned_ids) >= vocab_size:
             raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")

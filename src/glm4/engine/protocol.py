@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 from glm4.sampling_params import SamplingParams
+from glm4.structured_outputs import StructuredOutputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +67,7 @@ class GenerationRequest:
         pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` is then without effect.
         constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
             come only where the text is complete. One that cannot be followed any further ends with "length".
+        structured_outputs: the same in words, for a backend that compiles it; at most one of the two is given.
     """
 
     request_id: str
@@ -75,15 +78,41 @@ class GenerationRequest:
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
     constraint: TokenConstraint | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int) -> None:
+    """What every backend checks before it queues a request.
+
+    Raises:
+        PromptTooLongError: no room for the prompt and one new token.
+        InvalidRequestError: an empty prompt, or an id outside the vocabulary.
+    """
+    ids, length = request.prompt_ids, len(request.prompt_ids)
+    if not length:
+        raise InvalidRequestError("the prompt is empty: there is nothing to continue", param="prompt")
+    if length + (request.pooling is None) > max_model_len:
+        raise PromptTooLongError(
+            f"the prompt has {length} tokens; the context holds {max_model_len}, the answer included", param="prompt"
+        )
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        raise InvalidRequestError(f"prompt ids must be between 0 and {vocab_size - 1}", param="prompt")
+    for name in ("logit_bias", "stop_token_ids"):
+        for token in getattr(request.params, name) or ():
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probabilities at one position: the token's own, its rank (1 = most likely), and the most likely ones."""
+    """Log-probabilities at one position: the token's own, its rank (1 = most likely), and the most likely ones.
+
+    The rank is None where a backend does not know it.
+    """
 
     token_id: int
     logprob: float
-    rank: int
+    rank: int | None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -95,12 +124,13 @@ class GenerationOutput:
         request_id: whose output this is.
         token_ids: new tokens, oldest first; a stop id that ended the sequence is included as the last one.
         finish_reason: None while running; "stop" (a stop id, or a constraint's end), "length" (max_tokens or context),
-            "abort".
+            "abort", "error".
         stop_token_id: the stop id that ended it, if one did.
         logprobs: one entry per new token when asked for.
         prompt_logprobs: set once, with the first output, when asked for; entry 0 is None (nothing precedes it).
         num_cached_tokens: prompt tokens that came from a cache.
         embedding: float32 [hidden_size] of length 1, with the only output of a request that asked for pooling.
+        error: why the request ended with "error"; an output with one has no tokens.
     """
 
     request_id: str
@@ -111,6 +141,7 @@ class GenerationOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     num_cached_tokens: int = 0
     embedding: NDArray[np.float32] | None = None
+    error: Glm4Error | None = None
 
 
 @dataclass(frozen=True)

@@ -36,26 +36,33 @@ def cache_folder(repo_id: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / ("models--" + repo_id.replace("/", "--"))
 
 
-def cached(repo_id: str, wanted: str | None = None) -> Path | None:
-    """The complete checkpoint in the cache (a snapshot folder, or a GGUF file in it), without asking the network."""
+def cached(repo_id: str, wanted: str | None = None, *, weights: bool = True) -> Path | None:
+    """The complete checkpoint in the cache (a snapshot folder, or a GGUF file in it), without asking the network.
+
+    Args:
+        weights: False is content with tokenizer and configuration.
+    """
     folder = cache_folder(repo_id)
     snapshots = folder / "snapshots"
     with contextlib.suppress(OSError):
         revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
         if (snapshots / revision).is_dir() and revision:
-            return checkpoint_in(snapshots / revision, wanted)
+            return checkpoint_in(snapshots / revision, wanted, weights=weights)
     if not snapshots.is_dir():
         return None
     newest_first = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    found = (checkpoint_in(snapshot, wanted) for snapshot in newest_first if snapshot.is_dir())
+    found = (checkpoint_in(snapshot, wanted, weights=weights) for snapshot in newest_first if snapshot.is_dir())
     return next((path for path in found if path is not None), None)
 
 
-def download(repo_id: str, wanted: str | None = None, progress: Progress | None = None) -> Path:
+def download(
+    repo_id: str, wanted: str | None = None, progress: Progress | None = None, *, weights: bool = True
+) -> Path:
     """Bring the cache up to date with the repository and return its checkpoint.
 
     Args:
         wanted: a GGUF file of the repository, or a unique part of its name.
+        weights: False leaves them out where configuration and tokenizer stand beside them.
 
     Raises:
         ModelNotFoundError: no such repository or file (the hub says the same of private ones without a token).
@@ -65,7 +72,7 @@ def download(repo_id: str, wanted: str | None = None, progress: Progress | None 
 
     with _plain_errors(repo_id):
         remote = _list_files(repo_id)
-    chosen = choose_files(remote, wanted, repo_id)
+    chosen = choose_files(remote, wanted, repo_id, weights=weights)
     blobs = cache_folder(repo_id) / "blobs"
     needed = sum(remote[name].nbytes for name in chosen if not (blobs / remote[name].blob).exists())
     blobs.mkdir(parents=True, exist_ok=True)

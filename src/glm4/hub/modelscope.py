@@ -11,7 +11,7 @@ from glm4.hub.repository import checkpoint_in, choose_files
 from glm4.hub.store import Progress
 
 
-def cached(repo_id: str, wanted: str | None = None) -> Path | None:
+def cached(repo_id: str, wanted: str | None = None, *, weights: bool = True) -> Path | None:
     """The complete checkpoint in ModelScope's cache, without asking the network; None also without its package."""
     try:
         from modelscope.hub.snapshot_download import snapshot_download
@@ -19,10 +19,12 @@ def cached(repo_id: str, wanted: str | None = None) -> Path | None:
         folder = Path(snapshot_download(repo_id, local_files_only=True))
     except Exception:  # its exceptions differ from release to release, and all mean the same here
         return None
-    return checkpoint_in(folder, wanted) if folder.is_dir() else None
+    return checkpoint_in(folder, wanted, weights=weights) if folder.is_dir() else None
 
 
-def download(repo_id: str, wanted: str | None = None, progress: Progress | None = None) -> Path:
+def download(
+    repo_id: str, wanted: str | None = None, progress: Progress | None = None, *, weights: bool = True
+) -> Path:
     """Download a repository's checkpoint; see `hub.download.download`.
 
     Raises:
@@ -39,7 +41,7 @@ def download(repo_id: str, wanted: str | None = None, progress: Progress | None 
     try:
         listed: list[dict[str, Any]] = HubApi().get_model_files(repo_id, recursive=True)
         names = [str(entry["Path"]) for entry in listed if entry.get("Type") != "tree"]
-        chosen = choose_files(names, wanted, repo_id)
+        chosen = choose_files(names, wanted, repo_id, weights=weights)
         folder = Path(snapshot_download(repo_id, allow_patterns=[glob.escape(name) for name in chosen]))
     except (Glm4Error, KeyboardInterrupt):
         raise

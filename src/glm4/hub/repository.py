@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from glm4.errors import ModelNotFoundError, UnsupportedModelError
 
 _COMPANIONS = ("*.json", "tokenizer.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*")
+_TOKENIZERS = {"tokenizer.model", "tokenizer.json"}
 _NEVER = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".gguf")
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -23,13 +24,14 @@ _INDEX = "model.safetensors.index.json"
 _INDEX_LIMIT = 64 << 20
 
 
-def choose_files(files: Collection[str], wanted: str | None, repository: str) -> list[str]:
+def choose_files(files: Collection[str], wanted: str | None, repository: str, *, weights: bool = True) -> list[str]:
     """The files of a repository that make up the checkpoint.
 
     Args:
         files: paths in the repository.
         wanted: what followed the colon in `org/name:wanted`: a GGUF file or a unique part of its name.
         repository: its name, for messages.
+        weights: False leaves them out where configuration and tokenizer stand beside them.
 
     Returns:
         The file (or files, when split) of one GGUF model, or safetensors files with configuration and tokenizer.
@@ -41,9 +43,12 @@ def choose_files(files: Collection[str], wanted: str | None, repository: str) ->
     ggufs = [name for name in files if name.lower().endswith(".gguf")]
     if wanted is not None:
         return choose_gguf(ggufs, wanted, repository)
-    weights = _choose_safetensors(files)
-    if weights:
-        return sorted(weights + [name for name in files if _is_companion(name)])
+    companions = sorted(name for name in files if _is_companion(name))
+    if not weights and "config.json" in companions and not _TOKENIZERS.isdisjoint(companions):
+        return companions
+    safetensors = _choose_safetensors(files)
+    if safetensors:
+        return sorted(safetensors + companions)
     if ggufs:
         return choose_gguf(ggufs, ggufs[0] if len(ggufs) == 1 else _USUAL_GGUF, repository)
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
@@ -69,18 +74,18 @@ def choose_gguf(ggufs: Collection[str], wanted: str, repository: str) -> list[st
     raise ModelNotFoundError(f"{repository}: {problem}." + (f" Name one of:{listing}" if listing else ""))
 
 
-def checkpoint_in(folder: Path, wanted: str | None = None) -> Path | None:
+def checkpoint_in(folder: Path, wanted: str | None = None, *, weights: bool = True) -> Path | None:
     """The complete checkpoint in a local copy of a repository: the folder itself or a GGUF file in it; else None."""
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
-        chosen = choose_files(files, wanted, str(folder))
+        chosen = choose_files(files, wanted, str(folder), weights=weights)
     except (ModelNotFoundError, UnsupportedModelError):
         return None
     if chosen[0].lower().endswith(".gguf"):
         split = _SPLIT_GGUF.search(chosen[0])
         return folder / chosen[0] if split is None or int(split[1]) == len(chosen) else None
-    tokenizer = {"tokenizer.model", "tokenizer.json"} & set(chosen)
-    return folder if "config.json" in chosen and tokenizer and _all_shards(folder, chosen) else None
+    has_text = "config.json" in chosen and not _TOKENIZERS.isdisjoint(chosen)
+    return folder if has_text and (not weights or _all_shards(folder, chosen)) else None
 
 
 def _choose_safetensors(files: Collection[str]) -> list[str]:

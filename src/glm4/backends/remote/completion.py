@@ -1,0 +1,247 @@
+"""The wire format: a `GenerationRequest` as a body for /v1/completions, and its streamed chunks as tokens.
+
+Names are vLLM's. Everything is said explicitly, because servers take defaults from their model's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glm4.backends.remote.client import Server
+from glm4.engine.protocol import GenerationRequest, TokenLogprobs
+from glm4.errors import RemoteError, RemoteUnavailableError
+from glm4.structured_outputs import StructuredOutputs
+
+_PREFIX = "token_id:"
+_FORMS = ("json", "json_object", "regex", "choice", "grammar")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What a server turned out to be when it was opened.
+
+    Attributes:
+        model: the name it serves our model by.
+        adapters: further names: adapters on top of it.
+        vocab_size, max_model_len: its limits, as far as they are known.
+        ids_in_logprobs: token ids come only as names in the log-probabilities.
+        bias: logit_bias that keeps rows without a token from being sampled, by id; empty where the server does so.
+    """
+
+    model: str
+    adapters: tuple[str, ...]
+    vocab_size: int
+    max_model_len: int
+    ids_in_logprobs: bool
+    bias: Mapping[str, float]
+
+
+def completion_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str, Any]:
+    """The body of a streamed completion."""
+    params = request.params
+    body: dict[str, Any] = {
+        "model": request.adapter or endpoint.model,
+        "prompt": list(request.prompt_ids),
+        "max_tokens": token_limit(request, endpoint),
+        "temperature": 0.0 if params.greedy else params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k if params.top_k > 0 else -1,
+        "min_p": params.min_p,
+        "repetition_penalty": params.repetition_penalty,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "min_tokens": params.min_tokens,
+        "ignore_eos": params.ignore_eos,
+        "stop_token_ids": sorted(end_ids(request)),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "return_token_ids": True,
+    }
+    bias = {**{str(token): value for token, value in (params.logit_bias or {}).items()}, **endpoint.bias}
+    if bias:
+        body["logit_bias"] = bias
+    if params.seed is not None:
+        body["seed"] = _seed(params.seed, request.sample_index)
+    if params.logprobs is not None or endpoint.ids_in_logprobs:
+        body |= {"logprobs": params.logprobs or 0, "return_tokens_as_token_ids": True}
+    if request.structured_outputs is not None:
+        body["structured_outputs"] = _form(request.structured_outputs)
+    return body
+
+
+def token_limit(request: GenerationRequest, endpoint: Endpoint) -> int:
+    """The most tokens the answer may have."""
+    room = endpoint.max_model_len - len(request.prompt_ids)
+    return room if request.params.max_tokens is None else min(room, request.params.max_tokens)
+
+
+def end_ids(request: GenerationRequest) -> frozenset[int]:
+    """Ids that end the text: the model's own where they count, and the caller's."""
+    own = frozenset() if request.params.ignore_eos else request.stop_ids
+    return own | frozenset(request.params.stop_token_ids)
+
+
+def _seed(seed: int, sample_index: int) -> int:
+    """A seed of 64 bits, signed; each sample has another, because each is a request of its own there."""
+    value = seed % (1 << 64)
+    if sample_index:
+        digest = hashlib.blake2b(f"{value}:{sample_index}".encode(), digest_size=8).digest()
+        value = int.from_bytes(digest, "little")
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _form(outputs: StructuredOutputs) -> dict[str, Any]:
+    given = {name: getattr(outputs, name) for name in _FORMS}
+    return {
+        name: list(value) if name == "choice" else value
+        for name, value in given.items()
+        if value is not None and value is not False
+    }
+
+
+@dataclass
+class Piece:
+    """Tokens that arrived, and how the text ended if it did; `cached`: prompt tokens that came from a cache."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    cached: int = 0
+
+    def add(self, later: Piece) -> None:
+        """Take in what came after it."""
+        self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
+        if later.finish_reason is not None:
+            self.finish_reason, self.stop_token_id = later.finish_reason, later.stop_token_id
+        self.cached = max(self.cached, later.cached)
+
+
+class CompletionReader:
+    """Reads the chunks of one streamed completion.
+
+    Attributes:
+        finished: the end of the text was read; only its usage may still come.
+        complete: that came too, or will not.
+    """
+
+    def __init__(self, request: GenerationRequest, endpoint: Endpoint, server: Server) -> None:
+        self._endpoint = endpoint
+        self._server = server
+        self._wants_logprobs = request.params.logprobs is not None
+        self._top = request.params.logprobs or 0
+        self._ends = end_ids(request)
+        self._left = token_limit(request, endpoint)
+        self._held = Piece()  # a stop id, until it is known whether the text ends with it
+        self.finished = self.complete = False
+
+    def read(self, data: bytes) -> Piece | None:
+        """What one event brings; None where that is nothing.
+
+        Raises:
+            RemoteError, InvalidRequestError: it is an error, or nothing a completion would hold.
+        """
+        if data == b"[DONE]":
+            self.complete = True
+            return None
+        chunk = self._parsed(data)
+        piece = Piece(cached=_cached(chunk))
+        self.complete = self.finished and bool(chunk.get("usage"))
+        for choice in chunk.get("choices") or ():
+            piece.add(self._choice(choice))
+        if piece.token_ids and not piece.finish_reason and piece.token_ids[-1] in self._ends:
+            self._held = Piece([piece.token_ids.pop()], piece.logprobs[-1:])
+            del piece.logprobs[len(piece.token_ids) :]
+        return piece if piece.token_ids or piece.finish_reason or piece.cached else None
+
+    def _parsed(self, data: bytes) -> Mapping[str, Any]:
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            raise self._nonsense("an event that is not JSON") from None
+        if not isinstance(chunk, Mapping):
+            raise self._nonsense("an event that is no object")
+        if chunk.get("error"):
+            raise self._server.refusal_event(chunk)
+        return chunk
+
+    def _choice(self, choice: Any) -> Piece:
+        if not isinstance(choice, Mapping) or self.finished:
+            raise self._nonsense("a choice that should not be there")
+        logprobs = choice.get("logprobs")
+        ids = _named_ids(logprobs) if self._endpoint.ids_in_logprobs else choice.get("token_ids")
+        if ids is None and not choice.get("text"):
+            ids = []
+        if not isinstance(ids, list) or not all(
+            type(token) is int and 0 <= token < self._endpoint.vocab_size for token in ids
+        ):
+            raise self._nonsense("text without its token ids, or ids outside the vocabulary")
+        self._left -= len(ids)
+        if self._left < 0:
+            raise self._nonsense("more tokens than were asked for")
+        held, self._held = self._held, Piece()
+        held.add(Piece(list(ids), self._scores(ids, logprobs) if self._wants_logprobs else []))
+        reason = choice.get("finish_reason")
+        if reason is not None:
+            self._end(held, reason, choice.get("stop_reason"))
+        return held
+
+    def _end(self, piece: Piece, reason: Any, stop_reason: Any) -> None:
+        if reason not in ("stop", "length", "abort"):
+            raise self._nonsense(f"an unknown finish_reason {self._server.printable(str(reason))!r}")
+        self.finished = True
+        last = piece.token_ids[-1] if piece.token_ids else None
+        ended = reason == "stop" and last is not None and (last in self._ends or last == stop_reason)
+        piece.finish_reason, piece.stop_token_id = reason, last if ended else None
+
+    def _scores(self, ids: Sequence[int], logprobs: Any) -> list[TokenLogprobs]:
+        try:
+            own: list[float] = [float(value) for value in logprobs["token_logprobs"]] if ids else []
+            tops = (logprobs.get("top_logprobs") or [None] * len(ids)) if ids else []
+            if len(own) != len(ids) or len(tops) != len(ids):
+                raise ValueError
+            return [self._score(*one) for one in zip(ids, own, tops, strict=True)]
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise self._nonsense("log-probabilities in a form that is not OpenAI's") from None
+
+    def _score(self, token: int, logprob: float, top: Mapping[str, float] | None) -> TokenLogprobs:
+        candidates = [(_id_of(name), float(value)) for name, value in (top or {}).items()]
+        likeliest = sorted(candidates, key=lambda one: -one[1])[: self._top]
+        rank = next((place for place, one in enumerate(likeliest, 1) if one[0] == token), None)
+        return TokenLogprobs(token, logprob, rank, tuple(likeliest))
+
+    def check_finished(self) -> None:
+        """Raise RemoteUnavailableError if the stream ended before the text did."""
+        if not self.finished:
+            raise RemoteUnavailableError(f"{self._server.name} hung up in the middle of an answer")
+
+    def _nonsense(self, what: str) -> RemoteError:
+        return RemoteError(f"{self._server.name} sent {what}")
+
+
+def _id_of(name: str) -> int:
+    """The id in `token_id:N`. Raises ValueError for anything else."""
+    if not name.startswith(_PREFIX):
+        raise ValueError(name)
+    return int(name.removeprefix(_PREFIX))
+
+
+def _named_ids(logprobs: Any) -> list[int] | None:
+    """The ids that stand as names in log-probabilities; None where there are none."""
+    try:
+        return [_id_of(name) for name in logprobs["tokens"]]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _cached(chunk: Mapping[str, Any]) -> int:
+    try:
+        count = chunk["usage"]["prompt_tokens_details"]["cached_tokens"]
+    except (KeyError, TypeError):
+        return 0
+    return count if type(count) is int and count > 0 else 0

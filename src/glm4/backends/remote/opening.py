@@ -1,0 +1,184 @@
+"""What is found out about a server before it is used: which model, which limits, whose tokenizer, ids or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from typing import Any
+
+from glm4.backends.base import ModelFiles
+from glm4.backends.remote.client import Exchange, Server
+from glm4.backends.remote.completion import Endpoint
+from glm4.backends.remote.options import RemoteOptions
+from glm4.errors import Glm4Error, InvalidRequestError, ModelNotFoundError, RemoteError, RemoteUnavailableError
+
+# Scripts, digits, whitespace, code, and characters of four bytes: vocabularies differ in how they cut these.
+PROBE = "Hello, 世界! naïve cafés, 1234567 tokens\n\n\tdef f(x): return x ** 2  # Привет, 🙂 안녕"
+_MAX_SHOWN = 10
+_MAX_SPECIALS = 256
+
+
+def open_endpoint(server: Server, options: RemoteOptions, files: ModelFiles) -> Endpoint:
+    """Ask a server what it serves, and check that it can be used with our tokenizer.
+
+    Raises:
+        ModelNotFoundError: it does not serve the model.
+        InvalidRequestError: it cannot hold a context of `options.max_model_len`.
+        RemoteError: it cannot be reached, gives no token ids, or its tokenizer is another one.
+    """
+    entries = _models(server, options)
+    entry = _choose(server, entries, options.remote_model, files.name)
+    model = str(entry["id"])
+    names = {str(one["id"]) for one in entries if _root(one) == _root(entry) and not one.get("parent")}
+    probe = _probe(server, options, model, PROBE)
+    _compare(server, files, probe.get("prompt_token_ids"), _tokenized(server, options, model))
+    _compare_specials(server, options, files, model)
+    ids_in_logprobs = not isinstance(probe.get("token_ids"), list)
+    if ids_in_logprobs and "token_id:" not in json.dumps(probe.get("logprobs")):
+        raise RemoteError(
+            f"{server.name} does not give token ids back; its /v1/completions must know return_token_ids (vLLM 0.10.2,"
+            " SGLang, glm4 serve) or return_tokens_as_token_ids"
+        )
+    banned = [] if entry.get("owned_by") == "glm4" else files.tokenizer.unnamed_ids(files.vocab_size).tolist()
+    return Endpoint(
+        model=model,
+        adapters=tuple(str(one["id"]) for one in entries if one.get("parent") in names),
+        vocab_size=files.vocab_size,
+        max_model_len=_context(server, entry, options, files),
+        ids_in_logprobs=ids_in_logprobs,
+        bias={str(token): -100.0 for token in banned},
+    )
+
+
+def _models(server: Server, options: RemoteOptions) -> list[Mapping[str, Any]]:
+    listed = server.json("GET", "/v1/models", timeout=options.first_token_timeout)
+    data = listed.get("data") if isinstance(listed, Mapping) else None
+    entries = [one for one in data or () if isinstance(one, Mapping) and isinstance(one.get("id"), str)]
+    if not entries:
+        raise RemoteError(f"{server.name}/v1/models lists no models; is this the right address?")
+    return entries
+
+
+def _root(entry: Mapping[str, Any]) -> object:
+    """What an entry's name stands for; several names may stand for one model."""
+    return entry.get("root") or entry["id"]
+
+
+def _choose(server: Server, entries: Sequence[Mapping[str, Any]], wanted: str | None, ours: str) -> Mapping[str, Any]:
+    models = [one for one in entries if not one.get("parent")]
+    if wanted is not None:
+        found = [one for one in entries if one["id"] == wanted]
+    elif len({str(_root(one)) for one in models}) == 1:
+        found = models
+    else:
+        name = ours.rstrip("/").rpartition("/")[2].lower()
+        found = [one for one in models if str(one["id"]).rpartition("/")[2].lower() == name]
+    if not found:
+        shown = ", ".join(server.printable(str(one["id"])) for one in models[:_MAX_SHOWN])
+        raise ModelNotFoundError(
+            f"{server.name} does not serve {wanted or ours!r}; name one of its models with remote_model: {shown}"
+        )
+    return found[0]
+
+
+def _context(server: Server, entry: Mapping[str, Any], options: RemoteOptions, files: ModelFiles) -> int:
+    """Tokens that prompt and answer may have."""
+    theirs = entry.get("max_model_len")
+    limit = theirs if type(theirs) is int and theirs > 0 else files.context
+    wanted = options.max_model_len or limit
+    if wanted is None:
+        raise InvalidRequestError(
+            f"{server.name} does not say how long its context is; give max_model_len (`--context`)",
+            param="max_model_len",
+        )
+    if limit is not None and wanted > limit:
+        raise InvalidRequestError(
+            f"a context of {wanted} tokens (max_model_len, `--context`) exceeds the {limit} of {server.name}",
+            param="max_model_len",
+        )
+    return wanted
+
+
+def _probe(server: Server, options: RemoteOptions, model: str, prompt: str) -> Mapping[str, Any]:
+    """The first choice of a completion of one token, streamed as all of them are."""
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "stream": True,
+        "logprobs": 0,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }
+    exchange = Exchange(server, options.first_token_timeout)
+    try:
+        exchange.send("POST", "/v1/completions", body)
+        for data in exchange.events():
+            if data.startswith(b"{"):
+                chunk = json.loads(data)
+                return _first_choice(server, chunk)
+    except (OSError, HTTPException) as error:
+        raise server.broken(error) from None
+    except (ValueError, RecursionError):
+        raise RemoteError(f"{server.name} sent an event that is not JSON") from None
+    finally:
+        exchange.close()
+    raise RemoteUnavailableError(f"{server.name} hung up without an answer")
+
+
+def _first_choice(server: Server, chunk: Any) -> Mapping[str, Any]:
+    if isinstance(chunk, Mapping) and chunk.get("error"):
+        raise server.refusal_event(chunk)
+    choices = chunk.get("choices") if isinstance(chunk, Mapping) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
+        raise RemoteError(f"{server.name} sent an event without choices")
+    return choices[0]
+
+
+def _tokenized(server: Server, options: RemoteOptions, model: str) -> Any:
+    """The server's ids of the probe's text, by /tokenize; None where it has no such route."""
+    body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
+    answer = _asked(server, options, "/tokenize", body)
+    return answer.get("tokens") if isinstance(answer, Mapping) else None
+
+
+def _asked(server: Server, options: RemoteOptions, path: str, body: Mapping[str, Any]) -> Any:
+    """The answer of a route that not every server has; None where it does not answer."""
+    try:
+        return server.json("POST", path, body, timeout=options.first_token_timeout)
+    except RemoteUnavailableError:
+        raise
+    except Glm4Error:
+        return None
+
+
+def _compare(server: Server, files: ModelFiles, *theirs: Any) -> None:
+    """Compare our ids of the probe's text with each of the server's that it gave; it may put some in front."""
+    ours = files.tokenizer.encode(PROBE)
+    given = [ids for ids in theirs if isinstance(ids, list) and ids]
+    if not given:
+        raise RemoteError(
+            f"{server.name} does not say how it cuts texts into tokens, so its tokenizer cannot be compared with that"
+            " of the model here; it must answer /tokenize, or give prompt_token_ids with return_token_ids"
+        )
+    if any(ids[-len(ours) :] != ours for ids in given):
+        raise _differs(server, files)
+
+
+def _compare_specials(server: Server, options: RemoteOptions, files: ModelFiles, model: str) -> None:
+    """Compare the special tokens, where the server spells ids: role tags and stop ids must have the same numbers."""
+    tokens = sorted(files.tokenizer.added_tokens.values(), key=lambda token: token.id)[:_MAX_SPECIALS]
+    answer = _asked(server, options, "/detokenize", {"model": model, "tokens": [token.id for token in tokens]})
+    spelled = answer.get("prompt") if isinstance(answer, Mapping) else None
+    ours = "".join(token.content for token in tokens)
+    if isinstance(spelled, str) and "".join(spelled.split()) != "".join(ours.split()):
+        raise _differs(server, files)
+
+
+def _differs(server: Server, files: ModelFiles) -> RemoteError:
+    return RemoteError(
+        f"the tokenizer of {server.name} is not that of {files.name}: it has other ids for the same text. Name the"
+        " model that the server runs, or give its folder"
+    )

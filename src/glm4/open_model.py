@@ -1,0 +1,131 @@
+"""`open_model`: from what a user typed to a backend and the text side in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from glm4.backends.base import Backend, ModelFiles
+from glm4.backends.table import BackendRow, backend_row
+from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from glm4.checkpoints.text_files import read_text_files
+from glm4.errors import CheckpointError, TokenizerError
+from glm4.hub import resolve
+from glm4.hub.store import Progress
+from glm4.loading.cache_entries import discard
+from glm4.loading.packed_cache import BackgroundWrite, PackedCache
+from glm4.requests.processor import Processor
+from glm4.variants import Variant, get_variant
+
+if TYPE_CHECKING:
+    from glm4.backends.local import LocalBackend, LocalOptions
+
+
+class ModelOptions(TypedDict, total=False):
+    """How to run a model: the options of all backends, for type checkers. What they mean stands with the backends."""
+
+    # LocalOptions
+    dtype: str
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_dtype: str
+    kv_cache_memory: int | None
+    num_threads: int | None
+    kernels: str
+    enable_prefix_caching: bool
+    speculation: bool
+    max_adapters: int
+    adapter_memory: int
+    # RemoteOptions
+    base_url: str
+    remote_model: str | None
+    api_key: str | None
+    connect_timeout: float
+    first_token_timeout: float
+    token_timeout: float
+    max_retries: int
+    retry_delay: float
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A backend, the text side in front of it, and what must be closed with them.
+
+    Attributes:
+        checkpoint: the weights' files, where our engine reads them.
+        kept: writes the packed form of the weights to disk.
+    """
+
+    backend: Backend
+    processor: Processor
+    checkpoint: Checkpoint | None = None
+    kept: BackgroundWrite | None = None
+
+    def close(self) -> None:
+        """Free memory and files. Waits for the packed form, should it still be written."""
+        self.backend.close()
+        if self.kept is not None:
+            self.kept.finish()
+        if self.checkpoint is not None:
+            self.checkpoint.close()
+
+
+def open_model(
+    model: str, *, backend: str = "local", progress: Progress | None = None, options: Mapping[str, Any] | None = None
+) -> OpenModel:
+    """Find a model, download what is missing of it, and open it with a backend.
+
+    Args:
+        model: a name (`starter`, `glm-4-9b-chat`, `THUDM/glm-4-9b-chat-hf` …), a folder or a GGUF file.
+        backend: a name of `backends.table`.
+        progress: called with (stage, done, total) while downloading and loading.
+        options: attributes of the backend's options.
+
+    Raises:
+        InvalidRequestError: there is no such backend or option; `.param` names it.
+        Glm4Error: the model cannot be found, fetched, read, or does not fit; see `errors`.
+    """
+    row = backend_row(backend)
+    chosen = row.read_options(options or {})
+    variant = get_variant(model)
+    if row.name == "local":
+        return _open_local(resolve(model, progress=progress), variant, row, chosen, progress)
+    path = resolve(model, weights=False, progress=progress)
+    files = read_text_files(path, variant=variant)
+    processor = Processor.of(files)
+    vocab_size = files.vocab_size or processor.tokenizer.size
+    source = ModelFiles(model, path, processor.tokenizer, vocab_size, files.context)
+    return OpenModel(row.backend_class().load(source, chosen, progress), processor)
+
+
+def _open_local(
+    path: Path, variant: Variant | None, row: BackendRow, options: LocalOptions, progress: Progress | None
+) -> OpenModel:
+    """Load weights into this process: their packed form where an earlier run kept it, else the original."""
+    cache = PackedCache(path)
+    cached = cache.find(options.dtype, variant)
+    if cached is not None:
+        try:
+            backend, processor = _load(cached, row, options, progress)
+            return OpenModel(backend, processor, cached)
+        except (CheckpointError, TokenizerError):  # damaged on disk: make it again from the original
+            discard(cached.path)
+    checkpoint = open_checkpoint(path, variant=variant)
+    backend, processor = _load(checkpoint, row, options, progress)
+    kept = cache.keep(checkpoint, processor.tokenizer, backend.model, backend.execution.dtype)
+    return OpenModel(backend, processor, checkpoint, kept)
+
+
+def _load(
+    checkpoint: Checkpoint, row: BackendRow, options: LocalOptions, progress: Progress | None
+) -> tuple[LocalBackend, Processor]:
+    try:
+        processor = Processor.load(checkpoint)
+        banned = processor.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
+        return row.backend_class().load(checkpoint, options, banned, progress), processor
+    except BaseException:
+        checkpoint.close()
+        raise

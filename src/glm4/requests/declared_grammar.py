@@ -1,0 +1,53 @@
+"""Grammars in words, for backends that compile them: the same answers as `grammar_compiler` enforces.
+
+An answer in a chat is more than what the caller described: the dialect puts an opening in front, or calls instead. That
+whole is one grammar in Lark's notation, in llguidance's dialect of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glm4.chat.call_grammar import CallableTool, json_rule, literal
+from glm4.chat.dialects.table import Dialect
+from glm4.structured_outputs import StructuredOutputs
+from glm4.tokenizer import Tokenizer
+
+
+class DeclaredGrammars:
+    """Describes grammars for one vocabulary. Thread-safe; the twin of `GrammarCompiler`."""
+
+    def __init__(self, tokenizer: Tokenizer, dialect: Dialect) -> None:
+        self._tokenizer = tokenizer
+        self._dialect = dialect
+
+    def raw(self, outputs: StructuredOutputs) -> StructuredOutputs:
+        """The description of a raw completion: what the caller said."""
+        return outputs
+
+    def answer(
+        self, outputs: StructuredOutputs | None, tools: Sequence[CallableTool], *, parallel: bool
+    ) -> StructuredOutputs:
+        """The description of an answer in a chat; see `GrammarCompiler.answer`."""
+        lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
+        if outputs is None:
+            return StructuredOutputs(grammar=lark, param="tools")
+        lark = lark.replace("@answer", "structured_answer", 1)
+        return StructuredOutputs(grammar=f"{lark}structured_answer: {_rule(outputs)}\n", param=outputs.param)
+
+
+def _rule(outputs: StructuredOutputs) -> str:
+    """The right side of a rule that spells what the caller described."""
+    if outputs.json is not None or outputs.json_object:
+        return json_rule(outputs.schema)
+    if outputs.choice is not None:
+        return " | ".join(map(literal, outputs.choice))
+    if outputs.regex is not None:
+        return f"/{_with_slashes_escaped(outputs.regex)}/"
+    return f"%lark {{\n{outputs.grammar}\n}}"
+
+
+def _with_slashes_escaped(regex: str) -> str:
+    """The expression as it stands between slashes."""
+    parts = regex.split("\\\\")  # an escaped backslash escapes nothing that follows it
+    return "\\\\".join(part.replace("\\/", "/").replace("/", "\\/").replace("\n", "\\n") for part in parts)
