@@ -41,8 +41,10 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDES = ("models", "batch", "python", "serving", "structured", "adapters", "troubleshooting")
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
+DEVELOPER_PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/decisions.md"]  # in English only
 PAGES = [page for pair in PAIRS for page in pair]
-MAX_GUIDE_LINES = 150
+RECORDS = ["CHANGELOG.md", "benchmarks/README.md", "benchmarks/RESULTS.md", "benchmarks/NOTES.md"]
+MAX_GUIDE_LINES, MAX_ARCHITECTURE_LINES = 150, 110
 SERVER = "http://localhost:8000"  # where pages say that the server is
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -148,7 +150,7 @@ def check_make(args: list[str]) -> None:
             check_glm4(["chat", *shlex.split(value)])
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *DEVELOPER_PAGES])
 def test_command_lines_exist(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLM4_MODEL", raising=False)
     for line in command_lines(page):
@@ -206,13 +208,13 @@ def test_paths_of_the_server_exist() -> None:
 def test_options_in_running_text_exist() -> None:
     functions = [row.load(name)[1] for name, row in COMMANDS.items()]
     known = {option for function in functions for parameter in declared(function) for option in parameter.spellings}
-    for page in PAGES:
+    for page in [*PAGES, *DEVELOPER_PAGES]:
         assert set(re.findall(r"`(--[a-z-]+)", prose(page))) - {"--debug", "--help"} <= known, page
 
 
 def test_environment_variables_exist() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
-    for page in PAGES:
+    for page in [*PAGES, *DEVELOPER_PAGES]:
         for name in re.findall(r"GLM4_[A-Z_]+", text_of(page)):
             assert re.search(rf"\b{name}\b", sources), f"{page}: nothing reads {name}"
 
@@ -362,7 +364,7 @@ def test_both_languages_have_the_same_code(english: str, chinese: str) -> None:
     assert headings[0] == headings[1]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *DEVELOPER_PAGES])
 def test_fences_are_closed_and_named(page: str) -> None:
     assert "```" not in prose(page)
     assert {block.language for block in blocks(page)} <= LANGUAGES
@@ -372,7 +374,7 @@ def test_fences_are_closed_and_named(page: str) -> None:
 
 def test_every_page_is_checked() -> None:
     found = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")]}
-    assert found == set(PAGES)
+    assert found == {*PAGES, "docs/decisions.md"}
 
 
 def anchors(page: Path) -> set[str]:
@@ -381,13 +383,27 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *DEVELOPER_PAGES, *RECORDS])
 def test_links_resolve(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         file, _, anchor = target.partition("#")
         path = (ROOT / page).parent / file
         assert path.is_file(), f"{page} links to {target}"
         assert not anchor or anchor in anchors(path), f"{page} links to {target}"
+
+
+def test_the_architecture_is_one_page() -> None:
+    assert len(text_of("ARCHITECTURE.md").splitlines()) <= MAX_ARCHITECTURE_LINES
+
+
+@pytest.mark.parametrize("page", DEVELOPER_PAGES)
+def test_named_files_and_folders_exist(page: str) -> None:
+    """From the repository's root, from the package's, or somewhere in it; `<name>` is any name."""
+    package = ROOT / "src/glm4"
+    for name in re.findall(r"`([\w.<>/-]+(?:\.(?:py|md|cpp|h)|/))`", prose(page)):
+        pattern = re.sub(r"<\w+>", "*", name.rstrip("/"))
+        found = [*ROOT.glob(pattern), *package.glob(pattern), *(package.rglob(pattern) if "/" not in pattern else ())]
+        assert found, f"{page} names {name}"
 
 
 def test_the_file_map_names_what_there_is() -> None:
@@ -398,7 +414,7 @@ def test_the_file_map_names_what_there_is() -> None:
             assert (base / name).exists(), f"the file map names {name}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, *DEVELOPER_PAGES])
 def test_no_path_of_one_machine(page: str) -> None:
     text = text_of(page)
     assert str(ROOT) not in text
