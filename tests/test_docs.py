@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from starlette.routing import Route
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
 from glm4.api.fields import OPTIONS
+from glm4.backends.local import LocalOptions
 from glm4.batch.job import BatchJob
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.gguf_quants import BLOCK_FORMATS
@@ -50,7 +51,7 @@ SERVER = "http://localhost:8000"  # where pages say that the server is
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "json", "jsonl", "text"}
 # Programs a reader has beside ours; a command line that begins with anything else is a slip.
-OTHER_PROGRAMS = {"cp", "curl", "export", "grep", "mv", "pip"}
+OTHER_PROGRAMS = {"cp", "curl", "eval", "export", "grep", "mv", "pip"}
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def tiny_models(checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch)
         assert variant is not None, f"no model {name!r}"
         return checkpoints[0] if variant.dialect == "chatml" else checkpoints[1]
 
-    monkeypatch.setattr("glm4.llm.resolve", resolve)
+    monkeypatch.setattr("glm4.open_model.resolve", resolve)
 
 
 def write_poems_adapter(folder: Path, model: Path) -> None:
@@ -276,11 +277,11 @@ def test_python_blocks_run(
 
 
 def test_names_of_python_options_exist() -> None:
-    """Options that `docs/python.md` lists are real keywords of `LLM`."""
+    """Options that `docs/python.md` lists are the keywords of `LLM` and the options of its own backend."""
     listed = re.search(r"`LLM`: (.*?)\.\n", prose("docs/python.md"), re.DOTALL)
     assert listed is not None
     names = set(re.findall(r"`(\w+)`", listed[1]))
-    assert names == set(LLM.__init__.__kwdefaults__ or ())
+    assert names == {*(LLM.__init__.__kwdefaults__ or ()), *(field.name for field in fields(LocalOptions))}
 
 
 # Batch files
@@ -402,7 +403,9 @@ def test_named_files_and_folders_exist(page: str) -> None:
     package = ROOT / "src/glm4"
     for name in re.findall(r"`([\w.<>/-]+(?:\.(?:py|md|cpp|h)|/))`", prose(page)):
         pattern = re.sub(r"<\w+>", "*", name.rstrip("/"))
-        found = [*ROOT.glob(pattern), *package.glob(pattern), *(package.rglob(pattern) if "/" not in pattern else ())]
+        found = [*ROOT.glob(pattern), *package.glob(pattern)]
+        if "/" not in pattern:
+            found += [*package.rglob(pattern), *(ROOT / "csrc").glob(pattern)]
         assert found, f"{page} names {name}"
 
 
