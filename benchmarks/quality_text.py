@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.chat.chat_request import ChatRequest
 from glm4.engine.protocol import GenerationRequest
 from glm4.loading.weights import CanonicalTensors
 from glm4.requests.processor import Processor
@@ -102,4 +103,4 @@ def _rendered(text: Processor) -> Iterator[list[int]]:
     """The prompts in the model's chat format, again and again (each time answered with another seed)."""
     while True:
         for prompt in PROMPTS:
-            yield text.render([{"role": "user", "content": prompt}], ())
+            yield text.render(ChatRequest.of([{"role": "user", "content": prompt}]))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 import golden_models as gm
 from glm4 import hub
 from glm4.backends.local import LocalBackend, LocalOptions
+from glm4.chat.chat_request import ChatRequest
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.engine.protocol import GenerationRequest
 from glm4.errors import ModelNotFoundError
@@ -116,7 +117,7 @@ def test_prompt_ids(recording: Recording) -> None:
     with open_checkpoint(recording.path) as checkpoint:
         text = Processor.load(checkpoint)
     for key, prompt in recording.prompts.items():
-        assert text.render(prompt["messages"], prompt.get("tools", ())) == prompt["prompt_ids"], key
+        assert text.render(ChatRequest.of(prompt["messages"], tools=prompt.get("tools"))) == prompt["prompt_ids"], key
         assert text.tokenizer.decode(prompt["output_ids"], skip_special_tokens=False) == prompt["output_text"], key
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import openai
 import pytest
 from sdk_server import KEY, scripted_model, scripted_server
-from stepped import stepped, until
 
 from glm4.llm import LLM
 from glm4.server.config import ModelSpec
 from live import LiveServer, config, serve
+from stepped import stepped, until
 from tiny import write_folder
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
