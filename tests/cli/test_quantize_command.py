@@ -73,9 +73,9 @@ def test_quantize_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--to", "int4", "-o", "source"], "holds the model"),
         (["--to", "int4", "-o", "source", "--force"], "holds the model"),
         (["--to", "int4", "-o", "empty"], "--force replaces it"),
-        (["--to", "int4", "-o", "full"], "is no packed checkpoint"),
-        (["--to", "int4", "-o", "full", "--force"], "is no packed checkpoint"),
-        (["--to", "int4", "-o", "full/file"], "is no packed checkpoint"),
+        (["--to", "int4", "-o", "full"], "is not a packed checkpoint"),
+        (["--to", "int4", "-o", "full", "--force"], "is not a packed checkpoint"),
+        (["--to", "int4", "-o", "full/file"], "is not a packed checkpoint"),
     ],
 )
 def test_wrong_usage(

@@ -214,7 +214,7 @@ def test_nothing_is_overwritten_by_accident(source: Path, tmp_path: Path) -> Non
         assert checkpoint.packed.precision.name == "int8"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InvalidRequestError, match="no packed checkpoint"):
+    with pytest.raises(InvalidRequestError, match="not a packed checkpoint"):
         quantize(source, tmp_path / "mine", force=True)
     with pytest.raises(InvalidRequestError, match="holds the model"):
         quantize(source, source, force=True)
