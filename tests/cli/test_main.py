@@ -49,7 +49,7 @@ def test_help_lists_every_command_and_imports_none() -> None:
     code = (
         "import sys; from glm4.cli import main; code = main(['--help']);"
         "heavy = {'numpy', 'tokenizers', 'tiktoken', 'jinja2', 'huggingface_hub', 'prompt_toolkit', 'glm4.llm'};"
-        "parts = ('parser', 'foreign_options', 'commands', 'console', 'parameters', 'help_texts');"
+        "parts = ('parser', 'mistakes', 'commands', 'console', 'parameters', 'help_texts');"
         "parts = {f'glm4.cli.{name}' for name in parts};"
         "ours = {name for name in sys.modules if name.startswith('glm4.cli.')} - parts;"
         "loaded = heavy & set(sys.modules) | ours;"

@@ -41,7 +41,7 @@ HEAVY = [
     "glm4.planner",
     "glm4.cli.conversation.repl",
     "glm4.cli.help_texts",
-    "difflib",
+    "glm4.cli.mistakes",
     "glm4.hub.download",
     "glm4.checkpoints.peft_adapter",
     "glm4.kernels.reference",

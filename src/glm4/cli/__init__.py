@@ -68,7 +68,7 @@ def _run(args: list[str]) -> None:
         print_version()
         return
     from glm4.cli import console
-    from glm4.cli.parser import read, unknown
+    from glm4.cli.parser import read
 
     console.prepare_streams()
     name = args[0] if args else "--help"
@@ -80,6 +80,8 @@ def _run(args: list[str]) -> None:
 
         sys.stdout.write(command_help(name) if name in COMMANDS else program_help())
     else:
+        from glm4.cli.mistakes import unknown
+
         raise unknown(name, ["--version"], COMMANDS)
     sys.stdout.flush()
 

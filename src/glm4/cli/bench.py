@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
-from glm4.cli.parameters import Option
+from glm4.cli.parameters import AsJson, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,7 +51,7 @@ def bench(
         list[int], Option(min=1, metavar="N", help="Decode of so many sequences at once; repeatable.")
     ] = _BATCHES,
     rounds: Annotated[int, Option(min=1, metavar="N", help="Medians are taken over this many rounds.")] = 3,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure prefill, decode, batched and long decode, as shares of what this machine delivers.
 

@@ -6,8 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glm4.cli import options
-from glm4.cli.parameters import Argument, Option
+from glm4.cli.parameters import Argument, AsJson, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +28,7 @@ def info(
     verify: Annotated[
         bool, Option("--verify", help="Compare a packed checkpoint's weights with their sha256.")
     ] = False,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe a model: architecture, parameters, dtype, context, template, tensors.
 

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glm4.cli import options
-from glm4.cli.parameters import Exit, Option
+from glm4.cli.parameters import AsJson, Exit, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +26,7 @@ _USUAL_NAME = 20
 
 
 def models(
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
     remove: Annotated[
         str | None, Option(metavar="NAME", help="Delete an installed starter model and its downloads.")
     ] = None,

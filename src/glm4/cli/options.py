@@ -52,7 +52,6 @@ Lora = Annotated[
     Option(metavar="FOLDER", panel=ENGINE, help="A LoRA adapter of this model (PEFT's format) to answer with."),
 ]
 MaxTokens = Annotated[int | None, Option(metavar="TOKENS", panel=_SAMPLING, min=1, help="Longest answer, in tokens.")]
-AsJson = Annotated[bool, Option("--json", help="One JSON document, for programs.")]
 
 
 @dataclass(frozen=True)

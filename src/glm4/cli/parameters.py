@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
+NEEDS_VLLM = "for the vLLM backend (--backend vllm), which is not in this version"
+
 
 class Parameter:
     """What `Annotated` tells about a parameter of a command.
@@ -44,6 +46,9 @@ class Option(Parameter):
 
 class Argument(Parameter):
     """A parameter given by its place."""
+
+
+AsJson = Annotated[bool, Option("--json", help="One JSON document, for programs.")]
 
 
 class Exit(Exception):  # noqa: N818 - no error

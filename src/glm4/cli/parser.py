@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from glm4.cli.commands import before_separator
-from glm4.cli.foreign_options import SPLITTING, advice, not_split
-from glm4.cli.parameters import Declared, UsageError, declared
+from glm4.cli.parameters import NEEDS_VLLM, Declared, UsageError, declared
+
+# Options with which vLLM splits a model over devices: accepted if they split nothing.
+_SPLITTING = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 
 def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
@@ -24,8 +27,11 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
     parameters = declared(function)
     options = [spelling for parameter in parameters for spelling in parameter.spellings]
     for word in before_separator(args):
-        if word.startswith("-") and advice(word.partition("=")[0], options):
-            raise unknown(word, options)
+        if word.startswith("-") and word.partition("=")[0] not in options:
+            from glm4.cli.mistakes import advice, unknown
+
+            if advice(word.partition("=")[0], options):
+                raise unknown(word, options)
     try:
         found, rest = _parser(parameters, options).parse_known_args(args)
     except argparse.ArgumentError as error:  # a value too many or too few; wrong ones are told by `Declared.read`
@@ -33,6 +39,8 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
         is_flag = any(title in parameter.spellings and parameter.kind is bool for parameter in parameters)
         raise UsageError(f"option '{title}' {'does not take' if is_flag else 'needs'} a value") from None
     if rest:
+        from glm4.cli.mistakes import unknown
+
         raise unknown(rest[0], options)
     arguments: dict[str, Any] = {}
     groups: dict[tuple[str, type], dict[str, Any]] = {p.group: {} for p in parameters if p.group}
@@ -48,7 +56,9 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
 
 def _parser(parameters: Iterable[Declared], options: Sequence[str]) -> argparse.ArgumentParser:
     """It requires nothing: what is missing is told last, when the rest is known to be right."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    # argparse checks metavars with a formatter; one that asks how wide the terminal is would import zlib, bz2 and lzma.
+    formatter = partial(argparse.HelpFormatter, width=80)
+    parser = argparse.ArgumentParser(formatter_class=formatter, add_help=False, allow_abbrev=False, exit_on_error=False)
     for parameter in parameters:
         if parameter.kind is bool:
             parser.add_argument(*parameter.spellings, dest=parameter.name, action=_Flag, nargs=0)
@@ -59,8 +69,13 @@ def _parser(parameters: Iterable[Declared], options: Sequence[str]) -> argparse.
             nargs = None if parameter.required else "?"
             parser.add_argument(parameter.name, nargs=nargs, type=parameter.read).required = False
     if "--threads" in options:
-        parser.add_argument(*SPLITTING, type=not_split)
+        parser.add_argument(*_SPLITTING, type=_one)
     return parser
+
+
+def _one(text: str) -> None:
+    if text != "1":
+        raise UsageError(f"splitting a model over several devices is {NEEDS_VLLM}")
 
 
 class _Flag(argparse.Action):
@@ -68,24 +83,3 @@ class _Flag(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, not str(option_string).startswith("--no-"))
-
-
-def unknown(word: str, options: Iterable[str], commands: Iterable[str] = ()) -> UsageError:
-    """The error for a word that nothing takes, with what may have been meant.
-
-    Args:
-        options: what would have been taken.
-        commands: what would have been taken in place of an argument.
-    """
-    import difflib  # for mistakes only
-
-    if word.startswith("-"):
-        word, known = word.partition("=")[0], [*options, "--help", "--debug"]
-        wrong = f"no such option: {word}"
-    elif commands:
-        known, wrong = list(commands), f"no such command {word!r}"
-    else:
-        return UsageError(f"unexpected argument {word!r}; a text with spaces needs quotes")
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    meant = advice(word, known) or (f"did you mean {close[0]}?" if close else "")
-    return UsageError(f"{wrong}; {meant}" if meant else wrong)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
-from glm4.cli.parameters import Argument, Option
+from glm4.cli.parameters import Argument, AsJson, Option
 
 if TYPE_CHECKING:
     from glm4.model.config import ModelConfig
@@ -40,7 +40,7 @@ def plan(
         ),
     ] = None,
     batch: Annotated[int, Option(min=1, metavar="N", help="Conversations at once, each of that length.")] = 1,
-    as_json: options.AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate the memory a model needs, by part, without loading or downloading it.
 

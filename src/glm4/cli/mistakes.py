@@ -1,18 +1,15 @@
-"""What people type out of habit, from vLLM, llama.cpp, Ollama and transformers, and what to do instead.
+"""What to say about a word on the command line that nothing takes; imported for mistakes only.
 
-None of it is an option of ours; it makes the message for a mistake better. What means the same as an option of ours is
-a second spelling of that one instead (`--max-model-len` in `options.py`).
+People type options and commands of vLLM, llama.cpp, Ollama and transformers out of habit. What means the same as an
+option of ours is a second spelling of that one (`--max-model-len` in `options.py`); the table here has the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import difflib
+from collections.abc import Collection, Iterable
 
-from glm4.cli.parameters import UsageError
-
-_VLLM = "for the vLLM backend (--backend vllm), which is not in this version"
-# Options that split a model over devices: accepted if they split nothing.
-SPLITTING = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+from glm4.cli.parameters import NEEDS_VLLM, UsageError
 
 # Our option or a sentence: what others have for it.
 _OTHERS = {
@@ -34,7 +31,7 @@ _OTHERS = {
     "a prompt needs no option in front": "-p --prompt",
     "any checkpoint is quantized while it is loaded, by --dtype int8 or int4": "-q --quantization --load-in-4bit",
     "this engine runs on the CPU": "-ngl --gpu-layers --n-gpu-layers --device --device-map",
-    f"it is {_VLLM}": "--gpu-memory-utilization --backend --distributed-executor-backend",
+    f"it is {NEEDS_VLLM}": "--gpu-memory-utilization --backend --distributed-executor-backend",
     "the checkpoint says how; leave it out": "--chat-template --jinja --tool-call-parser --reasoning-parser",
     "tools need no option; leave it out": "--enable-auto-tool-choice",
     "no code of a checkpoint is ever run; leave it out": "--trust-remote-code",
@@ -44,6 +41,25 @@ _OTHERS = {
     "here it is `glm4 info`": "show",
     "here it is `glm4 quantize`": "convert create",
 }
+
+
+def unknown(word: str, options: Iterable[str], commands: Iterable[str] = ()) -> UsageError:
+    """The error for a word that nothing takes, with what may have been meant.
+
+    Args:
+        options: what would have been taken.
+        commands: what would have been taken in place of an argument.
+    """
+    if word.startswith("-"):
+        word, known = word.partition("=")[0], [*options, "--help", "--debug"]
+        wrong = f"no such option: {word}"
+    elif commands:
+        known, wrong = list(commands), f"no such command {word!r}"
+    else:
+        return UsageError(f"unexpected argument {word!r}; a text with spaces needs quotes")
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    meant = advice(word, known) or (f"did you mean {close[0]}?" if close else "")
+    return UsageError(f"{wrong}; {meant}" if meant else wrong)
 
 
 def advice(word: str, known: Collection[str]) -> str:
@@ -56,13 +72,3 @@ def advice(word: str, known: Collection[str]) -> str:
         return ""
     instead = next((ours for ours, theirs in _OTHERS.items() if word in theirs.split()), "")
     return instead if " " in instead else f"here it is {instead}" if instead in known else ""
-
-
-def not_split(text: str) -> None:
-    """Accepts the value 1 of an option that splits a model.
-
-    Raises:
-        UsageError: any other.
-    """
-    if text != "1":
-        raise UsageError(f"splitting a model over several devices is {_VLLM}")
