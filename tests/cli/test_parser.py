@@ -29,7 +29,7 @@ def reading(name: str, *args: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in read(FUNCTIONS[name], args).items():
         if key in ("engine", "sampling"):
-            flat |= {field: entry for field, entry in asdict(value).items() if entry not in (None, "auto")}
+            flat |= {field: entry for field, entry in asdict(value).items() if entry not in (None, "auto", "local")}
         else:
             flat[key] = value
     return flat

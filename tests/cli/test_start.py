@@ -45,6 +45,9 @@ HEAVY = [
     "glm4.hub.download",
     "glm4.checkpoints.peft_adapter",
     "glm4.kernels.reference",
+    "glm4.backends.remote",
+    "http.client",
+    "ssl",
 ]
 
 

@@ -34,7 +34,9 @@ def hub() -> Iterator[FakeHub]:
         yield serving
 
 
-def resolve(tmp_path: Path, hub: FakeHub, model: str = "org/toy", *, call: str = "resolve", **env: str) -> list[str]:
+def resolve(
+    tmp_path: Path, hub: FakeHub, model: str = "org/toy", *, call: str = "resolve", more: str = "", **env: str
+) -> list[str]:
     """What a fresh process prints: the path, or the error's class and message."""
     code = f"""
 import sys
@@ -42,7 +44,7 @@ from glm4 import hub
 from glm4.errors import Glm4Error
 seen = []
 try:
-    print(hub.{call}({model!r}, progress=lambda *report: seen.append(report)))
+    print(hub.{call}({model!r}, {more} progress=lambda *report: seen.append(report)))
     print(seen[-1] if seen else "no progress")
 except Glm4Error as error:
     print(type(error).__name__)
@@ -72,6 +74,15 @@ def test_installed_is_found_without_the_network(tmp_path: Path, hub: FakeHub) ->
     assert resolve(tmp_path, hub) == [path, "no progress"]
     assert resolve(tmp_path, hub, HF_HUB_OFFLINE="1") == [path, "no progress"]
     assert len(hub.requests) == before
+
+
+def test_a_model_that_another_server_computes_is_fetched_without_weights(tmp_path: Path, hub: FakeHub) -> None:
+    path, _ = resolve(tmp_path, hub, more="weights=False,")
+    assert sorted(file.name for file in Path(path).iterdir()) == [n for n in WANTED if not n.endswith(".safetensors")]
+    assert resolve(tmp_path, hub, more="weights=False,", HF_HUB_OFFLINE="1") == [path, "no progress"]
+    assert resolve(tmp_path, hub)[0] == path, "and the weights later, when they are needed"
+    assert sorted(file.name for file in Path(path).iterdir()) == WANTED
+    assert resolve(tmp_path, hub, more="weights=False,") == [path, "no progress"]
 
 
 def test_incomplete_download_is_continued(tmp_path: Path, hub: FakeHub) -> None:

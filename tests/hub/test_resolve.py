@@ -233,6 +233,18 @@ def test_choose_files_prefers_shards_with_an_index() -> None:
     assert repository.choose_files(["model.safetensors", "extra.safetensors"], None, "r") == ["model.safetensors"]
 
 
+def test_without_weights_the_text_side_is_enough(tmp_path: Path) -> None:
+    files = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json",
+             "model-00001-of-00001.safetensors", "m.gguf", "modeling.py"]  # fmt: skip
+    companions = ["config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
+    assert repository.choose_files(files, None, "r", weights=False) == companions
+    assert repository.choose_files(["m.gguf", "config.json"], None, "r", weights=False) == ["m.gguf"]
+    for name in companions:
+        (tmp_path / name).write_text("{}")
+    assert repository.checkpoint_in(tmp_path, weights=False) == tmp_path
+    assert repository.checkpoint_in(tmp_path) is None
+
+
 def test_choose_files_takes_all_parts_of_a_split_gguf(tmp_path: Path) -> None:
     parts = [f"q4/m-Q4_K_M-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
     assert repository.choose_files(["m-Q8_0.gguf", *parts], "q4_k_m", "r") == parts

@@ -72,14 +72,27 @@ class EngineOptions:
         ),
     ] = None
     threads: Threads = None
+    backend: Annotated[
+        str, Option(metavar="NAME", panel=ENGINE, help="What computes: local, or remote for the server at --base-url.")
+    ] = "local"
+    base_url: Annotated[
+        str | None,
+        Option(
+            metavar="URL",
+            panel=ENGINE,
+            help="Address of a server with OpenAI's API that computes; GLM4_REMOTE_API_KEY is its key.",
+        ),
+    ] = None
 
     def for_llm(self) -> dict[str, Any]:
         """The same as keyword arguments of `LLM`."""
+        elsewhere = {"backend": self.backend, "base_url": self.base_url or ""}
         return {
             "dtype": self.dtype,
             "kv_cache_dtype": self.kv_dtype,
             "max_model_len": self.context,
             "num_threads": self.threads,
+            **(elsewhere if self.backend != "local" or self.base_url else {}),
         }
 
 
@@ -137,7 +150,7 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
 
     with progress() as report:
         report("loading glm4", 0, 0)
-        _import_engine()
+        _import_engine(options.get("backend", "local"))
         from glm4.llm import LLM
 
         check_formats(options["dtype"], options["kv_cache_dtype"])
@@ -164,7 +177,7 @@ def check_formats(dtype: str, kv_dtype: str) -> None:
     check_kv_dtype(kv_dtype, "--kv-dtype")
 
 
-def _import_engine() -> None:
+def _import_engine(backend: str) -> None:
     """Import what `load_llm` needs, NumPy above all."""
     import gc
 
@@ -174,9 +187,12 @@ def _import_engine() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with collection_paused():
         import glm4.llm  # noqa: F401
+        from glm4.backends.table import backend_row
+
+        backend_row(backend).load_module()
     gc.freeze()  # modules stay to the end, and no collection need walk them again
 
 
 def adapter_name(llm: LLM) -> str | None:
     """The adapter that `load_llm` loaded, for requests to name."""
-    return ADAPTER if llm.adapters() else None
+    return ADAPTER if any(adapter.name == ADAPTER for adapter in llm.adapters()) else None
