@@ -6,11 +6,14 @@ PROMPT ?=
 ARGS   ?=
 JOBS   ?= 2
 
+# What `make test-fast` leaves out: servers, programs, downloads, calibration.
+UNHURRIED := server peers cli hub quantization benchmarks batch
+
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-slow peers lint types format bench golden sanitize clean
+.PHONY: help chat test-fast test test-slow test-pythons peers lint types format bench golden sanitize neon clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,11 +42,18 @@ chat: export PROMPT := $(PROMPT)
 chat: $(VENV)/.core ## talk to a model: make chat [MODEL=starter] [PROMPT="..."]
 	@$(BIN)/glm4 chat -m '$(MODEL)' $(if $(PROMPT),"$$PROMPT") $(ARGS)
 
-test: $(VENV)/.dev ## run the tests: make test [ARGS="-k parity"] [JOBS=2]
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not live and not peers" $(ARGS)
+test-fast: $(VENV)/.dev ## run the tests of every commit, in 2 minutes: no server, no starter model, no calibration
+	$(BIN)/python -m pytest -n $(JOBS) -m "not (slow or thorough or live or peers or starter or smoke)" \
+		$(UNHURRIED:%=--ignore=tests/%) $(ARGS)
+
+test: $(VENV)/.dev ## run the tests, in 10 minutes: make test [ARGS="-k parity"] [JOBS=2]
+	$(BIN)/python -m pytest -n $(JOBS) -m "not (slow or live or peers)" $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the proofs that take minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not live" $(ARGS)
+
+test-pythons: ## make test-fast under Python 3.10 and 3.13, where there are such
+	tools/test_pythons.sh
 
 peers: $(VENV)/.dev ## run the test suites of other projects against our server: make peers [ARGS="llama_cpp"]
 	$(BIN)/python tests/peers/run.py $(ARGS)
@@ -69,8 +79,11 @@ golden: $(BIN)/python ## record reference outputs again (installs torch in an en
 	.venv-golden/bin/python -m pip install --quiet -e '.[golden]'
 	.venv-golden/bin/python tools/make_golden.py $(ARGS)
 
+neon: ## compile the kernels for aarch64 and compare NEON with the portable ones in an emulator
+	tools/neon.sh
+
 sanitize: $(VENV)/.dev ## kernel tests under AddressSanitizer and UBSan
 	tools/sanitize.sh $(BIN)/python
 
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) .venv-golden .venv-peers .venv-sanitize build dist
+	rm -rf $(VENV) .venv-* build dist

@@ -158,6 +158,7 @@ def test_nesting(name: str) -> None:
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's account of a process's peak memory")
+@pytest.mark.thorough
 def test_memory() -> None:
     """All of them in one process stay below 600 MB; without bounds several need many gigabytes."""
     code = (

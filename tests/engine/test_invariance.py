@@ -42,7 +42,10 @@ class Setting:
     kv_dtype: str
 
 
-@pytest.fixture(scope="module", params=_native.isas())
+BEST, *OTHERS = _native.isas()
+
+
+@pytest.fixture(scope="module", params=[BEST, *(pytest.param(isa, marks=pytest.mark.thorough) for isa in OTHERS)])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = _native.isa()
     _native.set_isa(request.param)

@@ -24,7 +24,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @linux
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize("options", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=["plain", "thread sanitizer"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["-O2"], id="plain"),
+        pytest.param(["-O1", "-g", "-fsanitize=thread"], id="thread sanitizer", marks=pytest.mark.thorough),
+    ],
+)
 def test_pool_alone(tmp_path: Path, options: list[str]) -> None:
     assert COMPILER is not None
     program = tmp_path / "pool"

@@ -76,6 +76,7 @@ def test_whole_words_are_looked_up_where_the_model_says_so(folder: Path, library
     assert found == library.definition()["model"]["ignore_merges"]
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=100)
 @given(TEXTS)
 def test_glm_4_s_ids_are_the_library_s(glm4_pair: tuple[Tokenizer, Path], text: str) -> None:

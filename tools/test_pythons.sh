@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# `make test-fast` under the oldest and the newest Python we promise, each in an environment of its own (.venv-3.10 …).
+# An interpreter is looked for on PATH and among pyenv's versions; one that is nowhere is skipped and said so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+find_python() { # version
+    local found
+    for found in "$(command -v "python$1" || true)" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/"python$1"; do
+        # pyenv's shims exist for versions that are not switched on; they only print an error.
+        if [ -x "$found" ] && "$found" -c 'import venv' 2>/dev/null; then
+            echo "$found"
+            return
+        fi
+    done
+    return 1
+}
+
+versions=("$@")
+[ $# -gt 0 ] || versions=(3.10 3.13)
+for version in "${versions[@]}"; do
+    if python=$(find_python "$version"); then
+        echo "Python $version: $python"
+        make --no-print-directory test-fast PYTHON="$python" VENV=".venv-$version"
+    else
+        echo "Python $version: skipped, there is none on PATH or in pyenv"
+    fi
+done
