@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import grammar
 import harness
 import memory
 import overhead
@@ -128,6 +129,16 @@ def test_a_step_is_kernels_sampling_and_python(tmp_path: Path) -> None:
     assert 0 < step.python < step.step
     layers = backend.model.config.num_hidden_layers
     assert step.kernel_calls > 9 * layers
+
+
+def test_a_grammar_is_walked_through(tmp_path: Path) -> None:
+    *found, every = grammar.measure(str(write_folder(tmp_path)), 2, 20, "o")
+    assert {"regex: telephone", "choice of 1,000", "hostile: ambiguous", "12 tools, one call or more"} <= {
+        times.grammar for times in found
+    }
+    counted = [times for times in found if not times.grammar.startswith("hostile")]
+    assert every.row()["tokens"] == sum(len(times.wall) for times in counted) > 100
+    assert set(grammar.COLUMNS) < set(every.row())
 
 
 def test_a_folder_without_programs_is_refused(tmp_path: Path) -> None:

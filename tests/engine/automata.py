@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,10 +51,6 @@ class Walk:
             self.states.append(self._edges[token])
         return len(token_ids)
 
-    def rollback(self, count: int) -> None:
-        assert 0 <= count < len(self.states)
-        del self.states[len(self.states) - count :]
-
     def forced(self) -> list[int]:
         tokens: list[int] = []
         state = self.states[-1]
@@ -96,53 +90,6 @@ def random_automaton(seed: int, vocab_size: int, states: int = 12) -> Automaton:
     return Automaton(vocab_size, edges, accepting)
 
 
-@dataclass
-class Slow:
-    """The same grammar; whoever asks for a mask (or, after the first token, what is forced) waits for the gate."""
-
-    automaton: Automaton
-    gate: threading.Event = field(default_factory=threading.Event)
-    late: str = "allowed"
-
-    def start(self) -> Walk:
-        gate, late = self.gate, self.late
-
-        class SlowWalk(Walk):
-            def allowed(self) -> NDArray[np.bool_]:
-                if late == "allowed":
-                    gate.wait()
-                return super().allowed()
-
-            def forced(self) -> list[int]:
-                if late == "forced" and len(self.states) > 1:
-                    gate.wait()
-                return super().forced()
-
-        return SlowWalk(self.automaton)
-
-
-@dataclass(frozen=True)
-class Jittery:
-    """The same grammar, whose answers take now no time, now as long as a few steps of the tiny model."""
-
-    automaton: Automaton
-    seed: int
-
-    def start(self) -> Walk:
-        rng = np.random.default_rng(self.seed)
-
-        class JitteryWalk(Walk):
-            def forced(self) -> list[int]:
-                time.sleep(float(rng.choice([0.0, 0.0, 0.004])))
-                return super().forced()
-
-            def allowed(self) -> NDArray[np.bool_]:
-                time.sleep(float(rng.choice([0.0, 0.0, 0.004])))
-                return super().allowed()
-
-        return JitteryWalk(self.automaton)
-
-
 @dataclass(frozen=True)
 class Failing:
     """The same grammar, which turns out too complex after so many tokens."""
@@ -160,17 +107,3 @@ class Failing:
                 return super().accept(token_ids)
 
         return FailingWalk(self.automaton)
-
-
-@dataclass(frozen=True)
-class OneWay:
-    """The same grammar, whose tokens cannot be taken back."""
-
-    automaton: Automaton
-
-    def start(self) -> Walk:
-        class OneWayWalk(Walk):
-            def rollback(self, count: int) -> None:
-                raise GrammarError("there is no way back")
-
-        return OneWayWalk(self.automaton)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.adapters import AdapterTable
-from glm4.engine.grammar import wait_a_moment, wait_for_any
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest, check_request
 from glm4.engine.sampling import token_logprobs
@@ -26,8 +25,6 @@ _Ready = tuple[Sequence, list[int], NDArray[np.float32]]
 
 # Rows of logits held at once while scoring a prompt: 64 × 151,552 × 4 bytes = 39 MB.
 _LOGIT_ROWS = 64
-# Grammars are followed while the model computes; two threads keep a slow one from holding up the others.
-_GRAMMAR_THREADS = 2
 
 
 class Engine:
@@ -67,7 +64,6 @@ class Engine:
         self.adapters = AdapterTable(max_adapters, max_adapter_nbytes)
         self._num_drafted = 0
         self._num_accepted = 0
-        self._executor: ThreadPoolExecutor | None = None  # follows grammars, made for the first of them
 
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request.
@@ -88,9 +84,7 @@ class Engine:
                 if value is not None:
                     raise InvalidRequestError(f"an embedding has no {name}", param=name)
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
-        if request.constraint is not None and self._executor is None:
-            self._executor = ThreadPoolExecutor(_GRAMMAR_THREADS, thread_name_prefix="glm4-grammar")
-        sequence = Sequence(request, self._banned_ids, self.max_model_len, self._executor)
+        sequence = Sequence(request, self._banned_ids, self.max_model_len)
         sequence.adapter = adapter
         self._sequences[request.request_id] = sequence
         self.scheduler.add(sequence)
@@ -102,12 +96,9 @@ class Engine:
             self.scheduler.remove(sequence)
 
     def close(self) -> None:
-        """Drop all requests and end the threads that follow grammars. Idempotent."""
+        """Drop all requests. Idempotent."""
         for request_id in self.request_ids():
             self.abort(request_id)
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
 
     def request_ids(self) -> list[str]:
         """Ids of all requests that are waiting or running."""
@@ -141,30 +132,33 @@ class Engine:
         """Run one forward pass and sample where a sequence is ready for its next token."""
         self._seconds = 0.0
         self.scheduler.admit()
-        touched = self._settle_before()
+        touched = self._begin_grammars()
         scheduled = self.scheduler.schedule()
-        decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
-        ready = self._take_held(wait=not scheduled and not touched)
         if scheduled:
-            computed, ended = self._compute(scheduled)
-            ready += computed
-            touched += ended
-        ready = [
-            (sequence, draft, rows) for sequence, draft, rows in ready if self._is_sampled_now(sequence, draft, rows)
-        ]
-        for group in _grouped(ready):
-            self._sample(group)
-        touched += [sequence for sequence, _, _ in ready]
-        self._settle_after(touched)
-        if scheduled and decoding:
-            self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
+            decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
+            ready, ended = self._compute(scheduled)
+            for group in _grouped(ready):
+                self._sample(group)
+            touched += ended + [sequence for sequence, _, _ in ready]
+            if decoding:
+                self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
         return [self._report(sequence) for sequence in touched]
+
+    def _begin_grammars(self) -> list[Sequence]:
+        """Append what grammars force at the beginning, to be computed with the prompt; returns those that end there.
+
+        A prompt that is to be scored comes first, and by itself.
+        """
+        for sequence in self.scheduler.running:
+            if not sequence.wants_prompt_logprobs():
+                sequence.append_forced()
+        ended = [sequence for sequence in self.scheduler.running if sequence.end is not None]
+        for sequence in ended:
+            self.abort(sequence.request_id)
+        return ended
 
     def _compute(self, scheduled: list[ScheduledSequence]) -> tuple[list[_Ready], list[Sequence]]:
         """One forward pass; returns the sequences that have come to the end of their ids, and those that end here."""
-        for item in scheduled:
-            if item.draft and item.sequence.guide is not None:
-                item.sequence.guide.look_ahead(item.draft)
         hidden = self._forward(scheduled)
         ready: list[_Ready] = []
         ended: list[Sequence] = []
@@ -192,54 +186,6 @@ class Engine:
             else:
                 ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
         return ready, ended
-
-    # Sequences that follow a grammar: what it forces is appended without sampling, and nobody waits for its masks.
-
-    def _settle_before(self) -> list[Sequence]:
-        """Append what grammars force to running sequences, to be computed in this step; returns those that end.
-
-        Where nothing else is running, this waits until there is something to do.
-        """
-        running = self.scheduler.running
-        guided = [s for s in running if s.guide is not None and not s.wants_prompt_logprobs()]
-        late = {s: s.guide.pending for s in guided if s.guide is not None and s.guide.pending is not None}
-        held = {s: s.guide.waited_for for s in running if s.guide is not None and s.held_rows is not None}
-        if late and all(s in late or held.get(s) for s in running):
-            wait_for_any([*late.values(), *(future for futures in held.values() for future in futures)])
-        for sequence in guided:
-            sequence.settle()
-        ended = [s for s in guided if s.end is not None]
-        for sequence in ended:
-            self.abort(sequence.request_id)
-        return ended
-
-    def _settle_after(self, touched: list[Sequence]) -> None:
-        """The same at the end of a step for the sequences that have new tokens, so that callers see it in this step."""
-        running = [s for s in touched if s.end is None]
-        wait_a_moment([s.guide for s in running if s.guide is not None])
-        for sequence in running:
-            sequence.settle()
-
-    def _take_held(self, *, wait: bool) -> list[_Ready]:
-        """Rows kept from earlier steps, of the sequences whose grammars have said by now what may follow."""
-        held = [s for s in self.scheduler.running if s.held_rows is not None and s.guide is not None]
-        if wait and held and all(s.guide.waited_for for s in held if s.guide):
-            wait_for_any([future for s in held if s.guide for future in s.guide.waited_for])
-        ready: list[_Ready] = []
-        for sequence in held:
-            if sequence.guide is not None and sequence.held_rows is not None and not sequence.guide.waited_for:
-                ready.append((sequence, sequence.held_draft, sequence.held_rows))
-                sequence.held_rows = None
-        return ready
-
-    def _is_sampled_now(self, sequence: Sequence, draft: list[int], rows: NDArray[np.float32]) -> bool:
-        """Whether the next token is to be sampled. If its grammar is not ready, the rows are kept for a later step."""
-        if sequence.guide is None:
-            return True
-        if sequence.guide.waited_for:
-            sequence.held_rows, sequence.held_draft = rows.copy(), draft
-            return False
-        return True
 
     def _forward(self, scheduled: list[ScheduledSequence]) -> NDArray[np.float32]:
         ids: list[int] = []
@@ -273,48 +219,41 @@ class Engine:
         Each is drawn from the row computed after the tokens before it, with the sequence's own random stream, so the
         text is the one that single steps would have given.
         """
-        guide = sequence.guide
-        if sequence.settle():
-            return  # a grammar that was late has forced the next token, so there is nothing to sample
-        was_forced = guide is not None and bool(guide.queue)
-        sampled: list[int] = []
+        first = len(sequence.ids)
         try:
-            for index, row in enumerate(logits):
-                if index and sampled[-1] != draft[index - 1]:
+            sequence.append_forced()  # for the first time, where the prompt had to be scored before
+            while sequence.end is None:
+                count = len(sequence.ids) - first
+                if sequence.ids[first:] != draft[:count]:
                     break
-                if guide is not None and index and guide.allowed(index) is None:
-                    draft = draft[:index]  # what is forced now comes without sampling, and behind it the guess is moot
-                    break
-                # A guessed token's keys and values are in the cache already.
-                sequence.num_computed += min(index, 1)
-                sampled.append(self._next_token(sequence, index, row))
-                if sequence.end is not None:
-                    break
+                self._append_next(sequence, logits[count])
+                sequence.append_forced()
         except GrammarError:
             sequence.end = "length", None
         if draft:
-            accepted = sum(1 for pair in zip(draft, sampled, strict=False) if pair[0] == pair[1])
+            pairs = zip(draft, sequence.ids[first:], strict=False)
+            accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            sequence.num_computed += accepted  # their keys and values are in the cache already
             sequence.lookup.record(len(draft), accepted)
             self._num_drafted += len(draft)
             self._num_accepted += accepted
-        if guide is not None and sequence.end is None and not was_forced:
-            guide.advance(sampled)
         self._share(sequence)
 
-    def _next_token(self, sequence: Sequence, index: int, logits: NDArray[np.float32]) -> int:
-        """The token that follows the row computed after `index` guesses: forced, or sampled."""
-        guide, wanted = sequence.guide, sequence.request.params.logprobs
+    def _append_next(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
+        """Append the token that follows the row of logits: forced, or sampled."""
+        grammar, wanted = sequence.grammar, sequence.request.params.logprobs
         scores = None if wanted is None else self._log_probabilities(logits[None, :])[0]
-        if guide is not None and guide.queue:
-            token = guide.queue.popleft()
+        if grammar is not None and grammar.forced:
+            token = grammar.forced[0]
             sequence.sampler.remember(token)
         else:
-            allowed = None if guide is None else guide.allowed(index)
+            allowed = None if grammar is None else grammar.allowed()
             token = sequence.sampler.sample(logits, sequence.num_new_tokens, allowed)
         if scores is not None:
             sequence.unreported_logprobs.append(token_logprobs(scores, token, wanted or 0))
         sequence.append(token)
-        return token
+        if grammar is not None and sequence.end is None:
+            grammar.accept(token)
 
     def _report(self, sequence: Sequence) -> GenerationOutput:
         if sequence.end is not None:

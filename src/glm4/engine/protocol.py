@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 
 
 class TokenMatcher(Protocol):
-    """Where one sequence stands in its grammar. Used by one thread at a time, not always the same one.
+    """Where one sequence stands in its grammar. Used by one thread.
 
     Every method may raise GrammarError: the grammar cannot be followed any further.
     """
 
     def accept(self, token_ids: Sequence[int]) -> int:
         """Take tokens in; returns how many of them fitted. The first that did not, and the rest, change nothing."""
-
-    def rollback(self, count: int) -> None:
-        """Undo the last `count` accepted tokens."""
 
     def forced(self) -> Sequence[int]:
         """The tokens that can only come next, in order, as far as that is certain; none is accepted yet."""

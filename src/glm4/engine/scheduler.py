@@ -82,7 +82,7 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> list[ScheduledSequence]:
-        """Plan the next step; empty when nothing is running or waiting, or all of it waits for its grammars."""
+        """Plan the next step; empty when nothing is running or waiting."""
         self.admit()
         planned: list[ScheduledSequence] = []
         decoding = [s for s in self.running if s.num_remaining == 1]
@@ -134,7 +134,7 @@ class Scheduler:
             sequence, draft = item.sequence, list[int]()
             # The last new token needs no successor, so nothing is guessed beyond it.
             room = sequence.max_new_tokens - sequence.num_new_tokens - 1
-            if rows_left > 0 and room > 0 and sequence.can_guess:
+            if rows_left > 0 and room > 0:
                 draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
             if needed > max(0, self._cache.num_available_pages - promised):
@@ -162,7 +162,6 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
         sequence.num_computed = 0
-        sequence.held_rows = None
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.engine.grammar import Guide
+from glm4.engine.grammar import GrammarState
 from glm4.engine.pooling import MeanPool
 from glm4.engine.protocol import GenerationOutput, GenerationRequest, TokenLogprobs
 from glm4.engine.sampling import Sampler
@@ -21,21 +19,14 @@ class Sequence:
 
     `num_computed` counts the ids whose keys and values are in the cache. A sequence with one id left to compute is
     decoding; with more it is in prefill (a fresh prompt, tokens a grammar forced, or everything again after a
-    preemption). One without any has computed its next row of logits and waits for its grammar to say what is allowed.
+    preemption).
 
     Args:
         banned_ids: vocabulary rows that have no token.
         max_model_len: the most ids, the prompt included.
-        executor: where a grammar is followed; needed if the request has one.
     """
 
-    def __init__(
-        self,
-        request: GenerationRequest,
-        banned_ids: NDArray[np.int64],
-        max_model_len: int,
-        executor: Executor | None = None,
-    ) -> None:
+    def __init__(self, request: GenerationRequest, banned_ids: NDArray[np.int64], max_model_len: int) -> None:
         self.request = request
         self.ids: list[int] = list(request.prompt_ids)
         self.num_prompt = len(self.ids)
@@ -60,12 +51,7 @@ class Sequence:
         self.unreported_logprobs: list[TokenLogprobs] = []
         self.reported = False  # there was an output before
         self.end: tuple[str, int | None] | None = None  # finish reason and stop id
-        self.guide: Guide | None = None
-        self.held_rows: NDArray[np.float32] | None = None  # outputs of the last layer, to be sampled when that can be
-        self.held_draft: list[int] = []
-        if request.constraint is not None and executor is not None:
-            stops = set(request.params.stop_token_ids) | (set() if request.params.ignore_eos else request.stop_ids)
-            self.guide = Guide(request.constraint, executor, np.fromiter(stops, np.int64))
+        self.grammar: GrammarState | None = None  # made by the first `append_forced`
 
     @property
     def request_id(self) -> str:
@@ -81,11 +67,6 @@ class Sequence:
     def num_remaining(self) -> int:
         """Ids that still have to go through the model before the next one can be sampled."""
         return len(self.ids) - self.num_computed
-
-    @property
-    def can_guess(self) -> bool:
-        """False while a grammar may still force what comes next, or where guesses cannot be followed in it."""
-        return self.guide is None or self.guide.can_look_ahead
 
     def wants_prompt_logprobs(self) -> bool:
         """True while prompt log-probabilities are asked for and incomplete."""
@@ -111,30 +92,31 @@ class Sequence:
         elif self.num_new_tokens >= self.max_new_tokens:
             self.end = "length", None
 
-    def settle(self) -> bool:
-        """Append what the grammar forces, and end with it, as far as that is known; True if there was anything.
+    def append_forced(self) -> None:
+        """Append what the grammar forces next, if there is one, and set `end` where nothing may follow.
 
-        With log-probabilities asked for, forced tokens are left in the guide's queue: each needs its row of logits.
+        With log-probabilities asked for, forced tokens are left to be taken one by one: each needs its row of logits.
         """
-        guide = self.guide
-        if guide is None or self.end is not None:
-            return False
-        before = len(self.ids)
+        if self.request.constraint is None or self.end is not None:
+            return
         try:
-            guide.settle()
-            while guide.queue and self.end is None and self.request.params.logprobs is None:
-                token = guide.queue.popleft()
+            grammar = self.grammar = self.grammar or GrammarState(self.request.constraint, self._end_ids())
+            while grammar.forced and self.end is None and self.request.params.logprobs is None:
+                token = grammar.forced[0]
                 self.sampler.remember(token)
                 self.append(token)
-            if guide.finished and self.end is None:
+                grammar.accept(token)
+            if self.end is None and grammar.finished():
                 # A stop id that `ignore_eos` let pass closes the grammar's text all the same; it is not part of it.
                 last = self.ids[-1] if self.num_new_tokens and self.ids[-1] in self.request.stop_ids else None
                 self.end = "stop", last
         except GrammarError:
             self.end = "length", None
-        if len(self.ids) > before:
-            self.held_rows = None  # what follows them is known now
-        return len(self.ids) > before or self.end is not None
+
+    def _end_ids(self) -> NDArray[np.int64]:
+        """Ids that may come wherever a grammar's text is complete."""
+        ids = set(self.request.params.stop_token_ids)
+        return np.fromiter(ids if self.request.params.ignore_eos else ids | self.request.stop_ids, np.int64)
 
     def report(self) -> GenerationOutput:
         """Everything new since the last output."""
