@@ -15,7 +15,7 @@ from glm4.errors import InvalidRequestError
 from glm4.kernels import get_kernels
 from glm4.loading.weights import random_model
 from glm4.model.kv_cache import CACHE_SHARE, KVCache, pages_for
-from glm4.model.precision import PRECISIONS
+from glm4.model.precision import PRECISIONS, packed_dtype
 from glm4.model.shapes import SHAPES
 from glm4.model.tensors import num_parameters
 from glm4.planner import MemoryPlan, plan
@@ -177,7 +177,18 @@ def test_largest_context_fits_and_the_next_page_does_not(name: str, available: i
         assert not plan(config, dtype=dtype, batch=batch, available_memory=available, context=following).fits
 
 
+@pytest.mark.parametrize(("long", "short"), [("float32", "fp32"), ("bfloat16", "bf16")])
+def test_formats_may_be_called_as_pytorch_calls_them(long: str, short: str) -> None:
+    for available in (200 << 30, 1 << 30):  # also if it does not fit
+        found = plan(CHAT, dtype=long, kv_dtype="float16", available_memory=available)
+        assert found == plan(CHAT, dtype=short, kv_dtype="fp16", available_memory=available)
+    assert packed_dtype(long, PRECISIONS[short]) == short
+
+
 def test_requests_that_make_no_sense() -> None:
+    for dtype in ("float16", "half", "fp16"):
+        with pytest.raises(InvalidRequestError, match=f"dtype {dtype} is not a weight format .*: bf16 takes the same"):
+            plan(CHAT, dtype=dtype)
     with pytest.raises(InvalidRequestError, match="dtype must be one of"):
         plan(CHAT, dtype="int3")
     with pytest.raises(InvalidRequestError, match="KV cache format must be one of"):

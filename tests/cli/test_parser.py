@@ -28,8 +28,14 @@ def reading(name: str, *args: str) -> dict[str, Any]:
     """What was given; fields of dataclasses that have their defaults are left out."""
     flat: dict[str, Any] = {}
     for key, value in read(FUNCTIONS[name], args).items():
+<<<<<<< HEAD
         if key in ("engine", "sampling"):
             flat |= {field: entry for field, entry in asdict(value).items() if entry not in (None, "auto", "local")}
+=======
+        if key in ("engine", "sampling", "serving"):
+            defaults = asdict(type(value)())
+            flat |= {field: entry for field, entry in asdict(value).items() if entry != defaults[field]}
+>>>>>>> 3dfb8e5 (Command line: options of serve and of the engine are the fields they become; plainer help)
         else:
             flat[key] = value
     return flat
@@ -48,13 +54,13 @@ def reading(name: str, *args: str) -> dict[str, Any]:
         ("chat", ["--system", "- a list", "--stop", "-"], {"system": "- a list", "stop": ["-"]}),
         ("chat", ["--system=", ""], {"system": "", "prompt": ""}),
         ("chat", ["--plain", "--", "--plain"], {"plain": True, "prompt": "--plain"}),
-        ("chat", ["--max-model-len", "9", "--kv-cache-dtype=fp32"], {"context": 9, "kv_dtype": "fp32"}),
+        ("chat", ["--max-model-len", "9", "--kv-cache-dtype=fp32"], {"max_model_len": 9, "kv_cache_dtype": "fp32"}),
         ("chat", ["--tensor-parallel-size", "1", "-pp=1", "hi"], {"prompt": "hi"}),
-        ("generate", ["-n", "2", "--kv-dtype", "int8"], {"n": 2, "kv_dtype": "int8"}),
+        ("generate", ["-n", "2", "--kv-dtype", "int8"], {"n": 2, "kv_cache_dtype": "int8"}),
         ("quantize", ["m", "--to", "int4", "-o", "d"], {"model": "m", "to": "int4", "output": Path("d")}),
         ("batch", ["a", "--json", "b"], {"input_file": Path("a"), "output_file": Path("b"), "json_summary": True}),
         ("serve", ["--kv-memory", "0.5", "-m", "a", "-m", "b"], {"kv_memory": 0.5, "model": ["a", "b"]}),
-        ("serve", ["--port", "0", "a"], {"port": 0, "first": "a"}),
+        ("serve", ["--port", "0", "a", "--store=s"], {"port": 0, "first": "a", "store_path": Path("s")}),
         ("bench", ["--batch", "4", "--batch", "8"], {"batch": [4, 8]}),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.input import PipeInput, create_pipe_input
@@ -209,16 +210,16 @@ def test_an_answer_that_fills_the_context_is_marked(tmp_path: Path, talk: Talk) 
 
 def interrupt_after(llm: LLM, steps: int) -> None:
     """Ctrl-C (the signal a terminal sends) during the given step."""
-    step, count = llm.step, 0
+    step, count = llm.backend.step, 0
 
-    def counted() -> object:
+    def counted() -> Any:
         nonlocal count
         count += 1
         if count == steps:
             os.kill(os.getpid(), signal.SIGINT)
         return step()
 
-    llm.step = counted  # type: ignore[method-assign, assignment]
+    llm.backend.step = counted  # type: ignore[method-assign]
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, talk: Talk) -> None:
@@ -238,8 +239,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, talk: Talk) -> Non
 
 def test_ctrl_c_before_the_first_word_takes_the_question_back(tmp_path: Path, talk: Talk) -> None:
     llm = scripted_llm(tmp_path / "model", lambda prompt: "")
-    interrupt_after(llm, 1)
     llm.backend.step = list  # type: ignore[method-assign, assignment]
+    interrupt_after(llm, 1)
     shown = talk(llm, "go", "/save t.json")
     assert "your message was taken back" in shown
     assert json.loads((tmp_path / "t.json").read_text())["messages"] == []
@@ -272,19 +273,14 @@ def test_ctrl_c_between_two_prompts_is_answered(tmp_path: Path, talk: Talk, monk
 def test_a_third_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, talk: Talk) -> None:
     llm = scripted_llm(tmp_path / "model", lambda prompt: "abc")
 
-    def stuck() -> object:
+    def stuck() -> Any:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         threading.Event().wait(30)
         raise AssertionError("not interrupted")
 
-    step, llm.step = llm.step, stuck  # type: ignore[method-assign, assignment]
-    released = iter([stuck, stuck])
-
-    def first_stuck() -> object:
-        return next(released, step)()
-
-    llm.step = first_stuck  # type: ignore[method-assign, assignment]
+    steps = iter([stuck, stuck, *[llm.backend.step] * 9])
+    llm.backend.step = lambda: next(steps)()  # type: ignore[method-assign]
     shown = talk(llm, "one", "two", "three")
     assert shown.count("[stopped at once; your message was taken back]") == 2
     assert "abc\n" in shown

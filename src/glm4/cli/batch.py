@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +25,7 @@ _LINE_SECONDS = 10.0
 
 
 def batch(
-    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one a line.")],
+    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one per line.")],
     output_file: Annotated[Path, Argument(metavar="OUT.jsonl", help="Answers; continued if it exists.")],
     *,
     model: options.Model = "starter",
@@ -50,11 +50,11 @@ def batch(
         if progress.skipped and job.remaining:
             notice(f"{output_file} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
-            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **engine.for_llm())
+            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **asdict(engine))
             with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
                 progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:
-        print_json({**dataclasses.asdict(progress), "tokens_per_second": progress.tokens_per_second})
+        print_json({**asdict(progress), "tokens_per_second": progress.tokens_per_second})
     if progress.interrupted:
         notice(f"stopped at {progress.done} of {progress.total}; run the same command again to go on")
         raise Exit(EXIT_INTERRUPTED)

@@ -44,7 +44,7 @@ def bench(
         Option(
             min=1,
             metavar="TOKENS",
-            help="Decode behind this many tokens (random keys and values, so that no time goes into them); repeatable.",
+            help="Decode after this many tokens (random keys and values, so that no time goes into them); repeatable.",
         ),
     ] = _CONTEXTS,
     batch: Annotated[

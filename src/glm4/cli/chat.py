@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 glm4 chat
 glm4 chat "Why is the sky blue?"
-glm4 chat "Summarise this:" < report.txt
+glm4 chat "Summarize this:" < report.txt
 glm4 chat -m glm-4-9b-chat --dtype int4 --system "Answer in Chinese."
 glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 """
@@ -47,7 +48,7 @@ def chat(
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **engine.for_llm())
+        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **asdict(engine))
     with llm:
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)

@@ -12,7 +12,7 @@ import textwrap
 from glm4.cli.commands import COMMANDS
 from glm4.cli.parameters import Declared, declared
 
-_WIDEST, _COLUMN = 100, 30
+_WIDEST, _COLUMN = 100, 31
 _ABOUT = """Run the GLM-4 family of open language models on this machine.
 
 `glm4 chat` starts a conversation with a small starter model; `-m glm-4-9b-chat` is the real thing."""
@@ -29,7 +29,7 @@ def program_help() -> str:
         ("--debug", "Show tracebacks. Works after any command too."),
         _HELP,
     ]
-    return _page("glm4 [OPTIONS] COMMAND [ARGS]...", _ABOUT, panels, "`glm4 COMMAND --help` tells more.")
+    return _page("glm4 [OPTIONS] COMMAND [ARGS]...", _ABOUT, panels, "See also: glm4 COMMAND --help")
 
 
 def command_help(name: str) -> str:

@@ -31,7 +31,7 @@ _OTHERS = {
     "a prompt needs no option in front": "-p --prompt",
     "any checkpoint is quantized while it is loaded, by --dtype int8 or int4": "-q --quantization --load-in-4bit",
     "this engine runs on the CPU": "-ngl --gpu-layers --n-gpu-layers --device --device-map",
-    f"it is {NEEDS_VLLM}": "--gpu-memory-utilization --backend --distributed-executor-backend",
+    f"it is {NEEDS_VLLM}": "--gpu-memory-utilization --distributed-executor-backend",
     "the checkpoint says how; leave it out": "--chat-template --jinja --tool-call-parser --reasoning-parser",
     "tools need no option; leave it out": "--enable-auto-tool-choice",
     "no code of a checkpoint is ever run; leave it out": "--trust-remote-code",

@@ -45,7 +45,14 @@ KvDtype = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    Option(metavar="N", panel=ENGINE, min=1, max=MOST_THREADS, help="Processor threads; otherwise one per core."),
+    Option(
+        "--threads",
+        metavar="N",
+        panel=ENGINE,
+        min=1,
+        max=MOST_THREADS,
+        help="Processor threads; otherwise one per core.",
+    ),
 ]
 Lora = Annotated[
     str | None,
@@ -56,11 +63,11 @@ MaxTokens = Annotated[int | None, Option(metavar="TOKENS", panel=_SAMPLING, min=
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run a model."""
+    """How to run a model; the names are those of `LLM`'s keyword arguments."""
 
     dtype: Dtype = "auto"
-    kv_dtype: KvDtype = "auto"
-    context: Annotated[
+    kv_cache_dtype: KvDtype = "auto"
+    max_model_len: Annotated[
         int | None,
         Option(
             "--context",
@@ -71,29 +78,18 @@ class EngineOptions:
             help="Longest prompt plus answer; otherwise what model and memory allow.",
         ),
     ] = None
-    threads: Threads = None
+    num_threads: Threads = None
     backend: Annotated[
         str, Option(metavar="NAME", panel=ENGINE, help="What computes: local, or remote for the server at --base-url.")
     ] = "local"
     base_url: Annotated[
-        str | None,
+        str,
         Option(
             metavar="URL",
             panel=ENGINE,
             help="Address of a server with OpenAI's API that computes; GLM4_REMOTE_API_KEY is its key.",
         ),
-    ] = None
-
-    def for_llm(self) -> dict[str, Any]:
-        """The same as keyword arguments of `LLM`."""
-        elsewhere = {"backend": self.backend, "base_url": self.base_url or ""}
-        return {
-            "dtype": self.dtype,
-            "kv_cache_dtype": self.kv_dtype,
-            "max_model_len": self.context,
-            "num_threads": self.threads,
-            **(elsewhere if self.backend != "local" or self.base_url else {}),
-        }
+    ] = ""
 
 
 @dataclass(frozen=True)

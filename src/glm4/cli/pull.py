@@ -39,7 +39,7 @@ def pull(
 
     A broken download continues where it stopped when the same command runs again. Only weights (safetensors, GGUF),
     configuration and tokenizer are fetched: no code, no pickles. HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are
-    honoured.
+    respected.
     """
     from glm4 import hub
     from glm4.cli import console

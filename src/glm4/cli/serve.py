@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,10 +24,43 @@ glm4 serve --host 0.0.0.0 --api-key-file keys.txt
 _ACCESS, _LIMITS, _LOG = "Access", "Limits", "Logging and metrics"
 
 
+@dataclass(frozen=True)
+class ServingOptions:
+    """How to serve; the names are those of `ServerConfig`'s fields."""
+
+    host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1"
+    port: Annotated[int, Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000
+    store_path: Annotated[
+        Path | None,
+        Option("--store", metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory."),
+    ] = None
+    insecure: Annotated[bool, Option("--insecure", panel=_ACCESS, help="Let others in without a key.")] = False
+    allow_adapter_loading: Annotated[
+        bool,
+        Option(
+            "--allow-adapter-loading", panel=_ACCESS, help="Let clients load LoRA adapters from this machine's folders."
+        ),
+    ] = False
+    max_queue: Annotated[
+        int, Option(min=0, metavar="N", panel=_LIMITS, help="Requests that may wait; more get 429.")
+    ] = 256
+    queue_timeout: Annotated[
+        float, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest wait for a place.")
+    ] = 300.0
+    request_timeout: Annotated[
+        float | None, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest answer.")
+    ] = None
+    shutdown_timeout: Annotated[
+        float, Option(min=1, max=86400, metavar="SECONDS", panel=_LIMITS, help="Time to finish after SIGTERM.")
+    ] = 30.0
+    log_prompts: Annotated[bool, Option("--log-prompts", panel=_LOG, help="Write prompts into the log.")] = False
+    metrics_prefix: Annotated[
+        str, Option(metavar="WORD", panel=_LOG, help="Prefix of metric names; vllm fits its dashboards.")
+    ] = "glm4"
+
+
 def serve(
-    first: Annotated[
-        str | None, Argument(metavar="[NAME=]MODEL", help="What to serve; the same as -m in front of any others.")
-    ] = None,
+    first: Annotated[str | None, Argument(metavar="MODEL", help="What to serve; the same as a first -m.")] = None,
     *,
     model: Annotated[
         list[str] | None,
@@ -46,9 +80,6 @@ def serve(
         list[str] | None,
         Option(metavar="NAME=FOLDER", help="A LoRA adapter of the first model (PEFT's format). May be repeated."),
     ] = None,
-    host: Annotated[str, Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
-    preload: Annotated[bool, Option("--preload", help="Open the port only once the models are loaded.")] = False,
     engine: options.EngineOptions,
     max_num_seqs: Annotated[
         int, Option(min=1, max=4096, metavar="N", panel=options.ENGINE, help="Requests answered at once.")
@@ -63,55 +94,33 @@ def serve(
             help="Memory for the KV cache. The default is what is needed, up to 60 % of what is free.",
         ),
     ] = None,
+    serving: ServingOptions,
+    preload: Annotated[bool, Option("--preload", help="Open the port only once the models are loaded.")] = False,
     api_key: Annotated[
         list[str] | None,
         Option(
             envvar="GLM4_API_KEY",
             metavar="KEY",
             panel=_ACCESS,
-            help="A key clients must send. Other users of this machine can see it here; better a file.",
+            help="A key that clients must send. Other users of this machine can see it; a file is safer.",
         ),
     ] = None,
-    api_key_file: Annotated[Path | None, Option(metavar="FILE", panel=_ACCESS, help="Keys, one a line.")] = None,
-    insecure: Annotated[bool, Option("--insecure", panel=_ACCESS, help="Let others in without a key.")] = False,
+    api_key_file: Annotated[Path | None, Option(metavar="FILE", panel=_ACCESS, help="Keys, one per line.")] = None,
     allowed_host: Annotated[
-        list[str] | None, Option(metavar="NAME", panel=_ACCESS, help="Accept this Host header beside localhost.")
+        list[str] | None, Option(metavar="NAME", panel=_ACCESS, help="Accept this Host header besides localhost.")
     ] = None,
     allowed_origin: Annotated[
         list[str] | None, Option(metavar="ORIGIN", panel=_ACCESS, help="Let web pages of this origin call (CORS).")
     ] = None,
-    allow_adapter_loading: Annotated[
-        bool,
-        Option(
-            "--allow-adapter-loading", panel=_ACCESS, help="Let clients load LoRA adapters from this machine's folders."
-        ),
-    ] = False,
-    max_queue: Annotated[
-        int, Option(min=0, metavar="N", panel=_LIMITS, help="Requests that may wait; more get 429.")
-    ] = 256,
-    queue_timeout: Annotated[
-        float, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest wait for a place.")
-    ] = 300.0,
-    request_timeout: Annotated[
-        float | None, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest answer.")
-    ] = None,
-    shutdown_timeout: Annotated[
-        float, Option(min=1, max=86400, metavar="SECONDS", panel=_LIMITS, help="Time to finish after SIGTERM.")
-    ] = 30.0,
     max_body_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Longest request body.")] = 32,
-    store: Annotated[
-        Path | None, Option(metavar="FILE", help="Keep responses (/v1/responses) in this SQLite file; else in memory.")
-    ] = None,
     store_max_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Responses kept, in all.")] = 256,
     store_max_days: Annotated[
         float, Option(min=0.001, metavar="DAYS", panel=_LIMITS, help="How long a response is kept unused.")
     ] = 30.0,
-    log_format: Annotated[str, Option(metavar="FORMAT", panel=_LOG, help="text or json (one object a line).")] = "text",
+    log_format: Annotated[
+        str, Option(metavar="FORMAT", panel=_LOG, help="text or json (one object per line).")
+    ] = "text",
     log_level: Annotated[str, Option(metavar="LEVEL", panel=_LOG, help="debug, info, warning or error.")] = "info",
-    log_prompts: Annotated[bool, Option("--log-prompts", panel=_LOG, help="Write prompts into the log.")] = False,
-    metrics_prefix: Annotated[
-        str, Option(metavar="WORD", panel=_LOG, help="Of metric names; vllm fits its dashboards.")
-    ] = "glm4",
 ) -> None:
     """Serve models over HTTP, with OpenAI's and Anthropic's APIs.
 
@@ -120,8 +129,8 @@ def serve(
     """
     from glm4.cli.server_logging import set_up_logging
 
-    options.check_formats(engine.dtype, engine.kv_dtype)
-    settings = engine.for_llm() | {
+    options.check_formats(engine.dtype, engine.kv_cache_dtype)
+    settings = asdict(engine) | {
         "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
         "max_num_seqs": max_num_seqs,
     }
@@ -132,23 +141,13 @@ def serve(
 
     config = ServerConfig(
         models=specs,
-        host=host,
-        port=port,
+        **asdict(serving),
         api_keys=_keys(api_key or [], api_key_file),
-        insecure=insecure,
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
-        max_queue=max_queue,
-        queue_timeout=queue_timeout,
-        request_timeout=request_timeout,
         max_body_bytes=max_body_mb << 20,
-        shutdown_timeout=shutdown_timeout,
-        store_path=store,
         store_max_bytes=store_max_mb << 20,
         store_max_age=store_max_days * 86400,
-        allow_adapter_loading=allow_adapter_loading,
-        log_prompts=log_prompts,
-        metrics_prefix=metrics_prefix,
     )
     set_up_logging(log_format, log_level)
     _run(config, preload=preload)

@@ -78,7 +78,7 @@ def run_request(
     """
     tokens = 0
     with Interrupt() as interrupt, silent_keyboard(), contextlib.closing(llm.run_steps([("cli", request)])) as steps:
-        for chunks in steps:
+        while not interrupt.requested and (chunks := next(steps, None)) is not None:
             for chunk in chunks:
                 if show is not None:
                     show(chunk.events)
@@ -89,6 +89,4 @@ def run_request(
                     return chunk.output
             if count is not None:
                 count(tokens)
-            if interrupt.requested:
-                break
     return None
