@@ -28,14 +28,9 @@ def reading(name: str, *args: str) -> dict[str, Any]:
     """What was given; fields of dataclasses that have their defaults are left out."""
     flat: dict[str, Any] = {}
     for key, value in read(FUNCTIONS[name], args).items():
-<<<<<<< HEAD
-        if key in ("engine", "sampling"):
-            flat |= {field: entry for field, entry in asdict(value).items() if entry not in (None, "auto", "local")}
-=======
         if key in ("engine", "sampling", "serving"):
             defaults = asdict(type(value)())
             flat |= {field: entry for field, entry in asdict(value).items() if entry != defaults[field]}
->>>>>>> 3dfb8e5 (Command line: options of serve and of the engine are the fields they become; plainer help)
         else:
             flat[key] = value
     return flat
