@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 from anthropic.types import (
@@ -19,6 +19,7 @@ from anthropic.types import (
 )
 from anthropic.types.beta import message_count_tokens_params as beta_count
 from anthropic.types.beta import message_create_params as beta_create
+from typing_extensions import get_type_hints  # Python 3.10's own leaves `Required` where it is
 
 from glm4.api.anthropic import MessageRequest, parse_count, parse_message
 from glm4.api.anthropic.fields import COUNT_FIELDS, MESSAGE_FIELDS, REFUSED, REFUSED_HEADERS

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from glm4.processors import default_num_threads
+
+from glm4.system.cpus import default_num_threads
 
 SCRIPT = """
 import json

@@ -17,7 +17,7 @@ import pytest
 from twin_digests import blas_core, twin_digests
 
 import glm4
-from glm4.kernels import Kernels
+from glm4.kernels.base import Kernels
 from glm4.kernels.ordered_sums import ordered_matmul, ordered_sum, ordered_total
 
 CORES = ["Nehalem", "Haswell", "SkylakeX", "Zen"]  # OpenBLAS's; some share their matrix products

@@ -16,8 +16,7 @@ def remove_chance() -> None:
 
     Not from a counter: requests that run at the same time arrive in any order.
     """
-    from glm4.generation import GenerationRequest
-
+    from glm4.engine.protocol import GenerationRequest
     from glm4.engine.sampling import Sampler
 
     plain = Sampler.__init__

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from glm4.generation import GenerationRequest
 
+from glm4.engine.protocol import GenerationRequest
 from glm4.engine.sampling import Sampler
 from glm4.sampling_params import SamplingParams
 

@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import pytest
 from answers import joined_message, read_events
-from stepped import stepped, until
 
 from glm4.llm import LLM
 from glm4.outputs import StreamChunk
 from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
+from stepped import stepped, until
 from tiny import write_folder
 
 VANISHING = 500

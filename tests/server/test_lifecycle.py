@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 from answers import read_events
-from stepped import until
 
+from stepped import until
 from tiny import write_folder
 
 TOKENS = 3000

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 from answers import joined_message, read_events
-from stepped import SteppedBackend, stepped, until
 
 from glm4.errors import CheckpointError
 from glm4.llm import LLM
 from glm4.server.config import ModelSpec, ServerConfig
 from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
+from stepped import SteppedBackend, stepped, until
 from tiny import write_folder
 
 CHAT = {"messages": [{"role": "user", "content": "?"}]}

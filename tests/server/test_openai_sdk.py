@@ -15,9 +15,9 @@ import pydantic
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from sdk_server import CALL, KEY, QUESTION, WEATHER_TOOL, random_server, scripted_model, scripted_server
-from stepped import stepped, until
 
 from live import LiveServer, config, serve
+from stepped import stepped, until
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 GREETING = "Hello, 世界!"
