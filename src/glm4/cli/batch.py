@@ -50,7 +50,7 @@ def batch(
         if progress.skipped and job.remaining:
             notice(f"{output_file} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
-            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **asdict(engine))
+            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **engine.for_llm())
             with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
                 progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
@@ -48,7 +47,7 @@ def chat(
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **asdict(engine))
+        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **engine.for_llm())
     with llm:
         if question is not None:
             _answer_once(llm, question, system, params, plain=plain)

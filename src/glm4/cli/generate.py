@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 from glm4.cli import options
@@ -44,7 +43,7 @@ def generate(
         raise UsageError("--logprobs needs --json")
     text = _prompt(prompt)
     params = sampling.given(n=n, logprobs=logprobs, max_tokens=max_tokens)
-    with options.load_llm(model, lora=lora, max_num_seqs=min(n, 16), **asdict(engine)) as llm:
+    with options.load_llm(model, lora=lora, max_num_seqs=min(n, 16), **engine.for_llm()) as llm:
         _run(llm, text, llm.default_sampling_params().replace(**params), model, echo=echo, json_output=json_output)
 
 

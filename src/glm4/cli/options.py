@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli.parameters import Option
@@ -91,6 +91,10 @@ class EngineOptions:
         ),
     ] = ""
 
+    def for_llm(self) -> dict[str, Any]:
+        """The same for `LLM`, without an address where there is none: only some backends know of it."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -125,8 +129,7 @@ class SamplingOptions:
         from glm4.cli.console import clean_text
         from glm4.sampling_params import SamplingParams
 
-        named = {field.name: getattr(self, field.name) for field in fields(self)} | more
-        chosen = {name: value for name, value in named.items() if value is not None}
+        chosen = {name: value for name, value in (asdict(self) | more).items() if value is not None}
         if self.stop:
             chosen["stop"] = [clean_text(text) for text in self.stop]
         SamplingParams(**chosen)

@@ -130,7 +130,7 @@ def serve(
     from glm4.cli.server_logging import set_up_logging
 
     options.check_formats(engine.dtype, engine.kv_cache_dtype)
-    settings = asdict(engine) | {
+    settings = engine.for_llm() | {
         "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
         "max_num_seqs": max_num_seqs,
     }

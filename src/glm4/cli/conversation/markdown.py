@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import ClassVar
 
 from markdown_it import MarkdownIt
@@ -44,9 +43,7 @@ class MarkdownView(EventVisitor[None]):
         self._status.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop_status()
         self._finish_part()
 

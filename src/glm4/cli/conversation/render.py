@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Protocol
 
 from glm4.chat.events import Event, EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
@@ -17,9 +16,7 @@ class View(Protocol):
 
     def __enter__(self) -> View: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
 
     def show(self, events: Sequence[Event]) -> None:
         """Show what arrived."""
@@ -36,11 +33,9 @@ class PlainView(EventVisitor[None]):
     def __enter__(self) -> PlainView:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end_reasoning()
-        if not self._last.endswith("\n") and kind is None:
+        if not self._last.endswith("\n") and error[0] is None:
             self._write("\n")
 
     def show(self, events: Sequence[Event]) -> None:
