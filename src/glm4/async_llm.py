@@ -18,7 +18,7 @@ from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.requests.input_processor import PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
-from glm4.system.event_loops import post, settle
+from glm4.system.event_loops import post, set_outcome
 
 log = logging.getLogger("glm4.engine")
 
@@ -184,7 +184,7 @@ class AsyncLLM:
     async def call(self, function: Callable[[], _T]) -> _T:
         """Run a function on the engine's thread, between two steps, and wait for its result."""
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        if not self._submit(partial(settle, done, function)):
+        if not self._submit(partial(set_outcome, done, function)):
             raise Glm4Error("the model was closed")
         return await done
 
