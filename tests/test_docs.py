@@ -337,7 +337,7 @@ def test_model_tables_are_what_the_code_says() -> None:
             else:
                 cells = [cell.strip() for cell in named[name].split("|")]
                 context = "1M" if variant.context == 1 << 20 else f"{variant.context >> 10}K"
-                assert cells[3:5] == [context, variant.licence], (page, name)
+                assert cells[3:5] == [context, variant.license], (page, name)
         for alias in re.findall(r"(?:short name|简称) `([\w.-]+)`", text):
             assert get_variant(alias) is not None, alias
         missing = {row.name for row in BLOCK_FORMATS.values()} - set(re.findall(r"\w+", text))

@@ -1,4 +1,4 @@
-"""`AsyncLLM`: `LLM` on a thread of its own, for servers and asyncio programs. A thin adapter, no second engine."""
+"""`AsyncLLM`: `LLM` on its own thread, for servers and asyncio programs. A thin adapter, not a second engine."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.requests.input_processor import PreparedRequest, Prompt
 from glm4.sampling_params import SamplingParams
-from glm4.system.event_loops import post, settle
+from glm4.system.event_loops import post, set_outcome
 
 log = logging.getLogger("glm4.engine")
 
 _Item = StreamChunk | BaseException
 _T = TypeVar("_T")
 
-# Chunks that wait for a slow reader before they are joined: memory then grows with the text only, not with the steps.
+# Chunks that wait for a slow reader before they are merged: memory then grows with the text only, not with the steps.
 _MOST_WAITING = 32
 
 
 class RequestStream:
-    """The chunks of one running request: an asynchronous iterator. Close it to abort what still runs."""
+    """The chunks of one running request, as an asynchronous iterator. Close it to abort what still runs."""
 
     def __init__(self, owner: AsyncLLM, request_id: str) -> None:
         self.request_id = request_id
@@ -41,7 +41,7 @@ class RequestStream:
         self._finished = False
 
     def put(self, item: _Item) -> None:
-        """Take in a chunk, or the error that ends the stream. On the event loop only."""
+        """Add a chunk, or the error that ends the stream. Only on the event loop."""
         self._waiting.append(item)
         if len(self._waiting) > _MOST_WAITING:
             self._waiting = deque(_joined(self._waiting))
@@ -58,7 +58,7 @@ class RequestStream:
             await self._arrived.wait()
         item = self._waiting.popleft()
         if isinstance(item, BaseException):
-            self.close()  # the error may be a reader's own, such as a time limit, while the request still runs
+            self.close()  # the error may be the reader's own, such as a timeout, while the request still runs
             raise item
         self._finished = item.output is not None
         return item
@@ -81,7 +81,7 @@ class RequestStream:
 
 
 def _joined(items: deque[_Item]) -> list[_Item]:
-    """Neighbouring chunks of one sample made one; errors as they are."""
+    """Adjacent chunks of one sample merged; errors unchanged."""
     result: list[_Item] = []
     latest: dict[int, int] = {}
     for item in items:
@@ -94,17 +94,17 @@ def _joined(items: deque[_Item]) -> list[_Item]:
             before = result[at]
             assert isinstance(before, StreamChunk)  # noqa: S101 (for the type checker: `latest` holds chunks only)
             result[at] = before.followed_by(item)
-            if item.output is not None:  # the end of the request stays behind what its other samples said
+            if item.output is not None:  # the end of the request stays after its other samples' chunks
                 result.append(result.pop(at))
     return result
 
 
 class AsyncLLM:
-    """Asynchronous twin of `LLM`: the same requests, chunks and errors.
+    """Asynchronous counterpart of `LLM`: the same requests, chunks and errors.
 
-    One thread owns the `LLM` and steps it; commands go in through a queue, chunks come back to the event loop of
-    whoever asked. Cancelling a task that iterates a stream aborts its request within one step. A reader that is slow
-    makes its chunks larger, not more.
+    One thread owns the `LLM` and steps it; commands enter through a queue, chunks return to the caller's event loop.
+    Canceling a task that iterates a stream aborts its request within one step. A slow reader gets larger chunks, not
+    more of them.
     """
 
     def __init__(self, llm: LLM) -> None:
@@ -158,14 +158,14 @@ class AsyncLLM:
         return (await (await self.submit(prepared)).output()).as_embedding()
 
     async def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is quick."""
+        """Load a LoRA adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is fast."""
         return await asyncio.to_thread(self.llm.load_adapter, name, path)
 
     async def submit(self, prepared: PreparedRequest) -> RequestStream:
-        """Hand a prepared request to the engine; returns once the engine has taken it.
+        """Hand a prepared request to the engine; returns once the engine has accepted it.
 
         Raises:
-            InvalidRequestError: as `LLM.add`.
+            InvalidRequestError: see `LLM.add`.
         """
         stream = RequestStream(self, f"async-{next(self._ids)}")
 
@@ -176,7 +176,7 @@ class AsyncLLM:
         try:
             await self.call(start)
         except BaseException:
-            # A task cancelled in between does not know whether the engine took the request.
+            # A task canceled in between does not know whether the engine accepted the request.
             self.drop(stream.request_id)
             raise
         return stream
@@ -184,7 +184,7 @@ class AsyncLLM:
     async def call(self, function: Callable[[], _T]) -> _T:
         """Run a function on the engine's thread, between two steps, and wait for its result."""
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
-        if not self._submit(partial(settle, done, function)):
+        if not self._submit(partial(set_outcome, done, function)):
             raise Glm4Error("the model was closed")
         return await done
 
@@ -219,7 +219,7 @@ class AsyncLLM:
             stream.close()
 
     def _submit(self, command: Callable[[], None]) -> bool:
-        """Queue a command; False when nobody is there to run it. A step that only waits makes way for it."""
+        """Queue a command; False if the engine has stopped. Wakes the loop from waiting, and a step from blocking."""
         with self._wake:
             if self._closed:
                 return False
@@ -235,12 +235,12 @@ class AsyncLLM:
                 while self._commands:
                     self._commands.popleft()()
                 self._deliver(self.llm.step())
-        except Exception as error:  # a failing engine ends every stream with its reason instead of hanging them
+        except Exception as error:  # ends every stream with the reason instead of hanging it
             failure = error
             log.critical("the engine has stopped", exc_info=True)
         with self._wake:
             self._closed = True
-        while self._commands:  # their callers wait for an answer
+        while self._commands:  # their callers are waiting for a result
             self._commands.popleft()()
         for stream in list(self._streams.values()):
             post(stream.loop, partial(stream.put, failure))

@@ -1,7 +1,7 @@
-"""How fast a model runs here: prefill, decode, batched and long decode, beside what this machine can deliver.
+"""How fast a model runs here: prefill, decode, batched and long-context decode, compared with the machine's limits.
 
-Used by `glm4 bench` and by benchmarks/speed.py. Prompts are random ids; nothing is shared or guessed: every token is
-computed.
+Used by `glm4 bench` and by benchmarks/speed.py. Prompts are random ids; no prefix is shared and no token is drafted, so
+every token is computed.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from glm4.system.memory import available_memory
 
 DECODE_TOKENS = 24
 _BANDWIDTH_BYTES = 512 << 20
-# Small enough for one core's second-level cache, with enough rows to hide the matrix's way there.
+# Small enough for one core's second-level cache, with enough rows to hide reading the matrix.
 _PEAK_SIZE, _PEAK_ROWS = 512, 512
-_CACHE_SHARE = 0.9  # of the memory beside the weights; a benchmark may take more than a server would
-_FILL_PAGES = 64  # random pages made; the rest repeats them
+_CACHE_SHARE = 0.9  # of the memory left by the weights; a benchmark may take more than a server would
+_FILL_PAGES = 64  # random pages created; the rest repeat them
 
 _Views = Callable[[NDArray[Any]], tuple[NDArray[np.int8], NDArray[np.float32]]]
 
@@ -49,7 +49,7 @@ class Question:
 
     @property
     def is_prefill(self) -> bool:
-        """Counts the prompt's tokens rather than the answer's."""
+        """Whether it counts the prompt's tokens rather than the answer's."""
         return self.new == 1
 
     @property
@@ -77,7 +77,7 @@ class Rates:
 
 @dataclass
 class Measurement:
-    """Tokens per second of each round."""
+    """Tokens per second in each round."""
 
     question: Question
     rounds: list[float] = field(default_factory=list)
@@ -107,12 +107,12 @@ def backend_options(
     num_threads: int | None = None,
     stored: Precision | None = None,
 ) -> LocalOptions:
-    """Options of a backend that can answer `questions` and holds no more KV cache than the largest needs.
+    """Options for a backend that can answer `questions` with no more KV cache than the largest needs.
 
-    A cache that does not fit beside the weights is refused by the backend, before any weight is made.
+    The backend refuses a cache that does not fit next to the weights, before it creates any weight.
 
     Args:
-        stored: what the file is in (`Checkpoint.stored_precision`).
+        stored: the file's own precision (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: no such weight or KV cache format.
@@ -136,7 +136,7 @@ def backend_options(
 
 
 def run(backend: LocalBackend, question: Question, rng: np.random.Generator) -> Rates:
-    """Compute the prompts and the tokens after them; the clock of decode starts when the last prompt is through."""
+    """Compute the prompts and the tokens after them; decode time starts when the last prompt is done."""
     for request in _requests(backend, question, rng):
         backend.add_request(request)
     start = first = time.perf_counter()
@@ -153,7 +153,7 @@ def run(backend: LocalBackend, question: Question, rng: np.random.Generator) -> 
 
 
 def run_filled(backend: LocalBackend, question: Question, rng: np.random.Generator) -> float:
-    """Decode tokens per second behind contexts that are not computed: whatever the cache's pages hold (see `fill`)."""
+    """Decode tokens per second after contexts that are not computed: whatever the cache's pages hold (see `fill`)."""
     engine = backend.engine
     for request in _requests(backend, question, rng):
         backend.add_request(request)
@@ -176,7 +176,7 @@ def _requests(backend: LocalBackend, question: Question, rng: np.random.Generato
 
 
 def fill(cache: KVCache, num_pages: int, rng: np.random.Generator) -> None:
-    """Random keys and values of about unit size into the first `num_pages` pages of every layer."""
+    """Write random keys and values of about unit size into the first `num_pages` pages of every layer."""
     for keys, values in zip(cache.keys, cache.values, strict=True):
         for pages, views in ((keys[:num_pages], int8_cache.key_views), (values[:num_pages], int8_cache.value_views)):
             _fill_pages(pages, views, rng)
@@ -201,7 +201,7 @@ def measure(
     rounds: int,
     progress: Callable[[str, float, float], None] | None = None,
 ) -> list[Measurement]:
-    """Ask every question once a round, so that a drifting machine slows all alike. Contexts of decode are random."""
+    """Measure every question once per round, so that a drifting machine slows all alike. Decode contexts are random."""
     rng = np.random.default_rng(0)
     fill(backend.engine.cache, max(question.num_pages for question in questions), rng)
     run(backend, _WARM_UP, rng)  # touches every page of the weights once
@@ -221,7 +221,7 @@ def measure(
 def bytes_per_step(backend: LocalBackend, question: Question) -> float:
     """Bytes of weights and KV cache that one decode step has to read."""
     weights, config = backend.model.weights, backend.model.config
-    # Of an embedding that is not also the head, a step reads a row per sequence.
+    # From an embedding that is not also the head, a step reads one row per sequence.
     read = weights.nbytes - (0 if weights.lm_head is weights.embed_tokens else weights.embed_tokens.nbytes)
     context = question.context + question.new / 2
     cache = context / PAGE_SIZE * page_nbytes(config, backend.engine.cache.kv_dtype) * question.batch
@@ -235,9 +235,9 @@ def operations_per_token(backend: LocalBackend) -> float:
 
 
 def read_bandwidth(repeat: int = 5) -> float:
-    """Bytes per second that summing a large array reads with one thread per core; the best of `repeat` runs.
+    """Bytes per second when summing a large array with one thread per core; the best of `repeat` runs.
 
-    A yardstick, not a limit: a program may do better than NumPy's sum.
+    A yardstick, not a limit: a program may beat NumPy's sum.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     array = np.ones(_BANDWIDTH_BYTES // 8, np.float64)
@@ -258,7 +258,7 @@ def cached_product_peak(kernels: Kernels, repeat: int = 20) -> float:
     """Operations per second of our own int8 or int4 product, whichever is faster, with everything in the caches.
 
     What the kernels reach when memory costs nothing; the best of `repeat` runs. A yardstick for prefill that needs no
-    compiler. The instruction set's own peak lies above it (benchmarks/peak.cpp measures that one).
+    compiler. The instruction set's own peak is higher (benchmarks/peak.cpp measures it).
     """
     rng = np.random.default_rng(0)
     x = rng.standard_normal((_PEAK_ROWS, _PEAK_SIZE), dtype=np.float32)

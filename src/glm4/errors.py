@@ -2,26 +2,26 @@
 
 Glm4Error
 ├── CheckpointError          a checkpoint on disk cannot be used (truncated, wrong shape, wrong architecture …)
-│   ├── UnsupportedModelError    the architecture or a feature of it is not one we run
+│   ├── UnsupportedModelError    the architecture or one of its features is not supported
 │   ├── TensorError              a tensor is missing, left over, truncated or has the wrong shape or dtype
-│   └── GGUFError                a GGUF header lies or is malformed
+│   └── GGUFError                a GGUF header is malformed or contradicts its file
 ├── TokenizerError           vocabulary missing or malformed, unknown special token
-├── TemplateError            a chat template fails, loops, or reaches for something it may not
-├── DownloadError            a model could not be fetched; says which source, and what to try
+├── TemplateError            a chat template fails, loops, or accesses something forbidden
+├── DownloadError            a model could not be fetched; says which source failed and what to try
 │   ├── HashMismatchError        bytes arrived but are not the published ones; refused
-│   └── DiskFullError            no room left; says how much is missing, what was fetched is kept
+│   └── DiskFullError            no room left; says how much is missing; what was fetched is kept
 ├── ModelNotFoundError       no such model name, folder or file
 ├── InvalidRequestError      a request that can never succeed; `.param` names the field
 │   └── PromptTooLongError       the prompt does not fit the context
-├── GrammarError             a grammar became too complex to follow while text was generated; the text ends there
+├── GrammarError             a grammar became too complex to follow during generation; the text ends there
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
-├── RemoteError              the server that computes for us cannot be used or has failed; says which and what to do
+├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
-├── StoreError               the file of stored responses cannot be opened, read or written
+├── StoreError               the response store's file cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
 
-Messages are written for the person at the terminal: what is wrong, where, and what to do about it.
+Messages are written for the user at the terminal: what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TensorError(CheckpointError):
 
 
 class GGUFError(CheckpointError):
-    """A GGUF file is malformed or its header lies about the file."""
+    """A GGUF file is malformed or its header contradicts the file."""
 
 
 class TokenizerError(Glm4Error):
@@ -54,7 +54,7 @@ class TokenizerError(Glm4Error):
 
 
 class TemplateError(Glm4Error):
-    """A chat template failed, ran too long, or reached for something it may not have."""
+    """A chat template failed, ran too long, or accessed something forbidden."""
 
 
 class DownloadError(Glm4Error):
@@ -70,7 +70,7 @@ class DiskFullError(DownloadError):
 
 
 class ModelNotFoundError(Glm4Error):
-    """No model of that name, folder or file."""
+    """There is no model of that name, folder or file."""
 
     exit_code = 2
 
@@ -86,7 +86,7 @@ class InvalidRequestError(Glm4Error):
 
 
 class GrammarError(Glm4Error):
-    """A grammar that became too complex to follow while text was generated."""
+    """A grammar that became too complex to follow during generation."""
 
 
 class PromptTooLongError(InvalidRequestError):
@@ -98,11 +98,11 @@ class OutOfMemoryError(Glm4Error):
 
 
 class RemoteError(Glm4Error):
-    """The server that computes for us cannot be used, or has failed."""
+    """The upstream server cannot be used, or has failed."""
 
 
 class RemoteUnavailableError(RemoteError):
-    """That server cannot be reached, is busy, or took too long; the same request may work later.
+    """The upstream server cannot be reached, is busy, or took too long; the same request may work later.
 
     Attributes:
         retry_after: seconds it asks for.
@@ -118,7 +118,7 @@ class KernelError(Glm4Error):
 
 
 class StoreError(Glm4Error):
-    """The file of stored responses cannot be opened, read or written."""
+    """The response store's file cannot be opened, read or written."""
 
 
 class BatchFileError(Glm4Error):

@@ -1,4 +1,4 @@
-"""What a caller gets back: whole answers, streamed chunks, and how long it took. Names follow vLLM's outputs."""
+"""What callers get back: whole answers, streamed chunks and timings. Names follow vLLM's outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class RequestMetrics:
-    """Times are `time.monotonic()` seconds; None until the event happened."""
+    """Times are `time.monotonic()` seconds; None until the event has happened."""
 
     arrival_time: float = field(default_factory=time.monotonic)
     first_token_time: float | None = None
@@ -28,7 +28,7 @@ class RequestMetrics:
     num_generated_tokens: int = 0
 
     def mark_tokens(self, count: int, cached: int) -> None:
-        """Record that `count` tokens arrived, `cached` prompt tokens having come from a cache."""
+        """Record that `count` tokens arrived and that `cached` prompt tokens came from a cache."""
         if count and self.first_token_time is None:
             self.first_token_time = time.monotonic()
         self.num_generated_tokens += count
@@ -40,12 +40,12 @@ class RequestMetrics:
 
     @property
     def ttft(self) -> float | None:
-        """Seconds from arrival to the first token; includes waiting for a place in the batch."""
+        """Seconds from arrival to the first token, including waiting for a slot in the batch."""
         return None if self.first_token_time is None else self.first_token_time - self.arrival_time
 
     @property
     def decode_tokens_per_second(self) -> float | None:
-        """Tokens after the first, per second; None for answers of fewer than two tokens."""
+        """Tokens after the first, per second; None for answers with fewer than two tokens."""
         if self.first_token_time is None or self.finished_time is None or self.num_generated_tokens < 2:
             return None
         elapsed = self.finished_time - self.first_token_time
@@ -59,13 +59,13 @@ class CompletionOutput:
     Attributes:
         index: which of the `n` samples.
         text: the visible answer, without reasoning and tool calls.
-        token_ids: everything generated, a final stop id included.
+        token_ids: everything generated, including a final stop id.
         finish_reason: "stop", "length", "tool_calls", "abort" or "error".
-        stop_reason: the stop string or stop id that ended it, None for the model's own end of turn.
-        reasoning: hidden thinking, where the dialect has it.
-        tool_calls: calls the model made.
-        logprobs: one entry per token id when asked for.
-        raw_text: the text before it was parsed; a dialect may mark borders inside it with control characters.
+        stop_reason: the stop string or stop id that ended it; None for the model's own end of turn.
+        reasoning: hidden reasoning, if the dialect has it.
+        tool_calls: tool calls the model made.
+        logprobs: one entry per token id, if requested.
+        raw_text: the text before parsing; a dialect may mark boundaries in it with control characters.
     """
 
     index: int
@@ -79,16 +79,16 @@ class CompletionOutput:
     raw_text: str = ""
 
     def as_message(self) -> Message:
-        """The answer as an assistant turn, ready to be appended to the conversation."""
+        """The answer as an assistant message, ready to append to the conversation."""
         return Message("assistant", self.text, reasoning=self.reasoning, tool_calls=self.tool_calls)
 
 
 @dataclass
 class RequestOutput:
-    """All samples of one request, in order of their index.
+    """All samples of one request, ordered by index.
 
-    A request for an embedding has it in `embedding`, and one sample without text. One that failed on the way has its
-    `error`, and samples that go as far as they came.
+    An embedding request has its result in `embedding`, and one sample without text. A request that failed has its
+    `error`, and its samples end where they were.
     """
 
     request_id: str
@@ -101,10 +101,10 @@ class RequestOutput:
     error: Glm4Error | None = None
 
     def as_embedding(self) -> EmbeddingOutput:
-        """The embedding that was asked for.
+        """The requested embedding.
 
         Raises:
-            Glm4Error: the request failed, or gave none because it was not for one or its adapter's numbers overflowed.
+            Glm4Error: the request failed, or has none because it was not for one or its adapter's numbers overflowed.
         """
         if self.error is not None:
             raise self.error
@@ -120,7 +120,7 @@ class EmbeddingOutput:
     Attributes:
         embedding: float32 [hidden_size], of length 1: the mean over the text's positions of the model's last hidden
             states after the final norm, scaled. The models are not trained for it, so distances are rough.
-        prompt_tokens: tokens of the text, the model's usual prefix included.
+        prompt_tokens: tokens of the text, including the model's usual prefix.
     """
 
     embedding: NDArray[np.float32]
@@ -129,10 +129,10 @@ class EmbeddingOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What one step brought for one sample.
+    """What one step produced for one sample.
 
-    `finish_reason` is set with a sample's last chunk; `output` with the request's last chunk; `prompt_logprobs` with a
-    sample's first one, when asked for.
+    `finish_reason` is set in a sample's last chunk; `output` in the request's last chunk; `prompt_logprobs` in a
+    sample's first one, if requested.
     """
 
     request_id: str
@@ -145,7 +145,7 @@ class StreamChunk:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
     def followed_by(self, later: StreamChunk) -> StreamChunk:
-        """This chunk and a later one of the same sample as one."""
+        """This chunk and a later one of the same sample, merged."""
         return StreamChunk(
             request_id=self.request_id,
             index=self.index,

@@ -1,8 +1,8 @@
 """How much memory a model needs at a given precision and context, by part, and whether this machine has it.
 
 An estimate from the shape alone: no weights are read. Weights and KV cache are exact; activations, loading and the
-interpreter are upper estimates. The engine's own rules apply: `dtype="auto"` means what it means to `LLM`, and the
-KV cache may take at most `CACHE_SHARE` of what is left after the weights.
+interpreter are upper bounds. The engine's own rules apply: `dtype="auto"` means what it means to `LLM`, and the KV
+cache may take at most `CACHE_SHARE` of what remains after the weights.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from glm4.model.precision import Precision, named_precision, resolve_precision, 
 from glm4.model.tensors import model_tensors
 from glm4.system import memory
 
-RUNTIME_BYTES = 250_000_000  # interpreter, libraries, a 150,000 entry vocabulary
-MAX_BATCHED_TOKENS = 512  # rows of one forward pass, LLM's default
-_SHOWN_CONTEXT = 8192  # when nothing fits and no context was asked for
+RUNTIME_BYTES = 250_000_000  # interpreter, libraries, a vocabulary of 150,000 entries
+MAX_BATCHED_TOKENS = 512  # rows per forward pass, LLM's default
+_SHOWN_CONTEXT = 8192  # when nothing fits and no context was requested
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by part, and the verdict.
+    """Bytes by part, and whether they fit.
 
     Attributes:
         dtype: precision of the weights ("auto" resolved); kv_dtype likewise.
         context: tokens of one sequence; batch: sequences at once, each of that length.
         weights: bytes of "embeddings", "attention", "mlp", "norms" and "head" (0 when tied to embeddings), and of
-            what else the table of tensors knows.
+            the other parts in the table of tensors.
         kv_cache: whole pages for `batch` sequences of `context` tokens.
         activations: buffers of one forward pass, RoPE table, logits.
-        loading: held only while loading, on top of the weights: rows being packed, in fp32.
+        loading: needed only while loading, in addition to the weights: rows being packed, in fp32.
         runtime: interpreter, libraries, tokenizer.
         available: bytes this process may use.
         largest_context: the longest context that fits, 0 if none does; at most `model_context`.
@@ -62,7 +62,7 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak: while loading or while running, whichever is more."""
+        """Peak bytes: while loading or while running, whichever is more."""
         return self.total_weights + self.runtime + max(self.loading, self.kv_cache + self.activations)
 
     @property
@@ -87,11 +87,11 @@ def plan(
         config: its shape, from a checkpoint or from `model.shapes`.
         dtype: "auto" (int8 or, of 4-bit GGUF files, "stored" if it fits, else int4), "fp32", "bf16", "int8", "int4" or
             "stored".
-        kv_dtype: "auto" (fp32 beside fp32 weights, else fp16), "fp32", "fp16" or "int8".
-        context: tokens per sequence; None is the longest that fits.
-        batch: sequences at once.
+        kv_dtype: "auto" (fp32 with fp32 weights, else fp16), "fp32", "fp16" or "int8".
+        context: tokens per sequence; None means the longest that fits.
+        batch: concurrent sequences.
         available_memory: bytes; None measures this machine, container limits included.
-        stored: what the file is in (`Checkpoint.stored_precision`).
+        stored: the file's own precision (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: an unknown dtype, or a context or batch out of range.
@@ -101,7 +101,7 @@ def plan(
     kv_name = resolve_kv_dtype(kv_dtype, precision.name, config)
     limit = config.max_position_embeddings
     if context is not None and not 1 <= context <= limit:
-        raise InvalidRequestError(f"context must be 1 to {limit}, what this model was made for", param="context")
+        raise InvalidRequestError(f"context must be 1 to {limit}, this model's maximum", param="context")
     if batch < 1:
         raise InvalidRequestError(f"batch must be at least 1, not {batch}", param="batch")
     weights = _weights(config, precision)
@@ -160,7 +160,7 @@ def _kv_nbytes(config: ModelConfig, kv_dtype: str, context: int, batch: int) -> 
 
 
 def _largest_context(config: ModelConfig, kv_dtype: str, batch: int, free: int, loading: int) -> int:
-    """The longest context, in whole pages, whose cache and activations fit into `free` bytes beside the weights."""
+    """The longest context, in whole pages, whose cache and activations fit into `free` bytes next to the weights."""
     if loading + RUNTIME_BYTES > free:
         return 0
 

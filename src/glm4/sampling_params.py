@@ -15,7 +15,7 @@ MAX_N = 128
 MAX_TEMPERATURE = 100.0
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
-# Below this the most likely token is taken: dividing by less leaves the range of float32.
+# Below this, sampling is greedy: dividing by less would exceed the range of float32.
 _GREEDY_BELOW = 1e-5
 
 
@@ -25,26 +25,26 @@ class SamplingParams:
 
     Attributes:
         n: completions per prompt; each is an independent sample.
-        temperature: 0 (and what is nearly 0) is greedy; otherwise logits are divided by it. At most 100.
+        temperature: 0 (or nearly 0) is greedy; otherwise logits are divided by it. At most 100.
         top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
-        top_k: keep this many most likely tokens; 0 or -1 keeps all.
+        top_k: keep this many of the most likely tokens; 0 or -1 keeps all.
         min_p: drop tokens less likely than this fraction of the most likely one, in [0, 1].
         repetition_penalty: >1 discourages every token already in prompt or output (multiplicative, on logits),
             in [0.01, 100].
         presence_penalty: subtracted once from every token already in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
         logit_bias: token id → value added to its logit, each in [-100, 100].
-        seed: same seed and same request give the same text, whatever else is in the batch. None draws one.
+        seed: same seed and same request give the same text, whatever else is in the batch. None draws a random one.
         stop: strings that end the text; the match is not returned unless `include_stop_str_in_output`.
-        stop_token_ids: token ids that end the text, beside the model's own.
-        ignore_eos: keep going when the model emits its own stop ids.
-        min_tokens: no stop id is sampled, and no stop string honoured, before this many tokens.
-        max_tokens: at most this many new tokens; None is "until the context is full".
-        logprobs: return this many most likely tokens at each step (plus the sampled one); None is off.
-        prompt_logprobs: the same for every prompt token; None is off.
+        stop_token_ids: token ids that end the text, in addition to the model's own.
+        ignore_eos: continue when the model emits its own stop ids.
+        min_tokens: no stop id is sampled, and no stop string is honored, before this many tokens.
+        max_tokens: maximum number of new tokens; None means until the context is full.
+        logprobs: return this many of the most likely tokens at each step (plus the sampled one); None turns it off.
+        prompt_logprobs: the same for every prompt token; None turns it off.
         skip_special_tokens: leave special tokens out of the text.
         include_stop_str_in_output: keep the matched stop string in the text.
-        structured_outputs: what the text must look like. Penalties and logit_bias act among the tokens it allows; stop
+        structured_outputs: constraint on the text. Penalties and logit_bias apply to the tokens it allows; stop
             strings, stop_token_ids and max_tokens may still cut the text short; a text that can only end there ends
             before min_tokens.
 
@@ -132,11 +132,11 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """True when the most likely token is always taken."""
+        """True if the most likely token is always chosen."""
         return self.temperature < _GREEDY_BELOW
 
     def replace(self, **changes: Any) -> SamplingParams:
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed, validated again."""
         return replace(self, **changes)
 
 
@@ -151,6 +151,6 @@ def _require_int(name: str, value: object) -> None:
 
 def _require_number(name: str, value: object, low: float, high: float) -> None:
     expectation = f"a number between {low:g} and {high:g}"
-    # Compared as it is: a whole number of hundreds of digits, or NaN, is in no range and fits no float.
+    # Compared as it is: an integer of hundreds of digits, or NaN, is in no range and does not fit a float.
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     _require(fits, name, expectation, value)

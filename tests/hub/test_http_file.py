@@ -59,7 +59,7 @@ def test_probe_says_what_the_server_said(hub: FakeHub, status: int, reason: str)
 
 
 def test_probe_refuses_other_schemes() -> None:
-    assert "no web address" in str(probe("file:///etc/passwd"))
+    assert "not a web address" in str(probe("file:///etc/passwd"))
 
 
 def test_fetch_continues_after_broken_connections(hub: FakeHub, tmp_path: Path) -> None:

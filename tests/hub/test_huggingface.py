@@ -106,7 +106,7 @@ def test_one_gguf_by_name_and_by_part_of_it(tmp_path: Path, hub: FakeHub) -> Non
     assert Path(resolve(tmp_path, hub, call="pull")[0]).read_bytes() == b"GGUF4"  # the usual one of several
     lines = resolve(tmp_path, hub, "org/toy:Q9")
     assert lines[0] == "ModelNotFoundError"
-    assert "no GGUF file fits 'Q9'" in lines[1]
+    assert "no GGUF file matches 'Q9'" in lines[1]
     assert "  org/toy:toy-Q8_0.gguf" in lines
 
 

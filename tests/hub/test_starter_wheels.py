@@ -309,4 +309,4 @@ def test_the_lock_is_whole(name: str) -> None:
     assert all(len(bytes.fromhex(part.sha256)) == 32 for part in source.parts)
     assert source.hub is not None
     assert (source.hub.repo_id, source.hub.filename) == (variant.repo_id, variant.filename)
-    assert source.licence == variant.licence
+    assert source.license == variant.license

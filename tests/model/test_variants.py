@@ -108,7 +108,7 @@ def test_every_row_is_complete(row: Variant) -> None:
     assert row.name == row.name.lower()
     assert row.title
     assert row.repo_id.count("/") == 1
-    assert row.licence in ("glm-4", "MIT", "Apache-2.0")
+    assert row.license in ("glm-4", "MIT", "Apache-2.0")
     assert row.parameters > 1e8
     assert row.context >= 8192
     assert row.size_bytes > 5e7

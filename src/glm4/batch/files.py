@@ -1,4 +1,4 @@
-"""The two files of a batch: reading requests line by line, and an output file that a crash cannot spoil."""
+"""A batch's two files: reading requests line by line, and an output file that survives a crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_ID_LENGTH = 512
 _SYNC_SECONDS = 5.0
 _ROW_START = b'{"id": "batch_req_'
 
-# JSON allows these inside strings, but many programs that read lines would break them there.
+# JSON allows these inside strings, but many programs that read lines would split there.
 _LINE_BREAKS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
@@ -35,7 +35,7 @@ class InputLine:
 
     @cached_property
     def _parsed(self) -> tuple[Any, str | None]:
-        """The JSON value, and what is wrong with the line if there is none."""
+        """The JSON value, and what is wrong with the line if it is not a JSON object."""
         if self.data is None:
             return None, f"is longer than {MAX_LINE_BYTES >> 20} MB"
         try:
@@ -50,7 +50,7 @@ class InputLine:
         """The JSON object on the line.
 
         Raises:
-            InvalidRequestError: the line is too long, no valid JSON, or no object.
+            InvalidRequestError: the line is too long, not valid JSON, or not an object.
         """
         value, problem = self._parsed
         if problem:
@@ -58,7 +58,7 @@ class InputLine:
         return cast("dict[str, Any]", value)
 
     def custom_id(self) -> str | None:
-        """The id the line gives itself; None when it has none that can be used."""
+        """The line's own id; None if it has no usable one."""
         value = self._parsed[0].get("custom_id") if self._parsed[1] is None else None
         if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_LENGTH:
             return None
@@ -92,8 +92,8 @@ def read_lines(path: Path) -> Iterator[InputLine]:
 
 @dataclass
 class InputIndex:
-    """Which ids an input has. The row of a line is named by its custom_id, if that is usable and the line is the
-    first to have it, and `line-NUMBER` otherwise.
+    """Which ids an input has. A line's row is named by its custom_id, if that is usable and the line is the first to
+    have it, and `line-NUMBER` otherwise.
     """
 
     path: Path
@@ -106,10 +106,10 @@ class InputIndex:
         """Read the whole input once.
 
         Raises:
-            BatchFileError: it is no regular file, cannot be read or has no lines.
+            BatchFileError: it is not a regular file, cannot be read or has no lines.
         """
         if path.exists() and not path.is_file():
-            raise BatchFileError(f"{path} must be a file: a batch input is read twice, which a pipe cannot be")
+            raise BatchFileError(f"{path} must be a file: a batch input is read twice, and a pipe cannot be")
         index = cls(path)
         nameless: list[int] = []
         for line in read_lines(path):
@@ -131,7 +131,7 @@ class InputIndex:
         """The id of a line's row.
 
         Raises:
-            BatchFileError: the line was not there when the index was read.
+            BatchFileError: the line did not exist when the index was read.
         """
         custom_id = line.custom_id()
         if custom_id is not None and self._first_line.get(custom_id) == line.number:
@@ -142,7 +142,7 @@ class InputIndex:
         return made
 
     def problem(self, line: InputLine) -> str | None:
-        """Why a line could not be named by its own custom_id, for ids that are there but unusable."""
+        """Why a line's row could not be named by its custom_id; None if it could, or the line has none."""
         custom_id = line.custom_id()
         if custom_id is not None:
             first = self._first_line.get(custom_id)
@@ -156,7 +156,7 @@ class InputIndex:
 
     def _make_id(self, number: int) -> str:
         made = f"line-{number}"
-        while made in self._first_line:  # some other line chose that very name
+        while made in self._first_line:  # another line has this name as its custom_id
             made += "'"
         return made
 
@@ -165,7 +165,7 @@ class BatchOutput:
     """The output file, locked against other runs.
 
     Raises:
-        BatchFileError: it cannot be opened, is no regular file, is the input itself, or another run has it.
+        BatchFileError: it cannot be opened, is not a regular file, is the input itself, or another run is using it.
     """
 
     def __init__(self, path: Path, input_path: Path) -> None:
@@ -187,7 +187,7 @@ class BatchOutput:
     def _check(self, input_path: Path) -> None:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise BatchFileError(f"{self.path} must be a file: the batch is continued from what is in it")
+            raise BatchFileError(f"{self.path} must be a file: a batch resumes from its contents")
         if os.path.samestat(status, input_path.stat()):
             raise BatchFileError(f"{self.path} is the input itself; give another file for the output")
 
@@ -202,13 +202,13 @@ class BatchOutput:
             # Some network file systems have no locks; a single run is still safe there.
 
     def resume(self, index: InputIndex) -> set[str]:
-        """Read the rows that are there and remove a last one that was cut short.
+        """Read the existing rows and remove a truncated last one.
 
         Returns:
             The ids of the finished rows.
 
         Raises:
-            BatchFileError: the file holds something else than rows of this input. It is left as it is.
+            BatchFileError: the file has something other than rows of this input. It is left unchanged.
         """
         done: set[str] = set()
         end = 0
@@ -232,7 +232,7 @@ class BatchOutput:
         return done
 
     def _check_torn(self, data: bytes, number: int) -> None:
-        """A line without an end is only dropped if it is the beginning of one of our rows."""
+        """An incomplete line is dropped only if it is the beginning of one of our rows."""
         # After a power failure, blocks that never reached the disk read as zeros.
         text = data.rstrip(b"\0")
         if not (text.startswith(_ROW_START) or _ROW_START.startswith(text)):
@@ -252,10 +252,10 @@ class BatchOutput:
         """Add one row with a single write.
 
         Raises:
-            BatchFileError: the disk is full or failed; what was there before is still there.
+            BatchFileError: the disk is full or failed; earlier rows are intact.
         """
         text = json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n"
-        # Half a surrogate pair, from a request's metadata, goes back out as the JSON escape it came in as.
+        # A lone surrogate, from a request's metadata, goes back out as the JSON escape it came in as.
         data = text.encode("utf-8", "backslashreplace")
         start = os.fstat(self._fd).st_size
         try:
@@ -275,7 +275,7 @@ class BatchOutput:
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Put the rows on disk and release the lock. Idempotent."""
+        """Sync the rows to disk and release the lock. Idempotent."""
         if self._open:
             self._open = False
             try:

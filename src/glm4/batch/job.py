@@ -1,11 +1,11 @@
-"""`BatchJob`: answer a file of OpenAI batch requests, and go on where an earlier run stopped.
+"""`BatchJob`: answer a file of OpenAI batch requests, resuming where an earlier run stopped.
 
 The output file is the only state. A row is appended with one write when its request is finished, so a row is either
-there completely or its request is computed again; a last line that a crash cut short is removed. Rows stand in the
-order in which they were finished. A request that cannot be answered gets a row with status 400 and an error, and the
-others go on.
+complete or its request is computed again; a last line that a crash truncated is removed. Rows are in the order in
+which they were finished. A request that cannot be answered gets a row with status 400 and an error, and the others
+continue.
 
-The input is read twice, line by line: once to know its ids, once to answer it. Only ids are kept in memory.
+The input is read twice, line by line: first for its ids, then to answer it. Only ids are kept in memory.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ _LINES_PER_LOOK = 64
 
 @dataclass
 class BatchProgress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         total: requests in the input.
-        skipped: rows that an earlier run had finished.
+        skipped: rows finished by an earlier run.
         completed: answered in this run.
         failed: refused in this run, with an error row.
         prompt_tokens: of the answered requests.
         completion_tokens: generated in this run, unfinished requests included.
-        seconds: since `run` began.
+        seconds: since `run` started.
         interrupted: the run was asked to stop before the end.
     """
 
@@ -83,7 +83,7 @@ class BatchProgress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds left, if the rest goes on like this run so far; None while nothing is finished."""
+        """Seconds left at the speed of this run so far; None while nothing is finished."""
         finished = self.completed + self.failed
         return (self.total - self.done) * self.seconds / finished if finished else None
 
@@ -91,11 +91,11 @@ class BatchProgress:
 class BatchJob:
     """One input file, one output file. Use as a context manager: the output file is locked until it is closed.
 
-    Making it checks both files and takes as long as reading them; no model is needed before `run`.
+    Creating it checks both files and takes as long as reading them; no model is needed before `run`.
 
     Args:
         input_path: one request per line: {"custom_id", "method": "POST", "url", "body"}.
-        output_path: made if it is missing; continued if it holds rows of the same input.
+        output_path: created if missing; continued if it holds rows of the same input.
 
     Raises:
         BatchFileError: a file cannot be used, or the output belongs to another input or another running job.
@@ -128,16 +128,16 @@ class BatchJob:
         """Answer everything that has no row yet.
 
         Args:
-            llm: answers; up to twice its `max_num_seqs` samples are queued, so that it is never short of work.
+            llm: answers; up to twice its `max_num_seqs` samples are queued, so that it never runs out of work.
             model: the name reported in the rows, whatever the requests say.
             on_progress: called after every step.
-            should_stop: asked after every step; once True, what is unfinished is dropped (a later run does it).
+            should_stop: called after every step; once True, unfinished requests are dropped (a later run answers them).
 
         Raises:
-            BatchFileError: a file changed under the run, or a row could not be written.
+            BatchFileError: a file changed during the run, or a row could not be written.
             OutOfMemoryError: the model ran out of memory; finished rows are kept.
-            RemoteUnavailableError: the server that computes was not there for some requests; they got no row, so that
-                a later run asks again.
+            RemoteUnavailableError: the remote server was unavailable for some requests; they got no row, so a later run
+                retries them.
         """
         return _Run(self, llm, model, on_progress or (lambda _: None), should_stop or (lambda: False)).run()
 
@@ -158,7 +158,7 @@ class BatchJob:
         return self._index.problem(line)
 
     def close(self) -> None:
-        """Put everything on disk and release the output file. Idempotent."""
+        """Sync everything to disk and release the output file. Idempotent."""
         self._output.close()
 
     def __enter__(self) -> BatchJob:
@@ -174,7 +174,7 @@ _Build = Callable[[RequestOutput], dict[str, Any]]
 
 
 class _Run:
-    """`BatchJob.run`: hands requests to the model as it has room, and writes down what is finished."""
+    """`BatchJob.run`: hands requests to the model as it has room, and writes the finished ones."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Run:
         self._should_stop = should_stop
         self._defaults = llm.default_sampling_params()
         self._started = time.monotonic()
-        # Of the requests the model is working on: the row's id, and how to write the answer down.
+        # For the requests the model is working on: the row's id, and how to build its body.
         self._in_flight: dict[str, tuple[str, _Build]] = {}
         self._unanswered: RemoteUnavailableError | None = None
         self._failed_in_a_row = 0
@@ -212,7 +212,7 @@ class _Run:
         return progress
 
     def _stopped(self) -> bool:
-        """Report where the run stands; True when it is to stop."""
+        """Report progress; True when the run should stop."""
         progress = self._job.progress
         progress.seconds = time.monotonic() - self._started
         self._on_progress(progress)
@@ -220,9 +220,9 @@ class _Run:
         return progress.interrupted
 
     def _requests(self) -> Iterator[tuple[str, PreparedRequest]]:
-        """What the model can answer, in input order; what it cannot gets its row here."""
+        """The requests the model can answer, in input order; the others get their row here."""
         for number, (custom_id, line) in enumerate(self._job.pending()):
-            # Refused lines need no step of the model, so progress and Ctrl-C are looked at here, too.
+            # Refused lines take no step of the model, so progress and Ctrl-C are checked here, too.
             if number and number % _LINES_PER_LOOK == 0 and self._stopped():
                 return
             prepared = self._prepared_or_refused(custom_id, line)
@@ -238,12 +238,12 @@ class _Run:
             self._refuse(custom_id, 400, "context_length_exceeded", str(error), error.param)
         except UnicodeEncodeError:
             self._refuse(
-                custom_id, 400, "invalid_request", "the text has half a surrogate pair; it is not Unicode", None
+                custom_id, 400, "invalid_request", "the text has a lone surrogate, which is not valid Unicode", None
             )
         except Glm4Error as error:
             self._refuse(custom_id, 400, "invalid_request", str(error), getattr(error, "param", None))
         except Exception as error:
-            # A fault of ours that one request brings out must not cost the others their answers.
+            # A bug that one request triggers must not cost the others their answers.
             self._refuse(custom_id, 500, "internal_error", f"{type(error).__name__}: {error}", None)
         else:
             self._in_flight[f"batch-{line.number}"] = custom_id, build
@@ -291,12 +291,12 @@ class _Run:
         self._job.progress.prompt_tokens += len(output.prompt_token_ids)
 
     def _fail(self, custom_id: str, error: Glm4Error) -> None:
-        """A request that failed on the way: a row, unless asking again may help."""
+        """Write a row for a request that failed while running, unless a retry may help."""
         if isinstance(error, RemoteUnavailableError):
             self._unanswered = error
             self._failed_in_a_row += 1
             if self._failed_in_a_row > 2 * self._llm.info.max_num_seqs:
-                raise error  # nobody is there any more
+                raise error  # the server is gone
         elif isinstance(error, InvalidRequestError):
             self._refuse(custom_id, 400, "invalid_request", str(error), error.param)
         else:
@@ -334,17 +334,17 @@ def _request(line: InputLine) -> Mapping[str, Any]:
 
 
 def _check_unicode(line: InputLine, request: Mapping[str, Any]) -> None:
-    """Refuse half surrogate pairs, which JSON escapes can express and no tokenizer can encode."""
+    """Refuse lone surrogates, which JSON escapes can express and no tokenizer can encode."""
     if line.data is not None and _SURROGATE_ESCAPE.search(line.data):
         try:
             json.dumps(request, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"line {line.number} has half a surrogate pair; that is not Unicode") from error
+            raise InvalidRequestError(f"line {line.number} has a lone surrogate, which is not valid Unicode") from error
 
 
 def _refuse_stream(stream: StreamOptions | None) -> None:
     if stream is not None:
-        raise InvalidRequestError("stream must be false: a row of a batch is a whole answer", param="stream")
+        raise InvalidRequestError("stream must be false: a batch row is a whole answer", param="stream")
 
 
 def _row(custom_id: str, status: int, body: Mapping[str, Any], error: Mapping[str, Any] | None) -> dict[str, Any]:

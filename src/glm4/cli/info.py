@@ -87,7 +87,7 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
         "path": str(checkpoint.path),
         "format": checkpoint.kind,
         "files": _files(checkpoint),
-        "licence": variant.licence,
+        "licence": variant.license,
         "attribution": str(checkpoint.path.parent / "NOTICE") if is_starter else None,
         "architecture": config.architecture,
         "parameters": num_parameters(config),

@@ -132,7 +132,7 @@ def _installed_row(model: InstalledModel) -> dict[str, Any]:
         "name": model.name,
         "model": model.model,
         "authors": model.authors,
-        "licence": model.licence,
+        "licence": model.license,
         "bytes": model.nbytes,
         "source": model.source,
         "path": str(model.path),
@@ -146,7 +146,7 @@ def _row(variant: Variant) -> dict[str, Any]:
         "title": variant.title,
         "repository": variant.repo_id,
         "modelscope": variant.modelscope_id,
-        "licence": variant.licence,
+        "licence": variant.license,
         "bytes": variant.size_bytes or None,
         "parameters": variant.parameters or None,
         "context": variant.context or None,
@@ -179,7 +179,7 @@ def _installed_table(installed: list[InstalledModel]) -> Table:
 
     def row(model: InstalledModel) -> tuple[str | Text, ...]:
         context = _tokens(model.variant.context if model.variant is not None else 0)
-        return Text(model.name, style="bold"), human_bytes(model.nbytes), context, model.licence, model.source
+        return Text(model.name, style="bold"), human_bytes(model.nbytes), context, model.license, model.source
 
     return _table("Installed", "from", map(row, installed))
 
@@ -192,7 +192,7 @@ def _known_table(known: list[Variant]) -> Table:
     def row(variant: Variant) -> tuple[str | Text, ...]:
         size = human_bytes(variant.size_bytes) if variant.size_bytes else "?"
         about = Text(variant.notes or variant.title)
-        return Text(variant.name), size, _tokens(variant.context), variant.licence, about
+        return Text(variant.name), size, _tokens(variant.context), variant.license, about
 
     return _table("Known", "what it is", map(row, known))
 

@@ -48,5 +48,5 @@ def pull(
         path = hub.pull(model, source=source, from_file=from_file, force=force, progress=report)
     starter = hub.starter_of(model)
     if starter is not None:
-        console.notice(f"{starter.model} by {starter.authors}, {starter.licence}; sha256 verified")
+        console.notice(f"{starter.model} by {starter.authors}, {starter.license}; sha256 verified")
     console.stdout().print(str(path), soft_wrap=True)

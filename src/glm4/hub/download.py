@@ -1,7 +1,7 @@
 """Repositories of the Hugging Face hub: look in its cache, download what is missing.
 
-huggingface_hub does the work: its cache folder, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies mean here what they
-mean everywhere. A broken download resumes file by file: complete files stay in the cache.
+huggingface_hub does the work, so its cache folder, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and proxies work as usual. A
+broken download resumes file by file: complete files stay in the cache.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class _RemoteFile:
 
 
 def cache_folder(repo_id: str) -> Path:
-    """The repository's folder in the Hugging Face cache; it need not exist."""
+    """The repository's folder in the Hugging Face cache, which may not exist."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / ("models--" + repo_id.replace("/", "--"))
 
 
 def cached(repo_id: str, wanted: str | None = None, *, weights: bool = True) -> Path | None:
-    """The complete checkpoint in the cache (a snapshot folder, or a GGUF file in it), without asking the network.
+    """The complete checkpoint in the cache (a snapshot folder, or a GGUF file in it), without using the network.
 
     Args:
-        weights: False is content with tokenizer and configuration.
+        weights: False needs only tokenizer and configuration.
     """
     folder = cache_folder(repo_id)
     snapshots = folder / "snapshots"
@@ -61,11 +61,11 @@ def download(
     """Bring the cache up to date with the repository and return its checkpoint.
 
     Args:
-        wanted: a GGUF file of the repository, or a unique part of its name.
-        weights: False leaves them out where configuration and tokenizer stand beside them.
+        wanted: a GGUF file in the repository, or a unique part of its name.
+        weights: False skips them where configuration and tokenizer are separate files.
 
     Raises:
-        ModelNotFoundError: no such repository or file (the hub says the same of private ones without a token).
+        ModelNotFoundError: no such repository or file (the hub reports private ones the same way without a token).
         DiskFullError, DownloadError
     """
     from huggingface_hub import snapshot_download
@@ -101,7 +101,7 @@ def _list_files(repo_id: str) -> dict[str, _RemoteFile]:
 def _watch(
     repo_id: str, remote: Mapping[str, _RemoteFile], chosen: list[str], progress: Progress | None
 ) -> Iterator[None]:
-    """Report progress by looking at the cache: the library's own bars change from release to release."""
+    """Report progress by watching the cache: the library's own progress bars change from release to release."""
     if progress is None:
         yield
         return
@@ -129,7 +129,7 @@ def _watch(
 def _arrived(blobs: Path, file: _RemoteFile) -> int:
     if (blobs / file.blob).exists():
         return file.nbytes
-    # Allocated blocks, not the length: a file may be laid out in full before its bytes come.
+    # Allocated blocks, not the length: a file may be laid out in full before its bytes arrive.
     sizes = [0]
     for part in blobs.glob(glob.escape(file.blob) + "*.incomplete"):
         with contextlib.suppress(OSError):
@@ -139,7 +139,7 @@ def _arrived(blobs: Path, file: _RemoteFile) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The library's own progress bars off, and on again if they were on."""
+    """Turn the library's progress bars off, and on again afterwards if they were on."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     were_off = are_progress_bars_disabled()
@@ -155,7 +155,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_errors(repo_id: str) -> Iterator[None]:
-    """Every failure of the library as one of our errors; its HTTP client differs from release to release."""
+    """Turn every failure of the library into one of our errors; its HTTP client differs from release to release."""
     try:
         yield
     except (Glm4Error, KeyboardInterrupt):
@@ -177,7 +177,7 @@ def _translate(error: Exception, repo_id: str) -> Glm4Error:
 
     endpoint = constants.ENDPOINT
     if isinstance(error, HFValidationError):
-        return ModelNotFoundError(f"{repo_id!r} is no repository name: write organisation/name")
+        return ModelNotFoundError(f"{repo_id!r} is not a repository name: write organization/name")
     if isinstance(error, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return DownloadError(f"{repo_id} is not in the local cache, and HF_HUB_OFFLINE forbids downloading it")
     if isinstance(error, GatedRepoError):

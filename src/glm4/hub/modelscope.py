@@ -12,7 +12,7 @@ from glm4.hub.store import Progress
 
 
 def cached(repo_id: str, wanted: str | None = None, *, weights: bool = True) -> Path | None:
-    """The complete checkpoint in ModelScope's cache, without asking the network; None also without its package."""
+    """The complete checkpoint in ModelScope's cache, without using the network; None if its package is missing, too."""
     try:
         from modelscope.hub.snapshot_download import snapshot_download
 

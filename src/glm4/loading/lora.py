@@ -30,17 +30,17 @@ def read_adapter(
 ) -> LoraAdapter:
     """Read and pack a PEFT adapter; see `weights.adapter` for what is accepted and the errors.
 
-    Args:
+    model_type: of the checkpoint; see `AdapterFile`.
         model_type: of the checkpoint, see `AdapterFile`.
-        format: "fp32" or "bf16"; how the factors are kept.
-        max_nbytes: what the packed factors may take.
-        layers: of the model; where its channels were rescaled, the factors are rescaled alike. Empty: as in the file.
+        format: "fp32" or "bf16", in which the factors are kept.
+        max_nbytes: maximum bytes of the packed factors.
+        layers: of the model; factors are rescaled where its channels were. Empty leaves them as in the file.
 
     Raises:
-        OutOfMemoryError: they would take more; nothing was read.
+        OutOfMemoryError: they would exceed `max_nbytes`; nothing was read.
         TensorError: a factor is not finite.
     """
-    from glm4.checkpoints.peft_adapter import AdapterFile  # a start without an adapter does without
+    from glm4.checkpoints.peft_adapter import AdapterFile  # keeps a start without an adapter fast
 
     with AdapterFile(path, config, model_type) as file:
         needed = sum(
@@ -50,7 +50,7 @@ def read_adapter(
         if needed > max_nbytes:
             raise OutOfMemoryError(
                 f"the adapter in {path} needs {needed / 1e6:.1f} MB, but {max(0, max_nbytes) / 1e6:.1f} MB are left "
-                "for adapters; unload one, or allow more"
+                "for adapters; unload one, or raise the limit"
             )
         factors = {}
         for layer, key in file.shapes:
@@ -62,13 +62,13 @@ def read_adapter(
 
 
 def _rescale(a: Float, b: Float, key: str, layer: LayerWeights) -> None:
-    """Fit factors, in place, to a layer whose channels were rescaled.
+    """Rescale factors, in place, for a layer whose channels were rescaled.
 
-    A reads channels that are divided by their factor; B's rows of the up half write channels that are to be divided.
+    A reads channels that are divided by their factor; B's rows of the up half write channels that must be divided.
     """
     read = getattr(layer, f"{key}_channel_scale", None)
     written = layer.down_channel_scale if key == "gate_up" else None
-    with np.errstate(over="ignore"):  # packing refuses what is not finite
+    with np.errstate(over="ignore"):  # packing refuses non-finite values
         if read is not None:
             a *= read
         if written is not None:

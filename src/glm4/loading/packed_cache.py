@@ -1,14 +1,14 @@
-"""Keeps the packed form of a model whose weights had to be converted, so that its next start only maps a file.
+"""Keeps the packed form of a model whose weights had to be converted, so that the next start only maps a file.
 
 Layout: `packed/<key>/` under GLM4_HOME, each a packed checkpoint (see `glm4.checkpoints.packed_format`) with an
 `identity.json` that says what it was made from. The key is a digest of the source files (path, size, modification
 time, first megabyte), the precision, and the version numbers of what an entry holds. Packing gives the same bytes on
 every instruction set, so no entry depends on the machine.
 
-An entry is written in the background after the first load, only if the disk stays ample, and appears by a rename. A
-damaged entry, or one that lacks a file or has one of another size than was written, is deleted and the original loaded.
+An entry is written in the background after the first load, only if the disk has plenty of room, and appears by a
+rename. A damaged entry, or one with a file missing or of the wrong size, is deleted and the original loaded.
 
-Does not cover: an original that is changed without changing size, modification time and first megabyte.
+Does not cover: an original that changes without changing size, modification time and first megabyte.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from glm4.tokenizer import Tokenizer
 from glm4.tokenizer.saved_table import VERSION as TABLE_VERSION
 from glm4.variants import Variant
 
-# Raise it when the same original becomes another entry that is still of FORMAT_VERSION: a better rounding, a repaired
-# reader. `tests/loading/test_packed_bytes.py` fails when that is forgotten.
+# Raise this when the same original gives a different entry that is still of FORMAT_VERSION: a better rounding, a fixed
+# reader. `tests/loading/test_packed_bytes.py` fails if that is forgotten.
 ENTRY_VERSION = 1
 VERSIONS = (FORMAT_VERSION, TABLE_VERSION, ENTRY_VERSION)
-_SIZES = "sizes"  # key of the bytes of every other file of the entry
-_FOUR_BIT = "four_bit"  # key of the original's matrices of 4-bit codes, on which the meaning of "auto" depends
+_SIZES = "sizes"  # key of the sizes of every other file of the entry
+_FOUR_BIT = "four_bit"  # key of the original's 4-bit matrices, on which the meaning of "auto" depends
 
-# Precisions worth keeping: those people run every day. fp32 and bf16 take the disk and serve comparisons.
+# Precisions worth keeping: those used every day. fp32 and bf16 take much disk and serve comparisons.
 _KEPT = (STORED, "int8", "int4")
 _MIN_NBYTES = 64 << 20  # below this, packing again is as fast
 _HEAD_NBYTES = 1 << 20
@@ -58,7 +58,7 @@ class PackedCache:
     """The cache as seen from one model.
 
     Args:
-        model: what `hub.resolve` gave: a folder or a file.
+        model: what `hub.resolve` returned: a folder or a file.
 
     Raises:
         InvalidRequestError: GLM4_PACKED_CACHE_GB is not a number.
@@ -69,14 +69,14 @@ class PackedCache:
         self._identity = _identity(model) if self._limit else None
 
     def _folder(self, precision: str) -> Path | None:
-        """Where the entry of a kept precision is, or would be. Which matrices "stored" keeps follows from the files."""
+        """Where the entry of a kept precision is, or would be. The files determine which matrices "stored" keeps."""
         if self._identity is None or precision not in _KEPT:
             return None
         facts = json.dumps([self._identity, precision, VERSIONS], sort_keys=True)
         return cache_folder() / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
     def find(self, dtype: str, variant: Variant | None) -> Checkpoint | None:
-        """The packed form of the model for a dtype, opened; None if there is none that can be used."""
+        """The packed form of the model for a dtype, opened; None if there is no usable one."""
         for name in _KEPT if dtype == "auto" else (dtype,):
             folder = self._folder(name)
             if folder is None or not os.path.isdir(folder):  # noqa: PTH112 (False where we may not look)
@@ -97,7 +97,7 @@ class PackedCache:
     def keep(
         self, checkpoint: Checkpoint, tokenizer: Tokenizer, model: Transformer, precision: str
     ) -> BackgroundWrite | None:
-        """Begin to write the model just loaded, if it is worth keeping and there is room; None if not."""
+        """Start writing the model just loaded, if it is worth keeping and there is room; None if not."""
         folder = self._folder(precision)
         if folder is None or os.path.isdir(folder) or checkpoint.packed is not None:  # noqa: PTH112
             return None
@@ -114,17 +114,17 @@ class PackedCache:
 
 
 def _check_files(entry: Path) -> None:
-    """Raise CheckpointError where an entry does not have the very files that were written, by name and size.
+    """Raise CheckpointError unless an entry has exactly the files that were written, by name and size.
 
-    Weights have checksums, and a tokenizer or configuration that is cut off is not JSON any more; but a chat template
-    or sampling defaults that are missing would not be missed.
+    Weights have checksums, and a truncated tokenizer or configuration is no longer JSON; but nothing else would notice
+    a missing chat template or missing sampling defaults.
     """
     try:
         found = _sizes(entry)
     except OSError as error:  # another process has just deleted it
-        raise CheckpointError(f"cannot look at {entry}: {error}") from error
+        raise CheckpointError(f"cannot read {entry}: {error}") from error
     if read_record(entry).get(_SIZES) != found:
-        raise CheckpointError(f"{entry} is not as it was written")
+        raise CheckpointError(f"{entry} has changed since it was written")
 
 
 def _sizes(entry: Path) -> dict[str, int]:
@@ -146,11 +146,11 @@ def _is_what_would_be_loaded(dtype: str, name: str, checkpoint: Checkpoint) -> b
 
 @dataclass
 class BackgroundWrite:
-    """Writes one entry on a thread of low priority, straight from the weights in memory.
+    """Writes one entry on a low-priority thread, straight from the weights in memory.
 
     Attributes:
-        nbytes: what the entry will take.
-        limit: what all entries may take.
+        nbytes: size of the entry.
+        limit: maximum size of all entries.
     """
 
     folder: Path
@@ -167,11 +167,11 @@ class BackgroundWrite:
         self._thread = threading.Thread(target=self._run, name="glm4-packed-cache")
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start writing."""
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the end; Ctrl-C gives the entry up."""
+        """Wait for the end; Ctrl-C abandons the entry."""
         try:
             self._thread.join()
         except KeyboardInterrupt:
@@ -179,9 +179,9 @@ class BackgroundWrite:
             self._thread.join()
 
     def _run(self) -> None:
-        # A cache may fail without a word: the model runs, and the next start tries again.
+        # A cache may fail silently: the model runs, and the next start tries again.
         with contextlib.suppress(OSError):
-            if sys.platform == "linux":  # the model's own threads go first; elsewhere a thread has no priority
+            if sys.platform == "linux":  # the model's own threads take precedence; elsewhere threads have no priority
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         with contextlib.suppress(OSError, Glm4Error, _CancelledError):
             if make_room(self.nbytes, self.limit):
@@ -203,21 +203,21 @@ class BackgroundWrite:
 
 
 class _CancelledError(Exception):
-    """The user does not want to wait for the cache."""
+    """The user chose not to wait for the cache."""
 
 
 def _identity(model: Path) -> list[Any] | None:
-    """Path of the weights, and of every file that matters name, size, modification time and digest of its head."""
+    """Path of the weights, then name, size, modification time and head digest of every file that matters."""
     try:
         kind, weights = locate_weights(model)
         files = _gguf_files(weights) if kind == "gguf" else _folder_files(weights)
         return [str(weights.resolve()), [_file_identity(file) for file in files]]
     except (OSError, Glm4Error):
-        return None  # opening the original will say what is wrong
+        return None  # opening the original will report the problem
 
 
 def _gguf_files(weights: Path) -> list[Path]:
-    """The file, and all parts of a split model."""
+    """The file, or all parts of a split model."""
     stem, separator, _ = weights.name.rpartition("-00001-of-")
     return sorted(weights.parent.glob(f"{glob.escape(stem)}-*-of-*.gguf")) if separator else [weights]
 

@@ -1,7 +1,7 @@
 """Writes a whole packed checkpoint folder: weights, configuration, tokenizer, chat template, license.
 
-Used by `glm4 quantize` and by the cache that makes a second start fast. The format is described in
-`glm4.checkpoints.packed_format`.
+Used by `glm4 quantize` and by the cache that makes a second start fast. See `glm4.checkpoints.packed_format` for the
+format.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from glm4.tokenizer.hf_tokenizer import ByteLevelBPE
 from glm4.tokenizer.saved_table import save_table
 from glm4.tokenizer.saving import save_tokenizer
 
-# What a reader of ours may want from beside the weights of a safetensors checkpoint.
+# Files beside the weights of a safetensors checkpoint that our readers may need.
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -42,14 +42,14 @@ Part = tuple[str, NDArray[Any]]
 
 
 def side_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files beside a checkpoint's weights that belong to it. Those of a GGUF file are inside it."""
+    """The files beside a checkpoint's weights that belong to it. A GGUF file contains them."""
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     names = _LEGAL if checkpoint.kind == "gguf" else (*SIDE_FILES, *_LEGAL)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
 def folder_nbytes(checkpoint: Checkpoint, precision: Precision) -> int:
-    """About what the folder will take on disk."""
+    """Approximate size of the folder on disk."""
     room_for_vocabulary = 32 << 20
     side = sum(file.stat().st_size for file in side_files(checkpoint))
     return packed_file_nbytes(checkpoint.config, precision) + side + room_for_vocabulary
@@ -68,7 +68,7 @@ def write_packed_checkpoint(
     Args:
         parts: (canonical name, packed bytes of a matrix or float32 vector), in the order of `packed_shapes`; a matrix
             may come in several parts.
-        source: what it was made from, for people.
+        source: what it was made from, for the user.
 
     Raises:
         CheckpointError: a file beside the weights cannot be copied.
@@ -87,7 +87,7 @@ def write_packed_checkpoint(
 def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     for file in side_files(checkpoint):
         if file.stat().st_size > _MAX_SIDE_BYTES:
-            raise CheckpointError(f"{file} is larger than {_MAX_SIDE_BYTES >> 20} MiB; refusing to copy it")
+            raise CheckpointError(f"{file} is larger than {_MAX_SIDE_BYTES >> 20} MiB; it is not copied")
         shutil.copyfile(file, folder / file.name)
     if checkpoint.kind == "gguf":
         save_tokenizer(tokenizer, folder)

@@ -27,7 +27,7 @@ MAX_READERS = 4
 
 
 class CanonicalTensors(Protocol):
-    """What the loader needs of a checkpoint (`checkpoints.checkpoint.Checkpoint` is one)."""
+    """What the loader needs from a checkpoint (`checkpoints.checkpoint.Checkpoint` is one)."""
 
     @property
     def config(self) -> ModelConfig:
@@ -35,7 +35,7 @@ class CanonicalTensors(Protocol):
 
     @property
     def model_type(self) -> str:
-        """Whose names and row order its LoRA adapters have: "chatglm", "glm", "glm4", "llama" or "qwen2"."""
+        """Whose names and row order its LoRA adapters use: "chatglm", "glm", "glm4", "llama" or "qwen2"."""
 
     def check(self) -> None:
         """Raise TensorError when tensors are missing, left over or misshapen."""
@@ -50,7 +50,7 @@ class CanonicalTensors(Protocol):
         """A whole canonical tensor."""
 
     def load_rows(self, name: str, start: int, stop: int) -> Float:
-        """Some rows of one."""
+        """Some rows of a canonical tensor."""
 
     def has_codes(self, name: str) -> bool:
         """Whether the file holds a matrix as 4-bit codes that int4 can keep."""
@@ -60,11 +60,11 @@ class CanonicalTensors(Protocol):
 
     @property
     def stored_precision(self) -> Precision | None:
-        """What the file is in: a packed checkpoint's own precision, or dtype "stored" of 4-bit codes."""
+        """The file's own precision: that of a packed checkpoint, or dtype "stored" for 4-bit codes."""
 
     @property
     def packed(self) -> PackedSource | None:
-        """The matrices as the kernels read them, where the checkpoint holds them so."""
+        """The matrices as the kernels read them, if the checkpoint is packed."""
 
 
 def load_model(
@@ -72,11 +72,11 @@ def load_model(
 ) -> Transformer:
     """Read, pack and assemble all weights.
 
-    Matrices are read and packed a slab of rows at a time, the next slab being read meanwhile, so that beside the packed
-    weights only some 100 MB are held, however large a matrix is. A packed checkpoint of that precision is used where
-    it lies, in the mapped file: no copy, read-only.
+    Matrices are read and packed a slab of rows at a time, while the next slab is being read, so that only some 100 MB
+    are held in addition to the packed weights, however large a matrix is. A packed checkpoint of that precision is
+    used in place, in the mapped file: no copy, read-only.
 
-    An int4 matrix that the file holds as 4-bit codes keeps them; nothing is rounded twice.
+    An int4 matrix that is 4-bit codes in the file keeps them; nothing is rounded twice.
 
     Args:
         progress: called with ("loading", done, total) in packed bytes.
@@ -106,7 +106,7 @@ def load_model(
 
 
 def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, progress: Progress | None) -> Transformer:
-    """Check and map every tensor. Reading for the checksums also brings the pages in, about in file order."""
+    """Check and map every tensor. Reading for the checksums also brings the pages in, roughly in file order."""
     source.prefer_huge_pages()
 
     def read(name: str) -> Tensor:
@@ -114,12 +114,12 @@ def _load_packed(config: ModelConfig, source: PackedSource, kernels: Kernels, pr
 
     tensors: dict[str, Tensor] = {}
     total, done = sum(source.info(name).nbytes for name in source.names()), 0
-    # One core reads half of what the memory delivers; NumPy adds up without holding Python's lock.
+    # One core reads half of what memory delivers; NumPy sums without holding Python's lock.
     with ThreadPoolExecutor(min(kernels.num_threads(), MAX_READERS)) as pool:
         for name, tensor in zip(source.names(), pool.map(read, source.names()), strict=True):
             tensors[name] = tensor
             if name == "embed_tokens" and not config.tie_word_embeddings:
-                source.release(name)  # read whole for its checksum; a text needs a few of its rows
+                source.release(name)  # read whole for its checksum; a text needs only a few of its rows
             done += source.info(name).nbytes
             if progress is not None:
                 progress("loading", done, total)
@@ -145,7 +145,7 @@ def _slabs(checkpoint: CanonicalTensors, names: Iterable[str]) -> Iterator[Slab]
 
 
 def kept_codes(checkpoint: CanonicalTensors, precision: Precision) -> set[str]:
-    """The matrices that become int4 and that the file holds as 4-bit codes: none of them need be rounded again."""
+    """The int4 matrices that are 4-bit codes in the file, so that none of them need be rounded again."""
     return {
         name
         for name in checkpoint.tensor_names()
@@ -180,17 +180,17 @@ def read_stored(
 
 
 def pack_stored(format: str, stored: Float | GroupCodes, kernels: Kernels) -> PackedWeight:
-    """What `read_stored` yields of a matrix, packed: its codes as they are, or rounded to the format."""
+    """A slab of `read_stored`, packed: its codes as they are, or rounded to the format."""
     return pack_codes(stored) if isinstance(stored, GroupCodes) else kernels.pack(format, stored)
 
 
 def floats(stored: Float | GroupCodes) -> Float:
-    """What `read_stored` yields, as numbers."""
+    """A slab of `read_stored` as numbers."""
     return stored.values() if isinstance(stored, GroupCodes) else stored
 
 
 def random_model(config: ModelConfig, precision: Precision, kernels: Kernels, seed: int = 0) -> Transformer:
-    """A model of the given shape with random weights, built straight in the packed format (for benchmarks)."""
+    """A model of the given shape with random weights, built directly in the packed format (for benchmarks)."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, Tensor] = {}
     for name, tensor in model_tensors(config).items():

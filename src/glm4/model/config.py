@@ -1,4 +1,4 @@
-"""`ModelConfig`: the shape of a GLM-4 text model, whatever file it was read from."""
+"""`ModelConfig`: the shape of a GLM-4 text model, whatever file format it came from."""
 
 from __future__ import annotations
 

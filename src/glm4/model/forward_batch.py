@@ -1,4 +1,4 @@
-"""`ForwardBatch`: where each row of a forward pass sits in the cache, at which position, under which adapter."""
+"""`ForwardBatch`: where each row of a forward pass goes in the cache, at which position, with which adapter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glm4.model.lora import AdapterRows, LoraAdapter, rows_by_adapter
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """Where each row of a forward pass sits in the cache.
+    """Where each row of a forward pass goes in the cache.
 
     Attributes:
         block_tables: int32 [S, B], the pages of each sequence in order, padded with -1.
@@ -44,9 +44,9 @@ class ForwardBatch:
 
         Args:
             pages: pages of each sequence; enough for computed + new tokens.
-            computed: tokens of each sequence that are in the cache already.
+            computed: tokens of each sequence that are already in the cache.
             new: rows each sequence contributes, at least 1.
-            adapters: what each sequence uses; None is none at all.
+            adapters: each sequence's adapter; None means that no sequence has one.
         """
         block_tables = np.full((len(pages), max(len(row) for row in pages)), -1, np.int32)
         slots, positions = [], []

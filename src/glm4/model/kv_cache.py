@@ -1,4 +1,4 @@
-"""The paged KV cache: fixed-size pages of keys and values, handed out and taken back one by one."""
+"""The paged KV cache: fixed-size pages of keys and values, allocated and freed one by one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from glm4.model.config import ModelConfig
 from glm4.model.precision import short_dtype
 
 PAGE_SIZE = 32
-# Share of the memory left after the weights that the KV cache may take unless told otherwise.
+# Fraction of the memory left by the weights that the KV cache may take by default.
 CACHE_SHARE = 0.6
 KV_DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 
 def check_kv_dtype(kv_dtype: str, title: str) -> str:
-    """Our name of a KV cache format, or "auto".
+    """The canonical name of a KV cache format, or "auto".
 
     Args:
-        title: what messages call it.
+        title: what error messages call it.
 
     Raises:
         InvalidRequestError: there is no such format.
@@ -33,10 +33,10 @@ def check_kv_dtype(kv_dtype: str, title: str) -> str:
 
 
 def resolve_kv_dtype(kv_dtype: str, precision: str, config: ModelConfig) -> str:
-    """The cache format that is meant: "auto" is fp32 beside fp32 weights, else fp16.
+    """The cache format for a dtype: "auto" is fp32 with fp32 weights, else fp16.
 
     Raises:
-        InvalidRequestError: unknown, or int8 for a head size it is not made for.
+        InvalidRequestError: unknown, or int8 for an unsupported head size.
     """
     kv_dtype = check_kv_dtype(kv_dtype, "the KV cache format")
     if kv_dtype == "int8" and not int8_cache.is_supported(config.head_dim):
@@ -70,9 +70,9 @@ def pages_for(num_tokens: int) -> int:
 class KVCache:
     """Keys and values of all layers, and the list of free pages.
 
-    `keys[layer]` is [num_pages, KV, D, PAGE_SIZE] (transposed inside a page, so that a vector lane is a key),
-    `values[layer]` is [num_pages, KV, PAGE_SIZE, D]; int8 has D + 4 for D (see kernels/int8_cache.py). The arrays are
-    zero-filled by the operating system on first touch, so an unused page costs address space and no memory.
+    `keys[layer]` is [num_pages, KV, D, PAGE_SIZE] (transposed within a page, so that a vector lane is a key),
+    `values[layer]` is [num_pages, KV, PAGE_SIZE, D]; int8 has D + 4 instead of D (see kernels/int8_cache.py). The
+    operating system zero-fills the arrays on first touch, so an unused page takes address space but no memory.
     """
 
     def __init__(self, config: ModelConfig, num_pages: int, kv_dtype: str = "fp16") -> None:
@@ -87,15 +87,15 @@ class KVCache:
 
     @property
     def num_free_pages(self) -> int:
-        """Pages nobody holds."""
+        """Pages that are not allocated."""
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` pages. The caller has checked `num_free_pages`."""
+        """Allocate `count` pages. The caller has checked `num_free_pages`."""
         if count > len(self._free):
-            raise ValueError(f"{count} pages asked for, {len(self._free)} free")
+            raise ValueError(f"{count} pages requested, {len(self._free)} free")
         return [self._free.pop() for _ in range(count)]
 
     def free(self, pages: Sequence[int]) -> None:
-        """Give pages back; each must have been allocated and not yet freed."""
+        """Free pages; each must have been allocated and not yet freed."""
         self._free.extend(reversed(pages))

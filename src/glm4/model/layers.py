@@ -19,10 +19,10 @@ Matrix = Literal["qkv", "o", "gate_up", "down"]
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one block; the norms behind attention and MLP exist in architecture glm4 only.
+    """Weights of one block; the norms after attention and MLP exist only in architecture glm4.
 
-    A `…_channel_scale` [K] is what the input channels of that matrix were divided by when it was quantized, its columns
-    being multiplied by it. The forward pass need not know; adapters trained on the original channels do.
+    A `…_channel_scale` [K] is what the input channels of that matrix were divided by when it was quantized, with its
+    columns multiplied by it. The forward pass does not need it; adapters trained on the original channels do.
     """
 
     input_layernorm: Float
@@ -41,10 +41,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class FrequentTokens:
-    """Rows of the head once more, in a finer format: those of the tokens that mostly come next.
+    """A second copy of some rows of the head, in a finer format: those of the tokens that are most often likely.
 
     Attributes:
-        ids: whose they are, [n], rising.
+        ids: the tokens, [n], ascending.
         head: the rows, [n, hidden_size].
     """
 
@@ -53,11 +53,11 @@ class FrequentTokens:
 
 
 class ModelWeights:
-    """All weights of a model, or of a part of one; what such a part lacks is None.
+    """All weights of a model, or of a part of one; anything such a part lacks is None.
 
     Attributes:
-        tensors: by canonical name (`model/tensors.py`): matrices packed, vectors float32. The rest are views of it.
-        lm_head: the very same object as `embed_tokens` when they are tied.
+        tensors: by canonical name (`model/tensors.py`): matrices packed, vectors float32. The other attributes view it.
+        lm_head: the same object as `embed_tokens` when they are tied.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
-"""LoRA at inference: `y = W x + B (A x)` for the rows of sequences that use an adapter, beside rows that do not.
+"""LoRA at inference: `y = W x + B (A x)` for the rows of sequences that use an adapter, next to rows that do not.
 
-A and B go through `kernels.linear` like any other matrix, and the sum is one addition per number, so what a row gets
+A and B go through `kernels.linear` like any other matrix, and the sum is one addition per number, so a row's result
 depends on the row and its adapter alone, whatever else is in the batch.
 """
 
@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """Factors of one matrix [N, K]: a [r, K], b [N, r] with the scale inside."""
+    """Factors of one matrix [N, K]: a [r, K], b [N, r], which includes the scale."""
 
     a: PackedWeight
     b: PackedWeight
@@ -38,10 +38,10 @@ class LoraAdapter:
     """An adapter in memory.
 
     Attributes:
-        factors: (layer, "qkv" | "o" | "gate_up" | "down") -> factors; matrices without any stay as they are.
-        path: the folder it came from.
+        factors: (layer, "qkv" | "o" | "gate_up" | "down") -> factors; other matrices are unchanged.
+        path: the folder it was loaded from.
         rank: largest rank of a module.
-        number: unique in this process, so that pages computed under it are told from those of any other.
+        number: unique in this process, to distinguish pages computed with this adapter from all others.
     """
 
     factors: Mapping[tuple[int, str], LoraFactors]

@@ -11,19 +11,19 @@ from glm4.kernels.formats import packed_nbytes
 from glm4.model.config import ModelConfig
 from glm4.model.tensors import EXTRAS, NO_EXTRAS, Extras, ModelTensor, all_matrices, model_tensors, row_of
 
-# Room for activations, the tokenizer and the interpreter, and for a first few pages of KV cache.
+# Room for activations, the tokenizer and the interpreter, and a few first pages of KV cache.
 _WORKING_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How a model's weights are kept: formats (names of `kernels.formats.FORMATS`), and what there is beside the usual.
+    """How a model's weights are kept: formats (names from `kernels.formats.FORMATS`), and any additional tensors.
 
     Attributes:
-        name: the dtype that means it.
-        linear, embedding: of the layers' matrices, and of embedding and head.
-        exceptions: canonical name -> format, of matrices that have another one.
-        extras: of a packed checkpoint (`tensors.EXTRAS`). They change no format, and so do not count in comparisons.
+        name: its dtype name.
+        linear, embedding: formats of the layers' matrices, and of embedding and head.
+        exceptions: canonical name -> format, for matrices with a different one.
+        extras: of a packed checkpoint (`tensors.EXTRAS`). They change no format, so comparisons ignore them.
     """
 
     name: str
@@ -33,51 +33,51 @@ class Precision:
     extras: Extras = field(default_factory=lambda: NO_EXTRAS, compare=False)
 
     def format_of(self, name: str) -> str:
-        """Weight format of a matrix by its canonical name."""
+        """Weight format of a matrix, by its canonical name."""
         usual = {"linear": self.linear, "embedding": self.embedding}
         format = row_of(name).format
         return self.exceptions.get(name, usual[format]) if format in usual else format
 
     def formats(self) -> list[str]:
-        """Every format it uses, sorted."""
+        """Every format in use, sorted."""
         extra = [row for key, value in self.extras.items() if value for row in EXTRAS[key].tensors]
         fixed = {row.format for row in extra if len(row.shape) == 2}
         return sorted({self.linear, self.embedding, *self.exceptions.values()} | fixed)
 
 
 # int4 is int4 throughout: embedding and head in int8 would cost 0.5 bits per weight of a 9B model, and compensated
-# rounding (`glm4 quantize`) gains more than they do.
+# rounding (`glm4 quantize`) gains more than that.
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision("fp32", linear="fp32", embedding="fp32"),
     "bf16": Precision("bf16", linear="bf16", embedding="bf16"),
     "int8": Precision("int8", linear="int8", embedding="int8"),
     "int4": Precision("int4", linear="int4", embedding="int4"),
 }
-# Each matrix in the format nearest to what the file holds; which that is, only the file says (`stored_precision`).
+# Each matrix in the format nearest to the file's own; only the file determines which (`stored_precision`).
 STORED = "stored"
 DTYPES = ("auto", *PRECISIONS, STORED)
-# What PyTorch, and with it transformers and vLLM, call formats of weights and of the KV cache.
+# PyTorch's names, which transformers and vLLM also use, for formats of weights and of the KV cache.
 _LONG_NAMES = {"float32": "fp32", "float": "fp32", "bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
-# "auto" keeps a file's codes if they are so much of its weights: below, hardly any memory traffic is saved.
+# "auto" keeps a file's codes if they are this fraction of its weights: below, hardly any memory traffic is saved.
 AUTO_STORED_SHARE = 0.5
 
 
 def short_dtype(dtype: str) -> str:
-    """Our name of a format that may be called as PyTorch does; any other text as it is."""
+    """Our name for a format given by our name or PyTorch's; any other text unchanged."""
     return _LONG_NAMES.get(dtype, dtype)
 
 
 def check_dtype(dtype: str, title: str = "dtype") -> str:
-    """Our name of a weight format.
+    """Our name for a weight format.
 
     Args:
-        title: what messages call it.
+        title: what error messages call it.
 
     Raises:
         InvalidRequestError: there is no such format.
     """
     short = short_dtype(dtype)
-    if short == "fp16":  # bf16 in its place would be other numbers than were asked for
+    if short == "fp16":  # bf16 instead would give other numbers than requested
         raise InvalidRequestError(
             f"{title} {dtype} is not a weight format of this engine: bf16 takes the same memory, int8 half of it",
             param="dtype",
@@ -104,7 +104,7 @@ def weight_nbytes(config: ModelConfig, precision: Precision) -> int:
 
 
 def four_bit_share(config: ModelConfig, precision: Precision) -> float:
-    """Share of the weights of all matrices that are int4."""
+    """Fraction of all matrices' weights that are int4."""
     sizes = {name: rows * cols for name, (rows, cols) in all_matrices(config).items()}
     return sum(size for name, size in sizes.items() if precision.format_of(name) == "int4") / sum(sizes.values())
 
@@ -113,7 +113,7 @@ def packed_dtype(dtype: str, packed: Precision) -> str:
     """The dtype a packed checkpoint runs in.
 
     Raises:
-        InvalidRequestError: another one is asked for.
+        InvalidRequestError: a different one is requested.
     """
     if short_dtype(dtype) not in ("auto", packed.name):
         raise InvalidRequestError(
@@ -125,12 +125,12 @@ def packed_dtype(dtype: str, packed: Precision) -> str:
 
 
 def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: Precision | None = None) -> Precision:
-    """The precision `dtype` names; "auto" is int8 (near-lossless; "stored" where most weights are 4-bit codes in the
-    file), or int4 where that does not fit.
+    """The precision that `dtype` names; "auto" is int8 (near-lossless; "stored" if most weights are 4-bit codes in the
+    file), or int4 if that does not fit.
 
     Args:
         available: bytes of memory this process may use.
-        stored: what the file is in (`Checkpoint.stored_precision`).
+        stored: the file's own precision (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: no such dtype, or it is "stored" and the checkpoint has no 4-bit tensors.
@@ -149,7 +149,7 @@ def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: P
 
 
 def _candidates(dtype: str, config: ModelConfig, stored: Precision | None) -> list[Precision]:
-    """What a dtype may mean, the best first."""
+    """What a dtype may mean, best first."""
     if dtype != "auto":
         return [named_precision(dtype, stored)]
     if stored is not None and stored.name == STORED and four_bit_share(config, stored) > AUTO_STORED_SHARE:
@@ -158,10 +158,10 @@ def _candidates(dtype: str, config: ModelConfig, stored: Precision | None) -> li
 
 
 def named_precision(dtype: str, stored: Precision | None) -> Precision:
-    """The precision of a dtype other than "auto": what the file is in, if that is its name.
+    """The precision of a dtype other than "auto": the file's own if it has that name.
 
     Raises:
-        InvalidRequestError: it is "stored", and the file is not.
+        InvalidRequestError: it is "stored", and the file has no such codes.
     """
     if stored is not None and stored.name == dtype:
         return stored

@@ -1,11 +1,11 @@
-"""Cosine and sine tables for rotary position embeddings, grown only as far as positions are used."""
+"""Cosine and sine tables for rotary position embeddings, computed only as far as positions are used."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-# 4,096 positions × 32 frequencies × 2 tables × 4 bytes = 1 MiB a chunk for the 9B shape;
+# 4,096 positions × 32 frequencies × 2 tables × 4 bytes = 1 MiB per chunk for the 9B shape;
 # a table of all 1,048,576 positions would be 256 MiB.
 _CHUNK = 4096
 
@@ -14,13 +14,13 @@ class RotaryTable:
     """cos and sin of position × frequency, as float32 [positions, rotary_dim / 2].
 
     Angles are the float32 product of position and inverse frequency: training and every reference implementation
-    round there, so a more exact product would be a deviation (spec of GLM's `RotaryEmbedding`; transformers).
+    round there, so a more exact product would deviate from them (GLM's `RotaryEmbedding`; transformers).
     """
 
     def __init__(self, rotary_dim: int, theta: float) -> None:
         exponents = (np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)).astype(np.float64)
-        # The power correctly rounded to float32, as torch has it; NumPy's own float32 power can be one unit off,
-        # which at position 1,000,000 is a different angle.
+        # The power correctly rounded to float32, as in torch; NumPy's own float32 power can be one unit off, which at
+        # position 1,000,000 is a different angle.
         powers = (theta**exponents).astype(np.float32)
         self.inverse_frequencies: NDArray[np.float32] = np.float32(1.0) / powers
         self._chunks: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}

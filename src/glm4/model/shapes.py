@@ -1,7 +1,7 @@
 """Shapes of the published models by name, for planning and benchmarks without their files.
 
-Loading never looks here: a checkpoint's own configuration decides. Sizes are the published ones (each row's number of
-parameters is checked against `variants.py` in the tests); norm epsilon and RoPE base change no size.
+Loading never uses them: a checkpoint's own configuration decides. Sizes are the published ones (tests compare each
+row's parameter count with `variants.py`); norm epsilon and RoPE base do not affect sizes.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The tensors of a model: one table, from which loader, packed files, sizes, quantization and random models follow.
+"""The tensors of a model: one table that loader, packed files, sizes, quantization and random models follow.
 
-A row says how a tensor is called, what shape and weight format it has, and which tensors of a file it is made of. A new
-matrix is one more row, and the line of code that applies it. Canonical names are the only ones the rest of glm4 knows:
-`embed_tokens`, `layers.{i}.qkv` … `norm`, `lm_head`.
+A row gives a tensor's name, shape and weight format, and the tensors of a file that it is made of. A new matrix is one
+more row, and the line of code that applies it. The rest of glm4 knows only the canonical names: `embed_tokens`,
+`layers.{i}.qkv` … `norm`, `lm_head`.
 
-Some packed checkpoints hold more (`EXTRAS`), which calibration made or somebody trained.
+Some packed checkpoints hold more (`EXTRAS`), created by calibration or training.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 
 from glm4.model.config import ModelConfig
 
-MAX_COUNT = 1 << 24  # of what an extra holds; token ids below it are exact in float32
+MAX_COUNT = 1 << 24  # maximum count of an extra; token ids below it are exact in float32
 FREQUENT_HEAD, FREQUENT_TOKENS = "frequent_head", "frequent_tokens"
 
-# A tensor of a file; or several, stacked in this order, and how many rows each has (an attribute of ModelConfig).
+# A tensor of a file; or several, stacked in this order, with the number of rows of each (an attribute of ModelConfig).
 Source = str | Mapping[str, str]
-# The extras of one packed checkpoint: key of `EXTRAS` -> true, or how many.
+# The extras of one packed checkpoint: key of `EXTRAS` -> true, or a count.
 Extras = Mapping[str, int]
 NO_EXTRAS: Extras = MappingProxyType({})
 
 
 class Check(NamedTuple):
-    """What the numbers of a vector must be: in words, and whether they are."""
+    """A requirement on the numbers of a vector, in words and as a function."""
 
     must_be: str
     holds: Callable[[NDArray[np.float32], ModelConfig], bool]
@@ -43,15 +43,15 @@ class TensorRow:
     """One kind of tensor.
 
     Attributes:
-        name: canonical; `{i}` counts the layers of a stack (`STACKS`).
+        name: canonical; `{i}` is the index of a layer in its stack (`STACKS`).
         shape: (rows, columns) of a matrix, (numbers,) of a vector: attributes of `ModelConfig` or keys of `EXTRAS`.
-        part: of the model, by which memory plans count.
-        format: of a matrix: "linear" or "embedding", which the precision decides, or always that weight format.
-        sources: layout of a file -> its tensors; a tuple lists alternatives. A layout that is not there (such as that
-            of packed checkpoints) has the tensor under its canonical name.
-        rotary: the rows are those of queries and keys, whose order depends on the file (`rotary_half_split`).
+        part: of the model, for memory plans.
+        format: of a matrix: "linear" or "embedding", which the precision decides, or a fixed weight format.
+        sources: layout of a file -> its tensors; a tuple lists alternatives. A layout not listed (such as that of
+            packed checkpoints) has the tensor under its canonical name.
+        rotary: the rows belong to queries and keys, so their order depends on the file (`rotary_half_split`).
         when: which models have it.
-        check: of a vector.
+        check: requirement on a vector.
     """
 
     name: str
@@ -65,20 +65,20 @@ class TensorRow:
 
     @property
     def stack(self) -> str:
-        """What stands before the number of the layer; the whole name where there is none."""
+        """What precedes the layer's index; the whole name if it has none."""
         return self.name.partition("{i}")[0]
 
 
 @dataclass(frozen=True)
 class Extra:
-    """Tensors that a packed checkpoint holds if its configuration says so.
+    """Tensors that a packed checkpoint has if its configuration says so.
 
     Attributes:
-        key: in the `quantization_config`, where it stands only if it is true or more than 0.
-        type: bool, or int for a count, which shapes may use.
-        must_be: what the value is, for errors.
-        about: what it means, for people; `{}` is the value.
-        tensors: the rows it adds, behind the others of the same stack and behind all others.
+        key: in the `quantization_config`, present only if it is true or more than 0.
+        type: bool, or int for a count, which shapes may refer to.
+        must_be: the valid values, for errors.
+        about: a description for users; `{}` is the value.
+        tensors: the rows it adds, after the others of the same stack and after all others.
     """
 
     key: str
@@ -88,7 +88,7 @@ class Extra:
     tensors: tuple[TensorRow, ...]
 
     def is_valid(self, value: object) -> bool:
-        """Whether a configuration may say that."""
+        """Whether a configuration may have this value."""
         return type(value) is self.type and 0 <= value < MAX_COUNT
 
 
@@ -126,7 +126,7 @@ def _rows(extras: Mapping[str, object]) -> Iterator[TensorRow]:
 
 
 def row_of(name: str) -> TensorRow:
-    """The row of a tensor by its canonical name; raises KeyError."""
+    """The row of a tensor, by its canonical name; raises KeyError."""
     pattern = _NUMBER.sub("{i}", name)
     for row in _rows(EXTRAS):
         if row.name == pattern:
@@ -141,18 +141,18 @@ def all_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(rows, cols) of each of one layer's weight matrices, by the name behind `layers.{i}.`."""
+    """(rows, cols) of each of one layer's weight matrices, by the name after `layers.{i}.`."""
     first = "layers.0."
     return {n.removeprefix(first): shape for n, shape in all_matrices(config).items() if n.startswith(first)}
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Trainable numbers of a model."""
+    """Number of trainable parameters of a model."""
     return sum(math.prod(tensor.shape) for tensor in model_tensors(config).values())
 
 
 def head_name(config: ModelConfig) -> str:
-    """Canonical name of the matrix that serves as head."""
+    """Canonical name of the matrix used as head."""
     return "embed_tokens" if config.tie_word_embeddings else "lm_head"
 
 
@@ -160,12 +160,12 @@ _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _TABLE, _VECTOR = ("vocab_size", "hidden_size"), ("hidden_size",)
 _PREFIXES = {"chatglm": "transformer.encoder.layers.{i}.", "hf": "model.layers.{i}.", "gguf": "blk.{i}."}
 
-# Prefix of the names in a stack of layers -> how many of them there are, an attribute of ModelConfig.
+# Name prefix of a stack of layers -> the number of layers, an attribute of ModelConfig.
 STACKS: dict[str, str] = {"layers.": "num_hidden_layers"}
 
 
 def _layer(name: str, shape: tuple[str, ...], part: str, format: str = "", **more: Any) -> TensorRow:
-    """A row of the layers. A keyword that is a layout gives the names of its tensors in a layer."""
+    """A row for the layers. A keyword that is a layout gives the names of its tensors in a layer."""
     sources = {layout: _prefixed(prefix, more.pop(layout)) for layout, prefix in _PREFIXES.items() if layout in more}
     return TensorRow("layers.{i}." + name, shape, part, format, sources, **more)
 
@@ -203,7 +203,7 @@ TENSORS: dict[str, TensorRow] = {
             gguf=("attn_qkv.bias", _qkv("attn_*.bias"))),
         _layer("o", ("hidden_size", "query_size"), "attention", "linear",
             chatglm="self_attention.dense.weight", hf="self_attn.o_proj.weight", gguf="attn_output.weight"),
-        # In GGUF files "post_attention_norm" is the norm behind attention, "ffn_norm" the one before the MLP.
+        # In GGUF files "post_attention_norm" is the norm after attention, "ffn_norm" the one before the MLP.
         _layer("post_self_attn_layernorm", _VECTOR, "norms", when=_sandwich,
             hf="post_self_attn_layernorm.weight", gguf="post_attention_norm.weight"),
         _layer("post_attention_layernorm", _VECTOR, "norms",
@@ -238,7 +238,7 @@ def _are_ids(values: NDArray[np.float32], config: ModelConfig) -> bool:
     return whole and values[0] >= 0 and values[-1] < config.vocab_size and bool((np.diff(values) > 0).all())
 
 
-_IDS = Check("rising ids of the vocabulary", _are_ids)
+_IDS = Check("ascending ids of the vocabulary", _are_ids)
 EXTRAS: dict[str, Extra] = {
     extra.key: extra
     for extra in (
@@ -248,7 +248,7 @@ EXTRAS: dict[str, Extra] = {
             _layer("gate_up_channel_scale", _VECTOR, "mlp", check=_POSITIVE),
             _layer("down_channel_scale", ("intermediate_size",), "mlp", check=_POSITIVE),
         )),
-        # Rows of the head once more in a finer format, and whose they are (`quantization/frequent_tokens.py`).
+        # A second copy of some rows of the head in a finer format, and their ids (`quantization/frequent_tokens.py`).
         Extra("frequent_tokens", int, "a number of tokens", "the head's rows of {:,} frequent tokens in int8", (
             TensorRow(FREQUENT_HEAD, ("frequent_tokens", "hidden_size"), "head", "int8"),
             TensorRow(FREQUENT_TOKENS, ("frequent_tokens",), "head", check=_IDS),

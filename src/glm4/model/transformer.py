@@ -45,7 +45,7 @@ class Transformer:
         return self.run_layers(self.kernels.embedding(self.weights.embed_tokens, ids), batch, cache)
 
     def run_layers(self, h: Float, batch: ForwardBatch, cache: KVCache) -> Float:
-        """The layers alone: `h` [T, hidden_size] is changed in place, and returned."""
+        """The layers alone: changes `h` [T, hidden_size] in place and returns it."""
         kernels, eps = self.kernels, self.config.rms_norm_eps
         cos, sin = self.rotary.lookup(batch.positions)
         balance = self._key_balance if cache.kv_dtype == "int8" else None
@@ -78,7 +78,7 @@ class Transformer:
         k_cache, v_cache = cache.keys[index], cache.values[index]
         heads = self._linear(x, index, "qkv", batch).reshape(len(x), -1, config.head_dim)
         first_key, first_value = config.num_attention_heads, config.num_attention_heads + config.num_key_value_heads
-        # Queries and keys stand side by side, so one call rotates both.
+        # Queries and keys are adjacent, so one call rotates both.
         kernels.rotary(heads[:, :first_value], cos, sin)
         if factors is not None:
             heads[:, :first_value] *= factors
@@ -95,7 +95,7 @@ class Transformer:
         return self._linear(attended.reshape(len(x), -1), index, "o", batch)
 
     def _linear(self, x: Float, index: int, key: Matrix, batch: ForwardBatch) -> Float:
-        """One matrix of layer `index` times `x`, with what the rows' LoRA adapters add to it."""
+        """One matrix of layer `index` times `x`, plus what the rows' LoRA adapters add."""
         layer = self.weights.layers[index]
         y = self.kernels.linear(x, getattr(layer, key), layer.qkv_bias if key == "qkv" else None)
         if batch.adapters:
@@ -115,5 +115,5 @@ class Transformer:
         return logits
 
     def final_norm(self, hidden: Float) -> Float:
-        """What the head reads, and what embeddings are made of: `hidden` [R, hidden_size] after the last norm."""
+        """The input of the head, from which embeddings are made: `hidden` [R, hidden_size] after the last norm."""
         return self.kernels.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)

@@ -1,14 +1,14 @@
-"""Quantizes a model layer by layer, each matrix with the statistics of its inputs, and mends what went wrong before.
+"""Quantizes a model layer by layer, each matrix with statistics of its inputs, and corrects earlier errors.
 
-The hidden states of the calibration text are carried from layer to layer twice: through the model as it is, and through
-the model as far as it is rounded. For each layer:
+The hidden states of the calibration text are carried from layer to layer twice: through the original model, and
+through the model as rounded so far. For each layer:
 
 1. The exact states pass through it (in int8, near-exactly); the inputs of its matrices are kept.
 2. Its channels are rescaled (`channel_scales.py`).
-3. The rounded model's states pass through it, and each matrix is rounded the moment its inputs are there, before it is
+3. The rounded model's states pass through it, and each matrix is rounded once its inputs are known, before it is
    applied (`layer_rounder.py`).
 
-No more than one layer, its inputs and one matrix's statistics are held at a time. A matrix that the text does not pass
+At most one layer, its inputs and one matrix's statistics are held at a time. A matrix that the text does not pass
 through is rounded plainly.
 """
 
@@ -45,9 +45,9 @@ from glm4.quantization.layer_rounder import (
 )
 from glm4.quantization.rounding import damping_for, factorize, round_compensated
 
-Layer = Mapping[str, Tensor]  # by the names behind "layers.{i}."
+Layer = Mapping[str, Tensor]  # by the names after "layers.{i}."
 
-_BATCH_ROWS = 4096  # rows of one forward pass
+_BATCH_ROWS = 4096  # rows per forward pass
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Part:
         packed: the rows in the weight format; None for a vector.
         first: whether these are the first rows.
         output_error: squared error and squared norm of the outputs on the calibration text, summed over a sample of
-            the rows; None where the rounding was not calibrated. Of the rounding alone: what a correction adds to the
-            weights is not an error.
+            the rows; None if the rounding was not calibrated. Of the rounding alone: what a correction adds to the
+            weights does not count as an error.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Part:
 def plain_parts(
     checkpoint: CanonicalTensors, names: Iterable[str], precision: Precision, kernels: Kernels
 ) -> Iterator[Part]:
-    """Tensors of a model, each weight rounded for itself, or its code kept."""
+    """Tensors of a model, each weight rounded by itself, or its code kept."""
     for slab, values in read_stored(checkpoint, names, kept_codes(checkpoint, precision)):
         is_vector = isinstance(values, np.ndarray) and values.ndim == 1
         packed = None if is_vector else pack_stored(precision.format_of(slab.name), values, kernels)
@@ -84,19 +84,19 @@ def plain_parts(
 def calibrated(
     checkpoint: CanonicalTensors, format: str, ids: NDArray[np.int32], kernels: Kernels, frequent: int = 0
 ) -> Iterator[Part]:
-    """All tensors of a model, in model order; the embedding plain, the rest rounded with error compensation.
+    """All tensors of a model, in model order; the embedding plain, the others rounded with error compensation.
 
     The channels of each layer are rescaled; the factors follow its other tensors.
 
-    A matrix that becomes int4 and that the file holds as 4-bit codes keeps them: no rounding comes as close.
+    An int4 matrix that is 4-bit codes in the file keeps them: no rounding comes as close.
 
-    A matrix that is embedding and head at once is rounded as a head: errors of logits weigh more than those of inputs.
+    A matrix that is both embedding and head is rounded as a head: errors of logits matter more than those of inputs.
 
     Args:
         checkpoint: the model, in any form that yields float32 tensors.
         format: weight format of every matrix, a key of `rounding.GRIDS`.
-        ids: calibration text, [sequences, tokens]; each sequence is a text of its own.
-        frequent: how many rows of the head are there once more at the end (`frequent_tokens.py`).
+        ids: calibration text, [sequences, tokens]; each sequence is independent.
+        frequent: how many rows of the head are repeated at the end (`frequent_tokens.py`).
     """
     config, norm = checkpoint.config, checkpoint.load("norm")
     coded = kept_codes(checkpoint, PRECISIONS[format])
@@ -123,7 +123,7 @@ def calibrated(
 def _frequent_parts(
     checkpoint: CanonicalTensors, count: int, x: Float, shift: Float | None, kernels: Kernels
 ) -> Iterator[Part]:
-    """Rows of the head once more, for the exact model's head inputs `x` [tokens, H]; `shift` as in `HeadInputs`."""
+    """The repeated rows of the head, for the exact model's head inputs `x` [tokens, H]; `shift` as in `HeadInputs`."""
     name = head_name(checkpoint.config)
     ids = frequent_tokens(x, _near_table(checkpoint, name, kernels), count, kernels)
     slabs = read_stored(checkpoint, [name])
@@ -145,7 +145,7 @@ def _layer_parts(
     """One layer's tensors; the states `exact` and `hidden` [sequences, tokens, H] pass through it, in place."""
     config, prefix = checkpoint.config, f"layers.{index}."
     tensors = _layer_tensors(checkpoint, index)
-    lag = (exact - hidden).reshape(-1, config.hidden_size)
+    hidden_error = (exact - hidden).reshape(-1, config.hidden_size)
     inputs, attended = exact_inputs(config, near_layer(tensors, kernels), exact, kernels)
     energy = {name: input_energy(x, name) for name, x in inputs.items()}
     rescale_layer(tensors, energy, POWERS[format], [name for name in tensors if prefix + name in coded])
@@ -159,7 +159,7 @@ def _layer_parts(
         return pack_codes(kept.scaled(row_factors(tensors)) if name == "gate_up" else kept)
 
     adds_plainly = "post_self_attn_layernorm" not in tensors
-    rounder = LayerRounder(format, kernels, tensors, inputs, attended if adds_plainly else None, lag, codes)
+    rounder = LayerRounder(format, kernels, tensors, inputs, attended if adds_plainly else None, hidden_error, codes)
     run_layer(config, tensors, hidden, cast(Kernels, rounder), hidden.shape[0] * hidden.shape[1])
     for name, tensor in tensors.items():
         packed, error = rounder.rounded.get(name, (None, None))
@@ -169,14 +169,14 @@ def _layer_parts(
 
 
 def _layer_tensors(checkpoint: CanonicalTensors, index: int) -> dict[str, Float]:
-    """By the names behind "layers.{i}."."""
+    """By the names after "layers.{i}."."""
     prefix = f"layers.{index}."
     names = [name for name in checkpoint.tensor_names() if name.startswith(prefix)]
     return {name.removeprefix(prefix): checkpoint.load(name) for name in names}
 
 
 def near_layer(tensors: Mapping[str, Float], kernels: Kernels) -> Layer:
-    """A layer in int8 instead of float32: faster, and inputs that differ by a thousandth make the same statistics."""
+    """A layer in int8 instead of float32: faster, and inputs that differ by a thousandth give the same statistics."""
     return {name: kernels.pack("int8", t) if t.ndim == 2 else t for name, t in tensors.items()}
 
 
@@ -197,7 +197,7 @@ def _table_parts(
     kernels: Kernels,
     whole: PackedWeight | None,
 ) -> Iterator[Part]:
-    """Embedding or head, some rows at a time; calibrated where there are statistics, gathered in `whole` if given."""
+    """Embedding or head, some rows at a time; calibrated if there are statistics, collected in `whole` if given."""
     factors = None if statistics is None or name in coded else factorize(statistics.hessian, format, statistics.damping)
     for slab, stored in read_stored(checkpoint, [name], coded):
         values = floats(stored)
@@ -226,7 +226,7 @@ def exact_inputs(config: ModelConfig, layer: Layer, hidden: Float, kernels: Kern
     """
     recorder = InputRecorder(kernels, {id(tensor): name for name, tensor in layer.items()})
     run_layer(config, layer, hidden, cast(Kernels, recorder))
-    # One after the other, so that only one is there twice.
+    # One after another, so that only one is in memory twice.
     inputs = {name: np.concatenate(recorder.inputs.pop(name)) for name in list(recorder.inputs)}
     return inputs, np.concatenate(recorder.attended)
 
@@ -237,8 +237,8 @@ class HeadInputs:
 
     Attributes:
         hessian: sum x x^T, [H, H].
-        damping: of it, as `rounding.damping_for` says.
-        shift: the correction is W times this, [H, H]; None: no correction.
+        damping: as returned by `rounding.damping_for`.
+        shift: the correction is W times this, [H, H]; None means no correction.
     """
 
     hessian: Float
@@ -247,7 +247,7 @@ class HeadInputs:
 
 
 def _tied_head(checkpoint: CanonicalTensors, embedded: Float, norm: Float, kernels: Kernels) -> HeadInputs:
-    """Of a head that is needed before the layers are rounded: the exact model's, in int8."""
+    """For a head that is needed before the layers are rounded: from the exact model, in int8."""
     config, hidden = checkpoint.config, embedded.copy()
     for index in range(config.num_hidden_layers):
         run_layer(config, near_layer(_layer_tensors(checkpoint, index), kernels), hidden, kernels)
@@ -277,7 +277,7 @@ def run_layer(
     """One layer in place on `hidden` [sequences, tokens, H]; each sequence starts with an empty context.
 
     Args:
-        batch_rows: about how many tokens pass through the layer at a time.
+        batch_rows: approximate number of tokens that pass through the layer at a time.
     """
     one = replace(config, num_hidden_layers=1)
     model = Transformer(one, ModelWeights({f"layers.0.{name}": tensor for name, tensor in layer.items()}), kernels)

@@ -1,8 +1,8 @@
-"""The calibration text: what the model itself writes, sampled with fixed seeds.
+"""The calibration text: written by the model itself, sampled with fixed seeds.
 
 Half answers to questions in the model's chat format, half free continuations of a few opening words; Chinese, English,
-code and JSON. The prompts stand in `calibration_prompts.json`. None of them is in `benchmarks/quality_text.py`, and no
-document is read: quality is measured on other text than was calibrated on.
+code and JSON. The prompts are in `calibration_prompts.json`. None of them is in `benchmarks/quality_text.py`, and no
+document is read: quality is measured on text other than the calibration text.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def calibration_text(
     sequences: int,
     progress: Callable[[str, float, float], None] | None = None,
 ) -> NDArray[np.int32]:
-    """Ids [sequences, 512 or the model's context]: texts one after the other, cut into sequences of equal length.
+    """Ids [sequences, 512 or the model's context]: texts one after another, cut into sequences of equal length.
 
-    The model runs in int8, or in int4 where that does not fit.
+    The model runs in int8, or in int4 if that does not fit.
 
     Args:
         progress: called with ("writing calibration text", done, total) in tokens.
@@ -63,7 +63,7 @@ def calibration_text(
 
 
 def prompt_ids(text: Processor) -> Iterator[tuple[int, list[int]]]:
-    """(seed, ids of a prompt) without end: chat and free prompts in turn, each time round with other seeds."""
+    """(seed, ids of a prompt), endlessly: chat and free prompts in turn, with different seeds in each round."""
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
     chat = [text.render(ChatRequest.of([Message("user", prompt)])) for prompt in prompts["chat"]]
     free = [text.tokenizer.encode(prompt) for prompt in prompts["open"]]

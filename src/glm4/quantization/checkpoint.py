@@ -42,12 +42,12 @@ from glm4.system.atomic_folder import atomic_folder
 Progress = Callable[[str, float, float], None]
 
 TARGETS = ("int8", "int4")
-# Up to this size calibration is the default: about an hour at most on two cores.
+# Calibration is the default up to this size: about an hour at most on two cores.
 CALIBRATED_PARAMETERS = 2_000_000_000
-# Sequences to calibrate on, and what must do where they take hours: with 12 instead of 32 the divergence of
+# Sequences to calibrate on, and how many must do where they take hours: with 12 instead of 32 the divergence of
 # starter-large (1.5e9 parameters) in int4 is a sixth larger.
 SEQUENCES, LARGE_SEQUENCES, LARGE_PARAMETERS = 32, 12, 2_000_000_000
-# Of a whole int4 file over the model's parameters; the frequent tokens' rows keep to it.
+# Bits of a whole int4 file per parameter of the model; the frequent tokens' rows stay within this.
 MAX_INT4_BITS = 4.6
 REPORT_FILE = "quantization_report.json"
 
@@ -62,22 +62,22 @@ def quantize(
     calibrate: bool | None = None,
     progress: Progress | None = None,
 ) -> QuantizationReport:
-    """Write a packed checkpoint of `checkpoint`. Without calibration at most some 200 MB of weights are held at a time.
+    """Write `checkpoint` as a packed checkpoint. Without calibration at most some 200 MB of weights are held at a time.
 
     The folder appears complete or not at all: it is written under another name and renamed at the end.
 
     Args:
-        checkpoint: opened, of any kind but "packed".
+        checkpoint: opened, of any kind except "packed".
         target: one of TARGETS.
         folder: must not exist, unless `force` is given and it is a packed checkpoint (or empty).
-        source: what to call the original in the new configuration; None is the name of its file or folder.
-        calibrate: whether weights are rounded with error compensation; None is yes up to CALIBRATED_PARAMETERS.
+        source: name of the original in the new configuration; None uses the name of its file or folder.
+        calibrate: whether weights are rounded with error compensation; None means yes up to CALIBRATED_PARAMETERS.
         progress: called with ("quantizing", done, total) in packed bytes; before that with ("loading", …) and
             ("writing calibration text", …).
 
     Raises:
-        InvalidRequestError: unknown target, a packed source, or `folder` must not be replaced.
-        DiskFullError: found before anything is written, or on the way.
+        InvalidRequestError: unknown target, a packed source, or `folder` may not be replaced.
+        DiskFullError: before anything is written, or while writing.
         CheckpointError, TokenizerError: the source cannot be read.
     """
     precision = _checked_target(checkpoint, target)
@@ -107,7 +107,7 @@ def quantize(
 
 
 def is_calibrated(config: ModelConfig, calibrate: bool | None) -> bool:
-    """What `calibrate=None` means for a model."""
+    """Whether a model is calibrated; None depends on its size."""
     return num_parameters(config) <= CALIBRATED_PARAMETERS if calibrate is None else calibrate
 
 
@@ -117,13 +117,13 @@ def calibration_sequences(config: ModelConfig) -> int:
 
 
 def calibration_seconds(config: ModelConfig, target: str) -> float:
-    """About how long calibration takes here, from the operations it needs and a matrix product timed now."""
+    """Approximate seconds of calibration here, from its operations and a matrix product timed now."""
     tokens, layers, hidden = calibration_sequences(config) * SEQUENCE, config.num_hidden_layers, config.hidden_size
     format, shapes = PRECISIONS[target].linear, matrix_shapes(config)
     per_layer = sum(_calibration_operations(format, *shape, tokens) for shape in shapes.values())
     table = config.vocab_size * hidden
     head = tokens * hidden**2 + 2 * table * hidden
-    if format == "int4":  # rounded three times, and passed once to see which tokens are frequent
+    if format == "int4":  # rounded three times, plus one pass to find the frequent tokens
         head += 4 * table * hidden + tokens * table
     weights = layers * sum(rows * cols for rows, cols in shapes.values())
     writing = 3 * tokens * (table + weights)  # in int8, many texts at once
@@ -137,7 +137,7 @@ def calibration_seconds(config: ModelConfig, target: str) -> float:
 
 
 def _calibration_operations(format: str, rows: int, cols: int, tokens: int) -> float:
-    """Of one matrix: two passes of the text, H, its factors, the rounding; the correction and its slow solution."""
+    """For one matrix: two passes of the text, H, its factors, the rounding; the correction and its slow solve."""
     operations: float = 4 * tokens * rows * cols + tokens * cols**2 + cols**3 + rows * cols**2
     if format == "int4":  # rounded three times
         operations += 4 * rows * cols**2
@@ -148,10 +148,10 @@ def _calibration_operations(format: str, rows: int, cols: int, tokens: int) -> f
 
 
 def calibrated_extras(config: ModelConfig, precision: Precision, coded: Collection[str]) -> Extras:
-    """What calibration makes beside the usual tensors: a head that is worse than int8 has some rows twice.
+    """What calibration adds to the usual tensors: a head in less than int8 has some rows twice.
 
     Args:
-        coded: matrices that keep the codes of their file.
+        coded: matrices that keep the file's codes.
     """
     scaled = {"channel_scales": True}
     head = head_name(config)
@@ -165,7 +165,7 @@ def calibrated_extras(config: ModelConfig, precision: Precision, coded: Collecti
 def _reported(
     made: Iterator[Part], report: QuantizationReport, total: int, progress: Progress | None
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The parts in file order, matrices before vectors; counts the error on the way."""
+    """The parts in file order, matrices before vectors; adds up the errors."""
     vectors: dict[str, NDArray[np.float32]] = {}
     kernels, done = get_kernels(), 0
     for part in made:
@@ -191,7 +191,7 @@ def _checked_target(checkpoint: Checkpoint, target: str) -> Precision:
         raise InvalidRequestError(f"a model is quantized to {' or '.join(TARGETS)}, not {target!r}", param="to")
     if checkpoint.packed is not None:
         raise InvalidRequestError(
-            f"{checkpoint.path} is packed already, as {checkpoint.packed.precision.name}; quantizing twice loses "
+            f"{checkpoint.path} is already packed, as {checkpoint.packed.precision.name}; quantizing twice loses "
             "quality. Start from the original model",
             param="model",
         )
@@ -199,14 +199,12 @@ def _checked_target(checkpoint: Checkpoint, target: str) -> Precision:
 
 
 def _check_folder(checkpoint: Checkpoint, folder: Path, force: bool) -> None:
-    """Refuse to overwrite: without `force` anything, with it whatever is not a packed checkpoint of ours."""
+    """Refuse to overwrite anything without `force`, and with it anything that is not a packed checkpoint of ours."""
     if not folder.exists() and not folder.is_symlink():
         return
     original = checkpoint.path.resolve()
     if original == folder.resolve() or folder.resolve() in original.parents:
-        raise InvalidRequestError(
-            f"{folder} holds the model that is to be quantized; choose another name", param="output"
-        )
+        raise InvalidRequestError(f"{folder} holds the model to be quantized; choose another name", param="output")
     if not folder.is_dir() or folder.is_symlink() or (any(folder.iterdir()) and not _is_ours(folder)):
         raise InvalidRequestError(
             f"{folder} exists and is not a packed checkpoint; it is not replaced even with --force: choose another",
@@ -224,7 +222,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """The folder's disk must hold the new checkpoint beside an old one, which goes only when the new one is there."""
+    """The disk must hold the new checkpoint next to an old one, which is deleted only when the new one is complete."""
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent

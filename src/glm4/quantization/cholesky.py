@@ -15,7 +15,7 @@ def factorize_in_place(matrix: NDArray[np.float64], block: int = _BLOCK) -> None
     Only the lower triangle is read.
 
     Raises:
-        numpy.linalg.LinAlgError: the matrix is not positive definite. It is then in pieces.
+        numpy.linalg.LinAlgError: the matrix is not positive definite. Its contents are then undefined.
     """
     size = len(matrix)
     for start in range(0, size, block):

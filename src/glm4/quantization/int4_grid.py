@@ -17,10 +17,10 @@ from glm4.kernels.reference_packing import (
 Float = NDArray[np.float32]
 Columns = NDArray[np.intp]
 
-# A row's unit is fixed before its targets are known; so much larger than plain rounding would make it.
+# A row's unit is fixed before its targets are known, so it is larger than in plain rounding by this factor.
 HEADROOM = np.float32(1.1)
-# How often all groups are rounded again. Two sweeps take 5 % off the error of a layer's outputs (root mean square, four
-# matrices of the smoke model), a third another 0.3 %.
+# How often all groups are rounded again. Two sweeps reduce the error of a layer's outputs by 5 % (root mean square,
+# four matrices of the smoke model), a third by another 0.3 %.
 SWEEPS = 2
 
 
@@ -36,9 +36,9 @@ class Int4Grid:
         self._scales, self._offsets = np.zeros((2, -(-cols // COL_GROUP), rows), np.float32)
 
     @staticmethod
-    def batches(loudness: Float) -> list[Columns]:
-        """`Grid.batches`: group by group, so that a grid can be searched on targets that know all groups before."""
-        return [np.arange(start, min(start + COL_GROUP, len(loudness))) for start in range(0, len(loudness), COL_GROUP)]
+    def batches(energy: Float) -> list[Columns]:
+        """`Grid.batches`: group by group, so that a grid can be searched for targets that know all earlier groups."""
+        return [np.arange(start, min(start + COL_GROUP, len(energy))) for start in range(0, len(energy), COL_GROUP)]
 
     def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
         """`Grid.at`: least squares, the error of each column weighted."""
@@ -49,7 +49,7 @@ class Int4Grid:
         return (self._unit * scale)[None], (self._unit * (offset * np.float32(INT4_OFFSET_UNIT)))[None]
 
     def improve(self, hessian: Float, damping: float, source: Float, error: Float, quants: NDArray[np.int8]) -> None:
-        """`Grid.improve`. Columns are rounded in their own order, so all arrays here have that one."""
+        """`Grid.improve`. Columns are rounded in their own order, so all arrays here are in that order."""
         for start in [*range(0, len(source), COL_GROUP)] * SWEEPS:
             group, columns = start // COL_GROUP, slice(start, start + COL_GROUP)
             inside = hessian[columns, columns] + np.float32(damping) * np.eye(len(source[columns]), dtype=np.float32)
@@ -64,7 +64,7 @@ class Int4Grid:
 
 
 def _row_units(weight: Float, kernels: Kernels) -> Float:
-    """Unit of each row: that of plain rounding, and some room."""
+    """Unit of each row: that of plain rounding, with some headroom."""
     unit = int4_cells(kernels.pack("int4", weight)).unit.reshape(-1)[: len(weight)]
     return np.asarray(unit * HEADROOM, np.float32)
 

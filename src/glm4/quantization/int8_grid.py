@@ -1,7 +1,7 @@
 """The int8 grid of error-compensated rounding: one fp16 scale per span of 128 columns.
 
-The scales are those of plain rounding. Smaller ones, which would cut off the largest magnitudes, gained less than 2 %
-of the squared output error on any kind of matrix of the smoke model, and nothing on most.
+The scales are those of plain rounding. Smaller ones, which would clip the largest magnitudes, gained less than 2 % of
+the squared output error on any kind of matrix of the smoke model, and nothing on most.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Int8Grid:
         self._scales = np.ascontiguousarray(scales.swapaxes(0, 1).reshape(scales.shape[1], -1)[:, : len(weight)])
 
     @staticmethod
-    def batches(loudness: Float) -> list[Columns]:
-        """`Grid.batches`: the loudest columns first, while there are many left that make up for their errors.
+    def batches(energy: Float) -> list[Columns]:
+        """`Grid.batches`: the columns with the largest inputs first, while many are left to compensate their errors.
 
-        On text of another kind that takes a tenth to a fifth off the squared output error of the order of the matrix.
+        On other text that takes a tenth to a fifth off the squared output error compared with the matrix's own order.
         """
-        order = np.argsort(-loudness, kind="stable")
+        order = np.argsort(-energy, kind="stable")
         return [order[start : start + _BATCH] for start in range(0, len(order), _BATCH)]
 
     def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
@@ -43,7 +43,7 @@ class Int8Grid:
         return self._scales[columns // _SPAN], np.zeros((1, target.shape[1]), np.float32)
 
     def improve(self, hessian: Float, damping: float, source: Float, error: Float, quants: NDArray[np.int8]) -> None:
-        """`Grid.improve`: not here, where rounding costs little as it is."""
+        """`Grid.improve`: does nothing, because int8 rounding costs little."""
 
     def packed(self, quants: NDArray[np.int8]) -> PackedWeight:
         """`Grid.packed`."""

@@ -1,9 +1,9 @@
 """How far quantized weights are from their source, by kind of tensor, and how large they are.
 
 The measure is the relative root mean square error sqrt(sum (q - w)^2 / sum w^2) of the dequantized weights q, the same
-for every layer of a kind. It tells a good rounding from a bad one; it says nothing about the model's answers. Nearer
-to them is the same error of the outputs q x on the calibration text, known where the rounding was calibrated:
-calibration makes it small, at the cost of a larger error of the weights.
+for every layer of a kind. It distinguishes good rounding from bad; it says nothing about the model's answers. The same
+error of the outputs q x on the calibration text, known if the rounding was calibrated, is closer to them: calibration
+reduces it, at the cost of a larger error of the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows are compared this many values at a time, which keeps the float64 intermediates small.
+# Rows are compared this many values at a time, to keep the float64 intermediates small.
 _BLOCK = 1 << 20
 
 
@@ -40,7 +40,7 @@ class KindError:
     _output_norm: float = 0.0
 
     def add(self, source: NDArray[np.float32], restored: NDArray[np.float32], nbytes: int) -> None:
-        """Count some rows of a tensor: what they were, what they became, and their packed size."""
+        """Add some rows of a tensor: the original, the restored values, and their packed size."""
         flat, other = source.reshape(-1), restored.reshape(-1)
         for start in range(0, flat.size, _BLOCK):
             part = flat[start : start + _BLOCK].astype(np.float64)
@@ -51,18 +51,18 @@ class KindError:
         self.nbytes += nbytes
 
     def add_output(self, error: float, norm: float) -> None:
-        """Count squared error and squared norm of outputs."""
+        """Add squared error and squared norm of outputs."""
         self._output_error += error
         self._output_norm += norm
 
     @property
     def relative_output_rmse(self) -> float | None:
-        """Of the outputs on the calibration text; None where the rounding was not calibrated."""
+        """Of the outputs on the calibration text; None if the rounding was not calibrated."""
         return math.sqrt(self._output_error / self._output_norm) if self._output_norm else None
 
     @property
     def relative_rmse(self) -> float:
-        """0 for an exact copy, and for a tensor of zeros that stayed one."""
+        """0 for an exact copy, including a tensor of zeros that stayed zero."""
         return math.sqrt(self._error / self._norm) if self._norm else math.sqrt(self._error)
 
     @property
@@ -73,14 +73,14 @@ class KindError:
 
 @dataclass
 class QuantizationReport:
-    """What `glm4 quantize` made.
+    """The result of `glm4 quantize`.
 
     Attributes:
         precision: "int8" or "int4".
         parameters: of the model.
         nbytes: of the finished weight file, header and vectors included.
         kinds: error by kind of tensor, in model order.
-        calibration_tokens: length of the calibration text; 0 where every weight was rounded for itself.
+        calibration_tokens: length of the calibration text; 0 if every weight was rounded by itself.
     """
 
     precision: str
@@ -95,7 +95,7 @@ class QuantizationReport:
 
     @property
     def bits_per_weight(self) -> float:
-        """All in: the file's bits over the model's parameters."""
+        """The file's bits over the model's parameters, everything included."""
         return 8 * self.nbytes / self.parameters
 
     @property

@@ -1,15 +1,14 @@
-"""Error-compensated rounding: each column is rounded knowing what the columns before it got wrong.
+"""Error-compensated rounding: each column is rounded knowing the errors of the columns before it.
 
 A linear layer's output error over calibration inputs x is tr((W - Q) H (W - Q)^T) with H = sum x x^T. With
 H = U D U^T, U unit upper triangular, it is the sum over columns k of
 
     D_k * |w_k - q_k + (W - Q)[:, :k] U[:k, k]|^2
 
-so rounding w_k + (W - Q)[:, :k] U[:k, k] to the nearest value minimises one term after the other ("LDLQ"; the same
-answer as GPTQ, without inverting H). That never goes back: a column knows nothing of those after it. So a format may
-then round all columns again, each knowing what all others got wrong (coordinate descent), and fit its grid to what
-became of them. In which order columns are rounded, and to which grid of values, is the format's business:
-`int4_grid.py`, `int8_grid.py`.
+so rounding w_k + (W - Q)[:, :k] U[:k, k] to the nearest value minimizes one term after another ("LDLQ"; the same
+result as GPTQ, without inverting H). That never goes back: a column knows nothing of those after it. So a format may
+then round all columns again, each knowing the errors of all others (coordinate descent), and fit its grid to the
+result. The order of the columns, and the grid of values, are up to the format: `int4_grid.py`, `int8_grid.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _SLAB_NBYTES = 64 << 20
 
 
 class Grid(Protocol):
-    """The values that a format can give some rows of a matrix: step * quant + centre.
+    """The values that a format can represent for some rows of a matrix: step * quant + center.
 
     Attributes:
         lowest, highest: bounds of the quants.
@@ -45,26 +44,26 @@ class Grid(Protocol):
     highest: int
 
     @staticmethod
-    def batches(loudness: Float) -> list[Columns]:
+    def batches(energy: Float) -> list[Columns]:
         """All columns, in the order of rounding and at most 32 at a time.
 
         Args:
-            loudness: mean square of the inputs of each column, up to a factor; [K].
+            energy: mean square of the inputs of each column, up to a factor; [K].
         """
 
     def at(self, columns: Columns, target: Float, weights: Float) -> tuple[Float, Float]:
-        """The grid of the columns of a batch. Batches come in order, so it may be chosen here.
+        """The grid for the columns of a batch. Batches come in order, so it may be chosen here.
 
         Args:
-            target: what the columns should be after all batches before, [columns, N].
-            weights: of each column's squared error, [columns].
+            target: the columns' targets after all earlier batches, [columns, N].
+            weights: weight of each column's squared error, [columns].
 
         Returns:
-            step and centre, [columns, N], or [1, N] for all columns.
+            step and center, [columns, N], or [1, N] for all columns.
         """
 
     def improve(self, hessian: Float, damping: float, source: Float, error: Float, quants: NDArray[np.int8]) -> None:
-        """May round all columns again, now that it is known what all others got wrong; in place.
+        """May round all columns again, now that the errors of all others are known; in place.
 
         Args:
             hessian: H of all columns, [K, K].
@@ -83,13 +82,13 @@ GRIDS: dict[str, type[Int4Grid] | type[Int8Grid]] = {"int4": Int4Grid, "int8": I
 
 @dataclass(frozen=True)
 class Factors:
-    """H = U D U^T of a damped H whose columns, and rows, were put into the order of rounding.
+    """H = U D U^T of a damped H whose columns and rows are in the order of rounding.
 
     Attributes:
-        batches: the columns of H in that order, as `Grid.batches` gives them.
+        batches: the columns of H in that order, as returned by `Grid.batches`.
         upper: U, float32 [K, K], unit upper triangular (zeros below).
         diagonal: D, float32 [K], positive.
-        hessian: H as it came, in the columns' own order.
+        hessian: H as given, in the columns' own order.
         damping: what was added to its diagonal.
     """
 
@@ -101,12 +100,12 @@ class Factors:
 
 
 def damping_for(tokens: int, cols: int) -> float:
-    """What to add to H's diagonal, as a share of its mean.
+    """What to add to H's diagonal, as a fraction of its mean.
 
     It keeps H positive definite, and the solution near plain rounding where the text says little: the more columns, the
-    less a text says of their correlations. Measured by output errors on other text than the calibration text, the least
-    error (starter-large, layer 3, 16,384 tokens) is at 1 for qkv and gate_up and at 2 to 3 for down, with 11 and 1.8
-    tokens for each column; 0.1 is worse than plain rounding there (0.062 against 0.059; 0.053 with 3).
+    less a text says about their correlations. Measured by output errors on text other than the calibration text, the
+    least error (starter-large, layer 3, 16,384 tokens) is at 1 for qkv and gate_up and at 2 to 3 for down, with 11 and
+    1.8 tokens per column; 0.1 is worse than plain rounding there (0.062 against 0.059; 0.053 with 3).
 
     Args:
         tokens: number of inputs that H sums.
@@ -119,11 +118,11 @@ def factorize(hessian: Float, format: str, damping: float) -> Factors:
     """Damp and factorize H [K, K], symmetric and positive semi-definite.
 
     Args:
-        format: weight format, a key of GRIDS; it decides about the order of columns.
-        damping: share of the mean of H's diagonal to add to it; more where rounding errors ask for it.
+        format: weight format, a key of GRIDS; it determines the order of columns.
+        damping: fraction of the mean of H's diagonal to add to it; increased if rounding errors require it.
 
     Raises:
-        ValueError: H has numbers that are not finite.
+        ValueError: H has non-finite values.
     """
     if not np.isfinite(hessian).all():
         raise ValueError("the sums of calibration inputs are not finite")
@@ -146,7 +145,7 @@ def factorize(hessian: Float, format: str, damping: float) -> Factors:
 
 
 def round_compensated(format: str, weight: Float, factors: Factors, kernels: Kernels) -> PackedWeight:
-    """`weight` [N, K] in a format of GRIDS, rounded with error compensation. Rows do not influence each other.
+    """`weight` [N, K] in a format of GRIDS, rounded with error compensation. Rows are independent.
 
     Raises:
         TensorError: a weight is not finite or too large (raised by `pack`).
@@ -161,7 +160,7 @@ def round_compensated(format: str, weight: Float, factors: Factors, kernels: Ker
 
 
 def _round_rows(weight: Float, grid: Grid, factors: Factors, kernels: Kernels) -> PackedWeight:
-    """`round_compensated` of some rows. Works on transposed matrices: a column of W is contiguous."""
+    """`round_compensated` for some rows. Works on transposed matrices: a column of W is contiguous."""
     source = np.ascontiguousarray(weight.T)[np.concatenate(factors.batches)]
     error, quants = np.zeros_like(source), np.zeros(source.shape, np.int8)
     stop = 0

@@ -1,7 +1,7 @@
-"""`Admission`: who may hand a request to the engine now, who waits, and who is sent away.
+"""`Admission`: which requests may go to the engine now, which wait, and which are refused.
 
-The engine batches what it is given; beyond that, requests wait here, where waiting costs no memory of the model and
-where they can be refused, timed out and counted.
+The engine batches what it is given; requests beyond that wait here, where waiting takes no model memory and where they
+can be refused, timed out and counted.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from glm4.server.errors import busy
 
 
 class Admission:
-    """First come, first served slots.
+    """First-come, first-served slots.
 
     Args:
-        slots: samples that may be at the engine at once.
+        slots: samples that may be in the engine at once.
         max_queue: requests that may wait; more are refused at once.
         timeout: seconds a request may wait.
     """
@@ -45,12 +45,12 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self, samples: int = 1) -> AsyncIterator[None]:
-        """Hold slots for a request of so many samples.
+        """Hold slots for a request of `samples` samples.
 
         Raises:
-            ApiError: the queue is full (429), the wait was too long or the server stops (503).
+            ApiError: the queue is full (429), the wait was too long or the server is stopping (503).
         """
-        count = min(samples, self._slots)  # a request larger than everything runs alone
+        count = min(samples, self._slots)  # a request larger than all slots runs alone
         await self._enter(count)
         try:
             yield
@@ -59,7 +59,7 @@ class Admission:
             self._wake()
 
     def close(self) -> None:
-        """Send everybody who waits, and everybody who comes, away."""
+        """Refuse all waiting requests and all later ones."""
         self._closed = True
         while self._queue:
             future, _ = self._queue.popleft()
@@ -74,7 +74,7 @@ class Admission:
             return
         if len(self._queue) >= self._max_queue:
             raise busy(
-                f"{len(self._queue)} requests are waiting already; try again later",
+                f"{len(self._queue)} requests are already waiting; try again later",
                 status=429, seconds=2, code="queue_full",
             )  # fmt: skip
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -87,10 +87,10 @@ class Admission:
             if entry in self._queue:
                 self._queue.remove(entry)
             elif future.done() and not future.cancelled() and future.exception() is None:
-                self._taken -= count  # the slot was given in the very moment of giving up
+                self._taken -= count  # the slot was granted just as the request gave up
             self._wake()
             if isinstance(error, TimeoutError):
-                raise busy(f"no place became free within {self._timeout:g} seconds", 5, code="queue_timeout") from None
+                raise busy(f"no slot became free within {self._timeout:g} seconds", 5, code="queue_timeout") from None
             raise
 
     def _wake(self) -> None:

@@ -1,4 +1,4 @@
-"""`create_app`: the server put together from apps, its own and further ones."""
+"""`create_app`: the server assembled from apps, its own and additional ones."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
 
 @dataclass(frozen=True)
 class App:
-    """A part of the server: its paths, its state, its start and end. Keys, hosts, origins and errors are the server's.
+    """A part of the server: its paths, state, startup and shutdown. The server handles keys, hosts, origins and errors.
 
     Attributes:
-        name: for errors.
-        operations: paths that /openapi.json describes.
-        routes: paths that it does not.
+        name: used in errors.
+        operations: paths described in /openapi.json.
+        routes: paths not described there.
         pages: files for browsers; open without a key.
-        public: further paths that are open without a key, as they are requested.
-        schemas: components that the operations name, beside those of the API.
-        state: what its endpoints need; `find_state(request.app, its class)` gives it back.
-        start: runs before the first request, in the order of the apps; an error ends the server.
-        stop: runs after the last request, in the opposite order, if the start went well.
+        public: other paths that are open without a key, as they are requested.
+        schemas: components that the operations refer to, in addition to the API's.
+        state: what its endpoints need; `find_state(request.app, its class)` returns it.
+        start: runs before the first request, in app order; an error stops the server.
+        stop: runs after the last request, in reverse order, if the start succeeded.
     """
 
     name: str
@@ -55,19 +55,19 @@ class App:
     stop: Callable[[Starlette], Awaitable[None]] | None = None
 
     def all_routes(self) -> list[Route]:
-        """Of operations and pages, too."""
+        """Including those of operations and pages."""
         return [*(one.route() for one in self.operations), *(page.route() for page in self.pages), *self.routes]
 
 
 def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[App] = ()) -> Starlette:
-    """An ASGI application that loads its models in the background once it is started.
+    """An ASGI application that loads its models in the background once started.
 
     Args:
-        load: makes the `LLM` of a model; None loads it as `LLM` does.
-        apps: what it serves beside the API.
+        load: creates the `LLM` of a model; None uses `LLM` itself.
+        apps: what it serves in addition to the API.
 
     Raises:
-        StoreError: the file of stored responses cannot be used.
+        StoreError: the file of the response store cannot be used.
         ValueError: two apps have the same path, component or type of state.
     """
     mounted = [_api(config, load), App("llama.cpp", routes=routes.LLAMA_CPP, public=routes.LLAMA_CPP_PUBLIC)]
@@ -100,7 +100,7 @@ def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[
 def _api(config: ServerConfig, load: Loader | None) -> App:
     registry = ModelRegistry(config, load)
     open_store = partial(ResponseStore, config.store_path, config.store_max_bytes, config.store_max_age)
-    # A file is opened here: a server that cannot keep its promise does not start.
+    # A file is opened here, so that a server that cannot store responses does not start.
     stored = ThreadedResponseStore(open_store, now=config.store_path is not None)
 
     async def start(app: Starlette) -> None:
@@ -122,7 +122,7 @@ def _api(config: ServerConfig, load: Loader | None) -> App:
 
 
 def _check_apart(mounted: Sequence[App]) -> None:
-    """Apps must not hide each other's paths, components or states."""
+    """Apps must not shadow each other's paths, components or states."""
     paths = [route for app in mounted for route in app.all_routes()]
     names = [f"{method} {route.path}" for route in paths for method in (route.methods or set()) - {"HEAD"}]
     names += [f"the component {name}" for app in mounted for name in app.schemas]
@@ -135,7 +135,7 @@ def _check_apart(mounted: Sequence[App]) -> None:
 
 @asynccontextmanager
 async def _running(app: Starlette, mounted: Sequence[App]) -> AsyncIterator[None]:
-    """Start the apps in order; stop those that were started in the opposite order, whatever goes wrong."""
+    """Start the apps in order; at the end, stop the started ones in reverse order, whatever goes wrong."""
     async with AsyncExitStack() as started:
         for one in mounted:
             if one.start is not None:

@@ -1,4 +1,4 @@
-"""Reading request bodies: size, time, JSON. Everything a client sends is hostile until it is read here."""
+"""Reading request bodies: size, time, JSON. Everything a client sends is untrusted until it is read here."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from glm4.server.errors import ApiError
 from glm4.system.strict_json import NotJsonError, finite_float, refuse_constant
 
 MAX_DEPTH = 64
-"""Nesting of arrays and objects; more is refused before anything walks it."""
+"""Maximum nesting of arrays and objects; deeper bodies are refused before any code walks them."""
 
-# A string that has no end reaches to the end of the text: looked for again from every quote inside of it, it would
-# take quadratic time.
+# An unterminated string extends to the end of the text: searching for it again from every quote inside it would take
+# quadratic time.
 _STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
@@ -25,23 +25,23 @@ async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str
     """The JSON object of a request body.
 
     Args:
-        limit: bytes of the body at most.
-        seconds: the body must be here by then.
+        limit: maximum bytes of the body.
+        seconds: the body must arrive within this time.
 
     Raises:
-        ApiError: too large (413), too slow (408), not sent as JSON (415), no JSON object (400).
+        ApiError: too large (413), too slow (408), not sent as JSON (415), not a JSON object (400).
     """
     _check_type(request)
     raw = await read_body(request, limit=limit, seconds=seconds)
-    # A large body takes seconds to decode; other streams go on meanwhile.
+    # Decoding a large body takes seconds; other streams continue meanwhile.
     return await asyncio.to_thread(decode, raw) if len(raw) > 1 << 16 else decode(raw)
 
 
 def _check_type(request: Request) -> None:
-    """Refuse what a web page may send to this machine without asking first (CORS), and with it curl's default."""
+    """Refuse what a web page may send to this machine without a CORS preflight, which includes curl's default."""
     kind = request.headers.get("content-type")
     if kind is None and "origin" not in request.headers:
-        return  # a program that does not say; browsers always send an origin
+        return  # not a browser: those always send an origin
     media = (kind or "").partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         raise ApiError(415, "the body must be JSON and be sent with Content-Type: application/json")
@@ -76,7 +76,7 @@ def decode(raw: bytes) -> dict[str, Any]:
     """A JSON object from bytes.
 
     Raises:
-        ApiError: not UTF-8, not JSON, NaN, half a surrogate pair, nested too deeply, no object.
+        ApiError: not UTF-8, not JSON, NaN, a lone surrogate, nested too deeply, not an object.
     """
     try:
         text = raw.decode("utf-8")
@@ -91,7 +91,7 @@ def decode(raw: bytes) -> dict[str, Any]:
             400, f"the body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}",
             code="invalid_json",
         ) from None  # fmt: skip
-    except ValueError as error:  # Python converts whole numbers of some thousand digits at most
+    except ValueError as error:  # Python converts integers of a few thousand digits at most
         reason = str(error) if isinstance(error, NotJsonError) else "a number has too many digits"
         raise ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -120,4 +120,4 @@ def _check_unicode(value: object) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ApiError(400, "the body has half a surrogate pair; that is not Unicode", code="invalid_json") from None
+        raise ApiError(400, "the body has a lone surrogate, which is not valid Unicode", code="invalid_json") from None

@@ -1,4 +1,4 @@
-"""`ServerConfig`: everything `glm4 serve` can be told, checked."""
+"""`ServerConfig`: all settings of `glm4 serve`, validated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glm4.errors import InvalidRequestError
 
 _METRIC_PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 ANY_MODEL = "*"
-"""As a served name: answer to whatever model name a client sends."""
+"""A served name that matches any model name a client sends."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class ModelSpec:
     """One model to serve.
 
     Attributes:
-        source: what `LLM` takes: a name, a folder, a GGUF file.
-        names: what clients may call it; the first is the one responses carry.
+        source: what `LLM` takes: a name, a folder or a GGUF file.
+        names: what clients may call it; responses carry the first.
         options: keyword arguments of `LLM`.
-        adapters: LoRA adapters loaded with it, name → folder.
+        adapters: LoRA adapters to load with it, name → folder.
     """
 
     source: str
@@ -35,28 +35,28 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """How to serve.
+    """Settings of a server.
 
     Attributes:
-        models: at least one; the first answers requests that name none.
-        host, port: where to listen; loopback unless told otherwise.
-        api_keys: any of these opens the API; empty leaves it open.
-        insecure: allow an address others can reach without a key.
-        allowed_hosts: Host headers accepted beside loopback names (against DNS rebinding); "*" accepts all.
-        allowed_origins: origins browsers may call from (CORS); none by default.
-        max_queue: requests that wait beyond those that run; more get 429.
-        queue_timeout: seconds a request may wait for its turn before it gets 503.
-        request_timeout: seconds a request may take in all; None means no limit.
-        stall_timeout: seconds a client may leave a stream unread before it is cut off.
-        keep_alive: seconds of silence in a stream after which a comment is sent.
-        max_body_bytes: longest request body.
+        models: at least one; the first answers requests that do not name a model.
+        host, port: where to listen; loopback by default.
+        api_keys: any of these grants access; if empty, no key is needed.
+        insecure: allow listening without a key on an address that other machines can reach.
+        allowed_hosts: Host headers accepted in addition to loopback names (against DNS rebinding); "*" accepts all.
+        allowed_origins: origins that browsers may call from (CORS); none by default.
+        max_queue: requests that may wait in addition to those that run; more get 429.
+        queue_timeout: seconds a request may wait before it gets 503.
+        request_timeout: seconds a request may take in total; None means no limit.
+        stall_timeout: seconds a client may leave a stream unread before it is disconnected.
+        keep_alive: seconds of silence in a stream before a comment is sent.
+        max_body_bytes: maximum size of a request body.
         header_timeout, body_timeout: seconds a request's headers, and then its body, may take to arrive.
         shutdown_timeout: seconds running requests get to finish after SIGTERM.
         store_path: SQLite file of stored responses; None keeps them in memory only.
-        store_max_bytes, store_max_age: bounds of that store, in bytes and seconds.
-        allow_adapter_loading: let clients load LoRA adapters from folders of this machine.
-        log_prompts: write prompts into the log. Off unless asked for.
-        metrics_prefix: of the metrics' names; "vllm" makes dashboards for vLLM fit.
+        store_max_bytes, store_max_age: limits of that store, in bytes and seconds.
+        allow_adapter_loading: let clients load LoRA adapters from folders on this machine.
+        log_prompts: write prompts to the log; off by default.
+        metrics_prefix: prefix of metric names; "vllm" makes dashboards for vLLM work.
     """
 
     models: tuple[ModelSpec, ...]
@@ -88,7 +88,7 @@ class ServerConfig:
         names = [name for model in self.models for name in (*model.names, *model.adapters)]
         for name in names:
             if names.count(name) > 1:
-                raise InvalidRequestError(f"two models are to be served as {name!r}; give them different names")
+                raise InvalidRequestError(f"two models have the name {name!r}; give them different names")
         if not _METRIC_PREFIX.fullmatch(self.metrics_prefix):
             raise InvalidRequestError(
                 f"--metrics-prefix must be a word of letters, digits and _, not {self.metrics_prefix!r}"
@@ -97,8 +97,8 @@ class ServerConfig:
             raise InvalidRequestError("an API key must have at least 8 characters")
         if not (self.api_keys or self.insecure or self.is_loopback):
             raise InvalidRequestError(
-                f"{self.host} can be reached by others, and there is no API key. Set one (--api-key-file,"
-                " GLM4_API_KEY), listen on 127.0.0.1, or say --insecure if something in front of this server keeps"
+                f"{self.host} can be reached by other machines, and no API key is set. Set one (--api-key-file,"
+                " GLM4_API_KEY), listen on 127.0.0.1, or pass --insecure if something in front of this server keeps"
                 " others out"
             )
 

@@ -1,6 +1,6 @@
-"""`Connection`: HTTP/1.1 as uvicorn speaks it, with an end for every client that means no good.
+"""`Connection`: uvicorn's HTTP/1.1, with a time limit for every client that stalls or misbehaves.
 
-uvicorn waits for ever for headers that come a byte at a time, for the rest of a body whose request is answered, and
+uvicorn waits forever for headers that arrive a byte at a time, for the rest of a body whose request is answered, and
 for a client to read its response; and it answers malformed HTTP in plain text.
 
 Not covered: how many connections one client opens. Put a reverse proxy in front for that.
@@ -20,39 +20,39 @@ from glm4.server.errors import ApiError
 from glm4.server.streaming import ABORT
 
 LINGER_SECONDS = 10.0
-"""For the rest of a body after its request was refused: closing at once would lose the answer on its way."""
+"""For the rest of a body after its request was refused: closing at once would lose the response in transit."""
 CLOSE_SECONDS = 120.0
-"""For a client to read what was sent before the connection was closed."""
+"""For a client to read what was sent before the connection is closed."""
 
 
 class Connection(H11Protocol):
     """One client's connection.
 
     Args:
-        header_timeout: seconds for all headers of a request, from its first byte (or the connection's beginning).
+        header_timeout: seconds for all headers of a request, from its first byte (or the start of the connection).
     """
 
     def __init__(self, *args: Any, header_timeout: float, **options: Any) -> None:
         super().__init__(*args, **options)
-        # `RequestLog` writes our line; uvicorn's has the query, and comes whenever the logger has a handler.
+        # `RequestLog` writes our line; uvicorn's includes the query, and appears whenever the logger has a handler.
         self.access_log = False
         self._header_timeout = header_timeout
         self._timer: asyncio.TimerHandle | None = None
         self._awaits_headers = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin."""
+        """Start the header timer."""
         super().connection_made(transport)
         self.app_state = {**self.app_state, ABORT: transport.abort}
         self._await_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Cancel the timer."""
         super().connection_lost(exc)
         self._set_timer(None)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; headers that have begun must be complete in time, however often a byte of them comes."""
+        """Pass data on; once headers have begun they must be complete in time, however often a byte of them arrives."""
         super().data_received(data)
         if self.transport.is_closing():
             return
@@ -64,7 +64,7 @@ class Connection(H11Protocol):
             self._await_headers()
 
     def on_response_complete(self) -> None:
-        """A response is out: see that what is left of its connection comes to an end."""
+        """After a response, make sure that the rest of its connection ends."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
@@ -72,19 +72,19 @@ class Connection(H11Protocol):
             self._set_timer(LINGER_SECONDS, self._end_lingering, self.cycle)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for a while."""
+        """Close an idle connection."""
         super().timeout_keep_alive_handler()
         self._abort_later()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
+        """Answer input that is not HTTP."""
         self._refuse(ApiError(400, "this is not valid HTTP/1.1", code="invalid_http"))
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer in place of the application, if nothing has been answered yet, and close."""
-        cycle = cast("Any | None", self.cycle)  # declared as never None, and None until the first request
+        """Answer in place of the application, if nothing has been sent yet, and close."""
+        cycle = cast("Any | None", self.cycle)  # declared as never None, but None until the first request
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # for the application the client is gone
+            cycle.disconnected = True  # to the application, the client is gone
             cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             response = JSONResponse(error.openai(), headers={"Connection": "close"})
@@ -102,7 +102,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return
         if not self.conn.trailing_data[0]:
-            self.transport.close()  # nobody asked for anything
+            self.transport.close()  # no request was started
             return
         self._refuse(ApiError(408, f"the request's headers did not arrive within {self._header_timeout:g} seconds"))
 
@@ -112,7 +112,7 @@ class Connection(H11Protocol):
             self._abort_later()
 
     def _abort_later(self) -> None:
-        # `close` first sends what is in the buffer, which takes for ever when the client does not read.
+        # `close` first sends what is in the buffer, which takes forever if the client does not read.
         self._set_timer(CLOSE_SECONDS, self.transport.abort)
 
     def _set_timer(self, seconds: float | None, action: Callable[..., None] | None = None, *args: object) -> None:

@@ -26,7 +26,7 @@ log = logging.getLogger("glm4.server")
 
 ANTHROPIC_PREFIX = "/v1/messages"
 MAX_MESSAGE = 1000
-"""Characters of an error: it quotes what it refuses, and that may be megabytes long."""
+"""Maximum length of an error message, which quotes what it refuses and would otherwise be megabytes long."""
 
 _TYPES = {
     400: "invalid_request_error",
@@ -50,8 +50,8 @@ class ApiError(Exception):
     """An error with an HTTP status, ready for the client.
 
     Attributes:
-        param: the field that is at fault.
-        code: OpenAI's short name of the reason.
+        param: the field at fault.
+        code: OpenAI's short name for the reason.
         headers: such as Retry-After.
     """
 
@@ -66,7 +66,7 @@ class ApiError(Exception):
 
     @property
     def type(self) -> str:
-        """The class of error, in words both APIs share."""
+        """The type of error, in words both APIs share."""
         return _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
 
     def openai(self) -> dict[str, Any]:
@@ -85,12 +85,12 @@ def _shortened(text: str, most: int) -> str:
 
 
 def busy(message: str, seconds: int = 1, *, status: int = 503, code: str | None = None) -> ApiError:
-    """An error that goes away by waiting."""
+    """An error that waiting may resolve."""
     return ApiError(status, message, code=code, headers={"Retry-After": str(seconds)})
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Any exception as an error for the client. What is our own fault is logged and not described."""
+    """Any exception as an error for the client. Internal faults are logged and not described."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, PromptTooLongError):
@@ -109,10 +109,10 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(500, "stored responses cannot be read or written; the server's log says why", "store")
     if isinstance(error, RemoteUnavailableError):
         log.error("request failed: %s", error)
-        return busy("the server that computes the answers is not available; try again later", 5)
+        return busy("the upstream server is not available; try again later", 5)
     if isinstance(error, RemoteError):
         log.error("request failed: %s", error)
-        return ApiError(502, "the server that computes the answers has failed; this server's log says why")
+        return ApiError(502, "the upstream server has failed; this server's log says why")
     if isinstance(error, Glm4Error):
         log.error("request failed: %s", error)
         return ApiError(500, "the model could not answer; the server's log says why")

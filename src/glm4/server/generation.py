@@ -22,12 +22,12 @@ _T = TypeVar("_T")
 
 
 async def prepare(function: Callable[[], _T]) -> _T:
-    """Render, tokenize, compile: off the event loop, and off the engine's thread."""
+    """Render, tokenize and compile, off the event loop and off the engine's thread."""
     return await asyncio.to_thread(function)
 
 
 class Generation:
-    """One request at the engine. `start` it, iterate over its chunks, and `close` it whatever happened."""
+    """One request in the engine. `start` it, iterate over its chunks, and always `close` it."""
 
     def __init__(self, state: ServerState, target: Target, prepared: PreparedRequest) -> None:
         self.target = target
@@ -44,11 +44,11 @@ class Generation:
             log.info("prompt for %s: %r", target.name, text)
 
     async def start(self) -> None:
-        """Wait for a place and hand the request to the engine.
+        """Wait for a slot and hand the request to the engine.
 
         Raises:
-            ApiError: no place (429, 503), or not before the request's time is over (504).
-            InvalidRequestError: the engine refuses it.
+            ApiError: no slot (429, 503), or none before the request's time was over (504).
+            InvalidRequestError: the engine rejects it.
         """
         loop = asyncio.get_running_loop()
         too_long = ApiError(504, f"the answer took longer than {self._timeout or 0:g} seconds", code="timeout")
@@ -66,8 +66,8 @@ class Generation:
         self._timer.admitted()
 
     async def chunks(self) -> AsyncIterator[StreamChunk]:
-        """What the engine brings, step by step."""
-        assert self._stream is not None  # noqa: S101 (`start` came first)
+        """The engine's output, step by step."""
+        assert self._stream is not None  # noqa: S101 (`start` has been called)
         async for chunk in self._stream:
             self._timer.tokens(len(chunk.token_ids))
             if chunk.finish_reason is not None:
@@ -82,7 +82,7 @@ class Generation:
         raise Glm4Error("the stream ended without an answer")
 
     async def close(self) -> None:
-        """Abort what still runs, give the place back, record the times. Idempotent."""
+        """Abort what still runs, release the slot, record the times. Idempotent."""
         if self._stream is not None:
             missing = self.prepared.params.n - len(self._reasons)
             self._timer.finished([*self._reasons.values(), *["abort"] * missing])
@@ -101,7 +101,7 @@ async def whole(state: ServerState, target: Target, prepared: PreparedRequest) -
 
 
 async def whole_many(state: ServerState, target: Target, batch: Sequence[PreparedRequest]) -> list[RequestOutput]:
-    """Answer several, as many at a time as the engine takes; one that fails ends all."""
+    """Answer several, as many at a time as the engine takes; if one fails, all end."""
     free = asyncio.Semaphore(_width(target))
 
     async def one(prepared: PreparedRequest) -> RequestOutput:
@@ -118,9 +118,9 @@ async def whole_many(state: ServerState, target: Target, batch: Sequence[Prepare
 async def interleaved(
     state: ServerState, target: Target, batch: Sequence[PreparedRequest]
 ) -> AsyncGenerator[tuple[int, StreamChunk], None]:
-    """The chunks of several requests as they come, each with its request's position."""
+    """The chunks of several requests as they arrive, each with its request's position."""
     free = asyncio.Semaphore(_width(target))
-    # Bounded, so that a reader who stops makes the streams behind it join their chunks instead of filling this.
+    # Bounded, so that a slow reader makes the streams behind it merge their chunks instead of filling this queue.
     queue: asyncio.Queue[tuple[int, StreamChunk] | BaseException] = asyncio.Queue(maxsize=2 * len(batch))
 
     async def one(position: int, prepared: PreparedRequest) -> None:

@@ -1,6 +1,6 @@
 """Prometheus metrics under vLLM's names, so that dashboards made for it work (`--metrics-prefix vllm` for its prefix).
 
-Label values are ours, never a client's: served model names, finish reasons.
+Label values never come from a client: only served model names and finish reasons.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SAMPLES = (1, 2, 5, 10, 20)
 
 
 class ServerMetrics:
-    """Counters and histograms of one server, and the gauges read from its engines when they are asked for."""
+    """Counters and histograms of one server, and gauges read from its engines on demand."""
 
     def __init__(self, prefix: str, models: ModelRegistry) -> None:
         self.registry = CollectorRegistry()
@@ -37,21 +37,21 @@ class ServerMetrics:
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.request_success = counter(
-            "request_success", "Finished answers, by the reason.", ("model_name", "finished_reason")
+            "request_success", "Finished answers, by reason.", ("model_name", "finished_reason")
         )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "From arrival to the first token.")
-        self.inter_token_latency = histogram("inter_token_latency_seconds", "Between two deliveries of a stream.")
+        self.inter_token_latency = histogram("inter_token_latency_seconds", "Between two chunks of a stream.")
         self.time_per_output_token = histogram(
-            "request_time_per_output_token_seconds", "Mean time a token of a request took after the first."
+            "request_time_per_output_token_seconds", "Mean time per token of a request after the first."
         )
         self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the end of the answer.")
-        self.queue_time = histogram("request_queue_time_seconds", "Waiting for a place at the engine.")
+        self.queue_time = histogram("request_queue_time_seconds", "Waiting for a slot in the engine.")
         self.prefill_time = histogram("request_prefill_time_seconds", "From the engine to the first token.")
         self.decode_time = histogram("request_decode_time_seconds", "From the first token to the last.")
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Prompt length.", _TOKENS)
         self.request_generation_tokens = histogram("request_generation_tokens", "Answer length.", _TOKENS)
-        self.request_params_n = histogram("request_params_n", "Samples asked for.", _SAMPLES)
-        self.request_params_max_tokens = histogram("request_params_max_tokens", "max_tokens asked for.", _TOKENS)
+        self.request_params_n = histogram("request_params_n", "Samples requested.", _SAMPLES)
+        self.request_params_max_tokens = histogram("request_params_max_tokens", "max_tokens requested.", _TOKENS)
 
     def begin(self, model: str, prompt_tokens: int, n: int, max_tokens: int | None) -> RequestTimer:
         """Start the clock of a request."""
@@ -74,14 +74,14 @@ class RequestTimer:
         self._tokens = 0
 
     def admitted(self) -> None:
-        """The engine has it."""
+        """The engine has accepted it."""
         self._admitted = time.monotonic()
         self._metrics.queue_time.labels(self._model).observe(self._admitted - self._arrival)
         self._metrics.prompt_tokens.labels(self._model).inc(self._prompt_tokens)
         self._metrics.request_prompt_tokens.labels(self._model).observe(self._prompt_tokens)
 
     def tokens(self, count: int) -> None:
-        """So many tokens arrived."""
+        """`count` tokens arrived."""
         if not count:
             return
         now = time.monotonic()
@@ -96,7 +96,7 @@ class RequestTimer:
         self._metrics.generation_tokens.labels(self._model).inc(count)
 
     def finished(self, reasons: Iterable[str]) -> None:
-        """It is over: one reason per sample."""
+        """It has finished: one reason per sample."""
         now = time.monotonic()
         for reason in reasons:
             self._metrics.request_success.labels(self._model, reason).inc()
@@ -110,7 +110,7 @@ class RequestTimer:
 
 
 class _EngineCollector(Collector):
-    """What the engines know, read when a page of metrics is made."""
+    """Statistics of the engines, read when metrics are collected."""
 
     def __init__(self, prefix: str, models: ModelRegistry) -> None:
         self._prefix = prefix
@@ -134,11 +134,11 @@ class _EngineCollector(Collector):
             usage = stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0
             gauge, counter = GaugeMetricFamily, CounterMetricFamily
             put(gauge, "num_requests_running", "Requests in the batch.", stats.num_running)
-            put(gauge, "num_requests_waiting", "Requests that wait for a place.", waiting)
-            put(gauge, "kv_cache_usage_perc", "Share of KV pages in use; 1 is all.", usage)
+            put(gauge, "num_requests_waiting", "Requests waiting for a slot.", waiting)
+            put(gauge, "kv_cache_usage_perc", "Fraction of KV pages in use.", usage)
             put(counter, "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
             put(counter, "prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
-            put(counter, "num_preemptions", "Requests set back for want of pages.", stats.num_preemptions)
-            put(counter, "spec_decode_num_draft_tokens", "Tokens guessed.", stats.num_drafted_tokens)
-            put(counter, "spec_decode_num_accepted_tokens", "Guesses that came true.", stats.num_accepted_tokens)
+            put(counter, "num_preemptions", "Requests preempted for lack of pages.", stats.num_preemptions)
+            put(counter, "spec_decode_num_draft_tokens", "Draft tokens proposed.", stats.num_drafted_tokens)
+            put(counter, "spec_decode_num_accepted_tokens", "Draft tokens accepted.", stats.num_accepted_tokens)
         yield from families.values()

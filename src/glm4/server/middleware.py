@@ -1,6 +1,6 @@
 """What every request passes through: request ids and the log, browsers' origins, the Host header, API keys.
 
-Not covered: encryption and rate limits per client. Put a reverse proxy in front for those.
+Not covered: encryption and per-client rate limits. Put a reverse proxy in front for those.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
 
 access_log = logging.getLogger("glm4.access")
 
-_NOTHING_SENT = 499  # as it is logged: the client hung up before there was an answer
+_NOTHING_SENT = 499  # as logged: the client hung up before there was an answer
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestLog:
-    """Gives every request an id (the client's own, if it is a harmless one), returns it, and logs one line at the end.
+    """Gives every request an id (the client's own, if it is harmless), returns it, and logs one line at the end.
 
-    The line has no query string, no body and no header but the id.
+    The line has no query string, no body and no header except the id.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -59,7 +59,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            # Starlette's own last resort stands outside of this class and would answer in plain text.
+            # Starlette's handler of last resort is outside this class and would answer in plain text.
             response = error_response(Request(scope), error)
             if status == _NOTHING_SENT:
                 await response(scope, receive, send_with_id)
@@ -76,14 +76,14 @@ class RequestLog:
 
 
 def _printable(path: str) -> str:
-    """A path that cannot forge lines of the log."""
+    """A path that cannot forge log lines."""
     return path[:200] if path.isprintable() else repr(path[:200])
 
 
 class Origins:
-    """CORS: only origins that were named may read answers from a browser; preflights are answered here.
+    """CORS: only listed origins may read answers in a browser; preflights are answered here.
 
-    `localhost` among the names allows every page that this machine itself serves, on any port.
+    `localhost` in the list allows every page that this machine itself serves, on any port.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
@@ -114,12 +114,12 @@ class Origins:
             return True
         try:
             return "localhost" in self._allowed and _is_loopback(urlsplit(origin).netloc)
-        except ValueError:  # no URL at all
+        except ValueError:  # not a URL
             return False
 
 
 async def _answer_preflight(headers: dict[str, str], asked: str, send: Send) -> None:
-    """A browser asks before it sends; without the first header it goes no further."""
+    """Answer a browser's preflight; without the first header the browser goes no further."""
     if headers:
         headers |= {
             "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
@@ -144,9 +144,9 @@ def _is_loopback(netloc: str) -> bool:
 
 
 class HostCheck:
-    """Refuses Host headers that are not ours: a web page whose name was rebound to this machine has its own name there.
+    """Refuses Host headers that are not ours: a web page whose name was rebound to this machine sends its own name.
 
-    Only while the server listens on loopback, where no key may be needed. Elsewhere keys are what keeps others out.
+    Only while the server listens on loopback, where keys are optional. Elsewhere keys keep others out.
     """
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
@@ -173,7 +173,7 @@ class Keys:
     """API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; compared in constant time.
 
     Args:
-        public: paths that are open without one.
+        public: paths open without one.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], public: Collection[str]) -> None:
@@ -198,6 +198,6 @@ class Keys:
         offered = [headers.get("x-api-key", "")]
         if scheme.lower() == "bearer":
             offered.append(token.strip())
-        # Every key is compared, so that the time does not tell which one was close.
+        # Every key is compared, so that the time does not reveal which one was close.
         matches = [hmac.compare_digest(key, one.encode()) for key in self._keys for one in offered if one]
         return any(matches)

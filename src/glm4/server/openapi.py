@@ -1,4 +1,4 @@
-"""GET /openapi.json: an OpenAPI 3.1 document made of the tables that requests are routed and read with."""
+"""GET /openapi.json: an OpenAPI 3.1 document built from the tables that requests are routed and parsed with."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from glm4.server.operations import TEXT, Operation
 from glm4.server.state import find_state
 
 _ERRORS: Mapping[int, str] = {
-    400: "a field is unknown, unsupported or has an impossible value, or the body is no JSON; param names the field",
+    400: "a field is unknown, unsupported or has an impossible value, or the body is not JSON; param names the field",
     401: "no valid API key",
     404: "there is no such model or path",
     408: "the body did not arrive in time",
     413: "the body is too large",
     415: "the body is not sent as application/json",
     421: "the Host header names another machine",
-    429: "too many requests wait already; Retry-After says when to come again",
+    429: "too many requests are waiting; Retry-After says when to try again",
     500: "a fault of the server",
-    503: "the model is still loading or has failed, or no place became free in time",
+    503: "the model is still loading or has failed, or no slot became free in time",
     504: "the answer took longer than the server allows",
 }
 _WAIT = {
@@ -71,7 +71,7 @@ def document(
         "info": {
             "title": "glm4",
             "version": __version__,
-            "summary": "OpenAI's API, with vLLM's names for what goes beyond it, for models of the GLM-4 family",
+            "summary": "OpenAI's API, with vLLM's names for extensions, for models of the GLM-4 family",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -147,7 +147,7 @@ def _answer(operation: Operation) -> dict[str, Any]:
 
 
 def _event(name: str, error: str) -> dict[str, Any]:
-    """A server-sent event, as its parsed fields. OpenAPI 3.1 has no word for a stream of them (3.2 has itemSchema)."""
+    """A server-sent event, as its parsed fields. OpenAPI 3.1 cannot express a stream of them (3.2 has itemSchema)."""
     chunk = {
         "type": "string",
         "contentMediaType": "application/json",

@@ -14,7 +14,7 @@ from glm4.api.fields import Field
 
 TEXT = "text/plain"
 
-# What may go wrong, beside 401 (keys), 421 (Host) and 500, which are everywhere.
+# Possible errors, in addition to 401 (keys), 421 (Host) and 500, which any operation may return.
 READING = (400, 404, 408, 413, 415, 503)
 GENERATING = (*READING, 429, 504)
 
@@ -28,15 +28,15 @@ class Operation:
         path: with parameters as `{name}`, or `{name:path}` where slashes belong to it.
         endpoint: answers a request.
         tag: the group it is listed under.
-        summary, summary_zh: one line each.
+        summary, summary_zh: one line each, in English and Chinese.
         answer: component with the schema of its 200 answer, or TEXT.
-        body: the table its request body is read with; None if it takes none.
+        body: the table its request body is parsed with; None if it takes no body.
         required: fields a body must have.
         example: a body that works.
-        events: component of the events when it streams.
-        errors: statuses of errors in the API's shape.
-        also: further statuses → component, where they are not an error body.
-        parameters: name → description, of the path where it stands there, otherwise of the query.
+        events: component of its events when it streams.
+        errors: statuses of errors in the API's format.
+        also: other statuses → component, where the body is not an error.
+        parameters: name → description; in the path if it is part of it, otherwise in the query.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Operation:
 
     @property
     def shown_path(self) -> str:
-        """The path as OpenAPI writes it."""
+        """The path in OpenAPI's notation."""
         return self.path.replace(":path}", "}")
 
     def route(self) -> Route:

@@ -17,7 +17,7 @@ from glm4.llm import LLM
 from glm4.server.admission import Admission
 from glm4.server.config import ANY_MODEL, ModelSpec, ServerConfig
 from glm4.server.errors import ApiError, busy
-from glm4.system.event_loops import settle
+from glm4.system.event_loops import set_outcome
 
 log = logging.getLogger("glm4.server")
 
@@ -30,11 +30,11 @@ def _load_llm(spec: ModelSpec, progress: Progress) -> LLM:
 
 @dataclass
 class ServedModel:
-    """A model on its way up, or ready.
+    """A model that is loading, ready or failed.
 
     Attributes:
         engine: set once it is ready.
-        error: why it will never be.
+        error: why loading failed.
     """
 
     spec: ModelSpec
@@ -51,14 +51,14 @@ class ServedModel:
 
     @property
     def llm(self) -> LLM:
-        """The loaded model; only for a model that is ready."""
+        """The loaded model; valid only when it is ready."""
         assert self.engine is not None  # noqa: S101 (callers come through `ModelRegistry.find`)
         return self.engine.llm
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a request's `model` means: a model, and the adapter on top of it, if any."""
+    """What a request's `model` names: a model, and the adapter on top of it, if any."""
 
     model: ServedModel
     name: str
@@ -67,7 +67,7 @@ class Target:
     @property
     def engine(self) -> AsyncLLM:
         """The engine that answers."""
-        assert self.model.engine is not None  # noqa: S101 (a Target is made of ready models only)
+        assert self.model.engine is not None  # noqa: S101 (a Target has ready models only)
         return self.model.engine
 
     @property
@@ -77,7 +77,7 @@ class Target:
 
     @property
     def admission(self) -> Admission:
-        """The queue in front of it."""
+        """The model's queue."""
         assert self.model.admission is not None  # noqa: S101
         return self.model.admission
 
@@ -86,7 +86,7 @@ class ModelRegistry:
     """All models of one server.
 
     Args:
-        load: makes the `LLM` of a model; tests bring their own.
+        load: creates the `LLM` of a model; tests pass their own.
     """
 
     def __init__(self, config: ServerConfig, load: Loader | None = None) -> None:
@@ -103,15 +103,15 @@ class ModelRegistry:
 
     @property
     def is_loading(self) -> bool:
-        """True while a model is being read; `close` does not wait for that, because it cannot be interrupted."""
+        """True while a model is loading; `close` does not wait for that, because it cannot be interrupted."""
         return self._thread is not None and self._thread.is_alive()
 
     def start_loading(self) -> None:
-        """Load every model, one after the other, beside the running event loop."""
+        """Load every model, one after another, in the background."""
         self._loading = asyncio.create_task(self._load_all())
 
     async def loaded(self) -> None:
-        """Wait until loading is over, well or badly."""
+        """Wait until loading has ended, successfully or not."""
         if self._loading is not None:
             await self._loading
 
@@ -143,14 +143,14 @@ class ModelRegistry:
         model.engine = engine
 
     async def _in_thread(self, function: Callable[[], LLM]) -> LLM:
-        """Like `asyncio.to_thread`, in a thread that the end of the event loop does not wait for."""
+        """Like `asyncio.to_thread`, but in a thread that the event loop does not wait for at its end."""
         done: asyncio.Future[LLM] = asyncio.get_running_loop().create_future()
-        self._thread = threading.Thread(target=settle, args=(done, function), name="glm4-load", daemon=True)
+        self._thread = threading.Thread(target=set_outcome, args=(done, function), name="glm4-load", daemon=True)
         self._thread.start()
         return await done
 
     def find(self, name: str | None) -> Target:
-        """The model of that name; None is the first one.
+        """The model of that name; None is the first.
 
         Raises:
             ApiError: no such model (404), or it is not ready (503).
@@ -193,7 +193,7 @@ class ModelRegistry:
             raise ApiError(503, f"{model.name} has stopped; the server's log says why", "model", "model_failed")
 
     def stop_admitting(self) -> None:
-        """Send away whoever waits or comes from now on."""
+        """Refuse all waiting requests and all later ones."""
         for model in self.models:
             if model.admission is not None:
                 model.admission.close()

@@ -1,6 +1,6 @@
-"""The route tables of the server: one endpoint, one file, one row here.
+"""The route tables of the server: one row per endpoint.
 
-A new endpoint is a row of `API` and the schema of its answer in `schemas.json` of its API.
+A new endpoint is a row in `API` and the schema of its answer in its API's `schemas.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glm4.server.endpoints.tokenize import DETOKENIZE_FIELDS, TOKENIZE_FIELDS
 from glm4.server.operations import GENERATING, READING, TEXT, Operation
 
 _RESPONSE_ID = {"response_id": "the id of a stored response"}
-_PAGING = {"limit": "items a page, 1 to 100", "order": "asc or desc", "after": "id of the last item seen"}
+_PAGING = {"limit": "items per page, 1 to 100", "order": "asc or desc", "after": "id of the last item seen"}
 _HELLO = [{"role": "user", "content": "Why is the sky blue?"}]
 
 API: tuple[Operation, ...] = (
@@ -39,20 +39,20 @@ API: tuple[Operation, ...] = (
     Operation("post", "/v1/completions", completions.completions, "Text", "Continue raw text", "续写文本", "Completion",
         COMPLETION_FIELDS, ("prompt",), {"prompt": "The capital of France is", "max_tokens": 8},
         events="CompletionChunk", errors=GENERATING),
-    Operation("post", "/v1/messages", messages.messages, "Anthropic", "Answer a conversation, in Anthropic's words",
+    Operation("post", "/v1/messages", messages.messages, "Anthropic", "Answer a conversation, in Anthropic's format",
         "以 Anthropic 的格式回答一段对话", "Message", MESSAGE_FIELDS, MESSAGE_REQUIRED,
         {"messages": _HELLO, "max_tokens": 64, "stream": True}, events="MessageEvent", errors=GENERATING,
         error_schema="AnthropicError"),
     Operation("post", "/v1/messages/count_tokens", messages.count_tokens, "Anthropic",
-        "How many tokens the prompt of such a request has", "这样的请求的提示词有多少 token", "MessageTokenCount",
+        "The number of tokens in the prompt of such a request", "这样的请求的提示词有多少 token", "MessageTokenCount",
         COUNT_FIELDS, COUNT_REQUIRED, {"messages": _HELLO}, errors=READING, error_schema="AnthropicError"),
     Operation("post", "/v1/responses", responses.create, "Responses",
-        "Answer, and keep the answer so that a later request can continue it", "回答并保存，后续请求可以接着对话",
+        "Answer, and store the answer so that a later request can continue it", "回答并保存，后续请求可以接着对话",
         "Response", RESPONSES_FIELDS, (), {"input": "Why is the sky blue?", "max_output_tokens": 64, "stream": True},
         events="ResponseEvent", errors=GENERATING),
     Operation("get", "/v1/responses/{response_id}", responses.retrieve, "Responses", "A stored response",
         "读取已保存的回答", "Response", errors=(400, 404), parameters=_RESPONSE_ID),
-    Operation("delete", "/v1/responses/{response_id}", responses.delete, "Responses", "Forget a stored response",
+    Operation("delete", "/v1/responses/{response_id}", responses.delete, "Responses", "Delete a stored response",
         "删除已保存的回答", "DeletedResponse", errors=(404,), parameters=_RESPONSE_ID),
     Operation("post", "/v1/responses/{response_id}/cancel", responses.cancel, "Responses",
         "Always an error: nothing runs in the background; a stream ends by closing it",
@@ -61,12 +61,12 @@ API: tuple[Operation, ...] = (
         "What its request added to the conversation", "该请求给对话加入的内容", "ResponseItemList", errors=(400, 404),
         parameters={**_RESPONSE_ID, **_PAGING}),
     Operation("post", "/v1/responses/input_tokens", responses.count_tokens, "Responses",
-        "How many tokens the prompt of such a request has", "这样的请求的提示词有多少 token", "InputTokenCount",
+        "The number of tokens in the prompt of such a request", "这样的请求的提示词有多少 token", "InputTokenCount",
         INPUT_TOKENS_FIELDS, (), {"input": "Hello"}, errors=READING),
     Operation("post", "/v1/embeddings", embeddings.embeddings, "Text",
         "Turn texts into vectors (mean-pooled hidden states)", "把文本变成向量（隐藏状态的均值）", "EmbeddingList",
         EMBEDDING_FIELDS, ("input",), {"input": ["first text", "second text"]}, errors=GENERATING),
-    Operation("get", "/v1/models", models.list_models, "Models", "List the names a request's model may have",
+    Operation("get", "/v1/models", models.list_models, "Models", "List the model names a request may use",
         "列出请求中 model 可取的名称", "ModelList"),
     Operation("get", "/v1/models/{model:path}", models.retrieve_model, "Models", "Describe one of them", "查看其中一个",
         "Model", errors=(404,), parameters={"model": "a name from the list"}),
@@ -78,8 +78,8 @@ API: tuple[Operation, ...] = (
         "对话请求渲染出的提示词", "RenderedPrompt", CHAT_FIELDS, ("messages",), {"messages": _HELLO}, errors=READING),
     Operation("get", "/tokenizer_info", tokenize.tokenizer_info, "Tokens", "Vocabulary, special tokens, chat template",
         "词表、特殊 token、对话模板", "TokenizerInfo", errors=(404, 503),
-        parameters={"model": "which model; the first if left out"}),
-    Operation("get", "/health", health.health, "Server", "Whether the server lives", "服务是否存活", "Health",
+        parameters={"model": "which model; the first by default"}),
+    Operation("get", "/health", health.health, "Server", "Whether the server is alive", "服务是否存活", "Health",
         also={503: "Health"}),
     Operation("get", "/ready", health.ready, "Server", "Whether every model can answer", "所有模型是否就绪",
         "Readiness", also={503: "Readiness"}),
@@ -87,13 +87,13 @@ API: tuple[Operation, ...] = (
     Operation("get", "/metrics", metrics.metrics, "Server", "Counters and timings for Prometheus", "Prometheus 指标",
         TEXT),
 )  # fmt: skip
-"""What every server has."""
+"""The operations of every server."""
 
 ADAPTERS: tuple[Operation, ...] = (
     Operation("post", "/v1/load_lora_adapter", adapters.load_adapter, "Models",
-        "Load a LoRA adapter from a folder of the server's machine", "从服务器本机的文件夹加载 LoRA 适配器", TEXT,
+        "Load a LoRA adapter from a folder on the server's machine", "从服务器本机的文件夹加载 LoRA 适配器", TEXT,
         LOAD_FIELDS, ("lora_name", "lora_path"), {"lora_name": "poems", "lora_path": "adapters/poems"}, errors=READING),
-    Operation("post", "/v1/unload_lora_adapter", adapters.unload_adapter, "Models", "Forget a LoRA adapter",
+    Operation("post", "/v1/unload_lora_adapter", adapters.unload_adapter, "Models", "Unload a LoRA adapter",
         "卸载 LoRA 适配器", TEXT, UNLOAD_FIELDS, ("lora_name",), {"lora_name": "poems"}, errors=READING),
 )  # fmt: skip
 """Only with `allow_adapter_loading`."""
@@ -110,7 +110,7 @@ LLAMA_CPP = (
     Route("/slots", llama_cpp.slots, methods=["GET"]),
     Route("/v1/health", health.health, methods=["GET"]),
 )
-"""What programs for llama.cpp's server ask for beside OpenAI's paths; not described in /openapi.json."""
+"""What programs for llama.cpp's server request in addition to OpenAI's paths; not described in /openapi.json."""
 
 API_PUBLIC, LLAMA_CPP_PUBLIC = frozenset({"/health", "/ready", "/version"}), frozenset({"/v1/health"})
-"""Open without a key: whether the server lives."""
+"""Open without a key: health checks."""

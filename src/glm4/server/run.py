@@ -1,4 +1,4 @@
-"""`run`: an application on a socket, with the limits and the orderly end that uvicorn leaves to its user."""
+"""`run`: an application on a socket, with the limits and the orderly shutdown that uvicorn leaves to its user."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ KEEP_ALIVE_SECONDS = 15
 
 
 class _Server(uvicorn.Server):
-    """Stops admitting the moment it is told to stop, and ends with exit code 0."""
+    """Stops admitting requests as soon as it is told to stop, and exits with code 0."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
         super().__init__(config)
         self._state = state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # A signal may come in the middle of anything; the loop does it in order.
+        # A signal may arrive in the middle of anything; the loop handles it in order.
         asyncio.get_running_loop().call_soon_threadsafe(self._state.models.stop_admitting)
         super().handle_exit(sig, frame)
 
 
 def make_server(app: Starlette, config: ServerConfig) -> uvicorn.Server:
-    """A server for an application; `run(sockets=[…])` serves on sockets that are bound already."""
+    """A server for an application; `run(sockets=[…])` serves on sockets that are already bound."""
     settings = uvicorn.Config(
         app,
         host=config.host,
@@ -94,17 +94,17 @@ def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
     Raises:
         Glm4Error: an app cannot start.
     """
-    # uvicorn raises the signal again once it is done; the end we want is a quiet one.
+    # uvicorn raises the signal again when it is done; here the exit should be quiet.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
         make_server(app, config).run(sockets=[listener])
-    except SystemExit:  # uvicorn's way to say that the start failed
+    except SystemExit:  # how uvicorn reports a failed start
         if app.state.start_error is None:
             raise
     error: Glm4Error | None = app.state.start_error
     if find_state(app, ServerState).models.is_loading:
-        # The thread that reads a model must not meet the end of the interpreter in the middle of native code.
+        # The thread that loads a model must not be in native code when the interpreter shuts down.
         if error is not None:
             log.error("%s", error)
         logging.shutdown()

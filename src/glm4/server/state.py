@@ -1,4 +1,4 @@
-"""`ServerState`: what every endpoint needs. The application holds the state of each app, by type; nothing is global."""
+"""`ServerState`: what every endpoint needs. The application holds each app's state, by type; nothing is global."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class ServerState:
 
 
 def find_state(app: Starlette, kind: type[_T]) -> _T:
-    """The state of this type that one of the apps brought; an endpoint has the application as `request.app`.
+    """The state of this type that one of the apps provides; an endpoint finds the application in `request.app`.
 
     Raises:
-        KeyError: none did.
+        KeyError: no app provides one.
     """
     return cast(_T, app.state.by_type[kind])
 

@@ -1,8 +1,8 @@
-"""`EventStream`: a response of server-sent events that notices when nobody reads it any more.
+"""`EventStream`: a response of server-sent events that notices when its client stops reading.
 
-Silence is filled with comments, so that proxies keep the connection; a client that hangs up ends the request within one
-step of the engine; one that stays but stops reading is cut off after a while. Meanwhile its chunks are joined
-(`AsyncLLM`), so it costs no more memory than its own text.
+Comments fill silence, so that proxies keep the connection open; a client that hangs up ends the request within one step
+of the engine; one that stays but stops reading is disconnected after a while. Until then its chunks are merged
+(`AsyncLLM`), so it takes no more memory than its own text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from glm4.server.errors import ApiError, as_api_error
 _T = TypeVar("_T")
 
 ABORT = "glm4.abort"
-"""In a request's state: closes its connection without sending what waits to be sent."""
+"""In a request's state: closes its connection without sending what is still buffered."""
 
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": keep-alive\n\n"
@@ -46,14 +46,14 @@ def anthropic_failure(error: BaseException) -> bytes:
 
 
 class EventStream(Response):
-    """Sends what an asynchronous generator yields, and closes the generator whatever happens.
+    """Sends what an asynchronous generator yields, and always closes the generator.
 
     Args:
-        events: yields ready events.
+        events: yields encoded events.
         failure: the last event of a stream whose generator failed.
-        silence: what is sent to keep a silent connection open.
-        config: how long a stream may be silent before that, and how long a client may leave the connection full.
-        on_close: awaited at the very end.
+        silence: sent to keep a silent connection open.
+        config: how long a stream may be silent before that, and how long a client may leave its connection unread.
+        on_close: awaited at the end.
     """
 
     media_type = "text/event-stream"
@@ -113,17 +113,17 @@ class EventStream(Response):
                     body = finished.result()
                 except StopAsyncIteration:
                     break
-                except Exception as error:  # the client gets what the log may know more about
+                except Exception as error:  # the log may say more than the client is told
                     await write(self._failure(error))
                     break
                 await write(body)
             await write(b"", more=False)
         except TimeoutError:
-            return False  # there is nobody to tell
+            return False  # the client no longer reads
         finally:
             if pending is not None:
                 pending.cancel()
-                with anyio.CancelScope(shield=True):  # its own cleaning up may take several turns of the loop
+                with anyio.CancelScope(shield=True):  # its cleanup may take several turns of the loop
                     await asyncio.wait({pending})
         return True
 
@@ -135,12 +135,12 @@ async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> N
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Run something for a client and give it up when the client hangs up.
+    """Run something for a client; cancel it if the client disconnects.
 
     The request's body must have been read.
 
     Raises:
-        ApiError: the client is gone (nobody will read this).
+        ApiError: the client has disconnected (so this will not be read).
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request))

@@ -1,1 +1,1 @@
-"""The operating system: memory, processors, containers, folders that appear whole, event loops."""
+"""The operating system: memory, processors, containers, atomic folders, event loops."""

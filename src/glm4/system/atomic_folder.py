@@ -1,4 +1,4 @@
-"""A folder that appears complete or not at all, whatever ends the process that writes it."""
+"""A folder that appears complete or not at all, no matter how the process that writes it ends."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def partial_of(target: Path) -> Path:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; when the block ends it becomes `target`, in place of what was there.
 
-    Everything in it is forced to the disk before the rename. A block that fails leaves `target` as it was and no
-    trace; a killed process leaves a `.partial` sibling, which the next attempt empties.
+    Everything in it is synced to disk before the rename. A block that fails leaves `target` as it was and nothing
+    else; a killed process leaves a `.partial` sibling, which the next attempt empties.
 
     Raises:
-        InvalidRequestError: another process is writing the same target, or the place cannot be written to.
-        DiskFullError: the disk filled up on the way.
+        InvalidRequestError: another process is writing the same target, or the location is not writable.
+        DiskFullError: the disk filled up while writing.
     """
     target = target.absolute()
     partial = partial_of(target)
@@ -63,7 +63,7 @@ def _locked(partial: Path, target: Path) -> Iterator[None]:
         except BlockingIOError:
             raise InvalidRequestError(f"another process is writing {target}; wait for it") from None
         except OSError:
-            pass  # a file system without locks; the rename keeps the result whole even so
+            pass  # a file system without locks; the rename still keeps the result whole
         # Between our open and our lock the other process may have finished and renamed this very folder.
         if not _is_at(partial, handle):
             raise InvalidRequestError(f"another process has just written {target}")
@@ -86,7 +86,7 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Force a folder's files, then its entries, to the disk: the new name must not get there before the bytes."""
+    """Sync a folder's files, then its entries, to disk: the new name must not get there before the bytes."""
     for file in folder.iterdir():
         _sync_one(file)
     _sync_one(folder)
@@ -101,7 +101,7 @@ def _sync_one(path: Path) -> None:
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename; an older target steps aside first, because a folder cannot be renamed over a full one."""
+    """Rename; an older target is moved aside first, because a rename cannot replace a non-empty folder."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     if target.exists() or target.is_symlink():
         target.rename(old)
@@ -112,7 +112,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete what killed writers left in a folder. Whatever a living writer holds is left alone."""
+    """Delete what killed writers left in a folder, but nothing that a live writer has locked."""
     for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.old-*")):
         with contextlib.suppress(OSError):
             handle = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,6 +1,6 @@
-"""Control groups of this process: where Linux writes down what a container or a service may use.
+"""Control groups of this process: where Linux records what a container or a service may use.
 
-A limit counts wherever it stands between the process's own group and the root. Inside a container the root is often the
+A limit applies at any level from the process's own group to the root. Inside a container the root is often the
 container's own group, whatever path `/proc/self/cgroup` gives; folders that do not exist here are left out.
 """
 
@@ -43,7 +43,7 @@ def control_groups(controller: str, root: Path = ROOT) -> list[ControlGroup]:
 
 
 def _memberships(root: Path) -> list[tuple[Sequence[str], PurePosixPath]]:
-    """(controllers, path) by line of /proc/self/cgroup; version 2 names no controllers."""
+    """(controllers, path) per line of /proc/self/cgroup; version 2 names no controllers."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -57,7 +57,7 @@ def _memberships(root: Path) -> list[tuple[Sequence[str], PurePosixPath]]:
 
 
 def read_numbers(file: Path) -> list[int] | None:
-    """Whole numbers of a control file; None when it is missing or says something else ("max": no limit)."""
+    """Integers in a control file; None when it is missing or has anything else ("max" means no limit)."""
     try:
         return [int(word) for word in file.read_text(encoding="ascii").split()]
     except (OSError, ValueError):

@@ -23,7 +23,7 @@ def usable_processors() -> list[int]:
 
 
 def granted_processors(root: Path = ROOT) -> float | None:
-    """Processors' worth of time that control groups grant, 1.5 for one and a half; None where there is no limit."""
+    """CPU time that control groups grant, in processors (1.5 is one and a half); None without a limit."""
     granted: list[float] = []
     for folder, version in control_groups("cpu", root):
         if version == 2:
@@ -73,7 +73,7 @@ def default_num_threads(processors: Sequence[int] | None = None, root: Path = RO
     """Threads worth starting: one per core, within affinity and what control groups grant.
 
     Two hardware threads of a core share its multipliers and its path to memory, so the second one adds next to nothing
-    and takes room from everybody else. A single core still gets both: what a virtual machine says about its topology
+    and takes time from other processes. A single core still gets both: what a virtual machine says about its topology
     is often wrong, and believing it would halve the speed.
     """
     processors = usable_processors() if processors is None else processors
@@ -87,15 +87,15 @@ def default_num_threads(processors: Sequence[int] | None = None, root: Path = RO
 def worker_processors(
     num_threads: int, setting: str = "", processors: Sequence[int] | None = None, root: Path = ROOT
 ) -> list[list[int]]:
-    """Processors each worker is to be bound to, the calling thread excepted; empty: bind nothing.
+    """Processors each worker should be bound to, except the calling thread; empty: bind nothing.
 
-    A worker gets a core of its own, all usable hardware threads of it. The calling thread is never bound, and the first
+    A worker gets a core of its own, with all usable hardware threads. The calling thread is never bound, and the first
     core is left to it.
 
     Args:
         num_threads: the calling thread included.
-        setting: "0" never binds and "1" does wherever processors suffice. "" binds only a pool that fills this
-            process's share of the machine: smaller ones, of several processes side by side, would all be bound to the
+        setting: "0" never binds; "1" binds wherever there are enough processors. "" binds only a pool that fills this
+            process's share of the machine: smaller pools, of several processes side by side, would all be bound to the
             same first cores.
         processors: None is `usable_processors()`.
         root: where /proc and /sys are, for tests.

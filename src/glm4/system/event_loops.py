@@ -1,4 +1,4 @@
-"""From other threads to an asyncio event loop, which may be gone when a program ends in the middle of something."""
+"""From other threads to an asyncio event loop, which may already be closed when a program ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
-    """Run a callback on an event loop, if that still runs."""
+    """Run a callback on an event loop, unless it is closed."""
     try:
         loop.call_soon_threadsafe(callback)
     except RuntimeError:
@@ -19,11 +19,11 @@ def post(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
             raise
 
 
-def settle(done: asyncio.Future[_T], function: Callable[[], _T]) -> None:
-    """Run a function here and hand its result, or what it raised, to a future of an event loop."""
+def set_outcome(done: asyncio.Future[_T], function: Callable[[], _T]) -> None:
+    """Run a function here and pass its result, or its exception, to a future of an event loop."""
     try:
         outcome = partial(done.set_result, function())
-    except BaseException as error:  # handed to the task that waits, not lost on this thread
+    except BaseException as error:  # passed to the task that waits, not lost on this thread
         outcome = partial(done.set_exception, error)
 
     def tell() -> None:

@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept out of the way while many objects are made that all stay."""
+"""Pausing Python's garbage collector while many long-lived objects are created."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collection_paused() -> Iterator[None]:
-    """For code that makes hundreds of thousands of objects that all stay: the collector would walk them many times."""
+    """For creating hundreds of thousands of objects that all stay: the collector would walk them many times."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

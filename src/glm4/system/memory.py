@@ -10,7 +10,7 @@ from glm4.system.cgroups import ROOT, control_groups, read_numbers
 
 # Version 1 writes a number near 2**63 for no limit.
 _NO_LIMIT = 1 << 60
-# By version of control groups: (limit, usage, key of what is page cache in memory.stat).
+# By version of control groups: (limit, usage, key of the page cache in memory.stat).
 _FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
@@ -30,7 +30,7 @@ def total_memory(root: Path = ROOT) -> int:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, bytes in use that cannot be dropped) of every control group with a limit."""
+    """(limit, bytes in use that cannot be reclaimed) of every control group with a limit."""
     for folder, version in control_groups("memory", root):
         limit_file, usage_file, cache_key = _FILES[version]
         limit, usage = read_numbers(folder / limit_file), read_numbers(folder / usage_file)
@@ -43,7 +43,7 @@ def _meminfo(key: str, root: Path) -> int:
 
 
 def _number(file: Path, key: str, separator: str) -> int:
-    """The number on the line of `key`; 0 when there is none."""
+    """The number on the line of `key`; 0 if there is none."""
     try:
         lines = file.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -55,5 +55,5 @@ def _number(file: Path, key: str, separator: str) -> int:
 
 
 def _sysconf_free() -> int:
-    # macOS has no MemAvailable; half of the memory is a cautious stand-in for what can be had.
+    # macOS has no MemAvailable; half of the memory is a cautious estimate of what is free.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,4 +1,4 @@
-"""What Python's json reads beyond JSON, refused: arguments for `json.loads`."""
+"""Arguments for `json.loads` that refuse what Python's json reads beyond JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 
 class NotJsonError(ValueError):
-    """A number that Python's json would read, and JSON does not have."""
+    """A number that Python's json reads but JSON does not have."""
 
 
 def refuse_constant(name: str) -> NoReturn:

@@ -38,14 +38,14 @@ async def load_adapter(request: Request) -> Response:
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param="lora_name") from None
     except (Glm4Error, OSError) as error:
-        log.warning("adapter %s cannot be loaded: %s", name, error)  # the message has paths of this machine
+        log.warning("adapter %s cannot be loaded: %s", name, error)  # the message has paths on this machine
         raise ApiError(400, "the adapter cannot be loaded; the server's log says why", "lora_path",
                        "invalid_value") from None  # fmt: skip
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
 async def unload_adapter(request: Request) -> Response:
-    """Forget an adapter; requests that use it are finished first."""
+    """Unload an adapter; requests that use it finish first."""
     state = server_state(request)
     given = read_fields(await state.read(request), UNLOAD_FIELDS)
     name = given.get("lora_name")

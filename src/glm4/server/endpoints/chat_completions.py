@@ -29,7 +29,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def prepare_chat_request(target: Target, request: ChatRequest) -> PreparedRequest:
-    """Render and tokenize for the adapter that the request's model name means; errors name fields of the request."""
+    """Render and tokenize with the adapter that the request's model name selects; errors name fields of the request."""
     return await prepare(partial(target.llm.prepare, replace(request, adapter=target.adapter)))
 
 

@@ -48,7 +48,7 @@ async def _answer(state: ServerState, target: Target, completion: CompletionRequ
         )
     if len(batch) > 1:
         return _stream(state, target, completion, batch, interleaved(state, target, batch), None)
-    # Started before the response, so that a full queue is a 429 and no broken stream.
+    # Started before the response, so that a full queue is a 429 and not a broken stream.
     generation = Generation(state, target, batch[0])
     await generation.start()
     chunks = ((0, chunk) async for chunk in generation.chunks())

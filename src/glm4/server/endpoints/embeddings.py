@@ -40,7 +40,7 @@ EMBEDDING_FIELDS: Mapping[str, Field] = {
 
 
 async def embeddings(request: Request) -> Response:
-    """One vector a text."""
+    """One vector per text."""
     state = server_state(request)
     body = await state.read(request)
     target = state.target(body)

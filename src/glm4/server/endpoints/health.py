@@ -11,7 +11,7 @@ from glm4.server.state import server_state
 
 
 async def health(request: Request) -> Response:
-    """The process lives and answers. 503 only when an engine has stopped and will not come back."""
+    """Whether the process is alive. 503 only if an engine has stopped for good."""
     models = server_state(request).models.models
     stopped = [model.name for model in models if model.engine is not None and model.engine.failed]
     if stopped:
@@ -20,7 +20,7 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Every model can answer; until then 503 and how far loading is."""
+    """Whether every model can answer; until then 503 and the progress of loading."""
     registry = server_state(request).models
     if registry.ready:
         return JSONResponse({"status": "ready"})
@@ -39,5 +39,5 @@ def _stage(model: ServedModel) -> str:
 
 
 async def version(request: Request) -> Response:
-    """Which glm4 this is."""
+    """The version of glm4."""
     return JSONResponse({"version": __version__})

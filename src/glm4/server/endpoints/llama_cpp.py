@@ -56,7 +56,7 @@ async def _events(generation: Generation, writer: LlamaCppWriter) -> AsyncGenera
 
 
 async def props(request: Request) -> Response:
-    """What this server is set to: its context, its places, its chat template."""
+    """The server's settings: its context, its slots, its chat template."""
     target = server_state(request).models.find(request.query_params.get("model"))
     processor, defaults = target.llm.processor, target.llm.default_sampling_params()
     settings = {
@@ -80,7 +80,7 @@ async def props(request: Request) -> Response:
 
 
 async def slots(request: Request) -> Response:
-    """The places of the batch. Requests have no fixed place, so busy ones are simply shown first."""
+    """The slots of the batch. Requests have no fixed slot, so busy ones are simply listed first."""
     target = server_state(request).models.find(request.query_params.get("model"))
     running, context = target.llm.stats().num_running, target.llm.info.max_model_len
     places = range(target.llm.info.max_num_seqs)
@@ -94,7 +94,7 @@ async def apply_template(request: Request) -> Response:
 
 
 async def input_tokens(request: Request) -> Response:
-    """How many tokens the prompt of a chat body has."""
+    """The number of tokens in a chat body's prompt."""
     _, prepared = await _prepared(request)
     count: dict[str, Any] = {"object": "chat.completion.input_tokens", "input_tokens": len(prepared.prompt_ids)}
     return JSONResponse(count)

@@ -22,7 +22,7 @@ from glm4.server.streaming import EventStream, anthropic_failure, event, until_d
 
 
 async def messages(request: Request) -> Response:
-    """Answer a conversation. `anthropic-version` and `anthropic-beta` are not looked at: the body's fields decide."""
+    """Answer a conversation. `anthropic-version` and `anthropic-beta` are ignored: the body's fields decide."""
     state = server_state(request)
     body = await state.read(request)
     _check_headers(request)
@@ -32,7 +32,7 @@ async def messages(request: Request) -> Response:
 
 
 async def count_tokens(request: Request) -> Response:
-    """How many tokens a conversation's prompt has; the context may be shorter."""
+    """The number of tokens in a conversation's prompt, which may exceed the context."""
     state = server_state(request)
     body = await state.read(request)
     _check_headers(request)
@@ -70,7 +70,7 @@ async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
             if len(prepared.prompt_ids) > limit:
                 raise PromptTooLongError("the beginning of the answer does not fit", param="messages")
     except PromptTooLongError:
-        # In Anthropic's words: by them Claude Code knows that it has to shorten the conversation.
+        # Anthropic's wording, from which Claude Code knows that it must shorten the conversation.
         count = await prepare(lambda: _count(target, wanted))
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
     return prepared

@@ -1,7 +1,7 @@
-"""/v1/responses: answers that are kept, so that a later request can continue them.
+"""/v1/responses: stored answers that a later request can continue.
 
-A response is on disk before the client is told that it is complete; a streamed one is there, unfinished, before its
-first event. Whoever has a key of this server may read every stored response.
+A response is on disk before the client is told that it is complete; a streamed one is stored, unfinished, before its
+first event. Anyone with a key to this server may read every stored response.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from glm4.server.streaming import EventStream, event, until_disconnect
 
 log = logging.getLogger("glm4.server")
 
-# What chat requests call a field → what this API calls it, for errors.
+# The name of a field in chat requests → its name in this API, for errors.
 _FIELDS = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -50,7 +50,7 @@ async def create(request: Request) -> Response:
 
 
 async def count_tokens(request: Request) -> Response:
-    """How many tokens the prompt of such a request has."""
+    """The number of tokens in the prompt of such a request."""
     state = server_state(request)
     body = await state.read(request)
     target = state.target(body)
@@ -71,7 +71,7 @@ async def retrieve(request: Request) -> Response:
 
 
 async def delete(request: Request) -> Response:
-    """Forget a stored response. What continues it cannot be continued any more."""
+    """Delete a stored response. Responses that continue it can no longer be continued."""
     response_id = request.path_params["response_id"]
     if not await server_state(request).responses.delete(response_id):
         raise _not_found(response_id)
@@ -79,7 +79,7 @@ async def delete(request: Request) -> Response:
 
 
 async def cancel(request: Request) -> Response:
-    """Nothing runs in the background here, so there is nothing to cancel; a stream ends by closing it."""
+    """Nothing runs in the background, so there is nothing to cancel; a client ends a stream by closing it."""
     await _stored(request)
     raise ApiError(400, "Cannot cancel a synchronous response.", "response_id", "invalid_value")
 
@@ -136,7 +136,7 @@ async def _prepare(state: ServerState, target: Target, wanted: ResponsesRequest)
 
 
 async def _earlier(state: ServerState, response_id: str | None) -> list[Item]:
-    """Everything said before, up to and with the response to be continued."""
+    """The earlier conversation, up to and including the response to be continued."""
     if response_id is None:
         return []
     chain = await state.responses.conversation(response_id)
@@ -183,12 +183,12 @@ async def _stream(
             if store:
                 await _finish_quietly(state, writer)
 
-    # Before the response begins, so that a full queue is a 429 and no broken stream.
+    # Before the response begins, so that a full queue is a 429 and not a broken stream.
     await generation.start()
     if store:
         try:
             await state.responses.insert(writer.response, items)
-        except BaseException:  # a client that leaves now may leave an unfinished response behind: it is ended
+        except BaseException:  # the response may be stored already, unfinished; `close` ends it
             await close()
             raise
     return EventStream(
@@ -212,7 +212,7 @@ async def _events(
         if store:
             await state.responses.finish(writer.response)
         yield _written(writer.last())
-    except Exception as error:  # the client is told, as `failed`; the log knows more
+    except Exception as error:  # the client is told, as `failed`; the log says more
         told = as_api_error(error)
         ending = writer.fail(told.message, code=told.code, param=told.param)
         if store:
@@ -221,7 +221,7 @@ async def _events(
 
 
 async def _finish_quietly(state: ServerState, writer: ResponseWriter) -> None:
-    """Store an end that nobody waits for. If it is the output that cannot be stored, the rest still can."""
+    """Store the end of a response without raising. If its output cannot be stored, store the rest."""
     for response in (writer.response, {**writer.response, "output": []}):
         try:
             await state.responses.finish(response)

@@ -20,10 +20,10 @@ from glm4.server.state import server_state
 TOKENIZE_FIELDS: Mapping[str, Field] = {
     "model": Field(STRING, text),
     "prompt": Field(STRING, text),
-    "content": Field({"type": "string", "description": "llama.cpp's name of prompt"}, text),
+    "content": Field({"type": "string", "description": "llama.cpp's name for prompt"}, text),
     "add_special_tokens": Field(BOOLEAN, boolean),
-    "add_special": Field({"type": "boolean", "description": "llama.cpp's name of add_special_tokens"}, boolean),
-    "parse_special": Field({"type": "boolean", "description": "<|user|> and the like become their token"}, boolean),
+    "add_special": Field({"type": "boolean", "description": "llama.cpp's name for add_special_tokens"}, boolean),
+    "parse_special": Field({"type": "boolean", "description": "read <|user|> and the like as tokens"}, boolean),
     "return_token_strs": Field(BOOLEAN, boolean),
     "with_pieces": Field({"type": "boolean", "description": "llama.cpp: ids with their text"}, boolean),
     **{name: CHAT_FIELDS[name] for name in ("messages", "tools", "add_generation_prompt", "chat_template_kwargs")},
@@ -94,7 +94,7 @@ async def detokenize(request: Request) -> Response:
 
 
 async def tokenizer_info(request: Request) -> Response:
-    """What a client may want to know of the vocabulary and the chat template."""
+    """What a client may need to know about the vocabulary and the chat template."""
     target = server_state(request).models.find(request.query_params.get("model"))
     processor, tokenizer = target.llm.processor, target.llm.tokenizer
     return JSONResponse(

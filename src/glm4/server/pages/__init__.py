@@ -1,4 +1,4 @@
-"""Pages for people with a browser: files of the package, each a row of a table, served without a key."""
+"""Pages for browsers: files of the package, one table row each, served without a key."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 _HEADERS = {
-    # A page shows what a document or a model says; a strict policy keeps that from ever becoming code.
+    # A page shows text from documents and models; a strict policy keeps that from ever running as code.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -21,7 +21,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Page:
-    """One file and where it is served, so that no path of a client reaches the disk."""
+    """One file and where it is served; a client's path never reaches the disk."""
 
     path: str
     file: Path

@@ -1,4 +1,4 @@
-"""GET /docs: a page that lists the operations of /openapi.json. It loads nothing from other places."""
+"""GET /docs: a page that lists the operations of /openapi.json. It loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ PAGES = (
 
 
 async def root(request: Request) -> Response:
-    """The server's address was opened in a browser."""
-    # Relative, so that it is right behind a proxy that adds a prefix.
+    """Redirect a browser that opened the server's address."""
+    # Relative, so that it works behind a proxy that adds a prefix.
     return RedirectResponse("docs", status_code=307)

@@ -1,7 +1,7 @@
-"""`ResponseStore`: stored responses in SQLite, for one thread; `ThreadedResponseStore` is its face to the event loop.
+"""`ResponseStore`: stored responses in SQLite, for one thread; `ThreadedResponseStore` is its asynchronous form.
 
 A commit is on disk before a method returns (write-ahead log, synchronous=FULL): what a client was told is stored
-survives the end of the process and of the machine. Several processes may share a file. Whoever may read the file may
+survives a crash of the process or the machine. Several processes may share a file. Anyone who can read the file can
 read the conversations, so only its owner can read it; it is not encrypted.
 """
 
@@ -53,7 +53,7 @@ _WRITE = """
 INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 SET status = excluded.status, used = excluded.used, bytes = excluded.bytes, body = excluded.body
 """
-# A conversation that goes on is kept as a whole.
+# A conversation that continues is kept as a whole.
 _TOUCH = """
 WITH RECURSIVE chain (id) AS (
     VALUES (?) UNION SELECT previous FROM responses JOIN chain USING (id) WHERE previous IS NOT NULL
@@ -79,8 +79,8 @@ class ResponseStore:
     """Responses by id, within bounds of size and age.
 
     Args:
-        path: the file, made if it is not there (with its folder); None keeps everything in memory.
-        max_bytes: JSON text kept; beyond that the responses not used for the longest time go first.
+        path: the file, created if missing (with its folder); None keeps everything in memory.
+        max_bytes: maximum bytes of JSON text; beyond that the responses unused for the longest time are dropped.
         max_age: seconds a response is kept after it, or a response that continues it, was stored.
         clock: seconds since the epoch.
 
@@ -118,7 +118,7 @@ class ResponseStore:
         with self._transaction():
             belongs = run("PRAGMA application_id").fetchone() + run("PRAGMA user_version").fetchone()
             if run("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                # Statement by statement: executescript would commit what this transaction has begun.
+                # One statement at a time: executescript would commit the transaction under way.
                 for statement in _SCHEMA.split(";\n"):
                     run(statement)
                 run(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -129,12 +129,12 @@ class ResponseStore:
             self._end_interrupted()
 
     def get(self, response_id: str) -> StoredResponse | None:
-        """A response, if it is there."""
+        """A response, or None."""
         with self._errors("read"):
             return self._stored(response_id)
 
     def conversation(self, response_id: str) -> list[StoredResponse] | None:
-        """A response and all it continues, the oldest first; None if one of them is gone."""
+        """A response and all it continues, oldest first; None if one of them is missing."""
         chain: list[StoredResponse] = []
         at: str | None = response_id
         with self._errors("read"), self._transaction("DEFERRED"):
@@ -147,12 +147,12 @@ class ResponseStore:
         return chain[::-1]
 
     def output_items(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """The output items among these ids that are there."""
+        """Those of these output items that exist."""
         found = {item_id: self.output_item(item_id) for item_id in ids}
         return {item_id: item for item_id, item in found.items() if item is not None}
 
     def output_item(self, item_id: str) -> dict[str, Any] | None:
-        """An item of a response's output, if it is there."""
+        """An item of a response's output, or None."""
         with self._errors("read"):
             row = self._connection.execute(
                 "SELECT body FROM items JOIN responses ON responses.id = response WHERE items.id = ? AND used >= ?",
@@ -174,7 +174,7 @@ class ResponseStore:
             self._write(body, _json(items))
 
     def finish(self, body: dict[str, Any]) -> bool:
-        """Store the end of a response that was stored unfinished; False if it was deleted meanwhile."""
+        """Store the end of a response that was stored unfinished; False if it was deleted in the meantime."""
         with self._errors("written"), self._transaction():
             row = self._row(body["id"])
             if row is not None:
@@ -182,7 +182,7 @@ class ResponseStore:
         return row is not None
 
     def delete(self, response_id: str) -> bool:
-        """Forget a response; False if it was not there."""
+        """Delete a response; False if it did not exist."""
         with self._errors("written"), self._transaction():
             known = self._row(response_id) is not None
             self._connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
@@ -208,13 +208,13 @@ class ResponseStore:
         return self._clock() - self._max_age
 
     def _write(self, body: dict[str, Any], given: str) -> None:
-        """Store a response, new or changed, and keep within bounds."""
+        """Store a response, new or changed, and enforce the limits."""
         text = _json(body)
         size = len(given.encode()) + len(text.encode())
         if size > self._max_bytes:
             raise StoreError(
-                f"a response of {size} bytes is larger than the store may become ({self._max_bytes} bytes); "
-                "allow more, or send store: false"
+                f"a response of {size} bytes is larger than the store's limit ({self._max_bytes} bytes); "
+                "raise the limit, or send store: false"
             )
         run, now, previous = self._connection.execute, self._clock(), body["previous_response_id"]
         run(_WRITE, (body["id"], previous, body["status"], now, size, given, text))
@@ -227,7 +227,7 @@ class ResponseStore:
         self._connection.execute("DELETE FROM responses WHERE used < ?", (self._oldest(),))
 
     def _shrink(self, newest: str) -> None:
-        """Drop what was not used for the longest time until the rest is within bounds."""
+        """Drop the responses unused for the longest time until the rest fits."""
         (total,) = self._connection.execute("SELECT bytes FROM total").fetchone()
         gone = []
         with closing(
@@ -241,7 +241,7 @@ class ResponseStore:
         self._connection.executemany("DELETE FROM responses WHERE id = ?", gone)
 
     def _end_interrupted(self) -> None:
-        """Responses that a process now dead was writing are not going on."""
+        """Mark responses that a dead process was writing as failed."""
         reason = {"code": "server_error", "message": "the server stopped before this response was complete"}
         interrupted = self._connection.execute("SELECT id, body FROM responses WHERE status = 'in_progress'").fetchall()
         for response_id, text in interrupted:
@@ -263,17 +263,17 @@ class ResponseStore:
         except sqlite3.Error as error:
             where = self._path or "in memory"
             if isinstance(error, sqlite3.OperationalError):
-                advice = "see that there is room on the disk and that nothing else holds the file"
+                advice = "make sure that the disk has room and that nothing else locks the file"
             else:
                 advice = (
-                    f"move {where} away, together with the files {where}-wal and {where}-shm where they exist, to "
-                    "begin with an empty store, or put a backup in its place"
+                    f"move {where} away, together with {where}-wal and {where}-shm if they exist, to start with an "
+                    "empty store, or restore a backup"
                 )
             raise StoreError(f"the stored responses ({where}) cannot be {done}: {error}; {advice}") from error
 
 
 def _make_private(path: Path) -> None:
-    """Make the file, for its owner only; SQLite gives the files beside it the same permissions."""
+    """Create the file, for its owner only; SQLite gives the files beside it the same permissions."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))

@@ -1,4 +1,4 @@
-"""`OwnThread`: an object that blocks, such as a SQLite store, used from the event loop through a thread of its own."""
+"""`OwnThread`: a blocking object, such as a SQLite store, used from the event loop through a thread of its own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _R = TypeVar("_R")
 
 
 class OwnThread(Generic[_T]):
-    """Makes an object, calls it and closes it, all on one thread. A subclass lists its methods with `on_thread`.
+    """Creates an object, calls it and closes it, all on one thread. A subclass lists its methods with `on_thread`.
 
     Args:
-        make: makes the object.
-        now: make it at once and raise what goes wrong; otherwise at the first call.
+        make: creates the object.
+        now: create it at once and raise any error; otherwise at the first call.
     """
 
     def __init__(self, make: Callable[[], _T], *, now: bool) -> None:
@@ -40,7 +40,7 @@ class OwnThread(Generic[_T]):
                 raise
 
     async def close(self) -> None:
-        """Finish the calls under way, then close the object. Idempotent."""
+        """Finish the calls in progress, then close the object. Idempotent."""
         if not self._closed:
             self._closed = True
             self._thread.submit(self._close_made)
@@ -57,7 +57,7 @@ class OwnThread(Generic[_T]):
 
     async def _run(self, work: Callable[[_T], _R]) -> _R:
         if self._closed:
-            raise StoreError("the server is stopping; nothing is stored any more")
+            raise StoreError("the server is stopping; responses can no longer be stored")
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(self._object()))
 
 
