@@ -76,7 +76,7 @@ class Engine:
             PromptTooLongError: no room for the prompt and one new token.
             InvalidRequestError: empty prompt, an id outside the vocabulary, a request id in use, or no such adapter.
         """
-        vocab_size, length = self.model.config.vocab_size, len(request.prompt_ids)
+        vocab_size, length = self.model.config.vocab_size, len(request.prompt)
         if request.request_id in self._sequences:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         if not length:
@@ -265,6 +265,7 @@ class Engine:
             computed=[s.sequence.num_computed for s in scheduled],
             new=[s.num_rows for s in scheduled],
             adapters=[s.sequence.adapter for s in scheduled],
+            positions=[s.sequence.next_positions(s.num_rows) for s in scheduled],
         )
         start = time.perf_counter()
         hidden = self.model.forward(np.asarray(ids, np.int32), batch, self.cache)
@@ -342,7 +343,12 @@ class Engine:
 
     def _share(self, sequence: Sequence) -> None:
         sequence.num_shared_pages = self.prefix_cache.share(
-            sequence.ids, sequence.pages, sequence.num_computed, sequence.num_shared_pages, sequence.tree
+            sequence.ids,
+            sequence.pages,
+            sequence.num_computed,
+            sequence.num_shared_pages,
+            sequence.tree,
+            sequence.spans,
         )
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:

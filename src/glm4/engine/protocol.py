@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class GenerationRequest:
 
     Attributes:
         request_id: unique among running requests.
-        prompt_ids: at least one id, each below the vocabulary size.
+        prompt: at least one id, each below the vocabulary size.
         params: sampling options; `stop` strings are text and therefore handled above the seam.
         stop_ids: the model's own stop ids (dropped when `params.ignore_eos`), `params.stop_token_ids` not included.
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
@@ -68,13 +69,18 @@ class GenerationRequest:
     """
 
     request_id: str
-    prompt_ids: Sequence[int]
+    prompt: Prompt
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
     sample_index: int = 0
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
     constraint: TokenConstraint | None = None
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """The prompt's ids."""
+        return self.prompt.ids
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from glm4.chat.dialects.table import Dialect, dialect_for
 from glm4.chat.template.template import ChatTemplate
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.errors import InvalidRequestError
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
 
@@ -57,8 +58,8 @@ class Processor:
         """Every id that ends a turn."""
         return self.eos_ids | self.dialect.stop_ids(self.tokenizer)
 
-    def render(self, request: ChatRequest) -> list[int]:
-        """The ids of a conversation; see `TemplateDialect.render` for the errors."""
+    def render(self, request: ChatRequest) -> Prompt:
+        """The prompt of a conversation; see `TemplateDialect.render` for the errors."""
         return self.dialect.render(request, tokenizer=self.tokenizer, template=self.template)
 
 

@@ -100,13 +100,18 @@ def _block(what: str, properties: Mapping[str, Schema], *optional: str) -> Schem
 
 _TEXT = _block("text", {"text": STRING})
 _TEXTS: Schema = {"anyOf": [STRING, {"type": "array", "items": _TEXT}]}
+_DATA = _closed({"type": {"const": "base64"}, "media_type": STRING, "data": STRING}, "type", "media_type", "data")
+_SOURCE: Schema = {"anyOf": [_DATA, _closed({"type": {"const": "url"}, "url": STRING}, "type", "url")]}
+_IMAGE: Schema = {**_block("image", {"source": _SOURCE}), "description": "for models that can see"}
+_RESULT: Schema = {"anyOf": [STRING, {"type": "array", "items": {"anyOf": [_TEXT, _IMAGE]}}]}
 _BLOCK: Schema = {
     "anyOf": [
         _TEXT,
+        _IMAGE,
         _closed({"type": {"const": "thinking"}, "thinking": STRING, "signature": STRING}, "type", "thinking"),
         _closed({"type": {"const": "redacted_thinking"}, "data": STRING}, "type", "data"),
         _block("tool_use", {"id": STRING, "name": STRING, "input": OBJECT}),
-        _block("tool_result", {"tool_use_id": STRING, "content": _TEXTS, "is_error": BOOLEAN}, "content", "is_error"),
+        _block("tool_result", {"tool_use_id": STRING, "content": _RESULT, "is_error": BOOLEAN}, "content", "is_error"),
         _block("document", {"source": OBJECT, "title": STRING, "context": STRING}, "title", "context"),
         _block("search_result", {"source": STRING, "title": STRING, "content": {"type": "array", "items": _TEXT}}),
     ]

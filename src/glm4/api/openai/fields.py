@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from glm4.chat.parts import AUDIO_FORMATS, DETAILS
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import (
     MAX_LOGPROBS,
@@ -299,10 +300,33 @@ _CALL_SCHEMA: Schema = {
         "function": {"type": "object", "required": ["name"], "properties": {"name": STRING, "arguments": STRING}},
     },
 }
-_PART_SCHEMA: Schema = {
+
+
+def part_schema(kind: str, value: Schema) -> dict[str, Any]:
+    """A content part of one type, its value under the type's own name."""
+    return {
+        "type": "object",
+        "required": ["type", kind],
+        "properties": {"type": {"const": kind}, kind: value},
+    }
+
+
+AUDIO: Schema = {
     "type": "object",
-    "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": STRING},
+    "required": ["data", "format"],
+    "properties": {"data": STRING, "format": {"enum": list(AUDIO_FORMATS)}},
+    "additionalProperties": False,
+}
+_URL: Schema = {"type": "object", "required": ["url"], "properties": {"url": STRING}, "additionalProperties": False}
+_IMAGE: Schema = {**_URL, "properties": {"url": STRING, "detail": {"enum": list(DETAILS)}}}
+_PART_SCHEMA: Schema = {
+    "description": "Parts other than text are for models that can read them.",
+    "anyOf": [
+        part_schema("text", STRING),
+        part_schema("image_url", _IMAGE),
+        part_schema("input_audio", AUDIO),
+        part_schema("audio_url", _URL),
+    ],
 }
 _MESSAGES_SCHEMA: Schema = {
     "type": "array",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glm4.api.openai.fields import BOOLEAN, OBJECT, STRING, Schema
+from glm4.api.openai.fields import AUDIO, BOOLEAN, OBJECT, STRING, Schema, part_schema
 from glm4.api.responses.items import MAX_ITEMS
 from glm4.chat.dialects.glm4 import RAW_TOOLS
+from glm4.chat.parts import DETAILS
 
 
 def _object(properties: Mapping[str, Any], *required: str) -> Schema:
@@ -19,11 +20,27 @@ def _object(properties: Mapping[str, Any], *required: str) -> Schema:
     }
 
 
-def _parts(*kinds: str) -> Schema:
-    """A list of text parts."""
+def _parts(*kinds: str, media: Sequence[Schema] = ()) -> Schema:
+    """A list of text parts, and of these."""
     properties = {"type": {"enum": list(kinds)}, "text": STRING}
     hints = {"annotations": {"type": "array"}, "logprobs": {"type": "array"}, "prompt_cache_breakpoint": OBJECT}
-    return {"type": "array", "items": _object({**properties, **hints}, "type", "text")}
+    text = _object({**properties, **hints}, "type", "text")
+    return {"type": "array", "items": {"anyOf": [text, *media]} if media else text}
+
+
+_IMAGE: Schema = {
+    **_object(
+        {
+            "type": {"const": "input_image"},
+            "image_url": STRING,
+            "detail": {"enum": list(DETAILS)},
+            "prompt_cache_breakpoint": OBJECT,
+        },
+        *("type", "image_url"),
+    ),
+    "description": "for models that can see",
+}
+_AUDIO: Schema = {**part_schema("input_audio", AUDIO), "description": "for models that can hear"}
 
 
 _ID = {"id": STRING}
@@ -37,7 +54,7 @@ _ITEM: Schema = {
             {
                 "type": {"const": "message"},
                 "role": {"enum": ["user", "assistant", "system", "developer"]},
-                "content": {"anyOf": [STRING, _parts("input_text", "output_text")]},
+                "content": {"anyOf": [STRING, _parts("input_text", "output_text", media=(_IMAGE, _AUDIO))]},
                 "phase": {"enum": ["commentary", "final_answer"]},
                 **_ID,
                 **_STATUS,
@@ -61,7 +78,7 @@ _ITEM: Schema = {
             {
                 "type": {"const": "function_call_output"},
                 "call_id": STRING,
-                "output": {"anyOf": [STRING, _parts("input_text")]},
+                "output": {"anyOf": [STRING, _parts("input_text", media=(_IMAGE,))]},
                 "name": STRING,
                 **_ID,
                 **_STATUS,
