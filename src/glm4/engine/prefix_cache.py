@@ -1,8 +1,8 @@
 """`PrefixCache`: pages of prompts seen before, shared instead of computed again.
 
 A tree over full pages: a node is one page, keyed below its parent by the page's token ids, so a path from the root is
-a prefix. Where rows stand for pictures or sounds, the spans with their digests belong to the key. Pages that nobody
-holds stay in the tree until memory is needed and are then taken back, least recently used
+a prefix. A picture's span, with its digest, belongs to the key of the page in which it begins, and so to every path
+beyond. Pages that nobody holds stay in the tree until memory is needed and are then taken back, least recently used
 first. A partly filled page is never shared, so nothing shared is ever written to.
 
 Two invariants carry the bookkeeping:
@@ -165,4 +165,4 @@ class PrefixCache:
 def _key(ids: Sequence[int], index: int, spans: Sequence[MediaSpan]) -> _Key:
     first, end = index * PAGE_SIZE, (index + 1) * PAGE_SIZE
     key = tuple(ids[first:end])
-    return (*key, *(span for span in spans if span.start < end and first < span.end)) if spans else key
+    return (*key, *(span for span in spans if first <= span.start < end)) if spans else key
