@@ -29,6 +29,7 @@ from glm4.engine.protocol import GenerationRequest
 from glm4.engine.sampling import Sampler, token_logprobs
 from glm4.kernels import native
 from glm4.model.shapes import SHAPES
+from glm4.prompt import Prompt
 
 TEXT = "Explain to a child why the sky is blue, why sunsets are red, and what clouds have to do with either of them."
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -90,7 +91,7 @@ def steps(name: str, backend: LocalBackend, tokens: int) -> Step:
 
     params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
     ids = np.random.default_rng(0).integers(0, backend.info.vocab_size, 16).tolist()
-    backend.add_request(GenerationRequest("overhead", ids, params))
+    backend.add_request(GenerationRequest("overhead", Prompt(ids), params))
     backend.step()
     found = []
     try:
@@ -131,7 +132,7 @@ def _chooser(
 ) -> Callable[[], float]:
     """A function that chooses a token and returns the seconds it took; the copy of the row is not counted."""
     params = SamplingParams(**({"seed": 0, "max_tokens": 4096} | options))
-    sampler, turn = Sampler(GenerationRequest("overhead", prompt, params), banned), 0
+    sampler, turn = Sampler(GenerationRequest("overhead", Prompt(prompt), params), banned), 0
 
     def choose() -> float:
         nonlocal turn

@@ -15,6 +15,7 @@ from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.chat.chat_request import ChatRequest
 from glm4.engine.protocol import GenerationRequest
 from glm4.loading.weights import CanonicalTensors
+from glm4.prompt import Prompt
 from glm4.requests.processor import Processor
 from glm4.sampling_params import SamplingParams
 
@@ -90,7 +91,7 @@ def _generated(checkpoint: CanonicalTensors, text: Processor, wanted: int, seque
     for index, (key, ids) in enumerate(prompts.items()):
         params = SamplingParams(temperature=0.8, top_p=0.95, seed=index, max_tokens=ANSWER_TOKENS)
         stop = frozenset(checkpoint.config.eos_token_ids)
-        backend.add_request(GenerationRequest(key, ids, params, stop))
+        backend.add_request(GenerationRequest(key, Prompt(ids), params, stop))
     while backend.has_unfinished_requests():
         for output in backend.step():
             answers[output.request_id] += output.token_ids
@@ -103,4 +104,4 @@ def _rendered(text: Processor) -> Iterator[list[int]]:
     """The prompts in the model's chat format, again and again (each time answered with another seed)."""
     while True:
         for prompt in PROMPTS:
-            yield text.render(ChatRequest.of([{"role": "user", "content": prompt}]))
+            yield list(text.render(ChatRequest.of([{"role": "user", "content": prompt}])).ids)

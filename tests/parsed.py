@@ -22,7 +22,7 @@ class ParsedAnswer(NamedTuple):
 def collect(events: Iterable[Event]) -> ParsedAnswer:
     """The answer that events add up to."""
     message = Answer(events).message()
-    return ParsedAnswer(message.content, message.reasoning, message.tool_calls)
+    return ParsedAnswer(message.text, message.reasoning, message.tool_calls)
 
 
 def parse_complete(parser: StreamParser, text: str, stop_token_id: int | None = None) -> ParsedAnswer:

@@ -18,8 +18,8 @@ def render(
     template: ChatTemplate | None = None,
     **options: Any,
 ) -> list[int]:
-    """See `TemplateDialect.render`; options are those of `ChatRequest.of`."""
-    return dialect.render(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template)
+    """The ids of `TemplateDialect.render`; options are those of `ChatRequest.of`."""
+    return list(dialect.render(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template).ids)
 
 
 def render_text(

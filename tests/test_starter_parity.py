@@ -27,6 +27,7 @@ from glm4.engine.protocol import GenerationRequest
 from glm4.errors import ModelNotFoundError
 from glm4.hub.starter_sources import STARTERS
 from glm4.kernels import get_kernels
+from glm4.prompt import Prompt
 from glm4.requests.processor import Processor
 from glm4.sampling_params import SamplingParams
 from model_driver import forced_argmax, forced_logits, loaded
@@ -107,7 +108,7 @@ def greedy(backend: LocalBackend, prompts: list[list[int]], steps: int = STEPS) 
     """Greedy continuations of all prompts at once; no id stops them."""
     params = SamplingParams(temperature=0.0, max_tokens=steps)
     for index, ids in enumerate(prompts):
-        backend.add_request(GenerationRequest(str(index), ids, params))
+        backend.add_request(GenerationRequest(str(index), Prompt(ids), params))
     answers: list[list[int]] = [[] for _ in prompts]
     while backend.has_unfinished_requests():
         for output in backend.step():
@@ -130,7 +131,8 @@ def test_prompt_ids(recording: Recording) -> None:
     with open_checkpoint(recording.path) as checkpoint:
         text = Processor.load(checkpoint)
     for key, prompt in recording.prompts.items():
-        assert text.render(ChatRequest.of(prompt["messages"], tools=prompt.get("tools"))) == prompt["prompt_ids"], key
+        request = ChatRequest.of(prompt["messages"], tools=prompt.get("tools", ()))
+        assert text.render(request).ids == prompt["prompt_ids"], key
         assert text.tokenizer.decode(prompt["output_ids"], skip_special_tokens=False) == prompt["output_text"], key
 
 

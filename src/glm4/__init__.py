@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from glm4.async_llm import AsyncLLM
     from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
     from glm4.chat.messages import Message, ToolCall
+    from glm4.chat.parts import AudioPart, ImagePart, TextPart
     from glm4.errors import Glm4Error
     from glm4.llm import LLM
     from glm4.outputs import CompletionOutput, RequestOutput, StreamChunk
@@ -30,6 +31,9 @@ _PUBLIC = {
     "StructuredOutputs": "glm4.structured_outputs",
     "Message": "glm4.chat.messages",
     "ToolCall": "glm4.chat.messages",
+    "TextPart": "glm4.chat.parts",
+    "ImagePart": "glm4.chat.parts",
+    "AudioPart": "glm4.chat.parts",
     "TextDelta": "glm4.chat.events",
     "ReasoningDelta": "glm4.chat.events",
     "ToolCallDelta": "glm4.chat.events",
@@ -42,8 +46,10 @@ _PUBLIC = {
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "AudioPart",
     "CompletionOutput",
     "Glm4Error",
+    "ImagePart",
     "Message",
     "ReasoningDelta",
     "RequestOutput",
@@ -51,6 +57,7 @@ __all__ = [
     "StreamChunk",
     "StructuredOutputs",
     "TextDelta",
+    "TextPart",
     "ToolCall",
     "ToolCallDelta",
 ]

@@ -16,7 +16,7 @@ from glm4.engine.protocol import AdapterInfo
 from glm4.errors import Glm4Error
 from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.requests.input_processor import PreparedRequest, Prompt
+from glm4.requests.input_processor import PreparedRequest, PromptLike
 from glm4.sampling_params import SamplingParams
 from glm4.system.event_loops import post, set_outcome
 
@@ -131,7 +131,7 @@ class AsyncLLM:
             yield chunk
 
     async def stream_generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None, **options: Any
     ) -> AsyncIterator[StreamChunk]:
         """Continue a raw prompt, chunk by chunk; options are those of `LLM.prepare_prompt`."""
         prepared = await asyncio.to_thread(partial(self.llm.prepare_prompt, prompt, sampling_params, **options))
@@ -146,13 +146,13 @@ class AsyncLLM:
         return await (await self.submit(prepared)).output()
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Any
+        self, prompt: PromptLike, sampling_params: SamplingParams | None = None, **options: Any
     ) -> RequestOutput:
         """Continue a raw prompt; options are those of `LLM.prepare_prompt`."""
         prepared = await asyncio.to_thread(partial(self.llm.prepare_prompt, prompt, sampling_params, **options))
         return await (await self.submit(prepared)).output()
 
-    async def embed(self, prompt: Prompt, *, adapter: str | None = None) -> EmbeddingOutput:
+    async def embed(self, prompt: PromptLike, *, adapter: str | None = None) -> EmbeddingOutput:
         """Embed one text; several at once share batches."""
         prepared = await asyncio.to_thread(partial(self.llm.prepare_embedding, prompt, adapter=adapter))
         return (await (await self.submit(prepared)).output()).as_embedding()

@@ -26,6 +26,7 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
 from glm4.model.precision import Precision, resolve_precision, weight_nbytes
 from glm4.model.tensors import matrix_shapes
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 from glm4.system.memory import available_memory
 
@@ -172,7 +173,7 @@ def _requests(backend: LocalBackend, question: Question, rng: np.random.Generato
     params = SamplingParams(temperature=0.0, max_tokens=question.new, ignore_eos=True)
     for index in range(question.batch):
         ids = rng.integers(0, backend.info.vocab_size, question.context).tolist()
-        yield GenerationRequest(f"speed-{index}", ids, params)
+        yield GenerationRequest(f"speed-{index}", Prompt(ids), params)
 
 
 def fill(cache: KVCache, num_pages: int, rng: np.random.Generator) -> None:

@@ -23,7 +23,8 @@ from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.hub.store import Progress
 from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.requests.input_processor import InputProcessor, PreparedRequest, Prompt
+from glm4.prompt import Prompt
+from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptLike
 from glm4.requests.output_processor import SampleProcessor
 from glm4.requests.processor import Processor
 from glm4.requests.request_state import RequestState
@@ -122,12 +123,12 @@ class LLM:
         return self.prepare(ChatRequest.of(messages, params, **options))
 
     def prepare_prompt(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+        self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
-        """The same for a raw prompt: text (encoded with the model's usual prefix) or ids as they are. Thread-safe."""
+        """The same for a raw prompt: text (encoded with the model's usual prefix), ids, or a `Prompt`. Thread-safe."""
         return self._inputs.prompt(prompt, params, adapter=adapter)
 
-    def prepare_embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
+    def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """The same for a text to be embedded; its `RequestOutput` has the vector. Thread-safe."""
         return self._inputs.embedding(prompt, adapter=adapter)
 
@@ -140,9 +141,9 @@ class LLM:
         """
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
-        params, ids = prepared.params, prepared.prompt_ids
-        running = RequestState(request_id, prepared.prompt, ids)
-        running.metrics.num_prompt_tokens = len(ids)
+        params = prepared.params
+        running = RequestState(request_id, prepared.text, list(prepared.prompt_ids))
+        running.metrics.num_prompt_tokens = len(prepared.prompt)
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"
             try:
@@ -306,18 +307,18 @@ class LLM:
         return self._chunks(self._prepared_chats(messages, sampling_params, options))
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, adapter: str | None = None
+        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
     ) -> list[RequestOutput]:
         """Continue one raw prompt or several at once (text or token ids); see `chat` for the rest."""
         return self._answers(self._prepared_prompts(prompts, sampling_params, adapter))
 
     def stream_generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *, adapter: str | None = None
+        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
     ) -> Generator[StreamChunk, None, None]:
         """`generate`, chunk by chunk; dropping or closing the iterator aborts what still runs."""
         return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter))
 
-    def embed(self, prompts: Prompt | Sequence[Prompt], *, adapter: str | None = None) -> list[EmbeddingOutput]:
+    def embed(self, prompts: PromptLike | Sequence[PromptLike], *, adapter: str | None = None) -> list[EmbeddingOutput]:
         """Embed one text or several at once (text or token ids); see `EmbeddingOutput` for what the vectors are.
 
         Raises:
@@ -335,7 +336,7 @@ class LLM:
         return [self.prepare_chat(conversation, params, **options) for conversation, params in pairs]
 
     def _prepared_prompts(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params, adapter: str | None
+        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params, adapter: str | None
     ) -> list[PreparedRequest]:
         listed = _prompts(prompts)
         pairs = zip(listed, _each(sampling_params, len(listed)), strict=True)
@@ -396,9 +397,9 @@ def _samples(prepared: Sequence[PreparedRequest]) -> int:
     return sum(request.params.n for request in prepared)
 
 
-def _prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    return cast("list[Prompt]", [prompts] if single else list(prompts))
+def _prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
+    single = isinstance(prompts, (str, Prompt)) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return cast("list[PromptLike]", [prompts] if single else list(cast("Sequence[PromptLike]", prompts)))
 
 
 def _is_batch(messages: Conversation | Sequence[Conversation]) -> bool:

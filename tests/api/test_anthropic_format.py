@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
+import jsonschema
 import pytest
 from anthropic.types import (
     ContentBlockParam,
@@ -25,6 +26,7 @@ from glm4.api.anthropic import MessageRequest, parse_count, parse_message
 from glm4.api.anthropic.fields import COUNT_FIELDS, MESSAGE_FIELDS, REFUSED, REFUSED_HEADERS
 from glm4.api.fields import body_schema
 from glm4.chat.messages import Message, ToolCall
+from glm4.chat.parts import ImagePart, TextPart
 from glm4.chat.tool_choice import ToolChoice
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
@@ -124,11 +126,12 @@ def test_every_block_is_read_or_refused(block: Any) -> None:
         "tool_result": {"tool_use_id": "i", "content": "t"},
         "document": {"source": {"type": "text", "media_type": "text/plain", "data": "t"}},
         "search_result": {"source": "s", "title": "h", "content": [{"type": "text", "text": "t"}]},
+        "image": {"source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
     }
     role = "assistant" if kind in ("thinking", "redacted_thinking", "tool_use") else "user"
     messages = [{"role": role, "content": [{"type": kind, **given.get(kind, {})}]}, *HI]
     if kind in given:
-        assert parse(messages=messages).chat.messages[-1].content.endswith("hi")
+        assert parse(messages=messages).chat.messages[-1].text.endswith("hi")
     else:
         with pytest.raises(InvalidRequestError) as caught:
             parse(messages=messages)
@@ -172,7 +175,45 @@ def test_tools_of_anthropics_own_are_refused_by_name(tool: Any) -> None:
     assert caught.value.param == "tools.1.type"
 
 
-def test_results_of_tools_are_texts() -> None:
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+
+
+def test_pictures_are_read_where_people_and_tools_show_them() -> None:
+    shown = [{"type": "text", "text": "see"}, PICTURE]
+    failed = {"type": "tool_result", "tool_use_id": "i", "is_error": True, "content": [PICTURE]}
+    link = {"type": "image", "source": {"type": "url", "url": "http://e.com/a"}, "cache_control": {"type": "ephemeral"}}
+    turns = [
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "i", "content": shown}, failed]},
+        {"role": "user", "content": [*shown, link]},
+    ]
+    jsonschema.validate(turns, MESSAGE_FIELDS["messages"].schema)
+    picture = ImagePart(b"\0\0\0")
+    result, error, user = conversation(*turns)
+    assert result.content == (TextPart("see"), picture)
+    assert error.content == (TextPart("Error: "), picture)
+    assert user.content == (TextPart("see"), picture, ImagePart(url="http://e.com/a"))
+    assert [getattr(part, "where", "") for part in user.content] == ["", "messages.1.content.1", "messages.1.content.2"]
+    assert getattr(result.content[1], "where", "") == "messages.0.content.0.content.1"
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        (None, ".source"),
+        ({"type": "file", "file_id": "f"}, ".source.type"),
+        ({"type": "base64", "data": "AAAA"}, ".source.media_type"),
+        ({"type": "base64", "media_type": "text/plain", "data": "AAAA"}, ""),
+        ({"type": "base64", "media_type": "image/png", "data": "?"}, ""),
+        ({"type": "url", "url": "ftp://e.com"}, ""),
+    ],
+)
+def test_malformed_pictures_are_named(source: Any, place: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        conversation({"role": "user", "content": [{"type": "image", "source": source}]})
+    assert caught.value.param == f"messages.0.content.0{place}"
+
+
+def test_what_tools_return_is_read_or_refused() -> None:
     for part in get_args(tool_result_block_param.Content):
         kind = literal(part)
         block = {"type": "tool_result", "tool_use_id": "i", "content": [{"type": kind, "text": "t"}]}
@@ -210,7 +251,7 @@ def test_a_conversation_with_everything() -> None:
     )
     assert messages == [
         Message("system", "S"),
-        Message("user", "one\ntwo"),
+        Message("user", [TextPart("one"), TextPart("two")]),
         Message(
             "assistant",
             "I look.",

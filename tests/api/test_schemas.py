@@ -13,6 +13,7 @@ from glm4.api.anthropic.fields import EFFORTS, THINKING
 from glm4.api.responses.items import MAX_ITEMS
 from glm4.api.responses.tools import RAW_TOOLS
 from glm4.api.schemas import components, schemas
+from glm4.chat.parts import AUDIO_FORMATS, DETAILS
 
 APIS = ("anthropic", "openai", "responses")
 
@@ -58,3 +59,8 @@ def test_the_files_are_in_step_with_the_readers() -> None:
     assert anthropic["output_config"]["properties"]["effort"]["enum"] == list(EFFORTS)
     kinds = [one["properties"]["type"] for one in anthropic["thinking"]["anyOf"]]
     assert {name for kind in kinds for name in kind.get("enum", [kind.get("const")])} == set(THINKING)
+    parts = schemas("openai")["messages"]["items"]["properties"]["content"]["anyOf"][1]["items"]["anyOf"]
+    assert parts[1]["properties"]["image_url"]["properties"]["detail"]["enum"] == list(DETAILS)
+    assert parts[2]["properties"]["input_audio"]["properties"]["format"]["enum"] == list(AUDIO_FORMATS)
+    messages = responses["input"]["anyOf"][1]["items"]["anyOf"][0]["properties"]["content"]["anyOf"][1]["items"]
+    assert messages["anyOf"][1]["properties"]["detail"]["enum"] == list(DETAILS)

@@ -85,6 +85,7 @@ def test_rows_have_openais_shape(tmp_path: Path, echo: LLM) -> None:
     )
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 BAD_LINES: dict[str, tuple[Any, str, str | None]] = {
     # row id -> (line, part of the message, param)
     "line-1": ("{broken", "not valid JSON", None),
@@ -98,10 +99,15 @@ BAD_LINES: dict[str, tuple[Any, str, str | None]] = {
     "range": (chat_line("range", temperature=-1), "temperature", "temperature"),
     "role": ({**chat_line("role"), "body": {"messages": [{"role": "boss"}]}}, "role must be", "messages"),
     "empty": ({**chat_line("empty"), "body": {}}, "messages is missing", "messages"),
+    "image": (
+        {**chat_line("image"), "body": {"messages": [{"role": "user", "content": [IMAGE]}]}},
+        "this model takes text only; cannot use a content part of type 'image_url'",
+        "messages[0].content[0]",
+    ),
     "surrogate": (chat_line("surrogate", "\ud800"), "surrogate", None),
     "long": (chat_line("long", "x" * 5000), "tokens", "messages"),
-    "line-14": (chat_line("url"), "repeats the custom_id 'url' of line 3", "custom_id"),
-    "line-15": (chat_line("") | {"custom_id": 5}, "custom_id must be", "custom_id"),
+    "line-15": (chat_line("url"), "repeats the custom_id 'url' of line 3", "custom_id"),
+    "line-16": (chat_line("") | {"custom_id": 5}, "custom_id must be", "custom_id"),
 }
 
 
@@ -110,9 +116,9 @@ def test_a_bad_line_is_a_row_and_never_the_end(tmp_path: Path, echo: LLM) -> Non
     source = write_input(tmp_path / "in.jsonl", [*(line for line, _, _ in BAD_LINES.values()), "", *good])
     progress = run(echo, source, tmp_path / "out.jsonl")
     found = rows(tmp_path / "out.jsonl")
-    assert (progress.total, progress.completed, progress.failed) == (17, 2, 15)
-    assert set(found) == {*BAD_LINES, "good", "line-18"}
-    assert (text_of(found["good"]), text_of(found["line-18"])) == ("<a>", "<b>")
+    assert (progress.total, progress.completed, progress.failed) == (18, 2, 16)
+    assert set(found) == {*BAD_LINES, "good", "line-19"}
+    assert (text_of(found["good"]), text_of(found["line-19"])) == ("<a>", "<b>")
     for custom_id, (_, message, param) in BAD_LINES.items():
         row = found[custom_id]
         error = row["response"]["body"]["error"]
@@ -173,9 +179,9 @@ def test_a_fault_that_one_request_brings_out_costs_one_row(
     prepare = echo.prepare
 
     def faulty(request: ChatRequest) -> PreparedRequest:
-        if request.messages[0].content == "trap":
+        if request.messages[0].text == "trap":
             raise ZeroDivisionError("division by zero")
-        if request.messages[0].content == "big":
+        if request.messages[0].text == "big":
             raise OutOfMemoryError("no room")
         return prepare(request)
 

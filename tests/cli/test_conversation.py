@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from glm4.chat.messages import Message, ToolCall
+from glm4.chat.parts import ImagePart, TextPart
 from glm4.cli.conversation import conversation
 from glm4.cli.conversation.conversation import Conversation, Turn
 from glm4.errors import InvalidRequestError
@@ -33,6 +34,23 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert list(document) == ["model", "messages", "params"]
     assert document["messages"][-1] == {"role": "assistant", "content": "It is", "interrupted": True}
     assert [entry.name for entry in tmp_path.iterdir()] == ["talk.json"]
+
+
+def test_pictures_are_saved_with_the_conversation(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    image = ImagePart(b"png", media_type="image/png")
+    talk = Conversation(
+        [Turn(Message("user", [TextPart("What is this?"), image])), Turn(Message("assistant", "A cat."))]
+    )
+    conversation.save(talk, "starter", path)
+    loaded, _ = conversation.load(path)
+    assert loaded == talk
+    assert loaded.drop_last_exchange() == talk.messages[0]
+    document = json.loads(path.read_text())
+    assert document["messages"][0]["content"][1]["image_url"] == {"url": "data:image/png;base64,cG5n"}
+    path.write_text(path.read_text().replace("cG5n", "cG5"))
+    with pytest.raises(InvalidRequestError, match=r"not a saved conversation: messages\[0\]\.content\[1\]: .*base64"):
+        conversation.load(path)
 
 
 def test_saving_again_replaces_a_conversation_but_nothing_else(tmp_path: Path) -> None:
@@ -79,7 +97,7 @@ def test_system_message_clear_and_undo() -> None:
     assert talk.system == "Be brief."
     talk.system = "New."
     assert [turn.message.role for turn in talk.turns][:2] == ["system", "user"]
-    assert talk.drop_last_exchange() == "你好 \u2028"
+    assert talk.drop_last_exchange() == Message("user", "你好 \u2028")
     assert talk.drop_last_exchange() is None
     assert talk.system == "New."
     talk.turns += example().turns[1:]

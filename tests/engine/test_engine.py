@@ -16,6 +16,7 @@ from glm4.loading.weights import random_model
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.precision import PRECISIONS
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 CONFIG = ModelConfig(
@@ -58,7 +59,7 @@ def prompt(seed: int, length: int) -> list[int]:
 
 
 def request(name: str, ids: list[int], **options: object) -> GenerationRequest:
-    return GenerationRequest(name, ids, SamplingParams(**({"temperature": 0, "max_tokens": 12} | options)))  # type: ignore[arg-type]
+    return GenerationRequest(name, Prompt(ids), SamplingParams(**({"temperature": 0, "max_tokens": 12} | options)))  # type: ignore[arg-type]
 
 
 def run(made: Engine) -> dict[str, list[int]]:
@@ -157,11 +158,11 @@ def finish(made: Engine, item: GenerationRequest) -> GenerationOutput:
 def test_finish_reasons() -> None:
     first = alone(request("x", [1, 2, 3], max_tokens=3))
     params = SamplingParams(temperature=0, max_tokens=9)
-    by_model = finish(engine(), GenerationRequest("a", [1, 2, 3], params, frozenset({first[1]})))
+    by_model = finish(engine(), GenerationRequest("a", Prompt([1, 2, 3]), params, frozenset({first[1]})))
     assert (by_model.finish_reason, by_model.stop_token_id) == ("stop", first[1])
     by_caller = finish(engine(), request("b", [1, 2, 3], stop_token_ids=[first[0]]))
     assert (by_caller.finish_reason, by_caller.stop_token_id) == ("stop", first[0])
-    ignored = GenerationRequest("c", [1, 2, 3], params.replace(ignore_eos=True), frozenset(first))
+    ignored = GenerationRequest("c", Prompt([1, 2, 3]), params.replace(ignore_eos=True), frozenset(first))
     assert finish(engine(), ignored).finish_reason == "length"
     full = finish(engine(max_model_len=10), request("d", [1, 2, 3], max_tokens=None))
     assert full.finish_reason == "length"

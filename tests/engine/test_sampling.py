@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from glm4.engine.protocol import GenerationRequest
 from glm4.engine.sampling import Sampler, largest, nucleus, pick, token_logprobs
 from glm4.errors import Glm4Error
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 NO_IDS = np.empty(0, np.int64)
@@ -18,7 +19,7 @@ NO_IDS = np.empty(0, np.int64)
 def sampler(
     prompt: list[int] | None = None, *, stop: frozenset[int] = frozenset(), index: int = 0, **options: object
 ) -> Sampler:
-    request = GenerationRequest("r", prompt or [0], SamplingParams(**options), stop, index)  # type: ignore[arg-type]
+    request = GenerationRequest("r", Prompt(prompt or [0]), SamplingParams(**options), stop, index)  # type: ignore[arg-type]
     return Sampler(request, NO_IDS)
 
 
@@ -140,7 +141,7 @@ def test_logit_bias_forces_and_forbids() -> None:
 
 
 def test_banned_rows_are_never_sampled_even_when_biased() -> None:
-    request = GenerationRequest("r", [0], SamplingParams(temperature=0, logit_bias={0: 100.0}))
+    request = GenerationRequest("r", Prompt([0]), SamplingParams(temperature=0, logit_bias={0: 100.0}))
     made = Sampler(request, np.array([0, 1]))
     assert made.sample(LOGITS.copy(), 0) == 2
 

@@ -16,6 +16,7 @@ from glm4.loading.weights import random_model
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import KVCache, pages_for
 from glm4.model.precision import PRECISIONS
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 VOCAB, NEW, SAMPLES = 6, 4, 3000
@@ -60,7 +61,7 @@ def sampled(max_num_seqs: int, rows: int) -> tuple[np.ndarray, float]:
     found: dict[str, list[int]] = {}
     for seed in range(SAMPLES):
         params = SamplingParams(temperature=1.0, seed=seed, max_tokens=NEW, logit_bias=BIAS)
-        engine.add_request(GenerationRequest(str(seed), PROMPT, params))
+        engine.add_request(GenerationRequest(str(seed), Prompt(PROMPT), params))
     sequences = list(engine.scheduler.waiting)
     while engine.has_unfinished_requests():
         for output in engine.step():

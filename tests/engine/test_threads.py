@@ -25,6 +25,7 @@ from glm4.model.kv_cache import KVCache
 from glm4.loading.weights import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 config = replace(SHAPES["starter"], num_hidden_layers=2, vocab_size=2000)
@@ -36,7 +37,7 @@ def answer(name, between=lambda: None):
     params = SamplingParams(
         temperature=0.8, top_p=0.9, top_k=50, seed=1, max_tokens=8, logprobs=3, repetition_penalty=1.1
     )
-    engine.add_request(GenerationRequest(name, np.arange(200).tolist(), params))
+    engine.add_request(GenerationRequest(name, Prompt(np.arange(200).tolist()), params))
     while engine.has_unfinished_requests():
         engine.step()
         between()

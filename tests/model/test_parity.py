@@ -24,6 +24,7 @@ from glm4.kernels import get_kernels
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.rotary import RotaryTable
 from glm4.model.transformer import Transformer
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 from model_driver import Session, forced_logits, loaded
 
@@ -152,7 +153,7 @@ def engine_answers(model: Transformer, prompts: list[NDArray[np.int32]], **optio
     engine = Engine(model, cache, 64 * PAGE_SIZE, SchedulerConfig(**options))
     params = SamplingParams(temperature=0.0, max_tokens=gm.GREEDY_STEPS)
     for index, prompt in enumerate(prompts):
-        engine.add_request(GenerationRequest(str(index), prompt.tolist(), params))
+        engine.add_request(GenerationRequest(str(index), Prompt(prompt.tolist()), params))
     answers: list[list[int]] = [[] for _ in prompts]
     while engine.has_unfinished_requests():
         for output in engine.step():

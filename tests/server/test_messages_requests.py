@@ -38,6 +38,9 @@ def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
         yield made
 
 
+IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}}
+
+
 @pytest.mark.parametrize(
     ("changes", "raised", "kind", "text"),
     [
@@ -50,8 +53,9 @@ def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
         ({"system": "x" * 500_000}, anthropic.BadRequestError, "invalid_request_error",
          r"prompt is too long: 500\d\d\d tokens > 399999 maximum"),
         ({"system": "x" * 2_000_000}, anthropic.ContentTooLargeError, "request_too_large", "1 MB"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "u"}}]}]},
-         anthropic.BadRequestError, "invalid_request_error", r"messages\.0\.content\.0\.type: .*image"),
+        ({"messages": [*ask("x")["messages"], {"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE]}]},
+         anthropic.BadRequestError, "invalid_request_error",
+         r"messages\.1\.content\.1: this model takes text only; cannot use a content part of type 'image'"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])

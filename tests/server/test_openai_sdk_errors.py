@@ -32,6 +32,10 @@ def connect(server: LiveServer, *, key: str = KEY, retries: int = 0) -> openai.O
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=retries, timeout=60)
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png", "detail": "low"}}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "param", "code"),
     [
@@ -41,6 +45,12 @@ def connect(server: LiveServer, *, key: str = KEY, retries: int = 0) -> openai.O
         ({"messages": [{"role": "user", "content": "x" * 9000}]}, openai.BadRequestError, "messages",
          "context_length_exceeded"),
         ({"messages": [{"role": "user", "content": "x" * 200_000}]}, openai.APIStatusError, None, None),
+        ({"messages": [*HI, {"role": "user", "content": [IMAGE]}]}, openai.BadRequestError, "messages[1].content[0]",
+         "invalid_value"),
+        ({"messages": [{"role": "user", "content": [AUDIO]}]}, openai.BadRequestError, "messages[0].content[0]",
+         "invalid_value"),
+        ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
+         openai.BadRequestError, "messages[0].content[0]", "invalid_value"),
         ({"model": "gpt-9"}, openai.NotFoundError, "model", "model_not_found"),
         ({"stream": True, "n": 0}, openai.BadRequestError, "n", "invalid_value"),
     ],

@@ -20,6 +20,7 @@ from glm4.api.responses.request import (
     parse_input_tokens,
     parse_responses,
 )
+from glm4.chat.parts import AudioPart, ImagePart, TextPart
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 from glm4.server.config import ModelSpec, ServerConfig
@@ -150,6 +151,34 @@ def same(one: Any, other: Any) -> bool:
     return bool(comparable(one) == comparable(other))
 
 
+IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
+AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}
+
+
+def test_pictures_and_sounds_reach_the_request() -> None:
+    """They are stored as they came; what they hold is read when the conversation is put together."""
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    said = {"role": "user", "content": [{"type": "input_text", "text": "see"}, IMAGE, AUDIO]}
+    output = {"type": "function_call_output", "call_id": "c", "output": [IMAGE]}
+    request = parse_responses({"input": [said, call, output]}, DEFAULTS, thinks=False)
+    assert request.items[0]["content"][1:] == [IMAGE | {"detail": "auto"}, AUDIO]
+    user, _, tool = request.chat([], request.items).messages
+    picture = ImagePart(url="https://example.com/a.png")
+    assert user.content == (TextPart("see"), picture, AudioPart(b"\0\0\0"))
+    assert tool.content == (picture,)
+    again = parse_responses({"input": [said]}, DEFAULTS, thinks=False)
+    messages = again.chat(request.items, again.items).messages
+    assert messages[-1] == user
+    assert [[getattr(part, "where", "") for part in messages[at].content][1] for at in (0, -1)] == [
+        "previous_response_id",
+        "input[0].content[1]",
+    ]
+    for part in (IMAGE | {"image_url": "data:image/png;base64,?"}, {"type": "input_audio", "input_audio": "x"}):
+        broken = parse_responses({"input": [{"role": "user", "content": [part]}]}, DEFAULTS, thinks=False)
+        with pytest.raises(InvalidRequestError, match=r"input\[0\]\.content\[0\]"):
+            broken.chat([], broken.items)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -159,7 +188,11 @@ def same(one: Any, other: Any) -> bool:
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": "x", "name": "y"}]}, "input[0].name"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url"),
+        ({"input": [{"role": "user", "content": [IMAGE | {"detail": "huge"}]}]}, "input[0].content[0].detail"),
+        ({"input": [{"role": "user", "content": [IMAGE | {"file_id": "f"}]}]}, "input[0].content[0].file_id"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type"),
+        ({"input": [{"role": "assistant", "content": [IMAGE]}]}, "input[0].content[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
         ({"input": [{"role": "user", "content": "x", "status": "done"}]}, "input[0].status"),
         ({"input": [{"role": "user", "content": "x", "id": 4}]}, "input[0].id"),
@@ -236,6 +269,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 def client(server: LiveServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
         yield made
+
+
+def test_a_text_model_refuses_pictures_by_their_place(client: openai.OpenAI) -> None:
+    said: Any = {"role": "user", "content": [{"type": "input_text", "text": "see"}, IMAGE]}
+    jsonschema.validate([said], RESPONSES_FIELDS["input"].schema)
+    with pytest.raises(openai.BadRequestError, match="cannot use a content part of type 'input_image'") as caught:
+        client.responses.create(model="tiny", input=[said])
+    assert caught.value.param == "input[0].content[1]"
 
 
 class Forecast(BaseModel):

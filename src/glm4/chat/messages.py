@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from glm4.chat.parts import Part, TextPart, read_part
 from glm4.errors import InvalidRequestError
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
@@ -22,13 +23,26 @@ class ToolCall:
     arguments: str
 
 
+class _Content:
+    """The descriptor behind `Message.content`: text or parts go in, parts come out."""
+
+    def __get__(self, message: Message | None, owner: type[Message] | None = None) -> tuple[Part, ...]:
+        return () if message is None else message.__dict__["content"]
+
+    def __set__(self, message: Message, value: str | Iterable[Part]) -> None:
+        if isinstance(value, str):
+            value = (TextPart(value),) if value else ()
+        message.__dict__["content"] = tuple(value)
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn of a conversation.
 
     Attributes:
         role: system, user, assistant, tool (OpenAI's name) or observation (GLM-4's name for the same).
-        content: the text; empty for an assistant turn that only calls tools.
+        content: text, pictures and sounds, as parts; a text given instead becomes one part. Empty for an assistant turn
+            that only calls tools.
         reasoning: the model's hidden thinking, where the dialect has such a part.
         tool_calls: calls an assistant turn made.
         tool_call_id: which call a tool turn answers.
@@ -38,16 +52,24 @@ class Message:
     """
 
     role: Role
-    content: str = ""
+    content: _Content = _Content()
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     metadata: str | None = None
     tools: tuple[Mapping[str, Any], ...] = field(default=())
 
+    @property
+    def text(self) -> str:
+        """The text parts, a line break between each two."""
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Message:
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "message") -> Message:
         """Read an OpenAI-style (or GLM-4-style) message dictionary; unknown keys and wrong types are refused.
+
+        Args:
+            where: its place in the request, for errors.
 
         Raises:
             InvalidRequestError: with `.param` naming the key.
@@ -62,7 +84,7 @@ class Message:
             raise InvalidRequestError(f"message role must be one of {', '.join(ROLES)}, not {role!r}", param="messages")
         return cls(
             role=role,
-            content=_text(raw.get("content")),
+            content=_content(raw.get("content"), f"{where}.content"),
             reasoning=_optional_text(raw, "reasoning_content"),
             tool_calls=tuple(_tool_call(call, index) for index, call in enumerate(raw.get("tool_calls") or ())),
             tool_call_id=_optional_text(raw, "tool_call_id"),
@@ -88,7 +110,10 @@ def as_messages(messages: object) -> list[Message]:
     """Accept Message objects and dictionaries side by side."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise InvalidRequestError("messages must be a list of messages", param="messages")
-    return [m if isinstance(m, Message) else Message.from_dict(_mapping(m)) for m in messages]
+    return [
+        one if isinstance(one, Message) else Message.from_dict(_mapping(one), f"messages[{index}]")
+        for index, one in enumerate(messages)
+    ]
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -104,23 +129,13 @@ def _optional_text(raw: Mapping[str, Any], key: str) -> str | None:
     return value
 
 
-def _text(content: object) -> str:
-    """OpenAI allows null, a string, or a list of parts; only text parts have a meaning for a text model."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence):
+def _content(content: object, where: str) -> str | list[Part]:
+    """OpenAI allows null, a string, or a list of parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise InvalidRequestError("message content must be a string or a list of parts", param="messages")
-    pieces: list[str] = []
-    for part in content:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise InvalidRequestError(
-                f"this model takes text only; cannot use a content part of type {kind!r}", param="messages"
-            )
-        pieces.append(part["text"])
-    return "\n".join(pieces)
+    return [read_part(part, f"{where}[{index}]") for index, part in enumerate(content)]
 
 
 def _tool_call(raw: object, index: int) -> ToolCall:

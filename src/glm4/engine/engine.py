@@ -198,6 +198,7 @@ class Engine:
             computed=[s.sequence.num_computed for s in scheduled],
             new=[s.num_rows for s in scheduled],
             adapters=[s.sequence.adapter for s in scheduled],
+            positions=[s.sequence.next_positions(s.num_rows) for s in scheduled],
         )
         start = time.perf_counter()
         hidden = self.model.forward(np.asarray(ids, np.int32), batch, self.cache)
@@ -268,7 +269,12 @@ class Engine:
 
     def _share(self, sequence: Sequence) -> None:
         sequence.num_shared_pages = self.prefix_cache.share(
-            sequence.ids, sequence.pages, sequence.num_computed, sequence.num_shared_pages, sequence.tree
+            sequence.ids,
+            sequence.pages,
+            sequence.num_computed,
+            sequence.num_shared_pages,
+            sequence.tree,
+            sequence.spans,
         )
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:

@@ -1,7 +1,8 @@
 """`PrefixCache`: pages of prompts seen before, shared instead of computed again.
 
 A tree over full pages: a node is one page, keyed below its parent by the page's token ids, so a path from the root is
-a prefix. Pages that nobody holds stay in the tree until memory is needed and are then taken back, least recently used
+a prefix. A picture's span, with its digest, belongs to the key of the page in which it begins, and so to every path
+beyond. Pages that nobody holds stay in the tree until memory is needed and are then taken back, least recently used
 first. A partly filled page is never shared, so nothing shared is ever written to.
 
 Two invariants carry the bookkeeping:
@@ -22,8 +23,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
+from glm4.prompt import MediaSpan
 
-_Key = tuple[int, ...]
+_Key = tuple[int | MediaSpan, ...]
 
 
 class _Node:
@@ -49,7 +51,7 @@ class PrefixCache:
     def __init__(self, cache: KVCache, enabled: bool = True) -> None:
         self._cache = cache
         self.enabled = enabled
-        self._roots: dict[int, _Node] = {}
+        self._roots: dict[int | MediaSpan, _Node] = {}
         self._nodes: dict[int, _Node] = {}
         # Nodes without holders in order of release; a dict because it keeps order and forgets in constant time.
         self._idle: dict[int, _Node] = {}
@@ -64,12 +66,12 @@ class PrefixCache:
         """Pages that running sequences hold."""
         return self._cache.num_pages - self.num_available_pages
 
-    def hold(self, ids: Sequence[int], tree: int = 0) -> list[int]:
+    def hold(self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = ()) -> list[int]:
         """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute."""
         pages: list[int] = []
         node = self._roots.get(tree)
         for index in range((len(ids) - 1) // PAGE_SIZE if self.enabled else 0):
-            node = node.children.get(_key(ids, index)) if node is not None else None
+            node = node.children.get(_key(ids, index, spans)) if node is not None else None
             if node is None:
                 break
             self._hold(node)
@@ -86,7 +88,15 @@ class PrefixCache:
             self._drop(next(iter(self._idle.values())))
         return self._cache.allocate(count)
 
-    def share(self, ids: Sequence[int], pages: list[int], num_computed: int, first: int, tree: int = 0) -> int:
+    def share(
+        self,
+        ids: Sequence[int],
+        pages: list[int],
+        num_computed: int,
+        first: int,
+        tree: int = 0,
+        spans: Sequence[MediaSpan] = (),
+    ) -> int:
         """Enter a sequence's full pages into the tree.
 
         A page whose content is there already is given back and replaced in `pages` by the shared one.
@@ -97,6 +107,7 @@ class PrefixCache:
             num_computed: ids whose keys and values are complete.
             first: full pages entered already.
             tree: 0, or the number of the adapter they were computed under.
+            spans: which ids stand for media.
 
         Returns:
             Full pages entered now, in all.
@@ -108,7 +119,7 @@ class PrefixCache:
         root = self._roots.setdefault(tree, _Node(-1, (tree,), None))
         parent = root if first == 0 else self._nodes[pages[first - 1]]
         for index in range(first, full):
-            key = _key(ids, index)
+            key = _key(ids, index, spans)
             node = parent.children.get(key)
             if node is None:
                 node = _Node(pages[index], key, parent)
@@ -151,5 +162,7 @@ class PrefixCache:
         self._cache.free([node.page])
 
 
-def _key(ids: Sequence[int], index: int) -> _Key:
-    return tuple(ids[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+def _key(ids: Sequence[int], index: int, spans: Sequence[MediaSpan]) -> _Key:
+    first, end = index * PAGE_SIZE, (index + 1) * PAGE_SIZE
+    key = tuple(ids[first:end])
+    return (*key, *(span for span in spans if first <= span.start < end)) if spans else key

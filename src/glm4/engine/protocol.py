@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 from glm4.structured_outputs import StructuredOutputs
 
@@ -56,7 +57,7 @@ class GenerationRequest:
 
     Attributes:
         request_id: unique among running requests.
-        prompt_ids: at least one id, each below the vocabulary size.
+        prompt: at least one id, each below the vocabulary size.
         params: sampling options; `stop` strings are text and therefore handled above the seam.
         stop_ids: the model's own stop ids (dropped when `params.ignore_eos`), `params.stop_token_ids` not included.
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
@@ -68,7 +69,7 @@ class GenerationRequest:
     """
 
     request_id: str
-    prompt_ids: Sequence[int]
+    prompt: Prompt
     params: SamplingParams
     stop_ids: frozenset[int] = frozenset()
     sample_index: int = 0
@@ -76,6 +77,11 @@ class GenerationRequest:
     pooling: Literal["mean"] | None = None
     constraint: TokenConstraint | None = None
     structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """The prompt's ids."""
+        return self.prompt.ids
 
 
 def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int) -> None:
@@ -85,7 +91,7 @@ def check_request(request: GenerationRequest, vocab_size: int, max_model_len: in
         PromptTooLongError: no room for the prompt and one new token.
         InvalidRequestError: an empty prompt, or an id outside the vocabulary.
     """
-    ids, length = request.prompt_ids, len(request.prompt_ids)
+    ids, length = request.prompt_ids, len(request.prompt)
     if not length:
         raise InvalidRequestError("the prompt is empty: there is nothing to continue", param="prompt")
     if length + (request.pooling is None) > max_model_len:

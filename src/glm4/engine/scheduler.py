@@ -103,7 +103,7 @@ class Scheduler:
         """Let waiting sequences in, as far as limits and pages allow."""
         while self.waiting and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
-            held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree)
+            held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree, sequence.spans)
             # Wait for room for the whole prompt: admitting earlier would only preempt someone to make it.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
             needed = pages_for(len(sequence.ids) + 1) - len(held)

@@ -12,6 +12,7 @@ from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
 from glm4.errors import GrammarError
 from glm4.model.lora import LoraAdapter
+from glm4.prompt import Prompt
 
 
 class Sequence:
@@ -35,7 +36,9 @@ class Sequence:
         self.num_shared_pages = 0  # full pages entered into the prefix cache
         self.num_cached = 0  # prompt ids that came from it
         self.was_admitted = False  # it has run before, though it may be waiting again
-        self.lookup = PromptLookup()
+        self.spans = request.prompt.spans
+        self.lookup = PromptLookup(self.spans)
+        self._prompt_positions = prompt_positions(request.prompt)
         self.sampler = Sampler(request, banned_ids)
         limit = max_model_len - self.num_prompt
         self.max_new_tokens = limit if request.params.max_tokens is None else min(limit, request.params.max_tokens)
@@ -80,6 +83,16 @@ class Sequence:
     def tree(self) -> int:
         """The tree of the prefix cache its pages belong to."""
         return 0 if self.adapter is None else self.adapter.number
+
+    def next_positions(self, count: int) -> NDArray[np.int32]:
+        """Positions of the next `count` rows to be computed, which may reach beyond `ids`: int32 [count]."""
+        rows = np.arange(self.num_computed, self.num_computed + count, dtype=np.int32)
+        given = self._prompt_positions
+        if given is None:
+            return rows
+        inside = given[self.num_computed : self.num_computed + count]
+        # What follows the prompt goes on after its last position, which is not its last row.
+        return np.concatenate([inside, rows[len(inside) :] + (given[-1] + 1 - self.num_prompt)])
 
     def append(self, token: int) -> None:
         """Take a new token in; sets `end` if it is the last one."""
@@ -134,3 +147,15 @@ class Sequence:
         )
         self.unreported, self.unreported_logprobs, self.reported = [], [], True
         return output
+
+
+def prompt_positions(prompt: Prompt) -> NDArray[np.int32] | None:
+    """Position of each row of a prompt, int32 [rows]; None where it is the row's number, as in text."""
+    if all(span.offsets is None for span in prompt.spans):
+        return None
+    steps = np.ones(len(prompt), np.int32)  # from the row before
+    steps[0] = 0
+    for span in prompt.spans:
+        if span.offsets is not None:
+            steps[span.start + 1 : span.end] = np.diff(span.offsets)
+    return np.cumsum(steps, dtype=np.int32)

@@ -8,11 +8,15 @@ same as without speculation, greedy or sampled.
 Copy-heavy text (editing a file, quoting a document, JSON) repeats itself, free chat does not. The longest match is
 followed, and each sequence learns how often guesses behind a match of some length come true; it guesses as far as that
 outweighs what a row costs on this machine (`RowCost`), and tries again now and then where it does not.
+
+Placeholders of pictures say nothing about text: no match contains one, and no guess is drawn from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from glm4.prompt import MediaSpan
 
 # Matches are found by their last 2, 3 or 4 ids; those of 4 are followed back to find the longest of the latest few. Up
 # to 8 ids: beyond that the latest precedent is the better one (records with counters, say).
@@ -43,12 +47,17 @@ _LEAST_SPREAD = 0.2
 class PromptLookup:
     """Drafts for one sequence, from its own prompt and output.
 
+    Args:
+        spans: which rows of the prompt stand for media.
+
     Attributes:
         num_drafted: ids guessed so far.
         num_accepted: those of them that came true.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spans: Sequence[MediaSpan] = ()) -> None:
+        self._spans = spans
+        self._marked: list[int] = []
         self.num_drafted = 0
         self.num_accepted = 0
         self._indexed = 0
@@ -68,12 +77,24 @@ class PromptLookup:
             limit: the most ids wanted; never more than `MAX_DRAFT` are given.
             cost: what verifying one id costs, as a share of a step.
         """
+        if self._spans:
+            ids = self._mark(ids)
         self._index(ids)
         start, self._match = self._longest_match(ids)
         if not start:
             return []
-        length = self._length(min(limit, MAX_DRAFT), cost)
+        text = min((span.start - start for span in self._spans if span.start >= start), default=limit)
+        length = self._length(min(limit, MAX_DRAFT, text), cost)
         return list(ids[start : start + length])
+
+    def _mark(self, ids: Sequence[int]) -> list[int]:
+        """`ids` with a number of its own, which no token has, for each row of media: it equals no other row."""
+        known = len(self._marked)
+        self._marked += ids[known:]
+        for span in self._spans:
+            for row in range(max(span.start, known), min(span.end, len(ids))):
+                self._marked[row] = (1 << _ID_BITS) - 1 - row
+        return self._marked
 
     def record(self, drafted: int, accepted: int) -> None:
         """How many ids of the last proposal, cut to `drafted` ids, came true."""

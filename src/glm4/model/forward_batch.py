@@ -21,7 +21,8 @@ class ForwardBatch:
         query_starts: int32 [S + 1], sequence s owns rows query_starts[s]:query_starts[s + 1].
         context_lens: int32 [S], tokens in the cache once these rows are stored.
         slots: int64 [T], page * PAGE_SIZE + offset where each row's key and value go.
-        positions: int32 [T], position of each row in its sequence.
+        positions: int32 [T], position of each row in its sequence, for the rotary embedding. Which rows it attends to
+            is decided by their order in the cache alone.
         adapters: the rows that use a LoRA adapter.
     """
 
@@ -39,6 +40,7 @@ class ForwardBatch:
         computed: Sequence[int],
         new: Sequence[int],
         adapters: Sequence[LoraAdapter | None] | None = None,
+        positions: Sequence[NDArray[np.int32]] | None = None,
     ) -> ForwardBatch:
         """Describe a pass over S sequences.
 
@@ -47,16 +49,17 @@ class ForwardBatch:
             computed: tokens of each sequence that are already in the cache.
             new: rows each sequence contributes, at least 1.
             adapters: each sequence's adapter; None means that no sequence has one.
+            positions: int32 [new] for each sequence; None counts them, as in text.
         """
         block_tables = np.full((len(pages), max(len(row) for row in pages)), -1, np.int32)
-        slots, positions = [], []
+        slots, counted = [], []
         for index, (row, start, count) in enumerate(zip(pages, computed, new, strict=True)):
             block_tables[index, : len(row)] = row
             where = np.arange(start, start + count)
             slots.append(np.asarray(row, np.int64)[where // PAGE_SIZE] * PAGE_SIZE + where % PAGE_SIZE)
-            positions.append(where.astype(np.int32))
+            counted.append(where.astype(np.int32))
         lens = np.asarray(computed, np.int32) + np.asarray(new, np.int32)
         starts = np.zeros(len(new) + 1, np.int32)
         np.cumsum(np.asarray(new, np.int32), out=starts[1:])
         groups = rows_by_adapter(adapters, new) if adapters is not None else ()
-        return cls(block_tables, starts, lens, np.concatenate(slots), np.concatenate(positions), groups)
+        return cls(block_tables, starts, lens, np.concatenate(slots), np.concatenate(positions or counted), groups)

@@ -65,7 +65,7 @@ def calibration_text(
 def prompt_ids(text: Processor) -> Iterator[tuple[int, list[int]]]:
     """(seed, ids of a prompt), endlessly: chat and free prompts in turn, with different seeds in each round."""
     prompts = json.loads(PROMPTS.read_text(encoding="utf-8"))
-    chat = [text.render(ChatRequest.of([Message("user", prompt)])) for prompt in prompts["chat"]]
+    chat = [list(text.render(ChatRequest.of([Message("user", prompt)])).ids) for prompt in prompts["chat"]]
     free = [text.tokenizer.encode(prompt) for prompt in prompts["open"]]
     for seed in count():
         kind = (chat, free)[seed % 2]

@@ -63,7 +63,8 @@ class AssistantPrefill:
             detokenizer, parser = prepared.decoder()
             return detokenizer, _Continued(parser, self)
 
-        return replace(prepared, prompt_ids=[*prepared.prompt_ids, *self.ids], decoder=decoder)
+        prompt = replace(prepared.prompt, ids=[*prepared.prompt_ids, *self.ids])
+        return replace(prepared, prompt=prompt, decoder=decoder)
 
 
 class _Continued:

@@ -16,6 +16,7 @@ from glm4.chat.chat_request import ChatRequest
 from glm4.chat.parsers.base import PlainParser, StreamParser
 from glm4.engine.protocol import GenerationRequest, TokenConstraint
 from glm4.errors import PromptTooLongError
+from glm4.prompt import Prompt
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
@@ -24,7 +25,7 @@ from glm4.sampling_params import SamplingParams
 from glm4.structured_outputs import StructuredOutputs
 from glm4.tokenizer import Detokenizer
 
-Prompt = str | Sequence[int]
+PromptLike = str | Sequence[int] | Prompt
 Grammar = TokenConstraint | StructuredOutputs
 """Compiled, or in words for a backend that compiles by itself."""
 
@@ -34,24 +35,29 @@ class PreparedRequest:
     """What `LLM.add` needs.
 
     Attributes:
-        prompt: the raw prompt, if it was text.
-        prompt_ids: what the model reads.
+        prompt: what the model reads.
         params: sampling options, the model's defaults filled in.
         decoder: makes a fresh detokenizer and parser for one sample.
         adapter: name of the LoRA adapter to use.
         pooling: "mean" for an embedding of the prompt instead of an answer.
         constraint: the grammar the answer must follow.
         max_tool_calls: the answer ends where one call more begins.
+        text: the raw prompt, if it was text.
     """
 
-    prompt: str | None
-    prompt_ids: list[int]
+    prompt: Prompt
     params: SamplingParams
     decoder: Callable[[], tuple[Detokenizer, StreamParser]]
     adapter: str | None = None
     pooling: Literal["mean"] | None = None
     constraint: Grammar | None = None
     max_tool_calls: int | None = None
+    text: str | None = None
+
+    @property
+    def prompt_ids(self) -> Sequence[int]:
+        """What the model reads, without what is said about it."""
+        return self.prompt.ids
 
     def sample(self, backend_id: str, stop_ids: frozenset[int], index: int) -> GenerationRequest:
         """What the backend gets for one of the samples."""
@@ -59,7 +65,7 @@ class PreparedRequest:
         compiled, declared = (None, grammar) if isinstance(grammar, StructuredOutputs) else (grammar, None)
         return GenerationRequest(
             backend_id,
-            self.prompt_ids,
+            self.prompt,
             self.params,
             stop_ids,
             index,
@@ -98,8 +104,8 @@ class InputProcessor:
         params = request.params or processor.defaults
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
         check_supported(self._info, params, adapter=request.adapter, grammar=form)
-        ids = processor.render(request)
-        self._check_length(ids, "messages")
+        prompt = processor.render(request)
+        self._check_length(prompt, "messages")
         constraint = self._chat_constraint(request, params.structured_outputs)
         skip = params.skip_special_tokens
 
@@ -108,8 +114,7 @@ class InputProcessor:
             return detokenizer, processor.dialect.parser(offered, processor.tokenizer)
 
         return PreparedRequest(
-            None,
-            ids,
+            prompt,
             params,
             decoder,
             adapter=request.adapter,
@@ -118,28 +123,29 @@ class InputProcessor:
         )
 
     def prompt(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None
+        self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
         """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
         return self._raw(prompt, params or self._processor.defaults, adapter, None)
 
     def _raw(
-        self, prompt: Prompt, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
+        self, prompt: PromptLike, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
         check_supported(self._info, params, adapter=adapter, embedding=embedding, grammar=_form_param(params))
-        ids = tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
-        self._check_length(ids, "prompt", answer=not embedding)
+        source = prompt if isinstance(prompt, str) else None
+        if not isinstance(prompt, Prompt):
+            prompt = Prompt(tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt))
+        self._check_length(prompt, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
             return tokenizer.detokenizer(skip_special_tokens=skip), PlainParser()
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
-        source = prompt if isinstance(prompt, str) else None
-        return PreparedRequest(source, ids, params, decoder, adapter, pooling, constraint)
+        return PreparedRequest(prompt, params, decoder, adapter, pooling, constraint, text=source)
 
-    def embedding(self, prompt: Prompt, *, adapter: str | None = None) -> PreparedRequest:
+    def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to be embedded; see `LLM.prepare_embedding`."""
         return self._raw(prompt, SamplingParams(), adapter, "mean")
 
@@ -157,11 +163,11 @@ class InputProcessor:
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)
         return self._grammars.answer(outputs, tools, parallel=parallel)
 
-    def _check_length(self, ids: Sequence[int], param: str, *, answer: bool = True) -> None:
-        if len(ids) + answer > self._max_model_len:
+    def _check_length(self, prompt: Prompt, param: str, *, answer: bool = True) -> None:
+        if len(prompt) + answer > self._max_model_len:
             together = " (prompt and answer together)" if answer else ""
             raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self._max_model_len}{together};"
+                f"the prompt has {len(prompt)} tokens, but the context holds {self._max_model_len}{together};"
                 " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
                 param=param,
             )

@@ -130,7 +130,7 @@ class SampleProcessor:
         message = self._answer.message()
         self.output = CompletionOutput(
             index=self.index,
-            text=message.content,
+            text=message.text,
             token_ids=self._token_ids,
             finish_reason="tool_calls" if message.tool_calls and reason == "stop" else reason,
             stop_reason=stop_reason,

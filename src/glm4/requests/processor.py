@@ -12,6 +12,7 @@ from glm4.chat.template.template import ChatTemplate
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.checkpoints.text_files import TextFiles, read_text_files
 from glm4.errors import InvalidRequestError
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.variants import Variant
@@ -67,8 +68,8 @@ class Processor:
         """Every id that ends a turn."""
         return self.eos_ids | self.dialect.stop_ids(self.tokenizer)
 
-    def render(self, request: ChatRequest) -> list[int]:
-        """The ids of a conversation; see `TemplateDialect.render` for the errors."""
+    def render(self, request: ChatRequest) -> Prompt:
+        """The prompt of a conversation; see `TemplateDialect.render` for the errors."""
         return self.dialect.render(request, tokenizer=self.tokenizer, template=self.template)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, shown, string
 from glm4.chat.messages import Message, Role, ToolCall
+from glm4.chat.parts import ImagePart, Part, TextPart
 
 INVALID_JSON = "INVALID_JSON"
 """The one member of an input that stands for arguments which were no JSON object."""
@@ -30,7 +31,7 @@ class _Turn:
     """A turn as it is put together, block by block."""
 
     role: Role
-    texts: list[str] = field(default_factory=list)
+    content: list[Part] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: list[ToolCall] = field(default_factory=list)
     tool_call_id: str | None = None
@@ -38,11 +39,11 @@ class _Turn:
     def takes(self, more: _Turn) -> bool:
         """Whether `more` goes on with this turn: the same speaker, and no text after a call."""
         same = self.role == more.role and self.role in ("user", "assistant")
-        return same and not (self.calls and (more.texts or more.reasoning))
+        return same and not (self.calls and (more.content or more.reasoning))
 
     def add(self, more: _Turn) -> None:
         """Go on."""
-        self.texts += more.texts
+        self.content += more.content
         self.reasoning += more.reasoning
         self.calls += more.calls
 
@@ -50,7 +51,7 @@ class _Turn:
         """The turn as the rest of glm4 knows it."""
         return Message(
             self.role,
-            "\n".join(filter(None, self.texts)),
+            [part for part in self.content if self.role == "tool" or part != TextPart("")],
             reasoning="\n".join(filter(None, self.reasoning)) or None,
             tool_calls=tuple(self.calls),
             tool_call_id=self.tool_call_id,
@@ -83,30 +84,31 @@ def read_messages(value: Any) -> list[Message]:
 
 
 def _system_turn(where: str, content: Any) -> Iterator[_Turn]:
-    yield _Turn("system", [content] if isinstance(content, str) else _texts(where, content))
+    texts = [content] if isinstance(content, str) else _texts(where, content)
+    yield _Turn("system", [TextPart(text) for text in texts])
 
 
 def _user_turn(where: str, content: Any) -> Iterator[_Turn]:
     """Texts and results of tools, in their order."""
     if isinstance(content, str):
-        yield _Turn("user", [content])
+        yield _Turn("user", [TextPart(content)])
         return
     for place, block in _blocks(where, content):
         if kind(place, block) == "tool_result":
             yield _tool_result(place, block)
         else:
-            yield _Turn("user", [_text_of(place, block)])
+            yield _Turn("user", [_part(place, block)])
 
 
 def _assistant_turn(where: str, content: Any) -> Iterator[_Turn]:
     """Thinking, text and calls."""
     if isinstance(content, str):
-        yield _Turn("assistant", [content])
+        yield _Turn("assistant", [TextPart(content)])
         return
     for place, block in _blocks(where, content):
         what = kind(place, block)
         if what == "text":
-            yield _Turn("assistant", [_text_block(place, block)])
+            yield _Turn("assistant", [TextPart(_text_block(place, block))])
         elif what == "thinking":
             given = members(place, block, ("type", "thinking", "signature"), ("thinking",))
             yield _Turn("assistant", reasoning=[string(f"{place}.thinking", given["thinking"])])
@@ -146,22 +148,34 @@ def _text_block(where: str, block: Mapping[str, Any]) -> str:
     return string(f"{where}.text", given["text"])
 
 
-def _text_of(where: str, block: Mapping[str, Any]) -> str:
-    """What a block of a user or a tool says."""
+def _part(where: str, block: Mapping[str, Any]) -> Part:
+    """What a block of a user or a tool says or shows."""
     what = kind(where, block)
-    if what == "text":
-        return _text_block(where, block)
-    if what == "document":
-        return _document(where, block)
-    if what == "search_result":
-        return _search_result(where, block)
     if what == "image":
-        raise refusal(f"{where}.type", "this model takes text only; it cannot see an image")
-    raise _unknown_block(where, what)
+        return _image(where, block)
+    reader = {"text": _text_block, "document": _document, "search_result": _search_result}.get(what)
+    if reader is None:
+        raise _unknown_block(where, what)
+    return TextPart(reader(where, block))
 
 
 def _unknown_block(where: str, what: str) -> Exception:
     return refusal(f"{where}.type", f"content blocks of type {shown(what)} are not supported here")
+
+
+def _image(where: str, block: Mapping[str, Any]) -> ImagePart:
+    given = members(where, block, ("type", "source", "cache_control"), ("source",))
+    check_cache_control(where, given)
+    place = f"{where}.source"
+    what = kind(place, given["source"])
+    if what == "base64":
+        source = members(place, given["source"], ("type", "media_type", "data"), ("media_type", "data"))
+        media_type, data = (string(f"{place}.{name}", source[name]) for name in ("media_type", "data"))
+        return ImagePart.from_base64(data, media_type, where=where, type="image")
+    if what == "url":
+        source = members(place, given["source"], ("type", "url"), ("url",))
+        return ImagePart.from_url(string(f"{place}.url", source["url"]), where=where, type="image")
+    raise refusal(f"{place}.type", f"images of type {shown(what)} cannot be read here; send base64 or url")
 
 
 def _document(where: str, block: Mapping[str, Any]) -> str:
@@ -221,9 +235,14 @@ def _tool_result(where: str, block: Mapping[str, Any]) -> _Turn:
     known = ("type", "tool_use_id", "content", "is_error", "cache_control")
     given = members(where, block, known, ("tool_use_id",))
     check_cache_control(where, given)
-    content = given.get("content", "")
-    if not isinstance(content, str):
-        content = "\n".join(_text_of(place, part) for place, part in _blocks(f"{where}.content", content))
+    content = given.get("content") or []
+    parts: list[Part]
+    if isinstance(content, str):
+        parts = [TextPart(content)]
+    else:
+        parts = [_part(place, block) for place, block in _blocks(f"{where}.content", content)]
     if one_of(f"{where}.is_error", given.get("is_error", False), [False, True]):
-        content = f"Error: {content}"  # the model's prompt has no other place for it
-    return _Turn("tool", [content], tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))
+        first = parts[0] if parts else None
+        said, others = (first.text, parts[1:]) if isinstance(first, TextPart) else ("", parts)
+        parts = [TextPart(f"Error: {said}"), *others]  # the model's prompt has no other place for it
+    return _Turn("tool", parts, tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))

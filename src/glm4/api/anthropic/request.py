@@ -111,11 +111,11 @@ def _chat(given: Mapping[str, Any], params: SamplingParams) -> ChatRequest:
 def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
     """The conversation up to the answer, and the answer's beginning if the last message is one."""
     *turns, last = chat.messages
-    if last.role != "assistant" or not (last.content or last.tool_calls or last.reasoning):
+    if last.role != "assistant" or not (last.text or last.tool_calls or last.reasoning):
         return (chat if last.role != "assistant" else replace(chat, messages=tuple(turns))), ""
     if last.tool_calls or last.reasoning or not turns:
         raise refusal("messages", "an answer can only be begun with text, and after a message of the user")
-    return replace(chat, messages=tuple(turns)), last.content
+    return replace(chat, messages=tuple(turns)), last.text
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from glm4.chat.messages import Message, ToolCall
+from glm4.chat.messages import Message, Role, ToolCall
+from glm4.chat.parts import ImagePart, Part, TextPart, check_detail, read_audio
 from glm4.errors import InvalidRequestError
 
 Item = dict[str, Any]
 """One item as it is stored and returned: `type`, `id` and what belongs to the type."""
 
 REFERENCE = "item_reference"
+IMAGE, AUDIO = "input_image", "input_audio"
 MAX_ITEMS = 4096
 _STATUSES = ("in_progress", "completed", "incomplete")
 
@@ -64,7 +66,9 @@ def _message(given: Mapping[str, Any], where: str) -> Item:
         raise InvalidRequestError(
             f"{where}.role must be user, assistant, system or developer, not {role!r}", param=f"{where}.role"
         )
-    own, *others = ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text")
+    own, *others = (
+        ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text", IMAGE, AUDIO)
+    )
     content = given.get("content", "")
     parts = [{"type": own, "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list):
@@ -75,14 +79,25 @@ def _message(given: Mapping[str, Any], where: str) -> Item:
 
 
 def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
-    """A text part; whichever kind a client took for it, it is kept as the first."""
+    """A part of one of these kinds; whichever kind of text a client sent, it is kept as the first."""
     kind = raw.get("type") if isinstance(raw, Mapping) else None
     own = kinds[0]
     if not isinstance(raw, Mapping) or kind not in kinds:
         raise InvalidRequestError(
-            f"this model reads text only; {where} must be of type {own}, not {kind!r}", param=f"{where}.type"
+            f"{where}.type must be {' or '.join(kinds)}, not {str(kind)[:80]!r}", param=f"{where}.type"
         )
     given = {key: value for key, value in raw.items() if value is not None}
+    if kind == IMAGE:
+        _check_keys(given, where, "image_url", "detail", "prompt_cache_breakpoint")
+        check_detail(given.get("detail", "auto"), f"{where}.detail")
+        return {
+            "type": IMAGE,
+            "image_url": _text(given, "image_url", where),
+            "detail": given.get("detail", "auto"),
+        }
+    if kind == AUDIO:
+        _check_keys(given, where, AUDIO)
+        return {"type": AUDIO, AUDIO: given.get(AUDIO)}
     if kind == "refusal":
         _check_keys(given, where, "refusal")
         return {"type": "refusal", "refusal": _text(given, "refusal", where)}
@@ -115,7 +130,7 @@ def _function_call_output(given: Mapping[str, Any], where: str) -> Item:
         if not isinstance(output, list):
             raise InvalidRequestError(f"{where}.output must be a string or a list of parts", param=f"{where}.output")
         at = f"{where}.output"
-        output = [_part(part, ("input_text",), f"{at}[{index}]") for index, part in enumerate(output)]
+        output = [_part(part, ("input_text", IMAGE), f"{at}[{index}]") for index, part in enumerate(output)]
     return {
         "id": _text(given, "id", where, item_id("fco")),
         "type": "function_call_output",
@@ -210,15 +225,18 @@ class _Turn:
         return [Message("assistant", self.text or "", reasoning=self.reasoning or None, tool_calls=self.calls)]
 
 
-def to_messages(items: Sequence[Item]) -> list[Message]:
+def to_messages(items: Sequence[Item], num_earlier: int = 0) -> list[Message]:
     """The conversation that resolved items describe: thinking, text and calls of one turn become one message.
 
+    Args:
+        num_earlier: how many of them are of earlier responses, the others are the request's `input`.
+
     Raises:
-        InvalidRequestError: an output of a call that nobody made.
+        InvalidRequestError: an output of a call that nobody made, or a malformed picture or sound.
     """
     messages: list[Message] = []
     turn, called = _Turn(), set()
-    for item in items:
+    for index, item in enumerate(items, -num_earlier):
         kind = item["type"]
         speaks = kind == "message" and item["role"] == "assistant"
         if not (kind == "function_call" or (turn.text is None and not turn.calls and (speaks or kind == "reasoning"))):
@@ -234,16 +252,31 @@ def to_messages(items: Sequence[Item]) -> list[Message]:
         elif speaks:
             turn = replace(turn, text=_joined(item["content"]))
         elif kind == "message":
-            messages.append(Message("user" if item["role"] == "user" else "system", _joined(item["content"])))
+            role: Role = "user" if item["role"] == "user" else "system"
+            messages.append(Message(role, _parts(item["content"], index, "content")))
         else:
             if item["call_id"] not in called:
                 raise InvalidRequestError(
                     f"no tool call found for function call output with call_id {item['call_id']!r}", param="input"
                 )
             output = item["output"]
-            content = output if isinstance(output, str) else _joined(output)
+            content = output if isinstance(output, str) else _parts(output, index, "output")
             messages.append(Message("tool", content, tool_call_id=item["call_id"]))
     return messages + turn.messages()
+
+
+def _parts(parts: Sequence[Mapping[str, Any]], item: int, key: str) -> list[Part]:
+    """Parts of an item, which has this place in the input, as those of a message; what they hold is checked here."""
+    read: list[Part] = []
+    for index, part in enumerate(parts):
+        place = f"input[{item}].{key}[{index}]" if item >= 0 else "previous_response_id"
+        if part["type"] == IMAGE:
+            read.append(ImagePart.from_url(part["image_url"], where=place, type=IMAGE))
+        elif part["type"] == AUDIO:
+            read.append(read_audio(part, place))
+        else:
+            read.append(TextPart(part["text"]))
+    return read
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> str:

@@ -43,13 +43,14 @@ class ResponsesRequest:
     store: bool = True
     logprobs: bool = False
 
-    def chat(self, items: Sequence[Item]) -> ChatRequest:
+    def chat(self, earlier: Sequence[Item], items: Sequence[Item]) -> ChatRequest:
         """The same as a chat request.
 
         Args:
-            items: the whole conversation, earlier responses included, without references.
+            earlier: the conversation so far.
+            items: what this request adds to it, without references.
         """
-        messages = to_messages(items)
+        messages = to_messages([*earlier, *items], len(earlier))
         if self.instructions is not None:
             messages.insert(0, Message("system", self.instructions))
         if not messages:

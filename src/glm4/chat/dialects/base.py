@@ -15,9 +15,11 @@ from glm4.chat.call_grammar import CallableTool, literal
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
+from glm4.chat.parts import TextPart, refusal
 from glm4.chat.template.shield import Shield
 from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError, TokenizerError
+from glm4.prompt import Prompt
 from glm4.tokenizer import Detokenizer, Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
@@ -36,6 +38,7 @@ class TemplateDialect(ABC):
         answer_opening: what the model writes in front of an answer that is no call; its parser drops it.
         call_opening: the same in front of calls.
         thinking_closing: what ends the thinking in front of everything else, in dialects that have it.
+        media: kinds of content parts its prompts have a place for, beside text.
     """
 
     name: str
@@ -46,6 +49,7 @@ class TemplateDialect(ABC):
     answer_opening: str = ""
     call_opening: str = ""
     thinking_closing: str | None = None
+    media: frozenset[str] = frozenset()
 
     @property
     def thinks(self) -> bool:
@@ -68,19 +72,19 @@ class TemplateDialect(ABC):
             call_id: makes the ids of tool calls.
         """
 
-    def render(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> list[int]:
-        """Ids of a conversation, in which only the template's own markers are special tokens.
+    def render(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Prompt:
+        """The prompt of a conversation, in which only the template's own markers are special tokens.
 
         Args:
             tokenizer: the checkpoint's.
             template: the checkpoint's own template; None takes the dialect's.
 
         Raises:
-            InvalidRequestError: malformed tools, or something this model's template has no place for.
+            InvalidRequestError: malformed tools, or something this model or its template has no place for.
             TemplateError: the template failed or refused the conversation.
         """
         rendering = Rendering(self, request, tokenizer, template)
-        return rendering.shield.encode(rendering.prompt())
+        return Prompt(rendering.shield.encode(rendering.prompt()))
 
     def render_text(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
         """The same prompt as text, for people to read. Encoding it again would trust what users wrote: use `render`."""
@@ -181,6 +185,7 @@ class Rendering:
         for name in _RESERVED:
             if name in kwargs:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
+        _check_parts(request.messages, dialect.media)
         builtin = dialect.builtin_tools
         turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) for m in request.messages]
         prepared, offered = dialect.prepare(turns, check_tools(request.tools, builtin))
@@ -234,6 +239,16 @@ class Rendering:
                 )
             turns.append((index, len(prompt), len(end)))
         return turns
+
+
+def _check_parts(messages: Sequence[Message], media: frozenset[str]) -> None:
+    """Refuse what the model cannot read. The only place that does: parsers take every part the APIs have."""
+    for index, message in enumerate(messages):
+        for number, part in enumerate(message.content):
+            if not isinstance(part, TextPart) and part.kind not in media:
+                where, kind = part.where or f"messages[{index}].content[{number}]", part.type or part.kind
+                reads = " and ".join(("text", *sorted(media))) if media else "text only"
+                raise refusal(where, f"this model takes {reads}; cannot use a content part of type {kind!r}")
 
 
 def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any]]:

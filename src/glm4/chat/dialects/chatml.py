@@ -75,14 +75,14 @@ class ChatMLDialect(TemplateDialect):
 
 def _entry(message: Message) -> dict[str, Any]:
     role = "tool" if message.role == "observation" else message.role
-    entry: dict[str, Any] = {"role": role, "content": message.content}
+    entry: dict[str, Any] = {"role": role, "content": message.text}
     if message.reasoning:
         entry["reasoning_content"] = message.reasoning
     if message.tool_call_id:
         entry["tool_call_id"] = message.tool_call_id
     calls = [(call.id, call.name, call.arguments) for call in message.tool_calls]
     if message.role == "assistant" and message.metadata:  # a call in GLM's own form
-        calls.append(("", message.metadata, message.content))
+        calls.append(("", message.metadata, message.text))
         entry["content"] = ""
     if calls:
         entry["tool_calls"] = [

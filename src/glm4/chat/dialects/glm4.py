@@ -91,14 +91,14 @@ def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     prepared: list[dict[str, Any]] = []
     for message in messages:
         entry: dict[str, Any] = {"role": "observation" if message.role == "tool" else message.role}
-        entry["content"] = message.content
+        entry["content"] = message.text
         if message.metadata:
             entry["metadata"] = message.metadata
         if message.tools:
             entry["tools"] = [dict(tool) for tool in message.tools]
         if message.reasoning:
             entry["reasoning_content"] = message.reasoning
-        if not message.tool_calls or message.content:
+        if not message.tool_calls or message.text:
             prepared.append(entry)
         for call in message.tool_calls:
             # Templates leave out empty messages; a call without arguments must not disappear.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4.chat.messages import Message
+from glm4.chat.parts import TextPart
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
@@ -61,7 +62,7 @@ class Conversation:
     def system(self) -> str | None:
         """The system message."""
         first = self.turns[0].message if self.turns else None
-        return first.content if first is not None and first.role == "system" else None
+        return first.text if first is not None and first.role == "system" else None
 
     @system.setter
     def system(self, text: str | None) -> None:
@@ -74,13 +75,13 @@ class Conversation:
         """Forget everything but the system message."""
         del self.turns[1 if self.system is not None else 0 :]
 
-    def drop_last_exchange(self) -> str | None:
-        """Remove the last user message and what followed; returns its text, or None when there is none."""
+    def drop_last_exchange(self) -> Message | None:
+        """Remove the last user message and what followed; returns the message, or None when there is none."""
         for index in range(len(self.turns) - 1, -1, -1):
             if self.turns[index].message.role == "user":
-                text = self.turns[index].message.content
+                message = self.turns[index].message
                 del self.turns[index:]
-                return text
+                return message
         return None
 
 
@@ -141,7 +142,7 @@ def _from_document(document: object) -> tuple[Conversation, str]:
     model, messages, params = document["model"], document["messages"], document["params"]
     if not isinstance(model, str) or not isinstance(messages, list) or not isinstance(params, dict):
         raise InvalidRequestError('"model" must be a string, "messages" a list and "params" an object')
-    turns = [_turn_from_dict(raw) for raw in messages]
+    turns = [_turn_from_dict(raw, f"messages[{index}]") for index, raw in enumerate(messages)]
     if any(turn.message.role == "system" for turn in turns[1:]):
         raise InvalidRequestError("a system message may only come first")
     check_params(params)
@@ -173,7 +174,9 @@ def check_param_name(name: str) -> None:
 
 def _turn_to_dict(turn: Turn) -> dict[str, Any]:
     message = turn.message
-    raw: dict[str, Any] = {"role": message.role, "content": message.content}
+    raw: dict[str, Any] = {"role": message.role, "content": message.text}
+    if any(not isinstance(part, TextPart) for part in message.content):
+        raw["content"] = [part.as_dict() for part in message.content]
     if message.reasoning is not None:
         raw["reasoning_content"] = message.reasoning
     if message.tool_calls:
@@ -191,10 +194,10 @@ def _turn_to_dict(turn: Turn) -> dict[str, Any]:
     return raw
 
 
-def _turn_from_dict(raw: object) -> Turn:
+def _turn_from_dict(raw: object, where: str) -> Turn:
     if not isinstance(raw, dict):
         raise InvalidRequestError("every message must be an object")
     interrupted = raw.pop("interrupted", False)
     if not isinstance(interrupted, bool):
         raise InvalidRequestError('"interrupted" must be true or false')
-    return Turn(Message.from_dict(raw), interrupted)
+    return Turn(Message.from_dict(raw, where), interrupted)

@@ -88,7 +88,7 @@ class Repl:
             if match:
                 self._run_command(match[1].lower(), (match[2] or "").strip())
             else:
-                self._ask(_without_quotes(line))
+                self._ask(Message("user", _without_quotes(line)))
         except PromptTooLongError as error:
             console.error(str(error))
             console.notice(
@@ -115,11 +115,11 @@ class Repl:
 
     # Answers
 
-    def _ask(self, text: str, otherwise: list[Turn] | None = None) -> None:
-        """Answer `text`; if that fails, the conversation is `otherwise` (default: as it was) again."""
+    def _ask(self, message: Message, otherwise: list[Turn] | None = None) -> None:
+        """Answer `message`; if that fails, the conversation is `otherwise` (default: as it was) again."""
         turns = self._conversation.turns
         before = list(turns) if otherwise is None else otherwise
-        turns.append(Turn(Message("user", text)))
+        turns.append(Turn(message))
         try:
             self._answer()
         except BaseException as error:
@@ -134,7 +134,7 @@ class Repl:
         view, adapter = make_view(plain=self._plain), adapter_name(self._llm)
         result = answer(self._llm, self._conversation.messages, params, view, adapter=adapter)
         self._last = result
-        if result.interrupted and not (result.message.content or result.message.reasoning):
+        if result.interrupted and not (result.message.text or result.message.reasoning):
             turns.pop()
             console.notice("[stopped before the answer began; your message was taken back]")
             return
@@ -263,16 +263,16 @@ class Repl:
 
     def _command_retry(self, argument: str) -> None:
         before = list(self._conversation.turns)
-        text = self._conversation.drop_last_exchange()
-        if text is None:
+        message = self._conversation.drop_last_exchange()
+        if message is None:
             console.notice("Nothing to ask again.")
             return
-        self._ask(text, otherwise=before)
+        self._ask(message, otherwise=before)
 
     def _command_undo(self, argument: str) -> None:
-        text = self._conversation.drop_last_exchange()
+        message = self._conversation.drop_last_exchange()
         self._last = None
-        console.notice(f"Removed: {printable(text)[:60]}" if text is not None else "Nothing to remove.")
+        console.notice(f"Removed: {printable(message.text)[:60]}" if message is not None else "Nothing to remove.")
 
     def _command_exit(self, argument: str) -> None:
         self._running = False

@@ -78,7 +78,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     writer = TextChunks(target.name, target.llm.tokenizer, completion)
     for position, prepared in enumerate(batch):
-        writer.started(position, prepared.prompt, prepared.prompt_ids)
+        writer.started(position, prepared.text, prepared.prompt_ids)
     try:
         async for position, chunk in chunks:
             body = b"".join(event(one) for one in writer.push(position, chunk))

@@ -126,7 +126,7 @@ async def _prepare(state: ServerState, target: Target, wanted: ResponsesRequest)
     known = await state.responses.output_items(references) if references else {}
     items = resolved(wanted.items, known)
     try:
-        chat = wanted.chat([*await _earlier(state, wanted.previous_response_id), *items])
+        chat = wanted.chat(await _earlier(state, wanted.previous_response_id), items)
         return items, await prepare_chat_request(target, chat)
     except TemplateError as error:
         raise InvalidRequestError(str(error), param="input") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -61,7 +61,7 @@ def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bo
     return [*tokenizer.prefix_ids, *ids] if prefix else ids
 
 
-def _tokens(target: Target, ids: list[int], given: Mapping[str, Any]) -> dict[str, Any]:
+def _tokens(target: Target, ids: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
     tokenizer = target.llm.tokenizer
 
     def piece(token: int) -> str | list[int]:

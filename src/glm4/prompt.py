@@ -1,0 +1,70 @@
+"""`Prompt`: what the model reads, as token ids; and which of them stand for pictures or sounds.
+
+A leaf module: renderers make prompts, the engine runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from glm4.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class MediaSpan:
+    """Neighboring rows of a prompt that come from one picture or sound. Their ids are placeholders.
+
+    Attributes:
+        start: the first row.
+        length: how many rows, at least 1.
+        kind: "image" or "audio".
+        digest: of the file. Rows with equal ids but other digests have other keys and values, so they share no page of
+            the cache.
+        offsets: position of each row, counted from the position of the first; None counts up by one, as in text. Begins
+            at 0 and grows by 0 or 1 per row. What follows the span goes on after the last row's position: GLM-4V gives
+            all patches of a picture the same one.
+    """
+
+    start: int
+    length: int
+    kind: str
+    digest: str
+    offsets: tuple[int, ...] | None = None
+
+    @property
+    def end(self) -> int:
+        """The row behind the last."""
+        return self.start + self.length
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, one per row of the model, and the spans among them that stand for media.
+
+    Attributes:
+        ids: must not be changed afterwards.
+        spans: in order, without overlaps.
+
+    Raises:
+        InvalidRequestError: a span is malformed or lies outside the ids.
+    """
+
+    ids: Sequence[int]
+    spans: tuple[MediaSpan, ...] = ()
+
+    def __post_init__(self) -> None:
+        end = 0
+        for span in self.spans:
+            if span.length < 1 or not end <= span.start <= len(self.ids) - span.length:
+                raise InvalidRequestError("spans must lie inside the prompt, in order and apart", param="prompt")
+            end = span.end
+            if span.offsets is not None:
+                steps = [after - before for before, after in zip(span.offsets, span.offsets[1:], strict=False)]
+                if len(span.offsets) != span.length or span.offsets[0] != 0 or not set(steps) <= {0, 1}:
+                    raise InvalidRequestError(
+                        "a span has one offset per row; they begin at 0 and grow by 0 or 1", param="prompt"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.ids)
