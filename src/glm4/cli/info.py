@@ -160,7 +160,6 @@ def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
 
 def _summary(facts: dict[str, Any]) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
     from glm4.cli.console import human_bytes, printable
 
@@ -195,7 +194,7 @@ def _summary(facts: dict[str, Any]) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for label, value in rows:
-        table.add_row(label, Text(printable(value)))
+        table.add_row(label, printable(value))
     return table
 
 
@@ -221,7 +220,6 @@ def _first_lines(template: str | None) -> str:
 
 def _listing(tensors: list[dict[str, Any]]) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
     from glm4.cli.console import human_bytes, printable
 
@@ -232,5 +230,5 @@ def _listing(tensors: list[dict[str, Any]]) -> Table:
     table.add_column("size", justify="right", no_wrap=True)
     for tensor in tensors:
         shape = " x ".join(map(str, tensor["shape"]))
-        table.add_row(Text(printable(tensor["name"])), shape, printable(tensor["dtype"]), human_bytes(tensor["bytes"]))
+        table.add_row(printable(tensor["name"]), shape, printable(tensor["dtype"]), human_bytes(tensor["bytes"]))
     return table

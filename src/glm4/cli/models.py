@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli.parameters import AsJson, Exit, Option
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from rich.text import Text
 
     from glm4.hub import InstalledModel
     from glm4.variants import Variant
@@ -50,20 +48,19 @@ def models(
         _clear_cache()
     if remove is not None or clear_cache:
         return
-    installed = hub.installed_models()
-    here = {model.name for model in installed}
-    known = [variant for name, variant in VARIANTS.items() if name not in here]
+    installed = [_installed_row(model) for model in hub.installed_models()]
+    here = {row["name"] for row in installed}
+    known = [_row(variant) for name, variant in VARIANTS.items() if name not in here]
     if as_json:
-        rows = {"installed": [_installed_row(m) for m in installed], "known": [_row(v) for v in known]}
-        console.print_json({**rows, "packed_cache": _cache_row()})
+        console.print_json({"installed": installed, "known": known, "packed_cache": _cache_row()})
         return
     out = console.stdout()
     if installed:
-        out.print(_installed_table(installed))
-        for model in installed:
-            out.print(f"{model.name}: {model.model} by {model.authors}\n  {model.path}", soft_wrap=True)
+        out.print(_table("Installed", "from", installed))
+        for row in installed:
+            out.print(f"{row['name']}: {row['model']} by {row['authors']}\n  {row['path']}", soft_wrap=True)
         out.print()
-    out.print(_known_table(known))
+    out.print(_table("Known", "what it is", known))
     _show_cache()
     out.print(
         "glm4 pull NAME fetches one; glm4 plan NAME tells beforehand whether it fits.", style="dim", soft_wrap=True
@@ -154,50 +151,27 @@ def _row(variant: Variant) -> dict[str, Any]:
     }
 
 
-def _table(title: str, last: str, rows: Iterable[tuple[str | Text, ...]]) -> Table:
+def _table(title: str, last: str, rows: list[dict[str, Any]]) -> Table:
     """Name, size, context, licence and `last`; at a narrow terminal the first of them: names must be whole."""
     from rich.table import Table
 
-    from glm4.cli.console import stdout
+    from glm4.cli.console import human_bytes, stdout
 
-    rows = list(rows)
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
-    table.add_column("name", no_wrap=all(len(row[0]) <= _USUAL_NAME for row in rows), overflow="fold")
+    table.add_column("name", no_wrap=all(len(row["name"]) <= _USUAL_NAME for row in rows), overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    for title, width, justify in (("context", 40, "right"), ("licence", 60, "left"), (last, 72, "left")):
+    for heading, width, justify in (("context", 40, "right"), ("licence", 60, "left"), (last, 72, "left")):
         if stdout().width >= width:
-            table.add_column(title, justify=justify, no_wrap=title != last)  # type: ignore[arg-type]
+            table.add_column(heading, justify=justify, no_wrap=heading != last)  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*row[: len(table.columns)])
+        size = human_bytes(row["bytes"]) if row["bytes"] else "?"
+        about = row.get("source") or row["notes"] or row["title"]
+        cells = (row["name"], size, _tokens(row["context"]), row["licence"], about)
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 
-def _installed_table(installed: list[InstalledModel]) -> Table:
-    from rich.text import Text
-
-    from glm4.cli.console import human_bytes
-
-    def row(model: InstalledModel) -> tuple[str | Text, ...]:
-        context = _tokens(model.variant.context if model.variant is not None else 0)
-        return Text(model.name, style="bold"), human_bytes(model.nbytes), context, model.license, model.source
-
-    return _table("Installed", "from", map(row, installed))
-
-
-def _known_table(known: list[Variant]) -> Table:
-    from rich.text import Text
-
-    from glm4.cli.console import human_bytes
-
-    def row(variant: Variant) -> tuple[str | Text, ...]:
-        size = human_bytes(variant.size_bytes) if variant.size_bytes else "?"
-        about = Text(variant.notes or variant.title)
-        return Text(variant.name), size, _tokens(variant.context), variant.license, about
-
-    return _table("Known", "what it is", map(row, known))
-
-
-def _tokens(count: int) -> str:
+def _tokens(count: int | None) -> str:
     """`128K`, `1M`: the units context lengths are quoted in (powers of two)."""
     if not count:
         return "?"

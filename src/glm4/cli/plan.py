@@ -104,26 +104,13 @@ def _advice(smaller: list[str], alone: bool) -> str:
 def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig, machine: int) -> dict[str, Any]:
     from glm4.model.tensors import num_parameters
 
+    facts = ("dtype", "kv_dtype", "context", "batch", "fits", "largest_context", "model_context")
+    sizes = ("kv_cache", "activations", "loading", "runtime", "total", "available")
     return {
         "model": name,
         "parameters": num_parameters(config),
-        "dtype": plan.dtype,
-        "kv_dtype": plan.kv_dtype,
-        "context": plan.context,
-        "batch": plan.batch,
-        "bytes": {
-            "weights": dict(plan.weights),
-            "kv_cache": plan.kv_cache,
-            "activations": plan.activations,
-            "loading": plan.loading,
-            "runtime": plan.runtime,
-            "total": plan.total,
-            "available": plan.available,
-            "machine": machine,
-        },
-        "fits": plan.fits,
-        "largest_context": plan.largest_context,
-        "model_context": plan.model_context,
+        **{key: getattr(plan, key) for key in facts},
+        "bytes": {"weights": dict(plan.weights), **{key: getattr(plan, key) for key in sizes}, "machine": machine},
     }
 
 

@@ -85,7 +85,6 @@ def _announce(to: str, config: ModelConfig, calibrated: bool) -> None:
 
 def _show(report: QuantizationReport, output: Path) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     from glm4.cli.console import human_bytes, stdout
 
@@ -102,7 +101,7 @@ def _show(report: QuantizationReport, output: Path) -> None:
         if report.calibration_tokens:
             outputs = kind.relative_output_rmse
             row.append("" if outputs is None else f"{100 * outputs:.2f} %")
-        table.add_row(Text(name), *row)
+        table.add_row(name, *row)
     out = stdout()
     out.print(table)
     out.print(
