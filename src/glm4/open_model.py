@@ -93,11 +93,10 @@ def open_model(
     variant = get_variant(model)
     if row.name == "local":
         return _open_local(resolve(model, progress=progress), variant, row, chosen, progress)
-    path = resolve(model, weights=False, progress=progress)
-    files = read_text_files(path, variant=variant)
+    files = read_text_files(resolve(model, weights=False, progress=progress), variant=variant)
     processor = Processor.of(files)
     vocab_size = files.vocab_size or processor.tokenizer.size
-    source = ModelFiles(model, path, processor.tokenizer, vocab_size, files.context)
+    source = ModelFiles(model, processor.tokenizer, vocab_size, files.context)
     return OpenModel(row.backend_class().load(source, chosen, progress), processor)
 
 

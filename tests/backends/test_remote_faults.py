@@ -323,6 +323,11 @@ def test_certificates_are_checked(folder: Path, monkeypatch: pytest.MonkeyPatch)
             assert llm.generate("abc", PARAMS)[0].outputs[0].token_ids == [97, 98, 99]
 
 
+def test_https_to_a_server_without_it(server: FaultyServer, folder: Path) -> None:
+    with pytest.raises(RemoteError, match="does it speak https"):
+        LLM(str(folder), backend="remote", base_url=server.url.replace("http:", "https:"), max_retries=0)
+
+
 # Options
 
 

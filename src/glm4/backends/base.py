@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Protocol
 
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
@@ -83,14 +82,12 @@ class ModelFiles:
 
     Attributes:
         name: what the user called it.
-        path: its folder, or its GGUF file; weights may be missing.
         tokenizer: the vocabulary that prompts are written in.
         vocab_size: rows of the vocabulary, those without a token included.
         context: tokens the model was made for; None where its files do not say.
     """
 
     name: str
-    path: Path
     tokenizer: Tokenizer
     vocab_size: int
     context: int | None

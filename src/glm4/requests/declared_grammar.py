@@ -30,6 +30,9 @@ class DeclaredGrammars:
     ) -> StructuredOutputs:
         """The description of an answer in a chat; see `GrammarCompiler.answer`."""
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
+        # The token that ends a call is left out: it is a stop id, and servers let those come behind a grammar only.
+        for token in self._dialect.stop_ids(self._tokenizer):
+            lark = lark.replace(f" <[{token}]>\n", "\n")
         if outputs is None:
             return StructuredOutputs(grammar=lark, param="tools")
         lark = lark.replace("@answer", "structured_answer", 1)

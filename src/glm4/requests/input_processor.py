@@ -40,7 +40,7 @@ class PreparedRequest:
         decoder: makes a fresh detokenizer and parser for one sample.
         adapter: name of the LoRA adapter to use.
         pooling: "mean" for an embedding of the prompt instead of an answer.
-        constraint: the grammar the answer must follow.
+        constraint: the grammar the answer must follow, as the backend wants it.
         max_tool_calls: the answer ends where one call more begins.
         text: the raw prompt, if it was text.
     """

@@ -211,7 +211,8 @@ class CompletionReader:
 
     def _score(self, token: int, logprob: float, top: Mapping[str, float] | None) -> TokenLogprobs:
         candidates = [(_id_of(name), float(value)) for name, value in (top or {}).items()]
-        likeliest = sorted(candidates, key=lambda one: -one[1])[: self._top]
+        named = [one for one in candidates if str(one[0]) not in self._endpoint.bias]  # it cannot leave the others out
+        likeliest = sorted(named, key=lambda one: -one[1])[: self._top]
         rank = next((place for place, one in enumerate(likeliest, 1) if one[0] == token), None)
         return TokenLogprobs(token, logprob, rank, tuple(likeliest))
 
