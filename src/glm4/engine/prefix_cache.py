@@ -20,7 +20,7 @@ contract), so which of two equal pages a sequence reads can't matter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.prompt import MediaSpan
@@ -69,9 +69,9 @@ class PrefixCache:
     def hold(self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = ()) -> list[int]:
         """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute."""
         pages: list[int] = []
-        node = self._roots.get(tree)
+        node, key_of = self._roots.get(tree), _keys_of(spans)
         for index in range((len(ids) - 1) // PAGE_SIZE if self.enabled else 0):
-            node = node.children.get(_key(ids, index, spans)) if node is not None else None
+            node = node.children.get(key_of(ids, index)) if node is not None else None
             if node is None:
                 break
             self._hold(node)
@@ -117,9 +117,9 @@ class PrefixCache:
             return first
         # A root's key holds its tree's number, so that it can be dropped with its last child.
         root = self._roots.setdefault(tree, _Node(-1, (tree,), None))
-        parent = root if first == 0 else self._nodes[pages[first - 1]]
+        parent, key_of = root if first == 0 else self._nodes[pages[first - 1]], _keys_of(spans)
         for index in range(first, full):
-            key = _key(ids, index, spans)
+            key = key_of(ids, index)
             node = parent.children.get(key)
             if node is None:
                 node = _Node(pages[index], key, parent)
@@ -162,7 +162,12 @@ class PrefixCache:
         self._cache.free([node.page])
 
 
-def _key(ids: Sequence[int], index: int, spans: Sequence[MediaSpan]) -> _Key:
-    first, end = index * PAGE_SIZE, (index + 1) * PAGE_SIZE
-    key = tuple(ids[first:end])
-    return (*key, *(span for span in spans if first <= span.start < end)) if spans else key
+def _key(ids: Sequence[int], index: int) -> _Key:
+    return tuple(ids[index * PAGE_SIZE : (index + 1) * PAGE_SIZE])
+
+
+def _keys_of(spans: Sequence[MediaSpan]) -> Callable[[Sequence[int], int], _Key]:
+    """What gives the keys of a sequence's pages, from its ids and a page's number."""
+    if not spans:
+        return _key
+    return lambda ids, index: _key(ids, index) + tuple(s for s in spans if s.start // PAGE_SIZE == index)

@@ -187,7 +187,7 @@ class Rendering:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
         _check_parts(request.messages, dialect.media)
         builtin = dialect.builtin_tools
-        turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) for m in request.messages]
+        turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) if m.tools else m for m in request.messages]
         prepared, offered = dialect.prepare(turns, check_tools(request.tools, builtin))
         wants_tools = bool(offered) or any(message.get("tools") for message in prepared)
         if wants_tools and "tools" not in self.template.source:

@@ -90,15 +90,15 @@ def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages in GLM's roles: tool becomes observation, every tool call an assistant message of its own."""
     prepared: list[dict[str, Any]] = []
     for message in messages:
-        entry: dict[str, Any] = {"role": "observation" if message.role == "tool" else message.role}
-        entry["content"] = message.text
+        text = message.text
+        entry: dict[str, Any] = {"role": "observation" if message.role == "tool" else message.role, "content": text}
         if message.metadata:
             entry["metadata"] = message.metadata
         if message.tools:
             entry["tools"] = [dict(tool) for tool in message.tools]
         if message.reasoning:
             entry["reasoning_content"] = message.reasoning
-        if not message.tool_calls or message.text:
+        if not message.tool_calls or text:
             prepared.append(entry)
         for call in message.tool_calls:
             # Templates leave out empty messages; a call without arguments must not disappear.
