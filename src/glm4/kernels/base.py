@@ -39,7 +39,7 @@ class Kernels(Protocol):
         """The dequantised float32 [N, K]."""
 
     def round_columns(
-        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+        self, target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
     ) -> tuple[I8, F32]:
         """Rounds at most 32 columns, one after the other, each knowing what those before it got wrong.
 
@@ -47,7 +47,7 @@ class Kernels(Protocol):
             target: what the columns should be, [columns, N]; N are rows of the matrix.
             source: the weights, [columns, N].
             upper: [columns, columns]; upper[j, k] times the error of column j is added to the target of column k > j.
-            step, centre: a quant q stands for step * q + centre; [columns, N], or [1, N] for all columns.
+            step, center: a quant q stands for step * q + center; [columns, N], or [1, N] for all columns.
             lowest, highest: bounds of the quants.
 
         Returns:

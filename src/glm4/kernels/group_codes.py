@@ -4,7 +4,7 @@ A group of 32 columns with codes 0..15, a step and a base has the same form as i
 
     step * code + base  =  unit * (scale * value + 8 * offset),   value = code - 8
 
-so the codes move as they are, and only step and centre (the value of code 8) of each group become integers times their
+so the codes move as they are, and only step and center (the value of code 8) of each group become integers times their
 row's unit. The scale is off by at most half a unit, of which the row's largest scale has 255, and the offset by at most
 four units. On the starters' Q4_1 and Q4_K tensors that is a relative error of 0.4 to 0.9 % of the weights' norm (int8:
 0.7 %), where rounding Q4_K weights again costs 2.3 %. Searching each row's unit among 32 for the least error would make
@@ -78,12 +78,12 @@ def pack_codes(matrix: GroupCodes) -> PackedWeight:
         TensorError: a step or base is not finite or too large.
     """
     rows, cols = matrix.codes.shape
-    step, centre, flip = _oriented(matrix)
-    unit = np.maximum(step.max(axis=1) / _MAX_SCALE, np.abs(centre).max(axis=1) / (_MAX_OFFSET * INT4_OFFSET_UNIT))
+    step, center, flip = _oriented(matrix)
+    unit = np.maximum(step.max(axis=1) / _MAX_SCALE, np.abs(center).max(axis=1) / (_MAX_OFFSET * INT4_OFFSET_UNIT))
     unit[unit <= INT4_MIN_UNIT] = 0
     inverse = reciprocal(unit)[:, None]
     scale = np.rint(np.minimum(step * inverse, _MAX_SCALE)).astype(np.uint8)
-    offset = np.rint(np.clip(centre * inverse * np.float32(1 / INT4_OFFSET_UNIT), -_MAX_OFFSET, _MAX_OFFSET))
+    offset = np.rint(np.clip(center * inverse * np.float32(1 / INT4_OFFSET_UNIT), -_MAX_OFFSET, _MAX_OFFSET))
     weight = empty_packed("int4", rows, cols)
     blocks, groups = -(-rows // ROW_BLOCK), cols // COL_GROUP
     data = weight.data.reshape(blocks, -1)
@@ -101,17 +101,17 @@ def pack_codes(matrix: GroupCodes) -> PackedWeight:
 
 
 def _oriented(matrix: GroupCodes) -> tuple[F32, F32, NDArray[np.bool_]]:
-    """Steps that are not negative, centres, and where codes count down instead of up."""
+    """Steps that are not negative, centers, and where codes count down instead of up."""
     flip = matrix.step < 0
     with np.errstate(all="ignore"):
         # Seen from the other end, code 8 is the old 7.
-        centre = matrix.base + matrix.step * np.where(flip, np.float32(_MIDDLE - 1), np.float32(_MIDDLE))
+        center = matrix.base + matrix.step * np.where(flip, np.float32(_MIDDLE - 1), np.float32(_MIDDLE))
         step = np.abs(matrix.step)
         limit = np.float32(weight_format("int4").max_weight)
-        good = (_MIDDLE * step + np.abs(centre) <= limit).all(axis=1)
+        good = (_MIDDLE * step + np.abs(center) <= limit).all(axis=1)
     if not good.all():
         raise TensorError(unpackable_row_message("int4", int(good.argmin())))
-    return step, centre, flip
+    return step, center, flip
 
 
 def _write_nibbles(codes: NDArray[np.uint8], cells: NDArray[np.uint8]) -> None:

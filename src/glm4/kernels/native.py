@@ -52,10 +52,10 @@ class NativeKernels:
         return out
 
     def round_columns(
-        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+        self, target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
     ) -> tuple[I8, F32]:
         error, quants = np.empty(np.shape(target), np.float32), np.empty(np.shape(target), np.int8)
-        _native.round_columns(target, source, upper, step, centre, lowest, highest, error, quants)
+        _native.round_columns(target, source, upper, step, center, lowest, highest, error, quants)
         return quants, error
 
     def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:

@@ -116,17 +116,17 @@ class ReferenceKernels:
         return np.ascontiguousarray(padded[: weight.rows, : weight.cols])
 
     def round_columns(
-        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+        self, target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
     ) -> tuple[I8, F32]:
         columns = len(target)
         _check(1 <= columns <= COL_GROUP, f"round_columns: 1 to 32 columns, not {columns}")
         _check(source.shape == target.shape, "round_columns: source has another shape than target")
         _check(upper.shape == (columns, columns), f"round_columns: upper must be [{columns}, {columns}]")
-        for name, x in (("step", step), ("centre", centre)):
+        for name, x in (("step", step), ("centre", center)):
             shapes = (target.shape, (1, target.shape[1]))
             _check(x.shape in shapes, f"round_columns: {name} must have one of the shapes {shapes}")
         _check(-128 <= lowest <= highest <= 127, "round_columns: quants are 8-bit integers")
-        return reference_rounding.round_columns(target, source, upper, step, centre, lowest, highest)
+        return reference_rounding.round_columns(target, source, upper, step, center, lowest, highest)
 
     def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
         columns, rows = target.shape

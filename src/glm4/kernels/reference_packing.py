@@ -61,16 +61,16 @@ class Int4Cells:
 
 
 def quantize_int4(cells: F32) -> Int4Cells:
-    """Weights [row blocks, column groups, 32, 32] to int4: step and centre of each group, then a unit for the row."""
-    step, centre = _search_int4(cells)
+    """Weights [row blocks, column groups, 32, 32] to int4: step and center of each group, then a unit for the row."""
+    step, center = _search_int4(cells)
     unit = np.maximum(
-        step.max(axis=1) / np.float32(255), np.abs(centre).max(axis=1) / np.float32(127 * INT4_OFFSET_UNIT)
+        step.max(axis=1) / np.float32(255), np.abs(center).max(axis=1) / np.float32(127 * INT4_OFFSET_UNIT)
     )
     unit = np.where(unit > INT4_MIN_UNIT, unit, np.float32(0))
     inverse = reciprocal(unit)[:, None]
     scale = np.rint(np.clip(step * inverse, np.float32(0), np.float32(255)))
     eighth = np.float32(1 / INT4_OFFSET_UNIT)
-    offset = np.rint(np.clip(centre * inverse * eighth, np.float32(-127), np.float32(127)))
+    offset = np.rint(np.clip(center * inverse * eighth, np.float32(-127), np.float32(127)))
     shift = (offset * np.float32(INT4_OFFSET_UNIT))[..., None]
     u = (cells * inverse[..., None] - shift) * reciprocal(scale)[..., None]
     q = np.rint(np.clip(u, np.float32(-8), np.float32(7)))
@@ -78,7 +78,7 @@ def quantize_int4(cells: F32) -> Int4Cells:
 
 
 def _search_int4(cells: F32) -> tuple[F32, F32]:
-    """Step and centre (the value of q = 0) of least squared error of each group [..., 32]."""
+    """Step and center (the value of q = 0) of least squared error of each group [..., 32]."""
     low, high = cells.min(axis=-1), cells.max(axis=-1)
     span = high - low
     columns = range(cells.shape[-1])  # one after the other: the order of a sum is part of the format
