@@ -1,8 +1,8 @@
 """Reader of LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
 An adapter adds `scale * B A` to some of a model's matrices. This reader returns the factors of our fused matrices:
-those of q, k and v (or gate and up) are joined, their A stacked, their B on the diagonal of a block matrix, so that one pair
-serves each fused product. B has its rows in our order (see `interleave_rotary_rows`) and includes the scale.
+those of q, k and v (or gate and up) are joined, their A stacked, their B on the diagonal of a block matrix, so that one
+pair serves each fused product. B has its rows in our order (see `interleave_rotary_rows`) and includes the scale.
 
 Both files are untrusted until checked: every option of the configuration is honored, known not to affect inference, or
 refused by name; every tensor must be a factor of a matrix we have, with the required shape, in every targeted layer.
