@@ -3,8 +3,8 @@
 // A tile is up to QUERIES queries that share a KV head (a query is one token and one head of the group). It walks the
 // context block by block with an online softmax; blocks form chunks of about a thousand keys, each summed from scratch
 // and merged into the chunks before it. Threads share chunks when there are few tiles and long contexts: they are then
-// stored and merged afterwards, in the same order. So a query's arithmetic follows the order of keys from position 0 and
-// never depends on the queries beside it, the chunk it came in, or the threads.
+// stored and merged afterwards, in the same order. So a query's arithmetic follows the order of keys from position 0
+// and never depends on the queries beside it, the chunk it came in, or the threads.
 #include "attention_math.h"
 #include "isa.h"
 #include "parallel.h"
@@ -13,7 +13,7 @@ namespace glm4::GLM4_ISA {
 namespace {
 
 constexpr int QUERIES = 64;         // at most, per tile; fewer when threads would be idle
-constexpr int WIDEN_QUERIES = 16;   // from this many queries on, a float16 page is widened once instead of once per step
+constexpr int WIDEN_QUERIES = 16;   // from this many on, a float16 page is widened once instead of once per step
 constexpr int BLOCK_KEYS = 128;     // one step of the online softmax, in whole pages
 constexpr int CHUNK_KEYS = 1024;    // in whole blocks
 constexpr int TASKS_PER_THREAD = 4; // so that a delayed thread does not delay the others

@@ -1,7 +1,7 @@
 // The only file, with python_array.h, that knows Python: checks every argument, releases the GIL, owns the workspace.
 //
-// Results go into arrays that glm4/kernels/native.py allocates. Not covered: a Python thread that modifies an array while a
-// call that has checked it is still running.
+// Results go into arrays that glm4/kernels/native.py allocates. Not covered: a Python thread that modifies an array while
+// a call that has checked it is still running.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>

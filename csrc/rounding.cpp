@@ -141,7 +141,7 @@ struct RoundedGroup {
         }
     }
 
-    // The step and the center with the least error for these quants, as integers; the old ones stay unless these are better.
+    // The step and the center with the least error for these quants, as integers; used only if better.
     GLM4_MEMBER void fit(const Refinement& a, vf unit, vf& scale, vf& offset) const {
         const vf zero = vset(0.0f), eight = vset(static_cast<float>(kInt4OffsetUnit)), total = vset(a.hessian_sum);
         vf qq = zero, q1 = zero, gq = zero, g1 = zero;
