@@ -1,6 +1,6 @@
 """The contenders of `quality.py`: what each weight format makes of a model's matrices.
 
-llama.cpp's formats are judged by their dequantised weights. Q8_0, Q5_1, Q5_0 and Q4_0 are written out here in NumPy;
+llama.cpp's formats are judged by their dequantized weights. Q8_0, Q5_1, Q5_0 and Q4_0 are written out here in NumPy;
 the k-quants need llama.cpp's own quantizer, from a build that is given with --llama.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, dequantise
+from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, dequantize
 from glm4.model.config import ModelConfig
 
 Float = NDArray[np.float32]
@@ -82,7 +82,7 @@ class Ggml:
         self._quantize.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
 
     def round_trip(self, w: Float, name: str) -> Float:
-        """Quantised and dequantised; columns beyond the last super-block are padded with zeros."""
+        """Quantised and dequantized; columns beyond the last super-block are padded with zeros."""
         block = BLOCK_FORMATS[GGML_TYPES[name]]
         cols = -(-w.shape[1] // block.weights) * block.weights
         padded = np.ascontiguousarray(np.pad(w, ((0, 0), (0, cols - w.shape[1]))))
@@ -92,7 +92,7 @@ class Ggml:
         if used != packed.nbytes:
             raise RuntimeError(f"ggml_quantize_chunk wrote {used} bytes of {name}, expected {packed.nbytes}")
         out = np.empty(padded.shape, np.float32)
-        dequantise(packed, block, out.reshape(-1))
+        dequantize(packed, block, out.reshape(-1))
         return np.ascontiguousarray(out[:, : w.shape[1]])
 
 
@@ -150,7 +150,7 @@ def parts(name: str, config: ModelConfig) -> list[tuple[str, int, int]]:
 def llama_cpp(
     recipe: str, config: ModelConfig, ggml: Ggml | None, fits: bool, total: Quantised
 ) -> Callable[[str, Float], Float]:
-    """Quantise-dequantise of one matrix under a recipe.
+    """Quantise-dequantize of one matrix under a recipe.
 
     Args:
         fits: pretend that super-blocks fit rows of any length (the last one is padded, and its padding not counted).

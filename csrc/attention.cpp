@@ -1,10 +1,10 @@
-// Causal grouped-query attention over the paged cache, prefill and decode alike.
+// Causal grouped-query attention over the paged cache, for prefill and decode.
 //
 // A tile is up to QUERIES queries that share a KV head (a query is one token and one head of the group). It walks the
-// context block by block with an online softmax; blocks make chunks of about a thousand keys, each summed up from
-// scratch and merged into the chunks before it. Chunks are what threads share when there are few tiles and long
-// contexts: then they are stored and merged afterwards, in the same order. So a query's arithmetic follows the order of
-// the keys from position 0 and never depends on the queries beside it, on the chunk it came in, or on the threads.
+// context block by block with an online softmax; blocks form chunks of about a thousand keys, each summed from scratch
+// and merged into the chunks before it. Threads share chunks when there are few tiles and long contexts: they are then
+// stored and merged afterwards, in the same order. So a query's arithmetic follows the order of keys from position 0
+// and never depends on the queries beside it, the chunk it came in, or the threads.
 #include "attention_math.h"
 #include "isa.h"
 #include "parallel.h"
@@ -12,11 +12,11 @@
 namespace glm4::GLM4_ISA {
 namespace {
 
-constexpr int QUERIES = 64;         // per tile at most; fewer when there would be idle threads
-constexpr int WIDEN_QUERIES = 16;   // from more queries on, a float16 page is widened once instead of once per step
+constexpr int QUERIES = 64;         // at most, per tile; fewer when threads would be idle
+constexpr int WIDEN_QUERIES = 16;   // from this many on, a float16 page is widened once instead of once per step
 constexpr int BLOCK_KEYS = 128;     // one step of the online softmax, in whole pages
 constexpr int CHUNK_KEYS = 1024;    // in whole blocks
-constexpr int TASKS_PER_THREAD = 4; // so that a thread that is held up holds up nobody else
+constexpr int TASKS_PER_THREAD = 4; // so that a delayed thread does not delay the others
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -36,7 +36,7 @@ struct Tile {
 
     int64_t row(const Attention& a, int64_t i) const { return a.query_starts[sequence] + (first + i) / group_of(a); }
     int64_t head(const Attention& a, int64_t i) const { return kv_head * group_of(a) + (first + i) % group_of(a); }
-    // Keys query i may see.
+    // Keys that query i may see.
     int64_t visible(const Attention& a, int64_t i) const {
         return a.context_lens[sequence] - (a.query_starts[sequence + 1] - row(a, i)) + 1;
     }
@@ -45,14 +45,14 @@ struct Tile {
     }
 };
 
-// Chunks [first, last) of a tile. `partial` is null when that is all of them: the task then writes the result.
+// Chunks [first, last) of a tile. `partial` is null when these are all chunks: the task then writes the result.
 struct Task {
     Tile tile;
     int64_t first, last;
     float* partial;  // the tile's chunk sums: [chunks][queries][2 + padded dim]
 };
 
-// How a call is cut into tasks.
+// How a call is divided into tasks.
 struct Plan {
     int64_t queries;  // per tile
     int64_t span;     // chunks per task
@@ -85,7 +85,7 @@ Plan make_plan(const Attention& a, int threads) {
             plan.tasks += parts;
             if (parts > 1) plan.partial_floats += n * tile.count * partial_stride(a.cache);
         });
-        // Smaller tiles read the pages more often but give every thread something to do.
+        // Smaller tiles read the pages more often but keep every thread busy.
         if (plan.tasks >= threads || queries == 1) return plan;
     }
 }
@@ -102,7 +102,7 @@ void fill_tasks(const Attention& a, const Plan& plan, Task* tasks, float* partia
     });
 }
 
-// What one thread works on; arrays hold QUERIES rows.
+// Working memory of one thread; arrays hold QUERIES rows.
 struct Workspace {
     float* queries;     // scaled, [padded dim]; for an int8 cache int16
     float* sums;        // of the chunk, [padded dim]
@@ -200,7 +200,7 @@ struct Worker {
         }
     }
 
-    // The first query that sees the key at `position`; those behind it do too.
+    // The first query that sees the key at `position`; later queries do too.
     int64_t first_seeing(int64_t position) const {
         int64_t i = 0;
         while (i < count() && w.visible[i] <= position) ++i;
@@ -238,7 +238,7 @@ struct Worker {
         return reinterpret_cast<const T*>(static_cast<const char*>(array) + nbytes);
     }
 
-    // The page at `at` (any page where that lies behind the context), to be fetched within `iterations`.
+    // The page at `at` (any page if that is past the context), to be prefetched within `iterations`.
     Ahead ahead(const void* array, int64_t at, int64_t iterations) const {
         const char* from = reinterpret_cast<const char*>(page(array, minimum(at, w.visible[count() - 1] - 1)));
         return {from, (cache().page_nbytes() + iterations - 1) / iterations};
@@ -292,8 +292,8 @@ struct Worker {
         value(values, first, at, column);
     }
 
-    // Only queries that see equally much of the page go together: what lies behind a query's last key is not its own,
-    // and may not even be a number.
+    // Only queries that see the same part of the page go together: what follows a query's last key belongs to
+    // others and may not even be finite.
     template <class U>
     void value(const U* values, int64_t first, int64_t at, int64_t column) const {
         const int64_t dim = cache().dim, page_size = cache().page_size;
@@ -320,7 +320,7 @@ struct Worker {
         }
     }
 
-    // Weights of the block times the scales of the values they belong to, as int16; zeros up to the next full vector.
+    // Weights of the block times the scales of their values, as int16; zeros up to the next full vector.
     void quantize_weights(int64_t i, int64_t start, int64_t visible) const {
         const int64_t stride = block_keys(cache()), page_size = cache().page_size;
         float* weights = w.scores + i * stride;

@@ -1,7 +1,7 @@
 // Arithmetic of one page for up to QUERY_STEP queries: scores against its keys, and weighted sums of its values.
 //
 // A lane is a key for scores and a channel for sums. A query's numbers come from the same operations in the same order
-// whatever the number of queries beside it.
+// whatever the number of queries next to it.
 #pragma once
 
 #include "isa.h"
@@ -46,8 +46,8 @@ GLM4_INLINE void with_count(int n, const Body& body) {
     body(Count<N>{});
 }
 
-// Fetches the page that will be needed next, a little with every iteration: pages lie anywhere, so the processor can't
-// foresee them, and all at once would fill its queues.
+// Prefetches the next page, a little in every iteration: pages are scattered, so the processor cannot predict them, and
+// all at once would fill its queues.
 struct Ahead {
     const char* at;
     int64_t step;  // bytes per iteration
@@ -254,13 +254,13 @@ void value_queries_int8(const int16_t* weights, int64_t w_stride, const float* w
 }
 
 // to[i] = x[i] / scale as int16, where the returned scale maps the largest magnitude to 32767. n is a multiple of LANES.
-// A NaN or an infinity among x makes the scale, and so every result, NaN.
+// A NaN or an infinity in x makes the scale, and so every result, NaN.
 inline float quantize_int16(const float* x, int64_t n, int16_t* to) {
     vf top = vset(0.0f), check = vset(0.0f);
     for (int64_t i = 0; i < n; i += LANES) {
         const vf v = vload(x + i);
         top = vmax(vabs(v), top);
-        check = vfma(v, vset(0.0f), check);  // NaN where v is no finite number
+        check = vfma(v, vset(0.0f), check);  // NaN where v is not finite
     }
     const float largest = vreduce_max(top) + vreduce_add(check);
     const bool usable = largest >= 1e-30f;  // below it 1 / scale is infinite
@@ -277,8 +277,8 @@ struct Softmax {
     float top, total;
 };
 
-// Turns the first `visible` scores of a block into weights against the running maximum, with zeros up to the next full
-// vector. Returns the factor by which everything summed so far shrinks.
+// Turns the first `visible` scores of a block into weights relative to the running maximum, with zeros up to the next
+// full vector. Returns the factor by which everything summed so far shrinks.
 inline float softmax_block(float* scores, int64_t visible, Softmax& state) {
     int64_t end = visible;
     for (; end % LANES != 0; ++end) scores[end] = kMinusInfinity;
@@ -300,7 +300,7 @@ inline float softmax_block(float* scores, int64_t visible, Softmax& state) {
     return factor[0];
 }
 
-// Adds what was summed over a later chunk of keys to what was summed over the earlier ones.
+// Adds the sums over a later chunk of keys to the sums over the earlier ones.
 inline void merge(Softmax& state, float* sums, const Softmax& later, const float* later_sums, int64_t dim) {
     const float top = state.top > later.top ? state.top : later.top;
     float mine[LANES], theirs[LANES];

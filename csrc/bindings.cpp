@@ -1,7 +1,7 @@
-// With python_array.h the only file that knows Python: checks every argument, releases the GIL, owns the workspace.
+// The only file, with python_array.h, that knows Python: checks every argument, releases the GIL, owns the workspace.
 //
-// Results go into arrays that glm4/kernels/native.py allocates. Not covered: another Python thread that rewrites an array
-// while a call that has checked it still runs.
+// Results go into arrays that glm4/kernels/native.py allocates. Not covered: a Python thread that modifies an array while
+// a call that has checked it is still running.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -46,7 +46,7 @@ private:
 
 Scratch scratch;
 
-// Releases the GIL first and takes the lock second: the other order could wait for a thread that waits for the GIL.
+// Releases the GIL first and takes the lock second: the reverse order could wait for a thread that waits for the GIL.
 template <class Body>
 void run(const Body& body) {
     nb::gil_scoped_release release;
@@ -249,13 +249,13 @@ Cache cache_of(const Array& k, const Array& v) {
     check(type == kCacheFp16 ? v.is_half() : type == kCacheInt8 ? v.is<int8_t>() : k.is<float>() && v.is<float>(),
           k.name() + " and v_cache must both be float32, both float16 or both int8, aligned");
     check(k.contiguous() && v.contiguous(), k.name() + " and v_cache must be C-contiguous");
-    const int64_t scales = type == kCacheInt8 ? 4 : 0;  // bytes per token beside its numbers
+    const int64_t scales = type == kCacheInt8 ? 4 : 0;  // bytes per token in addition to its numbers
     const Cache cache{k.raw(), v.raw(), type, k.dim(0), k.dim(1), k.dim(2) - scales, k.dim(3)};
     check_dim(v, 0, cache.pages);
     check_dim(v, 1, cache.kv_heads);
     check_dim(v, 2, cache.page_size);
     check_dim(v, 3, k.dim(2));
-    const int64_t largest = type == kCacheInt8 ? 512 : 65536;  // int8: products are summed up in int32
+    const int64_t largest = type == kCacheInt8 ? 512 : 65536;  // int8: products are summed in int32
     check(cache.page_size > 0 && cache.page_size % 16 == 0 && cache.page_size <= largest,
           k.name() + " has page size " + str(cache.page_size) + ", expected a multiple of 16 up to " + str(largest));
     check(cache.dim > 0, k.name() + " has head size " + str(cache.dim) + ", expected at least 1");

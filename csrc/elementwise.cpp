@@ -1,4 +1,4 @@
-// rms_norm, rotary, swiglu, add and log_softmax. Every row is computed on its own, in a fixed order of additions.
+// rms_norm, rotary, swiglu, add and log_softmax. Every row is computed by itself, in a fixed order of additions.
 #include <math.h>
 
 #include "isa.h"
@@ -8,10 +8,10 @@
 namespace glm4::GLM4_ISA {
 namespace {
 
-constexpr int64_t SERIAL_FLOATS = 32768;      // less is done before a worker wakes
+constexpr int64_t SERIAL_FLOATS = 32768;      // less than this is done before a worker wakes
 constexpr int64_t ELEMENTWISE_CHUNK = 16384;  // floats per task
 
-// Runs body(row) for every row, over the threads when there is enough to do.
+// Runs body(row) for every row, on all threads if there is enough to do.
 template <class Body>
 void for_rows(int64_t rows, int64_t cols, const Body& body) {
     if (rows * cols <= SERIAL_FLOATS) {
@@ -24,7 +24,7 @@ void for_rows(int64_t rows, int64_t cols, const Body& body) {
     });
 }
 
-// Calls full(i) for whole vectors of [0, n) and part(i, count) for what is left.
+// Calls full(i) for whole vectors of [0, n) and part(i, count) for the remainder.
 template <class Full, class Part>
 GLM4_INLINE void for_vectors(int64_t n, const Full& full, const Part& part) {
     int64_t i = 0;
@@ -80,7 +80,7 @@ GLM4_INLINE vf silu(vf x) {
 }
 
 void swiglu(const float* gate_up, int64_t rows, int64_t half, float* out) {
-    for_rows(rows, half * 4, [&](int64_t row) {  // an exponential costs about four plain operations
+    for_rows(rows, half * 4, [&](int64_t row) {  // an exponential costs about as much as four plain operations
         const float* gate = gate_up + row * 2 * half;
         const float* up = gate + half;
         float* to = out + row * half;

@@ -1,8 +1,8 @@
-// Weight formats: what the bytes of a cell of 32 outputs x 32 inputs mean, and its dot products with R rows of
-// activations; tiles.h adds them up.
+// Weight formats: the meaning of the bytes of a cell of 32 outputs x 32 inputs, and its dot products with R rows of
+// activations, which tiles.h adds up.
 //
 // A float format multiplies with float activations in a panel [column][R]; an integer format with activations
-// quantised per row and group, in a panel of one Record per span, whose `start` takes the weights' bias out of an
+// quantized per row and group, in a panel of one Record per span, whose `start` removes the weights' bias from an
 // unsigned dot product. For a given output the additions happen in the same order whatever R is: that is the batch
 // invariance.
 #pragma once
@@ -14,7 +14,7 @@ namespace glm4::GLM4_ISA {
 
 constexpr int VECTORS = kRowBlock / LANES;  // vectors that cover the 32 outputs of a block
 
-// Vectors of outputs an integer tile of R rows works on at once.
+// Vectors of outputs that an integer tile of R rows processes at once.
 #if defined(GLM4_AVX512)
 template <int R>
 constexpr int STEP = 2;
@@ -34,12 +34,12 @@ constexpr int STEP = 4;
 template <int R>
 using Dots = vi[R][STEP<R>];
 
-// Activations of R rows and one span, as the integer format F reads them.
+// Activations of R rows and one span, in the layout of the integer format F.
 template <class F, int R>
 struct Record {
     typename F::Quant quants[kSpanCells][R][kColGroup];
     int32_t start[kSpanCells][R];  // of a cell's dot products: zero_point and offset taken out, see each format
-    float scale[kSpanCells][R];    // a format whose activation group is a span uses the first only
+    float scale[kSpanCells][R];    // a format whose activation group is a span uses only the first
 };
 
 struct Fp32 {
@@ -81,7 +81,7 @@ GLM4_INLINE vi pairs(vi w, vi a) { return _mm256_maddubs_epi16(w, a); }
 GLM4_INLINE vi widen(vi x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
 #endif
 
-// The weights' bias taken out beforehand.
+// Initial sums, which remove the weights' bias.
 template <int R>
 GLM4_INLINE void start_sums(const int32_t (&start)[R], Dots<R>& out) {
     GLM4_UNROLL
@@ -99,7 +99,7 @@ GLM4_INLINE vf byte_floats(const uint8_t* p, int shift, uint32_t mask) {
     return vfloat(reinterpret_cast<vi>((words >> shift) & mask));
 }
 
-// Sums of 32 products in float: below 2^24 they are exact, and any processor multiplies floats fast.
+// Sums of 32 products in float: below 2^24 they are exact, and every processor multiplies floats fast.
 template <int R, class Weights>
 GLM4_INLINE void float_sums(const int8_t (&quants)[R][kColGroup], const int32_t (&start)[R], Dots<R>& out,
                             const Weights& weights) {
@@ -133,8 +133,8 @@ struct Int8 {
     static constexpr int zero_point = 128;
     static constexpr int activation_cells = 1;  // cells that share an activation scale
 #if defined(GLM4_AVX2)
-    // There is no exact byte product of full range here: words, and each quad in the order 0 2 1 3, which is what the
-    // even and the odd bytes of four weights are multiplied with.
+    // There is no exact full-range byte product here: words, and each quad in the order 0 2 1 3, by which the even and
+    // the odd bytes of four weights are multiplied.
     using Quant = int16_t;
     GLM4_INLINE void store_quants(const int8_t* from, int16_t* to) {
         for (int k = 0; k < kColGroup; k += 4) {
@@ -220,7 +220,7 @@ struct Int4 {
 
     // Dot products of a cell come out as 65536 * offset_unit * sum(a) + sum((q - 8) * a): two 16-bit halves that one
     // multiply-add of words turns into scale * sum((q - 8) * a) + offset * offset_unit * sum(a). The low half is at most
-    // 8 * 127 * 32 = 32512. Where it is negative the high half reads one less: an error of offset / offset_unit of one
+    // 8 * 127 * 32 = 32512. Where it is negative the high half is one less: an error of offset / offset_unit of one
     // activation step, kept because it is the same on every instruction set and in the twin.
     static int32_t start_of(int32_t sum) { return 65536 * offset_unit * sum - zero_point * sum; }
 
@@ -305,7 +305,7 @@ struct Int4 {
     }
 };
 
-// Dequantised values of one row of a block: row `lane` of cell g.
+// Dequantized values of one row of a block: row `lane` of cell g.
 template <class F>
 void cell_row(const Weight& w, const uint8_t* block, int64_t g, int lane, int count, float* out) {
     const uint8_t* cell = block + g / kSpanCells * span_nbytes(F::format) + g % kSpanCells * kCellBytes[F::format];
@@ -324,7 +324,7 @@ void cell_row(const Weight& w, const uint8_t* block, int64_t g, int lane, int co
     }
 }
 
-// The list of formats: calls f(F{}) for the one named.
+// The list of formats: calls f(F{}) for the given one.
 template <class Function>
 auto with_format(Format format, const Function& f) {
     switch (format) {

@@ -29,7 +29,7 @@ struct Isas {
                 isa::fill_quantize, isa::fill_rounding)
 
 #if defined(__x86_64__)
-bool has_f16c() {  // __builtin_cpu_supports does not know it everywhere
+bool has_f16c() {  // __builtin_cpu_supports does not support it everywhere
     unsigned a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
@@ -38,7 +38,7 @@ bool has_dotprod() {
 #if defined(__linux__)
     return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #else
-    return true;  // every Apple processor with macOS on it
+    return true;  // every Apple processor that runs macOS
 #endif
 }
 #endif
@@ -46,7 +46,7 @@ bool has_dotprod() {
 Isas detect() {
     Isas isas;
 #if defined(__x86_64__)
-    // __builtin_cpu_supports also asks whether the operating system saves the wide registers.
+    // __builtin_cpu_supports also checks whether the operating system saves the wide registers.
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

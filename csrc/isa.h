@@ -1,4 +1,4 @@
-// The table of kernels of one instruction set, and the choice among the sets this processor has.
+// The kernel table of one instruction set, and the choice among the sets this processor has.
 //
 // Kernel files (linear, attention, elementwise, quantize, rounding) are compiled once per instruction set with GLM4_ISA set to
 // the namespace; each fills its part of the table. Arguments are checked in bindings.cpp: kernels trust them.
@@ -15,15 +15,15 @@ constexpr int kRowBlock = 32;
 constexpr int kColGroup = 32;
 constexpr int kSpanCells = 4;
 constexpr int64_t kCellBytes[kNumFormats] = {4096, 2048, 1024, 576};
-constexpr int64_t kSpanBytes[kNumFormats] = {0, 0, 64, 0};    // what follows the cells of a span
-constexpr int64_t kBlockBytes[kNumFormats] = {0, 0, 0, 128};  // what follows the spans of a row block
+constexpr int64_t kSpanBytes[kNumFormats] = {0, 0, 64, 0};    // after the cells of a span
+constexpr int64_t kBlockBytes[kNumFormats] = {0, 0, 0, 128};  // after the spans of a row block
 constexpr int kInt4OffsetUnit = 8;
-// Of every search for an int4 grid; see reference_packing.py. The range of a group spans 12, 13 … 19 steps, and each
-// candidate gets so many passes of rounding and least squares.
+// For every search of an int4 grid; see reference_packing.py. The range of a group spans 12, 13 … 19 steps, and each
+// candidate gets this many passes of rounding and least squares.
 constexpr int kInt4Candidates = 8;
 constexpr int kInt4Passes = 3;
 
-// Always inlined: a copy left over from a file compiled for a newer instruction set must never be the one that runs.
+// Always inlined: the linker must never choose a copy from a file compiled for a newer instruction set.
 #define GLM4_MEMBER __attribute__((always_inline)) inline
 
 struct Weight {
@@ -36,7 +36,7 @@ struct Weight {
     GLM4_MEMBER int64_t cells_nbytes() const { return groups() * kCellBytes[format] + spans() * kSpanBytes[format]; }
     GLM4_MEMBER int64_t block_nbytes() const { return cells_nbytes() + kBlockBytes[format]; }
     GLM4_MEMBER const uint8_t* block(int64_t b) const { return data + b * block_nbytes(); }
-    // float32 [32] at the end of a block of int4.
+    // float32 [32] at the end of an int4 block.
     GLM4_MEMBER const float* row_scales(const uint8_t* block) const {
         return reinterpret_cast<const float*>(block + cells_nbytes());
     }
@@ -55,7 +55,7 @@ enum CacheType : int { kCacheFp32, kCacheFp16, kCacheInt8 };
 
 // One layer's paged cache: k [pages, kv_heads, dim, page_size], v [pages, kv_heads, page_size, dim].
 // int8: a page of a head is dim * page_size numbers, k as [dim / 2, page_size, 2] and v as [page_size / 2, dim, 2] (the
-// pairs that one instruction multiplies lie side by side), and behind them page_size float32 scales, one per token.
+// pairs that one instruction multiplies are adjacent), followed by page_size float32 scales, one per token.
 struct Cache {
     void* k;
     void* v;
@@ -80,10 +80,10 @@ struct Attention {
     float* out;
 };
 
-// A batch of at most 32 columns to round, one after the other; arrays [columns][rows]. See quantization/rounding.py.
+// A batch of at most 32 columns to round, one after another; arrays [columns][rows]. See quantization/rounding.py.
 struct Rounding {
     int64_t columns, rows;
-    const float* target;  // what the columns should be, after the errors of all batches before
+    const float* target;  // the columns' targets, including the errors of all earlier batches
     const float* source;  // the weights
     const float* upper;   // [columns][columns]: what the error of one column adds to the target of a later one
     const float* step;
@@ -105,7 +105,7 @@ struct GridSearch {
     float* offset;  // [rows], integral
 };
 
-// A rounded int4 group, at most 32 columns, to round once more: see Kernels.refine_int4 in glm4/kernels/__init__.py.
+// A rounded int4 group, at most 32 columns, to round once more: see Kernels.refine_int4 in glm4/kernels/base.py.
 struct Refinement {
     int64_t columns, rows;
     const float* gradient;  // [columns][rows]
@@ -127,7 +127,7 @@ struct Kernels {
     void (*linear)(const float* x, int64_t m, const Weight& weight, const float* bias, float* y, void* scratch);
     void (*unpack)(const Weight& weight, float* out);
     void (*embedding)(const Weight& weight, const int32_t* ids, int64_t count, float* out);
-    // Returns the first row with a weight beyond max_weight or not finite, or -1.
+    // Returns the first row with a weight that is not finite or exceeds max_weight, or -1.
     int64_t (*pack)(Format format, const float* w, int64_t rows, int64_t cols, float max_weight, uint8_t* out);
 
     void (*round_columns)(const Rounding& args);
@@ -146,7 +146,7 @@ struct Kernels {
     void (*log_softmax)(const float* x, int64_t rows, int64_t cols, float* out);
 };
 
-// Number of instruction sets this build and this processor share; best first.
+// Number of instruction sets that both this build and this processor support; best first.
 int isa_count();
 const Kernels& isa_at(int index);
 

@@ -1,8 +1,8 @@
-// y = x Wᵀ + b for any weight format, rows of W, and unpacking.
+// y = x Wᵀ + b for any weight format, embedding rows, and unpacking.
 //
-// Activation rows are cut into tiles of a few rows and brought into panels (quantised for the integer formats). A task
-// takes one block of 32 outputs and a band of rows, and walks the block in pieces that stay in the first-level cache
-// while every tile of the band uses them; partial sums rest in float, so the pieces do not change any result.
+// Activation rows are divided into tiles of a few rows and packed into panels (quantized for the integer formats). A
+// task takes one block of 32 outputs and a band of rows, and walks the block in pieces that stay in the first-level
+// cache while every tile of the band uses them; partial sums are kept in float, so the pieces do not change any result.
 #include "parallel.h"
 #include "tiles.h"
 
@@ -10,7 +10,7 @@ namespace glm4::GLM4_ISA {
 namespace {
 
 constexpr int64_t BAND_ROWS = 240;           // at most; a multiple of every tile
-// Of panels, to stay in the second-level cache from block to block: 1 MB where AVX-512 is, 512 KB or less elsewhere.
+// Of panels, to stay in the second-level cache from block to block: 1 MB with AVX-512, 512 KB or less elsewhere.
 #if defined(GLM4_AVX512)
 constexpr int64_t BAND_NBYTES = 640 << 10;
 #else
@@ -18,12 +18,12 @@ constexpr int64_t BAND_NBYTES = 320 << 10;
 #endif
 constexpr int64_t PIECE_NBYTES = 16 << 10;   // of a weight block, per pass over the band
 constexpr int64_t SERIAL_NBYTES = 32 << 10;  // weights too small to wake the workers for
-constexpr int64_t RUN_NBYTES = 256 << 10;    // of neighbouring blocks, in one task: prefetchers start anew at each task
-constexpr int64_t RUNS_PER_THREAD = 8;       // at least, so that nobody waits long for the last one
+constexpr int64_t RUN_NBYTES = 256 << 10;    // of adjacent blocks, in one task: prefetchers restart at each task
+constexpr int64_t RUNS_PER_THREAD = 8;       // at least, so that the wait for the last one is short
 
 int64_t align64(int64_t n) { return (n + 63) / 64 * 64; }
 
-// Rows are spread evenly over the fewest tiles: 7 rows are 4 + 3, not 6 + 1.
+// Rows are distributed evenly over the fewest tiles: 7 rows are 4 + 3, not 6 + 1.
 struct Tiling {
     int64_t first_row(int64_t tile) const { return rows * tile / tiles; }
     int height(int64_t tile) const { return static_cast<int>(first_row(tile + 1) - first_row(tile)); }
@@ -48,14 +48,14 @@ constexpr int64_t span_panel_nbytes() {
     }
 }
 
-// Bytes of panel per activation row. The last span of a float panel may be shorter, but it starts no piece.
+// Bytes of panel per activation row. The last span of a float panel may be shorter, but no piece starts in it.
 template <class F>
 int64_t panel_row_nbytes(const Weight& w) {
     if constexpr (is_float<F>) return w.groups() * kColGroup * static_cast<int64_t>(sizeof(float));
     return w.spans() * span_panel_nbytes<F>();
 }
 
-// Columns first .. first + wanted of one row, zeros beyond the end.
+// Columns first .. first + wanted of one row, with zeros past the end.
 GLM4_INLINE void load_columns(const float* row, int64_t cols, int64_t first, int wanted, float* out) {
     const int64_t count = maximum<int64_t>(0, minimum<int64_t>(wanted, cols - first));
     memcpy(out, row + first, static_cast<size_t>(count) * sizeof(float));
@@ -73,7 +73,7 @@ void float_panel(const float* x, int64_t cols, int64_t groups, float* panel) {
     }
 }
 
-// Quantises `cells` groups of one row that share a scale; the arithmetic is that of quantize_activations in
+// Quantizes `cells` groups of one row that share a scale; the arithmetic is that of quantize_activations in
 // kernels/reference.py. Writes the sum of each group.
 GLM4_INLINE float quantize_groups(const float* values, int cells, int8_t* quants, int32_t* sums) {
     const int count = cells * kColGroup;
@@ -158,7 +158,7 @@ GLM4_INLINE void with_height(int height, const Function& f) {
     }
 }
 
-// Bands of about equal height.
+// Bands of roughly equal height.
 int64_t bands_for(int64_t rows, int64_t row_nbytes) {
     const int64_t height = maximum<int64_t>(48, minimum(BAND_ROWS, BAND_NBYTES / row_nbytes));
     return (rows + height - 1) / height;

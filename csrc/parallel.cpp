@@ -24,11 +24,11 @@ inline void pause_cpu() {
 #endif
 }
 
-// Long enough to bridge the Python code between two kernels, short enough not to burn a shared machine.
+// Long enough to bridge the Python code between two kernels, short enough not to waste a shared machine's time.
 constexpr auto kSpin = std::chrono::microseconds(60);
 constexpr int kPausesPerClockRead = 32;
 
-// Binds the calling thread and names it for `top -H`. A processor that is gone or forbidden binds nothing.
+// Binds the calling thread and names it for `top -H`. A missing or forbidden processor binds nothing.
 void settle(int thread, const std::vector<int>& processors) {
 #ifdef __linux__
     cpu_set_t set;
@@ -67,10 +67,10 @@ public:
         next_.store(0, std::memory_order_relaxed);
         open_.store(true, std::memory_order_seq_cst);
         epoch_.fetch_add(1, std::memory_order_seq_cst);
-        epoch_.notify_all();  // a system call only when somebody sleeps
+        epoch_.notify_all();  // a system call only if a worker sleeps
         work(0);
-        // A worker that wakes after this point finds the job closed and never touches it; so a worker the operating
-        // system has not scheduled yet delays nobody.
+        // A worker that wakes after this point finds the job closed and never touches it, so a worker the operating
+        // system has not scheduled yet causes no delay.
         open_.store(false, std::memory_order_seq_cst);
         for (int spins = 0; active_.load(std::memory_order_seq_cst) != 0; ++spins) {
             if (spins < 4096) {
@@ -98,14 +98,14 @@ private:
             wait_for_job(seen);
             seen = epoch_.load(std::memory_order_seq_cst);
             if (stopping_.load(std::memory_order_seq_cst)) return;
-            // Announce first, look second: run() closes first and counts second, so one of the two sees the other.
+            // Announce first, check second: run() closes first and counts second, so one of the two sees the other.
             active_.fetch_add(1, std::memory_order_seq_cst);
             if (open_.load(std::memory_order_seq_cst)) work(thread);
             active_.fetch_sub(1, std::memory_order_seq_cst);
         }
     }
 
-    // No lock anywhere: a thread the system stops would keep it.
+    // No lock anywhere: a thread that the system stops would keep holding it.
     void wait_for_job(uint32_t seen) {
         const auto deadline = std::chrono::steady_clock::now() + kSpin;
         do {
@@ -123,7 +123,7 @@ private:
         try {
             for (int i = 1; i < size_; ++i) workers_.emplace_back([this, i] { worker(i); });
         } catch (const std::system_error&) {
-            size_ = static_cast<int>(workers_.size()) + 1;  // the system grants no more threads; go on with these
+            size_ = static_cast<int>(workers_.size()) + 1;  // the system grants no more threads; continue with these
         }
     }
 
@@ -151,7 +151,7 @@ private:
 
 std::mutex call_mutex;
 
-// Never destroyed at exit: a worker may outlive static destructors. Replaced in a forked child, where no worker lives.
+// Never destroyed at exit: a worker may outlive static destructors. Replaced in a forked child, which has no workers.
 Pool* pool = nullptr;
 
 Pool& the_pool() {

@@ -1,9 +1,9 @@
-// Thread pool: persistent workers that spin briefly between calls and then sleep; the caller takes part.
+// Thread pool: persistent workers that spin briefly between calls and then sleep; the caller participates.
 //
-// One call runs at a time: whoever calls kernels holds a CallLock, so Python threads queue up instead of racing for
-// the workers and the workspace. After fork() the child starts with a fresh pool whose workers are created on first
-// use. Indices are dealt out one by one: a thread the system does not run leaves its share to the others, and holds
-// them up by the one index it is at. Tasks must not throw.
+// One call runs at a time: a caller of kernels holds a CallLock, so Python threads queue up instead of racing for the
+// workers and the workspace. After fork() the child starts with a fresh pool whose workers are created on first use.
+// Indices are handed out one by one: a thread that the system does not run leaves its share to the others, and delays
+// them only by its current index. Tasks must not throw.
 #pragma once
 
 #include <cstdint>
@@ -17,18 +17,18 @@ using Task = void (*)(const void* context, int64_t index, int thread);
 // Runs task(context, i, thread) for every i in [0, count), in any order and on any thread; returns when all are done.
 void parallel_run(int64_t count, Task task, const void* context);
 
-// Threads in use, the caller included.
+// Threads in use, including the caller.
 int num_threads();
 
-// Processors that each worker is bound to; empty: none is bound. The caller never is.
+// Processors that each worker is bound to; empty means none. The caller is never bound.
 using Binding = std::vector<std::vector<int>>;
 
-// Sets the number of threads, at least 1, and binds worker i, from 1 on, to binding[i - 1] where that is given and the
-// system can do it. A forked child keeps the number and binds nothing: it has no processors to itself. The caller holds
-// a CallLock.
+// Sets the number of threads, at least 1, and binds worker i, from 1 on, to binding[i - 1] if given and the system
+// supports it. A forked child keeps the number and binds nothing: it has no processors to itself. The caller holds a
+// CallLock.
 void set_num_threads(int count, const Binding& binding);
 
-// Serialises kernel calls of different Python threads, and guards the workspace.
+// Serializes kernel calls from different Python threads, and guards the workspace.
 class CallLock {
 public:
     CallLock();

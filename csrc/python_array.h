@@ -1,5 +1,5 @@
-// Arrays of Python and the checks on them. They come in through the buffer protocol, so a wrong dtype, shape or layout
-// gets a message of ours.
+// Python arrays and the checks on them. They use the buffer protocol, so that a wrong dtype, shape or layout gets our
+// own message.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -22,7 +22,7 @@ inline void check(bool condition, const std::string& message) {
 
 inline std::string str(int64_t n) { return std::to_string(n); }
 
-// What NumPy calls an element type, and the buffer protocol's letters for it; a letter's size depends on the platform.
+// NumPy's name of an element type, and the buffer protocol's letters for it; a letter's size depends on the platform.
 struct Dtype {
     const char* name;
     std::string_view letters;
@@ -42,7 +42,7 @@ inline constexpr Dtype dtype<int64_t>{"int64", "lq"};
 
 inline bool is_aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
-// A buffer borrowed from Python for the length of a call.
+// A buffer borrowed from Python for the duration of a call.
 class Array {
 public:
     Array(nb::handle object, const char* what, int ndim, bool writable = false) : name_(what) {

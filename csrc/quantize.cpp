@@ -1,4 +1,4 @@
-// pack: float32 weights into cells, quantised for the integer formats. Byte-identical to `pack` of
+// pack: float32 weights into cells, quantized for the integer formats. Byte-identical to `pack` in
 // kernels/reference.py on every instruction set: the same float operations in the same order, never contracted.
 #include <vector>
 
@@ -56,7 +56,7 @@ void pack_int8(const Cell* cells, int count, uint8_t* out) {
     }
 }
 
-// The step and the centre (the value of q = 8) with the least squared error for LANES rows of a cell.
+// The step and the center (the value of q = 8) with the least squared error for LANES rows of a cell.
 void search_int4(const Cell& cell, int first, float* steps, float* centres) {
     vf low = vload(cell[0] + first), high = low;
     for (int col = 1; col < kColGroup; ++col) {
@@ -81,7 +81,7 @@ void search_int4(const Cell& cell, int first, float* steps, float* centres) {
                 sqq = vadd(sqq, vmul(q, q));
                 sqy = vadd(sqy, vmul(q, y));
             }
-            // Least squares y ~ step * q + base. It takes base * sum(y) + step * sum(q y) off the sum of squares.
+            // Least squares y ~ step * q + base. It reduces the sum of squares by base * sum(y) + step * sum(q y).
             const vf n = vset(static_cast<float>(kColGroup)), nth = vset(1.0f / static_cast<float>(kColGroup));
             const vf spread = vsub(vmul(n, sqq), vmul(sq, sq)), rise = vsub(vmul(n, sqy), vmul(sq, sy));
             step = vselect_gt(spread, vset(0.0f), vdiv(rise, vmax(spread, vset(1.0f))), vset(0.0f));
@@ -96,7 +96,7 @@ void search_int4(const Cell& cell, int first, float* steps, float* centres) {
     vstore(centres + first, vadd(vadd(best_start, low), vmul(best_step, vset(8.0f))));
 }
 
-// The unit of a row: the largest step is 255 units, the largest centre 127 offset units, whichever is more.
+// The unit of a row: the largest step is 255 units, the largest center 127 offset units, whichever is more.
 void int4_units(const std::vector<float>& steps, const std::vector<float>& centres, float* units) {
     for (int first = 0; first < kRowBlock; first += LANES) {
         vf step = vset(0.0f), centre = vset(0.0f);
@@ -146,7 +146,7 @@ struct Source {
     int64_t rows, cols;
     float max_weight;
 
-    // Fills a cell, zeros outside the matrix. Returns the first row with an unusable weight, or `rows`.
+    // Fills a cell, with zeros outside the matrix. Returns the first row with an unusable weight, or `rows`.
     int64_t load(int64_t block, int64_t group, Cell& cell) const {
         const int64_t row0 = block * kRowBlock, col0 = group * kColGroup;
         const int height = static_cast<int>(minimum<int64_t>(kRowBlock, rows - row0));
@@ -167,7 +167,7 @@ struct Source {
     }
 };
 
-// Packs one row block. Returns the first row with an unusable weight, or `rows`; the block is then left as it is.
+// Packs one row block. Returns the first row with an unusable weight, or `rows`; the block is then unchanged.
 int64_t pack_block(const Source& source, const Weight& w, int64_t b, uint8_t* out) {
     Cell span[kSpanCells];
     std::vector<float> steps, centres;

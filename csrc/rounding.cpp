@@ -8,8 +8,8 @@
 namespace glm4::GLM4_ISA {
 namespace {
 
-constexpr int64_t ROWS = 8 * LANES;  // of one task
-constexpr int COLUMNS = 32;          // at most, in a batch
+constexpr int64_t ROWS = 8 * LANES;  // per task
+constexpr int COLUMNS = 32;          // at most, per batch
 constexpr float TINY = 1e-30f;
 
 // Calls f(first row, count of lanes in use) for vectors of rows, on all threads.
@@ -56,7 +56,7 @@ struct Group {
         }
     }
 
-    // Weighted least squares y ~ fit * q + base, from a first guess.
+    // Weighted least squares y ~ fit * q + base, from an initial guess.
     GLM4_MEMBER void improve(const GridSearch& a, vf& fit, vf& base) const {
         const vf total = vset(a.total_weight);
         for (int pass = 0; pass < kInt4Passes; ++pass) {
@@ -115,7 +115,7 @@ void search_int4(const GridSearch& a) {
     });
 }
 
-// One vector of rows of a group that is rounded already.
+// One vector of rows of a group that is already rounded.
 struct RoundedGroup {
     vf gradient[COLUMNS], quant[COLUMNS];
 
@@ -128,7 +128,7 @@ struct RoundedGroup {
         }
     }
 
-    // Each quant in turn becomes the best one beside all others.
+    // Each quant in turn becomes the best one given all others.
     GLM4_MEMBER void round_again(const Refinement& a, vf step) {
         const vf inverse = reciprocal(step);
         for (int64_t k = 0; k < a.columns; ++k) {
@@ -141,7 +141,7 @@ struct RoundedGroup {
         }
     }
 
-    // The step and the centre with the least error for these quants, as integers; kept where they are no better.
+    // The step and the center with the least error for these quants, as integers; used only if better.
     GLM4_MEMBER void fit(const Refinement& a, vf unit, vf& scale, vf& offset) const {
         const vf zero = vset(0.0f), eight = vset(static_cast<float>(kInt4OffsetUnit)), total = vset(a.hessian_sum);
         vf qq = zero, q1 = zero, gq = zero, g1 = zero;

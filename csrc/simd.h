@@ -1,4 +1,4 @@
-// The vector operations kernels are written in, once per instruction set.
+// The vector operations that kernels are written in, once per instruction set.
 //
 // `vf` is LANES floats, `vi` LANES int32. fma is fused where the hardware has it and is otherwise a multiply and an
 // add; nothing else is ever contracted (-ffp-contract=off), so a result depends on the instruction set but never on
@@ -131,12 +131,12 @@ GLM4_INLINE vi vstore_int8(int8_t* p, vf x) {
     return q;
 }
 GLM4_INLINE int32_t vreduce_add(vi a) { return _mm512_reduce_add_epi32(a); }
-// The largest magnitude as bits: as integers, magnitudes compare like floats, and infinities and NaN come out on top.
+// The largest magnitude as bits: as integers, magnitudes compare like floats, and infinities and NaN are the largest.
 GLM4_INLINE vi vmagnitude(vf x) { return _mm512_castps_si512(vabs(x)); }
 GLM4_INLINE vi vmax(vi a, vi b) { return _mm512_max_epi32(a, b); }
 GLM4_INLINE vi vadd(vi a, vi b) { return _mm512_add_epi32(a, b); }
 GLM4_INLINE int32_t vreduce_max(vi a) { return _mm512_reduce_max_epi32(a); }
-// One 32-bit lane of words {low byte, high byte - 128} from each two bytes.
+// One 32-bit lane of words {low byte, high byte - 128} from every two bytes.
 GLM4_INLINE vi vload_scale_pairs(const uint8_t* p) {
     const vi words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     return _mm512_sub_epi16(words, _mm512_set1_epi32(128 << 16));
@@ -201,7 +201,7 @@ GLM4_INLINE vi vload_scale_pairs(const uint8_t* p) {
     return _mm256_sub_epi16(words, _mm256_set1_epi32(128 << 16));
 }
 GLM4_INLINE vi vdot_words(vi c, vi a, vi b) { return _mm256_add_epi32(c, _mm256_madd_epi16(a, b)); }
-// Keeps a sum where it is: GCC otherwise reorders a long chain of integer additions, computes all products first and
+// Pins a sum to its place: otherwise GCC reorders a long chain of integer additions, computes all products first and
 // spills them.
 GLM4_INLINE void pin(vi& sum) { asm("" : "+x"(sum)); }
 GLM4_INLINE vi vstore_int8(int8_t* p, vf x) {
@@ -258,7 +258,7 @@ GLM4_INLINE vi vdot_words(vi c, vi a, vi b) {
     return vmlaq_s32(vaddq_s32(c, low), vshrq_n_s32(a, 16), vshrq_n_s32(b, 16));
 }
 
-#else  // generic: GCC and Clang vector extensions, which every processor compiles to something sensible
+#else  // generic: GCC and Clang vector extensions, which compile to reasonable code for every processor
 
 constexpr int LANES = 4;
 typedef float vf __attribute__((vector_size(16)));
@@ -375,7 +375,7 @@ GLM4_INLINE vf vload_half_n(const uint16_t* p, int n) {
 #endif
 
 // vreduce_add adds the upper half to the lower until one number is left, on every instruction set in this order.
-// vreduce_max: NaN in any lane gives NaN or the largest of some lanes; callers compute on with x - max, which is NaN
+// vreduce_max: NaN in any lane gives NaN or the largest of some lanes; callers continue with x - max, which is NaN
 // there anyway.
 #if defined(GLM4_AVX512) || defined(GLM4_AVX2)
 #if defined(GLM4_AVX512)
@@ -437,7 +437,7 @@ GLM4_INLINE vf vexp(vf x) {
     p = vfma(p, r, vset(1.6666665459e-1f));
     p = vfma(p, r, vset(5.0000001201e-1f));
     p = vadd(vfma(p, vmul(r, r), r), vset(1.0f));
-    // 2^n in two factors: n may be below -126 or 128, where a single one is no normal number.
+    // 2^n in two factors: n may be below -126 or 128, where a single factor is not a normal number.
     const vf half = vround(vmul(n, vset(0.5f)));
     return vmul(vmul(p, vpow2(half)), vpow2(vsub(n, half)));
 }

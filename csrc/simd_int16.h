@@ -1,4 +1,4 @@
-// Exact dot products of 16-bit integers, two at a time: what attention over an int8 cache is made of.
+// Exact dot products of 16-bit integers, two at a time, for attention over an int8 cache.
 //
 // A `vpairs` holds LANES pairs of int16. vdot2 adds both products of each pair to an int32 lane; callers bound the
 // values so that sums never overflow. All of it is exact, so it is the same on every instruction set.
@@ -72,7 +72,7 @@ GLM4_INLINE void store_int16(int16_t* p, vf integral) {
 
 #endif
 
-// Two neighbouring int16 as set_pairs takes them.
+// Two adjacent int16, as set_pairs takes them.
 GLM4_INLINE int32_t load_pair(const int16_t* p) {
     int32_t pair;
     memcpy(&pair, p, sizeof pair);

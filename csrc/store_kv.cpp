@@ -17,8 +17,8 @@ void store_token(const float* key, const float* value, const Cache& c, T* key_pa
     for (int64_t d = 0; d < c.dim; ++d) store_number(values + d, value[d]);
 }
 
-// Returns the scale absmax / 127 and sets `inverse` to its reciprocal. A NaN or an infinity makes the scale NaN, and with
-// it everything that is computed from this token.
+// Returns the scale absmax / 127 and sets `inverse` to its reciprocal. A NaN or an infinity makes the scale NaN, and
+// with it everything computed from this token.
 float int8_scale(const float* x, int64_t dim, float* inverse) {
     float top = 0.0f, check = 0.0f;
     for (int64_t d = 0; d < dim; ++d) {
@@ -63,7 +63,7 @@ void store_row(const Rows& k, const Rows& v, const Cache& c, int64_t row, int64_
     }
 }
 
-// Serial: rows of one page share cache lines, and two rows may name the same slot (the later one stays).
+// Serial: rows of one page share cache lines, and two rows may name the same slot (the later one wins).
 void store_kv(const Rows& k, const Rows& v, const Cache& c, const int64_t* slots) {
     for (int64_t row = 0; row < k.count; ++row) {
         switch (c.type) {

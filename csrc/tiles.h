@@ -26,16 +26,16 @@ constexpr int INT8_TILE = 2;
 constexpr int INT4_TILE = 2;
 #endif
 
-// Tiles wait for memory, and the processor's own prefetchers start anew at every 4 KB page. Bytes ahead that were best on
-// Zen 3, where one core then takes 10 to 40 % less time for 2 to 8 rows; 0 where nothing was measured.
+// Tiles wait for memory, and the processor's own prefetchers restart at every 4 KB page. The distance in bytes that was
+// best on Zen 3, where one core then takes 10 to 40 % less time for 2 to 8 rows; 0 where nothing was measured.
 #if defined(GLM4_AVX2)
 constexpr int64_t kPrefetchDistance = 2048;
 #else
 constexpr int64_t kPrefetchDistance = 0;
 #endif
 
-// Asks for the cell that lies kPrefetchDistance behind this one, in the first of the passes over a span: a later pass
-// finds everything in the first-level cache.
+// Prefetches the cell kPrefetchDistance after this one, in the first pass over a span: a later pass finds everything in
+// the first-level cache.
 template <int64_t NBYTES>
 GLM4_INLINE void prefetch_cell([[maybe_unused]] const uint8_t* cell, [[maybe_unused]] int pass) {
     if constexpr (kPrefetchDistance > 0) {

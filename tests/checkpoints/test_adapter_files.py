@@ -121,7 +121,7 @@ def without(part: str) -> Callable[[gm.Tensors], gm.Tensors]:
         (renamed("layers.1.", "layers.9999."), "9999"),
         (renamed("layers.1.", "layers.01."), "layers.01"),
         (renamed("base_model.model.model", "base_model.model"), "layers.0"),
-        (renamed("lora_A", "lora_A.default"), "no LoRA factor"),
+        (renamed("lora_A", "lora_A.default"), "not a LoRA factor"),
         (with_tensor(Q0, (4, 65)), r"\(4, 65\)"),
         (with_tensor(Q0, (5, 64)), r"\(5, 64\)"),
         (with_tensor(Q0, (4, 64, 1)), r"\(4, 64, 1\)"),

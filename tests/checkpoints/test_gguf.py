@@ -188,22 +188,22 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "long key": ({"keys": [key("a" * 70_000, U8, b"1")]}, "a text of 70000 bytes"),
     "text no UTF-8": ({"keys": [key("a", STRING, text(b"\xff"))]}, "not valid UTF-8"),
     "item no UTF-8": ({"keys": [key("a", ARRAY, struct.pack("<IQ", STRING, 1) + text(b"\xff"))]}, "not valid UTF-8"),
-    "alignment 0": ({"keys": [key("general.alignment", U32, struct.pack("<I", 0))]}, "no power of two"),
-    "alignment 24": ({"keys": [key("general.alignment", U32, struct.pack("<I", 24))]}, "no power of two"),
-    "alignment 2^31": ({"keys": [key("general.alignment", U32, struct.pack("<I", 1 << 31))]}, "no power of two"),
-    "alignment text": ({"keys": [key("general.alignment", STRING, text("32"))]}, "no power of two"),
+    "alignment 0": ({"keys": [key("general.alignment", U32, struct.pack("<I", 0))]}, "not a power of two"),
+    "alignment 24": ({"keys": [key("general.alignment", U32, struct.pack("<I", 24))]}, "not a power of two"),
+    "alignment 2^31": ({"keys": [key("general.alignment", U32, struct.pack("<I", 1 << 31))]}, "not a power of two"),
+    "alignment text": ({"keys": [key("general.alignment", STRING, text("32"))]}, "not a power of two"),
     "tensor twice": ({"tensors": [tensor("w"), tensor("w", offset=32)]}, "'w' appears twice"),
     "overlap": ({"tensors": [tensor("a", (16,)), tensor("b", (8,), offset=32)]}, "overlap"),
     "same place": ({"tensors": [tensor("a"), tensor("b")]}, "overlap"),
-    "beyond the end": ({"tensors": [tensor("w", (17,))]}, "behind the end"),
-    "offset beyond the end": ({"tensors": [tensor("w", offset=1 << 40)]}, "behind the end"),
-    "offset at the limit": ({"tensors": [tensor("w", offset=U64_MAX - 31)]}, "behind the end"),
+    "beyond the end": ({"tensors": [tensor("w", (17,))]}, "past the end"),
+    "offset beyond the end": ({"tensors": [tensor("w", offset=1 << 40)]}, "past the end"),
+    "offset at the limit": ({"tensors": [tensor("w", offset=U64_MAX - 31)]}, "past the end"),
     "not aligned": ({"tensors": [tensor("w", offset=4)]}, "not a multiple"),
     "no dimension": ({"tensors": [tensor("w", ()) + bytes(8)]}, "0 dimensions"),
     "many dimensions": ({"tensors": [tensor("w", (1,) * 9)]}, "9 dimensions"),
     "zero dimension": ({"tensors": [tensor("w", (8, 0))]}, "impossible dimensions"),
     "overflow": ({"tensors": [tensor("w", (1 << 32, 1 << 32, 1 << 32))]}, "impossible dimensions"),
-    "huge": ({"tensors": [tensor("w", (1 << 46,))]}, "behind the end"),
+    "huge": ({"tensors": [tensor("w", (1 << 46,))]}, "past the end"),
     "half a block": ({"tensors": [tensor("w", (40,), kind=8)]}, "Q8_0 cannot pack"),
 }
 
@@ -297,7 +297,7 @@ def test_split_sets_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match="is not part 2"):
         GGUFSource(first)
     split(tmp_path, 1, 2, [], 2, bytes(64))
-    with pytest.raises(GGUFError, match="hold 1 tensors, the first part promises 2"):
+    with pytest.raises(GGUFError, match="hold 1 tensors, the first part declares 2"):
         GGUFSource(first)
     renamed = first.rename(tmp_path / "renamed.gguf")
     with pytest.raises(GGUFError, match="not named"):

@@ -8,7 +8,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, OTHER_TYPES, BlockFormat, dequantise, read_codes
+from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, OTHER_TYPES, BlockFormat, dequantize, read_codes
 
 FORMATS = pytest.mark.parametrize(
     ("number", "block_format"), BLOCK_FORMATS.items(), ids=[row.name for row in BLOCK_FORMATS.values()]
@@ -17,7 +17,7 @@ FORMATS = pytest.mark.parametrize(
 
 def decoded(packed: NDArray[np.uint8], block_format: BlockFormat) -> NDArray[np.float32]:
     out = np.full(len(packed) // block_format.nbytes * block_format.weights, 7.0, np.float32)
-    dequantise(packed, block_format, out)
+    dequantize(packed, block_format, out)
     return out
 
 

@@ -73,7 +73,7 @@ def test_the_file_is_as_announced(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [[3, 2], [3, 3], [-1, 3], [3, 5000], [3, 4.5], [3, np.nan], [3, np.inf], [3, 1e30]])
 def test_ids_that_are_none_are_refused(source: Path, tmp_path: Path, wrong: list[float]) -> None:
     folder = pack_folder(source, tmp_path / "bad", "int4", get_kernels(), frequent=np.array(wrong, np.float32))
-    with pytest.raises(TensorError, match=f"{FREQUENT_TOKENS}.*rising ids"):
+    with pytest.raises(TensorError, match=f"{FREQUENT_TOKENS}.*ascending ids"):
         load(folder)
 
 

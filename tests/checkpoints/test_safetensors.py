@@ -99,7 +99,7 @@ def test_other_dtypes_are_listed_but_not_read(tmp_path: Path, dtype: str) -> Non
 
 
 LIES: dict[str, tuple[Any, int, str]] = {
-    "beyond the end": ({"w": entry("F32", [4], 0, 16)}, 12, "behind the end"),
+    "beyond the end": ({"w": entry("F32", [4], 0, 16)}, 12, "past the end"),
     "size and shape": ({"w": entry("F32", [4], 0, 12)}, 12, "12"),
     "overlap": ({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 4, 12)}, 12, "overlaps"),
     "same place": ({"a": entry("F32", [2], 0, 8), "b": entry("F32", [2], 0, 8)}, 8, "overlaps"),
@@ -114,7 +114,7 @@ LIES: dict[str, tuple[Any, int, str]] = {
     "nine dimensions": ({"w": entry("F32", [1] * 9, 0, 4)}, 4, "shape"),
     "three offsets": ({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}, 4, "data_offsets"),
     "unknown dtype": ({"w": entry("F7", [1], 0, 4)}, 4, "unknown dtype 'F7'"),
-    "no entry": ({"w": 3}, 4, "no object"),
+    "no entry": ({"w": 3}, 4, "not an object"),
     "no object": ([1, 2], 4, "should be a JSON object"),
     "no JSON": (b"{'w': 1}", 4, "not valid JSON"),
     "no UTF-8": (b'{"\xff": 1}', 4, "not valid JSON"),
@@ -168,7 +168,7 @@ def test_an_index_cannot_leave_its_folder(tmp_path: Path, shard: Any) -> None:
     folder.mkdir()
     (tmp_path / "outside.safetensors").write_bytes(tiny.safetensors_bytes({"w": WEIGHTS}))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
-    with pytest.raises(CheckpointError, match="no plain"):
+    with pytest.raises(CheckpointError, match="not a plain"):
         SafetensorsSource(folder)
 
 

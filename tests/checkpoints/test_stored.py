@@ -219,9 +219,9 @@ def test_a_packed_one_runs_as_it_is(folder: Path, capsys: pytest.CaptureFixture[
         ({"layers.0.o": "int3"}, "weight formats"),
         ({"layers.0.o": "fp32"}, "weight formats"),
         ({"layers.0.o": ["int4"]}, "weight formats"),
-        ({"layers.9.o": "int4"}, "is not a matrix: .'layers.9.o'"),
-        ({"layers.0.input_layernorm": "int4"}, "is not a matrix"),
-        ({"checksums": "int4"}, "is not a matrix"),
+        ({"layers.9.o": "int4"}, "are not matrices: .'layers.9.o'"),
+        ({"layers.0.input_layernorm": "int4"}, "are not matrices"),
+        ({"checksums": "int4"}, "are not matrices"),
         ({"embed_tokens": "int4"}, "the configuration needs"),
     ],
 )

@@ -121,6 +121,6 @@ def test_probe_reads_the_hash_the_hub_announces(hub: FakeHub) -> None:
     with FakeHub("org/toy", {}).serving() as front:
         front.redirect = url_of(hub)
         front.announced = "0" * 64
-        assert "another version" in str(probe(url_of(front)))
+        assert "not the version we know" in str(probe(url_of(front)))
         front.announced = SHA256
         assert probe(url_of(front)) is None

@@ -143,7 +143,7 @@ def test_wrong_arguments_of_refine_int4(native: Kernels, reference: Kernels, cha
         ({"source": np.zeros((3, 5), np.float32)}, "source"),
         ({"upper": np.zeros((4, 3), np.float32)}, "upper"),
         ({"step": np.zeros((2, 5), np.float32)}, "step"),
-        ({"centre": np.zeros((1, 4), np.float32)}, "centre"),
+        ({"center": np.zeros((1, 4), np.float32)}, "centre"),
         ({"highest": 128}, "8-bit"),
         ({"target": np.zeros((33, 5), np.float32)}, "32 columns"),
     ],
@@ -154,7 +154,7 @@ def test_wrong_arguments_of_round_columns(native: Kernels, reference: Kernels, c
         "source": np.zeros((4, 5), np.float32),
         "upper": np.zeros((4, 4), np.float32),
         "step": np.zeros((4, 5), np.float32),
-        "centre": np.zeros((1, 5), np.float32),
+        "center": np.zeros((1, 5), np.float32),
         "lowest": -8,
         "highest": 7,
     } | changes

@@ -139,7 +139,7 @@ def test_a_damaged_store_stops_the_command(tmp_path: Path) -> None:
     assert ended.returncode == 1
     message = " ".join(ended.stderr.split())
     assert "file is not a database; move " in message
-    assert "to begin with an empty store" in message
+    assert "to start with an empty store" in message
     assert "Traceback" not in message
     assert "serving" not in message
 

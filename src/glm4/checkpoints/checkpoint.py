@@ -1,7 +1,7 @@
-"""`Checkpoint`: a model on disk, opened and checked, its tensors under canonical names.
+"""`Checkpoint`: a model on disk, opened and checked, with its tensors under canonical names.
 
 `open_checkpoint` takes a folder or a file, reads configuration, generation defaults and chat template, and maps the
-weight files. No code of the checkpoint is ever run and nothing is ever unpickled.
+weight files. It never runs code from the checkpoint and never unpickles anything.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = ["Checkpoint", "TensorInfo", "TensorSource", "open_checkpoint"]
 
 _NAMES_SHOWN = 5
 
-# Two quantisations of one matrix differ by some per cent (norm of the difference over the norm); two different
-# matrices by about 140 %.
+# Two quantizations of one matrix differ by a few percent (norm of the difference over the norm); two different matrices
+# by about 140 %.
 _SAME_MATRIX = 0.15
 _SAMPLED_ROWS = 64
 
@@ -55,8 +55,8 @@ class Checkpoint:
     """An opened checkpoint. Close it, or use it as a context manager.
 
     Attributes:
-        path: the folder of a safetensors checkpoint (its tokenizer stands beside the weights), or the GGUF file.
-        kind: "safetensors", "gguf", or "packed" (safetensors in the layout of our kernels, see `weights.packed`).
+        path: the folder of a safetensors checkpoint (its tokenizer is beside the weights), or the GGUF file.
+        kind: "safetensors", "gguf", or "packed" (safetensors in the layout of our kernels, see `packed_format`).
         config: shape and constants of the model; stop ids of generation_config.json included.
         variant: the row of variants.py it belongs to.
         source: the raw tensors, under the file's names.
@@ -64,8 +64,8 @@ class Checkpoint:
         chat_template: Jinja text, or None.
         gguf_metadata: every key of a GGUF file; empty for safetensors.
         notes: what a user should know about this checkpoint.
-        tensor_map: canonical tensors ↔ the file's.
-        model_type: "chatglm", "glm", "glm4", "llama" or "qwen2"; of a packed checkpoint its source's.
+        tensor_map: which tensors of the file make up each canonical tensor.
+        model_type: "chatglm", "glm", "glm4", "llama" or "qwen2"; for a packed checkpoint, its source's.
     """
 
     path: Path
@@ -82,12 +82,12 @@ class Checkpoint:
 
     @property
     def packed(self) -> PackedSource | None:
-        """The weights as the kernels read them, if that is what the file holds."""
+        """The weights as the kernels read them, if the file is packed."""
         return self.source if isinstance(self.source, PackedSource) else None
 
     @property
     def text_files(self) -> TextFiles:
-        """What the checkpoint says about text, as it was read."""
+        """The checkpoint's text-related files and settings, as read."""
         return TextFiles(
             path=None if self.kind == "gguf" else self.path,
             variant=self.variant,
@@ -102,7 +102,7 @@ class Checkpoint:
 
     @property
     def stored_precision(self) -> Precision | None:
-        """What the file is in: a packed checkpoint's own precision, or what dtype "stored" means for 4-bit codes."""
+        """The file's own precision: that of a packed checkpoint, or what dtype "stored" means for 4-bit codes."""
         if self.packed is not None:
             return self.packed.precision
         names = [name for name in self.tensor_map.recipes if self.has_codes(name)]
@@ -116,7 +116,7 @@ class Checkpoint:
         """Shape of a canonical tensor.
 
         Raises:
-            TensorError: this model has no such tensor.
+            TensorError: the model has no such tensor.
         """
         try:
             return self.tensor_map.recipes[name].shape
@@ -124,10 +124,10 @@ class Checkpoint:
             raise TensorError(f"{self.path}: this model has no tensor {name!r}") from None
 
     def load(self, name: str) -> Float32:
-        """One canonical tensor as float32: widened or dequantised, stacked from its pieces, rotary rows reordered.
+        """One canonical tensor as float32: widened or dequantized, stacked from its pieces, rotary rows reordered.
 
         Raises:
-            TensorError: no such tensor in the model, or missing, truncated or of the wrong shape in the file.
+            TensorError: the model has no such tensor, or it is missing, truncated or misshapen in the file.
             UnsupportedModelError: its number format is not supported.
         """
         shape = self.shape(name)
@@ -150,7 +150,7 @@ class Checkpoint:
         """Rows start..stop-1 of a canonical tensor, without holding the rest where the file allows it.
 
         Raises:
-            TensorError: as `load`, or the rows lie outside the tensor.
+            TensorError: as `load`, or the rows are outside the tensor.
         """
         shape = self.shape(name)
         if not 0 <= start <= stop <= shape[0]:
@@ -165,7 +165,7 @@ class Checkpoint:
         return found[0] if len(found) == 1 else np.concatenate(found)
 
     def has_codes(self, name: str) -> bool:
-        """Whether the file holds a canonical matrix, in all its pieces, as 4-bit codes in groups of 32 columns."""
+        """Whether the file has a canonical matrix, in all its pieces, as 4-bit codes in groups of 32 columns."""
         pieces, source = self.tensor_map.recipes[name].pieces, self.source
         return isinstance(source, GGUFSource) and all(
             piece.name in source.names() and source.has_codes(piece.name) for piece in pieces
@@ -191,7 +191,7 @@ class Checkpoint:
         return whole.rows(order[start:stop])
 
     def _is_reordered(self, name: str) -> bool:
-        """Whether the rows of a tensor have to move: those of queries and keys with half-split rotary pairs."""
+        """Whether the rows of a tensor must be reordered: those of queries and keys with half-split rotary pairs."""
         return self.config.rotary_half_split and self.tensor_map.recipes[name].rotary
 
     def _parts(self, name: str, start: int, stop: int) -> list[tuple[str, int, int]]:
@@ -205,7 +205,7 @@ class Checkpoint:
         return parts
 
     def check(self) -> None:
-        """Compares the file's tensor table with what the model needs, reading no data.
+        """Compares the file's tensor table with what the model needs, without reading data.
 
         Raises:
             TensorError: tensors are missing, left over, or of the wrong shape; names up to five.
@@ -247,11 +247,11 @@ def open_checkpoint(path: Path, *, variant: Variant | None = None) -> Checkpoint
 
     Args:
         path: folder or file.
-        variant: the row of variants.py, where the caller knows which published model this is; otherwise the row is
-            found from the checkpoint's metadata.
+        variant: the row of variants.py, if the caller knows which published model this is; otherwise the row is found
+            from the checkpoint's metadata.
 
     Raises:
-        ModelNotFoundError: nothing at that path.
+        ModelNotFoundError: nothing exists at that path.
         CheckpointError: not a model we can read; says what is wrong and what to do.
     """
     kind, weights = locate_weights(Path(path))
@@ -306,7 +306,7 @@ def _open_gguf(weights: Path, variant: Variant | None) -> Checkpoint:
         embedding = _tied_embedding(parsed, source)
         if embedding is not None:
             parsed = replace(parsed, config=replace(parsed.config, tie_word_embeddings=True))
-            notes += (f"embedding and output head are two quantisations of one matrix; {embedding} serves as both",)
+            notes += (f"embedding and output head are two quantizations of one matrix; {embedding} is used as both",)
         parsed = replace(parsed, notes=(*parsed.notes, *notes))
         return _assemble(weights, "gguf", parsed, source, generation, template, metadata, variant, embedding=embedding)
     except BaseException:
@@ -326,12 +326,12 @@ def _assemble(
     *,
     embedding: str | None,
 ) -> Checkpoint:
-    """Joins the parts both kinds of checkpoint have."""
+    """Joins the parts that both kinds of checkpoint have."""
     notes = list(parsed.notes)
     config = _with_generation_stops(parsed.config, generation)
     if template is not None and (mended := undouble_braces(template)) != template:
         template = mended
-        notes.append("the chat template's tool-call example had doubled braces; they were mended")
+        notes.append("the chat template's tool-call example had doubled braces, which were fixed")
     facts = {**asdict(config), "basename": metadata.get("general.basename")}
     extras = source.precision.extras if isinstance(source, PackedSource) else NO_EXTRAS
     tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, extras=extras)
@@ -353,17 +353,17 @@ def _assemble(
 
 
 def _with_generation_stops(config: ModelConfig, generation: Mapping[str, Any]) -> ModelConfig:
-    """Adds the stop ids of generation_config.json, which some publishers extend without touching config.json."""
+    """Adds the stop ids from generation_config.json, which some publishers extend without changing config.json."""
     extra = generation.get("eos_token_id", [])
     ids = [*config.eos_token_ids, *(extra if isinstance(extra, list) else [extra])]
     return replace(config, eos_token_ids=tuple(dict.fromkeys(i for i in ids if 0 <= i < config.vocab_size)))
 
 
 def _tied_embedding(parsed: ParsedConfig, source: TensorSource) -> str | None:
-    """The tensor that serves as embedding and head of a qwen2 file that stores the tied matrix twice, else None.
+    """The tensor used as embedding and head of a qwen2 file that stores the tied matrix twice, else None.
 
-    GGUF has no key for tying; qwen2 files of tied models hold token_embd.weight and a finer output.weight. They count
-    as one matrix when a sample of rows differs by less than 15 % of its norm. The larger of the two is kept: it has
+    GGUF has no key for tying; qwen2 files of tied models have token_embd.weight and a finer output.weight. They count
+    as one matrix if a sample of rows differs by less than 15 % of its norm. The larger of the two is kept: it has
     more bits, and half the memory is saved.
     """
     head, embed = "output.weight", "token_embd.weight"
@@ -371,7 +371,7 @@ def _tied_embedding(parsed: ParsedConfig, source: TensorSource) -> str | None:
         return None
     shape = source.info(head).shape
     if shape != source.info(embed).shape or shape != (parsed.config.vocab_size, parsed.config.hidden_size):
-        return None  # what is wrong will be said; a damaged header must not decide how much is read here
+        return None  # the problem is reported later; a damaged header must not decide how much is read here
     rows = shape[0]
     difference = norm = 0.0
     for row in np.unique(np.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).astype(int)).tolist():
@@ -379,16 +379,16 @@ def _tied_embedding(parsed: ParsedConfig, source: TensorSource) -> str | None:
         with np.errstate(all="ignore"):
             difference += float(np.square(first - second, dtype=np.float64).sum())
             norm += float(np.square(first, dtype=np.float64).sum())
-    if not difference <= _SAME_MATRIX**2 * norm:  # a NaN in hostile weights is "not the same"
+    if not difference <= _SAME_MATRIX**2 * norm:  # a NaN in hostile weights means "not the same"
         return None
     return head if source.info(head).nbytes >= source.info(embed).nbytes else embed
 
 
 def interleave_rotary_rows(tensor: NDArray[Any], config: ModelConfig) -> None:
-    """Reorders half-split rotary rows of a fused qkv weight or bias (or their numbers) to adjacent pairs, in place.
+    """Reorders half-split rotary rows of a fused qkv weight or bias (or of codes) to adjacent pairs, in place.
 
     In every query and key head the first `rotary_dim` rows r/2 + r/2 become pairs: new[2i] = old[i],
-    new[2i+1] = old[i + r/2]. Queries and keys move alike, so attention scores do not change.
+    new[2i+1] = old[i + r/2]. Queries and keys are reordered alike, so attention scores do not change.
     """
     heads = config.num_attention_heads + config.num_key_value_heads
     rotary = config.rotary_dim
@@ -398,7 +398,7 @@ def interleave_rotary_rows(tensor: NDArray[Any], config: ModelConfig) -> None:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    """Tensor names for an error: how many, and the first five."""
+    """Tensor names for an error message: how many, and the first five."""
     shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN])
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return f"{len(names)} tensor{'s' if len(names) != 1 else ''}: {shown}{more}"

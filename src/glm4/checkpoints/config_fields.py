@@ -1,4 +1,4 @@
-"""Typed, bounded access to the values of a configuration that somebody else wrote."""
+"""Typed, bounds-checked access to the values of an untrusted configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from glm4.errors import CheckpointError
 
-# Which of the tables in weights/names.py a checkpoint's tensor names follow.
+# The naming scheme of a checkpoint's tensors, a key of `sources` in model/tensors.py.
 Layout = Literal["chatglm", "hf", "gguf", "packed"]
 
 _MAX_STOP_IDS = 64
@@ -20,8 +20,8 @@ class Fields:
 
     Args:
         values: the configuration.
-        where: its name in errors.
-        prefix: put before every key.
+        where: its name in error messages.
+        prefix: prepended to every key.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
@@ -41,7 +41,7 @@ class Fields:
         return CheckpointError(f"{self.where}: {self._prefix + key} must be {expected}, not {shown}")
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
-        """A whole number in [low, high]; `default` where the key is absent, an error if there is none."""
+        """An integer in [low, high]; `default` if the key is absent, an error if there is no default."""
         value = self._get(key)
         if value is None and default is not None:
             value = default
@@ -50,27 +50,27 @@ class Fields:
         return value
 
     def optional_integer(self, key: str) -> int | None:
-        """A whole number, or None where the key is absent."""
+        """An integer, or None if the key is absent."""
         value = self._get(key)
         if value is not None and type(value) is not int:
             raise self._fault(key, "a whole number")
         return value
 
     def number(self, key: str, above: float, high: float, default: float | None = None) -> float:
-        """A finite number in (above, high], or equal to a positive `above`; `default` where the key is absent."""
+        """A finite number in (above, high], or equal to a positive `above`; `default` if the key is absent."""
         value = self._get(key)
         if value is None and default is not None:
             return default
         if type(value) not in (int, float):
             raise self._fault(key, "a number")
-        # Compared before the conversion: a whole number of 400 digits does not fit a float.
+        # Compared before the conversion: an integer of 400 digits does not fit a float.
         inside = value <= high and (value >= above if above > 0 else value > above)
         if not inside or not math.isfinite(value):
             raise self._fault(key, f"a number between {above:g} and {high:g}")
         return float(value)
 
     def boolean(self, key: str, *, default: bool) -> bool:
-        """True or false; `default` where the key is absent."""
+        """True or false; `default` if the key is absent."""
         value = self._get(key)
         if value is None:
             return default
@@ -79,7 +79,7 @@ class Fields:
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """One token id or a list of them; empty where the key is absent."""
+        """One token id or a list of them; empty if the key is absent."""
         value = self._get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if len(ids) > _MAX_STOP_IDS or not all(type(item) is int and 0 <= item < _MAX_TOKEN_ID for item in ids):
@@ -87,12 +87,12 @@ class Fields:
         return tuple(ids)
 
     def token_id(self, key: str) -> int | None:
-        """A token id; None where the key is absent or negative (some files write -1 for "none")."""
+        """A token id; None if the key is absent or negative (some files write -1 for "none")."""
         value = self.optional_integer(key)
         return value if value is not None and 0 <= value < _MAX_TOKEN_ID else None
 
     def inner(self, key: str) -> Fields:
-        """The object under a key; an empty one where it is absent."""
+        """The object under a key; an empty one if the key is absent."""
         value = self._get(key)
         if value is not None and not isinstance(value, dict):
             raise self._fault(key, "an object")

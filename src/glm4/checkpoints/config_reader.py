@@ -1,8 +1,8 @@
 """Configuration files → `ModelConfig`: the ChatGLM and Hugging Face `config.json`, and the metadata of a GGUF file.
 
-Every number is checked against generous bounds, so that a hostile file cannot ask for huge arrays, and every option
-that would change the arithmetic and is not implemented is refused by name. Keys without a meaning for inference
-(dropout, dtype, training options) are ignored.
+Every number is checked against generous bounds, so that a hostile file cannot request huge arrays, and every option
+that would change the arithmetic and is not implemented is refused by name. Keys irrelevant to inference (dropout,
+dtype, training options) are ignored.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SUSPICIOUS_CONTEXT = 131072
 
 @dataclass(frozen=True)
 class ParsedConfig:
-    """A configuration and what its reader should be told about it.
+    """A configuration and notes about it.
 
     Attributes:
         config: the shape of the model.
-        model_type: as the file says it: "chatglm", "glm", "glm4", "llama", "qwen2".
-        layout: which table of `weights/names.py` its tensors follow.
+        model_type: as given in the file: "chatglm", "glm", "glm4", "llama", "qwen2".
+        layout: the naming scheme of its tensors.
         notes: sentences for the user.
     """
 
@@ -47,11 +47,11 @@ class ParsedConfig:
 
 
 def config_from_json(data: Mapping[str, Any], where: str) -> ParsedConfig:
-    """Reads the object of a `config.json`; `where` names the file in errors.
+    """Reads the object of a `config.json`; `where` names the file in error messages.
 
     Raises:
         UnsupportedModelError: the model type or one of its options is not implemented.
-        CheckpointError: a key is missing or its value is impossible.
+        CheckpointError: a key is missing or its value is invalid.
     """
     model_type = data.get("model_type")
     if model_type not in JSON_MODEL_TYPES:
@@ -123,11 +123,11 @@ def _from_hugging_face(fields: Fields, model_type: str) -> ModelConfig:
 
 
 def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: str) -> ParsedConfig:
-    """Reads GGUF metadata; the tensor table answers what metadata leaves out (vocabulary size, biases, tied head).
+    """Reads GGUF metadata; the tensor table provides what it leaves out (vocabulary size, biases, tied head).
 
     Raises:
         UnsupportedModelError: the architecture or one of its options is not implemented.
-        CheckpointError: a key or the embedding is missing, or a value is impossible.
+        CheckpointError: a key or the embedding is missing, or a value is invalid.
     """
     name = metadata.get("general.architecture")
     if name not in GGUF_ARCHITECTURES:
@@ -139,7 +139,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
     fields = Fields(metadata, where, prefix=f"{name}.")
     vocabulary = Fields(metadata, where, prefix="tokenizer.ggml.")
     if "token_embd.weight" not in names:
-        raise CheckpointError(f"{where}: there is no token_embd.weight, so this is no complete model")
+        raise CheckpointError(f"{where}: there is no token_embd.weight, so the model is incomplete")
     heads = fields.integer("attention.head_count", 1, 1024)
     hidden = fields.integer("embedding_length", 1, 65536)
     head_dim = fields.integer("attention.key_length", 1, 1024, default=hidden // heads)
@@ -161,7 +161,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
         partial_rotary_factor=_rotary_factor(rotary_dim, head_dim),
         attention_bias="blk.0.attn_qkv.bias" in names or "blk.0.attn_q.bias" in names,
         tie_word_embeddings="output.weight" not in names,
-        # llama files hold interleaved rows already (their converter permutes), chatglm and glm4 natively; qwen2 not.
+        # llama files have interleaved rows already (their converter permutes), as do chatglm and glm4; qwen2 does not.
         rotary_half_split=name == "qwen2",
         eos_token_ids=eos,
         pad_token_id=vocabulary.token_id("padding_token_id"),
@@ -176,12 +176,12 @@ def _rotary_factor(rotary_dim: int, head_dim: int) -> float:
 
 
 def _shortest_float32(value: float) -> float:
-    """GGUF stores 1e-6 as a float32; the shortest decimal that rounds to that float32 is the number that was meant."""
+    """GGUF stores 1e-6 as a float32; the shortest decimal that rounds to that float32 is the intended number."""
     return float(str(np.float32(value)))
 
 
 def _finish(config: ModelConfig, fields: Fields, model_type: str, layout: Layout) -> ParsedConfig:
-    """The checks that need several values at once, and the notes."""
+    """The checks that need several values, and the notes."""
     where = fields.where
     if config.num_attention_heads % config.num_key_value_heads:
         raise CheckpointError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from glm4.errors import UnsupportedModelError
 
-# key -> values that mean "off" or "as we compute it"; anything else is refused. A JSON null is always "off".
+# key -> values that mean "off" or "as implemented here"; anything else is refused. A JSON null is always "off".
 _Neutral = Mapping[str, tuple[Any, ...]]
 
 _COMMON: _Neutral = {
@@ -58,7 +58,7 @@ _HUGGING_FACE: _Neutral = {
 
 _PLAIN_ROPE = ("default", "none")
 
-# Keys "<architecture>.<key>" that are read by config_io.
+# Keys "<architecture>.<key>" that config_reader reads.
 _GGUF_READ = frozenset(
     (
         "attention.head_count",
@@ -73,14 +73,14 @@ _GGUF_READ = frozenset(
         "rope.freq_base",
     )
 )
-# Further keys that may stand in a file we run: None allows any value, otherwise the values that change nothing.
+# Other keys that may appear in a supported file: None allows any value, otherwise the values that change nothing.
 _GGUF_NEUTRAL: Mapping[str, tuple[Any, ...] | None] = {
-    "vocab_size": None,  # the embedding's rows decide
-    "tensor_data_layout": None,  # says how llama files were permuted; converters have written nothing else
+    "vocab_size": None,  # the embedding's rows determine it
+    "tensor_data_layout": None,  # how llama files were permuted; converters write only one value
     "rope.scaling.type": _PLAIN_ROPE,
     "rope.scaling.factor": (0.0, 1.0),
     "rope.scale_linear": (0.0, 1.0),
-    "rope.scaling.original_context_length": None,  # without a scaling type it has no effect
+    "rope.scaling.original_context_length": None,  # has no effect without a scaling type
     "rope.scaling.finetuned": None,
     "rope.scaling.attn_factor": (0.0, 1.0),
     "attention.causal": (True,),
@@ -93,26 +93,26 @@ _GGUF_OFF: tuple[Any, ...] = (0, 0.0, False, "", [])
 
 
 def refuse_chatglm_options(data: Mapping[str, Any], where: str) -> None:
-    """Refuses what a ChatGLM config.json asks for beyond the GLM-4 text model.
+    """Refuses what a ChatGLM config.json requests beyond the GLM-4 text model.
 
     Raises:
         UnsupportedModelError: naming the key.
     """
     _refuse_vision(data, where)
-    _refuse_quantised(data, where)
+    _refuse_quantized(data, where)
     _refuse_table(data, _CHATGLM, where)
 
 
 def refuse_hf_options(data: Mapping[str, Any], where: str) -> None:
-    """Refuses what a Hugging Face config.json asks for beyond the GLM-4 text model.
+    """Refuses what a Hugging Face config.json requests beyond the GLM-4 text model.
 
     Raises:
         UnsupportedModelError: naming the key.
     """
     _refuse_vision(data, where)
-    _refuse_quantised(data, where)
+    _refuse_quantized(data, where)
     _refuse_table(data, _HUGGING_FACE, where)
-    # A window only counts where it is switched on: files carry its size beside use_sliding_window false.
+    # A window only counts where it is enabled: files give its size together with use_sliding_window false.
     if data.get("sliding_window") is not None and data.get("use_sliding_window") is not False:
         raise _unsupported(where, "sliding_window", data["sliding_window"])
     layer_types = data.get("layer_types")
@@ -141,19 +141,19 @@ def _refuse_vision(data: Mapping[str, Any], where: str) -> None:
     for key in ("vision_config", "vision_tower", "audio_config"):
         if data.get(key) is not None:
             raise UnsupportedModelError(
-                f"{where} has {key}: this build runs text models; glm-4v and its kin need the vision part"
+                f"{where} has {key}: this build runs text models; glm-4v and similar models need the vision part"
             )
 
 
-def _refuse_quantised(data: Mapping[str, Any], where: str) -> None:
+def _refuse_quantized(data: Mapping[str, Any], where: str) -> None:
     for key in ("quantization_config", "compression_config"):
         settings = data.get(key)
         if settings is None:
             continue
         method = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise UnsupportedModelError(
-            f"{where}: the weights are already quantised ({key}: {_shown(method)}), a format this build does not read; "
-            "use the original checkpoint (it is quantised while loading) or a GGUF file"
+            f"{where}: the weights are already quantized ({key}: {_shown(method)}), a format this build does not read; "
+            "use the original checkpoint (it is quantized while loading) or a GGUF file"
         )
 
 
@@ -165,7 +165,7 @@ def _refuse_table(data: Mapping[str, Any], table: _Neutral, where: str) -> None:
 
 
 def refuse_gguf_options(metadata: Mapping[str, Any], architecture: str, names: Collection[str], where: str) -> None:
-    """Refuses what a GGUF file asks for beyond the GLM-4 text model; an unknown architecture key counts as asking.
+    """Refuses what a GGUF file requests beyond the GLM-4 text model; an unknown architecture key counts as a request.
 
     Raises:
         UnsupportedModelError: naming the key.
@@ -188,18 +188,18 @@ def refuse_gguf_options(metadata: Mapping[str, Any], architecture: str, names: C
 
 
 def _same_head_size(metadata: Mapping[str, Any], prefix: str) -> bool:
-    """Values have as many channels as keys."""
+    """Whether values have as many channels as keys."""
     key_length = metadata.get(f"{prefix}attention.key_length")
     if key_length is None:
         hidden, heads = metadata.get(f"{prefix}embedding_length"), metadata.get(f"{prefix}attention.head_count")
         if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1:
-            return True  # config_io reports the missing key
+            return True  # config_reader reports the missing key
         key_length = hidden // heads
     return bool(metadata.get(f"{prefix}attention.value_length") == key_length)
 
 
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Membership that does not take 1 for True."""
+    """Membership that does not treat 1 as True."""
     return any(isinstance(value, bool) == isinstance(item, bool) and value == item for item in allowed)
 
 

@@ -1,4 +1,4 @@
-"""`GGUFSource`: the tensors and metadata of a GGUF file, or of a set of split files."""
+"""`GGUFSource`: the tensors and metadata of a GGUF file or a set of split files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from glm4.checkpoints.gguf_header import GGUFTensor, read_header
-from glm4.checkpoints.gguf_quants import dequantise, read_codes
+from glm4.checkpoints.gguf_quants import dequantize, read_codes
 from glm4.checkpoints.tensor_source import Float32, MappedFile, TensorInfo
 from glm4.errors import CheckpointError, GGUFError, TensorError
 from glm4.kernels.group_codes import GroupCodes
@@ -23,14 +23,14 @@ class GGUFSource:
     """The tensors of a GGUF model.
 
     Args:
-        path: a `.gguf` file; the first one of a split model (`…-00001-of-0000N.gguf`), whose siblings are then opened
+        path: a `.gguf` file; for a split model the first one (`…-00001-of-0000N.gguf`), whose siblings are then opened
             too.
 
     Attributes:
         metadata: the key-value pairs of the (first) file.
 
     Raises:
-        GGUFError: a header lies about its file, or a split set is not one.
+        GGUFError: a header contradicts its file, or a split set is inconsistent.
         CheckpointError: a file is missing or unreadable.
         UnsupportedModelError: big-endian file, old version, unknown tensor type.
     """
@@ -62,7 +62,7 @@ class GGUFSource:
     def _check_split_total(self, path: Path) -> None:
         total = self.metadata.get("split.tensors.count")
         if len(self._files) > 1 and total is not None and total != len(self._tensors):
-            raise GGUFError(f"{path}: the parts hold {len(self._tensors)} tensors, the first part promises {total}")
+            raise GGUFError(f"{path}: the parts hold {len(self._tensors)} tensors, the first part declares {total}")
 
     def names(self) -> Collection[str]:
         """Every tensor name."""
@@ -74,7 +74,7 @@ class GGUFSource:
         return TensorInfo(tensor.shape, tensor.block_format.name, tensor.nbytes)
 
     def read(self, name: str) -> Float32:
-        """The tensor dequantised to float32.
+        """The tensor dequantized to float32.
 
         Raises:
             TensorError: no such tensor.
@@ -83,7 +83,7 @@ class GGUFSource:
         return _decode(file, tensor, tensor.offset, tensor.nbytes).reshape(tensor.shape)
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
-        """Rows start..stop-1 of the first axis, dequantised to float32; errors as `read`."""
+        """Rows start..stop-1 of the first axis, dequantized to float32; errors as `read`."""
         file, tensor = self._entry(name)
         if not 0 <= start <= stop <= tensor.shape[0]:
             raise TensorError(f"{name!r} of shape {tensor.shape} has no rows {start}..{stop}")
@@ -95,12 +95,12 @@ class GGUFSource:
         return flat.reshape((stop - start, *tensor.shape[1:]))
 
     def has_codes(self, name: str) -> bool:
-        """Whether a tensor is a matrix of 4-bit codes, so that `read_codes` can read it; errors as `read`."""
+        """Whether a tensor is a matrix of 4-bit codes that `read_codes` can read; errors as `read`."""
         _, tensor = self._entry(name)
         return tensor.block_format.codes is not None and len(tensor.shape) == 2
 
     def read_codes(self, name: str, start: int, stop: int) -> GroupCodes:
-        """Rows start..stop-1 of a matrix as the codes in the file; errors as `read_rows`, or it has none."""
+        """Rows start..stop-1 of a matrix as the file's codes; errors as `read_rows`, or it has no codes."""
         file, tensor = self._entry(name)
         decode = tensor.block_format.codes
         if decode is None or len(tensor.shape) != 2:
@@ -128,7 +128,7 @@ class GGUFSource:
 def _decode(file: MappedFile, tensor: GGUFTensor, offset: int, nbytes: int) -> Float32:
     """The weights in a byte range of whole blocks, as a flat float32 array."""
     out = np.empty(nbytes // tensor.block_format.nbytes * tensor.block_format.weights, np.float32)
-    dequantise(file.bytes_at(offset, nbytes), tensor.block_format, out)
+    dequantize(file.bytes_at(offset, nbytes), tensor.block_format, out)
     file.release(offset, nbytes)
     return out
 
@@ -160,6 +160,6 @@ def split_siblings(path: Path, metadata: dict[str, Any]) -> list[Path]:
 
 
 def is_later_split(path: Path) -> bool:
-    """True for part 2 and above of a split model, by the naming pattern its first part must follow too."""
+    """True for part 2 and later of a split model, by the naming pattern that its first part must also follow."""
     match = _SPLIT_NAME.fullmatch(path.name)
     return match is not None and int(match[2]) > 1

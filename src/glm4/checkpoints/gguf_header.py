@@ -1,4 +1,4 @@
-"""Parser of GGUF headers: metadata and tensor table, every count and offset checked against the file's size.
+"""Parser for GGUF headers: metadata and tensor table, every count and offset checked against the file's size.
 
 Layout (versions 2 and 3, little-endian): "GGUF", version u32, tensor count u64, key count u64; the key-value pairs
 (name, type u32, value); the tensor table (name, dimension count u32, dimensions u64 innermost first, type u32, offset
@@ -24,7 +24,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 MAX_KEYS = 65_536
 MAX_TENSORS = 131_072
-MAX_ARRAY_ITEMS = 4_000_000  # the largest vocabularies have some hundred thousand merges
+MAX_ARRAY_ITEMS = 4_000_000  # the largest vocabularies have a few hundred thousand merges
 MAX_ALL_ITEMS = 16_000_000  # of all arrays together: a Python list takes more memory than the packed numbers
 MAX_TEXT_BYTES = 1 << 26
 MAX_ARRAY_DEPTH = 3
@@ -32,7 +32,7 @@ MAX_NAME_BYTES = 65_535
 MAX_DIMENSIONS = 4
 MAX_WEIGHTS = 1 << 48
 
-# The least bytes one entry can take; a count above (bytes left / these) is a lie.
+# The fewest bytes one entry can take; a count above (bytes left / this) is invalid.
 _MIN_KEY_BYTES = 8 + 4 + 1
 _MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
 
@@ -44,7 +44,7 @@ _SCALARS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """An entry of the tensor table, with its byte range proven to lie inside the file.
+    """An entry of the tensor table, with its byte range verified to be inside the file.
 
     Attributes:
         name: as in the file, "blk.0.attn_q.weight".
@@ -63,7 +63,7 @@ class GGUFTensor:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What stands before the data of one GGUF file."""
+    """Everything before the data of one GGUF file."""
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
@@ -73,7 +73,7 @@ def read_header(file: MappedFile) -> GGUFHeader:
     """Parses and checks the header of a mapped file.
 
     Raises:
-        GGUFError: malformed, truncated or lying header.
+        GGUFError: malformed, truncated or inconsistent header.
         UnsupportedModelError: big-endian file, old version, or a tensor type we do not decode.
     """
     parser = _Parser(file)
@@ -113,7 +113,7 @@ class _Parser:
     def _preamble(self) -> tuple[int, int]:
         """Checks magic and version; returns (tensor count, key count), each possible for a file of this size."""
         if self._bytes[:4] != MAGIC:
-            raise GGUFError(f"{self._path} is no GGUF file (it does not begin with 'GGUF')")
+            raise GGUFError(f"{self._path} is not a GGUF file (it does not begin with 'GGUF')")
         self._at = 4
         version = self._number("<I")
         if version & 0xFFFF == 0 and version:
@@ -177,7 +177,7 @@ class _Parser:
         return [self._value(kind, key, depth) for _ in range(count)]
 
     def _strings(self, count: int) -> list[str]:
-        """A string array. A vocabulary has 300,000 of them, so the loop holds everything in local names."""
+        """A string array. A vocabulary has 300,000 strings, so the loop keeps everything in local names."""
         data, at, size = self._bytes, self._at, self._size
         length_at: Callable[..., tuple[Any, ...]] = struct.Struct("<Q").unpack_from
         found: list[str] = []
@@ -197,7 +197,7 @@ class _Parser:
     def _alignment(self, metadata: dict[str, Any]) -> int:
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if type(alignment) is not int or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-            raise GGUFError(f"{self._path}: general.alignment is {alignment!r}, which is no power of two")
+            raise GGUFError(f"{self._path}: general.alignment is {alignment!r}, which is not a power of two")
         return alignment
 
     def _tensor_table(self, count: int) -> list[tuple[str, tuple[int, ...], BlockFormat, int]]:
@@ -239,7 +239,7 @@ class _Parser:
     def _place(
         self, entries: list[tuple[str, tuple[int, ...], BlockFormat, int]], alignment: int
     ) -> dict[str, GGUFTensor]:
-        """Turns offsets into file positions; refuses ranges that leave the file, overlap or are not aligned."""
+        """Turns offsets into file positions; refuses ranges that leave the file, overlap or are misaligned."""
         data_start = -(-self._at // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
         for name, shape, block_format, offset in entries:
@@ -251,7 +251,7 @@ class _Parser:
                 raise GGUFError(f"{self._path}: {name!r} begins at {offset}, not a multiple of {alignment}")
             if data_start + offset + nbytes > self._size:
                 raise GGUFError(
-                    f"{self._path}: {name!r} ends {data_start + offset + nbytes - self._size} bytes behind the end "
+                    f"{self._path}: {name!r} ends {data_start + offset + nbytes - self._size} bytes past the end "
                     "of the file; the file is truncated or damaged, fetch it again"
                 )
             tensors[name] = GGUFTensor(name, shape, block_format, data_start + offset, nbytes)

@@ -1,8 +1,8 @@
-"""Block formats of GGUF tensors, and their dequantisation to float32.
+"""Block formats of GGUF tensors, and their dequantization to float32.
 
-Every format stores a row as blocks of 32 or 256 weights with shared scales. The arithmetic (order of float32 products
-included) is that of the ggml reference, so results equal it bit for bit. Decoders work on chunks that stay in the
-processor's cache; a chunk's decoder writes straight into the output.
+Every format stores a row as blocks of 32 or 256 weights with shared scales. The arithmetic (including the order of
+float32 products) is that of the ggml reference, so results are bit-identical. Decoders work on chunks that stay in
+the processor's cache; a chunk's decoder writes directly into the output.
 
 Layouts, little-endian, as in ggml's `ggml-common.h`:
     Q4_0  d f16, 16 bytes of nibbles                         w = d (q - 8)
@@ -46,8 +46,8 @@ class BlockFormat:
         weights: weights per block.
         block: NumPy structure of one block; its size is the block's bytes.
         decode: (blocks [n], out float32 [n, weights]) -> None.
-        codes: blocks [n] -> (codes uint8 [n, weights], step and base float32 [n, weights / 32]) of the types that hold
-            a 4-bit code per weight, else None. step * code + base is bit for bit what `decode` gives.
+        codes: blocks [n] -> (codes uint8 [n, weights], step and base float32 [n, weights / 32]) for the types with a
+            4-bit code per weight, else None. step * code + base is bit for bit what `decode` gives.
     """
 
     name: str
@@ -62,7 +62,7 @@ class BlockFormat:
         return int(self.block.itemsize)
 
 
-def dequantise(packed: UInt8, block_format: BlockFormat, out: Float32) -> None:
+def dequantize(packed: UInt8, block_format: BlockFormat, out: Float32) -> None:
     """Decodes a run of whole blocks.
 
     Args:
@@ -73,20 +73,20 @@ def dequantise(packed: UInt8, block_format: BlockFormat, out: Float32) -> None:
     blocks: Blocks = packed.view(block_format.block)
     rows = out.reshape(len(blocks), block_format.weights)
     step = max(1, _CHUNK_WEIGHTS // block_format.weights)
-    # A corrupt scale may be infinite or NaN; that is the file's value, not an arithmetic fault of ours.
+    # A corrupt scale may be infinite or NaN; that is the file's value, not an arithmetic error here.
     with np.errstate(all="ignore"):
         for start in range(0, len(blocks), step):
             block_format.decode(blocks[start : start + step], rows[start : start + step])
 
 
 def read_codes(blocks: Blocks, decode: CodesDecoder, rows: int) -> GroupCodes:
-    """The codes of a run of whole rows, as they are.
+    """The codes of a run of whole rows, unchanged.
 
     Args:
         blocks: `rows` rows of whole blocks, contiguous.
         decode: `codes` of their format.
     """
-    # As in `dequantise`: what is not finite is found when it is packed.
+    # As in `dequantize`: packing finds non-finite values.
     with np.errstate(all="ignore"):
         codes, step, base = decode(blocks)
     groups = codes.size // rows // COL_GROUP
@@ -102,7 +102,7 @@ def _nibbles(packed: UInt8) -> UInt8:
 
 
 def _scaled(quants: NDArray[Any], scale: Float32, out: Float32) -> None:
-    """out = scale * quants, rounding once; `scale` has shape [..., 1]."""
+    """out = scale * quants, rounded once; `scale` has shape [..., 1]."""
     out[...] = quants
     np.multiply(out, scale, out=out)
 
@@ -253,7 +253,7 @@ BLOCK_FORMATS: Mapping[int, BlockFormat] = MappingProxyType(
     }
 )
 
-# Names of the other types, for the error that refuses them.
+# Names of the other types, for the error message.
 OTHER_TYPES: Mapping[int, str] = MappingProxyType(
     {
         9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",

@@ -28,7 +28,7 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if len(data) > max_bytes:
-        raise CheckpointError(f"{path} has more than {max_bytes} bytes, too many for what it should hold")
+        raise CheckpointError(f"{path} has more than {max_bytes} bytes, which is too large")
     return parse_json_object(data, str(path))
 
 
@@ -36,7 +36,7 @@ def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     """The object in JSON bytes; `where` names them in errors.
 
     Raises:
-        CheckpointError: not UTF-8, not JSON, not one object, a key twice, a NaN, or nested too deeply.
+        CheckpointError: not UTF-8, not JSON, not one object, a duplicate key, a NaN, or nested too deeply.
     """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=refuse_constant)

@@ -1,4 +1,4 @@
-"""Finds the weights in what a user pointed at, or says why there are none."""
+"""Finds the weights in what a user pointed to, or says why there are none."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _Found = tuple[Literal["safetensors", "gguf"], Path]
 
 
 def locate_weights(path: Path) -> _Found:
-    """(kind, file or folder to open) for a path a user gave.
+    """(kind, file or folder to open) for a path from the user.
 
     Raises:
         ModelNotFoundError: nothing is there.
-        CheckpointError: no weights, several models, a cut-off download, or pickled weights.
+        CheckpointError: no weights, several models, an incomplete download, or pickled weights.
     """
     try:
         if path.is_dir():
@@ -30,7 +30,7 @@ def locate_weights(path: Path) -> _Found:
             raise ModelNotFoundError(f"there is no model at {path}")
         return _file(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise CheckpointError(f"cannot look at {path}: {error}") from error
+        raise CheckpointError(f"cannot access {path}: {error}") from error
 
 
 def _file(path: Path) -> _Found:
@@ -47,7 +47,7 @@ def _file(path: Path) -> _Found:
     with path.open("rb") as file:
         if path.suffix == ".gguf" or file.read(4) == MAGIC:
             return "gguf", path
-    raise CheckpointError(f"{path} is no model: expected a folder, a .gguf or a .safetensors file")
+    raise CheckpointError(f"{path} is not a model: expected a folder, a .gguf or a .safetensors file")
 
 
 def _in_folder(folder: Path) -> _Found:
@@ -80,7 +80,7 @@ def _in_folder(folder: Path) -> _Found:
 
 
 def _unfinished(folder: Path, names: list[str]) -> str | None:
-    """The name of a partial download in the folder or in the hub client's own sub-folder."""
+    """The name of a partial download in the folder or in the hub client's own subfolder."""
     partial = [name for name in names if name.endswith((".incomplete", ".part", ".download"))]
     cache = folder / ".cache" / "huggingface" / "download"
     if not partial and cache.is_dir():
@@ -91,5 +91,5 @@ def _unfinished(folder: Path, names: list[str]) -> str | None:
 def _pickled(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a PyTorch pickle, which can run code when it is opened and is never loaded; "
-        "use a safetensors version of the model, or convert it to safetensors on a machine you trust with it"
+        "use a safetensors version of the model, or convert it to safetensors where it is safe to run its code"
     )

@@ -1,23 +1,23 @@
-"""Packed checkpoints: the weights on disk byte for byte as the kernels read them.
+"""Packed checkpoints: weights on disk, byte for byte as the kernels read them.
 
-A folder with `config.json`, one `model.safetensors` and the tokenizer's files. The configuration holds Hugging Face's
+A folder with `config.json`, one `model.safetensors` and the tokenizer's files. The configuration has Hugging Face's
 keys for `glm` or `glm4` and a `quantization_config` of our own (`quant_method` "glm4_packed"), so that other programs
-refuse the folder instead of misreading it. In the weight file:
+refuse the folder instead of misreading it. The weight file contains:
 
     matrices    U8 [packed bytes], canonical names, model order; layout: `kernels.formats`; each 64-byte aligned
-    vectors     F32, behind the matrices
+    vectors     F32, after the matrices
     checksums   U64, one `checksum` per tensor in that order; written last
 
-Which tensors those are says the table in `model/tensors.py`, with its extras if the section has their keys. The section
-also says which formats the layers' matrices and the tables have, and of dtype "stored", by name, which matrices are
+The tensors are those in the table of `model/tensors.py`, with its extras if the section has their keys. The section
+also gives the formats of the layers' matrices and of the tables, and for dtype "stored", by name, which matrices are
 exceptions.
 
-Three guards, from cheap to thorough: the header is checked against the configuration whenever the folder is opened;
-`PackedSource.weight` and `.vector` compare the checksum, which reads the data once (memory speed, and it brings the
-pages in that the first forward pass needs anyway); `verify_sha256` compares the whole file with the digest in
-`config.json`, some seconds for 6 GB, so only when asked (`glm4 info --verify`).
+Three checks, from cheap to thorough: the header is compared with the configuration whenever the folder is opened;
+`PackedSource.weight` and `.vector` compare the checksum, which reads the data once (at memory speed, and it brings in
+the pages that the first forward pass needs anyway); `verify_sha256` compares the whole file with the digest in
+`config.json`, which takes seconds for 6 GB, so only on request (`glm4 info --verify`).
 
-Does not cover: damage made on purpose. Who can change the weights can change the digest too.
+Does not cover: deliberate damage. Anyone who can change the weights can change the digest too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from glm4.model.precision import PRECISIONS, STORED, Precision, stored_precision
 from glm4.model.tensors import EXTRAS, NO_EXTRAS, Extras, model_tensors, row_of
 
 QUANT_METHOD = "glm4_packed"
-# Raise it when the meaning of the bytes changes: the container, or the layout of any format in kernels.formats.
+# Raise this when the meaning of the bytes changes: the container, or the layout of any format in kernels.formats.
 FORMAT_VERSION = 2
 ALIGNMENT = 64
 CHECKSUMS = "checksums"
@@ -61,8 +61,8 @@ class PackedInfo:
         precision: formats of the matrices, a row of `PRECISIONS` or "stored"; and the extras.
         nbytes, sha256: of the weight file.
         variant: name of the row of variants.py the source belonged to.
-        model_type: the source's own ("chatglm", "qwen2" …), which the dialect depends on.
-        source: what it was made from, for people.
+        model_type: the source's own ("chatglm", "qwen2" …), which determines the dialect.
+        source: what it was made from, for the user.
     """
 
     precision: Precision
@@ -74,7 +74,7 @@ class PackedInfo:
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` describes a packed checkpoint (of whatever version)."""
+    """Whether a `config.json` describes a packed checkpoint (of any version)."""
     section = config.get("quantization_config")
     return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
 
@@ -90,7 +90,7 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
         "variant": info.variant,
         "source_model_type": info.model_type,
         "source": info.source,
-        # Only where there are any: a folder without is what builds that do not know them read.
+        # Only where present: builds that do not know them can read a folder without them.
         **{key: value for key, value in info.precision.extras.items() if value},
     }
 
@@ -108,7 +108,7 @@ def _precision_of(precision: Precision) -> dict[str, Any]:
 
 
 def _parse_precision(wanted: object, extras: Extras) -> Precision | None:
-    """The precision that `_precision_of` wrote; None if this build has none like it."""
+    """The precision that `_precision_of` wrote; None if this build does not have it."""
     name = wanted.get("name") if isinstance(wanted, dict) else None
     if not isinstance(wanted, dict) or not isinstance(name, str):
         return None
@@ -124,15 +124,15 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
     """Reads and checks the `quantization_config` of a packed checkpoint.
 
     Raises:
-        UnsupportedModelError: another version of the format, or formats this build lays out differently.
-        CheckpointError: a key is missing or has an impossible value.
+        UnsupportedModelError: another version of the format, or formats with a different layout in this build.
+        CheckpointError: a key is missing or has an invalid value.
     """
     section: Mapping[str, Any] = config["quantization_config"]
     version = section.get("format_version")
     if version != FORMAT_VERSION or type(version) is not int:
         raise UnsupportedModelError(
             f"{where}: packed checkpoint of format version {version!r:.40}; this build reads version {FORMAT_VERSION}. "
-            "Make it again with `glm4 quantize` from the original model"
+            "Recreate it with `glm4 quantize` from the original model"
         )
     extras = _parse_extras(section, where)
     wanted = section.get("precision")
@@ -140,7 +140,7 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
     if precision is None or section.get("formats") != _geometry(precision):
         raise UnsupportedModelError(
             f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
-            "make it again with `glm4 quantize` from the original model"
+            "recreate it with `glm4 quantize` from the original model"
         )
     weights = section.get("weights")
     nbytes, digest = (weights.get("nbytes"), weights.get("sha256")) if isinstance(weights, dict) else (None, None)
@@ -166,7 +166,7 @@ def packed_shapes(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, 
 
 
 def packed_table(config: ModelConfig, precision: Precision) -> dict[str, TensorInfo]:
-    """What the weight file holds, in file order."""
+    """The contents of the weight file, in file order."""
     tensors = model_tensors(config, precision.extras)
     table = {}
     for name, shape in packed_shapes(config, precision.extras).items():
@@ -176,7 +176,7 @@ def packed_table(config: ModelConfig, precision: Precision) -> dict[str, TensorI
 
 
 def checksum(data: Bytes) -> int:
-    """Sum of the little-endian 64-bit words, modulo 2**64; bytes behind the last whole word count as one more."""
+    """Sum of the little-endian 64-bit words, modulo 2**64; bytes after the last whole word count as one more."""
     whole = data.size // 8 * 8
     total = int(np.add.reduce(data[:whole].view("<u8"), dtype=np.uint64)) if whole else 0
     return (total + int.from_bytes(data[whole:].tobytes(), "little")) % (1 << 64)
@@ -188,10 +188,10 @@ class PackedSource:
     Args:
         path: the weight file.
         config: shape of the model.
-        info: what its `config.json` says.
+        info: the contents of its `config.json`.
 
     Raises:
-        CheckpointError, TensorError: the file is unreadable, truncated, or not what the configuration describes.
+        CheckpointError, TensorError: the file is unreadable, truncated, or not as the configuration describes.
     """
 
     def __init__(self, path: Path, config: ModelConfig, info: PackedInfo) -> None:
@@ -202,7 +202,7 @@ class PackedSource:
         strangers = sorted(name for name in info.precision.exceptions if len(self._shapes.get(name, ())) != 2)
         if strangers:
             raise TensorError(
-                f"{path.parent}: config.json gives formats to what is not a matrix: {strangers[:5]!r:.200}"
+                f"{path.parent}: config.json gives formats for names that are not matrices: {strangers[:5]!r:.200}"
             )
         self._file = MappedFile(path)
         try:
@@ -250,11 +250,11 @@ class PackedSource:
     def _checked(self, name: str) -> Bytes:
         raw = self._raw(name)
         if checksum(raw) != self._sums[name]:
-            raise TensorError(f"{self._file.path} is damaged: the checksum of {name!r} is wrong; make it again")
+            raise TensorError(f"{self._file.path} is damaged: the checksum of {name!r} is wrong; recreate the file")
         return raw
 
     def weight(self, name: str) -> PackedWeight:
-        """A matrix as the kernels read it: a read-only view of the mapping, valid after `close` too.
+        """A matrix as the kernels read it: a read-only view of the mapping, valid even after `close`.
 
         Raises:
             TensorError: no such matrix, or its bytes are damaged.
@@ -267,26 +267,26 @@ class PackedSource:
         """A vector, copied.
 
         Raises:
-            TensorError: as `weight`; or the numbers are not what the table says.
+            TensorError: as `weight`; or the values violate the table's check.
         """
         self._location(name)
         values: Float32 = self._checked(name).view("<f4").astype(np.float32)
         check = row_of(name).check
         if check is not None and not check.holds(values, self._config):
-            raise TensorError(f"{self._file.path}: {name!r} must be {check.must_be}; make the file again")
+            raise TensorError(f"{self._file.path}: {name!r} must be {check.must_be}; recreate the file")
         return values
 
     def release(self, name: str) -> None:
-        """Give a tensor's pages back to the file cache until they are read again."""
+        """Return a tensor's pages to the file cache until they are read again."""
         location = self._location(name)
         self._file.release(location.offset, location.info.nbytes)
 
     def prefer_huge_pages(self) -> None:
-        """Ask the system to read the file into huge pages; before the first tensor is read."""
+        """Ask the system to use huge pages for the file; call before reading the first tensor."""
         self._file.prefer_huge_pages()
 
     def verify_sha256(self, progress: Callable[[str, float, float], None] | None = None) -> None:
-        """Compare the whole weight file with the digest in `config.json`; some seconds for 6 GB.
+        """Compare the whole weight file with the digest in `config.json`; takes seconds for 6 GB.
 
         Raises:
             CheckpointError: they differ.
@@ -316,7 +316,7 @@ class PackedSource:
         return self.read_rows(name, 0, self.info(name).shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
-        """Rows start..stop-1, dequantized; of a matrix only the row blocks that hold them are unpacked."""
+        """Rows start..stop-1, dequantized; for a matrix, only the row blocks that contain them are unpacked."""
         shape = self.info(name).shape
         if not 0 <= start <= stop <= shape[0]:
             raise TensorError(f"{name!r} of shape {shape} has no rows {start}..{stop}")
@@ -335,5 +335,5 @@ class PackedSource:
         return np.ascontiguousarray(values)
 
     def close(self) -> None:
-        """Unmap the file once no weight of it is in use any more."""
+        """Unmap the file once none of its weights is in use."""
         self._file.close()

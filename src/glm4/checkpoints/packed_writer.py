@@ -18,10 +18,10 @@ from glm4.checkpoints.tensor_source import TensorInfo
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision
 
-# Written in blocks of whole huge pages, always at multiples of it: file systems with large folios then keep the file in
-# huge pages, and the mapping is as fast as anonymous memory.
+# Written in blocks of whole huge pages, always at multiples of their size: file systems with large folios then keep the
+# file in huge pages, and the mapping is as fast as anonymous memory.
 _BLOCK = 8 << 20
-# What is called alike in ModelConfig and in config.json.
+# Fields with the same name in ModelConfig and in config.json.
 _SAME_NAME = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "partial_rotary_factor",
@@ -32,7 +32,7 @@ _SAME_NAME = (
 class PackedWriter:
     """Writes one packed weight file front to back, in bounded memory. A context manager.
 
-    Tensors come in the order of `packed_shapes`, each in one or several pieces of whole 8-byte words.
+    Tensors come in the order of `packed_shapes`, each in one or more pieces of whole 8-byte words.
 
     Attributes:
         nbytes: size of the finished file.
@@ -55,7 +55,7 @@ class PackedWriter:
         """Append (a piece of) the packed bytes of a matrix, or a float32 vector.
 
         Raises:
-            ValueError: it is not this tensor's turn, or there is more data than it has.
+            ValueError: another tensor is due, or the data is longer than the tensor.
         """
         raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         expected, size = self._left[-1]
@@ -82,7 +82,7 @@ class PackedWriter:
     def _flush(self) -> None:
         block = memoryview(self._block)[: self._filled]
         self._digest.update(block)
-        while block:  # a raw file may take less than it is given
+        while block:  # a raw file may write less than it is given
             block = block[self._file.write(block) :]
         self._filled = 0
 
@@ -117,7 +117,7 @@ def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> 
     """Write `config.json`: Hugging Face's keys of `glm` or `glm4`, and our `quantization_config`.
 
     Args:
-        config: of the source; rotary rows have been reordered while packing, so half-split is forgotten.
+        config: of the source; rotary rows were reordered while packing, so half-split is dropped.
     """
     values = asdict(config) | {"hidden_act": "silu"}
     settings = {
@@ -138,7 +138,7 @@ def _file_nbytes(table: Mapping[str, TensorInfo]) -> int:
 def _header(table: Mapping[str, TensorInfo]) -> bytes:
     """Length and JSON of a safetensors header, padded with spaces so that the data begins 64-byte aligned.
 
-    Packed matrices are multiples of 64 bytes and stand first, so each of them begins aligned too.
+    Packed matrices are multiples of 64 bytes and come first, so each of them is aligned too.
     """
     entries, at = {}, 0
     for name, info in table.items():

@@ -1,16 +1,16 @@
 """Reader of LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 
-An adapter adds `scale * B A` to some of a model's matrices. Here the factors come out for our fused matrices: those of
-q, k and v (or gate and up) are joined, their A stacked, their B on the diagonal of a block matrix, so that one pair
-serves each fused product. B has its rows in our order (see `interleave_rotary_rows`) and the scale inside.
+An adapter adds `scale * B A` to some of a model's matrices. This reader returns the factors of our fused matrices:
+those of q, k and v (or gate and up) are joined, their A stacked, their B on the diagonal of a block matrix, so that one
+pair serves each fused product. B has its rows in our order (see `interleave_rotary_rows`) and includes the scale.
 
-Both files are hostile until checked: every option of the configuration is honoured, known to change nothing at
-inference, or refused by name; every tensor must be a factor of a matrix we have, with the shape it must have, in every
-layer that is meant. Nothing is unpickled.
+Both files are untrusted until checked: every option of the configuration is honored, known not to affect inference, or
+refused by name; every tensor must be a factor of a matrix we have, with the required shape, in every targeted layer.
+Nothing is unpickled.
 
-Does not cover: factors are trusted to be numbers and can make the model talk nonsense; an adapter of another model with
-the same shapes and names is not recognised. A packed copy of a ChatGLM checkpoint with half-split rotary rows (none is
-published) has forgotten that its adapters are half-split too.
+Does not cover: factors are trusted as numbers and can make the model produce nonsense; an adapter of another model with
+the same shapes and names is not recognized as such. A packed copy of a ChatGLM checkpoint with half-split rotary rows
+(none is published) no longer records that its adapters are half-split too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _CHATGLM: _Modules = {
     "mlp.dense_4h_to_h": ("down", "all"),
 }
 _HF_LAYERS, _CHATGLM_LAYERS = "model.layers.", "transformer.encoder.layers."
-# GLM-4 is published under both kinds of names, so an adapter of either fits either.
+# GLM-4 is published with both kinds of names, so an adapter with either fits either.
 _TABLES: Mapping[str, Mapping[str, _Modules]] = MappingProxyType(
     {
         "llama": {_HF_LAYERS: _LLAMA},
@@ -76,20 +76,20 @@ _HONOURED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
     "layers_to_transform", "exclude_modules", "init_lora_weights",
 })  # fmt: skip
-# These say how the adapter was trained or found; the saved factors are used alike.
+# These say how the adapter was trained or found; they do not affect the use of the saved factors.
 _WITHOUT_EFFECT = frozenset({
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "lora_dropout", "layers_pattern", "megatron_core", "qalora_group_size", "loftq_config", "eva_config",
     "runtime_config", "ensure_weight_tying",
 })  # fmt: skip
-# Other ways to initialise (pissa, olora, corda, loftq, mica …) change the base model's weights or the formula.
+# Other ways to initialize (pissa, olora, corda, loftq, mica …) change the base model's weights or the formula.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+", re.ASCII)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One pair of factors of the file: its tensors' common name, rank, scale, and the rows of the matrix it changes."""
+    """One pair of factors in the file: its tensors' common name, rank, scale, and the rows of the matrix it changes."""
 
     name: str
     rank: int
@@ -108,10 +108,10 @@ class FactorShape:
 
 
 class AdapterFile:
-    """An opened adapter, every name and shape checked. Close it, or use it as a context manager.
+    """An opened adapter, with every name and shape checked. Close it, or use it as a context manager.
 
     Attributes:
-        shapes: (layer, "qkv" | "o" | "gate_up" | "down") -> the factors there are for that matrix.
+        shapes: (layer, "qkv" | "o" | "gate_up" | "down") -> the factors for that matrix.
         rank: largest rank of a module.
     """
 
@@ -119,10 +119,10 @@ class AdapterFile:
         """Opens the adapter in the folder `path` for a model of that shape.
 
         Args:
-            model_type: "chatglm", "glm", "glm4", "llama" or "qwen2": whose names and row order the adapter has.
+            model_type: "chatglm", "glm", "glm4", "llama" or "qwen2": whose names and row order the adapter uses.
 
         Raises:
-            CheckpointError: not an adapter, or a broken file.
+            CheckpointError: not an adapter, or a malformed file.
             UnsupportedModelError: it uses an option or a module that is not implemented; names it.
             TensorError: a tensor is missing, left over or misshapen.
         """
@@ -130,10 +130,10 @@ class AdapterFile:
         self._config = config
         _check_files(path)
         settings = _Settings(read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES), str(path / CONFIG_FILE))
-        if model_type not in _TABLES:  # a packed checkpoint says what its source was, and may say anything
+        if model_type not in _TABLES:  # a packed checkpoint names its source, which may be anything
             raise UnsupportedModelError(f"{path}: adapters of models of type {model_type!r:.40} are not supported")
         tables = _TABLES[model_type]
-        # Adapters are trained on the original checkpoint, whatever file of the model we run.
+        # Adapters are trained on the original checkpoint, whichever file of the model is loaded.
         halves = {_HF_LAYERS: model_type in ("llama", "qwen2"), _CHATGLM_LAYERS: config.rotary_half_split}
         self._source = SafetensorsSource(path / WEIGHT_FILE)
         try:
@@ -152,11 +152,11 @@ class AdapterFile:
     def _match(
         self, settings: _Settings, tables: Mapping[str, _Modules]
     ) -> tuple[dict[tuple[int, str], list[_Part]], str]:
-        """The pairs of factors for each matrix, and the prefix of the names they have in this file."""
+        """The pairs of factors for each matrix, and the prefix of their names in this file."""
         found: dict[tuple[int, str], list[_Part]] = {}
         prefixes: set[str] = set()
         for name in sorted(self._source.names()):
-            # Matching takes quadratic time, so first the length.
+            # Matching takes quadratic time, so the length is checked first.
             match = _FACTOR.fullmatch(name) if len(name) <= _MAX_NAME_LENGTH else None
             if match is None:
                 raise UnsupportedModelError(f"{self.path}: {_why_refused(name)}")
@@ -165,7 +165,7 @@ class AdapterFile:
             if place is None or int(layer) >= self._config.num_hidden_layers or str(int(layer)) != layer:
                 known = ", ".join(sorted({key.rpartition(".")[2] for table in tables.values() for key in table}))
                 raise UnsupportedModelError(
-                    f"{self.path} changes {module!r}, which is no module of this model with "
+                    f"{self.path} changes {module!r}, which is not a module of this model with "
                     f"{self._config.num_hidden_layers} layers; adapters of it may target {known}"
                 )
             prefixes.add(layers)
@@ -205,7 +205,7 @@ class AdapterFile:
         at = 0
         for part in parts:
             a[at : at + part.rank] = self._source.read(part.name + "A.weight")
-            with np.errstate(over="ignore"):  # packing refuses what is not finite
+            with np.errstate(over="ignore"):  # packing refuses non-finite values
                 scaled = self._source.read(part.name + "B.weight") * np.float32(part.scale)
             b[part.start : part.stop, at : at + part.rank] = scaled
             at += part.rank
@@ -262,13 +262,13 @@ class _Settings:
         return self._rank if value is None else self._count(value, "rank_pattern")
 
     def scale(self, module: str) -> float:
-        """What B A is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
+        """What B A is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilized LoRA."""
         value, rank = self._matching(self._alphas, module), self.rank(module)
         alpha = self._alpha if value is None else self._number(value, "alpha_pattern")
         return alpha / (math.sqrt(rank) if self._rslora else rank)
 
     def check_complete(self, modules: _Modules, parts: Mapping[tuple[int, str], list[_Part]], num_layers: int) -> None:
-        """Where the configuration lists plain module names for all layers, each layer must have each of them."""
+        """If the configuration lists plain module names for all layers, each layer must have each of them."""
         targets = self._targets
         if not self._whole or not isinstance(targets, list):
             return
@@ -286,7 +286,7 @@ class _Settings:
         if not isinstance(patterns, dict):
             raise CheckpointError(f"{self._where}: {key} must be an object")
         for pattern in patterns:
-            # PEFT takes regular expressions; a stranger's may take for ever, and plain names are what is in use.
+            # PEFT takes regular expressions; an untrusted one may take forever, and plain names are what is in use.
             if not _PATTERN.fullmatch(pattern):
                 raise UnsupportedModelError(
                     f"{self._where}: {key} may name modules, not patterns such as {pattern!r:.60}"
@@ -295,7 +295,7 @@ class _Settings:
 
     @staticmethod
     def _matching(patterns: Mapping[str, Any], module: str) -> Any:
-        """The value of the first name that is the module's, or the end of it behind a dot; None if there is none."""
+        """The value of the first name that equals the module's or ends it after a dot; None if there is none."""
         for pattern, value in patterns.items():
             name = pattern.removeprefix("^")
             if module == name or (name == pattern and module.endswith("." + name)):
@@ -317,7 +317,7 @@ def _check_files(path: Path) -> None:
     try:
         config, weights, pickled = ((path / name).is_file() for name in (CONFIG_FILE, WEIGHT_FILE, "adapter_model.bin"))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise CheckpointError(f"cannot look at {path}: {error}") from error
+        raise CheckpointError(f"cannot access {path}: {error}") from error
     if not config:
         raise CheckpointError(f"there is no LoRA adapter at {path}: it has no {CONFIG_FILE}")
     if not weights:
@@ -332,14 +332,14 @@ def _check_files(path: Path) -> None:
 
 def _why_refused(name: str) -> str:
     if len(name) > _MAX_NAME_LENGTH:
-        return f"{name[:40]!r}… is no name of a tensor of LoRA; it has {len(name)} characters"
+        return f"{name[:40]!r}… is not the name of a LoRA tensor; it has {len(name)} characters"
     if "lora_magnitude_vector" in name:
         return f"{name!r} belongs to a DoRA adapter; only plain LoRA is supported"
     if "lora_embedding_" in name:
         return f"{name!r} changes the embedding, which is not supported"
     if name.endswith(".bias"):
         return f"{name!r} is a bias; only adapters without biases are supported"
-    return f"{name!r} is no LoRA factor of a layer; adapters with other trained modules are not supported"
+    return f"{name!r} is not a LoRA factor of a layer; adapters with other trained modules are not supported"
 
 
 def _row_ranges(config: ModelConfig) -> Mapping[tuple[str, str], tuple[int, int]]:

@@ -1,6 +1,6 @@
-"""Reader of safetensors files and sharded safetensors folders.
+"""Reader for safetensors files and sharded safetensors folders.
 
-Our own, over a memory map, because bfloat16 is not a NumPy number type and because a header is hostile until checked.
+Our own, over a memory map, because NumPy has no bfloat16 and because a header is untrusted until checked.
 Layout of a file: 8 bytes little-endian header length, a JSON object `name -> {dtype, shape, data_offsets}` (plus an
 optional `__metadata__`), then the data. Source: the format description in huggingface/safetensors.
 """
@@ -21,7 +21,7 @@ from glm4.checkpoints.json_file import parse_json_object, read_json_object
 from glm4.checkpoints.tensor_source import Float32, MappedFile, TensorInfo
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 
-MAX_HEADER_BYTES = 100_000_000  # the bound of the reference implementation
+MAX_HEADER_BYTES = 100_000_000  # the limit of the reference implementation
 MAX_SHARDS = 4096
 MAX_DIMENSIONS = 8
 
@@ -33,13 +33,13 @@ _WIDTH = {
     "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8,
 }  # fmt: skip
 _READABLE = ("F32", "F16", "BF16")
-# A shard is a plain file name inside the folder: no separator, no leading dot, nothing to climb out with.
+# A shard is a plain file name inside the folder: no separator, no leading dot, no way to escape the folder.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Location:
-    """A tensor's place: the file, the offset of its first byte in it, and what the header says."""
+    """A tensor's location: the file, the offset of its first byte, and its header entry."""
 
     file: MappedFile
     offset: int
@@ -47,14 +47,14 @@ class Location:
 
 
 class SafetensorsSource:
-    """The tensors of one safetensors file, or of the shards an index names.
+    """The tensors of one safetensors file, or of the shards listed in an index.
 
     Args:
         path: a `.safetensors` file, or a folder with `model.safetensors` or `model.safetensors.index.json`.
 
     Raises:
-        CheckpointError: no such file, broken index, shard missing.
-        TensorError: a header lies about its file.
+        CheckpointError: no such file, malformed index, missing shard.
+        TensorError: a header contradicts its file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +84,7 @@ class SafetensorsSource:
         for name, shard in weight_map.items():
             location = self._tensors.get(name)
             if location is None or location.file.path.name != shard:
-                raise TensorError(f"{index} places {name!r} in {shard}, which does not hold it")
+                raise TensorError(f"{index} places {name!r} in {shard}, which does not have it")
 
     def _open_file(self, path: Path) -> None:
         file = MappedFile(path)
@@ -107,7 +107,7 @@ class SafetensorsSource:
 
         Raises:
             TensorError: no such tensor.
-            UnsupportedModelError: its dtype is none of F32, F16, BF16.
+            UnsupportedModelError: its dtype is not F32, F16 or BF16.
         """
         shape = self.info(name).shape
         return self._read(name, 0, shape[0] if shape else 1).reshape(shape)
@@ -156,20 +156,20 @@ def _read_weight_map(index: Path) -> Mapping[str, str]:
         raise CheckpointError(f"{index} has no weight_map")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _PLAIN_NAME.fullmatch(shard):
-            raise CheckpointError(f"{index} places {name!r} in {shard!r}, which is no plain .safetensors file name")
+            raise CheckpointError(f"{index} places {name!r} in {shard!r}, which is not a plain .safetensors file name")
     if len(set(weight_map.values())) > MAX_SHARDS:
         raise CheckpointError(f"{index} names more than {MAX_SHARDS} shards")
     return MappingProxyType(weight_map)
 
 
 def read_header(file: MappedFile) -> dict[str, Location]:
-    """Every tensor of a file, with its byte range proven to lie inside the file and to overlap no other."""
+    """Every tensor of a file, with its byte range verified to be inside the file and not to overlap another."""
     if file.size < 8:
         raise TensorError(f"{file.path} has {file.size} bytes, too few for a safetensors header; fetch it again")
     (length,) = struct.unpack_from("<Q", file.buffer(), 0)
     if length > MAX_HEADER_BYTES or 8 + length > file.size:
         raise TensorError(
-            f"{file.path} claims a header of {length} bytes and has {file.size}; it is truncated or no safetensors file"
+            f"{file.path} claims a header of {length} bytes and has {file.size}; it is truncated or not safetensors"
         )
     header = parse_json_object(file.buffer()[8 : 8 + length], f"the header of {file.path}")
     header.pop("__metadata__", None)
@@ -178,7 +178,7 @@ def read_header(file: MappedFile) -> dict[str, Location]:
     for name, entry in header.items():
         begin, end, info = _parse_entry(file.path, name, entry)
         if end > data_size:
-            raise TensorError(f"{name!r} ends {end - data_size} bytes behind the end of {file.path}; fetch it again")
+            raise TensorError(f"{name!r} ends {end - data_size} bytes past the end of {file.path}; fetch it again")
         found.append((begin, end, name, info))
     found.sort(key=lambda item: item[:2])
     position = 0
@@ -194,14 +194,14 @@ def read_header(file: MappedFile) -> dict[str, Location]:
 
 def _parse_entry(path: Path, name: str, entry: Any) -> tuple[int, int, TensorInfo]:
     if not isinstance(entry, dict):
-        raise TensorError(f"{path}: the header entry of {name!r} is no object")
+        raise TensorError(f"{path}: the header entry of {name!r} is not an object")
     dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in _WIDTH:
         raise UnsupportedModelError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
     if shape is None or len(shape) > MAX_DIMENSIONS:
-        raise TensorError(f"{path}: the shape of {name!r} is no list of at most {MAX_DIMENSIONS} sizes")
+        raise TensorError(f"{path}: the shape of {name!r} is not a list of at most {MAX_DIMENSIONS} sizes")
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise TensorError(f"{path}: the data_offsets of {name!r} are no pair of ascending byte offsets")
+        raise TensorError(f"{path}: the data_offsets of {name!r} are not a pair of ascending byte offsets")
     nbytes = _WIDTH[dtype]
     for size in shape:
         nbytes *= size
@@ -211,7 +211,7 @@ def _parse_entry(path: Path, name: str, entry: Any) -> tuple[int, int, TensorInf
 
 
 def _counts(value: Any) -> list[int] | None:
-    """The value if it is a list of whole numbers of 0 or more, each small enough to be a size."""
+    """The value if it is a list of integers of at least 0, each small enough to be a size."""
     if isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value):
         return value
     return None

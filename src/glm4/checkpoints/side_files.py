@@ -1,4 +1,4 @@
-"""What stands beside the weights: generation defaults and the chat template, from a folder or from GGUF metadata."""
+"""Files beside the weights: generation defaults and the chat template, from a folder or from GGUF metadata."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glm4.errors import CheckpointError
 
 MAX_TEMPLATE_BYTES = 1_000_000
 
-# The generation defaults we honour, with their types; everything else in the file belongs to other programs.
+# The generation defaults we honor, with their types; everything else in the file is for other programs.
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 _COUNTS = ("top_k", "max_new_tokens", "max_length", "pad_token_id", "bos_token_id")
 _GGUF_SAMPLING = {
@@ -24,17 +24,17 @@ _GGUF_SAMPLING = {
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 
-# A published fault (Qwen2.5-Coder-1.5B): braces doubled in the example that shows the format of a tool call.
+# A published bug (Qwen2.5-Coder-1.5B): doubled braces in the example of a tool call's format.
 _DOUBLED_BRACES = re.compile(
     r'\{(\{\\?"name\\?": <function-name>, \\?"arguments\\?": <args-json-object>\})\}', re.ASCII
 )
 
 
 def read_generation_config(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """(defaults from generation_config.json, notes). Keys we do not know are left out; a wrong type drops its key.
+    """(defaults from generation_config.json, notes). Unknown keys are left out; a wrong type drops its key.
 
     Raises:
-        CheckpointError: the file is there and is no JSON object.
+        CheckpointError: the file exists and is not a JSON object.
     """
     path = folder / "generation_config.json"
     if not path.exists():
@@ -73,7 +73,7 @@ def _has_type(key: str, value: Any) -> bool:
 def read_chat_template(folder: Path) -> str | None:
     """The chat template of a folder: `chat_template.jinja`, else `chat_template.json`, else `tokenizer_config.json`.
 
-    Where a file holds several named templates, the one named "default" is meant.
+    If a file has several named templates, the one named "default" is used.
 
     Raises:
         CheckpointError: a file is malformed, or the template is larger than any real one.
@@ -96,10 +96,10 @@ def read_chat_template(folder: Path) -> str | None:
 
 
 def template_of(value: Any, where: str) -> str | None:
-    """The template in a `chat_template` value: a text, or a list of `{"name": …, "template": …}`.
+    """The template in a `chat_template` value: a string, or a list of `{"name": …, "template": …}`.
 
     Raises:
-        CheckpointError: neither of the two, or too large.
+        CheckpointError: neither of these, or too large.
     """
     if value is None:
         return None
@@ -124,9 +124,9 @@ def _checked(text: str, where: str) -> str:
 
 
 def undouble_braces(template: str) -> str:
-    """Mends the doubled braces around the tool-call example of a Qwen2.5-Coder template; others stay as they are.
+    """Fixes the doubled braces around the tool-call example of a Qwen2.5-Coder template; other templates are unchanged.
 
-    The model would otherwise be told to answer with `{{"name": …}}`, which is no JSON. Recognised by the text of the
+    Otherwise the model would be told to answer with `{{"name": …}}`, which is not JSON. Recognized by the text of the
     example itself, whatever the file is called.
     """
     return _DOUBLED_BRACES.sub(r"\1", template)

@@ -1,7 +1,7 @@
 """Which tensors of a file make up each tensor of a model, by the table in `model/tensors.py`.
 
-A file may store a tensor whole or as pieces that are stacked row-wise. Whatever no row of the table asks for is left
-over, and a left-over tensor is an error.
+A file may store a tensor whole or as pieces that are stacked row-wise. A tensor that no row of the table asks for is an
+error.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TensorMap:
     ignored: tuple[str, ...]
 
 
-# Stored RoPE frequencies: never used, because files hold them for another base and in a short dtype.
+# Stored RoPE frequencies: never used, because files have them for another base and in a short dtype.
 _DROPPED = re.compile(r"(.+\.)?rotary(_pos)?_emb\.inv_freq", re.ASCII)
 
 
@@ -63,11 +63,11 @@ def map_tensors(
     embedding: str | None = None,
     extras: Extras = NO_EXTRAS,
 ) -> TensorMap:
-    """Matches a file's tensor names with the canonical tensors of a model.
+    """Matches a file's tensor names to the canonical tensors of a model.
 
     Args:
         config: the model.
-        layout: whose names the file has, a key of `TensorRow.sources`.
+        layout: the file's naming scheme, a key of `TensorRow.sources`.
         names: the file's tensor names.
         embedding: the file's tensor to use as (tied) embedding instead of the table's.
         extras: layout "packed" only.
@@ -98,7 +98,7 @@ def _pieces(source: Source, tensor: ModelTensor, config: ModelConfig) -> tuple[P
 
 
 def _choose(ways: list[tuple[Piece, ...]], names: Collection[str]) -> tuple[Piece, ...]:
-    """The first way whose tensors are all there; failing that, one of which some are, so that errors make sense."""
+    """The first alternative whose tensors all exist; otherwise one with some of them, so that errors make sense."""
     for enough in (all, any):
         for way in ways:
             if enough(piece.name in names for piece in way):

@@ -1,4 +1,4 @@
-"""What every weight file offers (`TensorSource`), and the memory map both readers stand on."""
+"""The interface of every weight file (`TensorSource`), and the memory map that both readers use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says about a tensor.
+    """A tensor's header entry.
 
     Attributes:
         shape: (out, in) for a matrix; row-major.
-        dtype: the file's name of the number format: "BF16", "F16", "F32", "Q4_K" …
+        dtype: the file's name for the number format: "BF16", "F16", "F32", "Q4_K" …
         nbytes: bytes in the file.
     """
 
@@ -34,7 +34,7 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """The raw tensors of one checkpoint, memory mapped, under the names the file gives them."""
+    """The raw tensors of one checkpoint, memory mapped, under the file's names."""
 
     def names(self) -> Collection[str]:
         """Every tensor name; membership tests are fast."""
@@ -45,11 +45,11 @@ class TensorSource(Protocol):
         ...
 
     def read(self, name: str) -> Float32:
-        """The tensor widened or dequantised to float32; a fresh, writable, contiguous array."""
+        """The tensor widened or dequantized to float32; a fresh, writable, contiguous array."""
         ...
 
     def read_rows(self, name: str, start: int, stop: int) -> Float32:
-        """Rows start..stop-1 of the first axis, as `read` would give them."""
+        """Rows start..stop-1 of the first axis, as `read` would return them."""
         ...
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class MappedFile:
         return np.frombuffer(self.buffer(), np.uint8, nbytes, offset)
 
     def prefer_huge_pages(self) -> None:
-        """Ask the system to read the file into huge pages: 4-14 % more bandwidth when it is read again and again."""
+        """Ask the system to use huge pages for the file: 4-14 % more bandwidth when it is read repeatedly."""
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):
                 self.buffer().madvise(mmap.MADV_HUGEPAGE)
@@ -107,7 +107,7 @@ class MappedFile:
     def release(self, offset: int, nbytes: int) -> None:
         """Lets the system drop the range from this process's memory; it stays in the file cache.
 
-        Without this, loading a checkpoint counts its whole file as resident memory beside the packed weights.
+        Otherwise, loading a checkpoint would count its whole file as resident memory in addition to the packed weights.
         """
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
@@ -120,6 +120,6 @@ class MappedFile:
         """Unmaps the file; closing twice is harmless."""
         if self._map is not None:
             mapping, self._map = self._map, None
-            # A read that failed half-way may still hold a view through its traceback; the map then goes with it.
+            # A failed read may still hold a view through its traceback; the map is then unmapped with it.
             with contextlib.suppress(BufferError):
                 mapping.close()

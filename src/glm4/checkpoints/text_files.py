@@ -1,4 +1,4 @@
-"""`TextFiles`: what a model's folder or GGUF file says about text, read without its weights."""
+"""`TextFiles`: the text-related contents of a model's folder or GGUF file, read without its weights."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _GGUF_NAMES = {
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Everything a text side is made from.
+    """Everything needed to build a tokenizer and a chat template.
 
     Attributes:
-        path: the folder with the tokenizer's files; None where the GGUF metadata holds the vocabulary.
+        path: the folder with the tokenizer's files; None if the GGUF metadata has the vocabulary.
         variant: the row of variants.py, for its dialect and sampling defaults.
         chat_template: Jinja text, or None.
         generation_config: sampling defaults that came with the model.
-        eos_token_ids: stop ids the configuration names.
-        vocab_size: rows of the model's vocabulary; None where nothing says.
-        context: tokens the model was made for; None where nothing says.
+        eos_token_ids: stop ids from the configuration.
+        vocab_size: rows of the model's vocabulary; None if unknown.
+        context: the model's context length in tokens; None if unknown.
         gguf_metadata: every key of a GGUF file; empty for a folder.
         packed: the folder of a packed checkpoint, whose vocabulary has a table for a quick start.
     """
@@ -67,14 +67,14 @@ class TextFiles:
 def read_text_files(path: Path, *, variant: Variant | None = None) -> TextFiles:
     """Read a folder (tokenizer and configuration; no weights are needed) or a GGUF file.
 
-    Whether our engine could run the model does not matter: another program will.
+    Whether our engine can run the model does not matter: another program will.
 
     Args:
-        variant: the row of variants.py, where the caller knows it.
+        variant: the row of variants.py, if the caller knows it.
 
     Raises:
         ModelNotFoundError, CheckpointError: there is nothing to read, or it is malformed.
-        UnsupportedModelError: its chat format is not one we know.
+        UnsupportedModelError: its chat format is unknown.
     """
     if path.is_dir() and any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return _from_folder(path, variant)

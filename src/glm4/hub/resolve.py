@@ -130,7 +130,7 @@ def _local(model: str) -> Path | None:
             return None
         is_model = (path / "config.json").is_file() or any(path.glob("*.gguf"))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise ModelNotFoundError(f"cannot look at {model!r}: {error}") from error
+        raise ModelNotFoundError(f"cannot access {model!r}: {error}") from error
     return path if is_model or get_variant(model) is None else None
 
 

@@ -16,10 +16,10 @@ __all__ = ["FORMATS", "Kernels", "PackedWeight", "WeightFormat", "get_kernels", 
 
 
 def get_kernels(name: str = "auto") -> Kernels:
-    """The kernel set "native" or "reference"; "auto" is native where it is built, or what GLM4_KERNELS says.
+    """The kernel set "native" or "reference"; "auto" is GLM4_KERNELS if set, else native if it is built.
 
     Raises:
-        KernelError: unknown name, "native" asked for and not built, or GLM4_ISA names an unusable instruction set.
+        KernelError: unknown name, "native" requested but not built, or GLM4_ISA names an unusable instruction set.
     """
     if name == "auto":
         name = os.environ.get("GLM4_KERNELS") or "auto"

@@ -1,4 +1,4 @@
-"""`Kernels`: the contract that both kernel sets keep, and the array types it speaks of."""
+"""`Kernels`: the contract that both kernel sets implement, and its array types."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ KVCacheArray: TypeAlias = NDArray[Any]  # float32, float16, or int8 as described
 
 
 class Kernels(Protocol):
-    """What both kernel sets offer. Activations are float32 and C-contiguous unless a row stride is allowed.
+    """The interface of both kernel sets. Activations are float32 and C-contiguous unless a row stride is allowed.
 
-    Every result row depends on its own inputs only: it is bit-identical whatever other rows share the call, however
-    many threads run and however a prompt was cut into chunks. Wrong shapes or dtypes raise ValueError (TypeError for
-    something that is no array), indices out of range IndexError.
+    Every result row depends only on its own inputs: it is bit-identical regardless of the other rows in the call, the
+    number of threads and how a prompt was cut into chunks. Wrong shapes or dtypes raise ValueError (TypeError for
+    something that is not an array), indices out of range IndexError.
     """
 
     def pack(self, format: str, weight: F32) -> PackedWeight:
         """Packs float32 [N, K]. Raises TensorError for a weight that is not finite or too large for the format."""
 
     def unpack(self, weight: PackedWeight) -> F32:
-        """The dequantised float32 [N, K]."""
+        """The dequantized float32 [N, K]."""
 
     def round_columns(
-        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+        self, target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
     ) -> tuple[I8, F32]:
-        """Rounds at most 32 columns, one after the other, each knowing what those before it got wrong.
+        """Rounds at most 32 columns, one after another, each knowing the errors of those before it.
 
         Args:
-            target: what the columns should be, [columns, N]; N are rows of the matrix.
+            target: the columns' targets, [columns, N]; N is the rows of the matrix.
             source: the weights, [columns, N].
             upper: [columns, columns]; upper[j, k] times the error of column j is added to the target of column k > j.
-            step, centre: a quant q stands for step * q + centre; [columns, N], or [1, N] for all columns.
+            step, center: a quant q represents step * q + center; [columns, N], or [1, N] for all columns.
             lowest, highest: bounds of the quants.
 
         Returns:
-            quants int8 [columns, N], and source minus what they stand for, float32 [columns, N].
+            quants int8 [columns, N], and source minus what they represent, float32 [columns, N].
         """
 
     def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
@@ -59,11 +59,11 @@ class Kernels(Protocol):
 
         Args:
             target: [columns, N].
-            unit: of the rows, [N].
-            weights: of the columns' squared errors, [columns]; positive.
+            unit: unit of each row, [N].
+            weights: weights of the columns' squared errors, [columns]; positive.
 
         Returns:
-            scale 0..255 and offset -127..127, float32 [N]: q in -8..7 stands for unit * (scale * q + 8 * offset).
+            scale 0..255 and offset -127..127, float32 [N]: q in -8..7 represents unit * (scale * q + 8 * offset).
         """
 
     def refine_int4(
@@ -72,27 +72,27 @@ class Kernels(Protocol):
         """Rounds an int4 group of at most 32 columns once more, now that the errors of all columns are known.
 
         The loss is sum_ij e_i H_ij e_j over all columns of the matrix, e = weight - value. Each quant in turn becomes
-        the best one beside all others; then scale and offset become the best ones for these quants, if they are better.
+        the best one given all others; then scale and offset become the best ones for these quants, if they are better.
 
         Args:
             gradient: H e of these columns, over the errors e of all columns of the matrix, [columns, N].
             hessian: H between these columns, [columns, columns], symmetric, its diagonal positive.
             source: the weights, [columns, N].
-            unit, scale, offset, quants: what the group is now, see `search_int4`; [N], and int8 [columns, N].
+            unit, scale, offset, quants: the group's current values, see `search_int4`; [N], and int8 [columns, N].
 
         Returns:
-            scale, offset and quants as they become, and the errors of the group, float32 [columns, N].
+            the new scale, offset and quants, and the errors of the group, float32 [columns, N].
         """
 
     def linear(self, x: F32, weight: PackedWeight, bias: F32 | None = None) -> F32:
         """x [M, K] times the transposed weight [N, K], plus bias [N]: float32 [M, N].
 
-        For int8 and int4 weights x is first quantised per row and group of 32 (int8) or 128 columns (int4), see
+        For int8 and int4 weights x is first quantized per row and group of 32 (int8) or 128 columns (int4), see
         `quantize_activations` of the twin.
         """
 
     def embedding(self, weight: PackedWeight, ids: I32) -> F32:
-        """Rows `ids` [M] of the matrix, dequantised: float32 [M, K]."""
+        """Rows `ids` [M] of the matrix, dequantized: float32 [M, K]."""
 
     def rms_norm(self, x: F32, weight: F32, eps: float) -> F32:
         """x / sqrt(mean(x^2) + eps) * weight for each row of x [M, H]."""
@@ -137,7 +137,7 @@ class Kernels(Protocol):
         """
 
     def set_num_threads(self, n: int) -> None:
-        """Threads used by every kernel from now on, at least 1."""
+        """Sets the number of threads of every kernel, at least 1."""
 
     def num_threads(self) -> int:
         """Threads in use."""

@@ -1,8 +1,8 @@
-"""Packed weight formats: what the bytes of a `PackedWeight` mean. Mirror of csrc/formats.h.
+"""Packed weight formats: the meaning of the bytes of a `PackedWeight`. Mirror of csrc/formats.h.
 
-Every format cuts the matrix [rows, cols] into cells of 32 output rows x 32 input columns (both padded up with
-zeros) and stores the cells of one row block one after the other, so that a kernel working on 32 outputs streams
-through contiguous memory. Up to four cells (128 columns) form a span; the last span of a row block may be shorter:
+Every format divides the matrix [rows, cols] into cells of 32 output rows x 32 input columns (both padded with zeros)
+and stores the cells of one row block one after another, so that a kernel that works on 32 outputs streams through
+contiguous memory. Up to four cells (128 columns) form a span; the last span of a row block may be shorter:
 
     packed = [ceil(rows/32)] blocks of ([spans] of ([cells], span tail), block tail)
 
@@ -15,7 +15,7 @@ through contiguous memory. Up to four cells (128 columns) form a span; the last 
           block tail = float32 unit [32 rows]                                                128 bytes
 
 An int4 weight is unit * (scale * value + 8 * offset): value -8..7, scale 0..255 and offset -127..127 of its group of 32
-columns, one unit per row. Scales and offsets are integers so that a span of dot products is summed up in integers.
+columns, one unit per row. Scales and offsets are integers so that a span of dot products is summed in integers.
 
 The integer orders are the operand order of dot-product instructions: one 64-byte line is 16 rows x 4 columns (int8)
 or 16 rows x 8 columns (int4). The same bytes serve every instruction set, matrix-vector and matrix-matrix.
@@ -44,11 +44,11 @@ class WeightFormat:
 
     Attributes:
         name: "fp32", "bf16", "int8" or "int4".
-        code: number of the format in csrc/formats.h.
+        code: the format's number in csrc/formats.h.
         cell_nbytes: bytes of one cell of 32 rows x 32 columns.
         span_tail_nbytes: bytes after the cells of a span.
         block_tail_nbytes: bytes after the spans of a row block.
-        max_weight: largest magnitude the format can hold; `pack` refuses more.
+        max_weight: largest magnitude the format can represent; `pack` refuses more.
     """
 
     name: str
@@ -106,13 +106,13 @@ class PackedWeight:
         return int(self.data.nbytes)
 
     def place(self, row: int, part: PackedWeight) -> None:
-        """Put some packed rows of this matrix where they belong; `row` is a multiple of the row block."""
+        """Copy some packed rows of this matrix into place; `row` is a multiple of the row block."""
         start = row // ROW_BLOCK * weight_format(self.format).block_nbytes(self.cols)
         self.data[start : start + part.nbytes] = part.data
 
 
 def weight_format(name: str) -> WeightFormat:
-    """The row of FORMATS called `name`; raises ValueError that lists the names."""
+    """The row of FORMATS named `name`; raises ValueError that lists the names."""
     try:
         return FORMATS[name]
     except KeyError:
@@ -120,7 +120,7 @@ def weight_format(name: str) -> WeightFormat:
 
 
 def unpackable_row_message(format: str, row: int) -> str:
-    """Text of the TensorError for a weight `pack` refuses."""
+    """Message of the TensorError for a weight that `pack` refuses."""
     limit = weight_format(format).max_weight
     return (
         f"row {row} of the weight holds a value that is not finite or exceeds {limit:g}, the largest {format} can hold"
@@ -133,9 +133,9 @@ def packed_nbytes(format: str, rows: int, cols: int) -> int:
 
 
 def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
-    """Uninitialised uint8 array, 64-byte aligned. Above 4 MB it asks for huge pages: 4-14 % more read bandwidth."""
+    """Uninitialized uint8 array, 64-byte aligned. Above 4 MB it asks for huge pages: 4-14 % more read bandwidth."""
     if nbytes > _HUGE_PAGE_THRESHOLD:
-        # One huge page more than needed, so that the array can start on a huge-page border.
+        # One huge page more than needed, so that the array can start on a huge-page boundary.
         mapping = mmap.mmap(-1, -(-nbytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             mapping.madvise(mmap.MADV_HUGEPAGE)
@@ -148,14 +148,14 @@ def aligned_empty(nbytes: int) -> NDArray[np.uint8]:
 
 
 def empty_packed(format: str, rows: int, cols: int) -> PackedWeight:
-    """A matrix with uninitialised contents, to be filled row block by row block."""
+    """A matrix with uninitialized contents, to be filled row block by row block."""
     return PackedWeight(aligned_empty(packed_nbytes(format, rows, cols)), format, rows, cols)
 
 
 def random_packed(format: str, rows: int, cols: int, rng: np.random.Generator, scale: float) -> PackedWeight:
-    """A matrix of about normal(0, scale) weights made straight in the packed format, for benchmarks.
+    """A matrix of roughly normal(0, scale) weights created directly in the packed format, for benchmarks.
 
-    A few spans are drawn and repeated, so a 9B model takes seconds and no float32 detour.
+    A few spans are drawn and repeated, so a 9B model takes seconds and no float32 copy.
     """
     fmt = weight_format(format)
     groups = -(-cols // COL_GROUP)

@@ -1,14 +1,14 @@
-"""4-bit codes that a file already holds, packed as int4 without rounding a weight again.
+"""4-bit codes from a file, packed as int4 without rounding any weight again.
 
-A group of 32 columns with codes 0..15, a step and a base has the same form as int4's own (see `kernels.formats`):
+A group of 32 columns with codes 0..15, a step and a base has the same form as int4 (see `kernels.formats`):
 
     step * code + base  =  unit * (scale * value + 8 * offset),   value = code - 8
 
-so the codes move as they are, and only step and centre (the value of code 8) of each group become integers times their
-row's unit. The scale is off by at most half a unit, of which the row's largest scale has 255, and the offset by at most
-four units. On the starters' Q4_1 and Q4_K tensors that is a relative error of 0.4 to 0.9 % of the weights' norm (int8:
-0.7 %), where rounding Q4_K weights again costs 2.3 %. Searching each row's unit among 32 for the least error would make
-0.46 % of it 0.42 %; not worth the time.
+so the codes are copied unchanged, and only step and center (the value of code 8) of each group become integers times
+their row's unit. The scale is off by at most half a unit, with the row's largest scale at 255 units, and the offset by
+at most four units. On the starters' Q4_1 and Q4_K tensors that is a relative error of 0.4 to 0.9 % of the weights' norm
+(int8: 0.7 %), whereas rounding Q4_K weights again costs 2.3 %. Searching 32 units per row for the least error would
+reduce 0.46 % to 0.42 %, which is not worth the time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GroupCodes:
     base: F32
 
     def rows(self, index: slice | NDArray[np.int64]) -> GroupCodes:
-        """Some rows, in that order."""
+        """Some rows, in the given order."""
         return GroupCodes(np.ascontiguousarray(self.codes[index]), self.step[index], self.base[index])
 
     def scaled(self, factors: F32) -> GroupCodes:
@@ -65,25 +65,25 @@ class GroupCodes:
 
 
 def concatenated(parts: list[GroupCodes]) -> GroupCodes:
-    """The rows of all parts, one after the other."""
+    """The rows of all parts, one after another."""
     if len(parts) == 1:
         return parts[0]
     return GroupCodes(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("codes", "step", "base")))
 
 
 def pack_codes(matrix: GroupCodes) -> PackedWeight:
-    """The int4 matrix with these very codes (15 - code where a step is negative).
+    """The int4 matrix with exactly these codes (15 - code where a step is negative).
 
     Raises:
         TensorError: a step or base is not finite or too large.
     """
     rows, cols = matrix.codes.shape
-    step, centre, flip = _oriented(matrix)
-    unit = np.maximum(step.max(axis=1) / _MAX_SCALE, np.abs(centre).max(axis=1) / (_MAX_OFFSET * INT4_OFFSET_UNIT))
+    step, center, flip = _oriented(matrix)
+    unit = np.maximum(step.max(axis=1) / _MAX_SCALE, np.abs(center).max(axis=1) / (_MAX_OFFSET * INT4_OFFSET_UNIT))
     unit[unit <= INT4_MIN_UNIT] = 0
     inverse = reciprocal(unit)[:, None]
     scale = np.rint(np.minimum(step * inverse, _MAX_SCALE)).astype(np.uint8)
-    offset = np.rint(np.clip(centre * inverse * np.float32(1 / INT4_OFFSET_UNIT), -_MAX_OFFSET, _MAX_OFFSET))
+    offset = np.rint(np.clip(center * inverse * np.float32(1 / INT4_OFFSET_UNIT), -_MAX_OFFSET, _MAX_OFFSET))
     weight = empty_packed("int4", rows, cols)
     blocks, groups = -(-rows // ROW_BLOCK), cols // COL_GROUP
     data = weight.data.reshape(blocks, -1)
@@ -101,17 +101,17 @@ def pack_codes(matrix: GroupCodes) -> PackedWeight:
 
 
 def _oriented(matrix: GroupCodes) -> tuple[F32, F32, NDArray[np.bool_]]:
-    """Steps that are not negative, centres, and where codes count down instead of up."""
+    """Non-negative steps, centers, and where codes count down instead of up."""
     flip = matrix.step < 0
     with np.errstate(all="ignore"):
         # Seen from the other end, code 8 is the old 7.
-        centre = matrix.base + matrix.step * np.where(flip, np.float32(_MIDDLE - 1), np.float32(_MIDDLE))
+        center = matrix.base + matrix.step * np.where(flip, np.float32(_MIDDLE - 1), np.float32(_MIDDLE))
         step = np.abs(matrix.step)
         limit = np.float32(weight_format("int4").max_weight)
-        good = (_MIDDLE * step + np.abs(centre) <= limit).all(axis=1)
+        good = (_MIDDLE * step + np.abs(center) <= limit).all(axis=1)
     if not good.all():
         raise TensorError(unpackable_row_message("int4", int(good.argmin())))
-    return step, centre, flip
+    return step, center, flip
 
 
 def _write_nibbles(codes: NDArray[np.uint8], cells: NDArray[np.uint8]) -> None:
@@ -124,7 +124,7 @@ def _write_nibbles(codes: NDArray[np.uint8], cells: NDArray[np.uint8]) -> None:
 
 
 def _padded(values: NDArray[np.generic], blocks: int, fill: np.generic) -> NDArray[np.generic]:
-    """`values` [N, ...] with rows of `fill` up to whole row blocks."""
+    """`values` [N, ...] with rows of `fill` appended up to whole row blocks."""
     missing = blocks * ROW_BLOCK - len(values)
     if missing == 0:
         return values

@@ -1,8 +1,7 @@
-"""Layout and rounding of an int8 KV cache: what kernels/reference.py computes and csrc/store_kv.cpp writes.
+"""Layout and rounding of an int8 KV cache, as computed by kernels/reference.py and written by csrc/store_kv.cpp.
 
 A page of one head is `dim * page_size` numbers followed by one float32 scale per token, absmax / 127 over the channels.
-Numbers lie in pairs that one instruction multiplies: two channels of a key, or two tokens of a value. So the arrays are
-
+Numbers are in pairs that one instruction multiplies: two channels of a key, or two tokens of a value. The arrays are
 - k_cache [pages, KV, D + 4, page_size]: numbers as [D / 2, page_size, 2], then page_size scales;
 - v_cache [pages, KV, page_size, D + 4]: numbers as [page_size / 2, D, 2], then page_size scales.
 """
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCALE_NBYTES = 4  # per token, head and array
-# Sums of products are int32: 512 * 32767 * 127 < 2^31. The other bounds are those of a vector.
+# Sums of products are int32: 512 * 32767 * 127 < 2^31. The other bounds come from the vector width.
 MAX_HEAD_DIM = 512
 MAX_PAGE_SIZE = 512
 HEAD_DIM_MULTIPLE = 16

@@ -29,10 +29,10 @@ _CODES = {name: fmt.code for name, fmt in FORMATS.items()}
 
 
 class NativeKernels:
-    """The kernels in C++. Method contracts stand in `glm4.kernels.Kernels`.
+    """The kernels in C++. Method contracts are in `glm4.kernels.Kernels`.
 
-    Calls from several Python threads are safe and run one after the other. After a fork the child makes its own
-    worker threads on first use.
+    Calls from several Python threads are safe and run one after another. After a fork the child creates its own worker
+    threads on first use.
     """
 
     def pack(self, format: str, weight: F32) -> PackedWeight:
@@ -52,10 +52,10 @@ class NativeKernels:
         return out
 
     def round_columns(
-        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+        self, target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
     ) -> tuple[I8, F32]:
         error, quants = np.empty(np.shape(target), np.float32), np.empty(np.shape(target), np.int8)
-        _native.round_columns(target, source, upper, step, centre, lowest, highest, error, quants)
+        _native.round_columns(target, source, upper, step, center, lowest, highest, error, quants)
         return quants, error
 
     def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
@@ -133,11 +133,11 @@ class NativeKernels:
 
 @lru_cache(maxsize=1)
 def native_kernels() -> NativeKernels:
-    """The compiled kernels, set up once: instruction set from GLM4_ISA, threads from the processors we may use.
+    """The compiled kernels, set up once: instruction set from GLM4_ISA, threads from the usable processors.
 
     Raises:
-        KernelError: GLM4_ISA names an instruction set that is unknown or that this processor lacks, or GLM4_PIN says
-            something else than 0 or 1.
+        KernelError: GLM4_ISA names an instruction set that is unknown or missing on this processor, or GLM4_PIN is
+            neither 0 nor 1.
     """
     wanted = os.environ.get("GLM4_ISA", "")
     usable = _native.isas()

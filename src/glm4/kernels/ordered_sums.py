@@ -1,8 +1,8 @@
-"""Sums in an order of their own, for the NumPy twins and for the totals that both kernel sets are given.
+"""Sums in a fixed order, for the NumPy twins and for the totals that both kernel sets are given.
 
-A BLAS, and NumPy's own reductions, choose the order of a sum by shape, memory layout and processor, so that a row
-could get other bits beside other rows. Here the order depends on the number of terms alone, and every step is an
-addition or multiplication element by element, which IEEE 754 rounds the same way everywhere.
+A BLAS, and NumPy's own reductions, choose the order of a sum by shape, memory layout and processor, so that a row could
+get different bits next to other rows. Here the order depends only on the number of terms, and every step is an
+elementwise addition or multiplication, which IEEE 754 rounds the same way everywhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from glm4.kernels.base import F32
 
 F64: TypeAlias = NDArray[np.float64]
 
-# Products held at a time, about: 2 MB, so that they stay in the processor's cache while they are added up.
+# Approximate number of products held at a time: 2 MB, so that they stay in the processor's cache while being summed.
 _BLOCK_TERMS = 1 << 18
 _BLOCK_ROWS = 16
 
@@ -24,7 +24,7 @@ _BLOCK_ROWS = 16
 def ordered_sum(terms: F64) -> F64:
     """The sums [...] over the first axis of float64 `terms` [n, ...], n at least 1. Overwrites the terms.
 
-    The upper half is added to the lower half until one term is left; of an odd number the middle one stays as it is.
+    The upper half is added to the lower half until one term is left; of an odd number the middle one is unchanged.
     """
     count = len(terms)
     while count > 1:
@@ -36,7 +36,7 @@ def ordered_sum(terms: F64) -> F64:
 
 
 def ordered_total(values: F32) -> float:
-    """The sum of all values in the order of their indices, whatever their memory layout; a float32, rounded once."""
+    """The sum of all values in index order, whatever their memory layout; a float32, rounded once."""
     return float(np.float32(ordered_sum(values.astype(np.float64, order="C").reshape(-1))))
 
 

@@ -1,9 +1,9 @@
 # ruff: noqa: D102  (the contract of each method is written once, in glm4.kernels.Kernels)
-"""NumPy twin of every kernel: the specification, the oracle of the tests, and the fallback without a compiler.
+"""NumPy twin of every kernel: the specification, the test oracle, and the fallback without a compiler.
 
-Slow on purpose where speed would cost clarity. The integer paths are exact and quantisation uses the same float32
+Slow on purpose where speed would cost clarity. The integer paths are exact and quantization uses the same float32
 operations in the same order as csrc, so packed bytes are identical and results agree to float rounding. Sums of floats
-have an order of their own (`ordered_sums`), so that a row has the same bits in every batch and beside every BLAS.
+have a fixed order (`ordered_sums`), so that a row has the same bits in every batch and with every BLAS.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ACTIVATION_GROUP = {"int8": COL_GROUP, "int4": SPAN_CELLS * COL_GROUP}
 
 
 def quantize_activations(x: F32, group: int) -> tuple[NDArray[np.int8], F32]:
-    """Quantises rows of x [M, K] in groups of `group`: int8 [M, G, group] and float32 scales [M, G] = absmax / 127.
+    """Quantizes rows of x [M, K] in groups of `group`: int8 [M, G, group] and float32 scales [M, G] = absmax / 127.
 
     A group with a NaN or an infinity gets the scale NaN, so that the row's results are NaN.
     """
@@ -76,7 +76,7 @@ def exp_normalize(scores: F32) -> F32:
 
 
 class ReferenceKernels:
-    """The kernels in NumPy. Method contracts stand in `glm4.kernels.Kernels`."""
+    """The kernels in NumPy. Method contracts are in `glm4.kernels.Kernels`."""
 
     def pack(self, format: str, weight: F32) -> PackedWeight:
         fmt = weight_format(format)
@@ -116,17 +116,17 @@ class ReferenceKernels:
         return np.ascontiguousarray(padded[: weight.rows, : weight.cols])
 
     def round_columns(
-        self, target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+        self, target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
     ) -> tuple[I8, F32]:
         columns = len(target)
         _check(1 <= columns <= COL_GROUP, f"round_columns: 1 to 32 columns, not {columns}")
         _check(source.shape == target.shape, "round_columns: source has another shape than target")
         _check(upper.shape == (columns, columns), f"round_columns: upper must be [{columns}, {columns}]")
-        for name, x in (("step", step), ("centre", centre)):
+        for name, x in (("step", step), ("centre", center)):
             shapes = (target.shape, (1, target.shape[1]))
             _check(x.shape in shapes, f"round_columns: {name} must have one of the shapes {shapes}")
         _check(-128 <= lowest <= highest <= 127, "round_columns: quants are 8-bit integers")
-        return reference_rounding.round_columns(target, source, upper, step, centre, lowest, highest)
+        return reference_rounding.round_columns(target, source, upper, step, center, lowest, highest)
 
     def search_int4(self, target: F32, unit: F32, weights: F32) -> tuple[F32, F32]:
         columns, rows = target.shape
@@ -278,7 +278,7 @@ class ReferenceKernels:
                 keys.swapaxes(0, 1).reshape(kv_heads, -1, dim),
                 values.swapaxes(0, 1).reshape(kv_heads, -1, dim),
             )
-            for row in range(start, stop):  # row by row, over what it sees and nothing else: independent of chunking
+            for row in range(start, stop):  # one row at a time, over exactly what it sees: independent of chunking
                 visible = context - (stop - row) + 1
                 query = q[row].reshape(kv_heads, group, dim) * np.float32(scale)
                 weights = exp_normalize(ordered_matmul(query, keys[:, :visible].swapaxes(1, 2)))
@@ -286,7 +286,7 @@ class ReferenceKernels:
         return out
 
     def set_num_threads(self, n: int) -> None:
-        """NumPy decides for itself; only the range is checked."""
+        """Only checks the range; NumPy chooses its own threads."""
         _check(n >= 1, f"set_num_threads: {n} is not a number of threads")
 
     def num_threads(self) -> int:
@@ -354,7 +354,7 @@ def _cached(k_cache: KVCacheArray, v_cache: KVCacheArray, table: I32) -> tuple[F
     """Keys and values of some pages, float32 [pages, KV, page_size, D]."""
     if k_cache.dtype != np.int8:
         return k_cache[table].astype(np.float32).swapaxes(2, 3), v_cache[table].astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):  # slots never written to hold anything
+    with np.errstate(invalid="ignore", over="ignore"):  # slots never written may hold anything
         numbers, scales = (view[table] for view in int8_cache.key_views(k_cache))
         pages, heads, _, page_size, _ = numbers.shape
         keys = numbers.transpose(0, 1, 3, 2, 4).reshape(pages, heads, page_size, -1) * scales[..., None]
@@ -391,7 +391,7 @@ def _check_attention(
 def _dots(a: NDArray[np.int8], q: NDArray[np.int8]) -> I32:
     """Activations [M, 32] times the cells of one column group [row blocks, 32, 32]: int32 [M, rows].
 
-    Sums of 32 products stay below 2^24 and are therefore exact in float32, whatever the order: the one product here
+    Sums of 32 products stay below 2^24 and are therefore exact in float32, whatever the order: the only product here
     that may be left to a BLAS.
     """
     dots = a.astype(np.float32) @ q.reshape(-1, COL_GROUP).astype(np.float32).T

@@ -1,4 +1,4 @@
-"""NumPy twin of packing: how float32 weights become the bytes of a `PackedWeight`, and how they are read again.
+"""NumPy twin of packing: how float32 weights become the bytes of a `PackedWeight`, and how they are unpacked.
 
 Same float32 operations in the same order as csrc/quantize.cpp, so packed bytes are identical. Part of
 `kernels/reference.py`.
@@ -23,7 +23,7 @@ from glm4.kernels.formats import (
 
 F16_MAX = np.float32(65504.0)
 
-# int4 search: a group's range is laid over so many steps, each rounding is improved by passes of least squares and
+# int4 search: a group's range is divided into this many steps, each rounding is improved by passes of least squares and
 # rounding again, and the best one wins. Relative RMSE on Gaussian weights: 0.0749 with 15 steps and one pass, 0.0722
 # with 16 candidates and one pass, 0.0707 with these.
 INT4_CANDIDATES = tuple(np.float32(12 + i) for i in range(8))
@@ -45,7 +45,7 @@ def quantize_int8(groups: F32) -> tuple[NDArray[np.int8], F32]:
 
 @dataclass(frozen=True)
 class Int4Cells:
-    """An int4 matrix taken apart: weight = unit * (scale * quants + 8 * offset).
+    """An unpacked int4 matrix: weight = unit * (scale * quants + 8 * offset).
 
     Attributes:
         quants: int8 [row blocks, column groups, 32, 32] in -8..7.
@@ -61,16 +61,16 @@ class Int4Cells:
 
 
 def quantize_int4(cells: F32) -> Int4Cells:
-    """Weights [row blocks, column groups, 32, 32] to int4: step and centre of each group, then a unit for the row."""
-    step, centre = _search_int4(cells)
+    """Weights [row blocks, column groups, 32, 32] to int4: step and center of each group, then a unit per row."""
+    step, center = _search_int4(cells)
     unit = np.maximum(
-        step.max(axis=1) / np.float32(255), np.abs(centre).max(axis=1) / np.float32(127 * INT4_OFFSET_UNIT)
+        step.max(axis=1) / np.float32(255), np.abs(center).max(axis=1) / np.float32(127 * INT4_OFFSET_UNIT)
     )
     unit = np.where(unit > INT4_MIN_UNIT, unit, np.float32(0))
     inverse = reciprocal(unit)[:, None]
     scale = np.rint(np.clip(step * inverse, np.float32(0), np.float32(255)))
     eighth = np.float32(1 / INT4_OFFSET_UNIT)
-    offset = np.rint(np.clip(centre * inverse * eighth, np.float32(-127), np.float32(127)))
+    offset = np.rint(np.clip(center * inverse * eighth, np.float32(-127), np.float32(127)))
     shift = (offset * np.float32(INT4_OFFSET_UNIT))[..., None]
     u = (cells * inverse[..., None] - shift) * reciprocal(scale)[..., None]
     q = np.rint(np.clip(u, np.float32(-8), np.float32(7)))
@@ -78,10 +78,10 @@ def quantize_int4(cells: F32) -> Int4Cells:
 
 
 def _search_int4(cells: F32) -> tuple[F32, F32]:
-    """Step and centre (the value of q = 0) of least squared error of each group [..., 32]."""
+    """Step and center (the value of q = 0) with the least squared error for each group [..., 32]."""
     low, high = cells.min(axis=-1), cells.max(axis=-1)
     span = high - low
-    columns = range(cells.shape[-1])  # one after the other: the order of a sum is part of the format
+    columns = range(cells.shape[-1])  # one after another: the order of a sum is part of the format
     zero = np.zeros_like(span)
     sy = sum((cells[..., c] - low for c in columns), start=zero)
     gain, step, start = np.full_like(span, -1), zero, zero
@@ -123,7 +123,7 @@ def pad(x: F32, axis: int, multiple: int) -> F32:
 
 
 def grid(weight: PackedWeight) -> tuple[int, int]:
-    """Row blocks and column groups."""
+    """Number of row blocks and column groups."""
     return -(-weight.rows // ROW_BLOCK), -(-weight.cols // COL_GROUP)
 
 
@@ -154,7 +154,7 @@ def _spans(groups: int) -> list[slice]:
 
 
 def pack_int8(cells: F32) -> NDArray[np.uint8]:
-    """Quantises [row blocks, column groups, 32 rows, 32 columns] and gives the bytes of the row blocks."""
+    """Quantizes [row blocks, column groups, 32 rows, 32 columns] and returns the bytes of the row blocks."""
     quants, scales = np.empty(cells.shape, np.int8), []
     for groups in _spans(cells.shape[1]):
         span = cells[:, groups].swapaxes(1, 2)
@@ -180,7 +180,7 @@ def int8_bytes(quants: NDArray[np.int8], scales: F32) -> NDArray[np.uint8]:
 
 
 def int8_cells(weight: PackedWeight) -> tuple[NDArray[np.int8], F32]:
-    """Quantised values [row blocks, column groups, 32, 32] and scales [row blocks, spans, 32]."""
+    """Quantized values [row blocks, column groups, 32, 32] and scales [row blocks, spans, 32]."""
     fmt, (blocks, groups) = weight_format(weight.format), grid(weight)
     data = weight.data.reshape(blocks, -1)
     quants, scales, at = [], [], 0
@@ -204,7 +204,7 @@ def pack_int4(cells: Int4Cells) -> NDArray[np.uint8]:
 
 
 def int4_cells(weight: PackedWeight) -> Int4Cells:
-    """The matrix taken apart."""
+    """The unpacked matrix."""
     fmt, (blocks, groups) = weight_format(weight.format), grid(weight)
     data = weight.data.reshape(blocks, -1)
     cells = data[:, : -fmt.block_tail_nbytes].reshape(blocks, groups, -1)

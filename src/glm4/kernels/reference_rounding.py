@@ -13,16 +13,16 @@ _TINY = np.float32(1e-30)
 
 
 def round_columns(
-    target: F32, source: F32, upper: F32, step: F32, centre: F32, lowest: int, highest: int
+    target: F32, source: F32, upper: F32, step: F32, center: F32, lowest: int, highest: int
 ) -> tuple[I8, F32]:
     """`Kernels.round_columns`."""
     target, error, quants = target.copy(), np.empty_like(source), np.empty(source.shape, np.int8)
-    steps, centres, inverses = (np.broadcast_to(x, target.shape) for x in (step, centre, reciprocal(step)))
+    steps, centers, inverses = (np.broadcast_to(x, target.shape) for x in (step, center, reciprocal(step)))
     low, high = np.float32(lowest), np.float32(highest)
     for k in range(len(target)):
-        q = np.rint(np.clip((target[k] - centres[k]) * inverses[k], low, high))
+        q = np.rint(np.clip((target[k] - centers[k]) * inverses[k], low, high))
         quants[k] = q
-        error[k] = source[k] - (steps[k] * q + centres[k])
+        error[k] = source[k] - (steps[k] * q + centers[k])
         target[k + 1 :] += upper[k, k + 1 :, None] * error[k]
     return quants, error
 
@@ -86,21 +86,21 @@ def _fit(gradient: F32, hessian: F32, unit: F32, scale: F32, offset: F32, quants
         qq, q1, gq, g1 = qq + q * product, q1 + product, gq + g * q, g1 + g
     spread = qq * total - q1 * q1
     divisor = np.maximum(spread, _TINY)
-    step_more, centre_more = (gq * total - g1 * q1) / divisor, (g1 * qq - gq * q1) / divisor
+    step_more, center_more = (gq * total - g1 * q1) / divisor, (g1 * qq - gq * q1) / divisor
     inverse = reciprocal(unit)
     new_scale = np.rint(np.clip(scale + step_more * inverse, np.float32(0), np.float32(255)))
-    new_offset = np.rint(np.clip(offset + centre_more * inverse / eight, np.float32(-127), np.float32(127)))
-    step, centre = unit * (new_scale - scale), unit * ((new_offset - offset) * eight)
-    slope = step * gq + centre * g1
-    bend = step * step * qq + two * (step * centre) * q1 + centre * centre * total
+    new_offset = np.rint(np.clip(offset + center_more * inverse / eight, np.float32(-127), np.float32(127)))
+    step, center = unit * (new_scale - scale), unit * ((new_offset - offset) * eight)
+    slope = step * gq + center * g1
+    bend = step * step * qq + two * (step * center) * q1 + center * center * total
     better = (spread > 0) & (two * slope - bend > 0)
     return np.where(better, new_scale, scale), np.where(better, new_offset, offset)
 
 
-def _squared_error(target: F32, step: F32, centre: F32, weights: F32) -> F32:
+def _squared_error(target: F32, step: F32, center: F32, weights: F32) -> F32:
     inverse, total = reciprocal(step), np.zeros_like(step)
     for column, w in zip(target, weights, strict=True):
-        wrong = column - centre
+        wrong = column - center
         wrong = wrong - step * np.rint(np.clip(wrong * inverse, np.float32(-8), np.float32(7)))
         total = total + wrong * wrong * w
     return total

@@ -28,7 +28,7 @@ def read_adapter(
     max_nbytes: int,
     layers: Sequence[LayerWeights],
 ) -> LoraAdapter:
-    """Read and pack a PEFT adapter; see `weights.adapter` for what is accepted and the errors.
+    """Read and pack a PEFT adapter; see `checkpoints.peft_adapter` for what is accepted and the errors.
 
     model_type: of the checkpoint; see `AdapterFile`.
         model_type: of the checkpoint, see `AdapterFile`.

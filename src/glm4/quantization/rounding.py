@@ -168,10 +168,10 @@ def _round_rows(weight: Float, grid: Grid, factors: Factors, kernels: Kernels) -
         start, stop = stop, stop + len(columns)
         upper = factors.upper[:stop, start:stop]
         target = source[start:stop] + upper[:start].T @ error[:start]
-        step, centre = grid.at(columns, target, factors.diagonal[start:stop])
+        step, center = grid.at(columns, target, factors.diagonal[start:stop])
         inside = np.ascontiguousarray(upper[start:])
         quants[columns], error[start:stop] = kernels.round_columns(
-            target, source[start:stop], inside, step, centre, grid.lowest, grid.highest
+            target, source[start:stop], inside, step, center, grid.lowest, grid.highest
         )
     grid.improve(factors.hessian, factors.damping, source, error, quants)
     return grid.packed(quants.T)
