@@ -35,7 +35,7 @@ from glm4.model.precision import PRECISIONS, weight_nbytes
 from glm4.model.shapes import SHAPES
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import StructuredOutputs
 
 SHARE = 0.02  # of a step that the 99th percentile may take
 TEXT = (

@@ -19,7 +19,7 @@ from adapter_files import factors, settings, write_adapter
 from glm4 import LLM, AsyncLLM, Glm4Error, SamplingParams
 from glm4.errors import CheckpointError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
 from glm4.loading import cache_entries, packed_cache
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import StructuredOutputs
 from scripted_llm import scripted_llm
 from tiny import gguf_model, write_folder, write_gguf
 

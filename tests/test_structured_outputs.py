@@ -17,7 +17,7 @@ import pytest
 from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.engine.speculation import RowCost
 from glm4.errors import InvalidRequestError
-from glm4.structured_outputs import MAX_CHARACTERS
+from glm4.sampling_params import MAX_CHARACTERS
 from tiny import CHATML_TEMPLATE, write_folder, write_gguf
 
 CHAT = [{"role": "user", "content": "hello"}]

@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from glm4.errors import Glm4Error
     from glm4.llm import LLM
     from glm4.outputs import CompletionOutput, RequestOutput, StreamChunk
-    from glm4.sampling_params import SamplingParams
-    from glm4.structured_outputs import StructuredOutputs
+    from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 # Loaded on first use: `import glm4` alone reads no NumPy and takes a few milliseconds.
 _PUBLIC = {
     "LLM": "glm4.llm",
     "AsyncLLM": "glm4.async_llm",
     "SamplingParams": "glm4.sampling_params",
-    "StructuredOutputs": "glm4.structured_outputs",
+    "StructuredOutputs": "glm4.sampling_params",
     "Message": "glm4.chat.messages",
     "ToolCall": "glm4.chat.messages",
     "TextPart": "glm4.chat.parts",

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 from glm4.prompt import Prompt
-from glm4.sampling_params import SamplingParams
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from glm4.chat.call_grammar import CallableTool, json_rule, literal
 from glm4.chat.dialects.table import Dialect
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import StructuredOutputs
 from glm4.tokenizer import Tokenizer
 
 

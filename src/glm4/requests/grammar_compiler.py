@@ -25,7 +25,7 @@ from glm4.chat.call_grammar import CallableTool, with_options
 from glm4.chat.dialects.table import Dialect
 from glm4.engine.protocol import TokenConstraint
 from glm4.errors import GrammarError, InvalidRequestError
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import StructuredOutputs
 from glm4.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
 from glm4.requests.requirements import check_supported
-from glm4.sampling_params import SamplingParams
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.tokenizer import Detokenizer
 
 PromptLike = str | Sequence[int] | Prompt

@@ -12,8 +12,7 @@ from glm4.api.anthropic.tools import Choice
 from glm4.api.fields import Field, read_fields
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
-from glm4.sampling_params import SamplingParams
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 Thinking = Literal["shown", "omitted", "hidden"]
 

@@ -11,8 +11,7 @@ from glm4.api.fields import is_int
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, read_fields
 from glm4.chat.chat_request import ChatRequest
 from glm4.errors import InvalidRequestError
-from glm4.sampling_params import SamplingParams
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's (and vLLM's) answer length for /v1/completions when none is asked for."""

@@ -15,8 +15,7 @@ from glm4.api.responses.tools import offer, read_object, read_tool_choice, read_
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.chat.messages import Message
 from glm4.errors import InvalidRequestError
-from glm4.sampling_params import MAX_LOGPROBS, SamplingParams
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 INCLUDABLE = (LOGPROBS, ENCRYPTED)

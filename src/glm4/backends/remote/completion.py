@@ -14,7 +14,7 @@ from typing import Any
 from glm4.backends.remote.client import Server
 from glm4.engine.protocol import GenerationRequest, TokenLogprobs
 from glm4.errors import RemoteError, RemoteUnavailableError
-from glm4.structured_outputs import StructuredOutputs
+from glm4.sampling_params import StructuredOutputs
 
 _PREFIX = "token_id:"
 _FORMS = ("json", "json_object", "regex", "choice", "grammar")
