@@ -14,6 +14,7 @@ from glm4.backends.scripted import ScriptedBackend
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.table import dialect_for
 from glm4.errors import InvalidRequestError
+from glm4.prompt import MediaSpan, Prompt
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.input_processor import InputProcessor
@@ -36,6 +37,9 @@ NEEDS: dict[str, tuple[frozenset[Capability], str | None, Callable[[LLM], object
     ),
     "min_tokens": ({Capability.MIN_TOKENS}, "min_tokens", lambda llm: llm.chat(CHAT, SamplingParams(min_tokens=1))),
     "adapters": ({Capability.ADAPTERS}, "model", lambda llm: llm.chat(CHAT, adapter="poems")),
+    "pictures or sounds": (
+        {Capability.MEDIA}, "messages", lambda llm: llm.generate(Prompt([97, 98], (MediaSpan(0, 1, "image", "x"),))),
+    ),
     "embeddings": ({Capability.EMBEDDINGS}, None, lambda llm: llm.embed("a")),
     "grammars (response_format)": (
         {Capability.COMPILED_GRAMMARS, Capability.DECLARED_GRAMMARS}, "response_format",

@@ -25,6 +25,8 @@ class Capability(Enum):
     EMBEDDINGS = "embeddings"
     LOGIT_BIAS = "logit_bias"
     LOGPROBS = "logprobs"
+    MEDIA = "media"
+    """Prompts with spans that stand for pictures or sounds."""
     MIN_TOKENS = "min_tokens"
     PROMPT_LOGPROBS = "prompt_logprobs"
     SEED = "seed"

@@ -75,8 +75,8 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
             BackendRow("local", "glm4.backends.local", "LocalBackend", "LocalOptions",
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS}),
             BackendRow("remote", "glm4.backends.remote", "RemoteBackend", "RemoteOptions",
-                       frozenset(Capability) - {Capability.EMBEDDINGS, Capability.PROMPT_LOGPROBS,
-                                                Capability.COMPILED_GRAMMARS}),
+                       frozenset(Capability) - {Capability.COMPILED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA,
+                                                Capability.PROMPT_LOGPROBS}),
         )
     }
 )  # fmt: skip

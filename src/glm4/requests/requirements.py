@@ -8,6 +8,7 @@ from types import MappingProxyType
 from glm4.backends.base import BackendInfo, Capability
 from glm4.backends.table import BACKENDS
 from glm4.errors import InvalidRequestError
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 _OPTIONS: Mapping[str, Capability] = MappingProxyType(
@@ -27,6 +28,7 @@ GRAMMARS = frozenset({Capability.COMPILED_GRAMMARS, Capability.DECLARED_GRAMMARS
 
 def check_supported(
     info: BackendInfo,
+    prompt: Prompt,
     params: SamplingParams,
     *,
     adapter: str | None = None,
@@ -43,7 +45,7 @@ def check_supported(
     Raises:
         InvalidRequestError: `.param` names the option.
     """
-    for option, param, wanted in _needs(params, adapter, embedding, grammar):
+    for option, param, wanted in _needs(prompt, params, adapter, embedding, grammar):
         if info.capabilities.isdisjoint(wanted):
             able = [name for name, row in BACKENDS.items() if not row.capabilities.isdisjoint(wanted)]
             raise InvalidRequestError(
@@ -54,12 +56,14 @@ def check_supported(
 
 
 def _needs(
-    params: SamplingParams, adapter: str | None, embedding: bool, grammar: str | None
+    prompt: Prompt, params: SamplingParams, adapter: str | None, embedding: bool, grammar: str | None
 ) -> Iterator[tuple[str, str | None, frozenset[Capability]]]:
     """(option, request field, capabilities of which one is enough) of everything that was asked for."""
     for name, capability in _OPTIONS.items():
         if getattr(params, name) != getattr(SamplingParams, name):
             yield name, name, frozenset({capability})
+    if prompt.spans:
+        yield "pictures or sounds", "messages", frozenset({Capability.MEDIA})
     if adapter is not None:
         yield "adapters", "model", frozenset({Capability.ADAPTERS})
     if embedding:

@@ -75,14 +75,15 @@ class RemoteBackend:
         server = Server(options)
         if progress is not None:
             progress(f"connecting to {server.name}", 0, 0)
-        for attempt in range(options.max_retries + 1):
+        attempt = 0
+        while True:
             try:
                 return cls(server, open_endpoint(server, options, files), options)
             except RemoteUnavailableError as error:
                 if attempt == options.max_retries:
                     raise
                 time.sleep(_delay(options, attempt, error))
-        raise AssertionError  # the loop returns or raises
+            attempt += 1
 
     @property
     def info(self) -> BackendInfo:
@@ -277,6 +278,7 @@ class RemoteBackend:
                 elif piece is not None:
                     end.add(piece)
                     exchange.hurry(_GRACE)
+                    call.deadline = time.monotonic() + 2 * _GRACE
                 if reader.complete:
                     break
         except (OSError, HTTPException):
