@@ -14,6 +14,7 @@ from glm4.backends.scripted import ScriptedBackend
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.table import dialect_for
 from glm4.errors import InvalidRequestError
+from glm4.prompt import MediaSpan, Prompt
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.input_processor import InputProcessor
@@ -23,6 +24,7 @@ from tiny import VOCAB_SIZE, write_folder, write_gguf
 CHAT = [{"role": "user", "content": "hello"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 FORM = StructuredOutputs(choice=["a", "b"], param="response_format")
+PICTURE = Prompt([97, 98, 99], (MediaSpan(1, 1, "image", "digest"),))
 ALL = frozenset(Capability)
 NEEDS: dict[str, tuple[frozenset[Capability], str | None, Callable[[LLM], object]]] = {
     "seed": ({Capability.SEED}, "seed", lambda llm: llm.generate("a", SamplingParams(seed=0))),
@@ -37,6 +39,7 @@ NEEDS: dict[str, tuple[frozenset[Capability], str | None, Callable[[LLM], object
     "min_tokens": ({Capability.MIN_TOKENS}, "min_tokens", lambda llm: llm.chat(CHAT, SamplingParams(min_tokens=1))),
     "adapters": ({Capability.ADAPTERS}, "model", lambda llm: llm.chat(CHAT, adapter="poems")),
     "embeddings": ({Capability.EMBEDDINGS}, None, lambda llm: llm.embed("a")),
+    "media": ({Capability.MEDIA}, "prompt", lambda llm: llm.generate(PICTURE)),
     "grammars (response_format)": (
         {Capability.COMPILED_GRAMMARS, Capability.DECLARED_GRAMMARS}, "response_format",
         lambda llm: llm.chat(CHAT, SamplingParams(structured_outputs=FORM)),

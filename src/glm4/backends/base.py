@@ -25,6 +25,8 @@ class Capability(Enum):
     EMBEDDINGS = "embeddings"
     LOGIT_BIAS = "logit_bias"
     LOGPROBS = "logprobs"
+    MEDIA = "media"
+    """Knows the spans of a prompt: whose pages they are, and their positions."""
     MIN_TOKENS = "min_tokens"
     PROMPT_LOGPROBS = "prompt_logprobs"
     SEED = "seed"

@@ -76,7 +76,7 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS}),
             BackendRow("remote", "glm4.backends.remote", "RemoteBackend", "RemoteOptions",
                        frozenset(Capability) - {Capability.EMBEDDINGS, Capability.PROMPT_LOGPROBS,
-                                                Capability.COMPILED_GRAMMARS}),
+                                                Capability.COMPILED_GRAMMARS, Capability.MEDIA}),
         )
     }
 )  # fmt: skip

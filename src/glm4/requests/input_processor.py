@@ -102,8 +102,9 @@ class InputProcessor:
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
-        check_supported(self._info, params, adapter=request.adapter, grammar=form)
         prompt = processor.render(request)
+        media = "messages" if prompt.spans else None
+        check_supported(self._info, params, adapter=request.adapter, grammar=form, media=media)
         self._check_length(prompt, "messages")
         constraint = self._chat_constraint(request, params.structured_outputs)
         skip = params.skip_special_tokens
@@ -131,10 +132,11 @@ class InputProcessor:
         self, prompt: PromptLike, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
-        check_supported(self._info, params, adapter=adapter, embedding=embedding, grammar=_form_param(params))
         source = prompt if isinstance(prompt, str) else None
         if not isinstance(prompt, Prompt):
             prompt = Prompt(tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt))
+        form, media = _form_param(params), "prompt" if prompt.spans else None
+        check_supported(self._info, params, adapter=adapter, embedding=embedding, grammar=form, media=media)
         self._check_length(prompt, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 

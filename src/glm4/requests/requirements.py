@@ -32,6 +32,7 @@ def check_supported(
     adapter: str | None = None,
     embedding: bool = False,
     grammar: str | None = None,
+    media: str | None = None,
 ) -> None:
     """Refuse a request that asks for more than the backend can do.
 
@@ -39,11 +40,12 @@ def check_supported(
         adapter: name of the adapter it wants.
         embedding: it wants a vector.
         grammar: the field that makes its answer follow a grammar.
+        media: the field with pictures or sounds.
 
     Raises:
         InvalidRequestError: `.param` names the option.
     """
-    for option, param, wanted in _needs(params, adapter, embedding, grammar):
+    for option, param, wanted in _needs(params, adapter, embedding, grammar, media):
         if info.capabilities.isdisjoint(wanted):
             able = [name for name, row in BACKENDS.items() if not row.capabilities.isdisjoint(wanted)]
             raise InvalidRequestError(
@@ -54,7 +56,7 @@ def check_supported(
 
 
 def _needs(
-    params: SamplingParams, adapter: str | None, embedding: bool, grammar: str | None
+    params: SamplingParams, adapter: str | None, embedding: bool, grammar: str | None, media: str | None
 ) -> Iterator[tuple[str, str | None, frozenset[Capability]]]:
     """(option, request field, capabilities of which one is enough) of everything that was asked for."""
     for name, capability in _OPTIONS.items():
@@ -66,3 +68,5 @@ def _needs(
         yield "embeddings", None, frozenset({Capability.EMBEDDINGS})
     if grammar is not None:
         yield f"grammars ({grammar})", grammar, GRAMMARS
+    if media is not None:
+        yield "media", media, frozenset({Capability.MEDIA})
