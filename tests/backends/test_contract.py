@@ -17,12 +17,13 @@ from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.llm import LLM
 from glm4.open_model import ModelOptions
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 from live import config, serve
 from tiny import VOCAB_SIZE, write_folder
 
 SHORT = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
-PROMPT = [97, 98, 99]
+PROMPT = Prompt([97, 98, 99])
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_nothing_follows_an_abort(backend: Backend) -> None:
 @pytest.mark.parametrize(
     ("request_", "error", "param"),
     [
-        (GenerationRequest("bad", [97] * 256, SHORT), PromptTooLongError, "prompt"),
+        (GenerationRequest("bad", Prompt([97] * 256), SHORT), PromptTooLongError, "prompt"),
         (GenerationRequest("bad", PROMPT, SHORT, adapter="nobody"), InvalidRequestError, "model"),
         (GenerationRequest("good", PROMPT, SHORT), InvalidRequestError, "request_id"),
     ],
