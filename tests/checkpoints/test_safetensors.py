@@ -180,7 +180,7 @@ def test_an_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"b\.safetensors is missing"):
         SafetensorsSource(tmp_path)
     second.write_bytes(tiny.safetensors_bytes({"x": WEIGHTS}))
-    with pytest.raises(TensorError, match=r"'v' in b\.safetensors, which does not hold it"):
+    with pytest.raises(TensorError, match=r"'v' in b\.safetensors, which does not have it"):
         SafetensorsSource(tmp_path)
     second.write_bytes(tiny.safetensors_bytes({"v": WEIGHTS, "w": WEIGHTS}))
     with pytest.raises(TensorError, match="'w' is in both"):
