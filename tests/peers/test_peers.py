@@ -12,6 +12,7 @@ import pytest
 
 from glm4.engine.protocol import GenerationRequest
 from glm4.engine.sampling import Sampler
+from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +51,8 @@ def test_requests_without_a_seed_are_left_to_no_chance(monkeypatch: pytest.Monke
     from chance import remove_chance
 
     def draws(prompt: list[int], **options: Any) -> list[int]:
-        sampler = Sampler(GenerationRequest("a", prompt, SamplingParams(temperature=1.0, **options)), np.empty(0, int))
+        params = SamplingParams(temperature=1.0, **options)
+        sampler = Sampler(GenerationRequest("a", Prompt(prompt), params), np.empty(0, int))
         return [sampler.sample(np.zeros(1000, np.float32), number) for number in range(8)]
 
     assert draws([1, 2]) != draws([1, 2])
