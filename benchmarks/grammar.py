@@ -226,7 +226,10 @@ def cases(compiler: GrammarCompiler) -> dict[str, Callable[[], TokenConstraint]]
     outputs |= {"choice of 1,000": StructuredOutputs(choice=_names(1000))}
     outputs |= {f"hostile: {name}": grammar for name, grammar in HOSTILE.items()}
     tools, invoice = callables(TOOLS, ()), StructuredOutputs(json=INVOICE)
-    return {name: partial(compiler.raw, given) for name, given in outputs.items()} | {
+    raw: dict[str, Callable[[], TokenConstraint]] = {
+        name: partial(compiler.raw, given) for name, given in outputs.items()
+    }
+    return raw | {
         "12 tools, one call or more": partial(compiler.answer, None, tools, parallel=True),
         "1 of 12 tools": partial(compiler.answer, None, tools[:1], parallel=False),
         "12 tools, or an answer by schema": partial(compiler.answer, invoice, tools, parallel=False),

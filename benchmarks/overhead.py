@@ -80,8 +80,9 @@ class Step:
 def steps(name: str, backend: LocalBackend, tokens: int) -> Step:
     """Decode greedily at batch 1, with clocks on the kernels and on what follows the logits."""
     engine: Any = backend.engine
+    module: Any = native
     advance, sampling = engine._advance, [0.0]
-    timed = TimedModule(native._native)
+    timed = TimedModule(module._native)
 
     def timed_advance(*arguments: Any) -> Any:
         start = time.perf_counter()
@@ -95,14 +96,14 @@ def steps(name: str, backend: LocalBackend, tokens: int) -> Step:
     backend.step()
     found = []
     try:
-        engine._advance, native._native = timed_advance, timed  # type: ignore[assignment]
+        engine._advance, module._native = timed_advance, timed
         while backend.has_unfinished_requests():
             before, start = (timed.seconds, sampling[0], timed.calls), time.perf_counter()
             backend.step()
             whole = time.perf_counter() - start
             found.append((whole, timed.seconds - before[0], sampling[0] - before[1], timed.calls - before[2]))
     finally:
-        engine._advance, native._native = advance, timed._module
+        engine._advance, module._native = advance, timed._module
     python = [whole - inside - chosen for whole, inside, chosen, _ in found]
     whole, inside, chosen, calls = (statistics.median(column) for column in zip(*found, strict=True))
     share = statistics.median(part / item[0] for part, item in zip(python, found, strict=True))
@@ -114,7 +115,12 @@ def sampling_costs(llm: LLM, backend: LocalBackend, repeat: int) -> dict[str, fl
     rows: list[np.ndarray[Any, Any]] = []
     model: Any = backend.model
     logits = model.logits
-    model.logits = lambda hidden: rows.append(logits(hidden)) or rows[-1].copy()
+
+    def recorded(hidden: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        rows.append(logits(hidden))
+        return rows[-1].copy()
+
+    model.logits = recorded
     try:
         llm.chat([{"role": "user", "content": TEXT}], SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True))
     finally:

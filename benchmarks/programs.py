@@ -105,6 +105,6 @@ def report(
         )
     if as_json:
         for row, program in zip(rows, programs, strict=True):
-            row["rounds"] = [[run.first_byte, run.seconds] for run in program.runs]  # type: ignore[assignment]
+            row["rounds"] = [[run.first_byte, run.seconds] for run in program.runs]
         return json.dumps({"facts": facts, "rows": rows}, indent=2)
     return f"{harness.bullets(facts)}\n\n{harness.table(list(rows[0]), [list(row.values()) for row in rows])}"

@@ -138,11 +138,9 @@ def build(
 
         # Calibration rescales channels: the norms are no longer those of the reference.
         vectors = {tensor: value for tensor, value in packed.items() if not isinstance(value, PackedWeight)}
-        reference = Tensors(reference.config, {**reference.tensors, **vectors})
-    else:
-        recipe = base.removesuffix("-fits").upper()
-        quantise = llama_cpp(recipe, reference.config, ggml, base.endswith("-fits"), total)
-    return reference.map(quantise), total
+        return Tensors(reference.config, {**reference.tensors, **vectors}).map(quantise), total
+    recipe = base.removesuffix("-fits").upper()
+    return reference.map(llama_cpp(recipe, reference.config, ggml, base.endswith("-fits"), total)), total
 
 
 def run_model(source: Tensors | Transformer, ids: NDArray[np.int32], kernels: Kernels) -> tuple[Transformer, Float]:
@@ -154,7 +152,10 @@ def run_model(source: Tensors | Transformer, ids: NDArray[np.int32], kernels: Ke
 
 def fp32_head(tensors: Tensors, kernels: Kernels) -> Transformer:
     """The head in float32."""
-    head = {"norm": tensors.load("norm"), "lm_head": kernels.pack("fp32", tensors.load("lm_head"))}
+    head: dict[str, PackedWeight | Float] = {
+        "norm": tensors.load("norm"),
+        "lm_head": kernels.pack("fp32", tensors.load("lm_head")),
+    }
     return head_alone(tensors.config, head, kernels)
 
 
@@ -284,7 +285,9 @@ def packer(
 
     @lru_cache(maxsize=1)  # for the run with 8-bit activations
     def pack(base: str) -> Packed:
-        make = lambda: packed_model(base, tensors, kernels, lambda: calibration)  # noqa: E731
+        def make() -> Packed:
+            return packed_model(base, tensors, kernels, lambda: calibration)
+
         if args.cache is None or not base.endswith("-cal"):
             return make()
         return kept_packed(f"packed-{args.model}-{args.seed}-{base}-{text}", args.cache, make)

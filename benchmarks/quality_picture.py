@@ -50,11 +50,12 @@ def picture(points: list[tuple[str, float, float]]) -> str:
         f'<text x="18" y="{middle}" text-anchor="middle" transform="rotate(-90 18 {middle})">mean KL divergence</text>'
     )
     dots = [(x(bit), y(kld)) for _, bit, kld in points]
-    for (name, _, _), dot, at in zip(points, dots, label_places([name for name, _, _ in points], dots), strict=True):
+    for (name, _, _), dot, word in zip(points, dots, label_places([name for name, _, _ in points], dots), strict=True):
         fill = "#c0392b" if name.startswith("int") else "white"
-        parts.append(f'<line x1="{dot[0]:.1f}" y1="{dot[1]:.1f}" x2="{at[0]:.1f}" y2="{at[1] - 4:.1f}" stroke="#aaa"/>')
+        line = f'x1="{dot[0]:.1f}" y1="{dot[1]:.1f}" x2="{word[0]:.1f}" y2="{word[1] - 4:.1f}"'
+        parts.append(f'<line {line} stroke="#aaa"/>')
         parts.append(f'<circle cx="{dot[0]:.1f}" cy="{dot[1]:.1f}" r="{RADIUS}" fill="{fill}" stroke="#c0392b"/>')
-        parts.append(f'<text x="{at[0]:.1f}" y="{at[1]:.1f}">{escape(name)}</text>')
+        parts.append(f'<text x="{word[0]:.1f}" y="{word[1]:.1f}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.chat.chat_request import ChatRequest
+from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.engine.protocol import GenerationRequest
 from glm4.loading.weights import CanonicalTensors
 from glm4.prompt import Prompt
@@ -52,7 +53,7 @@ PROMPTS = (
 ANSWER_TOKENS = 480
 
 
-def token_set(checkpoint: CanonicalTensors, count: int, sequence: int, log: Callable[[str], None]) -> NDArray[np.int32]:
+def token_set(checkpoint: Checkpoint, count: int, sequence: int, log: Callable[[str], None]) -> NDArray[np.int32]:
     """About `count` ids in whole sequences of `sequence` tokens."""
     text = Processor.load(checkpoint)
     kinds = {kind: max(1, round(count * share / sequence)) for kind, share in MIX.items()}

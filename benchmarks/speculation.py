@@ -63,8 +63,8 @@ def main() -> None:
                     speeds[on].append(speed)
                 if texts[True] != texts[False]:
                     raise SystemExit(f"{name}: the answers differ with speculation on")
-            off, on = (statistics.median(speeds[side]) for side in (False, True))
-            rows.append({"kind": kind, "prompt": name, "off": off, "on": on, "ratio": on / off})
+            off, guessing = (statistics.median(speeds[side]) for side in (False, True))
+            rows.append({"kind": kind, "prompt": name, "off": off, "on": guessing, "ratio": guessing / off})
     print(file=sys.stderr)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "load": load_average, "rows": rows}, indent=2))

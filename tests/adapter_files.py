@@ -25,7 +25,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
 
 def settings(targets: tuple[str, ...] = TARGETS, **changes: Any) -> dict[str, Any]:
     """adapter_config.json as PEFT 0.21 writes it; a change of None stays as null."""
-    plain = {
+    plain: dict[str, Any] = {
         "alora_invocation_tokens": None, "alpha_pattern": {}, "arrow_config": None, "auto_mapping": None,
         "base_model_name_or_path": "somewhere/glm-4-9b-chat-hf", "bias": "none", "corda_config": None,
         "ensure_weight_tying": False, "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False,

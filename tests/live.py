@@ -34,7 +34,7 @@ class LiveServer:
     def unsent(self) -> int:
         """Bytes held for clients that have not read them yet."""
         held = list(self.server.server_state.connections)
-        return sum(one.transport.get_write_buffer_size() for one in held)  # type: ignore[union-attr]
+        return sum(one.transport.get_write_buffer_size() for one in held)
 
     @property
     def state(self) -> ServerState:

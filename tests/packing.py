@@ -56,6 +56,7 @@ def pack_folder(
                 yield name, (channel_scales or {}).get(name, np.ones(shape, np.float32))
                 continue
             if name == FREQUENT_TOKENS:
+                assert frequent is not None
                 yield name, frequent
                 continue
             if name == FREQUENT_HEAD:

@@ -254,6 +254,12 @@ def write_poems_adapter(folder: Path, model: Path) -> None:
         write_adapter(folder / "poems-adapter", factors(checkpoint.config, 1, targets), settings(targets))
 
 
+def close_models(session: dict[str, Any]) -> None:
+    for value in session.values():
+        if isinstance(value, LLM):
+            value.close()
+
+
 @pytest.mark.parametrize("page", [page for page in ENGLISH if blocks(page, "python")])
 @pytest.mark.usefixtures("tiny_models")
 def test_python_blocks_run(
@@ -264,7 +270,7 @@ def test_python_blocks_run(
     write_poems_adapter(tmp_path, checkpoints[0])
     session: dict[str, Any] = {"__name__": "__main__"}
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [value.close() for value in session.values() if isinstance(value, LLM)])
+        stack.callback(close_models, session)
         address = ""
         for block in blocks(page, "python"):
             assert not block.info, f"{page}:{block.line}: every Python block runs"

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,6 +195,7 @@ def test_generation_config_supplies_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "int4"])
 def test_every_precision_answers(folder: Path, dtype: str) -> None:
     with LLM(str(folder), dtype=dtype, max_model_len=64) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == dtype
         assert len(llm.generate("hello", GREEDY)[0].outputs[0].token_ids) == 12
 
@@ -204,6 +206,7 @@ def test_int8_cache_answers_nearly_like_fp32(folder: Path, speculation: bool) ->
     answers = []
     for kv_dtype in ("fp32", "int8"):
         with LLM(str(folder), dtype="fp32", kv_cache_dtype=kv_dtype, max_model_len=96, speculation=speculation) as llm:
+            assert llm.info.execution is not None
             assert llm.info.execution.kv_cache_dtype == kv_dtype
             first = llm.generate("hello hello hello hello hello", GREEDY)[0].outputs[0].token_ids
             again = llm.generate("hello hello hello hello hello", GREEDY)[0].outputs[0].token_ids
@@ -260,7 +263,7 @@ def test_tool_calls_come_as_events_and_as_a_message(folder: Path, tmp_path: Path
     text = Processor.load(open_checkpoint(write_folder(tmp_path, chat_template=None)))
     answer = [*text.tokenizer.encode('get_weather\n{"city": "北京"}'), special_id("<|observation|>")]
     llm = LLM.from_backend(ScriptedBackend(lambda prompt: answer, vocab_size=VOCAB_SIZE), text)
-    attached = [{"role": "system", "content": "", "tools": [WEATHER]}, *CHATS[0]]
+    attached: list[dict[str, Any]] = [{"role": "system", "content": "", "tools": [WEATHER]}, *CHATS[0]]
     assert llm.chat(attached)[0].outputs[0].finish_reason == "tool_calls", "GLM-4's own way of offering tools"
     chunks = list(llm.stream_chat(CHATS[0], tools=[WEATHER]))
     events = [event for chunk in chunks for event in chunk.events]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_embeddings_beside_answers(llm: LLM, adapter: str) -> None:
     expected = tokens(llm, "mine")
     llm.add("chat", llm.prepare_chat(CHAT, GREEDY, adapter="mine"))
     llm.add("embedding", llm.prepare_embedding("some text to embed"))
-    outputs = {}
+    outputs: dict[str, Any] = {}
     while llm.has_unfinished_requests():
         outputs |= {chunk.request_id: chunk.output for chunk in llm.step() if chunk.output is not None}
     assert outputs["chat"].outputs[0].token_ids == expected
@@ -167,7 +168,7 @@ def test_a_grammar_under_an_adapter(llm: LLM, adapter: str) -> None:
     llm.add("strict", llm.prepare_chat(CHAT, strict, adapter="mine"))
     llm.add("plain", llm.prepare_chat(CHAT, GREEDY))
     llm.add("vector", llm.prepare_embedding("text"))
-    outputs = {}
+    outputs: dict[str, Any] = {}
     while llm.has_unfinished_requests():
         outputs |= {chunk.request_id: chunk.output for chunk in llm.step() if chunk.output is not None}
     assert re.fullmatch("[ab]{6}", alone.text)
@@ -199,7 +200,7 @@ def test_asyncio(llm: LLM, adapter: str) -> None:
 
     async def main() -> None:
         engine = AsyncLLM(llm)
-        stream = engine.stream_chat(CHAT, SamplingParams(max_tokens=200, ignore_eos=True))
+        stream: Any = engine.stream_chat(CHAT, SamplingParams(max_tokens=200, ignore_eos=True))
         await anext(stream)
         info = await engine.load_adapter("mine", adapter)  # while the stream runs
         assert llm.adapters() == [info]

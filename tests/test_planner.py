@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_every_published_model_has_its_shape(name: str) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"tie_word_embeddings": True}, {"architecture": "glm4", "attention_bias": False}]
 )
-def test_weights_are_what_the_engine_packs(dtype: str, changes: dict[str, object]) -> None:
+def test_weights_are_what_the_engine_packs(dtype: str, changes: dict[str, Any]) -> None:
     config = dataclasses.replace(
         CHAT, vocab_size=1000, hidden_size=96, intermediate_size=160, num_hidden_layers=3, num_attention_heads=6,
         head_dim=16, **changes,

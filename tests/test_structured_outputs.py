@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,19 @@ def test_other_answers_are_the_same_beside_structured_ones(llm: LLM) -> None:
     assert beside.outputs[0].token_ids == alone.outputs[0].token_ids
 
 
+def record_sequences(engine: Any) -> list[Any]:
+    """A list of the sequences that its scheduler takes in from now on."""
+    sequences: list[Any] = []
+    add = engine.scheduler.add
+
+    def recorded(sequence: Any) -> None:
+        sequences.append(sequence)
+        add(sequence)
+
+    engine.scheduler.add = recorded
+    return sequences
+
+
 def test_guesses_change_nothing(tmp_path: Path) -> None:
     """The prompt holds answers of the same form, so there is much to guess, and some of it does not fit."""
     path, schema = str(write_folder(tmp_path / "m")), {"type": "array", "items": PERSON, "minItems": 3, "maxItems": 3}
@@ -197,9 +210,7 @@ def test_guesses_change_nothing(tmp_path: Path) -> None:
         with LLM(path, dtype="fp32", max_model_len=1024, speculation=speculation) as llm:
             engine = llm.backend.engine  # type: ignore[attr-defined]
             engine.scheduler.row_cost = RowCost(0.01)
-            sequences: list[Any] = []
-            add = engine.scheduler.add
-            engine.scheduler.add = lambda sequence: (sequences.append(sequence), add(sequence))  # noqa: B023
+            sequences = record_sequences(engine)
             for temperature in (0.0, 1.0):
                 params = with_(FREE.replace(temperature=temperature, max_tokens=400, n=2), json=schema)
                 answers.append([[s.token_ids for s in output.outputs] for output in llm.generate(prompts, params)])
@@ -294,7 +305,10 @@ def deep(levels: int) -> str:
 )  # fmt: skip
 def test_what_cannot_be_enforced_is_refused_by_name(llm: LLM, outputs: dict[str, Any], match: str) -> None:
     params = FREE.replace(structured_outputs=StructuredOutputs(**outputs, param="response_format"))
-    for prepare in (lambda: llm.prepare_chat(CHAT, params), lambda: llm.prepare_prompt("hello", params)):
+    prepares: tuple[Callable[[], object], ...] = (
+        lambda: llm.prepare_chat(CHAT, params), lambda: llm.prepare_prompt("hello", params),
+    )  # fmt: skip
+    for prepare in prepares:
         with pytest.raises(InvalidRequestError, match=match) as caught:
             prepare()
         assert caught.value.param == "response_format"

@@ -30,7 +30,7 @@ PACKAGE = str(ROOT / "src" / "glm4") + "/"
 _DEPTH = 5
 
 
-def holds(value: object, ids: tuple[int, ...], depth: int = _DEPTH) -> bool:
+def holds(value: Any, ids: tuple[int, ...], depth: int = _DEPTH) -> bool:
     """Whether a value is the prompt or plain data that contains it; live objects (engines, models) do not count."""
     if isinstance(value, (str, bytes)):
         return MARKER in value if isinstance(value, str) else MARKER.encode() in value
@@ -94,7 +94,7 @@ def traced(ids: tuple[int, ...], work: Callable[[], Any]) -> Tracer:
         work()
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     return tracer
 
 

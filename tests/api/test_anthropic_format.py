@@ -46,8 +46,8 @@ def conversation(*messages: dict[str, Any], **fields: Any) -> list[Message]:
     return list(parse(messages=list(messages), **fields).chat.messages)
 
 
-# Field -> a value, and what shows that it was honoured.
-HONOURED: dict[str, tuple[Any, Callable[[MessageRequest], object]]] = {
+# Field -> a value, and what a `MessageRequest` that honours it says.
+HONOURED: dict[str, tuple[Any, Callable[[Any], object]]] = {
     "model": ("x", lambda r: r == parse()),  # found by `ServerState.target`
     "messages": (HI, lambda r: r.chat.messages == (Message("user", "hi"),)),
     "system": ("Be brief.", lambda r: r.chat.messages[0] == Message("system", "Be brief.")),
@@ -62,7 +62,7 @@ HONOURED: dict[str, tuple[Any, Callable[[MessageRequest], object]]] = {
     "thinking": ({"type": "disabled"}, lambda r: r.thinking == "hidden"),
     "output_config": (
         {"effort": "high", "format": {"type": "json_schema", "schema": SCHEMA}},
-        lambda r: r.chat.params.structured_outputs.json == SCHEMA,  # type: ignore[attr-defined]
+        lambda r: r.chat.params.structured_outputs.json == SCHEMA,
     ),
     "context_management": (
         {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},

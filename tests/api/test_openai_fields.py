@@ -137,6 +137,7 @@ def test_sampling_options_arrive_as_sampling_params(name: str) -> None:
     value, expected = SAMPLING[name]
     chat = parse_chat(CHAT | {name: value}, DEFAULTS).request
     for params in (chat.params, parse_completion(COMPLETION | {name: value}, DEFAULTS).params):
+        assert params is not None
         assert getattr(params, name) == expected
         assert params.temperature == (0 if name == "temperature" else 0.7)  # the model's own default otherwise
 

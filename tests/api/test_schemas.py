@@ -11,8 +11,8 @@ import pytest
 
 from glm4.api.anthropic.fields import EFFORTS, THINKING
 from glm4.api.responses.items import MAX_ITEMS
-from glm4.api.responses.tools import RAW_TOOLS
 from glm4.api.schemas import components, schemas
+from glm4.chat.dialects.glm4 import RAW_TOOLS
 from glm4.chat.parts import AUDIO_FORMATS, DETAILS
 
 APIS = ("anthropic", "openai", "responses")

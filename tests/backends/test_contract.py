@@ -98,7 +98,11 @@ def test_a_request_that_cannot_run_is_refused_at_once(
 
 
 def test_waking_is_harmless_from_any_thread(backend: Backend) -> None:
-    thread = threading.Thread(target=lambda: [backend.wake() for _ in range(100)])
+    def wake() -> None:
+        for _ in range(100):
+            backend.wake()
+
+    thread = threading.Thread(target=wake)
     thread.start()
     outputs = finished(backend, GenerationRequest("awake", PROMPT, SHORT))
     thread.join()

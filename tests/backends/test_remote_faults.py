@@ -17,6 +17,7 @@ from glm4.backends.remote import RemoteOptions
 from glm4.backends.remote.client import MAX_LINE
 from glm4.batch.job import BatchJob
 from glm4.errors import Glm4Error, InvalidRequestError, RemoteError, RemoteUnavailableError
+from glm4.outputs import StreamChunk
 from glm4.requests.processor import Processor
 from glm4.server.config import ModelSpec, ServerConfig
 from live import serve
@@ -86,7 +87,7 @@ def test_a_first_token_that_does_not_come(server: FaultyServer, folder: Path) ->
 def test_a_further_token_that_does_not_come(server: FaultyServer, folder: Path) -> None:
     server.plan += [tokens(2, then=hang)]
     with opened(server, folder, token_timeout=0.3) as llm:
-        chunks = []
+        chunks: list[StreamChunk] = []
         with pytest.raises(RemoteUnavailableError, match=r"no further token for 0\.3 seconds"):
             chunks += llm.stream_generate("abc", PARAMS)
         assert server.hung_up.wait(60)

@@ -103,7 +103,7 @@ def test_chatml_arguments_become_objects() -> None:
 
 
 def test_chatml_understands_glm_messages() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "s", "tools": [WEATHER]},
         {"role": "assistant", "metadata": "get_weather", "content": '{"city": "P"}'},
         {"role": "observation", "content": "21"},

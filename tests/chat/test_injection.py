@@ -48,7 +48,7 @@ def test_hostile_conversations(name: str, system: str, user: str, result: str, a
     dialect, tokenizer = DIALECTS[name], VOCABULARIES[name]
 
     def specials(system: str, user: str, result: str, answer: str, description: str) -> list[int]:
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "system", "content": system},
             {"role": "user", "content": user},
             {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "get", "arguments": "{}"}}]},
@@ -65,8 +65,7 @@ def test_hostile_conversations(name: str, system: str, user: str, result: str, a
     def harmless(text: str) -> str:
         return "x" if text.split("</think>")[-1].strip() else text  # templates leave out empty messages
 
-    words = [harmless(text) for text in (system, user, result)]
-    plain = specials(*words, harmless(answer), "x")
+    plain = specials(harmless(system), harmless(user), harmless(result), harmless(answer), "x")
     if "tool_call" in answer:
         control = set(tokenizer.special_tokens.values())
         plain = [i for i in plain if i in control]

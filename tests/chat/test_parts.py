@@ -43,7 +43,7 @@ def test_plain_text_is_one_part() -> None:
     for empty in (Message("assistant"), Message("assistant", ""), Message.from_dict({"role": "assistant"})):
         assert (empty.content, empty.text) == ((), "")
     with pytest.raises(AttributeError):
-        message.content = "other"  # type: ignore[misc, assignment]
+        message.content = "other"  # type: ignore[misc]
 
 
 def test_texts_are_joined_by_line_breaks_and_pictures_are_not_text() -> None:
@@ -59,7 +59,7 @@ def test_a_picture_is_its_bytes() -> None:
     assert (image.data, image.url, image.media_type) == (PNG, None, "image/png")
     assert image.digest == hashlib.sha256(PNG).hexdigest()
     assert image == ImagePart(PNG)  # the name of a format is a hint
-    assert image != AudioPart(PNG)
+    assert image != AudioPart(PNG)  # type: ignore[comparison-overlap]
     assert "and so on" not in repr(image)
 
 
@@ -146,7 +146,8 @@ def url(data: bytes) -> str:
 
 
 def test_a_part_is_data_or_an_address() -> None:
-    for options in ({}, {"data": PNG, "url": "http://example.com"}):
+    wrong: tuple[dict[str, Any], ...] = ({}, {"data": PNG, "url": "http://example.com"})
+    for options in wrong:
         with pytest.raises(InvalidRequestError, match="either data or url"):
             ImagePart(**options)
 
@@ -155,7 +156,7 @@ def test_a_part_is_data_or_an_address() -> None:
 def test_a_text_model_refuses_them_by_type_and_place(name: str, glm4: Tokenizer) -> None:
     tokenizer = tiny_chatml() if name == "chatml" else glm4
     for draw in (render, render_text, loss_mask):
-        turns = [Message("system", "s"), Message("user", "a"), {"role": "user", "content": [TEXT, IMAGE]}]
+        turns: list[Any] = [Message("system", "s"), Message("user", "a"), {"role": "user", "content": [TEXT, IMAGE]}]
         with pytest.raises(InvalidRequestError) as caught:
             draw(DIALECTS[name], turns, tokenizer=tokenizer)
         assert str(caught.value) == (

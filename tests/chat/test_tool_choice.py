@@ -160,7 +160,7 @@ def test_an_answer_of_the_models_own_style_fits(text: Processor) -> None:
     matcher = constraint.start()
     assert matcher.accept(ids) == len(ids)
     assert matcher.is_complete()
-    history = [
+    history: list[dict[str, Any]] = [
         *CHAT,
         {
             "role": "assistant",
@@ -253,7 +253,7 @@ def test_random_weights_call_tools_with_valid_arguments(llm: LLM) -> None:
 
 
 def test_none_keeps_tools_out_of_the_prompt(llm: LLM) -> None:
-    attached = [{"role": "system", "content": "s", "tools": TOOLS}, *CHAT]
+    attached: list[dict[str, Any]] = [{"role": "system", "content": "s", "tools": TOOLS}, *CHAT]
     plain = [{"role": "system", "content": "s"}, *CHAT]
     expected = llm.prepare_chat(plain).prompt_ids
     assert llm.prepare_chat(plain, tools=TOOLS, tool_choice="none").prompt_ids == expected

@@ -16,10 +16,10 @@ from glm4.checkpoints import Checkpoint, open_checkpoint
 from glm4.errors import CheckpointError, Glm4Error, ModelNotFoundError, TensorError, UnsupportedModelError
 from glm4.model.tensors import num_parameters
 from glm4.variants import VARIANTS
-from golden_models import TINY_MODELS, TinyModel, file_tensors, write_checkpoint
+from golden_models import TINY_MODELS, Tensors, TinyModel, file_tensors, write_checkpoint
 
 
-def assert_loads(checkpoint: Checkpoint, expected: tiny.Tensors, dtype: str = "F32") -> None:
+def assert_loads(checkpoint: Checkpoint, expected: Tensors, dtype: str = "F32") -> None:
     checkpoint.check()
     assert set(checkpoint.tensor_names()) == set(expected)
     for name, value in expected.items():
@@ -154,7 +154,7 @@ def test_doubled_braces_of_the_tool_example_are_mended(tmp_path: Path) -> None:
 
 def twice_stored(
     path: Path, *, noise: float, head: str = "Q8_0", embed: str = "Q4_0", architecture: Any = "qwen2"
-) -> tuple[Path, tiny.Tensors]:
+) -> tuple[Path, Tensors]:
     """A GGUF of a tied model that stores the embedding twice, in two formats; `noise` is added to one of them."""
     model = tiny.gguf_model(architecture, tie_word_embeddings=True)
     tensors = tiny.gguf_tensors(model, architecture)
@@ -201,7 +201,7 @@ def test_a_head_beside_a_tied_embedding_is_ignored_and_noted(tmp_path: Path) -> 
         assert any("head was ignored" in note for note in checkpoint.notes)
 
 
-def changed(layout: Any, change: Any) -> tuple[TinyModel, tiny.Tensors]:
+def changed(layout: Any, change: Any) -> tuple[TinyModel, Tensors]:
     model = tiny.tiny_model(layout)
     tensors = file_tensors(model, tiny.canonical(model))
     change(tensors)

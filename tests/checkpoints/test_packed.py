@@ -32,7 +32,13 @@ from packing import pack_folder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
 # hidden 96 and 40 rows of biases: sizes that leave partial blocks and vectors of odd lengths
-ODD = {"hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24, "intermediate_size": 100}
+ODD: dict[str, Any] = {
+    "hidden_size": 72,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 24,
+    "intermediate_size": 100,
+}
 
 
 def make_source(root: Path, name: str) -> Path:
@@ -87,6 +93,7 @@ def test_the_same_answers(sources: dict[str, Path], tmp_path: Path, name: str, d
     folder = pack_folder(sources[name], tmp_path / "packed", dtype, get_kernels())
     chat = [{"role": "user", "content": "what is this? 你好"}]
     with LLM(str(sources[name]), dtype=dtype, max_model_len=128) as direct, LLM(str(folder), max_model_len=128) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == dtype
         assert llm.processor.stop_ids == direct.processor.stop_ids
         assert llm.default_sampling_params() == direct.default_sampling_params()
@@ -153,6 +160,7 @@ def test_another_dtype_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidRequestError, match="packed as int4 and cannot be run as int8"):
         LLM(str(folder), dtype="int8")
     with LLM(str(folder), dtype="int4", max_model_len=64) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int4"
 
 

@@ -47,7 +47,7 @@ def test_factors_are_read_and_leave_the_answers_alone(source: Path, tmp_path: Pa
     model = load(pack(source, tmp_path / "scaled", 0.25))
     scale = model.weights.layers[1].down_channel_scale
     assert scale is not None
-    assert (scale.dtype, scale.shape) == (np.float32, (100,))
+    assert (scale.dtype, scale.shape) == (np.dtype(np.float32), (100,))
     assert (scale[17], scale[18]) == (0.25, 0.5)
     np.testing.assert_array_equal(model.weights.layers[0].qkv_channel_scale, np.ones(64))
     np.testing.assert_array_equal(forced_logits(model, ids), forced_logits(plain, ids))

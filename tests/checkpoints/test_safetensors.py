@@ -185,7 +185,8 @@ def test_an_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
     second.write_bytes(tiny.safetensors_bytes({"v": WEIGHTS, "w": WEIGHTS}))
     with pytest.raises(TensorError, match="'w' is in both"):
         SafetensorsSource(tmp_path)
-    for broken in ({}, {"weight_map": {}}, {"weight_map": ["a"]}):
+    indices: tuple[dict[str, Any], ...] = ({}, {"weight_map": {}}, {"weight_map": ["a"]})
+    for broken in indices:
         index.write_text(json.dumps(broken))
         with pytest.raises(CheckpointError, match="no weight_map"):
             SafetensorsSource(tmp_path)

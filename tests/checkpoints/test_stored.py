@@ -201,6 +201,7 @@ def test_packed_and_read_again(source: Path, folder: Path) -> None:
 
 def test_a_packed_one_runs_as_it_is(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with LLM(str(folder), max_model_len=64) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == "stored"
     with pytest.raises(InvalidRequestError, match="packed as stored and cannot be run as int8"):
         LLM(str(folder), dtype="int8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,12 @@ def test_a_filled_context_is_decoded_and_its_pages_come_back(backend: LocalBacke
 def test_a_filled_context_costs_one_row_a_token(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     forward = backend.model.forward
-    monkeypatch.setattr(backend.model, "forward", lambda ids, *rest: rows.append(len(ids)) or forward(ids, *rest))
+
+    def counted(ids: Any, *rest: Any) -> Any:
+        rows.append(len(ids))
+        return forward(ids, *rest)
+
+    monkeypatch.setattr(backend.model, "forward", counted)
     speed.run_filled(backend, speed.Question(70, 5), np.random.default_rng(0))
     assert rows == [1] * 5
 

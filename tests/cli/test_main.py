@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,7 +142,7 @@ ERRORS = [value for value in vars(errors).values() if isinstance(value, type) an
 
 @pytest.mark.parametrize("kind", ERRORS)
 def test_every_error_class_is_a_message(
-    kind: type[Glm4Error], failing: types.ModuleType, capsys: pytest.CaptureFixture[str]
+    kind: type[Glm4Error], failing: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def boom() -> None:
         raise kind("what is [bold]wrong[/bold]\x1b]0;title\x07\nand what to do")
@@ -168,7 +169,7 @@ def test_other_exceptions(
     error: BaseException,
     code: int,
     message: str,
-    failing: types.ModuleType,
+    failing: Any,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -181,9 +182,7 @@ def test_other_exceptions(
     assert capsys.readouterr().err.startswith(message)
 
 
-def test_an_interrupted_import_is_an_interruption(
-    failing: types.ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_import_is_an_interruption(failing: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """NumPy's import does this: a KeyboardInterrupt in C code becomes an ImportError without a trace of it."""
 
     def boom(interrupted: bool = True) -> None:
@@ -208,9 +207,7 @@ def test_an_interrupted_import_is_an_interruption(
         signal.signal(signal.SIGINT, before)
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(
-    failing: types.ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_debug_shows_the_traceback_wherever_it_stands(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def boom() -> None:
         raise ValueError("")
 

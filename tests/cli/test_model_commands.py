@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,7 +165,7 @@ def test_pull_of_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("layout", ["chatglm", "hf"])
-def test_info_of_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, layout: str) -> None:
+def test_info_of_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path, layout: Any) -> None:
     folder = write_folder(tmp_path / "model", tiny_model(layout), dtype="BF16")
     assert main(["info", str(folder), "--json", "--tensors"]) == 0
     facts = json.loads(capsys.readouterr().out)

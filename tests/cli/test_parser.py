@@ -27,7 +27,7 @@ VALUES = st.sampled_from(
 def reading(name: str, *args: str) -> dict[str, Any]:
     """What was given; fields of dataclasses that have their defaults are left out."""
     flat: dict[str, Any] = {}
-    for key, value in read(FUNCTIONS[name], args).items():
+    for key, value in read(FUNCTIONS[name], list(args)).items():
         if key in ("engine", "sampling", "serving"):
             defaults = asdict(type(value)())
             flat |= {field: entry for field, entry in asdict(value).items() if entry != defaults[field]}

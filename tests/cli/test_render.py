@@ -41,10 +41,15 @@ The end.
 """
 
 
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def rendered(markdown: str, width: int = 60) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(ChatMarkdown(markdown))
-    return console.file.getvalue()
+    return written(console)
 
 
 def test_finished_blocks_never_change_and_are_whole_blocks() -> None:
@@ -65,7 +70,7 @@ def test_one_empty_line_between_blocks_of_any_kind() -> None:
     console = terminal(height=60)
     with MarkdownView(console) as view:
         view.show([TextDelta(ANSWER.replace("Title\n\n", "Title\n"))])
-    shown = "\n".join(screen_text(console.file.getvalue())).strip("\n")
+    shown = "\n".join(screen_text(written(console))).strip("\n")
     assert "\n\n\n" not in shown.replace("\n\n    return", "\n    return")
     assert shown.count("\n\n") == 6  # between six blocks, and inside the code
     assert shown.startswith("Title\n\nFirst paragraph\nwith two lines.\n\n • one")
@@ -149,7 +154,7 @@ def test_the_whole_answer_stands_on_the_screen_once(monkeypatch: pytest.MonkeyPa
     with MarkdownView(console) as view:
         for start in range(0, len(ANSWER), size):
             view.show([TextDelta(ANSWER[start : start + size])])
-    shown = [line for line in screen_text(console.file.getvalue()) if line]
+    shown = [line for line in screen_text(written(console)) if line]
     expected = [line.rstrip() for line in rendered(ANSWER, width=40).splitlines() if line.strip()]
     assert shown == expected
 
@@ -161,7 +166,7 @@ def test_a_block_taller_than_the_screen_is_complete_in_the_end(monkeypatch: pyte
     with MarkdownView(console) as view:
         for line in code.splitlines(keepends=True):
             view.show([TextDelta(line)])
-    shown = [line.strip() for line in screen_text(console.file.getvalue()) if line.strip()]
+    shown = [line.strip() for line in screen_text(written(console)) if line.strip()]
     assert shown == [f"line {number}" for number in range(40)]
 
 
@@ -171,7 +176,7 @@ def test_reasoning_comes_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> N
     with MarkdownView(console) as view:
         view.show([ReasoningDelta("hm *not markdown*")])
         view.show([ReasoningDelta(" ok\n"), TextDelta("**Yes**")])
-    shown = [line for line in screen_text(console.file.getvalue()) if line]
+    shown = [line for line in screen_text(written(console)) if line]
     assert shown == ["hm *not markdown* ok", "Yes"]
 
 

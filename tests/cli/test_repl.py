@@ -57,7 +57,7 @@ def talk(tmp_path: Path, keys: PipeInput, capsys: pytest.CaptureFixture[str], mo
     return run
 
 
-def echo(tmp_path: Path, **options: int) -> LLM:
+def echo(tmp_path: Path, **options: Any) -> LLM:
     return scripted_llm(tmp_path / "model", lambda prompt: f"<{prompt.strip()}>", **options)
 
 
@@ -239,7 +239,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_it(tmp_path: Path, talk: Talk) -> Non
 
 def test_ctrl_c_before_the_first_word_takes_the_question_back(tmp_path: Path, talk: Talk) -> None:
     llm = scripted_llm(tmp_path / "model", lambda prompt: "")
-    llm.backend.step = list  # type: ignore[method-assign, assignment]
+    llm.backend.step = list  # type: ignore[method-assign]
     interrupt_after(llm, 1)
     shown = talk(llm, "go", "/save t.json")
     assert "your message was taken back" in shown

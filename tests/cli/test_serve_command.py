@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tiny import write_folder
 
 
 def test_a_preloaded_model_has_the_options_of_one_loaded_later(tmp_path: Path) -> None:
-    options = {
+    options: dict[str, Any] = {
         "dtype": "fp32",
         "kv_cache_dtype": "auto",
         "kv_cache_memory": 300_000,
@@ -27,8 +28,10 @@ def test_a_preloaded_model_has_the_options_of_one_loaded_later(tmp_path: Path) -
     }
     spec = ModelSpec(str(write_folder(tmp_path / "m")), ("m",), options)
     with _preloaded(ServerConfig((spec,)))(spec, lambda stage, done, total: None) as llm:
+        assert llm.info.execution is not None
         pages = llm.info.execution.kv_cache_tokens
     with LLM(spec.source, **options) as later:
+        assert later.info.execution is not None
         assert later.info.execution.kv_cache_tokens == pages < 64 * 64
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -80,7 +80,7 @@ def test_it_is_the_mean_of_the_normed_hidden_states_of_length_one() -> None:
     ],
     ids=["plenty", "small chunks", "one by one", "short of pages"],
 )
-def test_neighbours_chunks_and_preemption_change_no_bit(pages: int, scheduler: dict[str, int]) -> None:
+def test_neighbours_chunks_and_preemption_change_no_bit(pages: int, scheduler: dict[str, Any]) -> None:
     generating = [request(f"g{i}", prompt(i, length), max_tokens=40) for i, length in enumerate(LENGTHS)]
     wanted = [item for pair in zip(generating, items(), strict=True) for item in pair]
     built = engine(pages, **scheduler)

@@ -95,7 +95,7 @@ def mixed_requests() -> list[GenerationRequest]:
     ],
     ids=["plenty", "small chunks", "two at a time", "short of pages"],
 )
-def test_neighbours_chunks_and_preemption_change_nothing(pages: int, scheduler: dict[str, int]) -> None:
+def test_neighbours_chunks_and_preemption_change_nothing(pages: int, scheduler: dict[str, Any]) -> None:
     made = engine(pages, **scheduler)
     items = mixed_requests()
     for item in items:
@@ -178,7 +178,7 @@ def test_the_context_is_filled_to_its_last_token() -> None:
 def test_prompt_logprobs_do_not_depend_on_chunks() -> None:
     ids = prompt(0, 150)
 
-    def scored(**scheduler: int) -> tuple[object, ...]:
+    def scored(**scheduler: Any) -> tuple[object, ...]:
         made = engine(**scheduler)
         made.add_request(request("a", ids, prompt_logprobs=2, max_tokens=1))
         while made.has_unfinished_requests():

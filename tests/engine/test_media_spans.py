@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ def run(made: Engine) -> dict[str, list[GenerationOutput]]:
     return outputs
 
 
-def reference(pages: int = 32, caching: bool = True, **limits: int) -> Engine:
+def reference(pages: int = 32, caching: bool = True, **limits: Any) -> Engine:
     config = SchedulerConfig(**({"max_speculative_rows": 0} | limits))
     limit = min(pages * PAGE_SIZE, CONFIG.max_position_embeddings)
     return Engine(MODEL, KVCache(CONFIG, pages, "fp32"), limit, config, enable_prefix_caching=caching)

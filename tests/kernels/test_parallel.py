@@ -38,7 +38,7 @@ def test_pool_alone(tmp_path: Path, options: list[str]) -> None:
     flags = ["-std=c++20", "-Wall", "-Wextra", "-pthread", f"-I{CSRC}", *options]
     # The environment of `make sanitize` preloads another sanitizer.
     clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    command = [COMPILER, *flags, *sources, "-o", program]
+    command = [COMPILER, *flags, *map(str, sources), "-o", str(program)]
     built = subprocess.run(command, env=clean, capture_output=True, text=True, check=False)
     if "-fsanitize=thread" in options and "tsan" in built.stderr:
         pytest.skip("the compiler has no ThreadSanitizer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def test_round_columns(
 ) -> None:
     for rows in ROWS:
         target, source = rng.standard_normal((2, columns, rows), dtype=np.float32)
-        step = np.abs(rng.standard_normal((1 if one_grid else columns, rows), dtype=np.float32)) / 4
+        step = np.abs(rng.standard_normal((1 if one_grid else columns, rows), dtype=np.float32)) / np.float32(4)
         step[0, 0] = 0  # a row of zeros
         centre = rng.standard_normal((1, rows), dtype=np.float32)
         upper = np.triu(rng.standard_normal((columns, columns), dtype=np.float32), 1)
@@ -130,7 +132,9 @@ def test_refining_lowers_the_loss_and_finds_the_best_grid(native: Kernels, rng: 
         ({"unit": np.zeros(6, np.float32)}, "unit"),
     ],
 )
-def test_wrong_arguments_of_refine_int4(native: Kernels, reference: Kernels, changes: dict, message: str) -> None:
+def test_wrong_arguments_of_refine_int4(
+    native: Kernels, reference: Kernels, changes: dict[str, Any], message: str
+) -> None:
     arguments = rounded_group(np.random.default_rng(1), 4, 5) | changes
     for kernels in (native, reference):
         with pytest.raises(ValueError, match=message):
@@ -148,8 +152,10 @@ def test_wrong_arguments_of_refine_int4(native: Kernels, reference: Kernels, cha
         ({"target": np.zeros((33, 5), np.float32)}, "32 columns"),
     ],
 )
-def test_wrong_arguments_of_round_columns(native: Kernels, reference: Kernels, changes: dict, message: str) -> None:
-    arguments = {
+def test_wrong_arguments_of_round_columns(
+    native: Kernels, reference: Kernels, changes: dict[str, Any], message: str
+) -> None:
+    arguments: dict[str, Any] = {
         "target": np.zeros((4, 5), np.float32),
         "source": np.zeros((4, 5), np.float32),
         "upper": np.zeros((4, 4), np.float32),

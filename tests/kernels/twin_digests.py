@@ -6,8 +6,10 @@ import ctypes
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm4.kernels import FORMATS, get_kernels, int8_cache
 
@@ -58,7 +60,8 @@ def attention_digest(dtype: type) -> str:
     """Prefill and decode over a cache of three pages, two key-value heads of 48 channels for ten heads."""
     rng = np.random.default_rng(7)
     rows = 48 + (int8_cache.SCALE_NBYTES if dtype is np.int8 else 0)
-    k_cache, v_cache = np.zeros((3, 2, rows, 32), dtype), np.zeros((3, 2, 32, rows), dtype)
+    k_cache: NDArray[Any] = np.zeros((3, 2, rows, 32), dtype)
+    v_cache: NDArray[Any] = np.zeros((3, 2, 32, rows), dtype)
     k, v = rng.standard_normal((2, 90, 2, 48), dtype=np.float32)
     TWIN.store_kv(k, v, k_cache, v_cache, np.arange(90, dtype=np.int64))
     q = rng.standard_normal((90, 10, 48), dtype=np.float32)

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,17 +24,23 @@ import tiny
 from glm4.kernels import _native, get_kernels
 from glm4.kernels.base import Kernels
 from glm4.loading.packed_cache import VERSIONS
-from golden_models import GOLDEN, draw, file_tensors
+from golden_models import GOLDEN, Tensors, TinyModel, draw, file_tensors
 from packing import pack_folder, pack_loaded
 
-ODD = {"hidden_size": 72, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 24, "intermediate_size": 100}
+ODD: dict[str, Any] = {
+    "hidden_size": 72,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 24,
+    "intermediate_size": 100,
+}
 WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}  # what super-blocks of 256 need
 IDS = np.array([3, 17, 40, 200], np.float32)
 
 
-def fixed(tensors: tiny.Tensors) -> tiny.Tensors:
+def fixed(tensors: Tensors) -> Tensors:
     """The same names and shapes with numbers from integers alone: no generator, no libm, the same on every machine."""
-    out: tiny.Tensors = {}
+    out: Tensors = {}
     for seed, (name, value) in enumerate(tensors.items()):
         i = np.arange(value.size, dtype=np.uint64) + np.uint64(seed << 20)
         mixed = (i * i + (i << np.uint64(7))) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(44)
@@ -41,7 +48,7 @@ def fixed(tensors: tiny.Tensors) -> tiny.Tensors:
     return out
 
 
-def folder(path: Path, dtype: str, model: tiny.TinyModel) -> Path:
+def folder(path: Path, dtype: str, model: TinyModel) -> Path:
     return tiny.write_folder(path, model, dtype=dtype, tensors=fixed(file_tensors(model, draw(model))))
 
 

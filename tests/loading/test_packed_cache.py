@@ -170,18 +170,26 @@ def flip(name: str, at: float) -> Callable[[Path], None]:
     return damage
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+def remove(pattern: str) -> Callable[[Path], None]:
+    def damage(entry: Path) -> None:
+        for file in entry.glob(pattern):
+            file.unlink()
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "flipped weights": flip("model.safetensors", 0.6),
     "flipped header": flip("model.safetensors", 0.0),
     "cut weights": lambda entry: os.truncate(entry / "model.safetensors", 5000),
     "no weights": lambda entry: (entry / "model.safetensors").unlink(),
     "no configuration": lambda entry: (entry / "config.json").unlink(),
     "cut configuration": lambda entry: os.truncate(entry / "config.json", 100),
-    "empty": lambda entry: [file.unlink() for file in entry.iterdir()] and None,
-    "no tokenizer": lambda entry: [file.unlink() for file in entry.glob("tokenizer*")] and None,
+    "empty": remove("*"),
+    "no tokenizer": remove("tokenizer*"),
     "no sampling defaults": lambda entry: (entry / "generation_config.json").unlink(),
-    "no record": lambda entry: (entry / cache.IDENTITY_FILE).unlink(),
-    "empty record": lambda entry: (entry / cache.IDENTITY_FILE).write_text("{}") and None,
+    "no record": lambda entry: (entry / cache_entries.IDENTITY_FILE).unlink(),
+    "empty record": lambda entry: (entry / cache_entries.IDENTITY_FILE).write_text("{}"),
 }
 
 
@@ -213,18 +221,18 @@ def test_an_entry_goes_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch)
     ask(folder)
     with monkeypatch.context() as killed:
         killed.setattr("shutil.rmtree", lambda path, **_: (path / "tokenizer_config.json").unlink())
-        cache.discard(only_entry())
+        cache_entries.discard(only_entry())
     assert cache_entries.cache_entries() == []
-    assert len(list(cache.cache_folder().iterdir())) == 1
-    remove_abandoned(cache.cache_folder())
-    assert list(cache.cache_folder().iterdir()) == []
+    assert len(list(cache_entries.cache_folder().iterdir())) == 1
+    remove_abandoned(cache_entries.cache_folder())
+    assert list(cache_entries.cache_folder().iterdir()) == []
 
 
 def test_the_least_recently_used_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [tiny.write_folder(tmp_path / f"m{seed}", tiny.tiny_model(seed=seed)) for seed in range(3)]
     ask(models[0])
-    monkeypatch.setattr(cache, "folder_nbytes", lambda checkpoint, precision: only)
     only = cache_entries.cache_entries()[0].nbytes
+    monkeypatch.setattr(cache, "folder_nbytes", lambda checkpoint, precision: only)
     monkeypatch.setenv("GLM4_PACKED_CACHE_GB", str(2.5 * only / 1e9))
     ask(models[1])
     for age, model in enumerate((models[1], models[0])):
@@ -268,10 +276,12 @@ def test_auto_takes_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cache, "available_memory", lambda: free)
     monkeypatch.setattr("glm4.backends.local.available_memory", lambda: free)
     with LLM(str(folder), max_model_len=128) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "safetensors"
     with LLM(str(folder), max_model_len=128) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
@@ -292,6 +302,7 @@ def test_kept_codes_are_kept(four_bit: Path) -> None:
     assert sorted(entry.precision for entry in cache_entries.cache_entries()) == ["int4", "int8", "stored"]
     for dtype in ("auto", "stored"):
         with LLM(str(four_bit), dtype=dtype, max_model_len=128) as llm:
+            assert llm.info.execution is not None
             assert llm.info.execution.dtype == "stored"
             assert llm.checkpoint is not None
             assert llm.checkpoint.kind == "packed"
@@ -304,6 +315,7 @@ def test_few_codes_stay_int8(tmp_path: Path, dtype: str) -> None:
     path = tiny.write_gguf(tmp_path / "m.gguf", "qwen2", quantization="Q8_0", exceptions={"ffn_down.weight": "Q4_0"})
     ask(path, dtype)
     with LLM(str(path), max_model_len=128) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int8"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
@@ -321,11 +333,13 @@ def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.
     ask(four_bit, "int4")
     for kind in ("gguf", "packed"):  # an int4 entry is there, and what it was made from would fit as stored
         with LLM(str(four_bit), max_model_len=128) as llm:
+            assert llm.info.execution is not None
             assert llm.info.execution.dtype == "stored"
             assert llm.checkpoint is not None
             assert llm.checkpoint.kind == kind
     free -= 1
     with LLM(str(four_bit), max_model_len=128) as llm:
+        assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int4"
         assert llm.checkpoint is not None
         assert llm.checkpoint.kind == "packed"
@@ -334,7 +348,7 @@ def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("names", [None, 3, "layers.0.o", [[], 4]], ids=str)
 def test_a_damaged_record_does_no_harm(four_bit: Path, names: object) -> None:
     _, tokens = ask(four_bit, "int8")
-    record = only_entry() / cache.IDENTITY_FILE
+    record = only_entry() / cache_entries.IDENTITY_FILE
     record.write_text(json.dumps(json.loads(record.read_text()) | {"four_bit": names}))
     assert ask(four_bit, "int8") == ("packed", tokens)
 
@@ -358,7 +372,7 @@ def test_given_up_writing_leaves_nothing(folder: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(cache.BackgroundWrite, "start", cancelled)
     ask(folder)
-    assert list(cache.cache_folder().iterdir()) == []
+    assert list(cache_entries.cache_folder().iterdir()) == []
 
 
 # Processes
@@ -399,7 +413,7 @@ def test_two_processes_at_once(folder: Path) -> None:
     kind, tokens = ask(folder)
     assert kind == "packed"
     assert {*answers} == {f"{tokens}\n"}
-    assert [path.name for path in cache.cache_folder().iterdir()] == [only_entry().name]
+    assert [path.name for path in cache_entries.cache_folder().iterdir()] == [only_entry().name]
 
 
 def test_a_killed_writer(folder: Path) -> None:
@@ -412,7 +426,7 @@ def test_a_killed_writer(folder: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
-    (leftover,) = cache.cache_folder().iterdir()
+    (leftover,) = cache_entries.cache_folder().iterdir()
     assert leftover.name.endswith(".partial")
     assert ask(folder)[0] == "safetensors"
     assert not leftover.exists()

@@ -112,8 +112,8 @@ def foreign_model(model: gm.TinyModel, architecture: str) -> Any:
 
     kinds = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
     config_class, model_class = kinds[architecture]
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    keys += ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
+    keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    keys += ["num_key_value_heads", "max_position_embeddings", "rms_norm_eps"]
     config = {key: getattr(model, key) for key in keys}
     rope = {"rope_type": "default", "rope_theta": model.rope_theta}
     original = model_class(config_class(**config, rope_parameters=rope, tie_word_embeddings=True, pad_token_id=None))

@@ -113,7 +113,8 @@ def test_every_row_is_complete(row: Variant) -> None:
     assert row.context >= 8192
     assert row.size_bytes > 5e7
     assert row.signature
-    SamplingParams(**row.sampling)
+    options: dict[str, Any] = dict(row.sampling)
+    SamplingParams(**options)
 
 
 def test_every_field_is_used_by_some_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,8 @@ def deselect(config: pytest.Config, items: list[pytest.Item], name: str) -> None
     """Take the listed tests out of a collection. An entry that fits nothing is an error: the list is never stale."""
     reasons = read_list(name)
     used: set[str] = set()
-    kept, left = [], []
+    kept: list[Any] = []
+    left: list[Any] = []
     for item in items:
         file, _, rest = item.nodeid.partition("::")
         ids = {item.nodeid, file, f"{file}::{rest.partition('[')[0]}"}

@@ -75,7 +75,8 @@ def command(args: argparse.Namespace, models: Path) -> list[str]:
     if args.chat_template_file:
         context = max(context, 8192)  # and templates for tools are long
     origins = args.cors_origins or ("localhost" if args.tools else "*")
-    name, *further = [*args.alias.split(","), "*"]  # llama-server answers to any name
+    names: list[str] = [*args.alias.split(","), "*"]  # llama-server answers to any name
+    name, *further = names
     source = f"{name}={checkpoint(models, template(args), args.temp)}"
     line = ["serve", "--model", source, "--preload", "--threads", "1"]
     line += ["--host", args.host, "--port", args.port, "--dtype", "fp32", "--context", str(context)]

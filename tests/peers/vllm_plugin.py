@@ -67,7 +67,7 @@ class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         elif module.__name__ == "torch":
             module.iinfo = lambda _: SimpleNamespace(min=-(2**63), max=2**63 - 1)  # type: ignore[attr-defined]
         elif module.__name__ == "vllm.version":
-            module.__version__ = os.environ["GLM4_VERSION"]
+            module.__version__ = os.environ["GLM4_VERSION"]  # type: ignore[attr-defined]
             module._prev_minor_version = lambda: ""  # type: ignore[attr-defined]
         elif module.__name__ == "vllm":
             module.version = importlib.import_module("vllm.version")  # type: ignore[attr-defined]

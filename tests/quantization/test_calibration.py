@@ -117,7 +117,7 @@ def test_matrices_are_corrected_for_what_their_inputs_lost(
         "int4", kernels, tensors, dict(inputs), attended if plain else None, lag.copy(), lambda name: None
     )
     watched = Watched()
-    watched.kernels = rounder  # type: ignore[assignment]
+    watched.kernels = rounder
     run_layer(config, tensors, hidden, watched, 10_000)  # type: ignore[arg-type]
     assert not rounder.inputs
     after_attention = lag + attended - watched.outputs[1]

@@ -12,6 +12,7 @@ from collections import namedtuple
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -296,7 +297,7 @@ def test_kill_leaves_nothing_that_looks_finished(source: Path, tmp_path: Path) -
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A 64 MB checkpoint in slabs of 1 MB, from GGUF too, where gate and up are two tensors of the file."""
     monkeypatch.setattr(loader, "SLAB_NBYTES", 1 << 20)
-    big = {"hidden_size": 512, "vocab_size": 8000, "intermediate_size": 6000, "num_hidden_layers": 1}
+    big: dict[str, Any] = {"hidden_size": 512, "vocab_size": 8000, "intermediate_size": 6000, "num_hidden_layers": 1}
     folder = tiny.write_folder(tmp_path / "folder", tiny.tiny_model(**big))
     gguf_file = tiny.write_gguf(tmp_path / "model.gguf", "chatglm", tiny.gguf_model("chatglm", **big))
     for path in (folder, gguf_file):

@@ -98,7 +98,8 @@ def test_raw_prompts_carry_spans(llm: LLM) -> None:
     assert llm.prepare_prompt(prompt, PARAMS).prompt is prompt
     (whole,) = llm.chat(question(b"raw"), PARAMS)
     (single,) = llm.generate(prompt, PARAMS)
-    two = llm.generate([prompt, [65, 66]], PARAMS)
+    prompts: list[Prompt | list[int]] = [prompt, [65, 66]]
+    two = llm.generate(prompts, PARAMS)
     for output in (single, two[0]):
         assert output.prompt is None
         assert output.outputs[0].token_ids == whole.outputs[0].token_ids

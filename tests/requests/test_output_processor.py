@@ -13,6 +13,7 @@ from glm4.chat.parsers.base import PlainParser
 from glm4.engine.protocol import GenerationOutput
 from glm4.requests.output_processor import SampleProcessor, StopStringMatcher
 from glm4.sampling_params import SamplingParams
+from glm4.tokenizer.detokenizer import Detokenizer
 
 TEXT = st.text("ab ", max_size=30)
 STOPS = st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3)
@@ -51,7 +52,7 @@ def test_nothing_shown_is_ever_taken_back(text: str, stops: list[str]) -> None:
         assert stop not in shown
 
 
-class Letters:
+class Letters(Detokenizer):
     """A detokenizer whose token n is the n-th letter; "é" takes two tokens, 100 and 101."""
 
     def __init__(self) -> None:
@@ -141,7 +142,7 @@ def test_half_a_character_is_never_shown_but_marked_at_the_end() -> None:
 
 def test_abort_shows_what_was_held_back() -> None:
     processor, _, _ = feed(SamplingParams(stop="bcd"), [GenerationOutput("r", (0,)), GenerationOutput("r", (1,))])
-    assert processor.output is None
+    assert not processor.output
     assert processor.end("abort") == [TextDelta("b")]
     assert processor.output is not None
     assert (processor.output.text, processor.output.finish_reason) == ("ab", "abort")

@@ -7,12 +7,12 @@ from typing import Any
 
 import anthropic
 import httpx
-from anthropic.types import RawMessageStreamEvent
+from anthropic.types import RawMessageStreamEvent, ToolParam
 from pydantic import BaseModel, TypeAdapter
 
 from live import LiveServer
 
-TOOL: dict[str, Any] = {
+TOOL: ToolParam = {
     "name": "get_weather",
     "description": "The weather of a city.",
     "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionUserMessageParam
+
 from glm4.llm import LLM
 from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
@@ -14,7 +16,7 @@ from tiny import write_folder
 
 KEY = "a-key-for-tests"
 
-WEATHER_TOOL: dict[str, Any] = {
+WEATHER_TOOL: ChatCompletionFunctionToolParam = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -23,14 +25,15 @@ WEATHER_TOOL: dict[str, Any] = {
     },
 }
 CALL = 'get_weather\n{"city": "Paris", "unit": "°C"}'
-QUESTION = {"role": "user", "content": "Is it warm in Paris?"}
+ASKED = "Is it warm in Paris?"
+QUESTION: ChatCompletionUserMessageParam = {"role": "user", "content": ASKED}
 
 
 def script(prompt: str) -> str:
     """The raw answer: a call for the question about Paris, its result in words, or a greeting."""
     if "18 degrees" in prompt:
         return "\nIt has 18 degrees in Paris."
-    if QUESTION["content"] in prompt:
+    if ASKED in prompt:
         return f"\nLet me look.\n{CALL}" if "get_weather" in prompt else "\nI cannot know."
     if "count" in prompt:
         return "\none, two, three, four"

@@ -65,16 +65,15 @@ def neighbour(client: httpx.Client) -> dict[str, Any]:
 
 async def vanish(address: tuple[str, int], chance: random.Random) -> None:
     """Connect, get somewhere between the first byte of a request and the end of its answer, and go without a word."""
-    path, body = chance.choice(
-        [
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "go"}], "stream": True, "n": 2}),
-            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "wait"}]}),
-            ("/v1/completions", {"prompt": "a stream", "stream": True}),
-            ("/v1/completions", {"prompt": ["one", "two", "three"], "stream": True, "logprobs": 1}),
-            ("/v1/completions", {"prompt": ["a", "b"] * 4}),
-            ("/v1/embeddings", {"input": "abc " * 200}),
-        ]
-    )
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "go"}], "stream": True, "n": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "wait"}]}),
+        ("/v1/completions", {"prompt": "a stream", "stream": True}),
+        ("/v1/completions", {"prompt": ["one", "two", "three"], "stream": True, "logprobs": 1}),
+        ("/v1/completions", {"prompt": ["a", "b"] * 4}),
+        ("/v1/embeddings", {"input": "abc " * 200}),
+    ]
+    path, body = chance.choice(requests)
     if path != "/v1/embeddings":
         body = body | {"max_tokens": 1500, "ignore_eos": True}
     sent = request_bytes(path, body)
@@ -138,7 +137,8 @@ def test_hanging_up_frees_the_pages_within_one_step(tmp_path: Path) -> None:
     backend = stepped(llm)
     with serve(config(), llm) as running, running.client() as client:
         try:
-            for body in ({"prompt": "abc" * 30}, {"prompt": ["abc" * 30, "def"], "n": 2}):
+            prompts: tuple[dict[str, Any], ...] = ({"prompt": "abc" * 30}, {"prompt": ["abc" * 30, "def"], "n": 2})
+            for body in prompts:
                 body = body | {"max_tokens": 500, "ignore_eos": True, "stream": True}
                 with client.stream("POST", "/v1/completions", json=body) as response:
                     backend.allow(8)

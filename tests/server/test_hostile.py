@@ -28,7 +28,7 @@ HELLO = {"messages": [{"role": "user", "content": "hi"}]}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     llm = scripted_llm(tmp_path_factory.mktemp("model"), lambda prompt: ANSWER, delay=0.002)
-    limits = {"max_body_bytes": LIMIT, "header_timeout": 0.5, "body_timeout": 0.5}
+    limits: dict[str, Any] = {"max_body_bytes": LIMIT, "header_timeout": 0.5, "body_timeout": 0.5}
     with serve(config("tiny", **limits), llm) as running:
         yield running
 

@@ -78,7 +78,7 @@ class TestRandomWeights(ChatModelIntegrationTests):
             answer = sum(rest, first)
         assert answer.usage_metadata is not None
         assert answer.usage_metadata["input_token_details"]["cache_read"] > 300
-        return answer  # type: ignore[return-value]
+        return answer
 
     @pytest.mark.xfail(reason=RANDOM, strict=True)
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)

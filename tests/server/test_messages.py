@@ -153,16 +153,16 @@ def test_the_input_of_a_call_streams_while_it_is_written(client: anthropic.Anthr
 def test_arguments_that_are_no_json(client: anthropic.Anthropic, key: str) -> None:
     message = client.messages.create(**ask(key, tools=[TOOL]))
     (call,) = message.content
-    assert call.input == {"INVALID_JSON": ANSWERS[key].partition("\n")[2]}  # type: ignore[union-attr]
+    assert call.input == {"INVALID_JSON": ANSWERS[key].partition("\n")[2]}
     again = [*ask("x")["messages"], {"role": "assistant", "content": message.content}]
-    again.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "is_error": True}]})  # type: ignore[union-attr]
+    again.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "is_error": True}]})
     assert client.messages.count_tokens(model="tiny", tools=[TOOL], messages=again).input_tokens > 0
 
 
 def test_why_an_answer_ends(server: LiveServer, client: anthropic.Anthropic) -> None:
     stopped = client.messages.create(**ask("colours", stop_sequences=["violet", "green"]))
     assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "green")
-    assert stopped.content[0].text == "red "  # type: ignore[union-attr]
+    assert stopped.content[0].text == "red "
     cut = client.messages.create(**ask("colours") | {"max_tokens": 5})
     assert (cut.stop_reason, cut.stop_sequence, cut.usage.output_tokens) == ("max_tokens", None, 5)
     call = client.messages.create(**ask("call", tools=[TOOL]) | {"max_tokens": 20})

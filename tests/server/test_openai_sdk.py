@@ -137,7 +137,8 @@ def test_stream_helper_with_tools(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(model="tiny", messages=[QUESTION], tools=[WEATHER_TOOL]) as stream:
         deltas = [event.arguments_delta for event in stream if event.type == "tool_calls.function.arguments.delta"]
         final = stream.get_final_completion()
-    (call,) = final.choices[0].message.tool_calls or ()
+    assert final.choices[0].message.tool_calls is not None
+    (call,) = final.choices[0].message.tool_calls
     assert "".join(deltas) == call.function.arguments
     assert len(deltas) > 10
     assert f"get_weather\n{call.function.arguments}" == CALL
@@ -269,6 +270,7 @@ def test_parse_a_forced_tool_call(real: openai.OpenAI) -> None:
         model="tiny", messages=HI, tools=[tool], tool_choice="required", max_tokens=400, temperature=0
     )
     assert answer.choices[0].finish_reason == "tool_calls"
-    (call, *_) = answer.choices[0].message.tool_calls or ()
+    assert answer.choices[0].message.tool_calls is not None
+    (call, *_) = answer.choices[0].message.tool_calls
     assert call.function.name == "report"
     assert isinstance(call.function.parsed_arguments, Reading)

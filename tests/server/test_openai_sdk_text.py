@@ -78,7 +78,7 @@ def test_scoring_as_lm_eval_asks_for_it(server: LiveServer, max_tokens: int) -> 
         (own,) = server_scores(server, ids)
         assert scores[: len(ids)] == own
         continuation = slice(context, len(scores) - max_tokens)  # as lm-eval cuts it
-        assert sum(scores[continuation]) == pytest.approx(sum(own[context:]))
+        assert sum(scores[continuation]) == pytest.approx(sum(own[context:]))  # type: ignore[arg-type]
         for at in range(context, len(ids)):
             assert max(top[at].values()) >= scores[at] - 1e-6, "is_greedy compares with the likeliest"
 

@@ -11,12 +11,13 @@ import httpx
 import openai
 import openai_schema
 import pytest
+from openai.types.responses import FunctionToolParam
 from response_stream import plain, rebuilt
 
 from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
 
-WEATHER = {"type": "function", "name": "get_weather", "description": "w", "strict": None,
+WEATHER: FunctionToolParam = {"type": "function", "name": "get_weather", "description": "w", "strict": None,
            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def create(http: httpx.Client, **body: Any) -> dict[str, Any]:
     response = http.post("/v1/responses", json=body)
     assert response.status_code == 200, response.text
     openai_schema.check_response(response.json())
-    return response.json()  # type: ignore[no-any-return]
+    return response.json()
 
 
 def stream(http: httpx.Client, **body: Any) -> list[dict[str, Any]]:
@@ -207,13 +208,18 @@ def test_all_forms_of_input_items(http: httpx.Client) -> None:
     assert listed["data"][9] == first["output"][0]  # what the reference meant
 
 
+def said(item: Any) -> Any:
+    """The text of a message among the library's many kinds of items."""
+    return item.content[0].text
+
+
 def test_input_items_come_in_pages(client: openai.OpenAI) -> None:
     made = client.responses.create(model="tiny", input=[{"role": "user", "content": str(n)} for n in range(7)])
     page = client.responses.input_items.list(made.id, limit=3)
     assert page.has_more
-    assert [item.content[0].text for item in page] == ["6", "5", "4", "3", "2", "1", "0"]  # the library turns pages
+    assert [said(item) for item in page] == ["6", "5", "4", "3", "2", "1", "0"]  # the library turns pages
     ascending = client.responses.input_items.list(made.id, order="asc", limit=100)
-    assert [item.content[0].text for item in ascending.data] == [str(n) for n in range(7)]
+    assert [said(item) for item in ascending.data] == [str(n) for n in range(7)]
     assert not ascending.has_more
     for query in ("limit=0", "limit=101", "limit=x", "order=up", "after=msg_none", "include=x", "before=msg_1"):
         with pytest.raises(openai.BadRequestError) as caught:
@@ -261,7 +267,7 @@ def test_the_library_from_creating_to_deleting(client: openai.OpenAI) -> None:
 async def _both_turns(url: str) -> str:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         stream = await client.responses.create(model="tiny", input="hi", stream=True)
-        events = [event async for event in stream]
+        events: list[Any] = [event async for event in stream]
         again = await client.responses.create(
             model="tiny", input="everything", previous_response_id=events[-1].response.id
         )
@@ -286,7 +292,7 @@ def test_counting_tokens(http: httpx.Client, client: openai.OpenAI) -> None:
 
 
 def test_a_conversation_survives_a_restart(tmp_path: Path) -> None:
-    ids = []
+    ids: list[str] = []
     for turn in range(3):
         llm = scripted_llm(tmp_path / f"m{turn}", answer, dialect="glm4")
         with serve(config("tiny", store_path=tmp_path / "s.db"), llm) as running, running.client() as http:

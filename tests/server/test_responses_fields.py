@@ -306,7 +306,7 @@ def test_a_forced_call_fits_its_schema(client: openai.OpenAI, choice: Any, strea
             response = client.responses.create(**body)
         (call,) = response.output
         assert (call.type, call.name, response.status) == ("function_call", "get_weather", "completed")
-        jsonschema.validate(json.loads(call.arguments), WEATHER["parameters"])  # type: ignore[arg-type]
+        jsonschema.validate(json.loads(call.arguments), WEATHER["parameters"])
 
 
 def test_parsed_answers(client: openai.OpenAI) -> None:
@@ -316,9 +316,11 @@ def test_parsed_answers(client: openai.OpenAI) -> None:
         for event in events:
             if event.type == "response.output_text.done":
                 assert isinstance(event.parsed, Forecast)
-    form = {"format": {"type": "json_schema", "name": "x", "schema": {"const": "foooooo"}}}
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": {"const": "foooooo"}}}
     made = client.responses.create(model="tiny", input="x", text=form, max_output_tokens=50)
     assert json.loads(made.output_text) == "foooooo"
+    assert made.text is not None
+    assert made.text.format is not None
     assert made.text.format.to_dict() == form["format"]
 
 

@@ -36,8 +36,8 @@ def ask(client: httpx.Client, question: str, **options: Any) -> dict[str, Any]:
     if options.get("stream"):
         *_, usage, done = read_events(response.text)
         assert done == "[DONE]"
-        return usage  # type: ignore[no-any-return]
-    return response.json()  # type: ignore[no-any-return]
+        return usage
+    return response.json()
 
 
 def counts(server: LiveServer) -> tuple[int, int]:

@@ -79,7 +79,7 @@ def ids_of(text: Processor, pieces: Sequence[str | bytes]) -> list[int]:
 
 
 def started(prepared: PreparedRequest, samples: int = 1) -> RequestState:
-    running = RequestState("r", None, prepared.prompt_ids)
+    running = RequestState("r", None, list(prepared.prompt_ids))
     for index in range(samples):
         running.samples[f"r#{index}"] = SampleProcessor(
             index, prepared.params, *prepared.decoder(), lambda: None, prepared.max_tool_calls
@@ -89,9 +89,10 @@ def started(prepared: PreparedRequest, samples: int = 1) -> RequestState:
 
 def outputs(index: int, ids: Sequence[int], cuts: Sequence[int], ending: str) -> list[GenerationOutput]:
     """What the backend brings for one sample, cut after these tokens. `ending`: a stop token, or length."""
-    if ending == "length":
-        last, stop, reason = (), None, "length"
-    else:
+    last: tuple[int, ...] = ()
+    stop: int | None = None
+    reason = "length"
+    if ending != "length":
         stop, reason = special_id(ending), "stop"
         last = (stop,)
     borders = [0, *cuts, len(ids)]

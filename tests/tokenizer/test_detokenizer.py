@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from glm4.tokenizer import Tokenizer
 from vocabularies import tiny_chatml
 
 
-def stream(tokenizer: Tokenizer, ids: list[int], **options: bool) -> list[str]:
+def stream(tokenizer: Tokenizer, ids: list[int], **options: Any) -> list[str]:
     detokenizer = tokenizer.detokenizer(**options)
     return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
 

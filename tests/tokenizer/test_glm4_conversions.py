@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from glm4.tokenizer.tiktoken_tokenizer import GLM4_PATTERN, GLM4_SPECIAL_TOKENS
 from vocabularies import GLM4_RANKS, glm4_gguf
 
 
-def tokenizer_json(metadata: dict) -> dict:
+def tokenizer_json(metadata: dict[str, Any]) -> dict[str, Any]:
     """What Transformers' converter writes for this vocabulary."""
     split = {"type": "Split", "pattern": {"Regex": GLM4_PATTERN}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ SPECIAL_IDS = {
 
 
 @pytest.mark.parametrize("case", GOLDEN["plain"], ids=lambda case: repr(case["text"][:20]))
-def test_golden_plain(glm4: Tokenizer, case: dict) -> None:
+def test_golden_plain(glm4: Tokenizer, case: dict[str, Any]) -> None:
     assert glm4.encode(case["text"]) == case["ids"]
     assert glm4.decode(case["ids"]) == case["text"]
 

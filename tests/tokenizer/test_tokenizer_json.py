@@ -88,6 +88,8 @@ def test_names(library: tokenizers.Tokenizer, ours: Tokenizer) -> None:
     assert ours.size == library.get_vocab_size()
     assert ours.unnamed_ids(ours.size + 2).tolist() == [ours.size, ours.size + 1]
     marker, control = library.token_to_id("<think>"), library.token_to_id("<sop>")
+    assert marker is not None
+    assert control is not None
     assert ours.decode([marker, control]) == "<think>"
     assert ours.decode([marker, control], skip_special_tokens=False) == "<think><sop>"
 

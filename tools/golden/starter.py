@@ -110,8 +110,7 @@ def record(name: str, gguf_path: Path, folder: Path) -> list[Path]:
     """
     reference = GGUFReference(gguf_path)
     prompts = {key: _record_prompt(reference, key, **prompt) for key, prompt in PROMPTS[name].items()}
-    with gguf_path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256(gguf_path.read_bytes()).hexdigest()
     path = folder / f"{name}.json"
     write_json(path, {"model": name, "gguf_sha256": digest, "architecture": reference.architecture, "prompts": prompts})
     return [path]
