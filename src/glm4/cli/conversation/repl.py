@@ -17,7 +17,7 @@ from glm4.cli.conversation.answer import Answer, answer
 from glm4.cli.conversation.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.line_editor import LineEditor
-from glm4.cli.conversation.render import make_view
+from glm4.cli.conversation.view import make_view
 from glm4.cli.options import adapter_name
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 
