@@ -119,7 +119,7 @@ class Backend(Protocol):
         """
 
     def wake(self) -> None:
-        """Make the running `step`, or the next one, return without waiting. From any thread; a no-op if none waits."""
+        """Make the running or next `step` return without waiting. From any thread; a no-op if steps never wait."""
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has work to do."""
