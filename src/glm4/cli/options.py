@@ -102,15 +102,15 @@ class SamplingOptions:
 
     temperature: Annotated[
         float | None,
-        Option(metavar="NUMBER", panel=_SAMPLING, help="0 always takes the likeliest token; higher is freer."),
+        Option(metavar="NUMBER", panel=_SAMPLING, help="0 always takes the most likely token; higher is freer."),
     ] = None
     top_p: Annotated[
         float | None,
-        Option(metavar="SHARE", panel=_SAMPLING, help="Sample from the likeliest tokens up to this probability."),
+        Option(metavar="SHARE", panel=_SAMPLING, help="Sample from the most likely tokens up to this probability."),
     ] = None
     top_k: Annotated[
         int | None,
-        Option(metavar="N", panel=_SAMPLING, help="Sample from this many of the likeliest tokens; 0 is all."),
+        Option(metavar="N", panel=_SAMPLING, help="Sample from this many of the most likely tokens; 0 is all."),
     ] = None
     repetition_penalty: Annotated[
         float | None, Option(metavar="NUMBER", panel=_SAMPLING, help="Above 1 discourages repeating what was said.")
