@@ -58,7 +58,7 @@ def chat(
 
 
 def _question(prompt: str | None) -> str | None:
-    """The prompt and piped input together; None asks for a conversation."""
+    """The prompt and piped input together; None starts a conversation."""
     from glm4.cli.console import clean_text, piped_stdin
 
     piped = piped_stdin()

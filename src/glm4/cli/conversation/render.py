@@ -23,7 +23,7 @@ class View(Protocol):
 
 
 class PlainView(EventVisitor[None]):
-    """The text as it comes, on standard output. Reasoning goes to standard error, and only to a terminal."""
+    """The text as it arrives, on standard output. Reasoning goes to standard error, and only to a terminal."""
 
     def __init__(self) -> None:
         self._tty = sys.stdout.isatty()
@@ -74,5 +74,5 @@ class PlainView(EventVisitor[None]):
 
 
 def call_text(event: ToolCallDelta) -> str:
-    """A tool call nobody asked for, as text; the chat command offers no tools."""
+    """An unrequested tool call, as text; the chat command does not offer tools."""
     return (f"{event.name} " if event.name else "") + event.arguments

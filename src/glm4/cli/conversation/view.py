@@ -1,4 +1,4 @@
-"""Which view an answer gets: Markdown at a terminal that can redraw lines, plain text elsewhere."""
+"""Chooses the view for an answer: Markdown at a terminal that can redraw lines, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def make_view(*, plain: bool) -> View:
     console = terminal.stdout()
     if console.is_dumb_terminal:
         return PlainView()
-    from glm4.cli.conversation.markdown import MarkdownView  # its parser and highlighter are a good part of a start
+    from glm4.cli.conversation.markdown import MarkdownView  # its parser and highlighter are a large part of startup
 
     return MarkdownView(console)
