@@ -259,12 +259,6 @@ class _Matcher:
         with self._checked():
             return self._matcher.try_consume_tokens(list(token_ids))
 
-    def rollback(self, count: int) -> None:
-        """See `TokenMatcher`."""
-        with self._checked():
-            if count:
-                self._matcher.rollback(count)
-
     def forced(self) -> list[int]:
         """See `TokenMatcher`."""
         with self._checked():
