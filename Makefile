@@ -63,7 +63,7 @@ lint: $(VENV)/.dev ## ruff and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(VENV)/.dev ## mypy --strict
+types: $(VENV)/.dev ## mypy --strict, of the tests too
 	$(BIN)/mypy
 
 format: $(VENV)/.dev ## rewrite the sources in the project's style

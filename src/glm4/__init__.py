@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from glm4.outputs import CompletionOutput, RequestOutput, StreamChunk
     from glm4.sampling_params import SamplingParams, StructuredOutputs
 
-# Loaded on first use: `import glm4` alone reads no NumPy and takes a few milliseconds.
+# Loaded on first use: `import glm4` alone does not import NumPy and takes a few milliseconds.
 _PUBLIC = {
     "LLM": "glm4.llm",
     "AsyncLLM": "glm4.async_llm",

@@ -1,8 +1,8 @@
-"""`LLM`: load a model and talk to it. Messages and text above, token ids below.
+"""`LLM`: load a model and talk to it. Callers see messages and text, backends see token ids.
 
 The facade is synchronous: `step()` advances every running request by one step of the backend. `run_steps` is the one
-loop around it; whole answers, streams, batches and the command line iterate over it. `async_llm.AsyncLLM` is the same
-thing on a thread.
+loop around it; whole answers, streams, batches and the command line iterate over it. `async_llm.AsyncLLM` runs the
+same loop on a thread.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 
 Request = ChatRequest | PreparedRequest
 Params = SamplingParams | Sequence[SamplingParams] | None
-"""One for all, one per prompt, or the model's own."""
+"""One for all prompts, one per prompt, or None for the model's own defaults."""
 
 
 class LLM:
-    """A model, ready to chat and to complete.
+    """A model, ready for chat and completion.
 
     Args:
         model: a name (`starter`, `glm-4-9b-chat`, `THUDM/glm-4-9b-chat-hf` …), a folder or a GGUF file.
         backend: "local" computes in this process; "remote" asks an OpenAI-compatible server (`base_url`), and needs
             only the model's tokenizer and configuration here.
         progress: called with (stage, done, total) while downloading and loading.
-        options: how to run it: the attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`.
+        options: how to run it: attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`.
 
-    The first load of a large model keeps its int8, int4 or stored weights packed on disk; the next one only maps a file
-    (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then that packed copy.
+    The first load of a large model saves its int8, int4 or stored weights packed on disk; later loads only map a file
+    (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then the packed copy.
 
     Raises:
         InvalidRequestError: there is no such backend or option.
@@ -69,7 +69,7 @@ class LLM:
 
     @classmethod
     def from_backend(cls, backend: Backend, processor: Processor) -> LLM:
-        """Put a text side in front of any backend."""
+        """Build an `LLM` from any backend and the processor that handles its text."""
         self = cls.__new__(cls)
         self._start(OpenModel(backend, processor))
         return self
@@ -82,7 +82,7 @@ class LLM:
         self._inputs = InputProcessor(opened.processor, opened.backend.info)
         self._running: dict[str, RequestState] = {}
         self._owners: dict[str, str] = {}
-        # Where the chunks of requests that a loop runs go; all others are returned by `step`.
+        # Chunks of the requests that a `run_steps` loop owns; `step` returns all others.
         self._claimed: dict[str, deque[StreamChunk]] = {}
         self._unclaimed: list[StreamChunk] = []
         self._numbers = count(1)
@@ -103,41 +103,41 @@ class LLM:
         return self.processor.dialect
 
     def default_sampling_params(self) -> SamplingParams:
-        """What the checkpoint's authors recommend (generation_config.json and our table of variants)."""
+        """The checkpoint authors' recommended settings (generation_config.json and our table of variants)."""
         return self.processor.defaults
 
     # Requests
 
     def prepare(self, request: ChatRequest) -> PreparedRequest:
-        """Everything about a conversation that can be done before the engine sees it. Thread-safe; see `add`.
+        """Do all the work on a conversation that does not need the engine. Thread-safe; see `add`.
 
         Raises:
-            InvalidRequestError, PromptTooLongError, TemplateError: it can never run.
+            InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
         """
         return self._inputs.chat(request)
 
     def prepare_chat(
         self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
     ) -> PreparedRequest:
-        """`prepare` for a conversation as callers write it; options are the attributes of `ChatRequest`."""
+        """`prepare` for a plain list of messages; options are the attributes of `ChatRequest`."""
         return self.prepare(ChatRequest.of(messages, params, **options))
 
     def prepare_prompt(
         self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
     ) -> PreparedRequest:
-        """The same for a raw prompt: text (encoded with the model's usual prefix), ids, or a `Prompt`. Thread-safe."""
+        """`prepare` for a raw prompt: text (encoded with the model's usual prefix), ids, or a `Prompt`. Thread-safe."""
         return self._inputs.prompt(prompt, params, adapter=adapter)
 
     def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
-        """The same for a text to be embedded; its `RequestOutput` has the vector. Thread-safe."""
+        """`prepare` for a text to embed; its `RequestOutput` has the vector. Thread-safe."""
         return self._inputs.embedding(prompt, adapter=adapter)
 
     def add(self, request_id: str, prepared: PreparedRequest) -> None:
-        """Queue a prepared request. Cheap; like `step`, only for the thread that owns this object.
+        """Queue a prepared request. Cheap; like `step`, call it only from the thread that owns this object.
 
         Raises:
             InvalidRequestError: the id is in use, a token id is outside the vocabulary, or there is no such adapter;
-                nothing was queued.
+                nothing is queued.
         """
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
@@ -161,7 +161,7 @@ class LLM:
         self._running[request_id] = running
 
     def abort(self, request_id: str) -> None:
-        """Stop a request at once and free what it holds; no further chunk follows. Unknown ids are ignored."""
+        """Stop a request at once and free its resources; no more chunks follow. Unknown ids are ignored."""
         running = self._running.pop(request_id, None)
         if running is not None:
             for backend_id in running.samples:
@@ -171,7 +171,7 @@ class LLM:
         self._unclaimed = [chunk for chunk in self._unclaimed if chunk.request_id != request_id]
 
     def wake(self) -> None:
-        """End the waiting of a `step` that runs, or of the next one. From any thread."""
+        """Make the running `step`, or the next one, return without waiting. Callable from any thread."""
         self.backend.wake()
 
     def has_unfinished_requests(self) -> bool:
@@ -179,7 +179,7 @@ class LLM:
         return bool(self._running) or bool(self._unclaimed)
 
     def step(self) -> list[StreamChunk]:
-        """Advance everything by one step; returns the chunks of all requests that no `run_steps` owns."""
+        """Advance everything by one step; returns the chunks of requests that `run_steps` does not own."""
         if self._running:
             self._advance()
         chunks, self._unclaimed = self._unclaimed, []
@@ -204,10 +204,10 @@ class LLM:
             if running.finished:
                 self._claimed.pop(request_id, None)
 
-    # LoRA adapters, and what is going on: from any thread
+    # LoRA adapters and statistics: callable from any thread
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter in PEFT's format from a folder, for requests to name (`adapter=`).
+        """Load a LoRA adapter in PEFT format from a folder; requests select it by name (`adapter=`).
 
         Raises:
             InvalidRequestError: the name is taken, or there are too many adapters.
@@ -216,7 +216,7 @@ class LLM:
         return self.backend.load_adapter(name, path)
 
     def unload_adapter(self, name: str) -> None:
-        """Refuse requests that name an adapter from now on; those queued or running finish.
+        """Refuse new requests that name this adapter; queued and running ones finish.
 
         Raises:
             InvalidRequestError: there is no such adapter.
@@ -228,19 +228,19 @@ class LLM:
         return self.backend.adapters()
 
     def stats(self) -> EngineStats:
-        """Counts for a metrics page."""
+        """Counters for a metrics page."""
         return self.backend.stats()
 
-    # The loop, and what is made of it
+    # The loop and everything built on it
 
     def run_steps(
         self, requests: Iterable[tuple[str, Request]], *, in_flight: int | None = None
     ) -> Generator[list[StreamChunk], None, None]:
-        """Run requests to their end; yields the chunks of each step. Closing the iterator aborts what still runs.
+        """Run requests to completion; yields the chunks of each step. Closing the iterator aborts unfinished requests.
 
         Args:
-            requests: (request id, request); taken from the iterable, and prepared, as places become free.
-            in_flight: samples queued at once. None is twice `max_num_seqs`, so that the backend is never short of work.
+            requests: (request id, request); pulled from the iterable and prepared as slots become free.
+            in_flight: samples queued at once. None means twice `max_num_seqs`, so that the backend always has work.
 
         Raises:
             InvalidRequestError: as `prepare` and `add`; the other requests are aborted.
@@ -259,7 +259,7 @@ class LLM:
                     samples[request_id] = prepared.params.n
                 if not samples:
                     return
-                if not arrived:  # else another loop's step has brought something for this one
+                if not arrived:  # otherwise another loop's step has already delivered chunks for this one
                     self._advance()
                 chunks = list(arrived)
                 arrived.clear()
@@ -270,7 +270,7 @@ class LLM:
                 self.abort(request_id)
 
     def run(self, requests: Iterable[tuple[str, Request]], *, in_flight: int | None = None) -> Iterator[RequestOutput]:
-        """The answers of `run_steps`, in the order in which they are finished."""
+        """The answers from `run_steps`, in completion order."""
         for chunk in chain.from_iterable(self.run_steps(requests, in_flight=in_flight)):
             if chunk.output is not None:
                 yield chunk.output
@@ -281,11 +281,11 @@ class LLM:
         sampling_params: Params = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
-        """Answer one conversation or several at once.
+        """Answer one or more conversations.
 
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), or a list of such lists.
-            sampling_params: for all, or one per conversation; None takes `default_sampling_params()`.
+            sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
             options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, template_kwargs, adapter: see
                 `ChatRequest`.
 
@@ -293,7 +293,7 @@ class LLM:
             One `RequestOutput` per conversation, in order.
 
         Raises:
-            Glm4Error: none was answered. Where only some failed, these have an `error`.
+            Glm4Error: every request failed. If only some failed, those outputs have an `error`.
         """
         return self._answers(self._prepared_chats(messages, sampling_params, options))
 
@@ -303,23 +303,23 @@ class LLM:
         sampling_params: Params = None,
         **options: Unpack[ChatOptions],
     ) -> Generator[StreamChunk, None, None]:
-        """`chat`, chunk by chunk; dropping or closing the iterator aborts what still runs."""
+        """`chat`, chunk by chunk; dropping or closing the iterator aborts unfinished requests."""
         return self._chunks(self._prepared_chats(messages, sampling_params, options))
 
     def generate(
         self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
     ) -> list[RequestOutput]:
-        """Continue one raw prompt or several at once (text or token ids); see `chat` for the rest."""
+        """Continue one or more raw prompts (text or token ids); see `chat` for the rest."""
         return self._answers(self._prepared_prompts(prompts, sampling_params, adapter))
 
     def stream_generate(
         self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
     ) -> Generator[StreamChunk, None, None]:
-        """`generate`, chunk by chunk; dropping or closing the iterator aborts what still runs."""
+        """`generate`, chunk by chunk; dropping or closing the iterator aborts unfinished requests."""
         return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter))
 
     def embed(self, prompts: PromptLike | Sequence[PromptLike], *, adapter: str | None = None) -> list[EmbeddingOutput]:
-        """Embed one text or several at once (text or token ids); see `EmbeddingOutput` for what the vectors are.
+        """Embed one or more texts (text or token ids); see `EmbeddingOutput` for what the vectors are.
 
         Raises:
             PromptTooLongError: a text is longer than the context.
@@ -343,7 +343,7 @@ class LLM:
         return [self.prepare_prompt(prompt, params, adapter=adapter) for prompt, params in pairs]
 
     def _answers(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
-        """All answers in order. All are queued at once, so that one bad request refuses the call before any runs."""
+        """All answers in order. All are queued first, so that one bad request fails the call before any runs."""
         named = self._named(prepared)
         outputs = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
         _raise_if_all_failed([output.error for output in outputs.values()])
@@ -363,7 +363,7 @@ class LLM:
         return [(f"llm-{next(self._numbers)}", request) for request in prepared]
 
     def close(self) -> None:
-        """Abort everything and free the model's memory. Waits for the packed cache, should it still be written."""
+        """Abort everything and free the model's memory. Waits if the packed cache is still being written."""
         for request_id in list(self._running):
             self.abort(request_id)
         self._opened.close()
@@ -376,13 +376,13 @@ class LLM:
 
 
 def _raise_if_all_failed(errors: Sequence[Glm4Error | None]) -> None:
-    """Raise the first error of a call none of whose requests was answered."""
+    """Raise the first error if every request of a call failed."""
     if errors and None not in errors:
         raise next(error for error in errors if error is not None)
 
 
 def _each(params: Params, count: int) -> Sequence[SamplingParams | None]:
-    """Sampling options for each of `count` prompts."""
+    """Sampling options for each of the `count` prompts."""
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
     if len(params) != count:

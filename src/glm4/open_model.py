@@ -1,4 +1,4 @@
-"""`open_model`: from what a user typed to a backend and the text side in front of it."""
+"""`open_model`: turn a model name or path into a backend and the processor that handles its text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class ModelOptions(TypedDict, total=False):
-    """How to run a model: the options of all backends, for type checkers. What they mean stands with the backends."""
+    """How to run a model: the options of all backends, for type checkers. The backends document what they mean."""
 
     # LocalOptions
     dtype: str
@@ -52,10 +52,10 @@ class ModelOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A backend, the text side in front of it, and what must be closed with them.
+    """A backend, the processor that handles its text, and what must be closed with them.
 
     Attributes:
-        checkpoint: the weights' files, where our engine reads them.
+        checkpoint: the weight files, if our engine reads them.
         kept: writes the packed form of the weights to disk.
     """
 
@@ -65,7 +65,7 @@ class OpenModel:
     kept: BackgroundWrite | None = None
 
     def close(self) -> None:
-        """Free memory and files. Waits for the packed form, should it still be written."""
+        """Free memory and files. Waits if the packed form is still being written."""
         self.backend.close()
         if self.kept is not None:
             self.kept.finish()
@@ -76,13 +76,13 @@ class OpenModel:
 def open_model(
     model: str, *, backend: str = "local", progress: Progress | None = None, options: Mapping[str, Any] | None = None
 ) -> OpenModel:
-    """Find a model, download what is missing of it, and open it with a backend.
+    """Find a model, download any missing files, and open it with a backend.
 
     Args:
         model: a name (`starter`, `glm-4-9b-chat`, `THUDM/glm-4-9b-chat-hf` …), a folder or a GGUF file.
         backend: a name of `backends.table`.
         progress: called with (stage, done, total) while downloading and loading.
-        options: attributes of the backend's options.
+        options: attributes of the backend's options class.
 
     Raises:
         InvalidRequestError: there is no such backend or option; `.param` names it.
@@ -103,14 +103,14 @@ def open_model(
 def _open_local(
     path: Path, variant: Variant | None, row: BackendRow, options: LocalOptions, progress: Progress | None
 ) -> OpenModel:
-    """Load weights into this process: their packed form where an earlier run kept it, else the original."""
+    """Load weights into this process: the packed form if an earlier run saved it, else the original."""
     cache = PackedCache(path)
     cached = cache.find(options.dtype, variant)
     if cached is not None:
         try:
             backend, processor = _load(cached, row, options, progress)
             return OpenModel(backend, processor, cached)
-        except (CheckpointError, TokenizerError):  # damaged on disk: make it again from the original
+        except (CheckpointError, TokenizerError):  # damaged on disk: rebuild it from the original
             discard(cached.path)
     checkpoint = open_checkpoint(path, variant=variant)
     backend, processor = _load(checkpoint, row, options, progress)

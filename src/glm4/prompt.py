@@ -1,6 +1,6 @@
-"""`Prompt`: what the model reads, as token ids; and which of them stand for pictures or sounds.
+"""`Prompt`: the model's input as token ids, and which of them stand for images or audio.
 
-A leaf module: renderers make prompts, the engine runs them.
+A leaf module: renderers build prompts, the engine runs them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from glm4.errors import InvalidRequestError
 
 @dataclass(frozen=True)
 class MediaSpan:
-    """Neighboring rows of a prompt that come from one picture or sound. Their ids are placeholders.
+    """Adjacent rows of a prompt that come from one image or audio clip. Their ids are placeholders.
 
     Attributes:
         start: the first row.
         length: how many rows, at least 1.
         kind: "image" or "audio".
-        digest: of the file. Rows with equal ids but other digests have other keys and values, so they share no page of
-            the cache.
-        offsets: position of each row, counted from the position of the first; None counts up by one, as in text. Begins
-            at 0 and grows by 0 or 1 per row. What follows the span goes on after the last row's position: GLM-4V gives
-            all patches of a picture the same one.
+        digest: of the file. Rows with equal ids but different digests have different keys and values, so they do not
+            share cache pages.
+        offsets: position of each row, counted from the position of the first; None counts up by one, as in text. Starts
+            at 0 and grows by 0 or 1 per row. Rows after the span continue from the last row's position: GLM-4V gives
+            all patches of an image the same position.
     """
 
     start: int
@@ -34,16 +34,16 @@ class MediaSpan:
 
     @property
     def end(self) -> int:
-        """The row behind the last."""
+        """One past the last row."""
         return self.start + self.length
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, one per row of the model, and the spans among them that stand for media.
+    """Token ids, one per row of the model's input, and the spans among them that stand for media.
 
     Attributes:
-        ids: must not be changed afterwards.
+        ids: must not be modified afterwards.
         spans: in order, without overlaps.
 
     Raises:

@@ -196,7 +196,7 @@ def test_plain_output_adds_no_second_newline(capsys: pytest.CaptureFixture[str])
 
 def test_a_plain_answer_loads_no_markdown() -> None:
     """No clock: what makes a start slow is what it loads."""
-    modules = "glm4.cli.conversation.answer, glm4.cli.chat, glm4.cli.conversation.render as view, glm4.llm"
+    modules = "glm4.cli.conversation.answer, glm4.cli.chat, glm4.cli.conversation.view as view, glm4.llm"
     code = f"import sys, {modules}; view.make_view(plain=True)"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print('\\n'.join(sys.modules))"], capture_output=True, text=True, check=True

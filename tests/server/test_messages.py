@@ -143,10 +143,11 @@ def test_a_tool_is_called_and_answers(client: anthropic.Anthropic) -> None:
 def test_the_input_of_a_call_streams_while_it_is_written(client: anthropic.Anthropic) -> None:
     with client.messages.stream(**ask("both", tools=[TOOL])) as stream:
         pieces = [event.partial_json for event in stream if event.type == "input_json"]
-        text, call = stream.get_final_message().content
+        content: list[Any] = list(stream.get_final_message().content)
+    text, call = content
     assert len(pieces) > 5
-    assert json.loads("".join(pieces)) == {"city": "Bonn"} == call.input  # type: ignore[union-attr]
-    assert text.text == "Let me look.\n"  # type: ignore[union-attr]
+    assert json.loads("".join(pieces)) == {"city": "Bonn"} == call.input
+    assert text.text == "Let me look.\n"
 
 
 @pytest.mark.parametrize("key", ["broken", "list"])

@@ -140,7 +140,8 @@ def test_thinking(tmp_path: Path, thinking: dict[str, Any] | None, expected: lis
             final = stream.get_final_message()
         assert [(block.type, getattr(block, block.type)) for block in final.content] == expected
         if expected[0][0] == "thinking":
-            assert whole.content[0].signature == final.content[0].signature != ""  # type: ignore[union-attr]
+            thoughts: list[Any] = [whole.content[0], final.content[0]]
+            assert thoughts[0].signature == thoughts[1].signature != ""
         # and back again
         messages = [*ask("x")["messages"], {"role": "assistant", "content": whole.content}, *ask("y")["messages"]]
         assert client.messages.create(model="tiny", max_tokens=9, messages=messages).usage.output_tokens == 9
@@ -268,8 +269,8 @@ def test_the_beta_client(client: anthropic.Anthropic) -> None:
     edits: Any = {"edits": [{"type": "clear_thinking_20251015"}]}
     body = ask("x", tools=[TOOL], betas=["context-management-2025-06-27"], context_management=edits)
     with client.beta.messages.stream(**body) as stream:
-        final = stream.get_final_message()
-    assert final.content[0].text == "Fine."  # type: ignore[union-attr]
+        final: Any = stream.get_final_message()
+    assert final.content[0].text == "Fine."
     counted = client.beta.messages.count_tokens(**{key: value for key, value in body.items() if key != "max_tokens"})
     assert counted.context_management is not None
     assert counted.context_management.original_input_tokens == counted.input_tokens == final.usage.input_tokens
@@ -299,10 +300,11 @@ def test_forced_calls_fit_their_schema(random_model: LiveServer, choice: Any) ->
         with client.messages.stream(**body) as stream:
             final = stream.get_final_message()
     for message in (whole, final):
-        (call,) = message.content
+        calls: list[Any] = list(message.content)
+        (call,) = calls
         assert message.stop_reason == "tool_use"
-        assert call.name == "pick"  # type: ignore[union-attr]
-        jsonschema.validate(call.input, schema)  # type: ignore[union-attr]
+        assert call.name == "pick"
+        jsonschema.validate(call.input, schema)
 
 
 class Pick(BaseModel):

@@ -18,6 +18,7 @@ import schemathesis
 from anthropic.types.beta import BetaMessage, BetaMessageTokensCount, BetaRawMessageStreamEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import seed as with_seed
+from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
@@ -193,7 +194,7 @@ def fuzz(server: LiveServer, told: dict[str, Any], name: str, mode: Any, example
             further(response)
             statuses[response.status_code] += 1
 
-        strategy = schema[path][method.upper()].as_strategy(mode)
+        strategy: st.SearchStrategy[Any] = schema[path][method.upper()].as_strategy(mode)
         options = settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         with_seed(seed)(options(given(strategy)(send)))()
     return statuses

@@ -1,1 +1,1 @@
-"""Request and response bodies of the HTTP APIs and of batch files: read strictly, written exactly. No web framework."""
+"""Request and response bodies of the HTTP APIs and of batch files: strict parsing, exact output. No web framework."""

@@ -1,7 +1,7 @@
 """How the fields of request bodies are described and read, and the fields that several APIs share.
 
-A reader checks the JSON type and returns the value as the rest of glm4 wants it; ranges are checked by
-`SamplingParams`, whose field names are used where a field is a sampling option.
+A reader checks the JSON type and returns the value in glm4's internal form. `SamplingParams` checks ranges; a field
+that is a sampling option uses its name there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Reader = Callable[[str, Any], Any]
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a body.
+    """One field of a request body.
 
     Attributes:
-        schema: JSON schema of a value; null is allowed beside it everywhere and means "not given".
+        schema: JSON schema of a value; null is also allowed everywhere and means "not given".
         read: (name, value) → value; raises InvalidRequestError.
         sampling: the field of SamplingParams it sets, if it is a sampling option.
     """
@@ -41,12 +41,12 @@ class Field:
 
 
 def as_it_is(name: str, value: Any) -> Any:
-    """For values that are checked elsewhere."""
+    """The value unchanged, for values that are checked elsewhere."""
     return value
 
 
 def boolean(name: str, value: Any) -> bool:
-    """true or false."""
+    """A boolean: true or false."""
     if not isinstance(value, bool):
         raise InvalidRequestError(f"{name} must be true or false, not {value!r}", param=name)
     return value
@@ -79,7 +79,7 @@ def mapping(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def only(*allowed: Any) -> Reader:
-    """A field of which only some values are supported."""
+    """A field that supports only some values."""
 
     def read(name: str, value: Any) -> Any:
         if not any(value == one and type(value) is type(one) for one in allowed):
@@ -99,7 +99,7 @@ def _stop(name: str, value: Any) -> list[str]:
 
 def _logit_bias(name: str, value: Any) -> dict[int, float]:
     for token in mapping(name, value):
-        # int() would also take "1_0" and digits of other scripts
+        # int() would also accept "1_0" and digits of other scripts
         if not (token.isascii() and token.isdigit() and len(token) <= 9):
             raise InvalidRequestError(f"{name} has a key that is no token id: {token!r}", param=name)
     return {int(token): bias for token, bias in value.items()}
@@ -157,13 +157,13 @@ OPTIONS: Mapping[str, Field] = MappingProxyType(
         ]
     )
 )
-"""Sampling options of every body that generates text."""
+"""Sampling options of every request body that generates text."""
 
 
 LABELS: Mapping[str, Field] = MappingProxyType(
     {name: Field(STRING, text) for name in ("user", "safety_identifier", "prompt_cache_key")}
 )
-"""Fields that do not change the answer: whose request it is, and a hint for a cache that needs none."""
+"""Fields that do not change the answer: who sent the request, and a hint our cache does not need."""
 
 
 def read_fields(
@@ -172,7 +172,7 @@ def read_fields(
     """The fields that are not null, each read by its row of the table.
 
     Args:
-        refused: why fields that other servers know are not supported.
+        refused: fields known to other servers, each with the reason it is not supported here.
 
     Raises:
         InvalidRequestError: a field is unknown, unsupported or of the wrong type; `.param` names it.
@@ -189,7 +189,7 @@ def read_fields(
 
 
 def body_schema(table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:
-    """The JSON schema of a body with these fields, for the OpenAPI document."""
+    """The JSON schema of a request body with these fields, for the OpenAPI document."""
     properties = {
         name: field.schema if name in required else {"anyOf": [field.schema, {"type": "null"}]}
         for name, field in table.items()

@@ -1,9 +1,9 @@
-"""The JSON schemas of each API, read from `schemas.json` of its folder.
+"""The JSON schemas of each API, read from `schemas.json` in its folder.
 
-The files hold JSON schema in short form. A schema may be a string: a type (`string`, `count` …), the name of another
-schema of the file (a lower-case one is copied to where it is named, an upper-case one is a component of the OpenAPI
-document, of whichever API), `x[]` for a list of x, or `x?` for x or null. An object with `properties` and no `type` is
-closed: it has these properties and no others, and a property may be missing only if its name ends in `?`.
+The files hold JSON schemas in shorthand. A schema may be a string: a type (`string`, `count` …), the name of another
+schema in the file (lowercase: copied in place; uppercase: a component of the OpenAPI document, from any API),
+`x[]` for a list of x, or `x?` for x or null. An object with `properties` and no `type` is closed: it has these
+properties and no others, and a property may be missing only if its name ends in `?`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _TYPES: Mapping[str, Schema] = {
 
 @cache
 def schemas(api: str) -> Mapping[str, Schema]:
-    """The schemas of one API (the name of its folder), written out."""
+    """The schemas of one API (the name of its folder), expanded."""
     file = resources.files("glm4.api") / api / "schemas.json"
     written = json.loads(file.read_text(encoding="utf-8"))
     return MappingProxyType({name: _read(schema, written) for name, schema in written.items()})
 
 
 def components(api: str) -> dict[str, Schema]:
-    """Those that the OpenAPI document lists by name."""
+    """The schemas that the OpenAPI document lists by name."""
     return {name: schema for name, schema in schemas(api).items() if name[0].isupper()}
 
 
 def ref(name: str) -> Schema:
-    """Points to a component."""
+    """A reference to a component."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -52,7 +52,7 @@ def closed(properties: Mapping[str, Schema], *optional: str) -> dict[str, Any]:
 
 
 def _read(schema: Any, written: Mapping[str, Any]) -> Schema:
-    """A schema in full. Raises KeyError where a name is unknown."""
+    """Expand a schema. Raises KeyError for an unknown name."""
     if isinstance(schema, str):
         return _named(schema, written)
     full = {key: _read_member(key, value, written) for key, value in schema.items()}
@@ -64,7 +64,7 @@ def _read(schema: Any, written: Mapping[str, Any]) -> Schema:
 
 
 def _read_member(key: str, value: Any, written: Mapping[str, Any]) -> Any:
-    """One keyword of a schema: those that hold schemas are read, the others stay as they are."""
+    """Expand one keyword of a schema: values that hold schemas are expanded, the others are left unchanged."""
     if key == "properties":
         return {name: _read(one, written) for name, one in value.items()}
     if key in ("anyOf", "oneOf"):

@@ -1,8 +1,8 @@
-"""The one seam in the middle: a backend takes token ids and gives token ids.
+"""The backend interface: token ids in, token ids out.
 
-Everything above (llm, server, agent) works on messages and text; everything below works on ids. A backend is
-synchronous and single-threaded: the caller adds requests and calls `step()` until nothing is left. What crosses the
-seam with a request stands in `engine.protocol`; what a backend is, and what it can do, stands here.
+Everything above (llm, server) works on messages and text; everything below works on ids. A backend is synchronous and
+single-threaded: the caller adds requests and calls `step()` until nothing is left. `engine.protocol` defines what
+a request carries across this interface; this module defines what a backend is and what it can do.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ STEP_WAIT = 0.1
 
 
 class Capability(Enum):
-    """What a request may ask for and not every backend does. `requests.requirements` refuses what is missing."""
+    """Features that only some backends support. `requests.requirements` refuses requests that need a missing one."""
 
     ADAPTERS = "adapters"
     EMBEDDINGS = "embeddings"
     LOGIT_BIAS = "logit_bias"
     LOGPROBS = "logprobs"
     MEDIA = "media"
-    """Prompts with spans that stand for pictures or sounds."""
+    """Prompts with spans that stand for images or audio."""
     MIN_TOKENS = "min_tokens"
     PROMPT_LOGPROBS = "prompt_logprobs"
     SEED = "seed"
     DECLARED_GRAMMARS = "declared_grammars"
-    """Compiles the grammars itself: gets `GenerationRequest.structured_outputs`."""
+    """Compiles grammars itself: gets `GenerationRequest.structured_outputs`."""
     COMPILED_GRAMMARS = "compiled_grammars"
-    """Follows a grammar that was compiled above the seam: gets `GenerationRequest.constraint`."""
+    """Follows a grammar compiled above this interface: gets `GenerationRequest.constraint`."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class ExecutionInfo:
     Attributes:
         dtype: weight precision, a name of `model.precision`.
         kv_cache_dtype: "fp32", "fp16" or "int8".
-        kv_cache_tokens: what the KV cache holds.
-        weight_bytes: memory of the weights.
+        kv_cache_tokens: capacity of the KV cache in tokens.
+        weight_bytes: memory the weights take.
         isa: instruction set of the kernels.
-        num_threads: processor threads.
+        num_threads: CPU threads.
     """
 
     dtype: str
@@ -64,10 +64,10 @@ class BackendInfo:
     Attributes:
         name: as in `backends.table`.
         vocab_size: rows of the model's vocabulary.
-        max_model_len: bounds prompt + output, in tokens.
-        max_num_seqs: bounds what runs at once; more wait.
+        max_model_len: limit on prompt + output, in tokens.
+        max_num_seqs: limit on sequences that run at once; the rest wait.
         capabilities: what requests may ask for.
-        execution: None where another program computes.
+        execution: None if another program does the computation.
     """
 
     name: str
@@ -80,13 +80,13 @@ class BackendInfo:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model as a backend finds it that does not read our `Checkpoint`.
+    """A model as seen by a backend that does not read our `Checkpoint`.
 
     Attributes:
         name: what the user called it.
         tokenizer: the vocabulary that prompts are written in.
-        vocab_size: rows of the vocabulary, those without a token included.
-        context: tokens the model was made for; None where its files do not say.
+        vocab_size: rows of the vocabulary, including those without a token.
+        context: the model's context length in tokens; None if its files do not say.
     """
 
     name: str
@@ -96,54 +96,54 @@ class ModelFiles:
 
 
 class Backend(Protocol):
-    """Ids in, ids out."""
+    """Token ids in, token ids out."""
 
     @property
     def info(self) -> BackendInfo:
         """Limits and capabilities of this backend."""
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Queue a request, without waiting for anything. Raises InvalidRequestError for one that can never run."""
+        """Queue a request without waiting. Raises InvalidRequestError for one that can never run."""
 
     def abort(self, request_id: str) -> None:
-        """Stop a request and free what it holds; unknown or finished ids are ignored. No further output follows."""
+        """Stop a request and free its resources; unknown or finished ids are ignored. No more outputs follow."""
 
     def step(self) -> list[GenerationOutput]:
-        """Advance by one step; returns outputs of the requests that made progress a caller can see, perhaps none.
+        """Advance by one step; returns outputs of the requests that made visible progress, perhaps none.
 
-        A step computes for about as long as one forward pass takes. Where it has nothing to compute and waits (for a
-        server, for a device), it returns after `STEP_WAIT` seconds at the latest, and at once when `wake` is called,
-        so that no abort and no new request is held up.
+        A step computes for about as long as one forward pass takes. If it has nothing to compute and waits (for a
+        server or a device), it returns within `STEP_WAIT` seconds, and at once when `wake` is called, so that aborts
+        and new requests are not delayed.
 
-        A request that fails ends with an output that has `error`; the others go on. What `step` raises ends them all.
+        A failed request ends with an output that has `error`; the others continue. An exception from `step` ends all.
         """
 
     def wake(self) -> None:
-        """End the waiting of a `step` that runs, or of the next one. From any thread; nothing where none waits."""
+        """Make the running or next `step` return without waiting. From any thread; a no-op if steps never wait."""
 
     def has_unfinished_requests(self) -> bool:
-        """True while `step` has something to do."""
+        """True while `step` has work to do."""
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter (a folder in PEFT's format) for requests to name. May be called from any thread.
+        """Load a LoRA adapter (a folder in PEFT format) that requests can name. May be called from any thread.
 
         Raises:
-            InvalidRequestError: the name is taken or unusable, there are too many, or none can be loaded here.
+            InvalidRequestError: the name is taken or unusable, there are too many, or this backend cannot load any.
             CheckpointError, OutOfMemoryError: it cannot be used, or does not fit.
         """
 
     def unload_adapter(self, name: str) -> None:
-        """Refuse requests that name it from now on; those queued or running finish. May be called from any thread.
+        """Refuse new requests that name it; queued and running ones finish. May be called from any thread.
 
         Raises:
-            InvalidRequestError: there is no such adapter, or none can be unloaded here.
+            InvalidRequestError: there is no such adapter, or this backend cannot unload any.
         """
 
     def adapters(self) -> list[AdapterInfo]:
-        """The adapters that requests may name, in the order they were loaded. May be called from any thread."""
+        """The adapters that requests may name, in load order. May be called from any thread."""
 
     def stats(self) -> EngineStats:
-        """What is going on. Cheap; may be called from any thread."""
+        """Current counters. Cheap; may be called from any thread."""
 
     def close(self) -> None:
         """Free memory and threads. Idempotent."""

@@ -1,4 +1,4 @@
-"""The `local` backend: our own engine on this machine's processor."""
+"""The `local` backend: our own engine on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ _POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cach
 
 @dataclass(frozen=True)
 class LocalOptions:
-    """How to run a model here.
+    """How to run a model in this process.
 
     Attributes:
         dtype: weight precision, one of `model.precision.DTYPES`.
-        max_model_len: prompt + output of one sequence; None is as much as the model and the memory allow.
+        max_model_len: prompt + output of one sequence; None means as much as the model and memory allow.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: rows of one forward pass.
-        kv_cache_dtype: "auto" (fp32 beside fp32 weights, else fp16), "fp32", "fp16" or "int8".
-        kv_cache_memory: bytes for the KV cache; None takes what `max_num_seqs` full sequences need, within 60 % of
-            the free memory.
-        num_threads: None is one per core this process may use, within its container's share.
+        kv_cache_dtype: "auto" (fp32 with fp32 weights, else fp16), "fp32", "fp16" or "int8".
+        kv_cache_memory: bytes for the KV cache; None means what `max_num_seqs` full sequences need, up to 60 % of
+            free memory.
+        num_threads: None means one per core this process may use, within its container's CPU limit.
         kernels: "auto", "native" or "reference".
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
-        speculation: guess repeated text ahead (same answers, fewer steps).
+        speculation: draft repeated text ahead (same answers, fewer steps).
         max_adapters: LoRA adapters that may be loaded at once.
-        adapter_memory: bytes they may take in all.
+        adapter_memory: bytes they may take in total.
     """
 
     dtype: str = "auto"
@@ -83,7 +83,7 @@ class LocalOptions:
 
 
 class LocalBackend:
-    """`Engine` behind the backend seam."""
+    """`Engine` behind the backend interface."""
 
     def __init__(
         self,
@@ -141,21 +141,21 @@ class LocalBackend:
         """Load a checkpoint's weights and reserve the KV cache.
 
         Raises:
-            InvalidRequestError: a packed checkpoint, and another dtype than its own is asked for; or dtype "stored"
-                of a checkpoint without 4-bit tensors.
+            InvalidRequestError: the checkpoint is packed in another dtype than the requested one; or dtype is "stored"
+                and the checkpoint has no 4-bit tensors.
         """
         packed = checkpoint.packed
         if packed is not None:
             options = replace(options, dtype=packed_dtype(options.dtype, packed.precision))
         precision = _checked_precision(checkpoint.config, options, checkpoint.stored_precision)
         model = load_model(checkpoint, precision, _kernels(options), progress)
-        # Pages of a mapped file still count as available memory, but taking them would slow every token.
+        # Pages of a mapped file still count as available memory, but using that memory would slow every token.
         mapped = 0 if packed is None else model.weights.nbytes
         return cls(model, options, precision.name, banned_ids, mapped, checkpoint.model_type)
 
     @classmethod
     def random(cls, config: ModelConfig, options: LocalOptions, seed: int = 0) -> LocalBackend:
-        """A model of that shape with random weights, for benchmarks."""
+        """A model with this configuration and random weights, for benchmarks."""
         precision = _checked_precision(config, options)
         model = random_model(config, precision, _kernels(options), seed)
         return cls(model, options, precision.name, np.empty(0, np.int64), model_type=config.architecture)
@@ -174,18 +174,18 @@ class LocalBackend:
         self.engine.abort(request_id)
 
     def step(self) -> list[GenerationOutput]:
-        """One forward pass."""
+        """Run one forward pass."""
         return self.engine.step()
 
     def wake(self) -> None:
-        """Nothing: a step computes and never waits."""
+        """Do nothing: a step never waits."""
 
     def has_unfinished_requests(self) -> bool:
-        """True while `step` has something to do."""
+        """True while `step` has work to do."""
         return self.engine.has_unfinished_requests()
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Read a PEFT adapter and offer it; see `model.weights.adapter` for what is supported and the errors."""
+        """Read a PEFT adapter and make it available; see `loading.lora` for what is supported and the errors."""
         from glm4.loading.lora import read_adapter  # few runs load one
 
         table, kernels = self.engine.adapters, self.model.kernels
@@ -198,7 +198,7 @@ class LocalBackend:
         return _adapter_info(name, adapter)
 
     def unload_adapter(self, name: str) -> None:
-        """Refuse requests that name it from now on; those queued or running finish."""
+        """Refuse new requests that name it; queued and running ones finish."""
         self.engine.adapters.remove(name)
 
     def adapters(self) -> list[AdapterInfo]:
@@ -206,11 +206,11 @@ class LocalBackend:
         return [_adapter_info(name, adapter) for name, adapter in self.engine.adapters.items()]
 
     def stats(self) -> EngineStats:
-        """What the engine is doing."""
+        """The engine's counters."""
         return self.engine.stats()
 
     def close(self) -> None:
-        """Forget running requests; the memory goes when this object goes."""
+        """Drop running requests; memory is freed with this object."""
         self.engine.close()
 
 

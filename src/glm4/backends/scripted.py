@@ -1,4 +1,4 @@
-"""The `scripted` backend: says what it is told to. The fake behind the seam, for tests of everything above it."""
+"""The `scripted` backend: answers from a script. A fake backend for testing everything above the interface."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class _Running:
 
 
 class ScriptedBackend:
-    """Answers each request with `script(prompt_ids)`, one token a step, all requests side by side.
+    """Answers each request with `script(prompt_ids)`, one token per step, all requests concurrently.
 
     Stop ids, `max_tokens`, `ignore_eos` and abort behave as in the real engine; an exhausted script ends with "stop".
-    Any adapter can be loaded, from any path, and changes nothing. An embedding counts the prompt's ids modulo 8.
+    Any adapter can be loaded from any path and has no effect. An embedding counts the prompt's ids modulo 8.
 
     Args:
-        capabilities: what requests may ask for; nothing of it changes the script's answer.
+        capabilities: what requests may ask for; none of them changes the script's answer.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ScriptedBackend:
         return self._info
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Ask the script for this request's answer."""
+        """Get this request's answer from the script."""
         if request.request_id in self._running:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         if request.adapter is not None and request.adapter not in self._adapters:
@@ -69,7 +69,7 @@ class ScriptedBackend:
         self._running.pop(request_id, None)
 
     def step(self) -> list[GenerationOutput]:
-        """Say one more token of every running answer."""
+        """Emit one more token of every running answer."""
         outputs = []
         for running in list(self._running.values())[: self._info.max_num_seqs]:
             output = self._advance(running)
@@ -93,7 +93,7 @@ class ScriptedBackend:
         return GenerationOutput(request.request_id, (token,), "length" if running.sent >= limit else None)
 
     def wake(self) -> None:
-        """Nothing: a step never waits."""
+        """Do nothing: a step never waits."""
 
     def has_unfinished_requests(self) -> bool:
         """True while an answer is unfinished."""
@@ -115,7 +115,7 @@ class ScriptedBackend:
         return list(self._adapters.values())
 
     def stats(self) -> EngineStats:
-        """How many answers are being said and how many wait; there are no pages and nothing else to count."""
+        """How many answers are running and how many wait; the other counters do not apply."""
         requests = [running.request for running in list(self._running.values())]
         limit = self._info.max_num_seqs
         running, waiting = ({r.adapter for r in part if r.adapter} for part in (requests[:limit], requests[limit:]))

@@ -1,4 +1,4 @@
-"""The table of backends: where each one lives and what it can do, known before it is loaded."""
+"""The table of backends: where each one lives and what it can do, without loading it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class BackendRow:
     """A backend.
 
     Attributes:
-        module: imported with the first model that needs it.
-        backend, options: names in it: the class with `load`, and the dataclass of its options.
-        capabilities: what requests may ask of it.
+        module: imported when a model first needs it.
+        backend, options: names in that module: the class with `load`, and the dataclass of its options.
+        capabilities: what requests may ask for.
     """
 
     name: str
@@ -33,14 +33,14 @@ class BackendRow:
         return import_module(self.module)
 
     def backend_class(self) -> Any:
-        """The class; its `load` makes a backend."""
+        """The class; its `load` creates a backend."""
         return getattr(self.load_module(), self.backend)
 
     def read_options(self, given: Mapping[str, Any]) -> Any:
-        """The options of this backend; those of another one are passed over where they say what they say by default.
+        """The options of this backend; another backend's options are ignored if they have their default value.
 
         Raises:
-            InvalidRequestError: there is no such option, or it has an impossible value; `.param` names it.
+            InvalidRequestError: there is no such option, or its value is invalid; `.param` names it.
         """
         made = getattr(self.load_module(), self.options)
         known = {field.name for field in fields(made)}
@@ -53,10 +53,10 @@ class BackendRow:
 
 
 def backend_row(name: str) -> BackendRow:
-    """The backend of that name.
+    """The backend with that name.
 
     Raises:
-        InvalidRequestError: there is none.
+        InvalidRequestError: there is no such backend.
     """
     if name not in BACKENDS:
         raise InvalidRequestError(f"there is no backend {name!r}; there are {', '.join(BACKENDS)}", param="backend")

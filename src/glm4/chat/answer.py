@@ -1,4 +1,4 @@
-"""`Answer`: what the events of one answer add up to. The only fold of events: whoever needs a whole answer uses it."""
+"""`Answer`: what the events of one answer add up to. The only fold over events; all callers use it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from glm4.chat.messages import Message, ToolCall
 
 
 class Answer(EventVisitor[None]):
-    """An answer as far as it has come."""
+    """An answer, as far as it has arrived."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self._text: list[str] = []
@@ -18,7 +18,7 @@ class Answer(EventVisitor[None]):
         self.add(events)
 
     def add(self, events: Iterable[Event]) -> None:
-        """Take in more events."""
+        """Add more events."""
         for event in events:
             event.accept(self)
 

@@ -1,4 +1,4 @@
-"""The words in which dialects describe what an answer must spell: texts in Lark's notation, as llguidance reads it.
+"""The building blocks with which dialects describe what an answer must spell: Lark syntax, as llguidance reads it.
 
 Nothing is compiled here; `glm4.requests.grammar_compiler` does that.
 """
@@ -13,8 +13,8 @@ from typing import Any
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
 
-# One space after `:` and `,` is how models have seen JSON in training (Python's json.dumps writes it so); where they
-# may not put more, small ones cannot write whitespace forever. `lenient` would ignore keywords it does not know.
+# One space after `:` and `,` is how models saw JSON in training (json.dumps writes it that way); not allowing more
+# keeps small models from writing whitespace forever. `lenient` would ignore unknown keywords.
 JSON_OPTIONS: Mapping[str, Any] = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -24,25 +24,25 @@ JSON_OPTIONS: Mapping[str, Any] = {
 }
 
 
-# Small models, once they call, do not know when to stop.
+# Once small models start calling tools, they do not know when to stop.
 MAX_CALLS = 16
 
 
 @dataclass(frozen=True)
 class CallableTool:
-    """A tool as a grammar sees it; `schema` None is a built-in one, whose argument is free text."""
+    """A tool as a grammar sees it; `schema` is None for a built-in tool, whose argument is free text."""
 
     name: str
     schema: Mapping[str, Any] | None
 
 
 def literal(text: str) -> str:
-    """Exactly this text, of ordinary tokens."""
+    """Exactly this text, in ordinary tokens."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def marker(name: str, tokenizer: Tokenizer) -> str:
-    """This token; the same spelt in ordinary tokens where the vocabulary has none of that name."""
+    """This token, or its spelling in ordinary tokens if the vocabulary has no token of that name."""
     token = tokenizer.added_tokens.get(name)
     return literal(name) if token is None else f"<[{token.id}]>"
 
@@ -53,19 +53,19 @@ def json_rule(schema: Mapping[str, Any]) -> str:
 
 
 def with_options(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema with our options for writing JSON; options that it brings along itself do not count."""
+    """A schema with our options for writing JSON; options in the schema itself are overridden."""
     return {**schema, "x-guidance": dict(JSON_OPTIONS)}
 
 
 def callables(tools: Sequence[Mapping[str, Any]], builtin: Sequence[str]) -> list[CallableTool]:
-    """The tools that may be called, the first of each name.
+    """The tools that may be called; for duplicate names, the first one.
 
     Args:
         tools: checked tools in OpenAI's form.
         builtin: tool types that consist of their type alone.
 
     Raises:
-        InvalidRequestError: `parameters` is no schema of an object; `.param` is "tools".
+        InvalidRequestError: `parameters` is not the schema of an object; `.param` is "tools".
     """
     found: dict[str, CallableTool] = {}
     for tool in tools:
@@ -78,7 +78,7 @@ def callables(tools: Sequence[Mapping[str, Any]], builtin: Sequence[str]) -> lis
 
 
 def _arguments_schema(name: str, parameters: object) -> Mapping[str, Any]:
-    """A function's parameters as the schema of an object; nothing given is any object."""
+    """A function's parameters as the schema of an object; if none are given, any object."""
     if parameters is None:
         return {"type": "object"}
     if not isinstance(parameters, Mapping):

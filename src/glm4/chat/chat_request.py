@@ -1,4 +1,4 @@
-"""`ChatRequest`: a conversation to be answered, read once where it enters and passed whole to the renderer."""
+"""`ChatRequest`: a conversation to answer, parsed once on entry and passed whole to the renderer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tool = Mapping[str, Any]
 
 
 class ChatOptions(TypedDict, total=False):
-    """What may be said beside messages and sampling options; see `ChatRequest`."""
+    """What a request may set besides messages and sampling options; see `ChatRequest`."""
 
     tools: Sequence[Tool] | None
     tool_choice: ToolChoiceValue | None
@@ -31,19 +31,19 @@ class ChatOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A conversation to be answered. Make one with `ChatRequest.of`, which checks what it is given.
+    """A conversation to answer. Create one with `ChatRequest.of`, which validates its input.
 
     Attributes:
         messages: the turns so far, at least one.
-        params: sampling options; None takes the model's own. With `structured_outputs` the answer has that form; if
+        params: sampling options; None uses the model's own. With `structured_outputs` the answer has that form; if
             tools are offered, the model may call them instead (`tool_choice="none"` leaves only the answer).
         tools: tools in OpenAI's form, or GLM-4's built-in types.
-        tool_choice: "auto" (None is the same); "none": the tools are kept out of the prompt, and nothing is read as a
+        tool_choice: "auto" (None is the same); "none": the tools are left out of the prompt, and nothing is parsed as a
             call; "required": the model must call; {"type": "function", "function": {"name": …}}: this one, once. A
-            grammar enforces the last two, so that arguments fit their schema (unless `max_tokens` cuts them off).
+            grammar enforces the last two, so arguments match their schema (unless `max_tokens` cuts them off).
         parallel_tool_calls: False ends the answer where a second call begins.
-        add_generation_prompt: end the prompt with the beginning of the model's turn.
-        template_kwargs: further variables for the chat template.
+        add_generation_prompt: end the prompt with the start of the model's turn.
+        template_kwargs: extra variables for the chat template.
         adapter: name of the LoRA adapter to answer with.
     """
 
@@ -60,7 +60,7 @@ class ChatRequest:
     def of(
         cls, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
     ) -> ChatRequest:
-        """Read a conversation as callers write it.
+        """Parse a conversation as callers write it.
 
         Args:
             messages: dictionaries in OpenAI's form, or `Message`.
@@ -79,7 +79,7 @@ class ChatRequest:
         tools = options.get("tools") or ()
         if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
             raise InvalidRequestError("tools must be a list", param="tools")
-        if choice.mode == "none":  # what the model does not know it does not call
+        if choice.mode == "none":  # the model does not call tools it does not see
             turns, tools = [replace(turn, tools=()) for turn in turns], ()
         return cls(
             messages=tuple(turns),
@@ -94,5 +94,5 @@ class ChatRequest:
 
     @property
     def offered_tools(self) -> list[Tool]:
-        """Every tool the model may call: those hanging on messages (GLM-4's own style) and those given beside them."""
+        """Every tool the model may call: attached to messages (GLM-4's own style) or passed with the request."""
         return [*(tool for message in self.messages for tool in message.tools), *self.tools]

@@ -1,4 +1,4 @@
-"""The events that a model's answer is made of, as it streams.
+"""The events that make up a model's answer as it streams.
 
 A new kind of event is one class here and one method per visitor.
 """
@@ -15,7 +15,7 @@ _T_co = TypeVar("_T_co", covariant=True)
 
 
 class EventVisitor(ABC, Generic[_T_co]):
-    """Handles each kind of event in a method of its own; `event.accept(visitor)` calls the one for its kind."""
+    """Has one method per kind of event; `event.accept(visitor)` calls the one for its kind."""
 
     @abstractmethod
     def text(self, event: TextDelta) -> _T_co:
@@ -41,7 +41,7 @@ class TextDelta:
         return visitor.text(self)
 
     def joined(self, later: Event) -> Event | None:
-        """This event and the next one as one; None where they stay two."""
+        """This event and the next one merged; None if they cannot be merged."""
         return TextDelta(self.text + later.text) if isinstance(later, TextDelta) else None
 
 
@@ -83,7 +83,7 @@ Event = TextDelta | ReasoningDelta | ToolCallDelta
 
 
 def merged(events: Iterable[Event]) -> list[Event]:
-    """Join neighboring events of the same kind, so that one push gives few events."""
+    """Merge adjacent events of the same kind, so one push yields few events."""
     result: list[Event] = []
     for event in events:
         joined = result[-1].joined(event) if result else None

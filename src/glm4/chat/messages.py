@@ -16,7 +16,7 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "observation")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call the model wants made. `arguments` is the JSON text exactly as written (it may be invalid JSON)."""
+    """A call the model asks for. `arguments` is the JSON text exactly as written (it may be invalid JSON)."""
 
     id: str
     name: str
@@ -41,14 +41,14 @@ class Message:
 
     Attributes:
         role: system, user, assistant, tool (OpenAI's name) or observation (GLM-4's name for the same).
-        content: text, pictures and sounds, as parts; a text given instead becomes one part. Empty for an assistant turn
-            that only calls tools.
-        reasoning: the model's hidden thinking, where the dialect has such a part.
+        content: text, images and audio, as parts; a plain string becomes one part. Empty for an assistant turn that
+            only calls tools.
+        reasoning: the model's hidden thinking, if the dialect has such a part.
         tool_calls: calls an assistant turn made.
         tool_call_id: which call a tool turn answers.
         metadata: GLM-4's text after the role tag (the tool's name of an assistant turn),
             normally derived from tool_calls.
-        tools: tools attached to a system turn in GLM-4's own style; normally passed beside the messages.
+        tools: tools attached to a system turn in GLM-4's own style; normally passed alongside the messages.
     """
 
     role: Role
@@ -61,15 +61,15 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The text parts, a line break between each two."""
+        """The text parts, joined with line breaks."""
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "message") -> Message:
-        """Read an OpenAI-style (or GLM-4-style) message dictionary; unknown keys and wrong types are refused.
+        """Read an OpenAI-style (or GLM-4-style) message dictionary; unknown keys and wrong types are rejected.
 
         Args:
-            where: its place in the request, for errors.
+            where: its location in the request, for errors.
 
         Raises:
             InvalidRequestError: with `.param` naming the key.
@@ -107,7 +107,7 @@ _KNOWN_KEYS = {
 
 
 def as_messages(messages: object) -> list[Message]:
-    """Accept Message objects and dictionaries side by side."""
+    """Accept a mix of Message objects and dictionaries."""
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise InvalidRequestError("messages must be a list of messages", param="messages")
     return [

@@ -1,4 +1,4 @@
-"""What a message is made of: text, pictures, sounds. Nothing is fetched or decoded here."""
+"""The parts of a message: text, images, audio. Nothing is fetched or decoded here."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_MEDIA_NBYTES = 32 << 20
 MAX_URL_LENGTH = 8192
 AUDIO_FORMATS = ("wav", "mp3")
 DETAILS = ("auto", "low", "high", "original")
-"""OpenAI's hint how closely to look at a picture. It has no effect: our models have one resolution."""
+"""OpenAI's hint about how closely to look at an image. It has no effect: our models have one resolution."""
 
 
 def refusal(where: str, problem: str) -> InvalidRequestError:
-    """An error that names a place in the request; "" is no place in particular."""
+    """An error that names a location in the request; "" means no particular location."""
     return InvalidRequestError(f"{where}: {problem}" if where else problem, param=where or "messages")
 
 
@@ -34,23 +34,23 @@ class TextPart:
     kind: ClassVar[str] = "text"
 
     def as_dict(self) -> dict[str, Any]:
-        """In OpenAI's form."""
+        """In OpenAI's format."""
         return {"type": "text", "text": self.text}
 
 
 @dataclass(frozen=True)
 class MediaPart:
-    """A file inside a message: either its bytes, or the address where they are.
+    """A file inside a message: either its bytes or its URL.
 
     Attributes:
-        data: the file as it is, at most `MAX_MEDIA_NBYTES`.
-        url: an http(s) address.
-        media_type: what the sender says the file is, such as "image/png"; "" if nothing was said.
-        where: its place in the request, such as "messages[2].content[1]", for error messages.
-        type: what the request calls such a part, likewise.
+        data: the unmodified file, at most `MAX_MEDIA_NBYTES`.
+        url: an http(s) URL.
+        media_type: what the sender says the file is, such as "image/png"; "" if unspecified.
+        where: its location in the request, such as "messages[2].content[1]", for error messages.
+        type: what the request calls such a part, also for error messages.
 
     Raises:
-        InvalidRequestError: not exactly one of data and url, too large, or no such address; `.param` is `where`.
+        InvalidRequestError: not exactly one of data and url, too large, or not an http(s) URL; `.param` is `where`.
     """
 
     data: bytes | None = field(default=None, repr=False)
@@ -73,15 +73,15 @@ class MediaPart:
 
     @cached_property
     def digest(self) -> str | None:
-        """SHA-256 of the data, as hexadecimal digits; None while only the address is known."""
+        """SHA-256 of the data, in hexadecimal; None while only the URL is known."""
         return None if self.data is None else hashlib.sha256(self.data).hexdigest()
 
     @classmethod
     def from_url(cls, url: str, *, where: str = "", type: str = "") -> Self:
-        """A part from an address; the bytes inside a `data:` URL are taken out.
+        """A part from a URL; the bytes inside a `data:` URL are extracted.
 
         Raises:
-            InvalidRequestError: malformed, of another kind, or too large.
+            InvalidRequestError: malformed, of a different kind, or too large.
         """
         if url[:5].lower() != "data:":
             return cls(url=url, where=where, type=type)
@@ -105,7 +105,7 @@ class MediaPart:
         return cls(data, media_type=media_type, where=where, type=type)
 
     def as_dict(self) -> dict[str, Any]:
-        """In the form of OpenAI's `image_url`, which vLLM's `audio_url` shares."""
+        """In the format of OpenAI's `image_url`, which vLLM's `audio_url` shares."""
         url = self.url
         if self.data is not None:
             url = f"data:{self.media_type or self.kind + '/*'};base64,{base64.b64encode(self.data).decode()}"
@@ -113,13 +113,13 @@ class MediaPart:
 
 
 class ImagePart(MediaPart):
-    """A picture; see `MediaPart`."""
+    """An image; see `MediaPart`."""
 
     kind = "image"
 
 
 class AudioPart(MediaPart):
-    """A sound; see `MediaPart`."""
+    """An audio clip; see `MediaPart`."""
 
     kind = "audio"
 
@@ -128,10 +128,10 @@ Part = TextPart | ImagePart | AudioPart
 
 
 def read_part(raw: object, where: str) -> Part:
-    """A content part in OpenAI's form, or a part as it is.
+    """A content part in OpenAI's format; a part object is returned as is.
 
     Raises:
-        InvalidRequestError: malformed, or of an unknown type; `.param` is `where` or a place inside.
+        InvalidRequestError: malformed, or of an unknown type; `.param` is `where` or a location inside it.
     """
     if isinstance(raw, Part):
         return raw
@@ -165,7 +165,7 @@ def _read_image(raw: Mapping[str, Any], where: str) -> ImagePart:
 
 
 def check_detail(value: object, where: str) -> None:
-    """Refuse what is not one of `DETAILS`."""
+    """Reject a value that is not one of `DETAILS`."""
     if value not in DETAILS:
         raise refusal(where, f"must be {', '.join(DETAILS)}")
 
@@ -178,7 +178,7 @@ def _read_audio_url(raw: Mapping[str, Any], where: str) -> AudioPart:
 def _members(
     raw: Mapping[str, Any], name: str, where: str, required: Sequence[str], optional: Sequence[str] = ()
 ) -> Mapping[str, str]:
-    """The object under `name`, which has these members, all strings, and no others."""
+    """The object under `name`, which has exactly these members, all strings."""
     inner = raw.get(name)
     if not isinstance(inner, Mapping):
         raise refusal(f"{where}.{name}", "must be an object")

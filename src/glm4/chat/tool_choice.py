@@ -1,4 +1,4 @@
-"""`tool_choice` as OpenAI has it: whether and which tools are to be called."""
+"""`tool_choice` as OpenAI defines it: whether to call tools, and which ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ToolChoiceValue = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ToolChoice:
-    """Whether tools are to be called.
+    """Whether to call tools.
 
     Attributes:
-        mode: "auto" leaves it to the model; "none" keeps the tools out of the prompt and reads no calls out of the
-            answer; "required" makes it call.
+        mode: "auto" leaves it to the model; "none" leaves the tools out of the prompt and parses no calls from the
+            answer; "required" forces a call.
         name: with "required": the one tool to call, once; None lets the model choose.
     """
 
@@ -50,7 +50,7 @@ class ToolChoice:
         return cls("required", name)
 
     def among(self, tools: list[CallableTool]) -> list[CallableTool]:
-        """The tools that must be called, one of them at least; empty where none must.
+        """The tools of which at least one must be called; empty if none must be.
 
         Raises:
             InvalidRequestError: there is no such tool; `.param` is "tool_choice".

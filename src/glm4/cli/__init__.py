@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _run(args)
         except (Exception, KeyboardInterrupt) as error:
-            # Compiled modules (NumPy's) turn a Ctrl-C during their import into an ImportError.
+            # Compiled modules (NumPy's) turn a Ctrl-C during import into an ImportError.
             code = _exit_code(KeyboardInterrupt() if interrupts else error, args, debug=debug)
             if code is None:
                 raise
@@ -44,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _noted_interrupts() -> Iterator[list[int]]:
-    """Yields a list that every Ctrl-C is written to, beside raising KeyboardInterrupt as ever."""
+    """Yields a list that records every Ctrl-C, which still raises KeyboardInterrupt as usual."""
     noted: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         noted.append(number)
         raise KeyboardInterrupt
 
-    # Other threads cannot set a handler, and a process told to ignore Ctrl-C goes on doing so.
+    # Other threads cannot set a handler, and a process told to ignore Ctrl-C keeps ignoring it.
     usual = threading.current_thread() is threading.main_thread()
     usual = usual and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if usual:
@@ -96,7 +96,7 @@ def _exit_code(error: BaseException, args: Sequence[str], *, debug: bool) -> int
     if isinstance(error, UsageError):
         return console.usage_error(str(error), f"glm4 {args[0]}" if args and args[0] in COMMANDS else "glm4")
     if isinstance(error, BrokenPipeError):
-        console.silence_stdout()  # the reader has what it wanted (`| head -1`)
+        console.silence_stdout()  # the reader has what it needs (`| head -1`)
         return 0
     if isinstance(error, KeyboardInterrupt):
         console.error("interrupted")

@@ -75,7 +75,7 @@ def _summary(progress: BatchProgress, output_file: Path) -> str:
 
 @contextlib.contextmanager
 def _display() -> Iterator[Callable[[BatchProgress], None]]:
-    """A bar at a terminal, otherwise a line every few seconds; both on standard error."""
+    """A progress bar at a terminal, otherwise a line every few seconds; both on standard error."""
     from glm4.cli.console import notice, stderr
 
     if not stderr().is_terminal:

@@ -68,7 +68,7 @@ def bench(
         kernels = backend.model.kernels
         bandwidth, peak = speed.read_bandwidth(), speed.cached_product_peak(kernels)
         found = speed.measure(backend, questions, rounds, report)
-        # A second try each: other programs may have disturbed the first.
+        # Two attempts each: other programs may have disturbed the first.
         bandwidth = max(bandwidth, speed.read_bandwidth())
         peak = max(peak, speed.cached_product_peak(kernels))
     rows = [_row(backend, measurement, bandwidth, peak) for measurement in found]

@@ -58,7 +58,7 @@ def chat(
 
 
 def _question(prompt: str | None) -> str | None:
-    """The prompt and piped input together; None asks for a conversation."""
+    """The prompt and piped input together; None starts a conversation."""
     from glm4.cli.console import clean_text, piped_stdin
 
     piped = piped_stdin()
@@ -73,7 +73,7 @@ def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, 
     from glm4.chat.messages import Message
     from glm4.cli.console import EXIT_INTERRUPTED, notice
     from glm4.cli.conversation.answer import answer
-    from glm4.cli.conversation.render import make_view
+    from glm4.cli.conversation.view import make_view
 
     messages = ([Message("system", system)] if system else []) + [Message("user", question)]
     view, adapter = make_view(plain=plain), options.adapter_name(llm)

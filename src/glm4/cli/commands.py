@@ -1,4 +1,4 @@
-"""The table of commands: where each one lives, and how `glm4 --help` lists it."""
+"""The table of commands: where each one is defined, and how `glm4 --help` lists it."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import NamedTuple
 
 
 class CommandRow(NamedTuple):
-    """Where a command lives and how `glm4 --help` lists it."""
+    """Where a command is defined and how `glm4 --help` lists it."""
 
     module: str
     panel: str
     summary: str
 
     def load(self, name: str) -> tuple[ModuleType, Callable[..., None]]:
-        """The command's module, and its function in it."""
+        """The command's module and its function in that module."""
         module = importlib.import_module(self.module)
         return module, getattr(module, name)
 
 
 def before_separator(args: list[str]) -> list[str]:
-    """The words in front of `--`; behind it nothing is an option."""
+    """The words before `--`; nothing after it is an option."""
     return args[: args.index("--")] if "--" in args else args
 
 
 def print_version() -> None:
-    """One line on standard output."""
+    """Print one line on standard output."""
     from glm4 import __version__
 
     print(f"glm4 {__version__}", flush=True)

@@ -1,4 +1,4 @@
-"""`glm4 completion`: a script with which a shell completes commands and options."""
+"""`glm4 completion`: a shell completion script for commands and options."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def completion(shell: Annotated[str, Argument(metavar="SHELL", help="bash, zsh o
 
 
 def _bash() -> Iterator[str]:
-    """Words for `compgen`; where none fits, the shell completes file names."""
+    """Words for `compgen`; if none match, the shell completes file names."""
     yield '_glm4() {\n    local words= current="${COMP_WORDS[COMP_CWORD]}"'
     yield '    case "$COMP_CWORD:${COMP_WORDS[1]}:$current" in'
     yield f"        1:*) words='{' '.join([*COMMANDS, '--version', '--help'])}' ;;"
@@ -40,7 +40,7 @@ def _bash() -> Iterator[str]:
 
 
 def _fish() -> Iterator[str]:
-    """One `complete` per command and option."""
+    """One `complete` line per command and option."""
     for name, row in COMMANDS.items():
         yield f"complete -c glm4 -n __fish_use_subcommand -f -a {name} -d {shlex.quote(row.summary)}"
         for option in declared(row.load(name)[1]):

@@ -1,6 +1,6 @@
-"""What every command shares at the terminal: consoles, errors, exit codes, progress.
+"""What all commands share at the terminal: consoles, errors, exit codes, progress.
 
-Standard output carries answers only; progress, notices and errors go to standard error.
+Standard output is for answers only; progress, notices and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-# Models and files may hold any character; these would let their text command the terminal.
+# Text from models and files may contain any character; these could control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 ProgressCallback = Callable[[str, float, float], None]
-"""`report(stage, done, total)`: what LLM, the hub and the batch runner report progress through."""
+"""`report(stage, done, total)`: the callback through which LLM, the hub and the batch runner report progress."""
 
 
 @cache
@@ -60,7 +60,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether Rich would treat a stream as a terminal, told without importing it: it is a tenth of a start."""
+    """Whether Rich would treat a stream as a terminal, without importing Rich, which takes a tenth of startup."""
     forced = any(name in os.environ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"))
     if not forced and not stream.isatty():
         return False
@@ -68,7 +68,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def notice(text: str) -> None:
-    """A dim line on standard error. `text` is never read as markup; control characters are left out."""
+    """Print a dim line on standard error. `text` is never parsed as markup; control characters are removed."""
     if not is_terminal(sys.stderr):
         print(printable(text), file=sys.stderr)
         return
@@ -76,12 +76,12 @@ def notice(text: str) -> None:
 
 
 def warning(text: str) -> None:
-    """`warning: …` on standard error."""
+    """Print `warning: …` on standard error."""
     _labelled("warning", "yellow", text)
 
 
 def error(text: str, hint: str | None = None) -> None:
-    """`error: …` on standard error, with an optional line on what to do about it."""
+    """Print `error: …` on standard error, with an optional line on what to do about it."""
     _labelled("error", "bold red", text)
     if hint:
         notice(f"hint: {hint}")
@@ -97,12 +97,12 @@ def _labelled(label: str, style: str, text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, safe to send to a terminal. Tab and newline stay."""
+    """Text without control characters, safe to send to a terminal. Tabs and newlines are kept."""
     return _CONTROL.sub("", text)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output, for programs."""
+    """Print one JSON document on standard output, for programs."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
 
 
@@ -130,16 +130,16 @@ def _os_error(exc: OSError) -> str:
 
 
 def usage_error(message: str, program: str) -> int:
-    """Print a mistake on the command line of `program` (`glm4 chat`, say); returns the exit code."""
+    """Print a usage error of `program` (such as `glm4 chat`); returns the exit code."""
     message = message.strip()
     error(message[:1].lower() + message[1:].rstrip("."), f"`{program} --help` shows the options")
     return EXIT_USAGE
 
 
 def prepare_streams() -> None:
-    """Make the three standard streams usable: UTF-8 whatever the locale says, and there even if the caller closed them.
+    """Make the three standard streams usable: UTF-8 regardless of the locale, and open even if the caller closed them.
 
-    What is not UTF-8 becomes a replacement mark.
+    Invalid UTF-8 becomes a replacement character.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -158,14 +158,14 @@ def piped_stdin() -> str | None:
     """All of standard input when it is a pipe or a file, without a byte order mark; None at a terminal."""
     if sys.stdin.closed or sys.stdin.isatty():
         return None
-    with contextlib.suppress(OSError, ValueError):  # not every stream can be waited for
+    with contextlib.suppress(OSError, ValueError):  # not every stream can be polled
         if not select.select([sys.stdin], [], [], 2.0)[0]:
             notice("waiting for piped input; `< /dev/null` says there is none")
     return sys.stdin.read().removeprefix("\ufeff")
 
 
 def silence_stdout() -> None:
-    """Send what is still buffered for a closed pipe nowhere, so that the interpreter exits without a message."""
+    """Discard what is still buffered for a closed pipe, so the interpreter exits without a message."""
     with contextlib.suppress(OSError, ValueError):
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
@@ -182,7 +182,7 @@ def flush_quietly(code: int) -> int:
 
 
 def human_bytes(count: float) -> str:
-    """`491.4 MB`: decimal units, as download pages and disks use them."""
+    """`491.4 MB`: decimal units, as used for downloads and disks."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -201,9 +201,9 @@ def human_duration(seconds: float) -> str:
 def progress() -> Iterator[ProgressCallback]:
     """Progress of one long operation on standard error, for as long as the `with` block runs.
 
-    Yields `report(stage, done, total)`. Each new stage gets its own bar; totals of a megabyte and more are shown as
-    bytes with a speed, smaller ones as counts; a total of 0 is "unknown". Without a terminal a plain line appears
-    every few seconds instead. The bars vanish when the block ends.
+    Yields `report(stage, done, total)`. Each new stage gets its own bar; totals of a megabyte or more are shown as
+    bytes with a speed, smaller ones as counts; a total of 0 means "unknown". Without a terminal, a plain line
+    appears every few seconds instead. The bars disappear when the block ends.
     """
     if not is_terminal(sys.stderr):
         yield _PlainProgress()
@@ -243,7 +243,7 @@ def _amount(done: float, total: float) -> str:
 
 
 class _PlainProgress:
-    """Progress as occasional lines, for log files: quick stages stay silent."""
+    """Progress as occasional lines, for log files: quick stages print nothing."""
 
     interval = 5.0
 

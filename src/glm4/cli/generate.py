@@ -1,4 +1,4 @@
-"""`glm4 generate`: continue a text as it is, without a chat template."""
+"""`glm4 generate`: continue a text as is, without a chat template."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
 
 
 def _print_whole(output: RequestOutput, prefix: str, model: str, llm: LLM, *, json_output: bool) -> None:
-    """All continuations at once: JSON, or numbered texts."""
+    """Print all continuations at once: JSON, or numbered texts."""
     from glm4.api.openai import text_completion
     from glm4.cli.console import print_json, printable
 

@@ -1,4 +1,4 @@
-"""Help texts: of `glm4`, from the table of commands, and of each command, from what its function declares."""
+"""Help texts: for `glm4`, from the table of commands, and for each command, from its function's declarations."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _default(parameter: Declared) -> str:
 
 
 def _page(usage: str, about: str, panels: dict[str, list[tuple[str, str]]], end: str) -> str:
-    """As wide as the terminal, up to what reads well."""
+    """Format a page as wide as the terminal, up to a readable width."""
     width = min(shutil.get_terminal_size().columns, _WIDEST)
     column = min(_COLUMN, width // 2, 4 + max(len(left) for rows in panels.values() for left, _ in rows))
     parts = [f"Usage: {usage}", *(_fill(" ".join(part.split()), width) for part in about.split("\n\n"))]
@@ -85,7 +85,7 @@ def _fill(text: str, width: int, first: str = "", later: str = "") -> str:
 
 
 def _styled(text: str) -> str:
-    """Headings bold and what can be typed in color, at a terminal that has them."""
+    """Bold headings, and colored text for what can be typed, if the terminal supports it."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     text = re.sub(r"(?m)^(Usage:|\S.*:$)", "\x1b[1m\\1\x1b[0m", text)

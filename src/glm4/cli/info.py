@@ -74,7 +74,7 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
 
     Args:
         checkpoint: opened; only its headers, tokenizer and template are read.
-        is_starter: its licence text and attribution lie beside the file.
+        is_starter: its license text and attribution are next to the file.
     """
     from glm4.model.tensors import num_parameters
 
@@ -116,7 +116,7 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
 
 
 def _stored(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What dtype "stored" makes of the matrices of a GGUF file with 4-bit tensors: their formats and bytes."""
+    """The effect of dtype "stored" on the matrices of a GGUF file with 4-bit tensors: their formats and bytes."""
     from glm4.model.precision import STORED, weight_nbytes
     from glm4.model.tensors import all_matrices
 
@@ -136,7 +136,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _stop_tokens(checkpoint: Checkpoint) -> dict[str, int]:
-    """Stop ids by name, the dialect's and the checkpoint's; without a usable tokenizer the latter, by number."""
+    """Stop ids by name, the dialect's and the checkpoint's; without a usable tokenizer, only the latter, by number."""
     from glm4.chat.dialects.table import dialect_for
     from glm4.errors import Glm4Error
     from glm4.tokenizer import load_tokenizer

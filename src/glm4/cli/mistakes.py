@@ -1,7 +1,7 @@
-"""What to say about a word on the command line that nothing takes; imported for mistakes only.
+"""What to say about an unknown word on the command line; imported only for mistakes.
 
-People type options and commands of vLLM, llama.cpp, Ollama and transformers out of habit. What means the same as an
-option of ours is a second spelling of that one (`--max-model-len` in `options.py`); the table here has the others.
+Users type options and commands of vLLM, llama.cpp, Ollama and transformers out of habit. Those that mean the same as
+one of our options are alternate spellings of it (`--max-model-len` in `options.py`); this table has the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 
 from glm4.cli.parameters import NEEDS_VLLM, UsageError
 
-# Our option or a sentence: what others have for it.
+# Our option, or a sentence: what other programs call it.
 _OTHERS = {
     "--context": "-c --ctx-size --n-ctx --num-ctx --max-seq-len",
     "--threads": "-t --num-threads",
@@ -44,11 +44,11 @@ _OTHERS = {
 
 
 def unknown(word: str, options: Iterable[str], commands: Iterable[str] = ()) -> UsageError:
-    """The error for a word that nothing takes, with what may have been meant.
+    """The error for an unknown word, with suggestions for what may have been meant.
 
     Args:
-        options: what would have been taken.
-        commands: what would have been taken in place of an argument.
+        options: what would have been accepted.
+        commands: what would have been accepted in place of an argument.
     """
     if word.startswith("-"):
         word, known = word.partition("=")[0], [*options, "--help", "--debug"]
@@ -63,7 +63,7 @@ def unknown(word: str, options: Iterable[str], commands: Iterable[str] = ()) -> 
 
 
 def advice(word: str, known: Collection[str]) -> str:
-    """What to do instead of another program's option or command; empty if there is nothing to say.
+    """What to do instead of another program's option or command; empty if there is no advice.
 
     Args:
         known: options of the command at hand, or commands.

@@ -1,4 +1,4 @@
-"""`glm4 models`: what is installed, and what can be."""
+"""`glm4 models`: what is installed, and what can be installed."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _row(variant: Variant) -> dict[str, Any]:
 
 
 def _table(title: str, last: str, rows: list[dict[str, Any]]) -> Table:
-    """Name, size, context, licence and `last`; at a narrow terminal the first of them: names must be whole."""
+    """Name, size, context, license and `last`; a narrow terminal gets only the first: names must be complete."""
     from rich.table import Table
 
     from glm4.cli.console import human_bytes, stdout

@@ -92,25 +92,25 @@ class EngineOptions:
     ] = ""
 
     def for_llm(self) -> dict[str, Any]:
-        """The same for `LLM`, without an address where there is none: only some backends know of it."""
+        """The same for `LLM`, without an address if there is none: only some backends accept one."""
         return {name: value for name, value in asdict(self).items() if value != ""}
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to choose tokens; what is None is left to the model's own defaults."""
+    """How to choose tokens; None uses the model's own default."""
 
     temperature: Annotated[
         float | None,
-        Option(metavar="NUMBER", panel=_SAMPLING, help="0 always takes the likeliest token; higher is freer."),
+        Option(metavar="NUMBER", panel=_SAMPLING, help="0 always takes the most likely token; higher is freer."),
     ] = None
     top_p: Annotated[
         float | None,
-        Option(metavar="SHARE", panel=_SAMPLING, help="Sample from the likeliest tokens up to this probability."),
+        Option(metavar="SHARE", panel=_SAMPLING, help="Sample from the most likely tokens up to this probability."),
     ] = None
     top_k: Annotated[
         int | None,
-        Option(metavar="N", panel=_SAMPLING, help="Sample from this many of the likeliest tokens; 0 is all."),
+        Option(metavar="N", panel=_SAMPLING, help="Sample from this many of the most likely tokens; 0 is all."),
     ] = None
     repetition_penalty: Annotated[
         float | None, Option(metavar="NUMBER", panel=_SAMPLING, help="Above 1 discourages repeating what was said.")
@@ -121,10 +121,10 @@ class SamplingOptions:
     ] = None
 
     def given(self, **more: Any) -> dict[str, Any]:
-        """What was given, these and `more`, checked before a model is loaded.
+        """The options that were given, these and `more`, validated before a model is loaded.
 
         Raises:
-            InvalidRequestError: an impossible value; `.param` names the option.
+            InvalidRequestError: an invalid value; `.param` names the option.
         """
         from glm4.cli.console import clean_text
         from glm4.sampling_params import SamplingParams
@@ -164,7 +164,7 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
 
 
 def check_formats(dtype: str, kv_dtype: str) -> None:
-    """Refuse unknown formats before a model is downloaded for them.
+    """Reject unknown formats before a model is downloaded for them.
 
     Raises:
         InvalidRequestError: `.param` names the option.
@@ -182,14 +182,14 @@ def _import_engine(backend: str) -> None:
 
     from glm4.system.gc_pause import collection_paused
 
-    # Our kernels have threads of their own; NumPy's, made at its import, would spin and never be asked for anything.
+    # Our kernels have their own threads; NumPy's, created at import, would spin without ever being used.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with collection_paused():
         import glm4.llm  # noqa: F401
         from glm4.backends.table import backend_row
 
         backend_row(backend).load_module()
-    gc.freeze()  # modules stay to the end, and no collection need walk them again
+    gc.freeze()  # modules live until exit, so collections need not traverse them
 
 
 def adapter_name(llm: LLM) -> str | None:

@@ -1,6 +1,6 @@
-"""How a command declares its parameters: each one of its function is annotated with an `Option` or an `Argument`.
+"""How a command declares its parameters: each function parameter is annotated with an `Option` or an `Argument`.
 
-`glm4.cli.parser` reads command lines by these declarations; help and completion are made from them.
+`glm4.cli.parser` parses command lines with these declarations; help and completion are generated from them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ NEEDS_VLLM = "for the vLLM backend (--backend vllm), which is not in this versio
 
 
 class Parameter:
-    """What `Annotated` tells about a parameter of a command.
+    """What `Annotated` says about a parameter of a command.
 
     Args:
-        names: spellings of an option, the usual one first; without any, `--` and the parameter's name.
+        names: spellings of an option, the usual one first; if empty, `--` and the parameter's name.
         help: a sentence or two.
-        metavar: what stands for the value in help texts; without one, the parameter's name.
-        panel: heading to list it under.
-        envvar: environment variable that gives a value when the command line does not.
+        metavar: placeholder for the value in help texts; by default the parameter's name.
+        panel: heading under which to list it.
+        envvar: environment variable that provides a value if the command line does not.
         min, max: bounds of a number.
     """
 
@@ -41,18 +41,18 @@ class Parameter:
 
 
 class Option(Parameter):
-    """A parameter given by name; one of type bool takes no value, and is false in a spelling with `--no-`."""
+    """A parameter given by name; a bool takes no value, and is false in its `--no-` spelling."""
 
 
 class Argument(Parameter):
-    """A parameter given by its place."""
+    """A positional parameter."""
 
 
 AsJson = Annotated[bool, Option("--json", help="One JSON document, for programs.")]
 
 
 class Exit(Exception):  # noqa: N818 - no error
-    """Ends the program with an exit code; whatever was to be said has been said."""
+    """Ends the program with an exit code; any message has already been printed."""
 
     def __init__(self, code: int = 0) -> None:
         super().__init__(code)
@@ -60,16 +60,16 @@ class Exit(Exception):  # noqa: N818 - no error
 
 
 class UsageError(Exception):
-    """A mistake on the command line; its text says which one."""
+    """A mistake on the command line; its text describes it."""
 
 
 class Declared(NamedTuple):
     """A parameter of a command's function.
 
     Attributes:
-        name, default: in the function; the default of a required one is `inspect.Parameter.empty`.
+        name, default: as in the function; the default of a required parameter is `inspect.Parameter.empty`.
         kind: its type (str, Path, int, float or bool) without None and list.
-        spellings: what an option is called on the command line; nothing for an argument.
+        spellings: what an option is called on the command line; empty for an argument.
         group: if it is a field of a dataclass that the function takes: the function's parameter, and that class.
     """
 
@@ -84,16 +84,16 @@ class Declared(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.spellings[0] if self.spellings else self.metavar
 
     @property
     def required(self) -> bool:
-        """Whether the command line must give it."""
+        """Whether the command line must provide it."""
         return self.default is inspect.Parameter.empty
 
     def read(self, text: str) -> Any:
-        """The value that a text stands for.
+        """The value that a text represents.
 
         Raises:
             UsageError: it is not a number, or out of bounds.
@@ -105,13 +105,13 @@ class Declared(NamedTuple):
             value = self.kind(text)
         except ValueError:
             raise UsageError(f"{wrong}: {text!r} is not a {'whole ' if self.kind is int else ''}number") from None
-        if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN is neither
+        if (low is not None and not value >= low) or (high is not None and not value <= high):  # NaN fails both
             bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
             raise UsageError(f"{wrong}: it must be {bounds}, not {text}")
         return value
 
     def from_environment(self) -> Any:
-        """The value that its variable gives (of a list: values, separated by spaces), or None."""
+        """The value of its environment variable (for a list: values separated by spaces), or None."""
         text = os.environ.get(self.declaration.envvar, "")
         if self.is_list:
             return [self.read(part) for part in text.split()] or None
@@ -119,11 +119,11 @@ class Declared(NamedTuple):
 
 
 def declared(owner: Callable[..., Any]) -> list[Declared]:
-    """The parameters of a command, in order; in place of one that is a dataclass, its fields."""
+    """The parameters of a command, in order; a dataclass parameter is replaced by its fields."""
     hints = get_type_hints(owner, include_extras=True)
     found: list[Declared] = []
     for name, parameter in inspect.signature(owner).parameters.items():
-        hint = _without_none(hints[name])  # Python 3.10 puts None around `Annotated` if it is the default
+        hint = _without_none(hints[name])  # Python 3.10 wraps `Annotated` in Optional if the default is None
         if get_origin(hint) is not Annotated:
             found += [field._replace(group=(name, hint)) for field in declared(hint)]
             continue

@@ -1,4 +1,4 @@
-"""Reads the command line of a command with argparse, by what its function declares (`glm4.cli.parameters`)."""
+"""Parses the command line of a command with argparse, using its function's declarations (`glm4.cli.parameters`)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from glm4.cli.commands import before_separator
 from glm4.cli.parameters import NEEDS_VLLM, Declared, UsageError, declared
 
-# Options with which vLLM splits a model over devices: accepted if they split nothing.
+# Options with which vLLM splits a model across devices: accepted if they do not split anything.
 _SPLITTING = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
 
 
 def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
-    """What to call a command's function with; parameters that were not given are left out.
+    """Keyword arguments for a command's function; parameters that were not given are omitted.
 
     Args:
         function: the command.
-        args: the command line behind the command's name.
+        args: the command line after the command's name.
 
     Raises:
-        UsageError: the command takes no such line.
+        UsageError: the command does not accept this line.
     """
     parameters = declared(function)
     options = [spelling for parameter in parameters for spelling in parameter.spellings]
@@ -34,7 +34,7 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
                 raise unknown(word, options)
     try:
         found, rest = _parser(parameters, options).parse_known_args(args)
-    except argparse.ArgumentError as error:  # a value too many or too few; wrong ones are told by `Declared.read`
+    except argparse.ArgumentError as error:  # too many or too few values; invalid ones are reported by `Declared.read`
         title = str(error.argument_name).split("/")[0]
         is_flag = any(title in parameter.spellings and parameter.kind is bool for parameter in parameters)
         raise UsageError(f"option '{title}' {'does not take' if is_flag else 'needs'} a value") from None
@@ -55,8 +55,8 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
 
 
 def _parser(parameters: Iterable[Declared], options: Sequence[str]) -> argparse.ArgumentParser:
-    """It requires nothing: what is missing is told last, when the rest is known to be right."""
-    # argparse checks metavars with a formatter; one that asks how wide the terminal is would import zlib, bz2 and lzma.
+    """An argparse parser without required parameters: missing ones are reported last, once the rest is valid."""
+    # argparse checks metavars with a formatter; one that asks for the terminal width would import zlib, bz2 and lzma.
     formatter = partial(argparse.HelpFormatter, width=80)
     parser = argparse.ArgumentParser(formatter_class=formatter, add_help=False, allow_abbrev=False, exit_on_error=False)
     for parameter in parameters:
@@ -79,7 +79,7 @@ def _one(text: str) -> None:
 
 
 class _Flag(argparse.Action):
-    """An option without a value: true, or false in its spelling with `--no-`."""
+    """An option without a value: true, or false in its `--no-` spelling."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, not str(option_string).startswith("--no-"))

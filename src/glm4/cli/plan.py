@@ -69,10 +69,10 @@ def plan(
 def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precision | None]:
     """The shape of a model, its name, the precision if it is packed, and the precision its file is in.
 
-    From its files if they are here, else from the table of published shapes.
+    From its files if they are on this machine, else from the table of published shapes.
 
     Raises:
-        ModelNotFoundError: it is neither here nor published.
+        ModelNotFoundError: it is neither on this machine nor in that table.
     """
     from glm4 import hub
     from glm4.checkpoints.checkpoint import open_checkpoint
@@ -94,7 +94,7 @@ def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precisi
 
 
 def _advice(smaller: list[str], alone: bool) -> str:
-    """What to try if no context fits: other weight formats that do, or fewer conversations if a single one does."""
+    """What to try if no context fits: other weight formats that do fit, or fewer conversations if a single one fits."""
     if smaller:
         *others, last = smaller
         return f"Try --dtype {', '.join(others)} or {last}." if others else f"Try --dtype {last}."
@@ -131,7 +131,7 @@ def _show(plan: MemoryPlan, name: str, machine: int, advice: str) -> None:
     table.add_column()
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    width = max(0, min(_BAR_WIDTH, out.width - _BESIDE_BAR))  # names before bars: a bar without one says nothing
+    width = max(0, min(_BAR_WIDTH, out.width - _BESIDE_BAR))  # names take precedence: a bar without a name is useless
 
     def add(label: str, nbytes: int, style: str, label_style: str = "") -> None:
         table.add_row(Text(label, label_style), human_bytes(nbytes), Text(_bar(nbytes, scale, width), style))

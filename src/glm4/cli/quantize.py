@@ -49,7 +49,7 @@ def quantize(
 
     path = hub.resolve(model, allow_download=False)
     variant = get_variant(model)
-    # A fine-tune has the metadata of the model it was made from: only what the user asked for by name is that model.
+    # A fine-tune has the metadata of its base model, so only a model the user requested by name counts as that model.
     name = variant.repo_id if variant is not None else path.resolve().name
     with open_checkpoint(path, variant=variant) as checkpoint:
         if to in quantization.TARGETS:
@@ -71,7 +71,7 @@ def quantize(
 
 
 def _announce(to: str, config: ModelConfig, calibrated: bool) -> None:
-    """How long it will take, for people."""
+    """Tell the user how long it will take."""
     from glm4.cli.console import stderr
     from glm4.quantization.checkpoint import calibration_seconds
 

@@ -135,7 +135,7 @@ def serve(
         "max_num_seqs": max_num_seqs,
     }
     models = [*([first] if first else []), *(model or [])]
-    # Not a list in the variable: a folder's name may have spaces.
+    # The variable does not hold a list: a folder's name may contain spaces.
     specs = _specs(models or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], settings)
     from glm4.server.config import ServerConfig
 
@@ -169,7 +169,7 @@ def _run(config: ServerConfig, *, preload: bool) -> None:
 
 
 def _preloaded(config: ServerConfig) -> Any:
-    """A loader that gives what was loaded before the port opened, with progress on the terminal."""
+    """A loader that returns what was loaded before the port opened, with progress on the terminal."""
     loaded = {spec.names: options.load_llm(spec.source, **spec.options) for spec in config.models}
     return lambda spec, progress: loaded[spec.names]
 

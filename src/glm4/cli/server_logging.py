@@ -1,4 +1,4 @@
-"""How `glm4 serve` logs: a line a request on standard error, as text or as JSON."""
+"""How `glm4 serve` logs: one line per request on standard error, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record: time, level, logger, message, request id, and the traceback of an error."""
+    """One JSON object per record: time, level, logger, message, request id, and the traceback of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""
@@ -32,7 +32,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Time, level where it is not info, message, request id."""
+    """Time, level if it is not info, message, request id."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line."""

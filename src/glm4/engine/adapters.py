@@ -11,10 +11,10 @@ MAX_NAME_LENGTH = 256
 
 
 class AdapterTable:
-    """Adapters by name, bounded in number and bytes. Safe to use from any thread while another one steps the engine.
+    """Adapters by name, limited in number and bytes. Safe to use from any thread while another one steps the engine.
 
-    A request keeps its adapter from the moment it is queued, so removing a name refuses new requests and lets those
-    that wait or run finish; their adapter's memory goes with the last of them.
+    A request keeps its adapter from the moment it is queued, so removing a name rejects new requests but lets waiting
+    and running ones finish; the adapter's memory is freed with the last of them.
     """
 
     def __init__(self, max_adapters: int, max_nbytes: int) -> None:
@@ -24,10 +24,10 @@ class AdapterTable:
         self._lock = threading.Lock()
 
     def room_for(self, name: str) -> int:
-        """Bytes an adapter of that name may take.
+        """Bytes that an adapter of that name may use.
 
         Raises:
-            InvalidRequestError: the name is unusable or taken, or there are as many adapters as may be.
+            InvalidRequestError: the name is unusable or taken, or the maximum number of adapters is loaded.
         """
         if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
             raise InvalidRequestError(
@@ -42,11 +42,11 @@ class AdapterTable:
         return self._max_nbytes - sum(adapter.nbytes for adapter in list(self._adapters.values()))
 
     def add(self, name: str, adapter: LoraAdapter) -> None:
-        """Offer an adapter under a name.
+        """Make an adapter available under a name.
 
         Raises:
             InvalidRequestError: as `room_for`.
-            OutOfMemoryError: all adapters together would take more than they may.
+            OutOfMemoryError: all adapters together would exceed the memory limit.
         """
         with self._lock:
             if adapter.nbytes > self.room_for(name):
@@ -54,7 +54,7 @@ class AdapterTable:
             self._adapters[name] = adapter
 
     def remove(self, name: str) -> None:
-        """Refuse the name from now on.
+        """Reject the name from now on.
 
         Raises:
             InvalidRequestError: there is no such adapter.
@@ -64,7 +64,7 @@ class AdapterTable:
             del self._adapters[name]
 
     def get(self, name: str) -> LoraAdapter:
-        """The adapter of that name.
+        """The adapter with that name.
 
         Raises:
             InvalidRequestError: there is none; `.param` is "model", the field that names it in a request.

@@ -1,4 +1,4 @@
-"""`Engine`: requests in, tokens out, one forward pass a step."""
+"""`Engine`: requests in, tokens out, one forward pass per step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.transformer import Transformer
 
-# A sequence that is ready for its next token, its guesses, and the last layer's outputs behind its ids and each guess.
+# A sequence ready for its next token, its draft, and the last layer's outputs after its ids and after each draft token.
 _Ready = tuple[Sequence, list[int], NDArray[np.float32]]
 
 # Rows of logits held at once while scoring a prompt: 64 × 151,552 × 4 bytes = 39 MB.
@@ -34,7 +34,7 @@ class Engine:
         banned_ids: vocabulary rows that may never be sampled (they have no token).
         max_model_len: prompt + output of one sequence; at most what the cache holds.
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
-        max_adapters, max_adapter_nbytes: LoRA adapters that may be loaded, and what they may take in all.
+        max_adapters, max_adapter_nbytes: limits on the number of loaded LoRA adapters and on their total bytes.
 
     Attributes:
         adapters: the LoRA adapters that requests may name.
@@ -60,17 +60,17 @@ class Engine:
         self.scheduler = Scheduler(scheduler_config or SchedulerConfig(), self.prefix_cache)
         self._banned_ids = np.empty(0, np.int64) if banned_ids is None else banned_ids
         self._sequences: dict[str, Sequence] = {}
-        self._seconds = 0.0  # in the model, in this step
+        self._seconds = 0.0  # spent in the model in this step
         self.adapters = AdapterTable(max_adapters, max_adapter_nbytes)
         self._num_drafted = 0
         self._num_accepted = 0
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Queue a request.
+        """Add a request to the queue.
 
         Raises:
-            PromptTooLongError: no room for the prompt and one new token.
-            InvalidRequestError: empty prompt, an id outside the vocabulary, a request id in use, or no such adapter.
+            PromptTooLongError: no room for the prompt plus one new token.
+            InvalidRequestError: empty prompt, an id outside the vocabulary, a request id in use, or an unknown adapter.
         """
         vocab_size = self.model.config.vocab_size
         if request.request_id in self._sequences:
@@ -90,7 +90,7 @@ class Engine:
         self.scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
-        """Drop a request at once and free its pages; unknown ids are ignored."""
+        """Drop a request immediately and free its pages; unknown ids are ignored."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self.scheduler.remove(sequence)
@@ -105,13 +105,13 @@ class Engine:
         return list(self._sequences)
 
     def has_unfinished_requests(self) -> bool:
-        """True while `step` has something to do."""
+        """True while `step` has work to do."""
         return bool(self._sequences)
 
     def stats(self) -> EngineStats:
-        """What the engine is doing. May be called from any thread: the numbers are then of about the same moment."""
+        """What the engine is doing. May be called from any thread; the numbers are then only roughly simultaneous."""
         scheduler = self.scheduler
-        # Copies, because another thread may add and remove meanwhile.
+        # Copies, because another thread may add and remove in the meantime.
         running = {s.request.adapter for s in list(scheduler.running) if s.request.adapter is not None}
         waiting = {s.request.adapter for s in list(scheduler.waiting) if s.request.adapter is not None}
         return EngineStats(
@@ -145,9 +145,9 @@ class Engine:
         return [self._report(sequence) for sequence in touched]
 
     def _begin_grammars(self) -> list[Sequence]:
-        """Append what grammars force at the beginning, to be computed with the prompt; returns those that end there.
+        """Append what grammars force at the start, to be computed with the prompt; returns sequences that end there.
 
-        A prompt that is to be scored comes first, and by itself.
+        A prompt to be scored is computed first, by itself.
         """
         for sequence in self.scheduler.running:
             if not sequence.wants_prompt_logprobs():
@@ -158,7 +158,7 @@ class Engine:
         return ended
 
     def _compute(self, scheduled: list[ScheduledSequence]) -> tuple[list[_Ready], list[Sequence]]:
-        """One forward pass; returns the sequences that have come to the end of their ids, and those that end here."""
+        """One forward pass; returns the sequences whose ids are all computed, and those that end here."""
         hidden = self._forward(scheduled)
         ready: list[_Ready] = []
         ended: list[Sequence] = []
@@ -167,7 +167,7 @@ class Engine:
             sequence, rows = item.sequence, hidden[start : start + item.num_rows]
             start += item.num_rows
             if sequence.adapter is not None and not np.isfinite(rows).all():
-                # Finite factors can still overflow, and a bad adapter must end nobody else's requests.
+                # Finite factors can still overflow, and a bad adapter must not end other requests.
                 sequence.end = "abort", None
                 ended.append(sequence)
                 continue
@@ -177,7 +177,7 @@ class Engine:
             if sequence.pool is not None:  # its pages are not kept for reuse
                 sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
                 if not sequence.num_remaining:
-                    # Finite numbers of an adapter can be so large that the norm makes them zero.
+                    # An adapter's values can be finite but so large that the norm makes them zero.
                     usable = sequence.adapter is None or sequence.pool.has_direction
                     sequence.end = "stop" if usable else "abort", None
                     ended.append(sequence)
@@ -215,14 +215,14 @@ class Engine:
             start += len(rows)
 
     def _advance(self, sequence: Sequence, draft: list[int], logits: NDArray[np.float32]) -> None:
-        """Sample a sequence's next tokens: one, and one more for every guess that came true.
+        """Sample a sequence's next tokens: one, plus one for every accepted draft token.
 
         Each is drawn from the row computed after the tokens before it, with the sequence's own random stream, so the
-        text is the one that single steps would have given.
+        text is the same as with single steps.
         """
         first = len(sequence.ids)
         try:
-            sequence.append_forced()  # for the first time, where the prompt had to be scored before
+            sequence.append_forced()  # for the first time, if the prompt had to be scored first
             while sequence.end is None:
                 count = len(sequence.ids) - first
                 if sequence.ids[first:] != draft[:count]:
@@ -234,7 +234,7 @@ class Engine:
         if draft:
             pairs = zip(draft, sequence.ids[first:], strict=False)
             accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-            sequence.num_computed += accepted  # their keys and values are in the cache already
+            sequence.num_computed += accepted  # their keys and values are already in the cache
             sequence.lookup.record(len(draft), accepted)
             self._num_drafted += len(draft)
             self._num_accepted += accepted
@@ -262,7 +262,7 @@ class Engine:
         return sequence.report()
 
     def _log_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of the model itself, before penalties and temperature; rows without a token do not appear in any ranking."""
+        """The model's own, before penalties and temperature; rows without a token do not appear in any ranking."""
         scores = self.model.kernels.log_softmax(logits)
         scores[:, self._banned_ids] = -np.inf
         return scores
@@ -278,9 +278,9 @@ class Engine:
         )
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:
-        """Log-probabilities of the prompt ids that the rows of this chunk predict."""
+        """Record log-probabilities of the prompt ids that the rows of this chunk predict."""
         sequence = item.sequence
-        # Row r predicts id num_computed + r + 1; after a preemption some are known already.
+        # Row r predicts id num_computed + r + 1; after a preemption some are already known.
         first = len(sequence.prompt_logprobs) - 1 - sequence.num_computed
         last = min(item.num_tokens, sequence.num_prompt - 1 - sequence.num_computed)
         for start in range(max(0, first), last, _LOGIT_ROWS):
@@ -292,7 +292,7 @@ class Engine:
 
 
 def _grouped(ready: list[_Ready]) -> Iterator[list[_Ready]]:
-    """Cut into groups of at most `_LOGIT_ROWS` rows of logits."""
+    """Split into groups of at most `_LOGIT_ROWS` rows of logits."""
     group: list[_Ready] = []
     num_rows = 0
     for item in ready:

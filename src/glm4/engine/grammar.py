@@ -1,10 +1,10 @@
-"""`GrammarState`: where a sequence stands in its grammar.
+"""`GrammarState`: a sequence's position in its grammar.
 
-It is asked inside the step, on the engine's thread, which all sequences share. Of 50,000 tokens of schemas,
-expressions, tools and Lark grammars (`benchmarks/grammar.py`) the median takes 0.06 ms and the 99th percentile 2 ms,
-less than 1 % of a step of the 9B shape in int4; the longest took 0.02 s. A grammar made to be slow takes up to 0.2 s at
-once or, where it is ambiguous, longer with every token, seconds in the end: beyond `MOST_SECONDS` its text ends, so
-that the others do not wait for it for long.
+It runs inside the step, on the engine's thread, which all sequences share. Over 50,000 tokens of schemas,
+expressions, tools and Lark grammars (`benchmarks/grammar.py`), the median takes 0.06 ms and the 99th percentile 2 ms,
+less than 1% of a step of the 9B shape in int4; the longest took 0.02 s. A grammar designed to be slow takes up to 0.2 s
+at a time or, if it is ambiguous, longer with every token, eventually seconds: past `MOST_SECONDS` its text ends, so
+other sequences do not wait for it for long.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from glm4.engine.protocol import TokenConstraint
 from glm4.errors import GrammarError
 
-# Processor time of this thread for one mask; as long as a step of the 9B shape.
+# CPU time of this thread for one mask; as long as a step of the 9B shape.
 MOST_SECONDS = 0.25
 
 
 class GrammarState:
-    """One sequence's matcher, and the tokens that it forces next. Every method may raise GrammarError.
+    """One sequence's matcher, and the tokens it forces next. Every method may raise GrammarError.
 
     Args:
         constraint: the grammar.
-        end_ids: ids that may come wherever the text is complete.
+        end_ids: ids that are allowed wherever the text is complete.
 
     Attributes:
-        forced: tokens that can only come next, in order, and have not been appended yet.
+        forced: the only tokens that can come next, in order; not appended yet.
     """
 
     def __init__(self, constraint: TokenConstraint, end_ids: NDArray[np.int64]) -> None:
@@ -40,7 +40,7 @@ class GrammarState:
         self._accept_forced()
 
     def accept(self, token: int) -> None:
-        """This token, the first of `forced` or one of those allowed, was appended; finds what is forced after it."""
+        """Record an appended token (the first of `forced`, or an allowed one); finds what is forced after it."""
         if self.forced:
             self.forced.popleft()
             return
@@ -55,11 +55,11 @@ class GrammarState:
             self.forced += tokens
 
     def finished(self) -> bool:
-        """True when nothing may follow."""
+        """True if nothing may follow."""
         return not self.forced and self._matcher.is_finished()
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Tokens that may come next, where none is forced and the text is not finished: bool [vocab_size]."""
+        """Tokens that may come next, if none is forced and the text is not finished: bool [vocab_size]."""
         before = time.thread_time()
         mask = self._matcher.allowed()
         if time.thread_time() - before > MOST_SECONDS:

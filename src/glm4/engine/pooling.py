@@ -1,4 +1,4 @@
-"""`MeanPool`: an embedding of a prompt, gathered while it is computed."""
+"""`MeanPool`: an embedding of a prompt, accumulated while it is computed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class MeanPool:
         self._count = 0
 
     def add(self, first: int, hidden: NDArray[np.float32]) -> None:
-        """Take in the hidden states (after the final norm) [T, hidden_size] of positions first, first + 1, …
+        """Add the hidden states (after the final norm) [T, hidden_size] of positions first, first + 1, …
 
-        Positions that were taken in before, because a preempted prompt is computed again, change nothing: their rows
-        are the same to the last bit.
+        Positions that were already added (a preempted prompt is computed again) have no effect: their rows are
+        bit-identical.
         """
         if self._sum is None:
             self._sum = np.zeros(hidden.shape[1], np.float64)
-        # Row by row, so that the order of additions does not depend on how the prompt was cut into chunks.
+        # Row by row, so the order of additions does not depend on how the prompt was split into chunks.
         for row in hidden[max(0, self._count - first) :]:
             self._sum += row
             self._count += 1
@@ -32,7 +32,7 @@ class MeanPool:
         """The embedding: float32 [hidden_size].
 
         Raises:
-            Glm4Error: the hidden states are no numbers, or all zero.
+            Glm4Error: the mean of the hidden states is NaN, infinite or zero.
         """
         mean, length = self._mean()
         if not self.has_direction:
@@ -41,7 +41,7 @@ class MeanPool:
 
     @property
     def has_direction(self) -> bool:
-        """False where there is no result: the mean is zero or no number."""
+        """False if there is no result: the mean is zero or not finite."""
         return 0.0 < self._mean()[1] < np.inf
 
     def _mean(self) -> tuple[NDArray[np.float64], float]:

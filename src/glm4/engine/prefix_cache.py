@@ -1,21 +1,21 @@
-"""`PrefixCache`: pages of prompts seen before, shared instead of computed again.
+"""`PrefixCache`: pages of previously seen prompts, shared instead of recomputed.
 
-A tree over full pages: a node is one page, keyed below its parent by the page's token ids, so a path from the root is
-a prefix. A picture's span, with its digest, belongs to the key of the page in which it begins, and so to every path
-beyond. Pages that nobody holds stay in the tree until memory is needed and are then taken back, least recently used
-first. A partly filled page is never shared, so nothing shared is ever written to.
+A tree over full pages: a node is one page, keyed under its parent by the page's token ids, so a path from the root is
+a prefix. An image's span, with its digest, is part of the key of the page in which it begins, and so of every path
+beyond. Pages without holders stay in the tree until memory is needed and are then evicted, least recently used
+first. A partly filled page is never shared, so shared pages are never written to.
 
-Two invariants carry the bookkeeping:
-- Who holds a node holds its ancestors. So no node has fewer holders than a child, and a node without holders has none
-  below it either: every page in `_idle` can be taken back.
-- Pages are released from the last to the first. So in `_idle`, which is in order of release, a child always stands
-  before its parent: the oldest entry is a leaf.
+The bookkeeping relies on two invariants:
+- A sequence that holds a node also holds its ancestors. So a node never has fewer holders than a child, and a node
+  without holders has none below it either: every page in `_idle` can be evicted.
+- Pages are released from last to first. So in `_idle`, which is in order of release, a child always precedes its
+  parent: the oldest entry is a leaf.
 
-Each LoRA adapter has a tree of its own, because the same tokens have other keys and values under it. A tree's number is
-its adapter's, which is never used again, so pages of an unloaded adapter are found by nobody and taken back in time.
+Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree's number is
+its adapter's, which is never reused, so pages of an unloaded adapter are never found again and are evicted eventually.
 
 Sharing is exact: a page's keys and values are bit-identical however its tokens were batched and chunked (the kernels'
-contract), so which of two equal pages a sequence reads can't matter.
+contract), so it does not matter which of two equal pages a sequence reads.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PrefixCache:
     """Hands out the pages of a `KVCache`, keeping those of finished prompts for reuse.
 
     Args:
-        enabled: False makes it a plain page allocator: nothing is shared, nothing kept.
+        enabled: False makes it a plain page allocator: nothing is shared or kept.
     """
 
     def __init__(self, cache: KVCache, enabled: bool = True) -> None:
@@ -53,7 +53,7 @@ class PrefixCache:
         self.enabled = enabled
         self._roots: dict[int | MediaSpan, _Node] = {}
         self._nodes: dict[int, _Node] = {}
-        # Nodes without holders in order of release; a dict because it keeps order and forgets in constant time.
+        # Nodes without holders in order of release; a dict because it keeps order and deletes in constant time.
         self._idle: dict[int, _Node] = {}
 
     @property
@@ -79,10 +79,10 @@ class PrefixCache:
         return pages
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` fresh pages, dropping the least recently used shared ones as needed.
+        """Take `count` free pages, evicting the least recently used shared ones as needed.
 
         Raises:
-            ValueError: more than `num_available_pages` were asked for.
+            ValueError: `count` exceeds `num_available_pages`.
         """
         while count > self._cache.num_free_pages and self._idle:
             self._drop(next(iter(self._idle.values())))
@@ -97,25 +97,25 @@ class PrefixCache:
         tree: int = 0,
         spans: Sequence[MediaSpan] = (),
     ) -> int:
-        """Enter a sequence's full pages into the tree.
+        """Add a sequence's full pages to the tree.
 
-        A page whose content is there already is given back and replaced in `pages` by the shared one.
+        A page whose content is already there is freed and replaced in `pages` by the shared one.
 
         Args:
             ids: the sequence's ids.
-            pages: its pages; changed in place.
+            pages: its pages; modified in place.
             num_computed: ids whose keys and values are complete.
-            first: full pages entered already.
+            first: number of full pages already added.
             tree: 0, or the number of the adapter they were computed under.
             spans: which ids stand for media.
 
         Returns:
-            Full pages entered now, in all.
+            Total number of full pages added so far.
         """
         full = num_computed // PAGE_SIZE
         if not self.enabled or first >= full:
             return first
-        # A root's key holds its tree's number, so that it can be dropped with its last child.
+        # A root's key holds its tree's number, so the root can be dropped with its last child.
         root = self._roots.setdefault(tree, _Node(-1, (tree,), None))
         parent, key_of = root if first == 0 else self._nodes[pages[first - 1]], _keys_of(spans)
         for index in range(first, full):
@@ -133,7 +133,7 @@ class PrefixCache:
         return full
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give up a sequence's pages, from the last to the first; shared ones are kept until memory is needed."""
+        """Release a sequence's pages, from last to first; shared ones are kept until memory is needed."""
         for page in reversed(pages):
             node = self._nodes.get(page)
             if node is None:
@@ -144,7 +144,7 @@ class PrefixCache:
                 self._idle[page] = node
 
     def clear(self) -> None:
-        """Drop every page that nobody holds."""
+        """Drop every page without holders."""
         while self._idle:
             self._drop(next(iter(self._idle.values())))
 
@@ -167,7 +167,7 @@ def _key(ids: Sequence[int], index: int) -> _Key:
 
 
 def _keys_of(spans: Sequence[MediaSpan]) -> Callable[[Sequence[int], int], _Key]:
-    """What gives the keys of a sequence's pages, from its ids and a page's number."""
+    """A function from a sequence's ids and a page's number to the page's key."""
     if not spans:
         return _key
     return lambda ids, index: _key(ids, index) + tuple(s for s in spans if s.start // PAGE_SIZE == index)

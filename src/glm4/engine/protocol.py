@@ -1,4 +1,4 @@
-"""What crosses the seam between text and ids: requests, and what each step brings. Token ids only.
+"""What crosses the seam between text and ids: requests, and the output of each step. Token ids only.
 
 A leaf module, so that the engine below the seam and `llm` above it share the same types.
 """
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 
 class TokenMatcher(Protocol):
-    """Where one sequence stands in its grammar. Used by one thread.
+    """One sequence's position in its grammar. Used by one thread.
 
     Every method may raise GrammarError: the grammar cannot be followed any further.
     """
 
     def accept(self, token_ids: Sequence[int]) -> int:
-        """Take tokens in; returns how many of them fitted. The first that did not, and the rest, change nothing."""
+        """Consume tokens; returns how many of them matched. The first that did not, and the rest, have no effect."""
 
     def forced(self) -> Sequence[int]:
-        """The tokens that can only come next, in order, as far as that is certain; none is accepted yet."""
+        """The only tokens that can come next, in order, as far as that is certain; none is accepted yet."""
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Which tokens may come next: bool [vocab_size], the caller's to change.
+        """Which tokens may come next: bool [vocab_size], which the caller may modify.
 
         An id that ends the text is True only where the grammar itself names it.
         """
 
     def is_complete(self) -> bool:
-        """True where the text may end."""
+        """True if the text may end here."""
 
     def is_finished(self) -> bool:
-        """True where it must, because nothing can follow."""
+        """True if it must end here, because nothing can follow."""
 
 
 class TokenConstraint(Protocol):
-    """A compiled grammar over token ids; any number of sequences may follow it, each with a matcher of its own."""
+    """A compiled grammar over token ids; any number of sequences may follow it, each with its own matcher."""
 
     def start(self) -> TokenMatcher:
-        """A matcher at the beginning. Thread-safe."""
+        """A new matcher, at the start. Thread-safe."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class GenerationRequest:
     Attributes:
         request_id: unique among running requests.
         prompt: at least one id, each below the vocabulary size.
-        params: sampling options; `stop` strings are text and therefore handled above the seam.
+        params: sampling options; `stop` strings are text and are therefore handled above the seam.
         stop_ids: the model's own stop ids (dropped when `params.ignore_eos`), `params.stop_token_ids` not included.
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
         adapter: name of a loaded LoRA adapter, or None for the model itself.
-        pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` is then without effect.
+        pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` then has no effect.
         constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
-            come only where the text is complete. One that cannot be followed any further ends with "length".
-        structured_outputs: the same in words, for a backend that compiles it; at most one of the two is given.
+            are allowed only where the text is complete. If it cannot be followed further, the text ends with "length".
+        structured_outputs: the uncompiled form, for a backend that compiles it; at most one of the two is given.
     """
 
     request_id: str
@@ -84,10 +84,10 @@ class GenerationRequest:
 
 
 def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int) -> None:
-    """What every backend checks before it queues a request.
+    """Checks that every backend makes before it queues a request.
 
     Raises:
-        PromptTooLongError: no room for the prompt and one new token.
+        PromptTooLongError: no room for the prompt plus one new token.
         InvalidRequestError: an empty prompt, or an id outside the vocabulary.
     """
     ids, length = request.prompt_ids, len(request.prompt)
@@ -109,7 +109,7 @@ def check_request(request: GenerationRequest, vocab_size: int, max_model_len: in
 class TokenLogprobs:
     """Log-probabilities at one position: the token's own, its rank (1 = most likely), and the most likely ones.
 
-    The rank is None where a backend does not know it.
+    The rank is None if the backend does not know it.
     """
 
     token_id: int
@@ -120,18 +120,18 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """What one step brought for one request.
+    """The output of one step for one request.
 
     Attributes:
-        request_id: whose output this is.
+        request_id: the request this output belongs to.
         token_ids: new tokens, oldest first; a stop id that ended the sequence is included as the last one.
         finish_reason: None while running; "stop" (a stop id, or a constraint's end), "length" (max_tokens or context),
             "abort", "error".
         stop_token_id: the stop id that ended it, if one did.
-        logprobs: one entry per new token when asked for.
-        prompt_logprobs: set once, with the first output, when asked for; entry 0 is None (nothing precedes it).
+        logprobs: one entry per new token, if requested.
+        prompt_logprobs: set once, with the first output, if requested; entry 0 is None (nothing precedes it).
         num_cached_tokens: prompt tokens that came from a cache.
-        embedding: float32 [hidden_size] of length 1, with the only output of a request that asked for pooling.
+        embedding: float32 [hidden_size] of length 1, with the only output of a request with pooling.
         error: why the request ended with "error"; an output with one has no tokens.
     """
 
@@ -148,18 +148,18 @@ class GenerationOutput:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine is doing, for a metrics page. Counts since the start unless said otherwise.
+    """What an engine is doing, for a metrics page. Counts since the start unless noted otherwise.
 
     Attributes:
         num_running: requests that hold pages, now.
-        num_waiting: requests queued for a place, now.
+        num_waiting: requests in the queue, now.
         kv_pages_used: pages of the KV cache that running requests hold, now; those kept only for reuse are free.
-        kv_pages_total: pages there are.
+        kv_pages_total: total number of pages.
         prefix_cache_queries: prompt tokens looked up in the prefix cache.
         prefix_cache_hits: those of them that were found.
-        num_preemptions: how often a request gave its pages back to an older one.
-        num_drafted_tokens: tokens guessed ahead.
-        num_accepted_tokens: those of them that came true.
+        num_preemptions: how often a request gave up its pages for an older one.
+        num_drafted_tokens: draft tokens proposed.
+        num_accepted_tokens: those of them that were accepted.
         running_adapters: names of the LoRA adapters that running requests use, now; sorted.
         waiting_adapters: those that only waiting requests use.
     """

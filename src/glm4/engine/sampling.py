@@ -1,8 +1,8 @@
 """Choosing the next token from one row of logits.
 
 Order of operations: logit_bias, penalties, bans, grammar, then top_k, temperature, min_p, top_p, one draw. (top_k and
-min_p compare with the best token, so their order among each other and with temperature changes nothing.)
-Log-probabilities are those of the model itself, before any of it.
+min_p compare with the best token, so their order relative to each other and to temperature does not matter.)
+Log-probabilities are the model's own, before any of this.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from glm4.errors import Glm4Error
 
 Float = NDArray[np.float32]
 
-# A nucleus rarely holds more tokens than this; if it does, the whole vocabulary is sorted.
+# A nucleus rarely has more tokens than this; if it does, the whole vocabulary is sorted.
 _TOP_P_CANDIDATES = 256
 _BLOCK = 32
 
 
 class Sampler:
-    """Sampling state of one sequence: its random stream, its penalties, the tokens it has used.
+    """Sampling state of one sequence: its random stream, its penalties, and the tokens it has used.
 
     Args:
-        request: supplies options, prompt and stop ids.
+        request: provides options, prompt and stop ids.
         banned_ids: vocabulary rows that have no token and may never be sampled.
     """
 
@@ -40,7 +40,7 @@ class Sampler:
         self._seed = (seed, request.sample_index)
         # Every id that ends the text, for min_tokens; the caller decides which of them end it.
         self._stop_ids = np.fromiter(request.stop_ids | set(params.stop_token_ids), np.int64)
-        # Every id in prompt or output, once each; the repetition penalty applies to them.
+        # Every distinct id in the prompt or output; the repetition penalty applies to them.
         self._seen = _distinct(np.asarray(request.prompt_ids, np.int64))
         self._output_counts: dict[int, int] = {}
         bias = params.logit_bias or {}
@@ -49,16 +49,16 @@ class Sampler:
 
     @cached_property
     def _random(self) -> np.random.Generator:
-        """The random stream; a greedy sequence needs none, and loads no module for it."""
+        """The random stream; a greedy sequence does not need one, and does not load the module for it."""
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(self._seed)))
 
     def sample(self, logits: Float, num_output_tokens: int, allowed: NDArray[np.bool_] | None = None) -> int:
         """Choose the next token and remember it.
 
         Args:
-            logits: float32 [vocab_size]; changed in place.
+            logits: float32 [vocab_size]; modified in place.
             num_output_tokens: tokens generated so far.
-            allowed: bool [vocab_size], what a grammar leaves; at least one token.
+            allowed: bool [vocab_size], the grammar's mask; at least one True.
         """
         self._adjust(logits, num_output_tokens, allowed)
         token = self._greedy(logits) if self.params.greedy else self._draw(logits)
@@ -66,7 +66,7 @@ class Sampler:
         return token
 
     def remember(self, token: int) -> None:
-        """A token came without being chosen here: a grammar forced it."""
+        """Record a token that was not chosen here: a grammar forced it."""
         if token not in self._output_counts and self.params.repetition_penalty != 1.0 and token not in self._seen:
             self._seen = np.append(self._seen, token)
         self._output_counts[token] = self._output_counts.get(token, 0) + 1
@@ -90,7 +90,7 @@ class Sampler:
             logits[self._stop_ids] = -np.inf
 
     def _can_go_on(self, allowed: NDArray[np.bool_] | None) -> bool:
-        """Whether anything but a stop id may follow; where nothing may, a grammar wins over `min_tokens`."""
+        """Whether anything but a stop id may follow; if nothing may, the grammar overrides `min_tokens`."""
         if allowed is None:
             return True
         return bool(np.count_nonzero(allowed) > np.count_nonzero(allowed[self._stop_ids]))
@@ -111,7 +111,7 @@ class Sampler:
             logits = logits[ids]
         weights = np.exp((logits - top) / np.float32(params.temperature))
         if params.min_p > 0.0:
-            # Relative to the best token, so it does not matter that top_k went first.
+            # Relative to the best token, so it does not matter that top_k came first.
             kept = np.flatnonzero(weights >= np.float32(params.min_p))
             ids, weights = kept if ids is None else ids[kept], weights[kept]
         if params.top_p < 1.0:
@@ -122,7 +122,7 @@ class Sampler:
 
 
 def _distinct(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`np.unique`, which imports all of masked arrays at its first call: a twentieth of a start."""
+    """`np.unique` without its import of masked arrays on first call, which takes a twentieth of startup."""
     ordered = np.sort(ids)
     is_first = np.ones(len(ordered), bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
@@ -132,8 +132,8 @@ def _distinct(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 def pick(weights: Float, share: float) -> int:
     """The index at which the running sum of `weights` passes `share` (in [0, 1)) of their total.
 
-    A whole vocabulary is summed in strides first and entry by entry only within the stride that is hit: the order of
-    summation is free as long as it is always the same.
+    A whole vocabulary is first summed in strides, then entry by entry only within the stride that is hit: any order of
+    summation works as long as it is always the same.
     """
     count = len(weights) // _BLOCK if len(weights) >= _BLOCK * _BLOCK else 0
     strided = weights[: count * _BLOCK].reshape(_BLOCK, count)
@@ -141,7 +141,7 @@ def pick(weights: Float, share: float) -> int:
     sums = np.append(strided.sum(axis=0, dtype=np.float64), rest.sum(dtype=np.float64))
     cumulative = np.cumsum(sums)
     target = share * cumulative[-1]
-    # Rounding may leave the target just above the last sum; nothing without weight must be hit then.
+    # Rounding may leave the target just above the last sum; an entry without weight must not be chosen then.
     stride = min(int(np.searchsorted(cumulative, target, side="right")), int(np.flatnonzero(sums)[-1]))
     entries = strided[:, stride] if stride < count else rest
     running = np.cumsum(entries, dtype=np.float64) + (cumulative[stride] - sums[stride])
@@ -150,13 +150,13 @@ def pick(weights: Float, share: float) -> int:
 
 
 def largest(values: Float, count: int) -> NDArray[np.int64]:
-    """Indices (ascending) of the `count` largest values; of equal ones at the border the first.
+    """Indices (ascending) of the `count` largest values; among equal ones at the boundary, the first.
 
-    A vocabulary is mostly far below the border, so it is not sorted: the `count`-th largest of the maxima of short
+    Most of a vocabulary is far below the boundary, so it is not sorted: the `count`-th largest of the maxima of short
     blocks is a lower bound that few values reach.
     """
     if len(values) >= 4 * _BLOCK * count:
-        # Blocks of every n-th value rather than of neighbours: a maximum over the long axis is a vector operation.
+        # Blocks of every n-th value rather than of neighbors: a maximum over the long axis is a vector operation.
         maxima = values[: len(values) // _BLOCK * _BLOCK].reshape(_BLOCK, -1).max(axis=0)
         candidates = np.flatnonzero(values >= np.partition(maxima, -count)[-count])
     else:

@@ -1,8 +1,8 @@
-"""`Scheduler`: who gets how many tokens of the next step, and which cache pages.
+"""`Scheduler`: how many tokens of the next step each sequence gets, and which cache pages.
 
-Continuous batching with chunked prefill. Decoding sequences always advance; prefill shares what is left of the
+Continuous batching with chunked prefill. Decoding sequences always advance; prefill shares the rest of the
 step's token budget max-min fairly, so a short prompt is not stuck behind a long one. When pages run out, the
-youngest sequence gives its pages back and starts over later (its ids are kept, so nothing is generated twice).
+youngest sequence gives up its pages and starts over later (its ids are kept, so nothing is generated twice).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class SchedulerConfig:
     """Limits of one step.
 
     Attributes:
-        max_num_seqs: sequences that hold pages at once.
+        max_num_seqs: sequences that may hold pages at the same time.
         max_num_batched_tokens: rows of one forward pass when only prefill runs.
         max_prefill_beside_decode: prefill rows of a pass that also decodes; bounds how long a stream stalls.
-        max_speculative_rows: decode rows of a pass, guessed tokens included; 0 never guesses. Up to about eight rows
+        max_speculative_rows: decode rows of a pass, draft tokens included; 0 disables drafts. Up to about eight rows
             cost little more than one, because reading the weights dominates.
-        guess_cost: what a guessed token costs, as a share of a step; None measures it.
+        guess_cost: cost of a draft token, as a fraction of a step; None measures it.
     """
 
     max_num_seqs: int = 8
@@ -40,7 +40,7 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class ScheduledSequence:
-    """`num_tokens` of a sequence's remaining ids run in this step, and then the guessed ids of `draft`.
+    """`num_tokens` of a sequence's remaining ids run in this step, followed by the draft ids in `draft`.
 
     Pages for all of them are allocated.
     """
@@ -51,7 +51,7 @@ class ScheduledSequence:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the forward pass this takes."""
+        """Rows of the forward pass that this uses."""
         return self.num_tokens + len(self.draft)
 
 
@@ -62,7 +62,7 @@ class Scheduler:
         self.config = config
         self._cache = cache
         self.waiting: deque[Sequence] = deque()
-        # In order of admission: the last one is the first to be preempted.
+        # In order of admission; the last one is preempted first.
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.num_looked_up_tokens = 0  # in the prefix cache
@@ -70,7 +70,7 @@ class Scheduler:
         self.row_cost = RowCost(config.guess_cost)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; first come, first admitted."""
+        """Add a sequence to the queue; first come, first admitted."""
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -100,11 +100,11 @@ class Scheduler:
         return planned
 
     def admit(self) -> None:
-        """Let waiting sequences in, as far as limits and pages allow."""
+        """Admit waiting sequences, as far as limits and pages allow."""
         while self.waiting and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
             held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree, sequence.spans)
-            # Wait for room for the whole prompt: admitting earlier would only preempt someone to make it.
+            # Wait for room for the whole prompt: admitting earlier would only preempt another sequence.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
             needed = pages_for(len(sequence.ids) + 1) - len(held)
             if self.running and needed > self._cache.num_available_pages - _num_promised(self.running):
@@ -113,7 +113,7 @@ class Scheduler:
             sequence.pages = held
             sequence.num_shared_pages = len(held)
             sequence.num_computed = len(held) * PAGE_SIZE
-            if not sequence.was_admitted:  # what it finds after a preemption are its own pages
+            if not sequence.was_admitted:  # after a preemption it finds its own pages
                 sequence.was_admitted = True
                 sequence.num_cached = sequence.num_computed
                 self._count_lookup(sequence)
@@ -125,14 +125,14 @@ class Scheduler:
             self.num_found_tokens += sequence.num_cached
 
     def _with_drafts(self, planned: list[ScheduledSequence]) -> list[ScheduledSequence]:
-        """Let decoding sequences guess ahead, as far as rows and free pages allow; guesses never cost a preemption."""
+        """Add drafts for decoding sequences, as far as rows and free pages allow; drafts never cause a preemption."""
         promised = _num_promised(s for s in self.running if s.num_remaining > 1)
         rows_left = self.config.max_speculative_rows - len(planned)
         cost = self.row_cost.share(len(planned))
         result: list[ScheduledSequence] = []
         for item in planned:
             sequence, draft = item.sequence, list[int]()
-            # The last new token needs no successor, so nothing is guessed beyond it.
+            # The last new token does not need a successor, so drafts stop before it.
             room = sequence.max_new_tokens - sequence.num_new_tokens - 1
             if rows_left > 0 and room > 0:
                 draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
@@ -146,9 +146,9 @@ class Scheduler:
         return result
 
     def _plan(self, sequence: Sequence, num_tokens: int, planned: list[ScheduledSequence]) -> None:
-        """Allocate pages for `num_tokens` more and plan them; may preempt younger sequences, or `sequence` itself."""
+        """Allocate pages for `num_tokens` more ids and plan them; may preempt younger sequences or `sequence`."""
         if sequence not in self.running:
-            return  # preempted by an older one a moment ago
+            return  # just preempted by an older one
         needed = pages_for(sequence.num_computed + num_tokens) - len(sequence.pages)
         while needed > self._cache.num_available_pages:
             victim = self.running[-1]
@@ -173,12 +173,12 @@ class Scheduler:
 
 
 def _num_promised(sequences: Iterable[Sequence]) -> int:
-    """Pages these will take for the ids they have and one more. Guesses may have given them more than that already."""
+    """Pages these will need for their ids plus one more. Drafts may already have given them more than that."""
     return sum(max(0, pages_for(len(s.ids) + 1) - len(s.pages)) for s in sequences)
 
 
 def fair_shares(wants: AbstractSequence[int], budget: int) -> list[int]:
-    """Max-min fair split: nobody gets more than wanted, and what small ones leave over goes to the large ones."""
+    """Max-min fair split: no share exceeds its want, and what small wants leave over goes to the large ones."""
     shares = [0] * len(wants)
     hungry = [index for index, want in enumerate(wants) if want]
     while hungry and budget >= len(hungry):

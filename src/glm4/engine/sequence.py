@@ -1,4 +1,4 @@
-"""`Sequence`: one request on its way through the engine."""
+"""`Sequence`: one request moving through the engine."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Sequence:
     """Ids, cache pages and sampling state of one running request.
 
     `num_computed` counts the ids whose keys and values are in the cache. A sequence with one id left to compute is
-    decoding; with more it is in prefill (a fresh prompt, tokens a grammar forced, or everything again after a
+    decoding; with more it is in prefill (a new prompt, tokens forced by a grammar, or everything again after a
     preemption).
 
     Args:
         banned_ids: vocabulary rows that have no token.
-        max_model_len: the most ids, the prompt included.
+        max_model_len: the maximum number of ids, including the prompt.
     """
 
     def __init__(self, request: GenerationRequest, banned_ids: NDArray[np.int64], max_model_len: int) -> None:
@@ -33,9 +33,9 @@ class Sequence:
         self.num_prompt = len(self.ids)
         self.num_computed = 0
         self.pages: list[int] = []
-        self.num_shared_pages = 0  # full pages entered into the prefix cache
-        self.num_cached = 0  # prompt ids that came from it
-        self.was_admitted = False  # it has run before, though it may be waiting again
+        self.num_shared_pages = 0  # full pages added to the prefix cache
+        self.num_cached = 0  # prompt ids found in it
+        self.was_admitted = False  # it has run before, but may be waiting again
         self.spans = request.prompt.spans
         self.lookup = PromptLookup(self.spans)
         self._prompt_positions = prompt_positions(request.prompt)
@@ -52,9 +52,9 @@ class Sequence:
         # What the next output will report.
         self.unreported: list[int] = []
         self.unreported_logprobs: list[TokenLogprobs] = []
-        self.reported = False  # there was an output before
+        self.reported = False  # there was an earlier output
         self.end: tuple[str, int | None] | None = None  # finish reason and stop id
-        self.grammar: GrammarState | None = None  # made by the first `append_forced`
+        self.grammar: GrammarState | None = None  # created by the first `append_forced`
 
     @property
     def request_id(self) -> str:
@@ -72,43 +72,43 @@ class Sequence:
         return len(self.ids) - self.num_computed
 
     def wants_prompt_logprobs(self) -> bool:
-        """True while prompt log-probabilities are asked for and incomplete."""
+        """True while prompt log-probabilities are requested and incomplete."""
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
 
     def needs_all_rows(self) -> bool:
-        """True while the hidden states of the whole prompt are needed, so that none of it may come from a cache."""
+        """True while the hidden states of the whole prompt are needed, so none of it may come from a cache."""
         return self.pool is not None or self.wants_prompt_logprobs()
 
     @property
     def tree(self) -> int:
-        """The tree of the prefix cache its pages belong to."""
+        """The prefix cache tree that its pages belong to."""
         return 0 if self.adapter is None else self.adapter.number
 
     def next_positions(self, count: int) -> NDArray[np.int32]:
-        """Positions of the next `count` rows to be computed, which may reach beyond `ids`: int32 [count]."""
+        """Positions of the next `count` rows to compute, which may extend beyond `ids`: int32 [count]."""
         rows = np.arange(self.num_computed, self.num_computed + count, dtype=np.int32)
         given = self._prompt_positions
         if given is None:
             return rows
         inside = given[self.num_computed : self.num_computed + count]
-        # What follows the prompt goes on after its last position, which is not its last row.
+        # Tokens after the prompt continue from its last position, which is not its last row.
         return np.concatenate([inside, rows[len(inside) :] + (given[-1] + 1 - self.num_prompt)])
 
     def append(self, token: int) -> None:
-        """Take a new token in; sets `end` if it is the last one."""
+        """Append a new token; sets `end` if it is the last one."""
         self.ids.append(token)
         self.unreported.append(token)
         params = self.request.params
-        # min_tokens bans stop ids while sampling, so no second check is needed here.
+        # min_tokens bans stop ids during sampling, so no second check is needed here.
         if token in params.stop_token_ids or (token in self.request.stop_ids and not params.ignore_eos):
             self.end = "stop", token
         elif self.num_new_tokens >= self.max_new_tokens:
             self.end = "length", None
 
     def append_forced(self) -> None:
-        """Append what the grammar forces next, if there is one, and set `end` where nothing may follow.
+        """Append what the grammar forces next, if there is one, and set `end` if nothing may follow.
 
-        With log-probabilities asked for, forced tokens are left to be taken one by one: each needs its row of logits.
+        If log-probabilities are requested, forced tokens are appended one at a time: each needs its row of logits.
         """
         if self.request.constraint is None or self.end is not None:
             return
@@ -120,14 +120,14 @@ class Sequence:
                 self.append(token)
                 grammar.accept(token)
             if self.end is None and grammar.finished():
-                # A stop id that `ignore_eos` let pass closes the grammar's text all the same; it is not part of it.
+                # A stop id let through by `ignore_eos` still ends the grammar's text; it is not part of it.
                 last = self.ids[-1] if self.num_new_tokens and self.ids[-1] in self.request.stop_ids else None
                 self.end = "stop", last
         except GrammarError:
             self.end = "length", None
 
     def _end_ids(self) -> NDArray[np.int64]:
-        """Ids that may come wherever a grammar's text is complete."""
+        """Ids that are allowed wherever a grammar's text is complete."""
         ids = set(self.request.params.stop_token_ids)
         return np.fromiter(ids if self.request.params.ignore_eos else ids | self.request.stop_ids, np.int64)
 
@@ -150,10 +150,10 @@ class Sequence:
 
 
 def prompt_positions(prompt: Prompt) -> NDArray[np.int32] | None:
-    """Position of each row of a prompt, int32 [rows]; None where it is the row's number, as in text."""
+    """Position of each row of a prompt, int32 [rows]; None if it equals the row number, as in text."""
     if all(span.offsets is None for span in prompt.spans):
         return None
-    steps = np.ones(len(prompt), np.int32)  # from the row before
+    steps = np.ones(len(prompt), np.int32)  # from the previous row
     steps[0] = 0
     for span in prompt.spans:
         if span.offsets is not None:

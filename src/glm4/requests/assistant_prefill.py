@@ -1,4 +1,4 @@
-"""Prefill: the caller writes the beginning of the answer, the model goes on from there."""
+"""Prefill: the caller writes the beginning of the answer, and the model continues from there."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from glm4.tokenizer import Detokenizer
 
 @dataclass(frozen=True)
 class AssistantPrefill:
-    """What stands between the prompt of a conversation and the point where the model goes on.
+    """The text between the prompt of a conversation and the point where the model continues.
 
     Attributes:
-        head: what the chat template writes in front of an answer.
+        head: what the chat template writes before an answer.
         begun: the beginning of the answer.
-        ids: both as token ids; only what the template wrote may be special tokens.
+        ids: `head` and `begun` as token ids; only `head` may contain special tokens.
     """
 
     head: str
@@ -33,7 +33,7 @@ class AssistantPrefill:
         """The prefill of an answer to this request.
 
         Raises:
-            InvalidRequestError: the template has none: its prompts begin with thinking, or it changes the text.
+            InvalidRequestError: the template has no prefill: its prompts begin with thinking, or it changes the text.
         """
 
         def render(turns: tuple[Message, ...], *, prompt: bool) -> str:
@@ -57,7 +57,7 @@ class AssistantPrefill:
         return cls(head, begun, tuple(ids))
 
     def before(self, prepared: PreparedRequest) -> PreparedRequest:
-        """The request whose answer goes on after this opening, which is not part of the answer."""
+        """The request whose answer continues after this prefill, which is not part of the answer."""
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
             detokenizer, parser = prepared.decoder()
@@ -68,13 +68,13 @@ class AssistantPrefill:
 
 
 class _Continued:
-    """A parser that has read the opening before, so that it knows where it is; what it says about it is dropped."""
+    """A parser that has already read the prefill, so that its state is right; events about the prefill are dropped."""
 
     def __init__(self, parser: StreamParser, opening: AssistantPrefill) -> None:
         self._parser = parser
         events = parser.push(opening.head + opening.begun)
         shown = [event.text for event in events if isinstance(event, TextDelta)]
-        self._held = len(opening.begun) - len("".join(shown))  # characters of the opening it still holds back
+        self._held = len(opening.begun) - len("".join(shown))  # prefill characters it still holds back
 
     def push(self, text: str) -> list[Event]:
         """See `StreamParser`."""

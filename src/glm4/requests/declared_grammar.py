@@ -1,7 +1,7 @@
-"""Grammars in words, for backends that compile them: the same answers as `grammar_compiler` enforces.
+"""Grammars as source text, for backends that compile them: they allow the same answers as `grammar_compiler`.
 
-An answer in a chat is more than what the caller described: the dialect puts an opening in front, or calls instead. That
-whole is one grammar in Lark's notation, in llguidance's dialect of it.
+A chat answer is more than what the caller described: the dialect adds a prefix, or writes calls instead. All of it
+becomes one grammar in llguidance's dialect of Lark.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from glm4.tokenizer import Tokenizer
 
 
 class DeclaredGrammars:
-    """Describes grammars for one vocabulary. Thread-safe; the twin of `GrammarCompiler`."""
+    """Describes grammars for one vocabulary. Thread-safe; the counterpart of `GrammarCompiler`."""
 
     def __init__(self, tokenizer: Tokenizer, dialect: Dialect) -> None:
         self._tokenizer = tokenizer
         self._dialect = dialect
 
     def raw(self, outputs: StructuredOutputs) -> StructuredOutputs:
-        """The description of a raw completion: what the caller said."""
+        """The description of a raw completion: the caller's own."""
         return outputs
 
     def answer(
@@ -30,7 +30,7 @@ class DeclaredGrammars:
     ) -> StructuredOutputs:
         """The description of an answer in a chat; see `GrammarCompiler.answer`."""
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
-        # The token that ends a call is left out: it is a stop id, and servers let those come behind a grammar only.
+        # The token that ends a call is left out: it is a stop id, and servers allow those only after the grammar ends.
         for token in self._dialect.stop_ids(self._tokenizer):
             lark = lark.replace(f" <[{token}]>\n", "\n")
         if outputs is None:
@@ -40,7 +40,7 @@ class DeclaredGrammars:
 
 
 def _rule(outputs: StructuredOutputs) -> str:
-    """The right side of a rule that spells what the caller described."""
+    """The right-hand side of a rule for what the caller described."""
     if outputs.json is not None or outputs.json_object:
         return json_rule(outputs.schema)
     if outputs.choice is not None:
@@ -51,6 +51,6 @@ def _rule(outputs: StructuredOutputs) -> str:
 
 
 def _with_slashes_escaped(regex: str) -> str:
-    """The expression as it stands between slashes."""
+    """The expression escaped for use between slashes."""
     parts = regex.split("\\\\")  # an escaped backslash escapes nothing that follows it
     return "\\\\".join(part.replace("\\/", "/").replace("/", "\\/").replace("\n", "\\n") for part in parts)

@@ -1,10 +1,10 @@
 """Grammars over tokens: what `StructuredOutputs` and tool choice ask for, compiled with llguidance.
 
-The library is loaded with the first grammar; programs that need none never load it. It sees text as bytes, and forces
-only tokens that our tokenizer would make of them, so that the model meets no spelling it was not trained on.
+The library is loaded with the first grammar; programs without grammars never load it. It sees text as bytes, and forces
+only tokens that our tokenizer would produce, so that the model never sees a tokenization it was not trained on.
 
-Hostile grammars: the library bounds the size of what it compiles and the work of each step, nests to a bounded depth
-only, matches expressions without backtracking, and fetches nothing. What exceeds a bound is refused, or ends the text.
+Hostile grammars: the library bounds the compiled size, the work per step and the nesting depth, matches expressions
+without backtracking, and fetches nothing. A grammar that exceeds a bound is refused, or ends the text.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from glm4.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-# Compiled grammars kept: agents send the same tools with every turn.
+# Number of compiled grammars cached: agents send the same tools with every turn.
 _KEPT = 16
-# Of a matcher, each one or two kilobytes; schemas need hundreds, some expressions more and more with every token.
+# Per matcher, one or two kilobytes each; schemas need hundreds, and some expressions add more with every token.
 _MAX_LEXER_STATES = 50_000
 _TOO_COMPLEX = "it is too complex"
 _NOTHING_FITS = "no text can satisfy this"
-_MAX_REASON = 300  # characters of the library's explanation that are passed on
+_MAX_REASON = 300  # maximum characters of the library's explanation in an error
 
 
 class GrammarCompiler:
@@ -45,7 +45,7 @@ class GrammarCompiler:
 
     Args:
         tokenizer: the checkpoint's.
-        vocab_size: rows of the model's vocabulary, those without a token included.
+        vocab_size: rows of the model's vocabulary, including those without a token.
         dialect: says how the model writes calls and answers, and how it ends them.
     """
 
@@ -68,15 +68,15 @@ class GrammarCompiler:
     def answer(
         self, outputs: StructuredOutputs | None, tools: Sequence[CallableTool], *, parallel: bool
     ) -> TokenConstraint:
-        """The constraint of an answer in a chat: calls of these tools, or text as `outputs` wants it, or either.
+        """The constraint of an answer in a chat: calls of these tools, text in the format of `outputs`, or either.
 
         Raises:
-            InvalidRequestError: it cannot be compiled or enforced; `.param` says whose fault it is.
+            InvalidRequestError: it cannot be compiled or enforced; `.param` names the field at fault.
         """
         try:
             return self._answer(outputs, tools, parallel)
         except InvalidRequestError:
-            # Which part was it? Only a refusal pays for finding out.
+            # Find out which part failed; only a refused request pays for this.
             if outputs is not None:
                 self.raw(outputs)
             for tool in tools:
@@ -121,8 +121,8 @@ class GrammarCompiler:
         with _panics_as(InvalidRequestError(f"{what}: {_TOO_COMPLEX}", param=param)):
             matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
             if not matcher.is_error():
-                matcher.compute_bitmask()  # the first mask is the dearest one; copies of the matcher have it already
-            # Behind what is forced at the beginning it shows whether any text fits at all.
+                matcher.compute_bitmask()  # the first mask is the most expensive; copies of the matcher reuse it
+            # The mask after the tokens forced at the start shows whether any text fits at all.
             probe = matcher.deep_copy()
             forced = probe.compute_ff_tokens()
             probe.try_consume_tokens(forced)
@@ -136,20 +136,20 @@ class GrammarCompiler:
 
     @property
     def _end_id(self) -> int:
-        """The token that stands for "the text ends here"; no grammar of a dialect names it."""
+        """The end-of-text token; dialect grammars never name it."""
         added = self._tokenizer.added_tokens
         return next(added[name].id for name in self._dialect.stop_names if name in added)
 
     @cached_property
     def _usable(self) -> NDArray[np.bool_]:
-        """Ids that a text may have: bool [vocab_size]. A grammar may name others, rows without a token or the end's."""
+        """Ids allowed in a text: bool [vocab_size]. Grammars may name others: rows without a token, the end token."""
         usable = np.ones(self._vocab_size, np.bool_)
         usable[self._tokenizer.unnamed_ids(self._vocab_size)] = False
         usable[self._end_id] = False
         return usable
 
     def _library_tokenizer(self) -> LLTokenizer:
-        """The vocabulary as the library holds it; made once, in a second or less for 150,000 tokens."""
+        """The vocabulary in the library's form; built once, in a second or less for 150,000 tokens."""
         from llguidance import LLTokenizer, TokenizerWrapper
 
         with self._making:
@@ -160,7 +160,7 @@ class GrammarCompiler:
 
 
 class _Vocabulary:
-    """A tokenizer as the library wants it: the bytes of every id, and canonical ids of bytes."""
+    """The tokenizer interface the library expects: the bytes of every id, and the canonical ids of bytes."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int) -> None:
         unnamed = set(tokenizer.unnamed_ids(vocab_size).tolist())
@@ -174,7 +174,7 @@ class _Vocabulary:
         ids = self._tokenizer.encode(text.decode("utf-8", "replace"))
         if b"".join(map(self.tokens.__getitem__, ids)) == text:
             return ids
-        # A tokenizer that normalizes would spell something else than the grammar wants.
+        # A tokenizer that normalizes would spell something other than the grammar's text.
         return self._longest_first(text)
 
     @cached_property
@@ -188,7 +188,7 @@ class _Vocabulary:
         while at < len(text):
             size = next((n for n in range(min(32, len(text) - at), 0, -1) if text[at : at + n] in self._ids), 0)
             if not size:
-                break  # the vocabulary cannot spell the rest
+                break  # the vocabulary cannot encode the rest
             ids.append(self._ids[text[at : at + size]])
             at += size
         return ids
@@ -209,7 +209,7 @@ def _text_grammar(outputs: StructuredOutputs) -> dict[str, Any]:
 
 
 def _reason(error: str) -> str:
-    """The library's explanation, fit for the person who wrote the grammar."""
+    """The library's explanation, in a form that helps the author of the grammar."""
     unknown = error.removeprefix("Unimplemented keys: ")
     if unknown != error:
         try:
@@ -224,7 +224,7 @@ def _reason(error: str) -> str:
 
 @contextlib.contextmanager
 def _panics_as(error: Exception) -> Iterator[None]:
-    """Turn a panic of the library, which is no `Exception`, into an error: it concerns one request only."""
+    """Turn a library panic, which is not an `Exception`, into `error`: it affects only one request."""
     try:
         yield
     except BaseException as panic:
@@ -234,7 +234,7 @@ def _panics_as(error: Exception) -> Iterator[None]:
 
 
 class _Grammar:
-    """A `TokenConstraint`: a matcher that stays at the beginning, copied for each sequence."""
+    """A `TokenConstraint`: a matcher kept in its initial state and copied for each sequence."""
 
     def __init__(self, matcher: LLMatcher, usable: NDArray[np.bool_]) -> None:
         self._matcher = matcher
@@ -258,12 +258,6 @@ class _Matcher:
         """See `TokenMatcher`."""
         with self._checked():
             return self._matcher.try_consume_tokens(list(token_ids))
-
-    def rollback(self, count: int) -> None:
-        """See `TokenMatcher`."""
-        with self._checked():
-            if count:
-                self._matcher.rollback(count)
 
     def forced(self) -> list[int]:
         """See `TokenMatcher`."""

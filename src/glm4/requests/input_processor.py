@@ -1,7 +1,7 @@
-"""`PreparedRequest`: a request up to the point where the engine takes it. Made on any thread.
+"""`PreparedRequest`: a request ready for the engine. Can be built on any thread.
 
 Rendering, tokenizing and compiling a grammar take milliseconds to seconds; none of it needs the engine, so none of it
-may hold up the requests that run there.
+may delay the requests that run there.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from glm4.tokenizer import Detokenizer
 
 PromptLike = str | Sequence[int] | Prompt
 Grammar = TokenConstraint | StructuredOutputs
-"""Compiled, or in words for a backend that compiles by itself."""
+"""Compiled, or as source text for a backend that compiles grammars itself."""
 
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """What `LLM.add` needs.
+    """The input of `LLM.add`.
 
     Attributes:
-        prompt: what the model reads.
-        params: sampling options, the model's defaults filled in.
-        decoder: makes a fresh detokenizer and parser for one sample.
+        prompt: the model's input.
+        params: sampling options with the model's defaults filled in.
+        decoder: creates a new detokenizer and parser for one sample.
         adapter: name of the LoRA adapter to use.
         pooling: "mean" for an embedding of the prompt instead of an answer.
-        constraint: the grammar the answer must follow, as the backend wants it.
-        max_tool_calls: the answer ends where one call more begins.
+        constraint: the grammar the answer must follow, in the form the backend takes.
+        max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
     """
 
@@ -55,11 +55,11 @@ class PreparedRequest:
 
     @property
     def prompt_ids(self) -> Sequence[int]:
-        """What the model reads, without what is said about it."""
+        """The prompt's token ids, without its media spans."""
         return self.prompt.ids
 
     def sample(self, backend_id: str, stop_ids: frozenset[int], index: int) -> GenerationRequest:
-        """What the backend gets for one of the samples."""
+        """The backend's request for one of the samples."""
         grammar = self.constraint
         compiled, declared = (None, grammar) if isinstance(grammar, StructuredOutputs) else (grammar, None)
         return GenerationRequest(
@@ -76,10 +76,10 @@ class PreparedRequest:
 
 
 class InputProcessor:
-    """Makes prepared requests for one model. Thread-safe.
+    """Builds prepared requests for one model. Thread-safe.
 
     Args:
-        processor: the checkpoint's text side.
+        processor: the checkpoint's tokenizer, dialect, template and defaults.
         info: limits and capabilities of the backend that will run the requests.
     """
 
@@ -97,7 +97,7 @@ class InputProcessor:
         """Render and tokenize a conversation.
 
         Raises:
-            InvalidRequestError, PromptTooLongError, TemplateError: it can never run.
+            InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
@@ -146,20 +146,20 @@ class InputProcessor:
         return PreparedRequest(prompt, params, decoder, adapter, pooling, constraint, text=source)
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
-        """Tokenize a text to be embedded; see `LLM.prepare_embedding`."""
+        """Tokenize a text to embed; see `LLM.prepare_embedding`."""
         return self._raw(prompt, SamplingParams(), adapter, "mean")
 
     def _chat_constraint(self, request: ChatRequest, outputs: StructuredOutputs | None) -> Grammar | None:
-        """A grammar where tools must be called or the answer has a form; None where the model is free."""
+        """A grammar if tools must be called or the answer has a required format; None if the model is unconstrained."""
         choice, parallel = request.tool_choice, request.parallel_tool_calls
         if choice.mode != "required" and outputs is None:
             return None
         if outputs is not None and choice.mode != "required" and not request.add_generation_prompt:
-            # The prompt ends inside a turn; what is in front of an answer was there long ago.
+            # The prompt ends inside a turn, so the text that precedes an answer is already in it.
             return self._grammars.raw(outputs)
         tools = callables(request.offered_tools, self._processor.dialect.builtin_tools)
         if choice.mode == "required":
-            # What an answer would look like does not matter: there will be none.
+            # The answer's format does not matter: there will be calls instead of an answer.
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)
         return self._grammars.answer(outputs, tools, parallel=parallel)
 
@@ -174,5 +174,5 @@ class InputProcessor:
 
 
 def _form_param(params: SamplingParams) -> str | None:
-    """The field that gives the answer a form, if one does."""
+    """The field that sets the answer's format, if any."""
     return None if params.structured_outputs is None else params.structured_outputs.param

@@ -1,4 +1,4 @@
-"""From a stream of token ids to text, stop strings, reasoning and tool calls: the way out of the ids."""
+"""Output side: turns a stream of token ids into text, stop strings, reasoning and tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glm4.tokenizer import Detokenizer
 
 
 class StopStringMatcher:
-    """Finds stop strings across token borders, holding back text that may still turn into one."""
+    """Finds stop strings across token boundaries, holding back text that may still become one."""
 
     def __init__(self, stops: Sequence[str], include_stop: bool) -> None:
         self._stops = tuple(stops)
@@ -23,11 +23,11 @@ class StopStringMatcher:
         self.matched: str | None = None
 
     def push(self, text: str, *, active: bool = True) -> str:
-        """Feed text, get what may be shown. After a match nothing more comes.
+        """Feed text; returns the part that may be shown. After a match it returns no more text.
 
         Args:
-            active: False while `min_tokens` is not reached: text passes without being compared, and cannot become
-                the beginning of a later match.
+            active: False until `min_tokens` is reached: text passes through without matching, and cannot be the start
+                of a later match.
         """
         if self.matched is not None:
             return ""
@@ -52,12 +52,12 @@ class StopStringMatcher:
 
 
 class SampleProcessor:
-    """Text side of one sample.
+    """Turns one sample's token ids into events.
 
     Args:
         index: which of the request's samples.
-        on_early_end: called once when a stop string or a surplus call ends the sample, so that the backend can be told.
-        max_tool_calls: the sample ends where one call more begins; nothing of that is shown.
+        on_early_end: called once when a stop string or a surplus call ends the sample, to stop it at the backend.
+        max_tool_calls: the sample ends where a call beyond this number begins; that call is not shown.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SampleProcessor:
         self._stops = StopStringMatcher(params.stop_strings, params.include_stop_str_in_output)
         self._on_early_end = on_early_end
         self._max_tool_calls = max_tool_calls
-        self._has_enough = False  # one call too many has begun
+        self._has_enough = False  # a call beyond the limit has begun
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._raw: list[str] = []
@@ -114,7 +114,7 @@ class SampleProcessor:
         return events
 
     def end(self, reason: str) -> list[Event]:
-        """End the sample where it is; what was held back is shown."""
+        """End the sample here; returns the events of held-back text."""
         if self.output is not None:
             return []
         return self._show(self._stops.flush()) + self._finish(reason, None, None)
@@ -147,7 +147,7 @@ class SampleProcessor:
         return events
 
     def _without_surplus(self, events: list[Event]) -> list[Event]:
-        """Events up to the call that is one too many."""
+        """Events up to the first call beyond the limit."""
         if self._has_enough:
             return []
         for at, event in enumerate(events):

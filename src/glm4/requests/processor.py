@@ -17,7 +17,7 @@ from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.variants import Variant
 
-# Keys of generation_config.json that are sampling options here under the same name.
+# Keys of generation_config.json that are also names of sampling options here.
 _GENERATION_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -27,7 +27,7 @@ class Processor:
 
     Attributes:
         template: the checkpoint's own chat template; None falls back to the dialect's.
-        eos_ids: stop ids the checkpoint's configuration names, beside the dialect's own.
+        eos_ids: stop ids from the checkpoint's configuration, in addition to the dialect's own.
         defaults: sampling options used when the caller gives none.
     """
 
@@ -39,17 +39,17 @@ class Processor:
 
     @classmethod
     def load(cls, checkpoint: Checkpoint) -> Processor:
-        """The text side of an open checkpoint; see `of`."""
+        """The processor of an open checkpoint; see `of`."""
         return cls.of(checkpoint.text_files)
 
     @classmethod
     def open(cls, path: Path, *, variant: Variant | None = None) -> Processor:
-        """The text side of a folder or GGUF file whose weights stay closed, or are not there; see `read_text_files`."""
+        """The processor of a folder or GGUF file, without opening its weights (if any); see `read_text_files`."""
         return cls.of(read_text_files(path, variant=variant))
 
     @classmethod
     def of(cls, files: TextFiles) -> Processor:
-        """Make it of what was read.
+        """Build the processor from files already read.
 
         Raises:
             TokenizerError, TemplateError: a part is missing or malformed.
@@ -65,7 +65,7 @@ class Processor:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Every id that ends a turn."""
+        """All ids that end a turn."""
         return self.eos_ids | self.dialect.stop_ids(self.tokenizer)
 
     def render(self, request: ChatRequest) -> Prompt:
@@ -74,11 +74,11 @@ class Processor:
 
 
 def _default_params(files: TextFiles) -> SamplingParams:
-    """What our table of variants says, replaced by what the checkpoint's generation_config.json says."""
+    """Defaults from our table of variants, overridden by the checkpoint's generation_config.json."""
     table: dict[str, Any] = dict(files.variant.sampling)
     generation = files.generation_config
     own = {key: generation[key] for key in _GENERATION_KEYS if generation.get(key) is not None}
-    # transformers: do_sample false means greedy, whatever temperature says.
+    # As in transformers, do_sample=false means greedy, regardless of temperature.
     if generation.get("do_sample") is False:
         own = {key: value for key, value in own.items() if key == "repetition_penalty"} | {"temperature": 0.0}
     try:

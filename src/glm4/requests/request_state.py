@@ -15,7 +15,7 @@ from glm4.requests.output_processor import SampleProcessor
 
 @dataclass
 class RequestState:
-    """A request in flight: its samples' text sides, by the id each has at the backend."""
+    """A request in flight: the processor of each sample, keyed by the sample's id at the backend."""
 
     request_id: str
     prompt: str | None
@@ -28,11 +28,11 @@ class RequestState:
 
     @property
     def finished(self) -> bool:
-        """True once every sample is over."""
+        """True once every sample has finished."""
         return all(sample.output is not None for sample in self.samples.values())
 
     def push(self, new: GenerationOutput) -> StreamChunk | None:
-        """Run one backend output through its sample's text side; None once the sample is over."""
+        """Run one backend output through its sample's processor; None once the sample has finished."""
         sample = self.samples[new.request_id]
         if sample.output is not None:
             return None
@@ -45,7 +45,7 @@ class RequestState:
             self.error = new.error
             for other in self.samples.values():
                 other.end("error")
-        # Tokens of the same step after a stop string do not count.
+        # Tokens that follow a stop string in the same step do not count.
         used = sample.num_tokens - before
         self.metrics.mark_tokens(used, new.num_cached_tokens)
         if self.finished:

@@ -1,4 +1,4 @@
-"""What a request needs of a backend, compared with what the backend can do before anything is queued."""
+"""Checks what a request needs against what the backend can do, before anything is queued."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OPTIONS: Mapping[str, Capability] = MappingProxyType(
         "seed": Capability.SEED,
     }
 )
-"""Sampling options that not every backend has."""
+"""Sampling options that only some backends support."""
 
 GRAMMARS = frozenset({Capability.COMPILED_GRAMMARS, Capability.DECLARED_GRAMMARS})
-"""Either of them makes an answer follow a grammar."""
+"""Either one lets an answer follow a grammar."""
 
 
 def check_supported(
@@ -38,9 +38,9 @@ def check_supported(
     """Refuse a request that asks for more than the backend can do.
 
     Args:
-        adapter: name of the adapter it wants.
-        embedding: it wants a vector.
-        grammar: the field that makes its answer follow a grammar.
+        adapter: name of the adapter it asks for.
+        embedding: it asks for a vector.
+        grammar: name of the field that makes its answer follow a grammar.
 
     Raises:
         InvalidRequestError: `.param` names the option.
@@ -58,7 +58,7 @@ def check_supported(
 def _needs(
     prompt: Prompt, params: SamplingParams, adapter: str | None, embedding: bool, grammar: str | None
 ) -> Iterator[tuple[str, str | None, frozenset[Capability]]]:
-    """(option, request field, capabilities of which one is enough) of everything that was asked for."""
+    """(option, request field, capabilities any one of which is enough) for everything the request asks for."""
     for name, capability in _OPTIONS.items():
         if getattr(params, name) != getattr(SamplingParams, name):
             yield name, name, frozenset({capability})

@@ -1,4 +1,4 @@
-"""Text to token ids and back. Knows vocabularies and special tokens by name; knows no model and no chat format."""
+"""Text to token ids and back. Knows vocabularies and special tokens by name, but not models or chat formats."""
 
 from __future__ import annotations
 

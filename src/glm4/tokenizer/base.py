@@ -1,7 +1,7 @@
-"""`Tokenizer`: what every vocabulary offers, whatever file it came from.
+"""`Tokenizer`: the interface of every vocabulary, whatever file it came from.
 
-Two kinds of text exist. Text that we or a chat template wrote may contain special tokens (`allow_special=True`); text
-from anybody else may not: its `<|user|>` is seven characters, never a role change.
+There are two kinds of text. Text that we or a chat template wrote may contain special tokens (`allow_special=True`);
+any other text may not: its `<|user|>` is just characters, never a role change.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from glm4.errors import TokenizerError
 from glm4.tokenizer.detokenizer import Detokenizer
 
-MAX_TOKEN_ID = 1 << 24  # far above any real vocabulary; keeps a lying file from asking for a huge table
+MAX_TOKEN_ID = 1 << 24  # far above any real vocabulary; keeps a malicious file from requesting a huge table
 MAX_ADDED_TOKENS = 100_000
 
 
 @dataclass(frozen=True)
 class AddedToken:
-    """A token that stands outside the vocabulary's merges and is matched as a whole.
+    """A token outside the vocabulary's merges, matched as a whole.
 
     Attributes:
         content: its spelling.
@@ -46,8 +46,8 @@ class Tokenizer(ABC):
         added_tokens: spelling → token matched as a whole, control tokens and visible markers alike.
         special_tokens: spelling → id of the control tokens only.
         prefix_ids: what a raw prompt (no chat template) starts with, e.g. GLM-4's `[gMASK]<sop>`.
-        eos_ids: ids the files themselves name as end of text; a dialect adds its own stop ids.
-        size: highest named id + 1.
+        eos_ids: ids that the files themselves mark as end of text; a dialect adds its own stop ids.
+        size: highest id that has a token, plus 1.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Tokenizer(ABC):
         ids = np.concatenate([named, np.fromiter(self._added_by_id, dtype=np.int64)])
         if ids.size == 0 or ids.min() < 0 or ids.max() >= MAX_TOKEN_ID:
             raise TokenizerError("the vocabulary is empty or has token ids out of range; the tokenizer file is damaged")
-        is_named = np.zeros(int(ids.max()) + 1, bool)  # np.unique takes twenty times as long for a real vocabulary
+        is_named = np.zeros(int(ids.max()) + 1, bool)  # np.unique takes 20 times as long for a real vocabulary
         is_named[ids] = True
         self._named_ids: NDArray[np.int64] = np.flatnonzero(is_named)
         self.size = int(self._named_ids[-1]) + 1
@@ -78,7 +78,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode_plain(self, text: str) -> list[int]:
-        """Ids of text in which nothing is special. `text` holds no lone surrogates."""
+        """Ids of text in which nothing is special. `text` contains no lone surrogates."""
 
     @abstractmethod
     def _piece(self, token_id: int) -> bytes | None:
@@ -88,10 +88,10 @@ class Tokenizer(ABC):
         """Text to ids, without any prefix.
 
         Args:
-            allow_special: match added tokens by their spelling. Only for text that no user had a hand in, or whose
-                users' spellings were replaced.
-            restored: characters (as numbers) that stand for a text in the stretches between added tokens; put back
-                once the added tokens are found.
+            allow_special: match added tokens by their spelling. Only for text without user input, or in
+                which users' spellings were replaced.
+            restored: code point → the text it stands for in the segments between added tokens; substituted once the
+                added tokens are found.
         """
         if not allow_special:
             return self._encode_plain(_well_formed(text))
@@ -104,11 +104,11 @@ class Tokenizer(ABC):
         return ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a raw prompt to be continued: `prefix_ids`, then the text as plain text."""
+        """Ids of a raw prompt to continue: `prefix_ids`, then the text as plain text."""
         return [*self.prefix_ids, *self.encode(text)]
 
     def split_special(self, text: str) -> Iterator[str | int]:
-        """Cut text at every added token: ordinary stretches (never empty) and ids, in order."""
+        """Split text at every added token: ordinary segments (never empty) and ids, in order."""
         if self._splitter is None:
             if text:
                 yield text
@@ -134,7 +134,7 @@ class Tokenizer(ABC):
         return b"".join(pieces).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes one id stands for (for a special token, its spelling).
+        """The bytes that one id stands for (for a special token, its spelling).
 
         Raises:
             TokenizerError: the id has no token.
@@ -159,13 +159,13 @@ class Tokenizer(ABC):
             raise TokenizerError(f"this vocabulary has no special token {name!r}; is it the right tokenizer?") from None
 
     def unnamed_ids(self, vocab_size: int) -> NDArray[np.int64]:
-        """Rows of a model's vocabulary that have no token, ascending. They must never be sampled.
+        """Rows of a model's vocabulary without a token, ascending. They must never be sampled.
 
         Args:
-            vocab_size: rows of the model's embedding.
+            vocab_size: number of rows in the model's embedding.
 
         Raises:
-            TokenizerError: the tokenizer names ids the model has no row for.
+            TokenizerError: the tokenizer has ids for which the model has no row.
         """
         if self.size > vocab_size:
             raise TokenizerError(
@@ -177,7 +177,7 @@ class Tokenizer(ABC):
     def detokenizer(
         self, *, skip_special_tokens: bool = True, shown_as: Mapping[int, str] | None = None
     ) -> Detokenizer:
-        """A fresh incremental decoder. `shown_as` writes given ids as given text (a dialect's inner markers)."""
+        """A new incremental decoder. `shown_as` maps ids to the text shown for them (a dialect's inner markers)."""
         hidden = self._special_ids if skip_special_tokens else frozenset[int]()
         return Detokenizer(self.token_bytes, hidden=hidden, shown_as=shown_as)
 
@@ -205,7 +205,7 @@ def _checked_added_tokens(tokens: Iterable[AddedToken]) -> dict[str, AddedToken]
 
 
 def _splitter(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
-    """One pattern that finds the leftmost, longest added token."""
+    """A pattern that finds the leftmost, longest added token."""
     ordered = sorted(tokens, key=lambda t: (-len(t.content), t.content))
     if not ordered:
         return None

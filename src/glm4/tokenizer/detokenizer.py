@@ -1,4 +1,4 @@
-"""Token ids to text, one at a time, never half a character."""
+"""Token ids to text, one at a time, never a partial character."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 class Detokenizer:
     """Incremental decoder of one sequence.
 
-    The pieces that `push` and `flush` return, joined, equal `Tokenizer.decode` of the same ids: bytes that are not
-    UTF-8 become U+FFFD exactly as Python's "replace" handler writes them.
+    The joined results of `push` and `flush` equal `Tokenizer.decode` of the same ids: bytes that are not UTF-8 become
+    U+FFFD exactly as with Python's "replace" handler.
 
     Args:
-        token_bytes: id → the bytes it stands for (raises TokenizerError for an id without a token).
-        hidden: ids that leave no text.
-        shown_as: ids that are written as the given text instead of their own, whatever `hidden` says.
+        token_bytes: id → its bytes (raises TokenizerError for an id without a token).
+        hidden: ids that produce no text.
+        shown_as: ids written as the given text instead of their own, whether hidden or not.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """Take one id; returns the text that is certain now, possibly nothing."""
+        """Take one id; returns the text that is now certain, possibly none."""
         if token_id in self._shown_as:
             return self._decoder.decode(self._shown_as[token_id].encode())
         if token_id in self._hidden:
@@ -39,7 +39,7 @@ class Detokenizer:
         return self._decoder.decode(self._token_bytes(token_id))
 
     def flush(self) -> str:
-        """The rest at the end of the sequence; an unfinished character becomes U+FFFD. Ready for a new sequence."""
+        """The rest at the end of the sequence; an unfinished character becomes U+FFFD. Resets for a new sequence."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # tokenizer.ggml.token_type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-_QWEN2_PATTERN = GLM4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")  # every digit alone
+_QWEN2_PATTERN = GLM4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")  # every digit separately
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -32,8 +32,8 @@ class PreTokenizer:
 
     Attributes:
         split: builds the library's pre-tokenizer.
-        nfc: normalise to NFC first (the GGUF metadata does not say so, the original tokenizer does).
-        ignore_merges: look a whole word up in the vocabulary before merging.
+        nfc: normalize to NFC first (the GGUF metadata does not say so, the original tokenizer does).
+        ignore_merges: look up a whole word in the vocabulary before merging.
     """
 
     split: Callable[[], tokenizers.pre_tokenizers.PreTokenizer]
@@ -63,17 +63,17 @@ def _gpt2(*, digits: bool) -> Callable[[], tokenizers.pre_tokenizers.PreTokenize
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> ByteLevelBPE:
-    """Build the tokenizer a GGUF file describes.
+    """Build the tokenizer that a GGUF file describes.
 
     Args:
         metadata: the file's key → value pairs; arrays as any sequence.
 
     Raises:
-        TokenizerError: no vocabulary, one of a kind we do not support, or a damaged one.
+        TokenizerError: the vocabulary is missing, of an unsupported kind, or damaged.
     """
     try:
         return _from_metadata(metadata)
-    except (TypeError, ValueError, OverflowError) as error:  # a number where an array belongs, and the like
+    except (TypeError, ValueError, OverflowError) as error:  # a number where an array belongs, for example
         raise TokenizerError(f"the GGUF vocabulary is damaged ({type(error).__name__}: {error})") from None
 
 
@@ -95,7 +95,7 @@ def _from_metadata(metadata: Mapping[str, Any]) -> ByteLevelBPE:
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[dict[int, str], list[AddedToken]]:
-    """Ordinary tokens by id, and the added ones; unused tokens are in neither."""
+    """Ordinary tokens by id, and the added tokens; unused tokens are in neither."""
     tokens: Sequence[Any] = metadata.get("tokenizer.ggml.tokens", ())
     types: Sequence[Any] = metadata.get("tokenizer.ggml.token_type", ())
     if not 0 < len(tokens) < MAX_TOKEN_ID or len(types) not in (0, len(tokens)):
@@ -142,7 +142,7 @@ def _build(pieces: Mapping[int, str], merges: list[tuple[str, str]], pre: PreTok
 
 
 def _ids(metadata: Mapping[str, Any], keys: Sequence[str]) -> tuple[int, ...]:
-    """The ids under these keys. Some files write 2**32 - 1 for a token they lack."""
+    """The ids under these keys. Some files write 2**32 - 1 for a missing token."""
     values = (metadata.get(f"tokenizer.ggml.{key}") for key in keys)
     ids = (int(value) for value in values if value is not None)
     return tuple(token for token in ids if 0 <= token < len(metadata["tokenizer.ggml.tokens"]))
@@ -151,7 +151,7 @@ def _ids(metadata: Mapping[str, Any], keys: Sequence[str]) -> tuple[int, ...]:
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "chatglm-bpe": PreTokenizer(_pattern(GLM4_PATTERN), ignore_merges=True),
     "glm4": PreTokenizer(_pattern(GLM4_PATTERN), ignore_merges=True),
-    "llama-bpe": PreTokenizer(_pattern(GLM4_PATTERN), ignore_merges=True),  # Llama 3 took the same pattern
+    "llama-bpe": PreTokenizer(_pattern(GLM4_PATTERN), ignore_merges=True),  # Llama 3 uses the same pattern
     "qwen2": PreTokenizer(_pattern(_QWEN2_PATTERN), nfc=True),
     "smollm": PreTokenizer(_gpt2(digits=True)),
     "gpt-2": PreTokenizer(_gpt2(digits=False)),

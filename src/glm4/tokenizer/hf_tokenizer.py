@@ -1,9 +1,9 @@
 """Byte-level BPE through the `tokenizers` library: `tokenizer.json`, and what `gguf_vocab` builds from GGUF metadata.
 
-The library always matches added tokens in the text it encodes. We therefore build it without any, and cut text at
-special tokens ourselves where that is wanted: users' text has no way to become one.
+The library always matches added tokens in the text it encodes. We therefore build it without any and split text at
+special tokens ourselves where that is wanted, so user text can never become one.
 
-Not covered: a split pattern in a stranger's `tokenizer.json` can be one that the regular expression engine is slow at.
+Not covered: an untrusted `tokenizer.json` can have a split pattern on which the regular expression engine is slow.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MAX_FILE_BYTES = 128 << 20
 
 
 class ByteLevelBPE(Tokenizer):
-    """A `tokenizers.Tokenizer` without added tokens, and the added tokens beside it.
+    """A `tokenizers.Tokenizer` without added tokens, with the added tokens kept separately.
 
-    A character whose bytes the vocabulary lacks leaves no token (SmolLM2 lacks 21 rare bytes), as in the original.
+    A character whose bytes are not in the vocabulary yields no token (SmolLM2 lacks 21 rare bytes), as in the original.
 
     Args:
-        core: gives (and keeps) what encodes plain text; must not know any added token.
+        core: returns (and caches) the tokenizer for plain text, which must not know any added token.
         pieces: id → token in the byte-level alphabet (one printable character per byte).
-        short_texts: encodes the first short texts, so that `core` is made only when there is more to do.
+        short_texts: encodes the first short texts, so `core` is built only when there is more to encode.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class ByteLevelBPE(Tokenizer):
         self._short_texts = short_texts
 
     def definition(self) -> dict[str, Any]:
-        """What the library knows of this tokenizer, as the object of a `tokenizer.json`: no added tokens."""
+        """This tokenizer as the library knows it, as a `tokenizer.json` object without added tokens."""
         value: dict[str, Any] = json.loads(self._core().to_str())
         return value
 
     def core(self) -> tokenizers.Tokenizer:
-        """What encodes plain text."""
+        """The library's tokenizer, which encodes plain text."""
         return self._core()
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -93,12 +93,12 @@ def _byte_alphabet() -> dict[str, int]:
     return table
 
 
-# Fields of a BPE model that `tokenizers.models.BPE` takes under the same name.
+# Fields of a BPE model that `tokenizers.models.BPE` accepts under the same name.
 BPE_OPTIONS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "ignore_merges")
 
 
 def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer of a `tokenizer.json` without a vocabulary, added tokens, truncation and so on.
+    """The library's tokenizer for a `tokenizer.json` minus vocabulary, added tokens, truncation and so on.
 
     Raises:
         TokenizerError: the library refuses it.
@@ -118,7 +118,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
 def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
     """Give the shell its vocabulary and merges.
 
-    The vocabulary is handed over as it is: writing 150,000 tokens as JSON again would take a second.
+    The vocabulary is passed as is: serializing 150,000 tokens to JSON again would take a second.
 
     Raises:
         TokenizerError: the library refuses it.
@@ -137,7 +137,7 @@ def _build_core(shell: tokenizers.Tokenizer, model: Mapping[str, Any], path: Pat
 
 
 def once(make: Callable[[], tokenizers.Tokenizer]) -> Callable[[], tokenizers.Tokenizer]:
-    """`make` with its result kept. Threads that ask at the same time wait: a shell takes its tables only once."""
+    """`make` with its result cached. Concurrent callers wait: a shell accepts its tables only once."""
     lock, kept = threading.Lock(), list[Any]()
 
     def get() -> tokenizers.Tokenizer:
@@ -158,7 +158,7 @@ def read_tokenizer_json(
 
     Args:
         path: the file.
-        config_tokens: added tokens named by `tokenizer_config.json`; the ones `tokenizer.json` lacks are added.
+        config_tokens: added tokens named by `tokenizer_config.json`; those missing from `tokenizer.json` are added.
         eos_names: spellings of the end-of-text tokens.
 
     Raises:
@@ -206,7 +206,7 @@ def _from_definition(
 
 
 def _types(node: object) -> set[str]:
-    """Type names of a pre-tokenizer, decoder … and of everything inside a Sequence."""
+    """Type names of a pre-tokenizer, decoder, etc., and of everything inside a Sequence."""
     if isinstance(node, dict):
         inner = [v for v in node.values() if isinstance(v, list)]
         return {str(node.get("type"))}.union(*(_types(item) for items in inner for item in items))
@@ -220,10 +220,10 @@ def _json_added_tokens(raw: object, path: Path) -> list[AddedToken]:
 
 
 def added_token_from(entry: object, token_id: object, path: Path) -> AddedToken:
-    """Read one added token as `tokenizer.json` and `tokenizer_config.json` write it.
+    """Parse one added token in the format of `tokenizer.json` and `tokenizer_config.json`.
 
     Raises:
-        TokenizerError: wrong types, or a kind of matching we do not do.
+        TokenizerError: wrong types, or an unsupported kind of matching.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or not isinstance(token_id, int):
         raise TokenizerError(f"{path}: an added token needs an integer id and a text content")
@@ -239,7 +239,7 @@ def added_token_from(entry: object, token_id: object, path: Path) -> AddedToken:
 
 
 def _without_added(model: dict[str, Any], added: Sequence[AddedToken], path: Path) -> dict[int, str]:
-    """Take the added tokens out of a BPE model (some files list them twice) and return id → piece of the rest."""
+    """Remove the added tokens from a BPE model (some files list them twice) and return id → piece of the rest."""
     vocab: dict[str, int] = model["vocab"]
     if set(map(type, vocab.values())) - {int} or (
         vocab and not 0 <= min(vocab.values()) <= max(vocab.values()) < MAX_TOKEN_ID
@@ -256,7 +256,7 @@ def _without_added(model: dict[str, Any], added: Sequence[AddedToken], path: Pat
 
 
 def drop_merges(merges: Iterable[Any], names: set[str]) -> list[Any]:
-    """Merges that neither use nor make one of the given tokens. A merge is "a b" or ["a", "b"]."""
+    """Merges that neither use nor produce one of the given tokens. A merge is "a b" or ["a", "b"]."""
     kept = []
     for merge in merges:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
@@ -266,7 +266,7 @@ def drop_merges(merges: Iterable[Any], names: set[str]) -> list[Any]:
 
 
 def _prefix_of(post_processor: object) -> tuple[int, ...]:
-    """Ids that a TemplateProcessing puts before a single text."""
+    """Ids that a TemplateProcessing prepends to a single text."""
     if not isinstance(post_processor, dict):
         return ()
     if post_processor.get("type") == "Sequence":

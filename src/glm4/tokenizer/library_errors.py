@@ -1,4 +1,4 @@
-"""What goes wrong inside the `tokenizers` library, as a `TokenizerError`."""
+"""Errors from the `tokenizers` library, as `TokenizerError`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from glm4.errors import TokenizerError
 
 @contextmanager
 def library_errors(where: str) -> Iterator[None]:
-    """Around calls into the library: it raises bare Exception, and where it did not expect a value it panics.
+    """Wraps calls into the library, which raises bare Exception and panics on values it does not expect.
 
     Args:
-        where: what to blame, a file say.
+        where: what to blame, such as a file.
 
     Raises:
         TokenizerError: for either.
@@ -21,7 +21,7 @@ def library_errors(where: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # A panic is no Exception, and its class is in no module that could be imported.
+        # A panic is not an Exception, and its class is not in any importable module.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise TokenizerError(f"{where}: {error}") from None
         raise

@@ -27,10 +27,10 @@ def load_tokenizer(
         path: a folder with `tokenizer.json` or `tokenizer.model` (the first wins if both are there), or one of those
             files. Not needed when the GGUF metadata describes the vocabulary.
         gguf_metadata: metadata of a GGUF file; used if it holds a vocabulary.
-        packed: it is the folder of a packed checkpoint, which may hold a table for a quick start.
+        packed: `path` is the folder of a packed checkpoint, which may contain a table for fast startup.
 
     Raises:
-        TokenizerError: there is none, or it cannot be used.
+        TokenizerError: there is no tokenizer, or it cannot be used.
     """
     if gguf_metadata and "tokenizer.ggml.model" in gguf_metadata:
         return tokenizer_from_gguf(gguf_metadata)
@@ -54,7 +54,7 @@ def _from_files(path: Path) -> Tokenizer:
 
 
 def _read_config(path: Path) -> tuple[list[AddedToken], list[str]]:
-    """Added tokens and end-of-text spellings that `tokenizer_config.json` names; nothing if there is no such file."""
+    """Added tokens and end-of-text spellings that `tokenizer_config.json` names; empty if there is no such file."""
     if not path.is_file():
         return [], []
     if path.stat().st_size > MAX_CONFIG_BYTES:

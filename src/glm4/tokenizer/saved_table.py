@@ -1,7 +1,7 @@
-"""A tokenizer's table beside its `tokenizer.json`, for a quick start: written by us, read back if it still belongs.
+"""A tokenizer's table next to its `tokenizer.json`, for fast startup: written by us, used only if it still matches.
 
-The table is a shortcut and never the truth: one that is damaged, or that was made from other files than those beside
-it, is passed over, and `tokenizer.json` is read.
+The table is only a cache: if it is damaged, or was made from files other than those next to it, it is ignored and
+`tokenizer.json` is read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     import tokenizers
 
 TABLE_FILE = "tokenizer.table"
-VERSION = 1  # of what `settings` holds and of how texts are encoded with it
+VERSION = 1  # of the contents of `settings` and of how texts are encoded with it
 _SOURCES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def save_table(tokenizer: ByteLevelBPE, folder: Path) -> None:
-    """Write the table of the tokenizer whose `tokenizer.json` is in a folder; nothing for a model with odd options."""
+    """Write the table of the tokenizer whose `tokenizer.json` is in a folder; none for a model with unusual options."""
     definition = tokenizer.definition()
     model = definition["model"]
     odd = any(model.get(name) for name in BPE_OPTIONS if name != "ignore_merges")
@@ -47,10 +47,10 @@ def save_table(tokenizer: ByteLevelBPE, folder: Path) -> None:
 
 
 def read_table(folder: Path, read_files: Callable[[], Tokenizer]) -> ByteLevelBPE | None:
-    """The tokenizer of a folder from its table; None if there is none that belongs to the files beside it.
+    """The tokenizer of a folder from its table; None if there is none that matches the files next to it.
 
     Args:
-        read_files: reads those files, once there is more text to encode than `ShortTexts` takes.
+        read_files: reads those files, once there is more text to encode than `ShortTexts` accepts.
     """
     file = folder / TABLE_FILE
     try:
@@ -66,7 +66,7 @@ def read_table(folder: Path, read_files: Callable[[], Tokenizer]) -> ByteLevelBP
 
 
 def _source_digests(folder: Path) -> dict[str, int]:
-    """CRC-32 of the files that say what the table says; it finds slips, not forgers, whose files we read anyway."""
+    """CRC-32 of the files the table is made from; it detects mistakes, not forgeries (we read such files anyway)."""
     found = (folder / name for name in _SOURCES)
     return {
         file.name: zlib.crc32(file.read_bytes())
@@ -79,7 +79,7 @@ def _tokenizer(
     table: VocabularyTable, settings: Mapping[str, Any], folder: Path, read_files: Callable[[], Tokenizer]
 ) -> ByteLevelBPE:
     added = {token.content: token for token in (_added_token(*entry) for entry in settings["added_tokens"])}
-    if any(token.id in table for token in added.values()):  # or a user's text could be merged into a control token
+    if any(token.id in table for token in added.values()):  # otherwise user text could be merged into a control token
         raise ValueError("an added token is a piece too")
     ids = [*settings["prefix_ids"], *settings["eos_ids"]]
     shell, ignore_merges = settings["shell"], settings["ignore_merges"]

@@ -1,4 +1,4 @@
-"""Write a tokenizer as the `tokenizer.json` that reads back as the same tokenizer."""
+"""Write a tokenizer as a `tokenizer.json` that reads back as the same tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from glm4.tokenizer.hf_tokenizer import ByteLevelBPE
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` into a folder, in Hugging Face's form.
 
-    `tokenizer_config.json` can name one end-of-text token; the others belong into the `eos_token_id` of config.json.
+    `tokenizer_config.json` can name one end-of-text token; the others belong in the `eos_token_id` of config.json.
 
     Raises:
         TokenizerError: not a byte-level BPE (a tiktoken vocabulary is copied as the file it came from).
@@ -22,7 +22,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     if not isinstance(tokenizer, ByteLevelBPE):
         raise TokenizerError(f"a {type(tokenizer).__name__} cannot be written as tokenizer.json")
     definition = tokenizer.definition()
-    # One text per merge instead of a pair: half the file, and read in two thirds of the time.
+    # One string per merge instead of a pair: half the file size and two thirds of the read time.
     definition["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in definition["model"]["merges"]]
     definition["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     definition["added_tokens"] = [
@@ -47,7 +47,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _prefix_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """A TemplateProcessing that puts the tokenizer's prefix before a text; None without a prefix."""
+    """A TemplateProcessing that prepends the tokenizer's prefix to a text; None without a prefix."""
     if not tokenizer.prefix_ids:
         return None
     names = [tokenizer.token_bytes(token_id).decode("utf-8", "replace") for token_id in tokenizer.prefix_ids]

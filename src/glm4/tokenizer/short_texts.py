@@ -1,8 +1,8 @@
-"""Byte-level BPE of short texts in Python, so that a start need not wait for the library's tables.
+"""Byte-level BPE of short texts in Python, so startup does not wait for the library's tables.
 
-Building them takes the library some 0.3 s for 150,000 merges, a good part of the time from command to first token; a
-question of a line is encoded here in a millisecond. The same ids: the library's own normalizer and pre-tokenizer cut
-the text, and pieces are merged by the same rule (the earliest merge first, of equal ones the leftmost).
+The library takes about 0.3 s to build them for 150,000 merges, a large part of the time from command to first token; a
+one-line question is encoded here in a millisecond. The ids are the same: the library's own normalizer and pre-tokenizer
+split the text, and pieces are merged by the same rule (earliest merge first; among equals, the leftmost).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from glm4.tokenizer.table import VocabularyTable
 if TYPE_CHECKING:
     import tokenizers
 
-# Characters encoded here before the tables pay. A single piece of so many takes a tenth of a second.
+# Characters encoded here before the tables pay off. A single piece of this length takes a tenth of a second.
 CHARACTERS = 1024
 _NEVER = (1 << 32, 0)
 
 
 class ShortTexts:
-    """Encodes as a BPE model without options (`ignore_merges` aside) does.
+    """Encodes like a BPE model without options (except `ignore_merges`).
 
     Args:
-        shell: makes what supplies normalizer and pre-tokenizer.
-        ignore_merges: a whole word of the vocabulary is taken as it is.
+        shell: creates the tokenizer that supplies the normalizer and pre-tokenizer.
+        ignore_merges: a whole word in the vocabulary is used as is.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ShortTexts:
         whole = self._table.find(piece) if self._ignore_merges else None
         if whole is not None:
             return [whole]
-        # A character that the vocabulary lacks leaves no token, and its neighbours meet.
+        # A character that is not in the vocabulary yields no token, and its neighbors become adjacent.
         ids = [self._alphabet[character] for character in piece if character in self._alphabet]
         while len(ids) > 1:
             merges = [self._merge(pair) for pair in pairwise(ids)]
@@ -78,7 +78,7 @@ class ShortTexts:
         return ids
 
     def _merge(self, pair: tuple[int, int]) -> tuple[int, int]:
-        """(rank, merged id) of a pair; the same pair is asked for at every merge of its word."""
+        """(rank, merged id) of a pair; cached, because the same pair is looked up at every merge of its word."""
         if pair not in self._merges:
             self._merges[pair] = self._table.merge(*pair) or _NEVER
         return self._merges[pair]

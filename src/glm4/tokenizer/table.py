@@ -1,10 +1,10 @@
-"""`VocabularyTable`: a byte-level BPE vocabulary as arrays that are used where they lie.
+"""`VocabularyTable`: a byte-level BPE vocabulary as arrays that are used in place.
 
-A start needs a few hundred of a vocabulary's 150,000 tokens and merges. Parsing `tokenizer.json` and filling
-dictionaries takes as long as everything else a start does; these arrays are read in a few milliseconds and searched.
+Startup needs a few hundred of a vocabulary's 150,000 tokens and merges. Parsing `tokenizer.json` and filling
+dictionaries takes as long as the rest of startup; these arrays are read in a few milliseconds and searched.
 
 Layout, little-endian: 8 bytes of magic, the length of the header (uint32), a CRC-32 of all that follows (uint32), the
-header (JSON, padded with spaces to a multiple of 8), then the arrays of `_ARRAYS` in that order, each padded likewise.
+header (JSON, padded with spaces to a multiple of 8), then the arrays of `_ARRAYS` in that order, padded the same way.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class VocabularyTable(Mapping[int, str]):
     """id → piece in the byte-level alphabet, and what merging needs.
 
     Attributes:
-        settings: whatever the writer keeps beside the arrays; JSON.
+        settings: JSON that the writer stores along with the arrays.
         merge_keys: uint64, ascending: left id << 32 | right id of every merge.
-        merge_ranks, merged_ids: uint32: of each, its place in the order of merges and the id it makes.
-        piece_starts: uint32, one more than there are ids: where in `pieces` (UTF-8) each id's piece begins. An id
+        merge_ranks, merged_ids: uint32: each merge's position in the order of merges, and the id it produces.
+        piece_starts: uint32, one more than the number of ids: where in `pieces` (UTF-8) each id's piece begins. An id
             without a piece has an empty one.
-        sorted_ids: uint32: the ids that have a piece, in the order of their pieces' bytes.
-        characters, character_ids: uint32: code points that are a piece of their own, and its id.
+        sorted_ids: uint32: the ids that have a piece, in byte order of their pieces.
+        characters, character_ids: uint32: code points that are a piece by themselves, and its id.
     """
 
     settings: Mapping[str, Any]
@@ -65,7 +65,7 @@ class VocabularyTable(Mapping[int, str]):
     _views: dict[str, memoryview] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Single elements of an array are read several times faster through a view.
+        # Reading single elements of an array is several times faster through a memoryview.
         self._views.update({name: memoryview(getattr(self, name)) for name in _ARRAYS if name != "characters"})
         self._views["pieces"] = memoryview(self.pieces.tobytes())
 
@@ -98,7 +98,7 @@ class VocabularyTable(Mapping[int, str]):
     # Searching
 
     def merge(self, left: int, right: int) -> tuple[int, int] | None:
-        """(rank, merged id) of two neighbours; None if they do not merge."""
+        """(rank, merged id) of two neighbors; None if they do not merge."""
         keys, key = self._views["merge_keys"], left << 32 | right
         at = bisect_left(keys, key)
         if at == len(keys) or keys[at] != key:
@@ -112,7 +112,7 @@ class VocabularyTable(Mapping[int, str]):
         return ids[at] if at < len(ids) and self._piece(ids[at]) == wanted else None
 
     def alphabet(self) -> dict[str, int]:
-        """character → id of the pieces of one character."""
+        """character → id for the single-character pieces."""
         return dict(zip(map(chr, self.characters.tolist()), self.character_ids.tolist(), strict=True))
 
     # On disk
@@ -127,7 +127,7 @@ class VocabularyTable(Mapping[int, str]):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> VocabularyTable:
-        """Read what `to_bytes` wrote. The file may be anybody's: whatever passes is safe to search.
+        """Read what `to_bytes` wrote. The file may be untrusted; a table that passes the checks is safe to search.
 
         Raises:
             TokenizerError: it is damaged or contradicts itself.
@@ -149,7 +149,7 @@ class VocabularyTable(Mapping[int, str]):
             count = stated["counts"][name]
             if type(count) is not int or not 0 <= count <= MAX_NBYTES:
                 raise ValueError(name)
-            stored = np.frombuffer(data, kind, count, at)  # refuses what goes beyond the end
+            stored = np.frombuffer(data, kind, count, at)  # raises if it extends beyond the end
             arrays[name] = stored.astype(stored.dtype.newbyteorder("="), copy=False)
             at += -(-stored.nbytes // 8) * 8
         if at != len(data) or not isinstance(stated["settings"], dict):
@@ -190,10 +190,10 @@ def make_table(
 
     Args:
         vocab: piece → id; no piece is empty.
-        merges: (left, right) pieces, earliest first; of two that are equal the last one counts.
+        merges: (left, right) pieces, earliest first; of duplicates the last one counts.
 
     Raises:
-        KeyError: a merge of or into a piece that the vocabulary lacks.
+        KeyError: a merge of or into a piece that is not in the vocabulary.
     """
     written = {token_id: piece.encode() for piece, token_id in vocab.items()}
     lengths = [len(written.get(token_id, b"")) for token_id in range(max(written, default=-1) + 1)]

@@ -13,15 +13,15 @@ from glm4.errors import TokenizerError
 from glm4.tokenizer.base import AddedToken, Tokenizer, glm_prefix_ids
 
 MAX_FILE_BYTES = 64 << 20
-MAX_PIECE_CHARS = 200_000  # longer text is encoded in stretches, see _chunks
+MAX_PIECE_CHARS = 200_000  # longer text is encoded in chunks, see _chunks
 
 GLM4_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# GLM-4-9B's special tokens in id order, the first one right after the last rank. The names after 14 entries in later
-# vocabularies (GLM-4.5) do not belong to this family's checkpoints.
+# GLM-4-9B's special tokens in id order; the first one directly follows the last rank. Later vocabularies (GLM-4.5)
+# have more than these 14 names, which do not belong to this family's checkpoints.
 GLM4_SPECIAL_TOKENS = (
     "<|endoftext|>",
     "[MASK]",
@@ -45,7 +45,7 @@ class TiktokenTokenizer(Tokenizer):
 
     Args:
         ranks: token bytes → rank, ranks 0 … n-1 without gaps, all 256 single bytes present.
-        added_tokens: None gives GLM-4's own table.
+        added_tokens: None uses GLM-4's own table.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class TiktokenTokenizer(Tokenizer):
 
 
 def _chunks(text: str) -> Iterable[tuple[int, int]]:
-    """Cut long text between a line break and a letter, where the split pattern always has a border.
+    """Split long text between a line break and a letter, where the split pattern always has a boundary.
 
-    A run of 200,000 characters without such a place is cut hard: it keeps the regular expression engine (which
-    overflows its stack on a million spaces) within bounds and changes the ids only around that cut.
+    A run of 200,000 characters without such a place is split anyway: this keeps the regular expression engine (which
+    overflows its stack on a million spaces) within bounds and changes the ids only around that split.
     """
     start = 0
     while len(text) - start > MAX_PIECE_CHARS:
@@ -99,10 +99,10 @@ def _chunks(text: str) -> Iterable[tuple[int, int]]:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Read and check a rank file.
+    """Read and validate a rank file.
 
     Raises:
-        TokenizerError: not such a file, too large, damaged, or ranks with gaps.
+        TokenizerError: not a rank file, too large, damaged, or ranks with gaps.
     """
     if path.stat().st_size > MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; that is no tiktoken vocabulary")

@@ -1,4 +1,4 @@
-"""Reading what people, models and tools said: `system`, `messages` and their content blocks → `Message`s."""
+"""Reading conversations: `system`, `messages` and their content blocks → `Message`s."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart
 
 INVALID_JSON = "INVALID_JSON"
-"""The one member of an input that stands for arguments which were no JSON object."""
+"""The only member of an input whose arguments were not a JSON object."""
 
-# Claude Code's first system block: data for Anthropic's billing that changes with every request. As part of the prompt
-# it would mean nothing to the model and keep the prompt from ever being found in the cache.
+# Claude Code's first system block: Anthropic billing data that changes with every request. In the prompt it would mean
+# nothing to the model and prevent every cache hit.
 _BILLING = "x-anthropic-billing-header:"
 
 
 def read_system(value: Any) -> list[Message]:
-    """The system prompt: a text or text blocks; no message if there is nothing in it."""
+    """The system prompt: text or text blocks; no message if it is empty."""
     blocks = [value] if isinstance(value, str) else _texts("system", value)
     text = "\n".join(block for block in blocks if not block.startswith(_BILLING))
     return [Message("system", text)] if text else []
@@ -28,7 +28,7 @@ def read_system(value: Any) -> list[Message]:
 
 @dataclass
 class _Turn:
-    """A turn as it is put together, block by block."""
+    """A turn being assembled block by block."""
 
     role: Role
     content: list[Part] = field(default_factory=list)
@@ -37,18 +37,18 @@ class _Turn:
     tool_call_id: str | None = None
 
     def takes(self, more: _Turn) -> bool:
-        """Whether `more` goes on with this turn: the same speaker, and no text after a call."""
+        """Whether `more` continues this turn: same speaker, and no text after a call."""
         same = self.role == more.role and self.role in ("user", "assistant")
         return same and not (self.calls and (more.content or more.reasoning))
 
     def add(self, more: _Turn) -> None:
-        """Go on."""
+        """Append `more` to this turn."""
         self.content += more.content
         self.reasoning += more.reasoning
         self.calls += more.calls
 
     def message(self) -> Message:
-        """The turn as the rest of glm4 knows it."""
+        """The turn as glm4's `Message`."""
         return Message(
             self.role,
             [part for part in self.content if self.role == "tool" or part != TextPart("")],
@@ -59,10 +59,10 @@ class _Turn:
 
 
 def read_messages(value: Any) -> list[Message]:
-    """The turns of a conversation; neighbouring turns of one speaker become one, as they do at Anthropic.
+    """The turns of a conversation; consecutive turns of one speaker are merged, as Anthropic does.
 
     Raises:
-        InvalidRequestError: with `.param` = the path of what is at fault.
+        InvalidRequestError: `.param` is the path of the invalid value.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise refusal("messages", "must be a list")
@@ -89,7 +89,7 @@ def _system_turn(where: str, content: Any) -> Iterator[_Turn]:
 
 
 def _user_turn(where: str, content: Any) -> Iterator[_Turn]:
-    """Texts and results of tools, in their order."""
+    """Text and tool results, in order."""
     if isinstance(content, str):
         yield _Turn("user", [TextPart(content)])
         return
@@ -115,7 +115,7 @@ def _assistant_turn(where: str, content: Any) -> Iterator[_Turn]:
         elif what == "tool_use":
             yield _Turn("assistant", calls=[_tool_use(place, block)])
         elif what == "redacted_thinking":
-            members(place, block, ("type", "data"), ("data",))  # sealed by Anthropic: nothing a model could read
+            members(place, block, ("type", "data"), ("data",))  # encrypted by Anthropic: our model cannot read it
         else:
             raise _unknown_block(place, what)
 
@@ -124,14 +124,14 @@ _READERS = {"user": _user_turn, "assistant": _assistant_turn, "system": _system_
 
 
 def _blocks(where: str, content: Any) -> list[tuple[str, Any]]:
-    """Content blocks with their places."""
+    """Content blocks with their paths."""
     if not isinstance(content, Sequence):
         raise refusal(where, "must be a string or a list of blocks")
     return [(f"{where}.{index}", block) for index, block in enumerate(content)]
 
 
 def _texts(where: str, content: Any) -> list[str]:
-    """Content that may have text blocks only."""
+    """Content that may contain only text blocks."""
     texts = []
     for place, block in _blocks(where, content):
         what = kind(place, block)
@@ -142,14 +142,14 @@ def _texts(where: str, content: Any) -> list[str]:
 
 
 def _text_block(where: str, block: Mapping[str, Any]) -> str:
-    # citations: of an earlier answer, about documents the conversation still has
+    # citations: from an earlier answer, about documents still in the conversation
     given = members(where, block, ("type", "text", "cache_control", "citations"), ("text",))
     check_cache_control(where, given)
     return string(f"{where}.text", given["text"])
 
 
 def _part(where: str, block: Mapping[str, Any]) -> Part:
-    """What a block of a user or a tool says or shows."""
+    """The content part of a user or tool block."""
     what = kind(where, block)
     if what == "image":
         return _image(where, block)
@@ -244,5 +244,5 @@ def _tool_result(where: str, block: Mapping[str, Any]) -> _Turn:
     if one_of(f"{where}.is_error", given.get("is_error", False), [False, True]):
         first = parts[0] if parts else None
         said, others = (first.text, parts[1:]) if isinstance(first, TextPart) else ("", parts)
-        parts = [TextPart(f"Error: {said}"), *others]  # the model's prompt has no other place for it
+        parts = [TextPart(f"Error: {said}"), *others]  # the prompt has no other field for it
     return _Turn("tool", parts, tool_call_id=string(f"{where}.tool_use_id", given["tool_use_id"]))

@@ -1,6 +1,6 @@
 """`MessageEvents`: an answer as Anthropic's stream events, and the message they add up to.
 
-Whole answers are made of the same events as streamed ones, so the two cannot differ.
+Whole answers are built from the same events as streamed ones, so the two cannot differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from glm4.chat.events import EventVisitor, ReasoningDelta, TextDelta, ToolCallDe
 from glm4.outputs import RequestOutput, StreamChunk
 
 SIGNATURE = "unsigned"
-"""Of every thinking block: nobody checks it when it comes back, but clients drop blocks without one."""
+"""Signature of every thinking block: not checked when sent back, but clients drop blocks without one."""
 
 PING: dict[str, Any] = {"type": "ping"}
 
@@ -36,14 +36,14 @@ class MessageEvents(EventVisitor[list[dict[str, Any]]]):
         self._usage = self._counts(0, 0)
         self._blocks: list[tuple[dict[str, Any], list[str]]] = []
         self._open: str | None = None  # the type of the block being written
-        self._space = ""  # whitespace that begins a text, or is nothing
+        self._space = ""  # leading whitespace, dropped if no text follows
 
     def first(self) -> list[dict[str, Any]]:
-        """The events before the first token. How much of the prompt was cached is known at the end only."""
+        """The events before the first token. How much of the prompt was cached is known only at the end."""
         return [{"type": "message_start", "message": self.message()}, PING]
 
     def push(self, chunk: StreamChunk) -> list[dict[str, Any]]:
-        """What one step brought."""
+        """The events for one chunk."""
         events: list[dict[str, Any]] = []
         if self._request.generate:
             for event in chunk.events:
@@ -51,7 +51,7 @@ class MessageEvents(EventVisitor[list[dict[str, Any]]]):
         return events if chunk.output is None else events + self._last(chunk.output)
 
     def message(self) -> dict[str, Any]:
-        """The message so far; whole once the last chunk was pushed."""
+        """The message so far; complete once the last chunk was pushed."""
         message = {
             **self._head,
             "content": [_content(block, "".join(pieces)) for block, pieces in self._blocks],
@@ -138,7 +138,7 @@ class MessageEvents(EventVisitor[list[dict[str, Any]]]):
         return {"stop_reason": reason, "stop_sequence": None}
 
     def _counts(self, cached: int, generated: int) -> dict[str, Any]:
-        """`usage`: Anthropic's input_tokens are those that were not cached."""
+        """`usage`: Anthropic's input_tokens count only tokens that were not cached."""
         return {
             "input_tokens": self._prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
@@ -148,7 +148,7 @@ class MessageEvents(EventVisitor[list[dict[str, Any]]]):
 
 
 def _content(block: dict[str, Any], text: str) -> dict[str, Any]:
-    """A block with what was written into it."""
+    """A block with its text filled in."""
     if block["type"] == "text":
         return {**block, "text": text}
     if block["type"] == "thinking":
@@ -159,7 +159,7 @@ def _content(block: dict[str, Any], text: str) -> dict[str, Any]:
 def _input(arguments: str) -> dict[str, Any]:
     try:
         value = json.loads(arguments) if arguments.strip() else {}
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # Python reads NaN and halves of characters
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # Python accepts NaN and lone surrogates
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {INVALID_JSON: arguments}

@@ -64,7 +64,7 @@ def _output_config(name: str, value: Any) -> Mapping[str, Any]:
 
 
 def _context_management(name: str, value: Any) -> bool:
-    """Thinking of earlier turns is the chat template's business, so an edit that clears it asks for nothing."""
+    """The chat template decides about thinking from earlier turns, so an edit that clears it has no effect."""
     edits = members(name, value, ("edits",)).get("edits", [])
     if not isinstance(edits, list):
         raise refusal(f"{name}.edits", "must be a list")
@@ -76,7 +76,7 @@ def _context_management(name: str, value: Any) -> bool:
 
 
 def _diagnostics(name: str, value: Any) -> bool:
-    """Whether there is an earlier message to compare with."""
+    """Whether there is an earlier message to compare against."""
     given = members(name, value, ("previous_message_id",))
     string(f"{name}.previous_message_id", given.get("previous_message_id", ""))
     return "previous_message_id" in given
@@ -142,4 +142,4 @@ REFUSED_HEADERS: Mapping[str, str] = MappingProxyType(
         "anthropic-workspace-id": "workspace_id is not supported: this server knows no workspaces",
     }
 )
-"""Parameters of the client library that travel as headers."""
+"""Client library parameters that are sent as headers."""

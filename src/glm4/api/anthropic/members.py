@@ -1,4 +1,4 @@
-"""Reading nested objects: every member known, errors that name the path as Anthropic's do (`messages.0.content.1`)."""
+"""Reading nested objects: unknown members are refused, errors name the path (`messages.0.content.1`)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from glm4.errors import InvalidRequestError
 
 
 def refusal(where: str, text: str) -> InvalidRequestError:
-    """An error that names a place in the body."""
+    """An error that names a path in the body."""
     return InvalidRequestError(f"{where}: {text}", param=where)
 
 
 def shown(value: object) -> str:
-    """A value for an error message, which must not become as long as the request."""
+    """A value shortened for an error message, so that it cannot be as long as the request."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
@@ -23,7 +23,7 @@ def members(where: str, value: Any, known: Sequence[str], required: Sequence[str
     """The members of an object that are not null.
 
     Raises:
-        InvalidRequestError: no object, an unknown member, or a required one is missing; `.param` is its path.
+        InvalidRequestError: not an object, an unknown member, or a required one is missing; `.param` is its path.
     """
     if not isinstance(value, Mapping):
         raise refusal(where, "must be an object")
@@ -45,7 +45,7 @@ def string(where: str, value: Any) -> str:
 
 
 def one_of(where: str, value: Any, allowed: Sequence[Any]) -> Any:
-    """A value of which only some are done here."""
+    """A value that must be one of the supported ones."""
     if not any(value == one and type(value) is type(one) for one in allowed):
         choice = " or ".join(repr(one) for one in allowed)
         raise refusal(where, f"{shown(value)} is not supported; only {choice} is")
@@ -62,7 +62,7 @@ def kind(where: str, value: Any) -> str:
 
 
 def check_cache_control(where: str, given: Mapping[str, Any]) -> None:
-    """A hint for Anthropic's cache; ours keeps every prompt, so it only has to be well formed."""
+    """Check a hint for Anthropic's cache; ours keeps every prompt, so the hint only has to be well formed."""
     if "cache_control" in given:
         place = f"{where}.cache_control".removeprefix(".")
         hint = members(place, given["cache_control"], ("type", "ttl", "scope"), ("type",))

@@ -22,15 +22,15 @@ class MessageRequest:
     """A parsed body.
 
     Attributes:
-        chat: what the model is asked, in the words of the rest of glm4.
-        max_tokens: how long the answer may be.
-        begun: how the answer begins: what the client wrote as the last, the assistant's message.
+        chat: the request as glm4's `ChatRequest`.
+        max_tokens: limit on the answer's length, in tokens.
+        begun: the beginning of the answer: the client's final message if it is the assistant's.
         stream: send events.
-        generate: False when the prompt is only to be cached (max_tokens 0); `chat.params` then ask for one token, which
+        generate: False if the prompt is only to be cached (max_tokens 0); `chat.params` then request one token, which
             is left out of the response.
-        thinking: how the model's thinking is shown: "omitted" is a block without text, "hidden" no block.
+        thinking: how the model's thinking is shown: "omitted" is a block without text, "hidden" is no block.
         manages_context: context_management was given, so the response has it too.
-        compares_cache: diagnostics of the prompt cache were asked for.
+        compares_cache: prompt cache diagnostics were requested.
     """
 
     chat: ChatRequest
@@ -48,10 +48,10 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
 
     Args:
         body: the decoded JSON object.
-        defaults: the model's own sampling options, used where the body has none.
+        defaults: the model's own sampling options, used if the body has none.
 
     Raises:
-        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+        InvalidRequestError: a field is unknown, unsupported or has an invalid value; `.param` names it.
     """
     given = _read(body, MESSAGE_FIELDS, MESSAGE_REQUIRED)
     changes = {row.sampling: given[name] for name, row in MESSAGE_FIELDS.items() if row.sampling and name in given}
@@ -118,7 +118,7 @@ def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
-    """The form the answer must have."""
+    """The required format of the answer."""
     form = given.get("output_config", {}).get("format")
     if form is None:
         return {}

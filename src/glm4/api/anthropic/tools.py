@@ -1,4 +1,4 @@
-"""Reading tools and the choice among them: Anthropic's form → OpenAI's, which the rest of glm4 speaks."""
+"""Reading tools and tool choice: Anthropic's format → OpenAI's, which the rest of glm4 uses."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _KNOWN = (
 
 @dataclass(frozen=True)
 class Choice:
-    """`tool_choice` in OpenAI's words."""
+    """`tool_choice` in OpenAI's terms."""
 
     tool_choice: ToolChoiceValue = "auto"
     parallel: bool = True
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Tools the client runs, as OpenAI's function tools.
+    """Client-side tools, as OpenAI function tools.
 
     Raises:
-        InvalidRequestError: malformed, or a tool that needs Anthropic's servers or Anthropic's training.
+        InvalidRequestError: a tool is malformed, or needs Anthropic's servers or training.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise refusal("tools", "must be a list")
@@ -66,7 +66,7 @@ def _tool(where: str, raw: Any) -> dict[str, Any]:
         raise refusal(f"{where}.name", "must be 1 to 128 letters, digits, underscores or hyphens")
     if not isinstance(given["input_schema"], Mapping):
         raise refusal(f"{where}.input_schema", "must be an object")
-    # Every input is streamed as it is written, so asking for that, or for less, changes nothing.
+    # Every input is streamed as it is generated, so this option changes nothing.
     one_of(f"{where}.eager_input_streaming", given.get("eager_input_streaming", True), [True, False])
     one_of(f"{where}.defer_loading", given.get("defer_loading", False), [False])
     one_of(f"{where}.allowed_callers", given.get("allowed_callers", ["direct"]), [["direct"]])
@@ -80,7 +80,7 @@ def _tool(where: str, raw: Any) -> dict[str, Any]:
 
 
 def _description(where: str, given: Mapping[str, Any]) -> str:
-    """The description, with the examples: prompts have no other place for them."""
+    """The description with the examples appended: prompts have no other field for them."""
     text = string(f"{where}.description", given.get("description", ""))
     examples = given.get("input_examples", [])
     if not isinstance(examples, list) or not all(isinstance(one, Mapping) for one in examples):
@@ -90,10 +90,10 @@ def _description(where: str, given: Mapping[str, Any]) -> str:
 
 
 def read_tool_choice(value: Any) -> Choice:
-    """Whether and which tools are to be called.
+    """Whether tools must be called, and which ones.
 
     Raises:
-        InvalidRequestError: with `.param` below tool_choice.
+        InvalidRequestError: `.param` is a path under tool_choice.
     """
     what = one_of("tool_choice.type", kind("tool_choice", value), ["auto", "any", "tool", "none"])
     known = ["type", *(["name"] if what == "tool" else []), *(["disable_parallel_tool_use"] if what != "none" else [])]

@@ -1,4 +1,4 @@
-"""Writing llama.cpp's completion answers, whole or as events of a stream; they carry timings."""
+"""Writing llama.cpp completion responses, whole or as stream events, with timings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class LlamaCppWriter:
     """Writes the answers to one request.
 
     Attributes:
-        model: the name it was asked for by.
-        n_ctx: positions of the model's context.
+        model: the model name the client used.
+        n_ctx: the model's context length in tokens.
     """
 
     request: LlamaCppRequest
@@ -29,7 +29,7 @@ class LlamaCppWriter:
     _streamed_tokens: int = 0
 
     def events(self, chunk: StreamChunk, num_prompt_tokens: int) -> Iterator[dict[str, Any]]:
-        """What a stream says about a chunk; at the end, everything but the text again."""
+        """The stream events for a chunk; the last event repeats everything except the text."""
         for piece in self._pieces(chunk):
             self._streamed_tokens += len(piece["tokens"])
             begun = {"index": 0, "stop": False, "id_slot": -1}
@@ -39,7 +39,7 @@ class LlamaCppWriter:
             yield self.whole(0, chunk.output, streamed=True)
 
     def _pieces(self, chunk: StreamChunk) -> list[dict[str, Any]]:
-        """A chunk as llama.cpp would send it: with probabilities, one event per token."""
+        """A chunk as llama.cpp would send it: one event per token if probabilities were requested."""
         if not chunk.token_ids:
             return [{"content": chunk.text, "tokens": []}] if chunk.text else []
         if not chunk.logprobs:
@@ -52,7 +52,7 @@ class LlamaCppWriter:
         return pieces
 
     def whole(self, index: int, output: RequestOutput, *, streamed: bool = False) -> dict[str, Any]:
-        """The answer to one prompt; of a stream, its last event, which repeats no text."""
+        """The answer to one prompt; in a stream, its last event, which does not repeat the text."""
         (sample,) = output.outputs
         stop_word = sample.stop_reason if isinstance(sample.stop_reason, str) else ""
         kind = "word" if stop_word else {"length": "limit", "stop": "eos"}.get(sample.finish_reason, "none")
@@ -68,7 +68,7 @@ class LlamaCppWriter:
             "generation_settings": self._settings(),
             "prompt": prompt_text(None, output.prompt_token_ids, self.tokenizer),
             "has_new_line": "\n" in sample.text,
-            # Cut short for want of context, not because the caller wanted no more.
+            # Cut short by the context length, not by the caller's limit.
             "truncated": kind == "limit" and len(sample.token_ids) != self.request.params.max_tokens,
             "stop_type": kind,
             "stopping_word": stop_word,
@@ -104,7 +104,7 @@ class LlamaCppWriter:
 
 
 def _timings(metrics: RequestMetrics) -> dict[str, float]:
-    """llama.cpp's timings of a finished request, in milliseconds; rates leave the first token out, as its own do."""
+    """llama.cpp's timings of a finished request, in milliseconds; rates exclude the first token, as llama.cpp's do."""
     end = metrics.finished_time or metrics.arrival_time
     first = metrics.first_token_time or end
     prompt_ms, predicted_ms = 1e3 * (first - metrics.arrival_time), 1e3 * (end - first)

@@ -1,6 +1,6 @@
-"""Reading llama.cpp's completion bodies. Prompts may mix texts and token ids.
+"""Reading llama.cpp's completion bodies. Prompts may mix text and token ids.
 
-Fields that only choose among llama.cpp's further samplers are refused by name, like every field that is not supported.
+Fields for llama.cpp's other samplers are refused by name, like every unsupported field.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class LlamaCppRequest:
     """A parsed body.
 
     Attributes:
-        prompts: as they came; `prompt_ids` reads one.
-        several: they came as a list, and so do the answers.
-        return_tokens: the answer shows its token ids.
-        response_fields: paths (`a/b`) of the fields the answer is to have; empty means all.
+        prompts: as received; `prompt_ids` reads one.
+        several: the prompts are a list, so the answers are too.
+        return_tokens: the answer includes its token ids.
+        response_fields: paths (`a/b`) of the fields to include in the answer; empty means all.
     """
 
     prompts: list[Any]
@@ -41,7 +41,7 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams, tokenize
     """Read a /completion body.
 
     Raises:
-        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+        InvalidRequestError: a field is unknown, unsupported or has an invalid value; `.param` names it.
     """
     given = read_fields(body, FIELDS)
     prompts, several = _prompts(given.get("prompt"))
@@ -59,7 +59,7 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams, tokenize
 
 
 def prompt_ids(prompt: Any, tokenizer: Tokenizer) -> list[int]:
-    """One prompt as ids: a text, ids, a list of both, or an object with `prompt_string`.
+    """Convert one prompt to ids: text, ids, a list mixing both, or an object with `prompt_string`.
 
     Raises:
         InvalidRequestError: it is none of these, or empty.
@@ -77,7 +77,7 @@ def prompt_ids(prompt: Any, tokenizer: Tokenizer) -> list[int]:
 
 
 def _prompts(value: Any) -> tuple[list[Any], bool]:
-    """The prompts of a request, and whether they came as a list: a list with token ids in it is one prompt."""
+    """The prompts of a request, and whether they are a list: a list that contains token ids is one prompt."""
     if not isinstance(value, list) or any(is_int(one) for one in value):
         return [value], False
     if not 1 <= len(value) <= MAX_PROMPTS:
@@ -120,7 +120,7 @@ def _strings(name: str, value: Any) -> list[str]:
 
 
 def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
-    """Pairs of a token (its id or a text) and its bias; false is "never"."""
+    """Pairs of a token (its id or text) and its bias; false means "never"."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
     read: list[tuple[int | str, float]] = []
     for pair in pairs if isinstance(pairs, list) else [None]:
@@ -131,12 +131,12 @@ def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
             token = int(token)
         if bias is not False and (isinstance(bias, bool) or not isinstance(bias, (int, float))):
             raise InvalidRequestError(f"{name} has a bias that is no number: {bias!r}", param=name)
-        read.append((token, -100.0 if bias is False else bias))  # its range is checked with the other options
+        read.append((token, -100.0 if bias is False else bias))  # range checked with the other options
     return read
 
 
 SAME_NAMES = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "ignore_eos")
-"""Sampling options that are called the same here as in `SamplingParams`."""
+"""Sampling options with the same name here as in `SamplingParams`."""
 
 FIELDS: Mapping[str, Field] = {
     **{name: OPTIONS[name] for name in (*SAME_NAMES, "stop")},
@@ -151,8 +151,8 @@ FIELDS: Mapping[str, Field] = {
     "stream": Field(BOOLEAN, boolean),
     "return_tokens": Field(BOOLEAN, boolean),
     "response_fields": Field({"type": "array", "items": STRING}, _strings),
-    # How to compute, not what: a cached prefix gives the same bits here, and any place in the batch the same answer.
+    # No effect on results: a cached prefix gives the same bits here, and every slot in the batch the same answer.
     "cache_prompt": Field(BOOLEAN, boolean),
     "id_slot": _at_least(-1),
 }
-"""Fields of llama.cpp's /completion that are supported."""
+"""Supported fields of llama.cpp's /completion."""

@@ -1,8 +1,8 @@
-"""OpenAI's request and response bodies, strictly: what `glm4 batch` reads and writes and `glm4 serve` speaks.
+"""OpenAI's request and response bodies, strictly: the format of `glm4 batch` files and `glm4 serve`.
 
-A request field is honoured or refused by name, never ignored; `null` means "not given", as it does at OpenAI. Options
-beyond OpenAI's (top_k, min_p …) have the names vLLM gives them. `fields` is the table of what is read, and the source
-of the server's OpenAPI document; `requests` reads bodies, `objects` and `chunks` write them.
+A request field is supported or refused by name, never ignored; `null` means "not given", as it does at OpenAI. Options
+beyond OpenAI's (top_k, min_p …) use vLLM's names. `fields` is the table of request fields, and the source of the
+server's OpenAPI document; `request` reads bodies, `answers` and `events` write them.
 """
 
 from glm4.api.openai.answers import chat_completion, text_completion

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 _PLAIN = ResponseOptions()
 
 BUILD = f"build-{__version__}"
-"""`system_fingerprint`: equal seeds give equal texts as long as it stays the same."""
+"""`system_fingerprint`: equal seeds give equal texts as long as it is unchanged."""
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id, such as `chatcmpl-…`."""
+    """A new id, such as `chatcmpl-…`."""
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
@@ -64,11 +64,11 @@ def text_completions(
     echo: bool = False,
     generate: bool = True,
 ) -> dict[str, Any]:
-    """One `text_completion` object for several prompts, whose samples are numbered through.
+    """One `text_completion` object for several prompts, with samples numbered consecutively.
 
     Args:
-        echo: put the prompt, and its log-probabilities where there are any, in front of each answer.
-        generate: False leaves the generated token out (the prompt was only to be scored).
+        echo: put the prompt, and its log-probabilities if any, before each answer.
+        generate: False leaves the generated token out (the prompt was only scored).
     """
     choices: list[dict[str, Any]] = []
     for output in outputs:
@@ -95,7 +95,7 @@ def text_completions(
 
 
 def envelope(kind: str, id_: str, model: str, options: ResponseOptions = _PLAIN) -> dict[str, Any]:
-    """What every object begins with."""
+    """The fields that every object begins with."""
     created = int(time.time())
     body: dict[str, Any] = {"id": id_, "object": kind, "created": created, "model": model, "system_fingerprint": BUILD}
     if options.metadata is not None:
@@ -139,7 +139,7 @@ def message(sample: CompletionOutput, *, include_reasoning: bool = True) -> dict
 def chat_logprobs(
     logprobs: Sequence[TokenLogprobs] | None, tokenizer: Tokenizer, options: ResponseOptions = _PLAIN
 ) -> dict[str, Any] | None:
-    """The `logprobs` object of a chat choice; None when none were asked for."""
+    """The `logprobs` object of a chat choice; None if none were requested."""
     if logprobs is None:
         return None
 
@@ -182,7 +182,7 @@ def text_logprobs(
         "tokens": tokens,
         "token_logprobs": [None if at is None else finite(at.logprob) for at in logprobs],
         "top_logprobs": [
-            # The token's own is always there, even if it is none of the likeliest.
+            # The token itself is always listed, even if it is not among the most likely.
             None
             if at is None
             else {text(token): finite(logprob) for token, logprob in ((at.token_id, at.logprob), *at.top)}
@@ -195,7 +195,7 @@ def text_logprobs(
 def prompt_logprobs(
     logprobs: Sequence[TokenLogprobs | None], tokenizer: Tokenizer
 ) -> list[dict[str, dict[str, Any]] | None]:
-    """vLLM's `prompt_logprobs`: per prompt token the likeliest tokens and its own, by id."""
+    """vLLM's `prompt_logprobs`: for each prompt token, the most likely tokens and the token itself, by id."""
 
     def entry(token_id: int, logprob: float, rank: int | None) -> dict[str, Any]:
         shown = token_bytes(token_id, tokenizer).decode("utf-8", "replace")
@@ -213,15 +213,15 @@ def prompt_logprobs(
 
 
 def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The prompt as it is echoed: the text that was sent, or what the ids say."""
+    """The prompt to echo: the text that was sent, or the decoded ids."""
     if prompt is not None:
         return prompt
-    # Not `Tokenizer.decode`: ids may be rows of the vocabulary that have no token, and then there is nothing to show.
+    # Not `Tokenizer.decode`: ids may be vocabulary rows without a token, which have no text.
     return b"".join(token_bytes(token, tokenizer) for token in ids).decode("utf-8", "replace")
 
 
 def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, options: ResponseOptions) -> dict[str, Any]:
-    """vLLM's extras about the prompt, for a request with one."""
+    """vLLM's extra prompt fields, for a response to a single prompt."""
     details: dict[str, Any] = {}
     if len(outputs) == 1:
         (output,) = outputs
@@ -233,13 +233,13 @@ def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, opti
 
 
 def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes of a token; empty for a row of the vocabulary that has none."""
+    """The bytes of a token; empty for a vocabulary row without a token."""
     try:
         return tokenizer.token_bytes(token_id)
     except TokenizerError:
-        return b""  # a row without a token may be among the likeliest, with probability zero
+        return b""  # a row without a token may be among the most likely, with probability zero
 
 
 def finite(logprob: float) -> float:
-    """JSON has no infinity; OpenAI writes -9999 for "impossible"."""
+    """At least -9999: JSON cannot represent infinity, and OpenAI writes -9999 for probability zero."""
     return max(logprob, -9999.0)

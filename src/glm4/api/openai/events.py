@@ -1,4 +1,4 @@
-"""Writing answers as they come: `chat.completion.chunk` and streamed `text_completion` objects."""
+"""Writing streamed answers: `chat.completion.chunk` and streamed `text_completion` objects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Usage:
-    """Token counts of the requests of one response, as they grow."""
+    """Running token counts of the requests of one response."""
 
     def __init__(self, stream: StreamOptions) -> None:
         self._stream = stream
@@ -26,23 +26,23 @@ class _Usage:
         self._outputs: list[RequestOutput] = []
 
     def started(self, key: int, prompt_tokens: int) -> None:
-        """A request begins with a prompt of so many tokens."""
+        """Record the start of a request whose prompt has `prompt_tokens` tokens."""
         self._prompt[key] = prompt_tokens
 
     def add(self, chunk: StreamChunk) -> None:
-        """Count what a chunk brought."""
+        """Count a chunk's tokens."""
         self._completion += len(chunk.token_ids)
         if chunk.output is not None:
             self._outputs.append(chunk.output)
 
     def field(self) -> dict[str, Any]:
-        """What a chunk with choices says about usage."""
+        """The usage field of a chunk with choices."""
         if self._stream.continuous_usage:
             return {"usage": token_counts(sum(self._prompt.values()), self._completion, 0)}
         return {"usage": None} if self._stream.include_usage else {}
 
     def last(self, begun: Mapping[str, Any], *, generate: bool = True) -> list[dict[str, Any]]:
-        """The closing chunk with the counts of everything, if it was asked for."""
+        """The closing chunk with the total counts, if requested."""
         if not self._stream.include_usage:
             return []
         return [{**begun, "choices": [], "usage": usage(self._outputs, generate=generate)}]
@@ -72,7 +72,7 @@ class ChatChunks(EventVisitor[dict[str, Any]]):
         self._seen: set[int] = set()
 
     def first(self, samples: int) -> list[dict[str, Any]]:
-        """The chunks that say who speaks, one a sample: sent before the first token is there."""
+        """The chunks that carry the role, one per sample: sent before the first token."""
         chunks = [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(samples)]
         if self._options.return_token_ids:
             for chunk in chunks:
@@ -80,7 +80,7 @@ class ChatChunks(EventVisitor[dict[str, Any]]):
         return chunks
 
     def push(self, chunk: StreamChunk) -> list[dict[str, Any]]:
-        """What one step brought."""
+        """The chunks for one step."""
         self._usage.add(chunk)
         deltas = [delta for event in chunk.events if (delta := event.accept(self))]
         extra: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class ChatChunks(EventVisitor[dict[str, Any]]):
         if self._options.return_token_ids and chunk.token_ids:
             extra["token_ids"] = list(chunk.token_ids)
         if extra and not deltas:
-            deltas = [{}]  # tokens whose text is still held back
+            deltas = [{}]  # the text of these tokens is still held back
         chunks = [self._chunk(chunk.index, delta) for delta in deltas]
         if extra:
             chunks[0]["choices"][0] |= extra
@@ -100,7 +100,7 @@ class ChatChunks(EventVisitor[dict[str, Any]]):
         return chunks
 
     def last(self) -> list[dict[str, Any]]:
-        """The closing chunk, if usage was asked for."""
+        """The closing chunk, if usage was requested."""
         return self._usage.last(self._begun)
 
     def _chunk(self, index: int, delta: dict[str, Any]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class ChatChunks(EventVisitor[dict[str, Any]]):
         return {"content": event.text}
 
     def reasoning(self, event: ReasoningDelta) -> dict[str, Any]:
-        """The `delta` of hidden thinking; empty where the request leaves it out."""
+        """The `delta` of hidden thinking; empty if the request excludes it."""
         return {"reasoning_content": event.text} if self._options.include_reasoning else {}
 
     def tool_call(self, event: ToolCallDelta) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class ChatChunks(EventVisitor[dict[str, Any]]):
 
 
 class TextChunks:
-    """The chunks of one streamed text completion, which may answer several prompts at once."""
+    """The chunks of one streamed text completion, which may answer several prompts."""
 
     def __init__(self, model: str, tokenizer: Tokenizer, request: CompletionRequest) -> None:
         self._tokenizer = tokenizer
@@ -140,7 +140,7 @@ class TextChunks:
         self._offsets: dict[int, int] = {}
 
     def started(self, position: int, prompt: str | None, prompt_ids: Sequence[int]) -> None:
-        """A prompt was taken on.
+        """Record that a prompt's request started.
 
         Args:
             position: which of the request's prompts.
@@ -149,7 +149,7 @@ class TextChunks:
         self._usage.started(position, len(prompt_ids))
 
     def push(self, position: int, chunk: StreamChunk) -> list[dict[str, Any]]:
-        """What one step brought for a prompt."""
+        """The chunks for one step of a prompt."""
         request, index = self._request, position * self._request.params.n + chunk.index
         first = index not in self._offsets
         if not request.generate:
@@ -178,5 +178,5 @@ class TextChunks:
         return [{**self._begun, "choices": [choice], **self._usage.field()}]
 
     def last(self) -> list[dict[str, Any]]:
-        """The closing chunk, if usage was asked for."""
+        """The closing chunk, if usage was requested."""
         return self._usage.last(self._begun, generate=self._request.generate)

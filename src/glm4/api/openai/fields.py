@@ -1,4 +1,4 @@
-"""OpenAI's request bodies: one table of fields per body. Each row has a field's JSON schema and its reader."""
+"""OpenAI's request bodies: one table per body, with each field's JSON schema and reader."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
-"""OpenAI's (and vLLM's) answer length for /v1/completions when none is asked for."""
+"""OpenAI's (and vLLM's) default answer length for /v1/completions."""
 
 MAX_PROMPTS = 1024
 _SCHEMA_PARAM = "response_format.json_schema.schema"
@@ -23,11 +23,11 @@ _STRUCTURED = ("json", "json_object", "regex", "choice", "grammar")
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How an answer is to be streamed.
+    """How to stream an answer.
 
     Attributes:
         include_usage: a last chunk without choices carries the token counts.
-        continuous_usage: every chunk carries the counts so far; only beside include_usage, as in vLLM.
+        continuous_usage: every chunk carries the counts so far; only with include_usage, as in vLLM.
     """
 
     include_usage: bool = False
@@ -36,7 +36,7 @@ class StreamOptions:
 
 @dataclass(frozen=True)
 class ResponseOptions:
-    """What a response carries beside the answer: see the fields of the same names in `fields`."""
+    """What a response carries in addition to the answer: see the fields of the same names in `fields`."""
 
     metadata: Mapping[str, str] | None = None
     return_token_ids: bool = False
@@ -49,8 +49,8 @@ class ChatBody:
     """A parsed /v1/chat/completions body.
 
     Attributes:
-        request: what is asked.
-        stream: None when the answer is wanted whole.
+        request: the chat request.
+        stream: None if the answer is not streamed.
     """
 
     request: ChatRequest
@@ -65,8 +65,8 @@ class CompletionRequest:
 
     Attributes:
         prompts: texts or lists of token ids, at least one.
-        echo: put the prompt in front of each answer.
-        generate: False when only the prompt is to be scored (max_tokens 0); `params` then ask for one token, which
+        echo: put the prompt before each answer.
+        generate: False if only the prompt is to be scored (max_tokens 0); `params` then request one token, which
             is left out of the response.
     """
 
@@ -84,10 +84,10 @@ def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatBody:
 
     Args:
         body: the decoded JSON object.
-        defaults: the model's own sampling options, used where the body has none.
+        defaults: the model's own sampling options, used if the body has none.
 
     Raises:
-        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+        InvalidRequestError: a field is unknown, unsupported or has an invalid value; `.param` names it.
     """
     given = read_fields(body, CHAT_FIELDS)
     if "messages" not in given:
@@ -135,7 +135,7 @@ def read_prompts(value: Any, name: str) -> list[str | list[int]]:
     """One prompt or a list of them, each text or token ids.
 
     Raises:
-        InvalidRequestError: with `.param` = `name`.
+        InvalidRequestError: `.param` is `name`.
     """
     prompts = value if isinstance(value, list) and value and not is_int(value[0]) else [value]
     for one in prompts:
@@ -172,7 +172,7 @@ def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> Sampling
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
-    """The form the answer must have, from response_format or structured_outputs."""
+    """The answer's required format, from response_format or structured_outputs."""
     wanted = given.get("structured_outputs")
     form = _response_format(given["response_format"]) if "response_format" in given else None
     if wanted is None:
@@ -188,7 +188,7 @@ def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
 def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
     kind = value.get("type")
     for key in value:
-        # llama.cpp and others take a schema beside json_object; ignored, it would be a promise not kept.
+        # llama.cpp and others accept a schema with json_object; ignoring it would break the caller's expectation.
         known = {"json_object": "schema", "json_schema": "json_schema"}.get(str(kind))
         if key not in ("type", known) and value[key] is not None:
             raise InvalidRequestError(f"unsupported field {key!r}", param=f"response_format.{key}")
@@ -214,7 +214,7 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
 def _schema(value: Any, param: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidRequestError("the schema must be an object", param=param)
-    json.dumps(value)  # what came as JSON; a caller's own object may be none
+    json.dumps(value)  # raises for a Python caller's object that is not JSON
     return value
 
 

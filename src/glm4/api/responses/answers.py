@@ -1,4 +1,4 @@
-"""Writing the objects of the Responses API that do not stream: responses, token counts, lists of items."""
+"""Writing the non-streaming objects of the Responses API: responses, token counts, lists of items."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def response_object(
     """A `response` object.
 
     Args:
-        begun: `id`, `created_at`, `model` and what repeats the request.
-        reason: why it is incomplete.
+        begun: `id`, `created_at`, `model` and the fields that repeat the request.
+        reason: why the response is incomplete.
     """
     return {
         **begun,
@@ -45,7 +45,7 @@ def response_object(
 def response_usage(output: RequestOutput, tokenizer: Tokenizer) -> dict[str, Any]:
     """The `usage` of a finished response.
 
-    Tokens of the thinking are counted by encoding it again: that gives the same number however the answer came in.
+    Thinking tokens are counted by encoding the text again, so that the count does not depend on how the answer arrived.
     """
     (sample,) = output.outputs
     generated = len(sample.token_ids)
@@ -61,7 +61,7 @@ def response_usage(output: RequestOutput, tokenizer: Tokenizer) -> dict[str, Any
 
 
 def response_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The `logprobs` of a stretch of text."""
+    """The `logprobs` of a span of text."""
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
         raw = token_bytes(token_id, tokenizer)
@@ -74,12 +74,12 @@ def response_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer) -
 
 
 def deleted(response_id: str) -> dict[str, Any]:
-    """What deleting a response answers."""
+    """The reply to deleting a response."""
     return {"id": response_id, "object": "response", "deleted": True}
 
 
 def input_tokens(count: int) -> dict[str, Any]:
-    """The count of a prompt's tokens."""
+    """The reply with a prompt's token count."""
     return {"object": "response.input_tokens", "input_tokens": count}
 
 
@@ -87,8 +87,8 @@ def item_list(items: Sequence[Item], *, limit: int, newest_first: bool, after: s
     """A page of items.
 
     Args:
-        limit: items a page.
-        after: id of the last item of the page before; one that is not there begins at the beginning.
+        limit: items per page.
+        after: id of the previous page's last item; an unknown id starts at the beginning.
     """
     ordered = list(reversed(items)) if newest_first else list(items)
     ids = [item["id"] for item in ordered]

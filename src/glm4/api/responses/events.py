@@ -1,4 +1,4 @@
-"""`ResponseWriter`: what a model says, as a response's output items and as the events of its stream.
+"""`ResponseWriter`: a model's output as a response's output items and as its stream events.
 
 A whole response and a streamed one come from the same writer, so they cannot differ. The order of events:
 
@@ -31,19 +31,19 @@ Emit = Callable[..., None]
 
 
 class _OpenItem(Protocol):
-    """An output item that grows."""
+    """An output item being built."""
 
     key: tuple[str, int]
 
     def begin(self, emit: Emit) -> None:
-        """Announce it."""
+        """Emit its first events."""
 
     def end(self, emit: Emit, status: str) -> Item:
-        """Close it; returns the finished item."""
+        """Emit its last events; returns the finished item."""
 
 
 class _Parted:
-    """An item with one content part: a message, or thinking.
+    """An item with one content part: a message or thinking.
 
     Args:
         place: `output_index` of its events.
@@ -132,7 +132,7 @@ class ResponseWriter(EventVisitor[None]):
         self._sequence = 0
         self._done: list[Item] = []
         self._open: _OpenItem | None = None
-        self._pending: list[TokenLogprobs] = []  # of tokens whose text has not been shown yet
+        self._pending: list[TokenLogprobs] = []  # for tokens whose text has not been sent yet
         self.response = response_object(self._begun, "in_progress")
 
     def begin(self) -> list[dict[str, Any]]:
@@ -142,18 +142,18 @@ class ResponseWriter(EventVisitor[None]):
         return self._take()
 
     def push(self, chunk: StreamChunk) -> list[dict[str, Any]]:
-        """What one step brought."""
+        """The events for one chunk."""
         self._pending += chunk.logprobs
         for event in chunk.events:
             event.accept(self)
         return self._take()
 
     def finish(self, output: RequestOutput) -> list[dict[str, Any]]:
-        """The end of the items; `response` is then the whole response."""
+        """End the items; `response` is then the complete response."""
         (sample,) = output.outputs
         cut = sample.finish_reason == "length"
         if not cut and not any(item["type"] != "reasoning" for item in self._done) and not self._answers():
-            self._turn_to(("output_text", 0), lambda: _message(len(self._done)))  # an empty answer is one, too
+            self._turn_to(("output_text", 0), lambda: _message(len(self._done)))  # an empty answer is still a message
         self._close("incomplete" if cut else "completed")
         status = "incomplete" if cut else "completed"
         self._end(
@@ -165,19 +165,19 @@ class ResponseWriter(EventVisitor[None]):
         return self._take()
 
     def last(self) -> list[dict[str, Any]]:
-        """The event that says the response is there: for after it was stored."""
+        """The final event; send it after the response is stored."""
         self._emit(f"response.{self.response['status']}", response=self.response)
         return self._take()
 
     def fail(self, message: str, *, code: str | None, param: str | None) -> list[dict[str, Any]]:
-        """The end when something went wrong in the middle."""
+        """End the response after an error in the middle."""
         self._close("incomplete")
         self._end("failed", error={"code": "server_error", "message": message})
         self._emit("error", code=code or "server_error", message=message, param=param)
         return self.last()
 
     def cancel(self) -> None:
-        """The end when the client went away: nobody reads events, but the response may be stored."""
+        """End the response after the client disconnects: no events are sent, but the response may be stored."""
         self._close("incomplete")
         self._end("cancelled")
 
@@ -198,7 +198,7 @@ class ResponseWriter(EventVisitor[None]):
         self._turn_to(key, lambda: _Call(len(self._done), event)).delta(self._emit, event.arguments)
 
     def _turn_to(self, key: tuple[str, int], make: Callable[[], Any]) -> Any:
-        """The open item if it is the one meant; otherwise that one is closed and a new one begun."""
+        """The open item if it has this key; otherwise close it and begin a new one."""
         if self._open is None or self._open.key != key:
             self._close("completed")
             self._open = make()
@@ -218,7 +218,7 @@ class ResponseWriter(EventVisitor[None]):
         self.response = response_object(self._begun, status, self._done, **fields)
 
     def _logprobs(self, text: str, *, first: bool) -> list[dict[str, Any]]:
-        """The log-probabilities of the tokens whose text is shown now.
+        """The log-probabilities of the tokens whose text is sent now.
 
         Dialects begin an answer with tokens that are not shown (GLM-4's line break); those are left out.
         """

@@ -1,4 +1,4 @@
-"""Items of the Responses API: read strictly, kept in the form the API returns them in, turned into messages."""
+"""Items of the Responses API: read strictly, kept in the format the API returns, converted to messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glm4.chat.parts import ImagePart, Part, TextPart, check_detail, read_audio
 from glm4.errors import InvalidRequestError
 
 Item = dict[str, Any]
-"""One item as it is stored and returned: `type`, `id` and what belongs to the type."""
+"""One item as stored and returned: `type`, `id` and the fields of the type."""
 
 REFERENCE = "item_reference"
 IMAGE, AUDIO = "input_image", "input_audio"
@@ -21,15 +21,15 @@ _STATUSES = ("in_progress", "completed", "incomplete")
 
 
 def item_id(prefix: str) -> str:
-    """A fresh id, such as `msg_…`; the prefixes are OpenAI's."""
+    """A new id, such as `msg_…`; the prefixes are OpenAI's."""
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def read_input(name: str, value: Any) -> list[Item]:
-    """The `input` of a body: a text, or a list of items.
+    """The `input` of a body: text or a list of items.
 
     Raises:
-        InvalidRequestError: with `.param` naming the place.
+        InvalidRequestError: `.param` names the path.
     """
     if isinstance(value, str):
         return [_message({"role": "user", "content": value}, name)]
@@ -79,7 +79,7 @@ def _message(given: Mapping[str, Any], where: str) -> Item:
 
 
 def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
-    """A part of one of these kinds; whichever kind of text a client sent, it is kept as the first."""
+    """A part of one of these kinds; every kind of text is stored as the first kind."""
     kind = raw.get("type") if isinstance(raw, Mapping) else None
     own = kinds[0]
     if not isinstance(raw, Mapping) or kind not in kinds:
@@ -141,7 +141,7 @@ def _function_call_output(given: Mapping[str, Any], where: str) -> Item:
 
 
 def _reasoning(given: Mapping[str, Any], where: str) -> Item:
-    """Thinking of an earlier turn. What another server has encrypted cannot be read and is left out."""
+    """Thinking from an earlier turn. Content encrypted by another server cannot be read and is left out."""
     _check_keys(given, where, "id", "summary", "content", "encrypted_content", "status")
     item: Item = {"id": _text(given, "id", where, item_id("rs")), "type": "reasoning", "status": _status(given, where)}
     for key, kind in (("summary", "summary_text"), ("content", "reasoning_text")):
@@ -201,7 +201,7 @@ def resolved(items: Iterable[Item], find: Mapping[str, Item]) -> list[Item]:
     """Items with references replaced by what they refer to.
 
     Raises:
-        InvalidRequestError: a reference to nothing that is known.
+        InvalidRequestError: a reference to an unknown item.
     """
     result = []
     for item in items:
@@ -213,7 +213,7 @@ def resolved(items: Iterable[Item], find: Mapping[str, Item]) -> list[Item]:
 
 @dataclass(frozen=True)
 class _Turn:
-    """An assistant turn while its items come in."""
+    """An assistant turn being assembled from items."""
 
     text: str | None = None
     reasoning: str = ""
@@ -221,7 +221,7 @@ class _Turn:
 
     def messages(self) -> list[Message]:
         if self.text is None and not self.calls:
-            return []  # thinking that led to nothing
+            return []  # thinking without text or calls
         return [Message("assistant", self.text or "", reasoning=self.reasoning or None, tool_calls=self.calls)]
 
 
@@ -229,10 +229,10 @@ def to_messages(items: Sequence[Item], num_earlier: int = 0) -> list[Message]:
     """The conversation that resolved items describe: thinking, text and calls of one turn become one message.
 
     Args:
-        num_earlier: how many of them are of earlier responses, the others are the request's `input`.
+        num_earlier: how many of them are from earlier responses; the rest are the request's `input`.
 
     Raises:
-        InvalidRequestError: an output of a call that nobody made, or a malformed picture or sound.
+        InvalidRequestError: the output of an unknown call, or a malformed image or audio clip.
     """
     messages: list[Message] = []
     turn, called = _Turn(), set()
@@ -266,7 +266,7 @@ def to_messages(items: Sequence[Item], num_earlier: int = 0) -> list[Message]:
 
 
 def _parts(parts: Sequence[Mapping[str, Any]], item: int, key: str) -> list[Part]:
-    """Parts of an item, which has this place in the input, as those of a message; what they hold is checked here."""
+    """Convert the parts of input item `item` (negative: an earlier response) to message parts, checking content."""
     read: list[Part] = []
     for index, part in enumerate(parts):
         place = f"input[{item}].{key}[{index}]" if item >= 0 else "previous_response_id"

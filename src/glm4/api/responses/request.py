@@ -1,4 +1,4 @@
-"""Reading /v1/responses bodies. As in `fields`: one row a field, honoured or refused by name."""
+"""Reading /v1/responses bodies. One table row per field; unsupported fields are refused by name."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ResponsesRequest:
 
     Attributes:
         items: what this request adds to the conversation; references are not resolved yet.
-        options: tools and the choice among them, in chat completions' form, and the template's variables.
-        logprobs: the response shows log-probabilities.
+        options: tools and tool choice in chat-completions format, and the template's variables.
+        logprobs: the response includes log-probabilities.
         echo: the fields of the response object that repeat the request.
     """
 
@@ -43,11 +43,11 @@ class ResponsesRequest:
     logprobs: bool = False
 
     def chat(self, earlier: Sequence[Item], items: Sequence[Item]) -> ChatRequest:
-        """The same as a chat request.
+        """Convert to a chat request.
 
         Args:
             earlier: the conversation so far.
-            items: what this request adds to it, without references.
+            items: what this request adds to it, with references resolved.
         """
         messages = to_messages([*earlier, *items], len(earlier))
         if self.instructions is not None:
@@ -62,11 +62,11 @@ def parse_responses(body: Mapping[str, Any], defaults: SamplingParams, *, thinks
 
     Args:
         body: the decoded JSON object.
-        defaults: the model's own sampling options, used where the body has none.
-        thinks: the model writes down its thinking before it answers.
+        defaults: the model's own sampling options, used if the body has none.
+        thinks: the model writes its thinking before it answers.
 
     Raises:
-        InvalidRequestError: a field is unknown, unsupported or has an impossible value; `.param` names it.
+        InvalidRequestError: a field is unknown, unsupported or has an invalid value; `.param` names it.
     """
     given = read_fields(body, RESPONSES_FIELDS, REFUSED)
     return _request(given, defaults, thinks)
@@ -123,7 +123,7 @@ def _check_thinking(given: Mapping[str, Any], thinks: bool) -> None:
 
 
 def _echo(given: Mapping[str, Any], params: SamplingParams) -> dict[str, Any]:
-    """What OpenAI's response object repeats, with the values that were in force."""
+    """The request fields that OpenAI's response object repeats, with the values in effect."""
     form = given.get("text", {}).get("format", {"type": "text"})
     return {
         "background": False,
@@ -149,7 +149,7 @@ def _echo(given: Mapping[str, Any], params: SamplingParams) -> dict[str, Any]:
     }
 
 
-# The form of the answer
+# The format of the answer
 
 
 def _text_options(name: str, value: Any) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _structured(form: Mapping[str, Any]) -> StructuredOutputs | None:
     return StructuredOutputs(json_object=True, param="text.format") if form["type"] == "json_object" else None
 
 
-# Other fields with parts
+# Other nested fields
 
 
 def _reasoning(name: str, value: Any) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _reasoning(name: str, value: Any) -> dict[str, Any]:
         value,
         name,
         {
-            # How long the model thinks cannot be told it: "medium" is OpenAI's word for "as usual".
+            # The model cannot be told how long to think: "medium" is OpenAI's default.
             "effort": only("medium", "none"),
             "context": only("auto", "current_turn"),
             "mode": only("standard"),
@@ -271,4 +271,4 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "prompt_cache_retention": "prompts are kept for as long as memory allows",
     }
 )
-"""Fields of OpenAI's schema (and of chat completions') that are not done here, and why."""
+"""Fields of OpenAI's schema (and of chat completions) that are not supported, and why."""

@@ -1,4 +1,4 @@
-"""The schemas of `schemas.json` that the tables of `request` name."""
+"""The schemas from `schemas.json` that the tables in `request` use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools in the Responses API, which writes a function flat; everything else speaks chat completions' form."""
+"""Tools in the Responses API, which writes functions flat; the rest of glm4 uses the chat-completions format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glm4.errors import InvalidRequestError
 
 
 def read_object(value: Any, where: str, fields: Mapping[str, Reader] | None = None) -> dict[str, Any]:
-    """An object without its nulls, each field read by its reader; without readers, any object."""
+    """An object without its null fields, each field read by its reader; any object if there are no readers."""
     given = {key: one for key, one in mapping(where, value).items() if one is not None}
     for key in given:
         if fields is not None and key not in fields:
@@ -24,7 +24,7 @@ def read_tools(name: str, value: Any) -> tuple[dict[str, Any], ...]:
     """The tools of a body, as the response object repeats them.
 
     Raises:
-        InvalidRequestError: one is not a function, or has a field that is not done here.
+        InvalidRequestError: a tool is not a function, or has an unsupported field.
     """
     if not isinstance(value, list) or len(value) > 128:
         raise InvalidRequestError(f"{name} must be a list of at most 128 objects", param=name)
@@ -64,7 +64,7 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
 
 
 def read_tool_choice(name: str, value: Any) -> str | dict[str, Any]:
-    """Which tools are to be called, as the response object repeats it."""
+    """The tool choice, as the response object repeats it."""
     if value in ("none", "auto", "required"):
         return str(value)
     if isinstance(value, Mapping) and value.get("type") == "function":
@@ -86,14 +86,14 @@ def read_tool_choice(name: str, value: Any) -> str | dict[str, Any]:
 def offer(
     tools: Sequence[Mapping[str, Any]], choice: str | Mapping[str, Any]
 ) -> tuple[tuple[Mapping[str, Any], ...], ToolChoiceValue]:
-    """The tools to offer and the choice among them, in chat completions' form.
+    """The tools to offer and the tool choice, in chat-completions format.
 
     Args:
         tools: from `read_tools`.
         choice: from `read_tool_choice`.
 
     Raises:
-        InvalidRequestError: the choice names a tool that is not there.
+        InvalidRequestError: the choice names a tool that is not in `tools`.
     """
     if isinstance(choice, Mapping):
         wanted = [choice] if choice["type"] == "function" else choice["tools"]
@@ -105,7 +105,7 @@ def offer(
                 )
         if choice["type"] == "function":
             return tuple(map(_chat_tool, tools)), {"type": "function", "function": {"name": choice["name"]}}
-        # A tool that is not allowed is not shown: what the model does not know it does not call.
+        # Tools that are not allowed are not shown to the model, so it does not call them.
         allowed = {_key(one) for one in wanted}
         return tuple(_chat_tool(tool) for tool in tools if _key(tool) in allowed), choice["mode"]
     if choice == "required" and not tools:

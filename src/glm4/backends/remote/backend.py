@@ -1,7 +1,7 @@
-"""`RemoteBackend`: requests become streamed completions of a server, one connection and one thread each.
+"""`RemoteBackend`: requests become streamed completions on a server, one connection and one thread each.
 
-The threads read; `step` collects what they read, watches the time, and starts what waits. An aborted or late request
-is hung up on, which ends its thread and, at the server, its computation.
+The threads read; `step` collects what they read, enforces deadlines, and starts waiting requests. Aborting a request,
+or timing it out, closes its connection, which ends its thread and the server's computation.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from glm4.hub.store import Progress
 log = logging.getLogger("glm4.remote")
 
 _MAX_DELAY = 30.0
-_GRACE = 2.0  # seconds that the account of a finished text may take
+_GRACE = 2.0  # seconds to wait for the usage data after the text has finished
 
 
 @dataclass
 class _Call:
-    """A request on its way. Changed under the backend's lock only.
+    """A request in flight. Modified only under the backend's lock.
 
     Attributes:
-        deadline: when the next token must have come (`time.monotonic`).
-        begun: a token has come; it is never tried again.
-        over: nothing of it is wanted any more.
-        stopped: set with `over`, for a thread that waits to try again.
+        deadline: when the next token must have arrived (`time.monotonic`).
+        begun: a token has arrived; the request is not retried after that.
+        over: its results are no longer wanted.
+        stopped: set with `over`, to wake a thread that is waiting to retry.
     """
 
     request: GenerationRequest
@@ -50,7 +50,7 @@ class _Call:
 
 
 class RemoteBackend:
-    """A server behind the backend seam."""
+    """A server behind the backend interface."""
 
     def __init__(self, server: Server, endpoint: Endpoint, options: RemoteOptions) -> None:
         self._server = server
@@ -59,7 +59,7 @@ class RemoteBackend:
         self._lock = threading.Condition()
         self._running: dict[str, _Call] = {}
         self._waiting: dict[str, _Call] = {}
-        self._changed: dict[str, _Call] = {}  # running calls with news
+        self._changed: dict[str, _Call] = {}  # running calls with unread results
         self._woken = False
         self._info = BackendInfo(
             name="remote",
@@ -87,11 +87,11 @@ class RemoteBackend:
 
     @property
     def info(self) -> BackendInfo:
-        """The server's limits, and what can be asked of it."""
+        """The server's limits and capabilities."""
         return self._info
 
     def add_request(self, request: GenerationRequest) -> None:
-        """Send a request, or keep it until others are done.
+        """Send a request, or queue it until others are done.
 
         Raises:
             InvalidRequestError: see `check_request`; or the id is in use, or there is no such adapter.
@@ -108,7 +108,7 @@ class RemoteBackend:
             self._start_waiting()
 
     def abort(self, request_id: str) -> None:
-        """Hang up."""
+        """Close the request's connection."""
         with self._lock:
             call = self._running.get(request_id)
             if call is not None:
@@ -117,7 +117,7 @@ class RemoteBackend:
             self._waiting.pop(request_id, None)
 
     def step(self) -> list[GenerationOutput]:
-        """What has arrived; waits for it as `Backend.step` allows."""
+        """Outputs that have arrived; waits for them as `Backend.step` allows."""
         with self._lock:
             if not self._changed and not self._woken and self._running:
                 next_deadline = min(call.deadline for call in self._running.values())
@@ -130,7 +130,7 @@ class RemoteBackend:
         return outputs
 
     def wake(self) -> None:
-        """End the waiting of a step."""
+        """Make the running step, or the next one, return without waiting."""
         with self._lock:
             self._woken = True
             self._lock.notify()
@@ -148,11 +148,11 @@ class RemoteBackend:
         raise InvalidRequestError("adapters of a remote server are unloaded there, not from here", param="name")
 
     def adapters(self) -> list[AdapterInfo]:
-        """Those the server had when it was opened; what they are made of is not known here."""
+        """The adapters the server had when it was opened; their details are unknown here."""
         return [AdapterInfo(name, "", 0, 0) for name in self._endpoint.adapters]
 
     def stats(self) -> EngineStats:
-        """What is under way, and what waits here; what the server does is in its own metrics."""
+        """Requests in flight and requests queued here; the server's own metrics cover the rest."""
         with self._lock:
             running = {call.request.adapter for call in self._running.values() if call.request.adapter}
             waiting = {call.request.adapter for call in self._waiting.values() if call.request.adapter}
@@ -164,13 +164,13 @@ class RemoteBackend:
             )
 
     def close(self) -> None:
-        """Hang up on everything."""
+        """Close every connection."""
         with self._lock:
             self._waiting.clear()
             for call in list(self._running.values()):
                 self._drop(call)
 
-    # Under the lock
+    # Called with the lock held
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._running) < self._options.max_num_seqs:
@@ -189,7 +189,7 @@ class RemoteBackend:
         self._changed.pop(call.request.request_id, None)
 
     def _end_late(self) -> None:
-        """Give up calls whose next token should have come."""
+        """Give up on calls whose next token is overdue."""
         now = time.monotonic()
         for call in list(self._running.values()):
             if now < call.deadline or call.error is not None or call.news.finish_reason is not None:
@@ -201,7 +201,7 @@ class RemoteBackend:
             self._changed[call.request.request_id] = call
 
     def _take(self, call: _Call) -> list[GenerationOutput]:
-        """The news of a call as outputs; the last ones end it."""
+        """A call's unread results as outputs; the last ones end it."""
         name, news, call.news = call.request.request_id, call.news, Piece()
         outputs = []
         if news.token_ids or news.finish_reason or news.cached:
@@ -243,14 +243,14 @@ class RemoteBackend:
                 self._tell(call)
 
     def _failure(self, call: _Call) -> Glm4Error | None:
-        """One attempt; why it failed, or None."""
+        """Make one attempt; returns the error, or None."""
         try:
             self._stream(call)
         except Glm4Error as error:
             return error
         except (OSError, HTTPException) as error:
             return self._server.broken(error)
-        except Exception as error:  # a fault of ours that one request brings out must not leave it hanging
+        except Exception as error:  # a bug of ours that one request triggers must not leave it hanging
             log.exception("a remote request failed")
             return RemoteError(f"internal error ({type(error).__name__})")
         return None

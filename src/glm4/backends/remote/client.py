@@ -1,10 +1,10 @@
-"""HTTP/1.1 to one server, by the standard library: one connection per request, certificates checked.
+"""HTTP/1.1 to one server with the standard library: one connection per request, certificates checked.
 
-Redirects are refused and proxies of the environment not asked. Lines and bodies are bounded. What a server says in an
-error is shortened and made printable, and the API key is never in it.
+Redirects are refused and proxy environment variables ignored. Lines and bodies are bounded. A server's error message
+is shortened, made printable and stripped of the API key.
 
-Does not cover: how long a server takes is the caller's to watch (`Exchange.interrupt`); the key goes over plain http
-where the address says http.
+Not covered: the caller watches how long a server takes (`Exchange.interrupt`); the key goes over plain http if the
+address says http.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ MAX_BODY = 16 << 20
 _MAX_ERROR_BODY = 64 << 10
 _MAX_MESSAGE = 300
 _BUSY = (408, 425, 429, 502, 503, 504)
-# Of errors in the middle of a stream that carry no status.
+# For mid-stream errors without a status.
 _STATUS = {"invalid_request_error": 400, "rate_limit_error": 429, "overloaded_error": 503, "timeout_error": 504}
 
 
 class Server:
-    """Where requests go, and how its failures are told.
+    """The server that requests go to, and how its failures are reported.
 
     Attributes:
-        name: its address, for messages.
+        name: its address, for error messages.
     """
 
     def __init__(self, options: RemoteOptions) -> None:
@@ -56,28 +56,28 @@ class Server:
         return HTTPConnection(self._host, self._port, timeout=self._connect_timeout)
 
     def target(self, path: str) -> str:
-        """The path of a route, as the request line has it."""
+        """The path of a route, as it appears in the request line."""
         return self._path + path
 
     def headers(self) -> dict[str, str]:
-        """What every request carries."""
+        """The headers of every request."""
         key = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         return {"Connection": "close", "Content-Type": "application/json", "User-Agent": f"glm4/{__version__}", **key}
 
     def json(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout: float) -> Any:
-        """Ask for a JSON document.
+        """Request a JSON document.
 
         Args:
-            timeout: seconds that nothing may come for.
+            timeout: seconds without data before giving up.
 
         Raises:
-            RemoteError, InvalidRequestError: as `Exchange.send`; or the answer is not JSON.
+            RemoteError, InvalidRequestError: as `Exchange.send`; or the response is not JSON.
         """
         exchange = Exchange(self, timeout)
         try:
             data = exchange.send(method, path, body).read(MAX_BODY + 1)
             return json.loads(data if len(data) <= MAX_BODY else b"")
-        except (OSError, HTTPException) as error:  # first: a certificate's fault is a ValueError, too
+        except (OSError, HTTPException) as error:  # first, because a certificate error is also a ValueError
             raise self.broken(error) from None
         except (ValueError, RecursionError):
             raise RemoteError(f"{self.name}{path} does not answer with JSON; is this the right address?") from None
@@ -85,7 +85,7 @@ class Server:
             exchange.close()
 
     def broken(self, error: Exception) -> RemoteError:
-        """What a failed connection means."""
+        """The error for a failed connection."""
         if isinstance(error, ssl.SSLCertVerificationError):
             return RemoteError(f"the certificate of {self.name} cannot be verified: {error.verify_message}")
         if isinstance(error, ssl.SSLError):
@@ -98,7 +98,7 @@ class Server:
         return RemoteError(f"talking to {self.name} failed: {type(error).__name__}")
 
     def refusal(self, status: int, body: bytes, retry_after: str | None = None) -> Glm4Error:
-        """What an error response means."""
+        """The error for an error response."""
         message, param = _error_of(body)
         said = f"HTTP {status}" + (f": {self.printable(message)}" if message else "")
         if 300 <= status < 400:
@@ -109,19 +109,19 @@ class Server:
             seconds = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else 0.0
             return RemoteUnavailableError(f"{self.name} is busy or not ready ({said})", retry_after=seconds)
         if 400 <= status < 500:
-            # Without the address: a server that stands in front of that one passes this on to its clients.
+            # Without the address: `glm4 serve` in front of that server passes this message on to its clients.
             return InvalidRequestError(f"the remote server refuses the request ({said})", param=param)
         return RemoteError(f"{self.name} has failed ({said})")
 
     def refusal_event(self, event: Mapping[str, Any]) -> Glm4Error:
-        """What an error in the middle of a stream means."""
+        """The error for an error event in the middle of a stream."""
         error = event["error"]
         code, kind = (error.get("code"), error.get("type")) if isinstance(error, Mapping) else (None, None)
         status = code if type(code) is int and 400 <= code < 600 else _STATUS.get(str(kind), 500)
         return self.refusal(status, json.dumps(event).encode())
 
     def printable(self, text: str) -> str:
-        """Text of the server, fit for a terminal: one short line, without the key."""
+        """Server text made safe for a terminal: one short line, without the key."""
         text = text if self._key is None else text.replace(self._key, "***")
         text = "".join(character if character.isprintable() else " " for character in text[: 2 * _MAX_MESSAGE])
         text = " ".join(text.split())
@@ -129,10 +129,10 @@ class Server:
 
 
 class Exchange:
-    """One request and its response. `interrupt` may come from any thread and ends whatever waits; the rest is one's.
+    """One request and its response. `interrupt` works from any thread and ends any wait; the rest is single-threaded.
 
     Args:
-        timeout: seconds that nothing may come for, once connected; None is without end.
+        timeout: seconds without data, once connected, before giving up; None waits forever.
     """
 
     def __init__(self, server: Server, timeout: float | None = None) -> None:
@@ -145,10 +145,10 @@ class Exchange:
         self._interrupted = False
 
     def send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> HTTPResponse:
-        """Send the request; the response has status 200.
+        """Send the request; the returned response has status 200.
 
         Raises:
-            RemoteError, InvalidRequestError: the server refuses it; see `Server.refusal`.
+            RemoteError, InvalidRequestError: the server refused it; see `Server.refusal`.
             OSError, HTTPException: the connection failed, or was interrupted.
         """
         self._connection.connect()
@@ -166,10 +166,10 @@ class Exchange:
         return response
 
     def events(self) -> Iterator[bytes]:
-        """The data of each server-sent event of the response, comments left out.
+        """The data of each server-sent event of the response, without comments.
 
         Raises:
-            RemoteError: it is no stream of events, or a line is too long.
+            RemoteError: the response is not an event stream, or a line is too long.
             OSError, HTTPException: the connection failed, or was interrupted.
         """
         assert self._response is not None  # noqa: S101 (`send` came first)
@@ -182,28 +182,28 @@ class Exchange:
                 yield line[5:].strip()
 
     def hurry(self, timeout: float) -> None:
-        """From now on nothing may come for `timeout` seconds only."""
+        """From now on give up after `timeout` seconds without data."""
         if self._socket is not None:
             self._socket.settimeout(timeout)
 
     def interrupt(self) -> None:
-        """End what waits, now or later, and hang up."""
+        """End any wait, current or future, and close the connection."""
         with self._lock:
             self._interrupted = True
             if self._socket is not None:
-                # Not SSLSocket's own method, which takes the encryption away from under the thread that reads.
+                # Not SSLSocket's own method, which drops the encryption while another thread is reading.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up. Idempotent."""
+        """Close the connection. Idempotent."""
         if self._response is not None:
             self._response.close()
         self._connection.close()
 
 
 def _error_of(body: bytes) -> tuple[str, str | None]:
-    """(message, request field) of an error body, whichever server wrote it."""
+    """(message, request field) of an error body, in any server's format."""
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

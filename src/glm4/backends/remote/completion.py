@@ -1,6 +1,6 @@
 """The wire format: a `GenerationRequest` as a body for /v1/completions, and its streamed chunks as tokens.
 
-Names are vLLM's. Everything is said explicitly, because servers take defaults from their model's files.
+Names are vLLM's. Every option is sent explicitly, because servers take defaults from their model's files.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _FORMS = ("json", "json_object", "regex", "choice", "grammar")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """What a server turned out to be when it was opened.
+    """What we learned about a server when it was opened.
 
     Attributes:
-        model: the name it serves our model by.
-        adapters: further names: adapters on top of it.
-        vocab_size, max_model_len: its limits, as far as they are known.
-        ids_in_logprobs: token ids come only as names in the log-probabilities.
-        bias: logit_bias that keeps rows without a token from being sampled, by id; empty where the server does so.
+        model: the name it serves our model under.
+        adapters: names of the LoRA adapters it serves for that model.
+        vocab_size, max_model_len: its limits, if known.
+        ids_in_logprobs: token ids arrive only as names in the log-probabilities.
+        bias: logit_bias by id that keeps rows without a token from being sampled; empty if the server does that.
     """
 
     model: str
@@ -74,19 +74,19 @@ def completion_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str,
 
 
 def token_limit(request: GenerationRequest, endpoint: Endpoint) -> int:
-    """The most tokens the answer may have."""
+    """The maximum number of answer tokens."""
     room = endpoint.max_model_len - len(request.prompt_ids)
     return room if request.params.max_tokens is None else min(room, request.params.max_tokens)
 
 
 def end_ids(request: GenerationRequest) -> frozenset[int]:
-    """Ids that end the text: the model's own where they count, and the caller's."""
+    """Ids that end the text: the model's own unless ignored, and the caller's."""
     own = frozenset() if request.params.ignore_eos else request.stop_ids
     return own | frozenset(request.params.stop_token_ids)
 
 
 def _seed(seed: int, sample_index: int) -> int:
-    """A seed of 64 bits, signed; each sample has another, because each is a request of its own there."""
+    """A signed 64-bit seed; it differs per sample, because the server sees each sample as a separate request."""
     value = seed % (1 << 64)
     if sample_index:
         digest = hashlib.blake2b(f"{value}:{sample_index}".encode(), digest_size=8).digest()
@@ -114,7 +114,7 @@ class Piece:
     cached: int = 0
 
     def add(self, later: Piece) -> None:
-        """Take in what came after it."""
+        """Append the piece that came next."""
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         if later.finish_reason is not None:
@@ -126,8 +126,8 @@ class CompletionReader:
     """Reads the chunks of one streamed completion.
 
     Attributes:
-        finished: the end of the text was read; only its usage may still come.
-        complete: that came too, or will not.
+        finished: the end of the text was read; only its usage may still arrive.
+        complete: the usage arrived too, or will not.
     """
 
     def __init__(self, request: GenerationRequest, endpoint: Endpoint, server: Server) -> None:
@@ -137,14 +137,14 @@ class CompletionReader:
         self._top = request.params.logprobs or 0
         self._ends = end_ids(request)
         self._left = token_limit(request, endpoint)
-        self._held = Piece()  # a stop id, until it is known whether the text ends with it
+        self._held = Piece()  # a stop id, held until we know whether the text ends with it
         self.finished = self.complete = False
 
     def read(self, data: bytes) -> Piece | None:
-        """What one event brings; None where that is nothing.
+        """The tokens one event brings; None if it brings none.
 
         Raises:
-            RemoteError, InvalidRequestError: it is an error, or nothing a completion would hold.
+            RemoteError, InvalidRequestError: the event is an error, or does not belong in a completion.
         """
         if data == b"[DONE]":
             self.complete = True
@@ -211,7 +211,7 @@ class CompletionReader:
 
     def _score(self, token: int, logprob: float, top: Mapping[str, float] | None) -> TokenLogprobs:
         candidates = [(_id_of(name), float(value)) for name, value in (top or {}).items()]
-        named = [one for one in candidates if str(one[0]) not in self._endpoint.bias]  # it cannot leave the others out
+        named = [one for one in candidates if str(one[0]) not in self._endpoint.bias]  # the server cannot filter these
         likeliest = sorted(named, key=lambda one: -one[1])[: self._top]
         rank = next((place for place, one in enumerate(likeliest, 1) if one[0] == token), None)
         return TokenLogprobs(token, logprob, rank, tuple(likeliest))
@@ -226,14 +226,14 @@ class CompletionReader:
 
 
 def _id_of(name: str) -> int:
-    """The id in `token_id:N`. Raises ValueError for anything else."""
+    """The id in a `token_id:N` name. Raises ValueError for anything else."""
     if not name.startswith(_PREFIX):
         raise ValueError(name)
     return int(name.removeprefix(_PREFIX))
 
 
 def _named_ids(logprobs: Any) -> list[int] | None:
-    """The ids that stand as names in log-probabilities; None where there are none."""
+    """The ids that appear as names in the log-probabilities; None if there are none."""
     try:
         return [_id_of(name) for name in logprobs["tokens"]]
     except (TypeError, KeyError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What is found out about a server before it is used: which model, which limits, whose tokenizer, ids or not."""
+"""What we check about a server before using it: its model, limits and tokenizer, and whether it returns token ids."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from glm4.backends.remote.completion import Endpoint
 from glm4.backends.remote.options import RemoteOptions
 from glm4.errors import Glm4Error, InvalidRequestError, ModelNotFoundError, RemoteError, RemoteUnavailableError
 
-# Scripts, digits, whitespace, code, and characters of four bytes: vocabularies differ in how they cut these.
+# Scripts, digits, whitespace, code and 4-byte characters: vocabularies differ in how they split these.
 PROBE = "Hello, 世界! naïve cafés, 1234567 tokens\n\n\tdef f(x): return x ** 2  # Привет, 🙂 안녕"
 _MAX_SHOWN = 10
 _MAX_SPECIALS = 256
 
 
 def open_endpoint(server: Server, options: RemoteOptions, files: ModelFiles) -> Endpoint:
-    """Ask a server what it serves, and check that it can be used with our tokenizer.
+    """Ask a server what it serves, and check that it works with our tokenizer.
 
     Raises:
         ModelNotFoundError: it does not serve the model.
-        InvalidRequestError: it cannot hold a context of `options.max_model_len`.
-        RemoteError: it cannot be reached, gives no token ids, or its tokenizer is another one.
+        InvalidRequestError: its context is shorter than `options.max_model_len`.
+        RemoteError: it cannot be reached, does not return token ids, or has a different tokenizer.
     """
     entries = _models(server, options)
     entry = _choose(server, entries, options.remote_model, files.name)
@@ -61,7 +61,7 @@ def _models(server: Server, options: RemoteOptions) -> list[Mapping[str, Any]]:
 
 
 def _root(entry: Mapping[str, Any]) -> object:
-    """What an entry's name stands for; several names may stand for one model."""
+    """The model an entry's name stands for; several names may stand for one model."""
     return entry.get("root") or entry["id"]
 
 
@@ -83,7 +83,7 @@ def _choose(server: Server, entries: Sequence[Mapping[str, Any]], wanted: str | 
 
 
 def _context(server: Server, entry: Mapping[str, Any], options: RemoteOptions, files: ModelFiles) -> int:
-    """Tokens that prompt and answer may have."""
+    """The limit on prompt + answer, in tokens."""
     theirs = entry.get("max_model_len")
     limit = theirs if type(theirs) is int and theirs > 0 else files.context
     wanted = options.max_model_len or limit
@@ -101,7 +101,7 @@ def _context(server: Server, entry: Mapping[str, Any], options: RemoteOptions, f
 
 
 def _probe(server: Server, options: RemoteOptions, model: str, prompt: str) -> Mapping[str, Any]:
-    """The first choice of a completion of one token, streamed as all of them are."""
+    """The first choice of a one-token completion, streamed like every other request."""
     body = {
         "model": model,
         "prompt": prompt,
@@ -138,14 +138,14 @@ def _first_choice(server: Server, chunk: Any) -> Mapping[str, Any]:
 
 
 def _tokenized(server: Server, options: RemoteOptions, model: str) -> Any:
-    """The server's ids of the probe's text, by /tokenize; None where it has no such route."""
+    """The server's ids for the probe text, from /tokenize; None if it has no such route."""
     body = {"model": model, "prompt": PROBE, "add_special_tokens": False}
     answer = _asked(server, options, "/tokenize", body)
     return answer.get("tokens") if isinstance(answer, Mapping) else None
 
 
 def _asked(server: Server, options: RemoteOptions, path: str, body: Mapping[str, Any]) -> Any:
-    """The answer of a route that not every server has; None where it does not answer."""
+    """The response of a route that only some servers have; None if there is no response."""
     try:
         return server.json("POST", path, body, timeout=options.first_token_timeout)
     except RemoteUnavailableError:
@@ -155,7 +155,7 @@ def _asked(server: Server, options: RemoteOptions, path: str, body: Mapping[str,
 
 
 def _compare(server: Server, files: ModelFiles, *theirs: Any) -> None:
-    """Compare our ids of the probe's text with each of the server's that it gave; it may put some in front."""
+    """Compare our ids for the probe text with each list the server gave; it may prepend some."""
     ours = files.tokenizer.encode(PROBE)
     given = [ids for ids in theirs if isinstance(ids, list) and ids]
     if not given:
@@ -168,7 +168,7 @@ def _compare(server: Server, files: ModelFiles, *theirs: Any) -> None:
 
 
 def _compare_specials(server: Server, options: RemoteOptions, files: ModelFiles, model: str) -> None:
-    """Compare the special tokens, where the server spells ids: role tags and stop ids must have the same numbers."""
+    """Compare special tokens if the server can decode ids: role tags and stop ids must have the same numbers."""
     tokens = sorted(files.tokenizer.added_tokens.values(), key=lambda token: token.id)[:_MAX_SPECIALS]
     answer = _asked(server, options, "/detokenize", {"model": model, "tokens": [token.id for token in tokens]})
     spelled = answer.get("prompt") if isinstance(answer, Mapping) else None

@@ -1,4 +1,4 @@
-"""`RemoteOptions`: which server, and how patient to be with it."""
+"""`RemoteOptions`: which server, and how long to wait for it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class RemoteOptions:
 
     Attributes:
         base_url: its address, http:// or https://, with or without /v1.
-        remote_model: the name it serves the model by; None is the only one it has, or the one called like ours.
-        api_key: None takes GLM4_REMOTE_API_KEY; without that none is sent.
-        max_model_len: prompt + output of one request; None is what the server says, or the model's own files.
-        max_num_seqs: requests in flight at once, each with a connection and a thread of its own.
+        remote_model: the name it serves the model under; None means its only model, or the one with our model's name.
+        api_key: None means GLM4_REMOTE_API_KEY; if that is unset, no key is sent.
+        max_model_len: prompt + output of one request, in tokens; None means the limit from the server or model files.
+        max_num_seqs: requests in flight at once, each with its own connection and thread.
         connect_timeout: seconds to connect.
-        first_token_timeout: seconds from a request to its first token, attempts included; it may wait in a queue there.
+        first_token_timeout: seconds from a request to its first token, including retries and the server's queue.
         token_timeout: seconds between tokens.
-        max_retries: further attempts where the server cannot be reached or is busy; never after the first token.
-        retry_delay: seconds before the first of them; doubled for each.
+        max_retries: retries if the server cannot be reached or is busy; never after the first token.
+        retry_delay: seconds before the first retry; doubled for each one after it.
     """
 
     base_url: str = ""
@@ -57,7 +57,7 @@ class RemoteOptions:
 
 
 def _check_url(url: str) -> None:
-    """Raise InvalidRequestError unless `url` is the address of a server. Never shows what may be a password."""
+    """Raise InvalidRequestError unless `url` is the address of a server. Never shows a part that may be a password."""
     if not url:
         raise InvalidRequestError(
             "the remote backend needs the server's address: base_url (`--base-url http://127.0.0.1:8000`)",

@@ -1,6 +1,6 @@
 """What all dialects share: preparing messages, rendering through a template, masks for training.
 
-A dialect states how its template wants the messages, which tokens end a turn, and how its answers are read.
+A dialect defines how its template expects messages, which tokens end a turn, and how its answers are parsed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _RESERVED = ("messages", "tools", "add_generation_prompt")
 
 
 class TemplateDialect(ABC):
-    """A dialect whose prompts come from a Jinja template: the checkpoint's own, or ours where it has none.
+    """A dialect whose prompts come from a Jinja template: the checkpoint's own, or ours if it has none.
 
     Attributes:
         name: as variants.py names it.
         template_name: our own template, in `templates/`.
         stop_names: tokens that end the model's turn.
         markers: tokens inside an answer that the parser must see → what the detokenizer shows for them.
-        builtin_tools: tool types the model knows by name alone.
-        answer_opening: what the model writes in front of an answer that is no call; its parser drops it.
-        call_opening: the same in front of calls.
-        thinking_closing: what ends the thinking in front of everything else, in dialects that have it.
-        media: kinds of content parts its prompts have a place for, beside text.
+        builtin_tools: tool types the model knows by name only.
+        answer_opening: what the model writes before an answer that is not a call; its parser drops it.
+        call_opening: the same before calls.
+        thinking_closing: what ends the thinking that precedes everything else, in dialects that have it.
+        media: kinds of content parts its prompts support, besides text.
     """
 
     name: str
@@ -64,12 +64,12 @@ class TemplateDialect(ABC):
     def parser(
         self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id
     ) -> StreamParser:
-        """A fresh parser for one answer.
+        """A new parser for one answer.
 
         Args:
             tools: the tools that were offered.
-            tokenizer: needed where the stop token tells a call from text.
-            call_id: makes the ids of tool calls.
+            tokenizer: needed if the stop token distinguishes a call from text.
+            call_id: creates the ids of tool calls.
         """
 
     def render(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Prompt:
@@ -77,31 +77,31 @@ class TemplateDialect(ABC):
 
         Args:
             tokenizer: the checkpoint's.
-            template: the checkpoint's own template; None takes the dialect's.
+            template: the checkpoint's own template; None uses the dialect's.
 
         Raises:
-            InvalidRequestError: malformed tools, or something this model or its template has no place for.
-            TemplateError: the template failed or refused the conversation.
+            InvalidRequestError: malformed tools, or something this model or its template does not support.
+            TemplateError: the template failed or rejected the conversation.
         """
         rendering = Rendering(self, request, tokenizer, template)
         return Prompt(rendering.shield.encode(rendering.prompt()))
 
     def render_text(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
-        """The same prompt as text, for people to read. Encoding it again would trust what users wrote: use `render`."""
+        """The same prompt as human-readable text. Re-encoding it would trust what users wrote; use `render` instead."""
         rendering = Rendering(self, request, tokenizer, template)
         return rendering.shield.uncover(rendering.prompt())
 
     def loss_mask(
         self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None
     ) -> tuple[list[int], list[bool]]:
-        """Ids of a whole conversation, and which of them the model is to learn to produce.
+        """Ids of a whole conversation, and which of them the model should learn to produce.
 
-        Trained is every assistant turn from the first token the model writes to the token that ends the turn, that
-        token included. Where a turn of ours and a turn of the model meet inside one word (an answer that begins with
-        a line break after ChatML's own), they are encoded apart, as they are in generation.
+        Every assistant turn is trained, from the first token the model writes through the token that ends the turn.
+        Where template text and model text meet inside one token (an answer that begins with a line break after
+        ChatML's own), they are encoded separately, as they are in generation.
 
         Raises:
-            InvalidRequestError: the template writes earlier turns differently once later ones are there.
+            InvalidRequestError: the template renders earlier turns differently once later ones follow.
         """
         rendering = Rendering(self, request, tokenizer, template)
         ids: list[int] = []
@@ -114,22 +114,22 @@ class TemplateDialect(ABC):
 
     @abstractmethod
     def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
-        """Rules, in Lark's notation, whose rule `calls` spells tool calls as the model writes them.
+        """Lark rules whose rule `calls` matches tool calls as the model writes them.
 
         Args:
-            tools: at least one; others are not called.
+            tools: at least one; no others can be called.
             parallel: one call or several, up to `MAX_CALLS`; otherwise exactly one.
         """
 
     def answer_grammar(
         self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool, structured: bool
     ) -> str:
-        """A grammar, in Lark's notation, of a whole answer: calls, or structured text, or either of them.
+        """A Lark grammar for a whole answer: calls, structured text, or either of them.
 
         Args:
-            tools: what may be called; empty for none.
+            tools: the tools that may be called; may be empty.
             parallel: whether several calls may be made.
-            structured: text that fits the grammar `@answer` may come instead.
+            structured: text that matches the grammar `@answer` is allowed instead.
         """
         thinking = "" if self.thinking_closing is None else "thinking "
         options: list[str] = []
@@ -145,10 +145,10 @@ class TemplateDialect(ABC):
 
     @abstractmethod
     def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """The rendered conversation cut into stretches that are trained or not."""
+        """The rendered conversation split into segments, each with whether it is trained."""
 
     def choose_template(self, template: ChatTemplate | None) -> ChatTemplate:
-        """The checkpoint's own template, or the dialect's where it has none."""
+        """The checkpoint's own template, or the dialect's if it has none."""
         return template or default_template(self.template_name)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
@@ -173,7 +173,7 @@ class TemplateDialect(ABC):
 
 
 class Rendering:
-    """One conversation on its way through one template."""
+    """One conversation being rendered by one template."""
 
     def __init__(
         self, dialect: TemplateDialect, request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate | None
@@ -198,7 +198,7 @@ class Rendering:
         self._kwargs = self.shield.cover(kwargs)
 
     def _cover(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Everything callers wrote; the role is one of ours, and templates compare it."""
+        """Cover everything callers wrote except the role: it is one of ours, and templates compare it."""
         model_text = message["role"] == "assistant"
         return {
             key: value if key == "role" else self.shield.cover(value, model_text=model_text)
@@ -206,7 +206,7 @@ class Rendering:
         }
 
     def prompt(self) -> str:
-        """The whole conversation as the request wants it."""
+        """The whole conversation as the request asks for it."""
         return self.text(len(self.messages), self._add_generation_prompt)
 
     def text(self, count: int, add_generation_prompt: bool) -> str:
@@ -242,7 +242,7 @@ class Rendering:
 
 
 def _check_parts(messages: Sequence[Message], media: frozenset[str]) -> None:
-    """Refuse what the model cannot read. The only place that does: parsers take every part the APIs have."""
+    """Reject parts the model cannot read. This is the only such check: parsers accept every part the APIs define."""
     for index, message in enumerate(messages):
         for number, part in enumerate(message.content):
             if not isinstance(part, TextPart) and part.kind not in media:
@@ -255,7 +255,7 @@ def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any
     """Tools in OpenAI's form, checked.
 
     Args:
-        builtin: tool types that consist of their type alone.
+        builtin: tool types that consist of just their type.
 
     Raises:
         InvalidRequestError: with `.param` "tools".
@@ -279,5 +279,5 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
 
 
 def function_names(tools: Tools) -> frozenset[str]:
-    """Names of the functions among tools."""
+    """Names of the functions among the tools."""
     return frozenset(str(t["function"]["name"]) for t in tools if t.get("type", "function") == "function")

@@ -1,8 +1,8 @@
 """ChatML with Hermes-style tools (Qwen2.5, SmolLM2): `<|im_start|>role\\n{content}<|im_end|>\\n`.
 
 Tools are listed in the system message; a call is `<tool_call>\\n{"name": …, "arguments": …}\\n</tool_call>`. Small
-models often leave the tags out, so JSON on a line of its own or in a ``` fence counts as a call as well, if it names
-an offered tool.
+models often omit the tags, so JSON on its own line or in a ``` fence also counts as a call if it names an offered
+tool.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ChatMLDialect(TemplateDialect):
         return [_entry(message) for message in messages], [*map(dict, attached), *map(dict, tools)]
 
     def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """Trained: from after the generation prompt to `<|im_end|>`; the line break behind it is the template's."""
+        """Trained: from after the generation prompt to `<|im_end|>`; the line break after it is the template's."""
         full = rendering.text(len(rendering.messages), False)
         segments: list[tuple[str, bool]] = []
         at = 0
@@ -59,7 +59,7 @@ class ChatMLDialect(TemplateDialect):
         return ChatMLParser(function_names(tools), call_id)
 
     def call_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool) -> str:
-        """Tagged calls, each on lines of its own."""
+        """Tagged calls, each on its own lines."""
         opening, closing = marker(OPENING, tokenizer), marker(CLOSING, tokenizer)
         names = " | ".join(f"call_{index}" for index in range(len(tools)))
         more = f'("\\n" call){{0,{MAX_CALLS - 1}}}' if parallel else ""
@@ -81,7 +81,7 @@ def _entry(message: Message) -> dict[str, Any]:
     if message.tool_call_id:
         entry["tool_call_id"] = message.tool_call_id
     calls = [(call.id, call.name, call.arguments) for call in message.tool_calls]
-    if message.role == "assistant" and message.metadata:  # a call in GLM's own form
+    if message.role == "assistant" and message.metadata:  # a call in GLM's format
         calls.append(("", message.metadata, message.text))
         entry["content"] = ""
     if calls:
@@ -93,7 +93,7 @@ def _entry(message: Message) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
-    """Arguments as the templates want them: an object; text that is not JSON stays text."""
+    """Arguments as the templates expect them: an object; text that is not JSON stays text."""
     try:
         return json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):

@@ -19,8 +19,8 @@ from glm4.tokenizer import Tokenizer
 
 USER, ASSISTANT, OBSERVATION, END_OF_TEXT = "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"
 
-# What the detokenizer shows for <|assistant|>: ASCII "record separator", which no ordinary answer contains, so that
-# an answer that spells the tag in plain characters is not taken for two.
+# What the detokenizer shows for <|assistant|>: ASCII "record separator", which no ordinary answer contains, so an
+# answer that spells the tag in plain characters is not split in two.
 SEGMENT = "\x1e"
 
 RAW_TOOLS = ("python", "simple_browser", "cogview")  # their arguments are code or text, not JSON
@@ -38,7 +38,7 @@ class GLM4Dialect(TemplateDialect):
     name_ending = "\n"  # between a call's name and its arguments
 
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Tools hang on the first system message (an empty one is made if there is none)."""
+        """Tools are attached to the first system message (an empty one is added if there is none)."""
         prepared = glm_messages(messages)
         if tools:
             place = next((m for m in prepared if m["role"] == "system"), None)
@@ -60,7 +60,7 @@ class GLM4Dialect(TemplateDialect):
             if end == len(full):
                 closing = OBSERVATION if rendering.messages[index].get("metadata") else USER
             if not closing:
-                at = end  # a system message follows: nothing the model should write
+                at = end  # a system message follows, which the model should not write
             segments.append((full[start:end] + closing, True))
         if at < len(full):
             segments.append((full[at:], False))
@@ -87,7 +87,7 @@ class GLM4Dialect(TemplateDialect):
 
 
 def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages in GLM's roles: tool becomes observation, every tool call an assistant message of its own."""
+    """Messages in GLM's roles: tool becomes observation, and every tool call becomes its own assistant message."""
     prepared: list[dict[str, Any]] = []
     for message in messages:
         text = message.text
@@ -101,22 +101,22 @@ def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if not message.tool_calls or text:
             prepared.append(entry)
         for call in message.tool_calls:
-            # Templates leave out empty messages; a call without arguments must not disappear.
+            # Templates omit empty messages; a call without arguments must not disappear.
             arguments = call.arguments.strip() or "{}"
             prepared.append({"role": "assistant", "metadata": call.name, "content": arguments})
     return prepared
 
 
 class GLM4Parser:
-    """Reads `\\n` text, `name\\n{json}` calls, and answers that mix them.
+    """Parses `\\n` text, `name\\n{json}` calls, and answers that mix them.
 
     A call is a line that is exactly the name of an offered function, followed by `{`. Names of built-in tools count
-    only as the first line of a segment; their arguments are raw text. A call reaches to the end of its segment.
+    only as the first line of a segment; their arguments are raw text. A call extends to the end of its segment.
 
     Args:
         functions: names of the offered functions.
         raw_tools: offered built-in tools.
-        observation_id: the stop token that says a call was made.
+        observation_id: the stop token that means a call was made.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class GLM4Parser:
         self._state = self._line
         self._first = True  # nothing of this segment has been read yet
         self._name = ""
-        self._held = ""  # the name's line, while its arguments have not begun
+        self._held = ""  # the line with the name, until its arguments begin
         self._break = self._text_before
 
     def push(self, text: str) -> list[Event]:
@@ -164,10 +164,10 @@ class GLM4Parser:
             self._buffer = rest
             self._begin_segment()
 
-    # States. Each takes what it can from the buffer and says whether to go on; `ended` means the segment is complete.
+    # States. Each consumes what it can from the buffer and returns whether to continue; `ended`: segment complete.
 
     def _line(self, events: list[Event], ended: bool) -> bool:
-        """At the beginning of a line, which may turn out to be a tool's name."""
+        """At the start of a line, which may turn out to be a tool's name."""
         line, newline, rest = self._buffer.partition("\n")
         name = line.strip()
         if not newline and not ended:
@@ -177,7 +177,7 @@ class GLM4Parser:
                 return True
             return False
         if self._first and newline and not line:
-            self._buffer, self._first = rest, False  # the line break that says "text follows"
+            self._buffer, self._first = rest, False  # the line break that means "text follows"
         elif name in self._raw and self._first and (newline or self._called):
             events.append(self._calls.begin(name))
             self._buffer, self._state = rest, self._arguments
@@ -215,7 +215,7 @@ class GLM4Parser:
         return bool(self._buffer)
 
     def _arguments(self, events: list[Event], ended: bool) -> bool:
-        """Inside a call; whitespace at its very end is dropped."""
+        """Inside a call; trailing whitespace is dropped."""
         shown = self._buffer.rstrip()
         self._buffer = "" if ended else self._buffer[len(shown) :]
         if shown:

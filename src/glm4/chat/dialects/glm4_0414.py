@@ -1,9 +1,9 @@
-"""GLM-4-0414 (9B and 32B): GLM-4's role tags with another tool prompt.
+"""GLM-4-0414 (9B and 32B): GLM-4's role tags with a different tool prompt.
 
-Tools are a system block of their own in front (no identity sentence), system messages follow, then the turns; the
+Tools come first in a separate system block (without the identity sentence), then system messages, then the turns; the
 template writes a space after the name of a call. Verified against the template inside published GGUF files of
-GLM-4-0414; the form used in training is not public. Built-in tools (python, simple_browser, cogview) have no place in
-this template.
+GLM-4-0414; the form used in training is not public. This template does not support built-in tools (python,
+simple_browser, cogview).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class GLM40414Dialect(GLM4Dialect):
     name_ending = " \n"
 
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Tools are a variable of their own; those hanging on messages are taken off."""
+        """Tools are a separate variable; those attached to messages are removed."""
         prepared = glm_messages(messages)
         attached = [tool for message in prepared for tool in message.pop("tools", ())]
         return prepared, [*attached, *map(dict, tools)]

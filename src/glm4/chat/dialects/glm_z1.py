@@ -1,9 +1,9 @@
 """GLM-Z1-0414 (9B and 32B): GLM-4-0414 that thinks first.
 
-The prompt ends with `<|assistant|>\\n<think>`; the answer is `thinking</think>answer`. Thinking of earlier turns is not
-shown to the model again. `<think>` and `</think>` are plain text in this vocabulary.
+The prompt ends with `<|assistant|>\\n<think>`; the answer is `thinking</think>answer`. Thinking from earlier turns is
+not shown to the model again. `<think>` and `</think>` are plain text in this vocabulary.
 
-Not verified: our own template (used only where a checkpoint has none) follows a published copy of the checkpoint's
+Not verified: our own template (used only if a checkpoint has none) follows a published copy of the checkpoint's
 template; the space after a call's name is taken from its sibling GLM-4-0414. The line breaks around `</think>` in
 `loss_mask` follow what the models write, not a published training format.
 """
@@ -28,7 +28,7 @@ class GLMZ1Dialect(GLM40414Dialect):
     thinking_closing = "</think>"
 
     def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """Trained: the last message, if it is the model's, with its thinking. Earlier turns have lost theirs."""
+        """Trained: the last message, if it is the model's, with its thinking. Earlier turns no longer have theirs."""
         count = len(rendering.messages)
         last = rendering.messages[-1] if count else {"role": ""}
         if last["role"] != "assistant":

@@ -13,10 +13,10 @@ Dialect = TemplateDialect
 
 
 def dialect_for(name: str) -> Dialect:
-    """The dialect of that name.
+    """The dialect with that name.
 
     Raises:
-        InvalidRequestError: there is none.
+        InvalidRequestError: there is no such dialect.
     """
     try:
         return DIALECTS[name]

@@ -1,6 +1,6 @@
 """From the text of an answer to events, as it arrives.
 
-Parsers hold text back only while it is undecided what it is, and decide by the text alone: how it was cut into
+Parsers hold text back only while its meaning is undecided, and decide by the text alone: how it was split into
 pieces makes no difference to the result.
 """
 
@@ -19,22 +19,22 @@ from glm4.chat.events import (
 
 
 class StreamParser(Protocol):
-    """Reads one answer."""
+    """Parses one answer."""
 
     def push(self, text: str) -> list[Event]:
-        """Take more text (never half a character); returns what is certain now."""
+        """Take more text (never a partial character); returns the events that are now certain."""
 
     def finish(self, stop_token_id: int | None = None) -> list[Event]:
-        """End of the answer: whatever was held back. `stop_token_id` is the token that ended it, if one did."""
+        """End of the answer: returns what was held back. `stop_token_id` is the token that ended it, if one did."""
 
 
 def new_call_id() -> str:
-    """A fresh id for a tool call, in OpenAI's style."""
+    """A new id for a tool call, in OpenAI's style."""
     return f"call_{secrets.token_hex(12)}"
 
 
 def overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `marker`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `marker`."""
     for size in range(min(len(text), len(marker) - 1), 0, -1):
         if text.endswith(marker[:size]):
             return size
@@ -42,10 +42,10 @@ def overlap(text: str, marker: str) -> int:
 
 
 class CallWriter:
-    """Numbers the tool calls of one answer and makes their events.
+    """Numbers the tool calls of one answer and creates their events.
 
     Args:
-        call_id: makes the id of each call.
+        call_id: creates the id of each call.
     """
 
     def __init__(self, call_id: Callable[[], str]) -> None:
@@ -53,22 +53,22 @@ class CallWriter:
         self._index = -1
 
     def begin(self, name: str, arguments: str = "") -> ToolCallDelta:
-        """The first event of a further call."""
+        """The first event of a new call."""
         self._index += 1
         return ToolCallDelta(self._index, self._call_id(), name, arguments)
 
     def more(self, arguments: str) -> ToolCallDelta:
-        """More argument text of the call begun last."""
+        """More argument text of the latest call."""
         return ToolCallDelta(self._index, arguments=arguments)
 
 
 class ReasoningParser:
-    """An answer that begins with thinking: `thinking</think>answer`, the opening tag written by the prompt.
+    """An answer that begins with thinking: `thinking</think>answer`; the opening tag is part of the prompt.
 
-    Whitespace around both parts is dropped, and an opening tag the model writes all the same.
+    Whitespace around both parts is dropped, as is an opening tag that the model writes anyway.
 
     Args:
-        answer: reads what follows the closing tag.
+        answer: parses what follows the closing tag.
     """
 
     def __init__(self, answer: StreamParser, opening: str = "<think>", closing: str = "</think>") -> None:
@@ -139,5 +139,5 @@ class PlainParser:
         return [TextDelta(text)] if text else []
 
     def finish(self, stop_token_id: int | None = None) -> list[Event]:
-        """Nothing is held back, so nothing is left."""
+        """Nothing is held back, so there is nothing to return."""
         return []

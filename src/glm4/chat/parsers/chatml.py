@@ -1,4 +1,4 @@
-"""Reads ChatML answers: text, tagged calls, and calls written as bare or fenced JSON."""
+"""Parses ChatML answers: text, tagged calls, and calls written as bare or fenced JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glm4.chat.parsers.base import CallWriter, new_call_id, overlap
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 _FENCE = "```"
 _FENCE_WORDS = ("json", "tool_call")
-_MAX_SPACE = 256  # whitespace held back in front of what may be a call; more than a line's indentation
+_MAX_SPACE = 256  # whitespace held back before what may be a call; more than a line's indentation
 _LINE_OPENER = re.compile(r"(?:(?<=\n)|\A)[ \t]{0,64}(?:\{|```)")
 _UNFINISHED_FENCE = re.compile(r"(?:(?<=\n)|\A)[ \t]{0,64}`{1,2}\Z")
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -27,18 +27,18 @@ class _More(Exception):  # noqa: N818 (control flow, not an error)
 
 
 class _No(Exception):  # noqa: N818
-    """The text is no call."""
+    """The text is not a call."""
 
 
 class ChatMLParser:
-    """See `StreamParser`. Without tools everything is text.
+    """See `StreamParser`. Without tools, everything is text.
 
-    Whitespace between text and a call, and between calls, is dropped (at most 256 characters in front of a call).
-    Argument text is passed on as the model wrote it, unless the call comes in an unusual form (arguments before the
-    name, arguments as a JSON string), which is read as a whole.
+    Whitespace between text and a call, and between calls, is dropped (at most 256 characters before a call).
+    Argument text is passed on as the model wrote it, unless the call has an unusual form (arguments before the name,
+    arguments as a JSON string), which is read as a whole.
 
     Args:
-        functions: names of the offered tools. Tagged calls may name others: the model clearly meant to call.
+        functions: names of the offered tools. Tagged calls may name others: the model clearly intended a call.
     """
 
     def __init__(self, functions: frozenset[str], call_id: Callable[[], str] = new_call_id) -> None:
@@ -48,10 +48,10 @@ class ChatMLParser:
         self._line_start = True
         self._after_call = False
         self._text_before = False
-        self._after_text_and_call = False  # text that follows begins on a new line
-        self._held = ""  # whitespace in front of what may be a call
+        self._after_text_and_call = False  # following text starts on a new line
+        self._held = ""  # whitespace before what may be a call
         self._opener = ""  # of the call being read: tag, fence or brace
-        self._braces = 0  # closing braces still expected behind the arguments
+        self._braces = 0  # closing braces still expected after the arguments
         self._json = _JsonEnd()
         self._state: Callable[[list[Event], bool], bool] = self._text
 
@@ -72,7 +72,7 @@ class ChatMLParser:
             pass
         return merged(events)
 
-    # States. Each takes what it can from the buffer and says whether to go on.
+    # States. Each consumes what it can from the buffer and returns whether to continue.
 
     def _text(self, events: list[Event], final: bool) -> bool:
         if self._after_call:
@@ -98,7 +98,7 @@ class ChatMLParser:
         return False
 
     def _find_opener(self) -> int | None:
-        """Where the first thing that may be a call begins."""
+        """Index where the first possible call begins."""
         tag = self._buffer.find(OPENING)
         for match in _LINE_OPENER.finditer(self._buffer):
             if match.start() > 0 or self._line_start:
@@ -107,7 +107,7 @@ class ChatMLParser:
         return tag if tag >= 0 else None
 
     def _head(self, events: list[Event], final: bool) -> bool:
-        """From the opener to the name and the beginning of the arguments."""
+        """From the opener to the name and the start of the arguments."""
         text = self._buffer
         self._opener = next(o for o in (OPENING, _FENCE, "{") if text.startswith(o))
         try:
@@ -142,7 +142,7 @@ class ChatMLParser:
         return end is not None
 
     def _tail(self, events: list[Event], final: bool) -> bool:
-        """After the arguments: closing braces and whatever closes the opener, all of which may be missing."""
+        """After the arguments: closing braces and what closes the opener, any of which may be missing."""
         closing = {OPENING: CLOSING, _FENCE: _FENCE}.get(self._opener, "")
         while True:
             self._buffer = self._buffer.lstrip()
@@ -170,13 +170,13 @@ class ChatMLParser:
             self._text_before = True
             self._line_start = text.endswith("\n")
 
-    # The beginning of a call
+    # The start of a call
 
     def _read_head(self, text: str) -> tuple[str, str | None, str]:
-        """Name, arguments if they were read as a whole, and the text behind what was read.
+        """Name, arguments if they were read as a whole, and the text after what was read.
 
         Raises:
-            _More, _No: undecided, or no call.
+            _More, _No: undecided, or not a call.
         """
         cursor = _Cursor(text)
         if self._opener != "{":
@@ -202,7 +202,7 @@ class ChatMLParser:
         return name, None, text[cursor.at :]
 
     def _read_whole(self, text: str, start: int) -> tuple[str, str, str]:
-        # The scanner keeps its place between pushes; a long object is not read from its beginning every time.
+        # The scanner keeps its position between pushes, so a long object is not rescanned from the start every time.
         end = self._json.find(text, start)
         if end is None:
             raise _More
@@ -221,13 +221,13 @@ class ChatMLParser:
 
 
 def _before_space(text: str, end: int) -> int:
-    """Where the whitespace in front of `end` begins, at most `_MAX_SPACE` characters back."""
+    """Index where the whitespace before `end` begins, at most `_MAX_SPACE` characters back."""
     start = max(0, end - _MAX_SPACE)
     return start + len(text[start:end].rstrip())
 
 
 class _Cursor:
-    """Reads JSON-like text that may end anywhere. Whitespace in front of everything is skipped."""
+    """Reads JSON-like text that may end anywhere. Leading whitespace is skipped everywhere."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -243,12 +243,12 @@ class _Cursor:
         return self._text[self.at]
 
     def literal(self, expected: str) -> int:
-        """Read exactly this; returns where it began."""
+        """Read exactly this; returns the index where it began."""
         self.one_of((expected,))
         return self.at - len(expected)
 
     def one_of(self, options: tuple[str, ...]) -> str:
-        """Read one of several texts, none of which begins another."""
+        """Read one of several texts, none of which is a prefix of another."""
         self.peek()
         for option in options:
             if self._text.startswith(option, self.at):
@@ -258,7 +258,7 @@ class _Cursor:
         raise _More if any(option.startswith(rest) for option in options) else _No
 
     def word(self, options: tuple[str, ...]) -> None:
-        """Read a word directly here, or none."""
+        """Read one of these words right here, if there is one."""
         found = _WORD.match(self._text, self.at).group()  # type: ignore[union-attr]
         if self.at + len(found) == len(self._text) and any(option.startswith(found) for option in options):
             raise _More
@@ -289,16 +289,16 @@ class _Cursor:
 
 
 class _JsonEnd:
-    """Finds where a JSON object or array ends, in text that grows."""
+    """Finds where a JSON object or array ends in growing text."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = False
         self._escaped = False
-        self._seen = 0  # characters of the object looked at already
+        self._seen = 0  # characters of the object already scanned
 
     def find(self, text: str, start: int = 0) -> int | None:
-        """Index behind the closing bracket of the object that begins at `start`, or None if it goes on."""
+        """Index after the closing bracket of the object that begins at `start`, or None if it is unfinished."""
         for at in range(start + self._seen, len(text)):
             self._seen += 1
             if self._ends_with(text[at]):
@@ -306,7 +306,7 @@ class _JsonEnd:
         return None
 
     def next(self, text: str) -> int | None:
-        """The same for a further piece of the object."""
+        """The same for the next piece of the object."""
         self._seen = 0
         return self.find(text)
 

@@ -1,1 +1,1 @@
-"""The checkpoint's own chat template, run in a sandbox, with everything a user wrote kept apart from its markers."""
+"""The checkpoint's own chat template, run in a sandbox, with everything a user wrote kept separate from its markers."""

@@ -1,4 +1,4 @@
-"""What rendering a chat template may cost: time, steps, and the size of what it makes."""
+"""What rendering a chat template may cost: time, steps, and the size of what it creates."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from jinja2.runtime import Context
 from jinja2.utils import Namespace, missing
 
 MAX_STEPS = 1_000_000
-MAX_SECONDS = 5.0  # of this thread's processor time: a busy machine is not the template's fault
+MAX_SECONDS = 5.0  # of this thread's CPU time: a busy machine is not the template's fault
 MAX_VALUE = 4 << 20  # size of one value, for an empty input; see Budget
 MAX_TOTAL = 64 << 20
 MAX_INT_BITS = 4096
 MAX_WIDTH = 10_000  # of center, zfill …
-ELEMENT_SIZE = 8  # what one list element or number counts, in characters
+ELEMENT_SIZE = 8  # size of one list element or number, in characters
 
 _COLLECTIONS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
-_BUDGET = "glm4 budget"  # a variable name no template can spell
+_BUDGET = "glm4 budget"  # a variable name that no template can refer to
 
 
 class Budget:
-    """What one rendering may use up.
+    """What one rendering may use.
 
     Args:
-        input_size: characters in the template's variables; the limits grow with it, so long chats are not refused.
+        input_size: characters in the template's variables; the limits grow with it, so long chats are not rejected.
     """
 
     def __init__(self, input_size: int) -> None:
@@ -38,7 +38,7 @@ class Budget:
         self._deadline = time.thread_time() + MAX_SECONDS + input_size / 1e6
 
     def tick(self, steps: int = 1) -> None:
-        """Count work done; raises SecurityError when it is too much or takes too long."""
+        """Count work done; raises SecurityError if it is too much or takes too long."""
         self._steps_left -= steps
         if self._steps_left < 0:
             raise SecurityError("the template takes too many steps")
@@ -46,19 +46,19 @@ class Budget:
             raise SecurityError("the template takes too long")
 
     def check(self, size: int) -> None:
-        """Raise SecurityError if a value about to be made is too large."""
+        """Raise SecurityError if a value about to be created is too large."""
         if size > self.max_value:
             raise SecurityError(f"the template makes a value of more than {self.max_value} characters")
 
     def spend(self, size: int) -> None:
-        """Count the size of something made."""
+        """Count the size of a created value."""
         self.check(size)
         self._total_left -= size
         if self._total_left < 0:
             raise SecurityError("the template makes too much text")
 
     def size_of(self, value: object) -> int:
-        """Size of a value as text, contents included; raises SecurityError when it is too large."""
+        """Size of a value as text, contents included; raises SecurityError if it is too large."""
         if isinstance(value, str):
             return len(value)
         total, visited = measure(value, self.max_value)
@@ -67,7 +67,7 @@ class Budget:
         return total
 
     def made(self, value: Any) -> Any:
-        """Count a value an operation returned, and pass it on."""
+        """Count a value that an operation returned, and return it."""
         if isinstance(value, str):
             self.spend(len(value))
         elif isinstance(value, (list, tuple, dict)):
@@ -78,7 +78,7 @@ class Budget:
 
 
 def measure(value: object, limit: int) -> tuple[int, int]:
-    """Size of a value as text, contents included, and how many objects that took; stops counting above `limit`."""
+    """Size of a value as text, contents included, and the number of objects visited; stops counting above `limit`."""
     total, visited = 0, 0
     stack: list[Any] = [value]
     while stack and total <= limit:
@@ -106,7 +106,7 @@ def budget_of(context: Context) -> Budget:
 
 
 def budget_variables(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The hidden variable a rendering with these variables needs."""
+    """The hidden variable that a rendering with these variables needs."""
     return {_BUDGET: Budget(measure(dict(variables), 1 << 40)[0])}
 
 
@@ -128,7 +128,7 @@ _PERCENT_SPEC = re.compile(r"%(?:\([^()]*\))?[-+ #0]*(\*|\d*)(?:\.(\*|\d*))?[hlL
 
 
 def check_percent(budget: Budget, template: str, values: Any) -> None:
-    """Bound `"…" % values` before it is computed: no widths beyond three digits, no `*`, no nested keys."""
+    """Bound `"…" % values` before it is computed: no widths of more than three digits, no `*`, no nested keys."""
     for width, precision, kind in _PERCENT_SPEC.findall(template):
         if "*" in width + precision or max(len(width), len(precision)) > 3 or kind == "(":
             raise SecurityError("the template formats with a width that is too large or unknown")

@@ -1,6 +1,6 @@
-"""Filters, tests and global functions chat templates may use, each within the rendering's budget.
+"""Filters, tests and global functions that chat templates may use, each within the rendering's budget.
 
-`tojson`, `raise_exception` and `strftime_now` are what Transformers gives to chat templates and behave the same.
+`tojson`, `raise_exception` and `strftime_now` behave the same as those Transformers gives to chat templates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STRFTIME = re.compile(r"(?:[^%]|%-?[a-zA-Z%])*")
 
 
 def raise_exception(message: object = "") -> None:
-    """How a template refuses a conversation."""
+    """How a template rejects a conversation."""
     raise TemplateRuntimeError(str(message)[:500])
 
 
@@ -50,7 +50,7 @@ def counted_test(test: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _leading(context: Context, pass_kind: Any) -> tuple[Any, ...]:
-    """The extra first argument a Jinja filter or test asks for."""
+    """The extra first argument that a Jinja filter or test asks for."""
     name = getattr(pass_kind, "name", None)
     if name == "context":
         return (context,)
@@ -60,11 +60,11 @@ def _leading(context: Context, pass_kind: Any) -> tuple[Any, ...]:
 
 
 def _counted(function: Callable[..., Any], check: Check | None, *, picks: bool) -> Callable[..., Any]:
-    """A filter that ticks, bounds its result before making it and counts it afterwards.
+    """A filter that ticks, bounds its result before creating it and counts it afterward.
 
     Args:
         check: called with the budget and the filter's arguments first.
-        picks: the filter returns something that exists already, or passes items on lazily.
+        picks: the filter returns something that already exists, or passes items on lazily.
     """
     pass_kind = getattr(function, "jinja_pass_arg", None)
 
@@ -119,7 +119,7 @@ def _limited_list(budget: Budget, value: Any, *_: Any) -> None:
 
 @pass_context
 def _to_list(context: Context, value: Any) -> list[Any]:
-    """`list`, which also ends a chain of lazy filters: it takes items one by one."""
+    """`list`, which also ends a chain of lazy filters: it consumes items one by one."""
     budget = budget_of(context)
     _limited_list(budget, value)
     limit = budget.max_value // ELEMENT_SIZE

@@ -1,12 +1,12 @@
-"""The sandbox chat templates run in. A template is part of a downloaded checkpoint: a stranger's program.
+"""The sandbox that chat templates run in. A template is part of a downloaded checkpoint: untrusted code.
 
 Jinja's own sandbox keeps a template away from Python's internals but not from the machine's time and memory. Here
-every construct that can do work is counted against a `Budget`: loop turns, calls, filters, tests and operators tick;
-every string or list that is made is measured before it is made.
+every construct that can do work is counted against a `Budget`: loop iterations, calls, filters, tests and operators
+tick; every string or list is measured before it is created.
 
-What this does not cover: a single Jinja or Python step on values within the size limit is not interrupted (it takes
-milliseconds), and bugs of the Jinja sandbox itself. Templates are not given the messages' authors' trust: what they
-write is text, nothing is executed or loaded.
+Not covered: a single Jinja or Python step on values within the size limit is not interrupted (it takes milliseconds),
+and bugs in the Jinja sandbox itself. Templates do not inherit the trust of the messages' authors: what they write is
+text, and nothing is executed or loaded.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
         return super()._generate(_Counting().visit(source), *args, **kwargs)
 
-    # What generated code calls
+    # Called by generated code
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Data, loop variables, namespaces, and the listed methods of text and containers."""
+        """Data, loop variables, namespaces, and the listed methods of strings and containers."""
         for kind, names in _SAFE_METHODS:
             if isinstance(obj, kind):
                 return attr in names
@@ -79,13 +79,13 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         )
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
-        """Refuse at once, not at first use."""
+        """Reject immediately, not at first use."""
         raise SecurityError(
             f"the template reads the attribute {attribute!r} of a {type(obj).__name__}, which it may not"
         )
 
     def wrap_str_format(self, value: Any) -> None:
-        """Jinja would hand out a guarded `str.format`; its widths are not bounded, so it is not offered at all."""
+        """Jinja would provide a guarded `str.format`; its widths are not bounded, so it is not available at all."""
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call what the template calls, within its budget."""
@@ -98,7 +98,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return budget.made(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Compute an operator within the budget."""
+        """Apply an operator within the budget."""
         budget = budget_of(context)
         budget.tick()
         if operator == "%" and isinstance(left, str):
@@ -112,7 +112,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return budget.made(super().call_binop(context, operator, left, right))
 
     def loop_turn(self, context: Context, text_size: int) -> None:
-        """One turn of a loop body or one call of a macro, which writes so much constant text."""
+        """One iteration of a loop body or one macro call, which writes `text_size` characters of constant text."""
         budget = budget_of(context)
         budget.tick()
         budget.spend(text_size)
@@ -136,7 +136,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
 
 @pass_context
 def _finalize(context: Context, value: Any) -> Any:
-    """Runs on every `{{ … }}` before it is turned into text."""
+    """Runs on every `{{ … }}` before it is converted to text."""
     budget = budget_of(context)
     budget.tick()
     budget.spend(budget.size_of(value))
@@ -149,13 +149,13 @@ class GenerationTag(Extension):
     tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Keep what is inside."""
+        """Keep the contents."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Counting(NodeTransformer):
-    """Rewrites a template's syntax tree so that the constructs Jinja has no hook for go through the environment."""
+    """Rewrites a template's syntax tree so that constructs without a Jinja hook go through the environment."""
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         if isinstance(node, (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):

@@ -1,13 +1,13 @@
 """Keeps users' text from becoming special tokens on its way through a chat template.
 
-A template gives one string in which the template's own `<|user|>` and a user's `<|user|>` look the same. So before
+A template produces one string in which its own `<|user|>` and a user's `<|user|>` look the same. So before
 rendering, every spelling of a special token inside the caller's data is replaced by one private-use character that
-occurs nowhere else; after rendering, the string is cut at the (now certainly the template's own) special tokens, the
-spellings are put back, and each stretch between two special tokens is encoded as plain text. Text without such
-spellings is not touched, so its ids equal the encoding of the rendered string.
+occurs nowhere else; after rendering, the string is split at special tokens (now certainly the template's own), the
+spellings are restored, and each segment between two special tokens is encoded as plain text. Text without such
+spellings is unchanged, so its ids equal the encoding of the rendered string.
 
-The end of a text that could be completed to a spelling by whatever the template puts behind it (`<|us`) is replaced
-as well. Not covered: a template that itself builds special tokens out of callers' data, or removes characters inside.
+The end of a text that what the template puts after it could complete to a spelling (`<|us`) is replaced as well. Not
+covered: a template that itself builds special tokens out of callers' data, or removes characters inside it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Shield:
     """One rendering's replacements.
 
     Args:
-        tokenizer: whose special tokens are to be kept out.
-        values: everything the template will be given; decides which private-use characters are free.
-        template_source: the template's text, likewise.
+        tokenizer: the one whose special tokens must be kept out.
+        values: everything passed to the template; determines which private-use characters are free.
+        template_source: the template's text, for the same purpose.
     """
 
     def __init__(self, tokenizer: Tokenizer, values: object, template_source: str = "") -> None:
@@ -43,7 +43,7 @@ class Shield:
         self._control = _Spellings(name for name in tokenizer.added_tokens if name not in visible)
 
     def cover(self, value: Any, *, model_text: bool = False) -> Any:
-        """A copy of a value (text, or JSON-like structure) in which no special token is spelled.
+        """A copy of a value (text, or a JSON-like structure) in which no special token is spelled.
 
         Args:
             model_text: the text is the model's own earlier output: visible markers such as `<tool_call>` stay.
@@ -51,7 +51,7 @@ class Shield:
         return self._cover(value, self._control if model_text else self._all, 0)
 
     def uncover(self, text: str) -> str:
-        """Put the spellings back, for people to read."""
+        """Restore the spellings, for human readers."""
         return text.translate({ord(p): o for p, o in self._originals.items()}) if self._originals else text
 
     def encode(self, text: str) -> list[int]:
@@ -111,7 +111,7 @@ class Shield:
                 yield character
 
     def _unescape(self, text: str) -> str:
-        """A template may write JSON with ensure_ascii, which spells our placeholders as escapes."""
+        """Undo JSON's ensure_ascii, with which a template may write our placeholders as escapes."""
         if "\\u" in text:
             for placeholder in self._originals:
                 text = text.replace(_json_escape(placeholder), placeholder)
@@ -119,7 +119,7 @@ class Shield:
 
 
 class _Spellings:
-    """Finds spellings of special tokens, whole ones anywhere and unfinished ones at the end of a text."""
+    """Finds spellings of special tokens, complete ones anywhere and unfinished ones at the end of a text."""
 
     def __init__(self, names: Any) -> None:
         self._names = sorted(names, key=len, reverse=True)
@@ -131,7 +131,7 @@ class _Spellings:
         return [name for name in self._names if name in text]
 
     def unfinished(self, text: str) -> list[int]:
-        """Positions where a spelling begins that the text's end cuts off (trailing whitespace does not count)."""
+        """Positions of spellings that are cut off by the end of the text (trailing whitespace does not count)."""
         end = len(text.rstrip())
         start = max(0, end - self._longest + 1)
         return [at for at in range(start, end) if text[at:end] in self._beginnings]

@@ -45,12 +45,12 @@ class ChatTemplate:
         """Render with the given variables.
 
         Raises:
-            TemplateError: the template failed, refused the conversation, took too long, grew too large, or reached
-                for something it may not have.
+            TemplateError: the template failed, rejected the conversation, took too long, grew too large, or tried to
+                access something forbidden.
         """
         try:
             return self._template.render({**variables, **budget_variables(variables)})
-        except Exception as error:  # whatever a stranger's template provokes is that template's error
+        except Exception as error:  # any error an untrusted template causes is a template error
             raise TemplateError(f"the chat template failed{_where(error)}: {_reason(error)}") from None
 
 
@@ -77,7 +77,7 @@ def _where(error: Exception) -> str:
 
 @lru_cache(maxsize=16)
 def default_template(name: str) -> ChatTemplate:
-    """One of our own templates, for checkpoints that have none; `name` without `.jinja`."""
+    """One of our own templates, for checkpoints without one; `name` excludes `.jinja`."""
     from importlib import resources
 
     return ChatTemplate((resources.files("glm4.chat.template") / "jinja" / f"{name}.jinja").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One answer: run the request step by step, show what arrives, stop when the user says so."""
+"""One answer: run the request step by step, show what arrives, stop when the user asks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
-        message: the assistant turn, as far as it got.
-        output: the engine's own account; None when the answer was stopped.
+        message: the assistant turn, possibly incomplete.
+        output: the engine's output; None if the answer was stopped.
         interrupted: the user stopped it.
     """
 
@@ -38,7 +38,7 @@ class Answer:
 def answer(
     llm: LLM, messages: Sequence[Message], params: SamplingParams, view: View, *, adapter: str | None = None
 ) -> Answer:
-    """Stream one answer into `view`; Ctrl-C stops it and keeps what is there.
+    """Stream one answer into `view`; Ctrl-C stops it and keeps what has arrived.
 
     Args:
         adapter: name of the LoRA adapter to answer with.
@@ -57,7 +57,7 @@ def answer(
         output = run_request(llm, ChatRequest.of(messages, params, adapter=adapter), show)
     if output is not None:
         return Answer(output.outputs[0].as_message(), output, interrupted=False)
-    # An unfinished call is of no use to anyone; what was said and thought stays.
+    # An unfinished call is useless; text and reasoning are kept.
     return Answer(replace(so_far.message(), tool_calls=()), None, interrupted=True)
 
 
@@ -67,11 +67,11 @@ def run_request(
     show: Callable[[Sequence[Event]], None] | None = None,
     count: Callable[[int], None] | None = None,
 ) -> RequestOutput | None:
-    """Run one request to its end, or until Ctrl-C; None when it was stopped.
+    """Run one request to completion, or until Ctrl-C; None if it was stopped.
 
     Args:
-        show: called with the events of every step.
-        count: called with the number of tokens there are, after every step.
+        show: called with the events of each step.
+        count: called after each step with the number of tokens so far.
 
     Raises:
         Glm4Error: the request failed.

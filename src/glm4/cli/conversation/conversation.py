@@ -1,7 +1,7 @@
-"""A conversation in `glm4 chat`: its turns and sampling choices, and the JSON file it is saved in.
+"""A conversation in `glm4 chat`: its turns and sampling choices, and the JSON file in which it is saved.
 
 The file is `{"model": name, "messages": [OpenAI-style messages], "params": {sampling option: value}}`. An answer
-that was stopped carries `"interrupted": true`.
+that was stopped has `"interrupted": true`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from glm4.sampling_params import SamplingParams
 
 MAX_FILE_BYTES = 64 << 20
 
-# What /params and saved files may set; n, logprobs and the like have no place in a conversation.
+# What /params and saved files may set; n, logprobs and similar options do not apply to a conversation.
 PARAM_NAMES = (
     "temperature",
     "top_p",
@@ -40,7 +40,7 @@ PARAM_NAMES = (
 
 @dataclass(frozen=True)
 class Turn:
-    """One message; `interrupted` marks an answer the user stopped."""
+    """One message; `interrupted` marks an answer that the user stopped."""
 
     message: Message
     interrupted: bool = False
@@ -48,7 +48,7 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """Turns so far, a system message in front if there is one, and the options that differ from the model's own."""
+    """Turns so far, with the system message (if any) first, and the options that differ from the model's own."""
 
     turns: list[Turn] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Conversation:
         del self.turns[1 if self.system is not None else 0 :]
 
     def drop_last_exchange(self) -> Message | None:
-        """Remove the last user message and what followed; returns the message, or None when there is none."""
+        """Remove the last user message and what followed; returns the message, or None if there is none."""
         for index in range(len(self.turns) - 1, -1, -1):
             if self.turns[index].message.role == "user":
                 message = self.turns[index].message
@@ -86,10 +86,10 @@ class Conversation:
 
 
 def save(conversation: Conversation, model: str, path: Path) -> None:
-    """Write a conversation; the file appears whole or not at all.
+    """Write a conversation; the file is written atomically.
 
     Raises:
-        InvalidRequestError: `path` exists and is something else than a saved conversation.
+        InvalidRequestError: `path` exists and is not a saved conversation.
         OSError: it cannot be written.
     """
     if path.exists():
@@ -118,10 +118,10 @@ def load(path: Path) -> tuple[Conversation, str]:
     """Read a saved conversation.
 
     Returns:
-        The conversation and the model it was held with.
+        The conversation and the name of its model.
 
     Raises:
-        InvalidRequestError: it is not a saved conversation; says what is wrong with it.
+        InvalidRequestError: it is not a saved conversation; the message says what is wrong.
         OSError: it cannot be read.
     """
     if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
@@ -150,7 +150,7 @@ def _from_document(document: object) -> tuple[Conversation, str]:
 
 
 def check_params(params: Mapping[str, Any]) -> None:
-    """Refuse unknown names and impossible values of sampling options.
+    """Reject unknown names and invalid values of sampling options.
 
     Raises:
         InvalidRequestError: `.param` names the option.
@@ -163,7 +163,7 @@ def check_params(params: Mapping[str, Any]) -> None:
 
 
 def check_param_name(name: str) -> None:
-    """Refuse names that are not in `PARAM_NAMES`.
+    """Reject names that are not in `PARAM_NAMES`.
 
     Raises:
         InvalidRequestError: `.param` names the option.

@@ -1,6 +1,6 @@
-"""Ctrl-C as a flag: the engine finishes its step, then the answer stops. Nothing is cut off half way.
+"""Ctrl-C as a flag: the engine finishes its step, then the answer stops. Nothing is cut off midway.
 
-While that runs, keys are not echoed: they would stand in the middle of the answer. What was typed is read afterwards.
+Meanwhile keys are not echoed, because they would show up in the middle of the answer. Typed text is read afterward.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FORCE_AFTER = 3
 class Interrupt:
     """Collects SIGINT (and any further signals) while the `with` block runs.
 
-    `requested` becomes True at the first signal. The third one raises KeyboardInterrupt at once, for a step that
-    takes too long. Outside the main thread, where Python allows no handlers, it collects nothing.
+    `requested` becomes True at the first signal. The third one raises KeyboardInterrupt immediately, for a step
+    that takes too long. Outside the main thread, where Python does not allow handlers, it collects nothing.
 
-    Inside another `Interrupt`, what that one has collected and nobody has taken counts here.
+    Inside another `Interrupt`, signals that the outer one has collected but not taken count here.
     """
 
     def __init__(self, *extra: signal.Signals) -> None:
@@ -62,10 +62,10 @@ class Interrupt:
 
 @contextlib.contextmanager
 def silent_keyboard() -> Iterator[None]:
-    """Do not echo keys while the block runs, and keep them exactly as typed for whoever reads next.
+    """Do not echo keys while the block runs, and keep them exactly as typed for the next reader.
 
-    Without the latter the terminal would turn the Enter of a line typed ahead into a newline, which means something
-    else to the line editor. Ctrl-C still signals. Nothing happens when standard input is no terminal.
+    Without the latter, the terminal would turn the Enter of a line typed ahead into a newline, which means something
+    else to the line editor. Ctrl-C still sends a signal. No effect if standard input is not a terminal.
     """
     try:
         descriptor = sys.stdin.fileno()

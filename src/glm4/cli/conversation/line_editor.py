@@ -1,4 +1,4 @@
-"""Line editing for `glm4 chat`: history across runs, messages of several lines, completion of commands."""
+"""Line editing for `glm4 chat`: history across runs, multi-line messages, command completion."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LineEditor:
     Args:
         commands: command names with their slash, for completion.
         param_names: what `/params` can set, for completion.
-        history_file: None is `chat_history` in the glm4 home folder.
-        input: where keys come from; None is the terminal.
-        output: where the line is drawn; None is the terminal.
+        history_file: None means `chat_history` in the glm4 home folder.
+        input: where keys come from; None means the terminal.
+        output: where the line is drawn; None means the terminal.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class LineEditor:
 
     @property
     def text(self) -> str:
-        """What stands on the line now."""
+        """The current text of the line."""
         return self._session.default_buffer.text
 
     def read(self, interrupt: Interrupt) -> str:
         """One message or command, as typed; lines are separated by newlines.
 
         Args:
-            interrupt: collects the signals of a Ctrl-C that comes before the prompt reads keys: it must not tear the
-                event loop apart, and is passed on once the prompt runs.
+            interrupt: collects a Ctrl-C that arrives before the prompt reads keys; it must not break the event loop,
+                and is passed on once the prompt runs.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C at an empty prompt. With text there, Ctrl-C discards the text and reads on.
+            KeyboardInterrupt: Ctrl-C at an empty prompt. If there is text, Ctrl-C discards it and reading continues.
             EOFError: Ctrl-D at an empty prompt.
         """
         while True:
@@ -82,7 +82,7 @@ class LineEditor:
                 if not self.text:
                     raise KeyboardInterrupt from None
                 continue
-            # The terminal may deliver half a character; what is not Unicode cannot be encoded for the model.
+            # The terminal may deliver a partial character; invalid Unicode cannot be encoded for the model.
             return text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -142,7 +142,7 @@ def _matching(words: Iterable[str], start: str) -> Iterator[Completion]:
 
 
 def _open_history(path: Path) -> History:
-    """The history file, readable by its owner only; without a writable home, history of this run."""
+    """The history file, readable only by its owner; without a writable home folder, history for this run only."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))

@@ -1,7 +1,7 @@
 """Markdown rendered live at a terminal, without flicker and without losing scrollback.
 
 Blocks (paragraphs, lists, code …) that are complete are printed once and scroll away like any output; only the block
-still being written is redrawn, and of that only as many lines as fit the screen.
+still being written is redrawn, limited to as many lines as fit on the screen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REFRESH_SECONDS = 0.08
 
 
 class MarkdownView(EventVisitor[None]):
-    """Markdown, rendered while it is written."""
+    """Markdown, rendered as it is written."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -48,7 +48,7 @@ class MarkdownView(EventVisitor[None]):
         self._finish_part()
 
     def show(self, events: Sequence[Event]) -> None:
-        """Take in events; redraws at most every `_REFRESH_SECONDS`."""
+        """Process events; redraws at most every `_REFRESH_SECONDS`."""
         for event in events:
             event.accept(self)
         if self._pending and time.monotonic() >= self._due:
@@ -60,7 +60,7 @@ class MarkdownView(EventVisitor[None]):
         self._append(event.text, thinking=False)
 
     def reasoning(self, event: ReasoningDelta) -> None:
-        """Hidden thinking, a part of its own."""
+        """Hidden thinking, as a separate part."""
         self._append(event.text, thinking=True)
 
     def tool_call(self, event: ToolCallDelta) -> None:
@@ -89,7 +89,7 @@ class MarkdownView(EventVisitor[None]):
             self._live.start()
         self._live.update(_Tail(self._spaced(self._pending)), refresh=True)
         now = time.monotonic()
-        # Rendering a long block takes time from the model: never spend more than a fifth of it on drawing.
+        # Rendering a long block takes time from the model: never spend more than a fifth of the time on drawing.
         self._due = now + max(_REFRESH_SECONDS, 4 * (now - started))
 
     def _finish_part(self) -> None:
@@ -115,8 +115,8 @@ class MarkdownView(EventVisitor[None]):
 
 
 class _Blocks:
-    """Blocks with one empty line between them, and one in front if something stands above. Rich alone puts none,
-    one or two, depending on the kinds of block.
+    """Blocks with one empty line between them, and one before the first if there is output above. Rich alone prints
+    zero, one or two, depending on the kinds of block.
     """
 
     def __init__(self, bodies: Sequence[RenderableType], *, after: bool) -> None:
@@ -144,7 +144,7 @@ def _is_empty(line: Sequence[Segment]) -> bool:
 
 
 class _Tail:
-    """As many of the last lines as fit the screen: a live region taller than that could not be erased again."""
+    """As many of the last lines as fit on the screen: a taller live region could not be erased."""
 
     def __init__(self, body: RenderableType) -> None:
         self._body = body
@@ -157,7 +157,7 @@ class _Tail:
 
 
 class _ChatHeading(Heading):
-    """Headings on the left, without the box or the centring that versions of Rich give them."""
+    """Left-aligned headings, without the box or the centering that some versions of Rich add."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         text = self.text.copy()
@@ -185,9 +185,9 @@ def _parser() -> MarkdownIt:
 
 
 def blocks(markdown: str) -> list[str]:
-    """The top-level blocks of a Markdown text, each with the empty lines after it; joined they are the text again."""
+    """The top-level blocks of a Markdown text, each with the empty lines after it; joined, they equal the text."""
     starts = [token.map[0] for token in _parser().parse(markdown) if token.level == 0 and token.map]
-    # A block begins where its first token does; what stands before the first one (empty lines) belongs to it.
+    # A block begins at its first token; empty lines before the first block belong to it.
     borders = [0, *sorted(set(starts))[1:]]
     lines = markdown.split("\n")
     parts = ["\n".join(lines[start:end]) + "\n" for start, end in itertools.pairwise(borders)]
@@ -195,10 +195,10 @@ def blocks(markdown: str) -> list[str]:
 
 
 def finished_length(markdown: str) -> int:
-    """How many leading characters of a Markdown text that is still growing are blocks that can no longer change.
+    """Number of leading characters of a growing Markdown text that form blocks which can no longer change.
 
-    Only the last block of the complete lines can: a later line may continue it. The line being written is left out
-    because it may turn from the start of a new block into more of the last one.
+    Only the last block of the complete lines can: a later line may continue it. The line being written is excluded
+    because what looks like the start of a new block may turn out to continue the last one.
     """
     complete = markdown[: markdown.rfind("\n") + 1]
     return sum(len(block) for block in blocks(complete)[:-1])

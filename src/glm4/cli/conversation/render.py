@@ -23,7 +23,7 @@ class View(Protocol):
 
 
 class PlainView(EventVisitor[None]):
-    """The text as it comes, on standard output. Reasoning goes to standard error, and only to a terminal."""
+    """The text as it arrives, on standard output. Reasoning goes to standard error, and only to a terminal."""
 
     def __init__(self) -> None:
         self._tty = sys.stdout.isatty()
@@ -74,17 +74,5 @@ class PlainView(EventVisitor[None]):
 
 
 def call_text(event: ToolCallDelta) -> str:
-    """A tool call nobody asked for, as text; the chat command offers no tools."""
+    """An unrequested tool call, as text; the chat command does not offer tools."""
     return (f"{event.name} " if event.name else "") + event.arguments
-
-
-def make_view(*, plain: bool) -> View:
-    """Markdown at a terminal that can redraw lines, otherwise plain text."""
-    if plain or not terminal.is_terminal(sys.stdout):
-        return PlainView()
-    console = terminal.stdout()
-    if console.is_dumb_terminal:
-        return PlainView()
-    from glm4.cli.conversation.markdown import MarkdownView  # its parser and highlighter are a good part of a start
-
-    return MarkdownView(console)

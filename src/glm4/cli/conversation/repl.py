@@ -17,7 +17,7 @@ from glm4.cli.conversation.answer import Answer, answer
 from glm4.cli.conversation.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.line_editor import LineEditor
-from glm4.cli.conversation.render import make_view
+from glm4.cli.conversation.view import make_view
 from glm4.cli.options import adapter_name
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 
@@ -41,11 +41,11 @@ class Repl:
 
     Args:
         llm: the loaded model.
-        model: the name it was asked for by; goes into saved files.
+        model: the name the user gave; written to saved files.
         system: the first system message.
         params: sampling options given on the command line.
         plain: no Markdown rendering.
-        editor: where lines come from; None makes the one for the terminal.
+        editor: where lines come from; None creates one for the terminal.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Repl:
     def run(self) -> None:
         """Read and answer until /exit or Ctrl-D."""
         self._banner()
-        # A Ctrl-C that comes before an answer or a prompt stops it as soon as it begins.
+        # A Ctrl-C that arrives before an answer or a prompt stops it as soon as it begins.
         with silent_keyboard(), Interrupt() as interrupt:
             while self._running:
                 try:
@@ -104,7 +104,7 @@ class Repl:
         dtype = info.name if info.execution is None else info.execution.dtype
         text = f"{name} · {dtype} · context {info.max_model_len:,} tokens"
         console.stdout().print(text, style="bold")
-        if self._llm.dialect.name == "chatml":  # only the small models that stand in for GLM-4 speak it
+        if self._llm.dialect.name == "chatml":  # used only by the small models that stand in for GLM-4
             console.notice(
                 "A small model that shows the installation works; it is not GLM-4. The real thing: "
                 "glm4 chat -m glm-4-9b-chat"
@@ -116,14 +116,14 @@ class Repl:
     # Answers
 
     def _ask(self, message: Message, otherwise: list[Turn] | None = None) -> None:
-        """Answer `message`; if that fails, the conversation is `otherwise` (default: as it was) again."""
+        """Answer `message`; on failure, the conversation is reset to `otherwise` (default: its previous state)."""
         turns = self._conversation.turns
         before = list(turns) if otherwise is None else otherwise
         turns.append(Turn(message))
         try:
             self._answer()
         except BaseException as error:
-            turns[:] = before  # a question without an answer would stand in the way of the next one
+            turns[:] = before  # a question without an answer would interfere with the next one
             if not isinstance(error, KeyboardInterrupt):
                 raise
             console.notice("[stopped at once; your message was taken back]")
@@ -279,7 +279,7 @@ class Repl:
 
 
 def _without_quotes(text: str) -> str:
-    '''The inside of a `"""` block; any other text as it is.'''
+    '''The contents of a `"""` block; any other text unchanged.'''
     stripped = text.strip()
     if stripped.startswith('"""') and len(stripped) >= 6 and stripped.endswith('"""'):
         return stripped[3:-3].strip("\n")
@@ -301,7 +301,7 @@ def _parse_value(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return text  # a bare stop string; for numbers SamplingParams says what it wants
+        return text  # a bare stop string; for numbers, SamplingParams reports what it expects
 
 
 COMMANDS: dict[str, CommandHelp] = {
