@@ -84,6 +84,7 @@ def fits(counts: np.ndarray, probabilities: np.ndarray) -> bool:
     return float(((seen - expected) ** 2 / expected).sum()) < limit
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("max_num_seqs", "rows"), [(1, 8), (5, 16)], ids=["one by one", "in batches"])
 def test_sampled_text_has_the_models_distribution(max_num_seqs: int, rows: int) -> None:
     probabilities = exact()

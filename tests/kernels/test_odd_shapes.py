@@ -81,6 +81,7 @@ def new_cache(dtype: type, pages: int, heads: int, dim: int, page: int) -> tuple
     return np.zeros((pages, heads, size, page), dtype), np.zeros((pages, heads, page, size), dtype)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", CACHES)
 @pytest.mark.parametrize(("kv_heads", "group", "dim", "page"), [(1, 3, 16, 16), (2, 16, 48, 32), (3, 1, 80, 48)])
 def test_store_kv_and_attention(

@@ -169,6 +169,7 @@ def test_greedy_tokens_of_the_engine(case: Case) -> None:
     assert engine_answers(case.model, case.prompts, max_num_batched_tokens=11, max_prefill_beside_decode=3) == expected
 
 
+@pytest.mark.thorough
 def test_a_batch_of_eight_gives_what_eight_single_runs_give(case: Case) -> None:
     rng = np.random.RandomState(5)
     prompts = [rng.randint(0, case.tiny.vocab_size, n).astype(np.int32) for n in (1, 90, 5, 33, 64, 2, 31, 17)]
