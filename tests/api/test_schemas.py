@@ -24,7 +24,7 @@ def test_every_schema_is_valid_and_used(api: str) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     with (resources.files("glm4.api") / api / "schemas.json").open(encoding="utf-8") as file:
         written = json.load(file)
-    with (resources.files("glm4.api") / api / f"{'schemas' if api == 'responses' else 'fields'}.py").open() as code:
+    with (resources.files("glm4.api") / api / f"{'request' if api == 'responses' else 'fields'}.py").open() as code:
         source = code.read()
     named = {name.rstrip("?[]") for name in strings(written)}
     for name in written:

@@ -9,14 +9,15 @@ from typing import Any
 
 from glm4.api.fields import BOOLEAN, OPTIONS, STRING, Field, boolean, is_int, mapping, only, read_fields, text
 from glm4.api.openai.fields import CHAT_FIELDS
-from glm4.api.responses import schemas as responses_schemas
 from glm4.api.responses.items import Item, read_input, to_messages
 from glm4.api.responses.tools import offer, read_object, read_tool_choice, read_tools
+from glm4.api.schemas import schemas
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.chat.messages import Message
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
+_SCHEMAS = schemas("responses")
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
 INCLUDABLE = (LOGPROBS, ENCRYPTED)
 
@@ -222,14 +223,14 @@ def _whole(low: int, high: int | None = None) -> Field:
 INPUT_TOKENS_FIELDS: Mapping[str, Field] = MappingProxyType(
     {
         "model": CHAT_FIELDS["model"],
-        "input": Field(responses_schemas.INPUT, read_input),
+        "input": Field(_SCHEMAS["input"], read_input),
         "instructions": Field(STRING, text),
         "previous_response_id": Field(STRING, text),
-        "tools": Field(responses_schemas.TOOLS, read_tools),
-        "tool_choice": Field(responses_schemas.TOOL_CHOICE, read_tool_choice),
+        "tools": Field(_SCHEMAS["tools"], read_tools),
+        "tool_choice": Field(_SCHEMAS["tool_choice"], read_tool_choice),
         "parallel_tool_calls": CHAT_FIELDS["parallel_tool_calls"],
-        "text": Field(responses_schemas.TEXT, _text_options),
-        "reasoning": Field(responses_schemas.REASONING, _reasoning),
+        "text": Field(_SCHEMAS["text"], _text_options),
+        "reasoning": Field(_SCHEMAS["reasoning"], _reasoning),
         "truncation": Field({"enum": ["disabled"]}, only("disabled")),
         "chat_template_kwargs": CHAT_FIELDS["chat_template_kwargs"],
     }
@@ -244,7 +245,7 @@ RESPONSES_FIELDS: Mapping[str, Field] = MappingProxyType(
             name: CHAT_FIELDS[name]
             for name in ("user", "safety_identifier", "prompt_cache_key", "metadata", "service_tier", "stream")
         },
-        "stream_options": Field(responses_schemas.STREAM_OPTIONS, _stream_options),
+        "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
         "include": Field({"type": "array", "items": {"enum": list(INCLUDABLE)}}, _include),
         "max_output_tokens": _whole(1),
         "top_logprobs": _whole(0, MAX_LOGPROBS),
