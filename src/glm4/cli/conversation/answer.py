@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from glm4.chat.answer import Answer as FoldedAnswer
+from glm4.chat.answer import Answer
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.events import Event
 from glm4.chat.messages import Message
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """The result of a request.
 
     Attributes:
@@ -37,7 +37,7 @@ class Answer:
 
 def answer(
     llm: LLM, messages: Sequence[Message], params: SamplingParams, view: View, *, adapter: str | None = None
-) -> Answer:
+) -> Reply:
     """Stream one answer into `view`; Ctrl-C stops it and keeps what has arrived.
 
     Args:
@@ -47,7 +47,7 @@ def answer(
         PromptTooLongError: the conversation does not fit the context.
         Glm4Error: the conversation cannot be rendered.
     """
-    so_far = FoldedAnswer()
+    so_far = Answer()
 
     def show(new: Sequence[Event]) -> None:
         so_far.add(new)
@@ -56,9 +56,9 @@ def answer(
     with view:
         output = run_request(llm, ChatRequest.of(messages, params, adapter=adapter), show)
     if output is not None:
-        return Answer(output.outputs[0].as_message(), output, interrupted=False)
+        return Reply(output.outputs[0].as_message(), output, interrupted=False)
     # An unfinished call is useless; text and reasoning are kept.
-    return Answer(replace(so_far.message(), tool_calls=()), None, interrupted=True)
+    return Reply(replace(so_far.message(), tool_calls=()), None, interrupted=True)
 
 
 def run_request(

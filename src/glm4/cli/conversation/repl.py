@@ -13,7 +13,7 @@ from glm4.chat.messages import Message
 from glm4.cli import console
 from glm4.cli.console import printable
 from glm4.cli.conversation import conversation
-from glm4.cli.conversation.answer import Answer, answer
+from glm4.cli.conversation.answer import Reply, answer
 from glm4.cli.conversation.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.line_editor import LineEditor
@@ -63,7 +63,7 @@ class Repl:
         self._plain = plain
         self._conversation = Conversation(params=dict(params or {}))
         self._conversation.system = system
-        self._last: Answer | None = None
+        self._last: Reply | None = None
         self._running = True
         self._editor = editor or LineEditor([f"/{name}" for name in COMMANDS], PARAM_NAMES)
 
