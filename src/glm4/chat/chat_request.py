@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from glm4.chat.messages import Message, as_messages
 from glm4.chat.tool_choice import AUTO, ToolChoice, ToolChoiceValue
+from glm4.chat.tool_results import in_call_order
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
@@ -72,7 +73,7 @@ class ChatRequest:
         unknown = set(options) - set(ChatOptions.__annotations__)
         if unknown:
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(ChatOptions.__annotations__)}")
-        turns = as_messages(messages)
+        turns = in_call_order(as_messages(messages))
         if not turns:
             raise InvalidRequestError("messages must not be empty", param="messages")
         choice = ToolChoice.read(options.get("tool_choice"))

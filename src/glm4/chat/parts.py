@@ -158,6 +158,30 @@ def _read_text(raw: Mapping[str, Any], where: str) -> TextPart:
     return TextPart(raw["text"])
 
 
+def _read_refusal(raw: Mapping[str, Any], where: str) -> TextPart:
+    """OpenAI's part for what the assistant said instead of an answer."""
+    if not isinstance(raw.get("refusal"), str):
+        raise refusal(f"{where}.refusal", "must be a string")
+    return TextPart(raw["refusal"])
+
+
+def read_thinking(raw: object, where: str) -> str | None:
+    """The text of a part with thinking, as vLLM's and litellm's answers have it; None if `raw` is another part.
+
+    Thinking that another server encrypted cannot be read, and is "".
+
+    Raises:
+        InvalidRequestError: malformed.
+    """
+    kind = raw.get("type") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or kind not in ("thinking", "redacted_thinking"):
+        return None
+    text = raw.get("thinking", "") if kind == "thinking" else ""
+    if not isinstance(text, str):
+        raise refusal(f"{where}.thinking", "must be a string")
+    return text
+
+
 def _read_image(raw: Mapping[str, Any], where: str) -> ImagePart:
     given = _members(raw, "image_url", where, ("url",), ("detail",))
     check_detail(given.get("detail", "auto"), f"{where}.image_url.detail")
@@ -193,6 +217,9 @@ def _members(
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Part]] = {
     "text": _read_text,
+    "input_text": _read_text,
+    "output_text": _read_text,
+    "refusal": _read_refusal,
     "image_url": _read_image,
     "input_audio": read_audio,
     "audio_url": _read_audio_url,
