@@ -108,7 +108,8 @@ def test_every_api_matches_by_id() -> None:
         ([GLM_CALL, GLM_CALL | {"metadata": "g"}, {"role": "observation", "content": "f"},
           {"role": "observation", "content": "g"}],
          ["assistant", "assistant", "f", "g"]),
-        ([GLM_CALL, {"role": "observation", "content": "1"}, {"role": "observation", "content": "2"}, ASK], ["assistant", "1", "2", "user"]),
+        ([GLM_CALL, {"role": "observation", "content": "1"},
+          {"role": "observation", "content": "2"}, ASK], ["assistant", "1", "2", "user"]),
         # Histories whose beginning was cut off, and tools that were never run.
         ([result("A", "a"), result("B", "b"), ASK], ["a", "b", "user"]),
         ([{"role": "system", "content": "s"}, result("A", "a"), ASK], ["system", "a", "user"]),
