@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jsonschema
 import pytest
 from openai.types.chat import ChatCompletionMessage, ParsedChatCompletionMessage
 
+from glm4.api.schemas import schemas
+from glm4.chat import messages
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message, ToolCall
 from glm4.chat.parts import TextPart
@@ -113,3 +116,11 @@ def test_what_is_not_honored_is_named(message: dict[str, Any], param: str, probl
     with pytest.raises(InvalidRequestError, match=problem) as caught:
         ChatRequest.of([{"role": "user", "content": "a"}, message])
     assert caught.value.param == f"messages[1]{param}"
+
+
+def test_the_schema_of_messages_has_every_field() -> None:
+    schema = schemas("openai")["messages"]["items"]
+    every = {*messages._KNOWN, *messages._WITHOUT_MEANING, *messages._REFUSED}
+    assert set(schema["properties"]) == every
+    for kind in (ChatCompletionMessage, ParsedChatCompletionMessage):
+        jsonschema.validate(kind.model_validate(answer(tool_calls=[CALL])).model_dump(), schema)

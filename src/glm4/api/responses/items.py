@@ -101,13 +101,13 @@ def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
     if kind == "refusal":
         _check_keys(given, where, "refusal")
         return {"type": "refusal", "refusal": _text(given, "refusal", where)}
-    _check_keys(given, where, "text", "annotations", "logprobs", "prompt_cache_breakpoint")
+    _check_keys(given, where, "text", "annotations", "logprobs", "parsed", "prompt_cache_breakpoint")
     part: dict[str, Any] = {"type": own, "text": _text(given, "text", where)}
     return part | {"annotations": [], "logprobs": []} if own == "output_text" else part
 
 
 def _function_call(given: Mapping[str, Any], where: str) -> Item:
-    _check_keys(given, where, "id", "call_id", "name", "arguments", "status", "caller")
+    _check_keys(given, where, "id", "call_id", "name", "arguments", "parsed_arguments", "status", "caller")
     _check_caller(given, where)
     name = _text(given, "name", where)
     if not name.strip() or len(name.splitlines()) != 1:
@@ -123,14 +123,15 @@ def _function_call(given: Mapping[str, Any], where: str) -> Item:
 
 
 def _function_call_output(given: Mapping[str, Any], where: str) -> Item:
-    _check_keys(given, where, "id", "call_id", "output", "status", "caller", "name")
+    _check_keys(given, where, "id", "call_id", "output", "status", "caller", "name", "created_by")
     _check_caller(given, where)
     output = given.get("output")
     if not isinstance(output, str):
         if not isinstance(output, list):
             raise InvalidRequestError(f"{where}.output must be a string or a list of parts", param=f"{where}.output")
         at = f"{where}.output"
-        output = [_part(part, ("input_text", IMAGE), f"{at}[{index}]") for index, part in enumerate(output)]
+        kinds = ("input_text", "output_text", IMAGE)
+        output = [_part(part, kinds, f"{at}[{index}]") for index, part in enumerate(output)]
     return {
         "id": _text(given, "id", where, item_id("fco")),
         "type": "function_call_output",
