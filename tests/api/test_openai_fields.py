@@ -81,6 +81,8 @@ TELLING_CHAT: dict[str, tuple[Any, dict[str, Any]]] = {
     "logprobs": (True, {}),
     "top_logprobs": (4, {"logprobs": True}),
     "add_generation_prompt": (False, {}),
+    "continue_final_message": (True, {"messages": [{"role": "assistant", "content": "Well"}]}),
+    "reasoning_effort": ("high", {}),
     "chat_template_kwargs": ({"enable_thinking": False}, {}),
     "include_reasoning": (False, {}),
 }
@@ -95,7 +97,6 @@ ONE_VALUE: dict[str, tuple[Any, Any]] = {
     "service_tier": ("auto", "priority"),
     "store": (False, True),
     "verbosity": ("medium", "low"),
-    "reasoning_effort": ("medium", "high"),
     "best_of": (1, 2),
 }
 

@@ -208,7 +208,7 @@ def test_pictures_and_sounds_reach_the_request() -> None:
         ({"max_output_tokens": True}, "max_output_tokens"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"temperature": -1}, "temperature"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "heroic"}}, "reasoning.effort"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 from glm4.tokenizer import Tokenizer
 
 # One space after `:` and `,` is how models saw JSON in training (json.dumps writes it that way); not allowing more
@@ -82,8 +82,10 @@ def _arguments_schema(name: str, parameters: object) -> Mapping[str, Any]:
     if parameters is None:
         return {"type": "object"}
     if not isinstance(parameters, Mapping):
-        raise InvalidRequestError(f"the parameters of function {name!r} must be a JSON schema", param="tools")
+        raise InvalidRequestError(f"the parameters of function {shown(name)} must be a JSON schema", param="tools")
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise InvalidRequestError(f"the parameters of function {name!r} must be an object, not {kind!r}", param="tools")
+        raise InvalidRequestError(
+            f"the parameters of function {shown(name)} must be an object, not {shown(kind)}", param="tools"
+        )
     return {**parameters, "type": "object"}

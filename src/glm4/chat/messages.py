@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from glm4.chat.parts import Part, TextPart, read_part, read_thinking, refusal
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "observation")
@@ -163,8 +163,9 @@ def _role(given: Mapping[str, Any], where: str) -> Role:
     role = given.get("role")
     role = {"developer": "system", "function": "tool"}.get(role, role) if isinstance(role, str) else None
     if role not in ROLES:
-        wrong = repr(given.get("role"))[:80]
-        raise refusal(f"{where}.role", f"message role must be one of {', '.join(ROLES)}, not {wrong}")
+        raise refusal(
+            f"{where}.role", f"message role must be one of {', '.join(ROLES)}, not {shown(given.get('role'))}"
+        )
     return role
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,7 +140,7 @@ def read_part(raw: object, where: str) -> Part:
     kind = raw.get("type")
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise refusal(where, f"content parts of type {str(kind)[:80]!r} are not supported; {', '.join(_READERS)} are")
+        raise refusal(where, f"content parts of type {shown(kind)} are not supported; {', '.join(_READERS)} are")
     return reader(raw, where)
 
 

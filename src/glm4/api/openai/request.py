@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.fields import is_int
-from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, read_fields
-from glm4.chat.chat_request import ChatRequest
-from glm4.errors import InvalidRequestError
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, NO_EFFORT, read_fields
+from glm4.chat.chat_request import ChatOptions, ChatRequest
+from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -92,16 +92,28 @@ def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatBody:
     given = read_fields(body, CHAT_FIELDS)
     if "messages" not in given:
         raise InvalidRequestError("messages is missing", param="messages")
-    request = ChatRequest.of(
-        given["messages"],
-        _chat_params(given, defaults),
-        tools=given.get("tools"),
-        tool_choice=given.get("tool_choice"),
-        parallel_tool_calls=given.get("parallel_tool_calls", True),
-        add_generation_prompt=given.get("add_generation_prompt", True),
-        template_kwargs=given.get("chat_template_kwargs"),
-    )
+    options: ChatOptions = {
+        "tools": given.get("tools"),
+        "tool_choice": given.get("tool_choice"),
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
+        "continue_final_message": given.get("continue_final_message", False),
+        "template_kwargs": with_effort(given.get("chat_template_kwargs", {}), given.get("reasoning_effort")),
+    }
+    if "add_generation_prompt" in given:
+        options["add_generation_prompt"] = given["add_generation_prompt"]
+    request = ChatRequest.of(given["messages"], _chat_params(given, defaults), **options)
     return ChatBody(request, given.get("model"), _stream(given), _response(given))
+
+
+def with_effort(template_kwargs: Mapping[str, Any], effort: str | None) -> Mapping[str, Any]:
+    """The variables of the chat template with the effort of reasoning among them, as vLLM passes it.
+
+    A template that has a switch for thinking reads `enable_thinking`; variables it does not read change nothing.
+    """
+    if effort is None:
+        return template_kwargs
+    switch = {"enable_thinking": False} if effort == NO_EFFORT else {}
+    return {"reasoning_effort": effort, **switch, **template_kwargs}
 
 
 def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> CompletionRequest:
@@ -181,7 +193,7 @@ def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
         raise InvalidRequestError("structured_outputs and response_format exclude each other", param="response_format")
     for key in wanted:
         if key not in _STRUCTURED:
-            raise InvalidRequestError(f"unsupported field {key!r}", param=f"structured_outputs.{key}")
+            raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"structured_outputs.{key}")
     return {"structured_outputs": StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})}
 
 
@@ -191,7 +203,7 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
         # llama.cpp and others accept a schema with json_object; ignoring it would break the caller's expectation.
         known = {"json_object": "schema", "json_schema": "json_schema"}.get(str(kind))
         if key not in ("type", known) and value[key] is not None:
-            raise InvalidRequestError(f"unsupported field {key!r}", param=f"response_format.{key}")
+            raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"response_format.{key}")
     if kind == "text":
         return None
     if kind == "json_object" and value.get("schema") is not None:
@@ -207,7 +219,7 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
             )
         return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM))
     raise InvalidRequestError(
-        f"response_format.type must be text, json_object or json_schema, not {kind!r}", param="response_format"
+        f"response_format.type must be text, json_object or json_schema, not {shown(kind)}", param="response_format"
     )
 
 
