@@ -334,7 +334,7 @@ def test_parsed_answers(client: openai.OpenAI) -> None:
         ({"input": [{"id": "msg_none"}]}, "input", "msg_none"),
         ({"model": "other"}, "model", "other"),
         ({"stop_token_ids": [100000]}, "stop_token_ids", ""),
-        ({"tool_choice": "required", "tools": [WEATHER | {"parameters": {"not": {}}}]}, "tools", "not"),
+        ({"tool_choice": "required", "tools": [WEATHER | {"parameters": {"not": {}}}]}, "tools[0].parameters", "not"),
     ],
 )
 def test_what_the_server_refuses_later_is_named_too(

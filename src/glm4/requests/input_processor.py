@@ -170,7 +170,9 @@ class InputProcessor:
         if outputs is not None and choice.mode != "required" and begun:
             # The prompt ends inside a turn, so the text that precedes an answer is already in it.
             return self._grammars.raw(outputs)
-        tools = callables(request.offered_tools, self._processor.dialect.builtin_tools)
+        offered = request.offered_tools
+        builtin, attached = self._processor.dialect.builtin_tools, len(offered) - len(request.tools)
+        tools = callables(offered, builtin, attached=attached)
         if choice.mode == "required":
             # The answer's format does not matter: there will be calls instead of an answer.
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)

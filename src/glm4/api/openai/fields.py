@@ -27,6 +27,8 @@ from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import MAX_LOGPROBS, MAX_N
 
 NO_EFFORT = "none"
+GUIDED: Mapping[str, str] = MappingProxyType({f"guided_{key}": key for key in ("json", "regex", "choice", "grammar")})
+"""vLLM's older names for the members of `structured_outputs`."""
 EFFORTS = (NO_EFFORT, "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -71,6 +73,7 @@ _COMMON = {
     "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
     "metadata": Field(_SCHEMAS["metadata"], _metadata),
     "structured_outputs": Field(_SCHEMAS["structured_outputs"], mapping),
+    **{name: Field(_SCHEMAS["structured_outputs"]["properties"][key], as_it_is) for name, key in GUIDED.items()},
     "return_token_ids": Field(BOOLEAN, boolean),
     "return_tokens_as_token_ids": Field(BOOLEAN, boolean),
 }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.fields import is_int
-from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, NO_EFFORT, read_fields
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, GUIDED, NO_EFFORT, read_fields
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams, StructuredOutputs
@@ -184,17 +183,25 @@ def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> Sampling
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
-    """The answer's required format, from response_format or structured_outputs."""
-    wanted = given.get("structured_outputs")
-    form = _response_format(given["response_format"]) if "response_format" in given else None
-    if wanted is None:
+    """The answer's required format, from response_format, structured_outputs, or an older name of vLLM's."""
+    forms = {name: given[name] for name in ("response_format", "structured_outputs", *GUIDED) if name in given}
+    if forms.get("response_format", {}).get("type") == "text" and len(forms) > 1:
+        _response_format(forms.pop("response_format"))
+    if len(forms) > 1:
+        raise InvalidRequestError(f"{' and '.join(forms)} exclude each other", param=next(iter(forms)))
+    for name in forms:
+        form = _response_format(forms[name]) if name == "response_format" else _structured_outputs(name, forms[name])
         return {} if form is None else {"structured_outputs": form}
-    if form is not None:
-        raise InvalidRequestError("structured_outputs and response_format exclude each other", param="response_format")
+    return {}
+
+
+def _structured_outputs(name: str, wanted: Any) -> StructuredOutputs:
+    if name in GUIDED:
+        return StructuredOutputs(**{GUIDED[name]: wanted}, param=name)
     for key in wanted:
         if key not in _STRUCTURED:
             raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"structured_outputs.{key}")
-    return {"structured_outputs": StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})}
+    return StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})
 
 
 def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
@@ -207,9 +214,10 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
     if kind == "text":
         return None
     if kind == "json_object" and value.get("schema") is not None:
-        return StructuredOutputs(json=_schema(value["schema"], "response_format.schema"))
+        schema = _schema(value["schema"], "response_format.schema")
+        return StructuredOutputs(json=schema, param="response_format")
     if kind == "json_object":
-        return StructuredOutputs(json_object=True)
+        return StructuredOutputs(json_object=True, param="response_format")
     if kind == "json_schema":
         wrapper = value.get("json_schema")
         schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
@@ -217,7 +225,8 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
             raise InvalidRequestError(
                 "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
             )
-        return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM))
+        schema = _schema(schema if schema is not None else {}, _SCHEMA_PARAM)
+        return StructuredOutputs(json=schema, param="response_format")
     raise InvalidRequestError(
         f"response_format.type must be text, json_object or json_schema, not {shown(kind)}", param="response_format"
     )
@@ -226,7 +235,6 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
 def _schema(value: Any, param: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidRequestError("the schema must be an object", param=param)
-    json.dumps(value)  # raises for a Python caller's object that is not JSON
     return value
 
 
