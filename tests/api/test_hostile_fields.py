@@ -119,7 +119,7 @@ ANTHROPIC = {
     "context_management": {"edits": [{"type": "clear_thinking_20251015"}]},
 }
 LLAMA_CPP = {"prompt": ["a", [5, "b"]], "n_predict": 5, "logit_bias": [[5, 1.5], ["a", False]], "n_probs": 1,
-             "seed": -1, "response_fields": ["content"], "repeat_penalty": 1.1, "temperature": 0.5, "stop": "x"}  # fmt: skip
+             "seed": -1, "response_fields": ["content"], "repeat_penalty": 1.1, "stop": "x"}  # fmt: skip
 BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
 
 DEEP: Any = "x"
@@ -231,7 +231,7 @@ READERS: dict[str, tuple[Read, dict[str, Any]]] = {
     "llama.cpp": (llama_cpp, LLAMA_CPP),
     "batch": (batch, BATCH),
     "other tables": (tables, {"tokens": [5], "input": ["a"], "prompt": "a", "encoding_format": "float",
-                              "lora_name": "a", "lora_path": "b", "add_special_tokens": True, "content": "c", "dimensions": 5}),
+                              "lora_name": "a", "lora_path": "b", "add_special_tokens": True, "content": "c"}),
 }  # fmt: skip
 
 
