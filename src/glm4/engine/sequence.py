@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from glm4.engine.grammar import GrammarState
 from glm4.engine.pooling import MeanPool
-from glm4.engine.protocol import GenerationOutput, GenerationRequest, TokenLogprobs
+from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
 from glm4.errors import GrammarError
+from glm4.logprobs import TokenLogprobs
 from glm4.model.lora import LoraAdapter
 from glm4.prompt import Prompt
 
