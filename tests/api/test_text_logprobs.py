@@ -116,7 +116,7 @@ def test_whole_and_streamed(
     shown = {None: "", "text": text, "ids": text + "�"}[echo]
     assert whole["text"] == shown + sample.text == "".join(part["text"] for part in streamed)
     if not whole["logprobs"]["tokens"]:
-        assert not sample.token_ids and echo is None
+        assert (sample.token_ids, echo) == ([], None)
         return
     for key in whole["logprobs"]:
         assert joined(streamed, key) == whole["logprobs"][key], key
