@@ -146,7 +146,9 @@ class LLM:
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
         params = prepared.params
-        running = RequestState(request_id, prepared.text, list(prepared.prompt_ids))
+        running = RequestState(
+            request_id, prepared.text, list(prepared.prompt_ids), num_added_ids=prepared.num_added_ids
+        )
         running.metrics.num_prompt_tokens = len(prepared.prompt)
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"

@@ -276,7 +276,13 @@ class _Run:
 
         def build(output: RequestOutput) -> dict[str, Any]:
             return text_completions(
-                [output], model, tokenizer, completion.response, echo=completion.echo, generate=completion.generate
+                [output],
+                model,
+                tokenizer,
+                completion.response,
+                echo=completion.echo,
+                generate=completion.generate,
+                skip_special_tokens=completion.params.skip_special_tokens,
             )
 
         return prepared, build

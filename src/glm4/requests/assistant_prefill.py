@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.events import Event, TextDelta
 from glm4.chat.messages import Message
-from glm4.chat.parsers.base import StreamParser
+from glm4.chat.parsers.base import StreamParser, moved
 from glm4.errors import InvalidRequestError
 from glm4.prompt import Prompt
 from glm4.requests.processor import Processor
@@ -77,6 +77,7 @@ class _Continued:
 
     def __init__(self, parser: StreamParser, opening: AssistantPrefill) -> None:
         self._parser = parser
+        self._read = len(opening.head) + len(opening.begun)
         events = parser.push(opening.head + opening.begun)
         shown = [event.text for event in events if isinstance(event, TextDelta)]
         self._held = len(opening.begun) - len("".join(shown))  # prefill characters it still holds back
@@ -91,10 +92,10 @@ class _Continued:
 
     def _without_opening(self, events: list[Event]) -> list[Event]:
         kept: list[Event] = []
-        for event in events:
+        for event in moved(events, -self._read):
             if self._held > 0 and isinstance(event, TextDelta):
                 drop, self._held = self._held, max(0, self._held - len(event.text))
-                event = TextDelta(event.text[drop:])  # noqa: PLW2901
+                event = event.without(drop)  # noqa: PLW2901
                 if not event.text:
                     continue
             self._held = self._held if isinstance(event, TextDelta) else 0

@@ -43,6 +43,7 @@ class PreparedRequest:
         constraint: the grammar the answer must follow, in the form the backend takes.
         max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
+        num_added_ids: ids at the beginning of the prompt that the caller did not send: the model's prefix.
     """
 
     prompt: Prompt
@@ -53,6 +54,7 @@ class PreparedRequest:
     constraint: Grammar | None = None
     max_tool_calls: int | None = None
     text: str | None = None
+    num_added_ids: int = 0
 
     @property
     def prompt_ids(self) -> Sequence[int]:

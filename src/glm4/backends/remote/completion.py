@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glm4.backends.remote.client import Server
-from glm4.engine.protocol import GenerationRequest, TokenLogprobs
+from glm4.engine.protocol import GenerationRequest
 from glm4.errors import RemoteError, RemoteUnavailableError
+from glm4.logprobs import TokenLogprobs
 from glm4.sampling_params import StructuredOutputs
 
 _PREFIX = "token_id:"
