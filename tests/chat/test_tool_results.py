@@ -155,6 +155,7 @@ def test_what_belongs_to_no_call_is_refused(messages: list[Any], problem: str) -
     assert caught.value.param == "messages"
 
 
+@pytest.mark.thorough
 def test_a_long_history_takes_linear_time() -> None:
     """A hundred thousand calls and results, answered backwards; a quadratic search would take hours."""
     made = tuple(ToolCall(str(number), "f", "{}") for number in range(100_000))
