@@ -24,14 +24,18 @@ _GREEDY_BELOW = 1e-5
 MAX_CHARACTERS = 1 << 20
 """Maximum characters of a schema (as JSON), an expression, a grammar, or all choices together."""
 
+MAX_CONSTANT = 1 << 16
+"""Maximum characters of one text that an answer must repeat: a choice, or a string of `enum` and `const`."""
+
 
 @dataclass(frozen=True)
 class StructuredOutputs:
     """Constraints; exactly one must be given.
 
     JSON is on one line, with one space after `:` and `,` and no other whitespace, so that a small model cannot get lost
-    in it. Keywords of JSON Schema that cannot be enforced (`not`, `if`, `uniqueItems`, `dependentRequired` …) are
-    refused by name when the request is prepared. `oneOf` is treated as `anyOf`: an answer matches at least one branch.
+    in it. Keywords of JSON Schema that cannot be enforced (`not`, `if`, `contains`, `dependentRequired` …) are refused
+    by name when the request is prepared, and so are numbers that would not stay exact. Annotations have no effect.
+    `oneOf` is treated as `anyOf`: an answer matches at least one branch.
 
     Attributes:
         json: a JSON schema, as an object or a string.
@@ -40,6 +44,7 @@ class StructuredOutputs:
         choice: one of these strings.
         grammar: a grammar in llguidance's dialect of Lark; its first rule is `start`.
         param: the request field that errors name.
+        strict: refuse `uniqueItems`, which cannot be enforced, and which is otherwise left to the model.
 
     Raises:
         InvalidRequestError: not exactly one of them, a wrong type, or too large; `.param` as given.
@@ -51,9 +56,14 @@ class StructuredOutputs:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     param: str = field(default="structured_outputs", compare=False)
+    strict: bool = False
 
     def __post_init__(self) -> None:
-        given = [f.name for f in fields(self) if f.name != "param" and getattr(self, f.name) not in (None, False)]
+        given = [
+            f.name
+            for f in fields(self)
+            if f.name not in ("param", "strict") and getattr(self, f.name) not in (None, False)
+        ]
         if len(given) != 1:
             said = " and ".join(given) if given else "none"
             raise self.error(f"exactly one of json, json_object, regex, choice and grammar must be given, not {said}")
@@ -75,6 +85,9 @@ class StructuredOutputs:
         if not all(isinstance(text, str) and text for text in choice):
             raise self.error("choice must be a list of non-empty strings")
         self._check_size("choice", "".join(choice))
+        longest = max(map(len, choice))
+        if longest > MAX_CONSTANT:
+            raise self.error(f"choice has a text of {longest} characters; the limit is {MAX_CONSTANT}")
         object.__setattr__(self, "choice", tuple(choice))
 
     def _parsed(self, schema: object) -> Mapping[str, Any]:

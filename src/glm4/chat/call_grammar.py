@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glm4.chat.json_schemas import enforceable
 from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
 
@@ -30,7 +31,7 @@ MAX_CALLS = 16
 
 @dataclass(frozen=True)
 class CallableTool:
-    """A tool as a grammar sees it; `schema` is None for a built-in tool, whose argument is free text."""
+    """A tool as a grammar sees it; `schema` is enforceable, and None for a built-in tool: its argument is free text."""
 
     name: str
     schema: Mapping[str, Any] | None
@@ -65,20 +66,22 @@ def callables(tools: Sequence[Mapping[str, Any]], builtin: Sequence[str]) -> lis
         builtin: tool types that consist of their type alone.
 
     Raises:
-        InvalidRequestError: `parameters` is not the schema of an object; `.param` is "tools".
+        InvalidRequestError: `parameters` is not the schema of an object, or cannot be enforced; `.param` is "tools".
     """
     found: dict[str, CallableTool] = {}
     for tool in tools:
         if tool.get("type", "function") in builtin:
             found.setdefault(tool["type"], CallableTool(tool["type"], None))
         else:
-            name = tool["function"]["name"]
-            found.setdefault(name, CallableTool(name, _arguments_schema(name, tool["function"].get("parameters"))))
+            function = tool["function"]
+            name, strict = function["name"], function.get("strict") is True
+            if name not in found:
+                found[name] = CallableTool(name, _arguments_schema(name, function.get("parameters"), strict))
     return list(found.values())
 
 
-def _arguments_schema(name: str, parameters: object) -> Mapping[str, Any]:
-    """A function's parameters as the schema of an object; if none are given, any object."""
+def _arguments_schema(name: str, parameters: object, strict: bool) -> Mapping[str, Any]:
+    """A function's parameters as an enforceable schema of an object; if none are given, any object."""
     if parameters is None:
         return {"type": "object"}
     if not isinstance(parameters, Mapping):
@@ -86,4 +89,8 @@ def _arguments_schema(name: str, parameters: object) -> Mapping[str, Any]:
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise InvalidRequestError(f"the parameters of function {name!r} must be an object, not {kind!r}", param="tools")
-    return {**parameters, "type": "object"}
+
+    def error(message: str) -> InvalidRequestError:
+        return InvalidRequestError(f"the parameters of function {name!r}: {message}", param="tools")
+
+    return enforceable({**parameters, "type": "object"}, error, strict=strict)

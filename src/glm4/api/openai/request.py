@@ -205,7 +205,8 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
             raise InvalidRequestError(
                 "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
             )
-        return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM))
+        strict = wrapper.get("strict") is True
+        return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM), strict=strict)
     raise InvalidRequestError(
         f"response_format.type must be text, json_object or json_schema, not {kind!r}", param="response_format"
     )
