@@ -15,12 +15,16 @@ from glm4.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 8192  # of all stop strings together
+MAX_STOP_IDS = 1024
+MAX_BIASES = 16_384
 MAX_N = 128
 MAX_TEMPERATURE = 100.0
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
 # Below this, sampling is greedy: dividing by less would exceed the range of float32.
 _GREEDY_BELOW = 1e-5
+_SHOWN = 200  # characters of a value in an error
 MAX_CHARACTERS = 1 << 20
 """Maximum characters of a schema (as JSON), an expression, a grammar, or all choices together."""
 
@@ -136,10 +140,11 @@ class SamplingParams:
             in [0.01, 100].
         presence_penalty: subtracted once from every token already in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
-        logit_bias: token id → value added to its logit, each in [-100, 100].
+        logit_bias: token id → value added to its logit, each in [-100, 100]; at most 16,384.
         seed: same seed and same request give the same text, whatever else is in the batch. None draws a random one.
-        stop: strings that end the text; the match is not returned unless `include_stop_str_in_output`.
-        stop_token_ids: token ids that end the text, in addition to the model's own.
+        stop: strings that end the text, at most 16 of 8,192 characters in all; the match is not returned unless
+            `include_stop_str_in_output`.
+        stop_token_ids: token ids that end the text, in addition to the model's own; at most 1,024.
         ignore_eos: continue when the model emits its own stop ids.
         min_tokens: no stop id is sampled, and no stop string is honored, before this many tokens.
         max_tokens: maximum number of new tokens; None means until the context is full.
@@ -181,7 +186,9 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)
             _require(isinstance(value, Sequence) and not isinstance(value, bytes), name, "a list", value)
+        _require_at_most(MAX_STOP_IDS, "stop_token_ids", "ids", len(self.stop_token_ids))
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        _require_at_most(MAX_STOP_STRINGS, "stop", "strings", len(stop))
         object.__setattr__(self, "stop_strings", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _require(
@@ -193,6 +200,7 @@ class SamplingParams:
             "a StructuredOutputs object",
             self.structured_outputs,
         )
+        _require_at_most(MAX_BIASES, "logit_bias", "tokens", len(self.logit_bias or ()))
         self._check_integers()
         self._check_ranges()
         self._check_stops()
@@ -227,9 +235,9 @@ class SamplingParams:
                 _require_number("logit_bias", value, -100.0, 100.0)
 
     def _check_stops(self) -> None:
-        _require(len(self.stop_strings) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", self.stop)
         for text in self.stop_strings:
             _require(isinstance(text, str) and text != "", "stop", "a non-empty string or a list of them", self.stop)
+        _require_at_most(MAX_STOP_CHARACTERS, "stop", "characters in all", sum(map(len, self.stop_strings)))
         for token in self.stop_token_ids:
             _require_int("stop_token_ids", token)
 
@@ -245,7 +253,14 @@ class SamplingParams:
 
 def _require(condition: bool, name: str, expectation: str, value: object) -> None:
     if not condition:
-        raise InvalidRequestError(f"{name} must be {expectation}, not {value!r}", param=name)
+        shown = repr(value)
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise InvalidRequestError(f"{name} must be {expectation}, not {shown}", param=name)
+
+
+def _require_at_most(limit: int, name: str, what: str, count: int) -> None:
+    if count > limit:
+        raise InvalidRequestError(f"{name} has {count} {what}; the limit is {limit}", param=name)
 
 
 def _require_int(name: str, value: object) -> None:
