@@ -87,6 +87,10 @@ class GrammarCompiler:
                 self._compile([schema], "tools", what, plain=is_plain(tool.schema or {}))
             raise
 
+    def close(self) -> None:
+        """End the process that tries grammars, if there is one."""
+        self._guard.close()
+
     def _answer(
         self,
         outputs: StructuredOutputs | None,

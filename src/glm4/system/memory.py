@@ -35,7 +35,8 @@ def _address_space(root: Path) -> list[int]:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY:
         return []
-    return [max(0, limit - _number(root / "proc/self/status", "VmSize", ":") * 1024)]
+    pages = read_numbers(root / "proc/self/statm") or [0]
+    return [max(0, limit - pages[0] * os.sysconf("SC_PAGE_SIZE"))]
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
