@@ -86,8 +86,9 @@ BIG = 175928847299117063
     "schema",
     [
         {"enum": [BIG, BIG + 1]}, {"const": -BIG}, {"const": {"a": [1, BIG]}}, {"minimum": BIG},
-        {"exclusiveMinimum": BIG}, {"maximum": -BIG}, {"const": -(1 << 63)}, {"const": 10**30}, {"const": 123456789.12345679},
-        {"const": 1e300},        {"minimum": float("inf")}, {"$defs": {"x": {"items": {"const": BIG}}}}, {"components": {"x": {"enum": [BIG]}}},
+        {"exclusiveMinimum": BIG}, {"maximum": -BIG}, {"const": -(1 << 63)}, {"const": 10**30}, {"const": 1e300},
+        {"const": 123456789.12345679}, {"minimum": float("inf")}, {"$defs": {"x": {"items": {"const": BIG}}}},
+        {"components": {"x": {"enum": [BIG]}}},
     ],
 )  # fmt: skip
 def test_numbers_that_would_not_stay_exact_are_refused_by_name(schema: dict[str, Any]) -> None:
