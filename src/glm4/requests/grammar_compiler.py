@@ -84,7 +84,7 @@ class GrammarCompiler:
             for tool in tools:
                 schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
                 what = f"the parameters of function {tool.name!r}"
-                self._compile([schema], "tools", what, plain=is_plain(tool.schema or {}))
+                self._compile([schema], tool.param, what, plain=is_plain(tool.schema or {}))
             raise
 
     def close(self) -> None:
