@@ -99,7 +99,7 @@ class LocalBackend:
         scheduler = SchedulerConfig(options.max_num_seqs, options.max_num_batched_tokens)
         if not options.speculation:
             scheduler = replace(scheduler, max_speculative_rows=0)
-        cache = KVCache(model.config, num_pages, kv_dtype)
+        cache = _kv_cache(model.config, num_pages, kv_dtype)
         self.engine = Engine(
             model,
             cache,
@@ -232,6 +232,18 @@ def _checked_precision(config: ModelConfig, options: LocalOptions, stored: Preci
     kv_dtype = resolve_kv_dtype(options.kv_cache_dtype, precision.name, config)
     _cache_size(config, options, kv_dtype, free - weight_nbytes(config, precision))
     return precision
+
+
+def _kv_cache(config: ModelConfig, num_pages: int, kv_dtype: str) -> KVCache:
+    """The cache, for which the system may refuse address space that seemed to be free (`ulimit -v`)."""
+    try:
+        return KVCache(config, num_pages, kv_dtype)
+    except MemoryError:
+        need = num_pages * page_nbytes(config, kv_dtype)
+        raise OutOfMemoryError(
+            f"the system refuses {need / 1e9:.2f} GB for the KV cache of {num_pages * PAGE_SIZE} tokens; ask for a"
+            " smaller context (max_model_len, `--context`)"
+        ) from None
 
 
 def _cache_size(config: ModelConfig, options: LocalOptions, kv_dtype: str, free: int) -> tuple[int, int]:

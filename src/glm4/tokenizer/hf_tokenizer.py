@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from glm4.errors import TokenizerError
 from glm4.system.gc_pause import collection_paused
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
+from glm4.tokenizer.components import check_components
 from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable
 
@@ -101,7 +102,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer for a `tokenizer.json` minus vocabulary, added tokens, truncation and so on.
 
     Raises:
-        TokenizerError: the library refuses it.
+        TokenizerError: the library refuses it, or must not see it.
     """
     from tokenizers import Tokenizer
 
@@ -111,6 +112,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
         "pre_tokenizer": definition.get("pre_tokenizer"),
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    check_components(shell, path)
     with library_errors(str(path)):
         return Tokenizer.from_str(json.dumps(shell))
 
