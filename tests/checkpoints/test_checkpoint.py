@@ -15,6 +15,7 @@ import tiny
 from glm4.checkpoints import Checkpoint, open_checkpoint
 from glm4.errors import CheckpointError, Glm4Error, ModelNotFoundError, TensorError, UnsupportedModelError
 from glm4.model.tensors import num_parameters
+from glm4.requests.processor import Processor
 from glm4.variants import VARIANTS
 from golden_models import TINY_MODELS, Tensors, TinyModel, file_tensors, write_checkpoint
 
@@ -351,3 +352,19 @@ def test_a_foreign_llama_template_is_refused(tmp_path: Path) -> None:
     path = tiny.write_gguf(tmp_path / "m.gguf", "llama", chat_template="{{ '[INST]' }}")
     with pytest.raises(UnsupportedModelError, match="not ChatML"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_every_text_file_may_be_as_windows_editors_write_it(tmp_path: Path, encoding: str) -> None:
+    folder = tiny.write_folder(tmp_path, generation_config={"temperature": 0.25}, shards=2)
+    (folder / "chat_template.jinja").write_text(f"{tiny.GLM_TEMPLATE}{{# 北京 #}}", encoding="utf-8")
+    plain = open_checkpoint(folder)
+    ids = Processor.of(plain.text_files).tokenizer.encode("hello 北京", allow_special=True)
+    for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
+        file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
+    marked = open_checkpoint(folder)
+    assert marked.config == plain.config
+    assert marked.chat_template == plain.chat_template
+    assert marked.generation_config == {"temperature": 0.25}
+    assert Processor.of(marked.text_files).tokenizer.encode("hello 北京", allow_special=True) == ids
+    marked.check()

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from glm4.errors import ModelNotFoundError, UnsupportedModelError
+from glm4.system.text_encoding import read_text
 
 _COMPANIONS = ("*.json", "tokenizer.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*")
 _TOKENIZERS = {"tokenizer.model", "tokenizer.json"}
@@ -114,6 +115,6 @@ def _indexed_shards(index: Path) -> set[str]:
     """File names in the index; if it is unreadable a name that cannot exist, so that it counts as incomplete."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         if index.stat().st_size <= _INDEX_LIMIT:
-            weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map: Mapping[str, str] = json.loads(read_text(index))["weight_map"]
             return set(weight_map.values())
     return {"/"}
