@@ -220,8 +220,8 @@ def test_answers_are_those_of_single_requests(tmp_path: Path) -> None:
             choice = row["response"]["body"]["choices"][0]
             assert choice["message"]["content"] == single.outputs[0].text
             logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
-            assert single.outputs[0].logprobs is not None
-            assert logprobs == [entry.logprob for entry in single.outputs[0].logprobs]
+            assert single.outputs[0].text_logprobs is not None
+            assert logprobs == [token.logprobs.logprob for token in single.outputs[0].text_logprobs]
             assert all(len(entry["top_logprobs"]) == 2 for entry in choice["logprobs"]["content"])
 
 

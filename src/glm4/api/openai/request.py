@@ -229,7 +229,7 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
                 "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
             )
         checked = _schema(schema if schema is not None else {}, _SCHEMA_PARAM)
-        return StructuredOutputs(json=checked, param="response_format")
+        return StructuredOutputs(json=checked, param="response_format", strict=wrapper.get("strict") is True)
     raise InvalidRequestError(
         f"response_format.type must be text, json_object or json_schema, not {shown(kind)}", param="response_format"
     )
