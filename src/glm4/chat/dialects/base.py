@@ -259,6 +259,11 @@ def _check_parts(messages: Sequence[Message], media: frozenset[str]) -> None:
                 raise refusal(where, f"this model takes {reads}; cannot use a content part of type {kind!r}")
 
 
+_MEMBERS: Mapping[str, tuple[type, str]] = MappingProxyType(
+    {"description": (str, "a string"), "parameters": (Mapping, "a JSON schema"), "strict": (bool, "true or false")}
+)
+
+
 def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Tools in OpenAI's form, checked.
 
@@ -282,9 +287,14 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
             f"tools[{index}] has type {shown(kind)}, which this model does not know", param="tools"
         )
     function = tool.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else None
+    function = function if isinstance(function, Mapping) else {}
+    name = function.get("name")
     if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
+    for key, (type_, wanted) in _MEMBERS.items():
+        if function.get(key) is not None and not isinstance(function[key], type_):
+            where = f"tools[{index}].function.{key}"
+            raise InvalidRequestError(f"{where} must be {wanted}, not {shown(function[key])}", param=where)
     return {"type": "function", **tool}
 
 
