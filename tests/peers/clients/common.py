@@ -50,10 +50,10 @@ class Color(enum.Enum):
 
 
 class Level(enum.IntEnum):
-    """An enumeration of numbers; the last is beyond what a double holds."""
+    """An enumeration of numbers; beyond the last, doubles skip some."""
 
     LOW = 1
-    HUGE = 175928847299117063
+    HUGE = 9007199254740991
 
 
 class Numbers(BaseModel):
