@@ -140,7 +140,7 @@ def check_lm_eval(folder: Path, port: int) -> None:
     # The server puts a GLM's prefix before text; what it answers is about the text alone, as lm-eval counts it.
     _, samples = lm_eval(folder, port, "glm", "tokenized_requests=False", "max_length=4000")
     assert len(samples) == 8
-    assert all(value[0][0] < 0 for name, answers in samples.items() if "capitals" in name for value in answers)
+    assert all(float(value[0][0]) < 0 for name, answers in samples.items() if "capitals" in name for value in answers)
 
 
 def bfcl(folder: Path, port: int, model: str, local: str) -> list[dict[str, Any]]:
