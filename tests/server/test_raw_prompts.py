@@ -86,7 +86,7 @@ def test_python(llm: LLM) -> None:
     for prompt, fields, expected in cases(llm.tokenizer):
         given = prompt[0] if isinstance(prompt[0], list) else prompt
         options = {name: value for name, value in fields.items() if value is not None}
-        (output,) = llm.generate(given, **options)  # type: ignore[arg-type]
+        (output,) = llm.generate(given, **options)
         assert output.prompt_token_ids == expected, (prompt, fields)
 
 
