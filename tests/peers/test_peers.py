@@ -23,7 +23,7 @@ from deselection import read_list  # noqa: E402
 
 @pytest.mark.peers
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("suite", ["llama_cpp", "vllm"])
+@pytest.mark.parametrize("suite", ["llama_cpp", "vllm", "harnesses"])
 def test_peer_suite(suite: str) -> None:
     subprocess.run([sys.executable, str(HERE / "run.py"), suite], check=True)
 
