@@ -20,6 +20,7 @@ from glm4.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_TEMPERATURE,
     MIN_REPETITION_PENALTY,
+    SamplingParams,
 )
 
 Reader = Callable[[str, Any], Any]
@@ -186,6 +187,24 @@ def read_fields(
             raise InvalidRequestError(f"unsupported field {name!r}{reason}", param=name)
         read[name] = table[name].read(name, value)
     return read
+
+
+def with_options(defaults: SamplingParams, changes: Mapping[str, Any], sent: Mapping[str, str]) -> SamplingParams:
+    """`defaults` with changes; an error names the field that was sent.
+
+    Args:
+        sent: option of `SamplingParams` -> field of the request it comes from, where the names differ.
+
+    Raises:
+        InvalidRequestError: an option is out of range or of the wrong type; `.param` names the field.
+    """
+    try:
+        return defaults.replace(**changes)
+    except InvalidRequestError as error:
+        field = sent.get(error.param or "")
+        if field is None:
+            raise
+        raise InvalidRequestError(str(error).replace(str(error.param), field, 1), param=field) from None
 
 
 def body_schema(table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.api.fields import BOOLEAN, IDS, OBJECT, OPTIONS, STRING, Field, as_it_is, boolean, integer, is_int, text
+from glm4.api.fields import (
+    BOOLEAN,
+    IDS,
+    OBJECT,
+    OPTIONS,
+    STRING,
+    Field,
+    as_it_is,
+    boolean,
+    integer,
+    is_int,
+    text,
+    with_options,
+)
 from glm4.api.openai.fields import read_fields
 from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams
@@ -101,7 +114,10 @@ def _params(given: Mapping[str, Any], defaults: SamplingParams, tokenizer: Token
             for token, bias in given["logit_bias"]
             for one in (tokenizer.encode(token) if isinstance(token, str) else [token])
         }
-    return defaults.replace(**changes)
+    sent = {"repetition_penalty": "repeat_penalty", "logprobs": "n_probs"}
+    if "n_predict" in given:
+        sent["max_tokens"] = "n_predict"
+    return with_options(defaults, changes, sent)
 
 
 def _at_least(low: int) -> Field:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.api.fields import is_int
+from glm4.api.fields import is_int, with_options
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, GUIDED, NO_EFFORT, read_fields
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.errors import InvalidRequestError, shown
@@ -179,7 +179,10 @@ def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> Sampling
         raise InvalidRequestError("top_logprobs needs logprobs = true", param="top_logprobs")
     if wanted:
         changes["logprobs"] = given.get("top_logprobs", 0)
-    return defaults.replace(**changes, **_structured(given))
+    sent = {"logprobs": "top_logprobs"}
+    if "max_completion_tokens" in given:
+        sent["max_tokens"] = "max_completion_tokens"
+    return with_options(defaults, {**changes, **_structured(given)}, sent)
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:

@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from glm4.api.fields import BOOLEAN, OPTIONS, STRING, Field, boolean, is_int, mapping, only, read_fields, text
+from glm4.api.fields import (
+    BOOLEAN,
+    OPTIONS,
+    STRING,
+    Field,
+    boolean,
+    is_int,
+    mapping,
+    only,
+    read_fields,
+    text,
+    with_options,
+)
 from glm4.api.openai.fields import CHAT_FIELDS, EFFORTS
 from glm4.api.openai.request import with_effort
 from glm4.api.responses.items import Item, read_input, to_messages
@@ -95,7 +107,7 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
     form = _structured(given.get("text", {}).get("format", {"type": "text"}))
     if form is not None:
         changes["structured_outputs"] = form
-    params = defaults.replace(**changes)
+    params = with_options(defaults, changes, {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"})
     tools, choice = offer(given.get("tools", ()), given.get("tool_choice", "auto"))
     return ResponsesRequest(
         items=given.get("input", []),
