@@ -37,6 +37,8 @@ _SEVERAL_TYPES = {
     "prompt", "input", "content", "system", "stop", "tool_choice", "output", "arguments", "response_format", "tokens",
     "logprobs", "truncation", "reasoning", "thinking", "text", "dimensions", "user", "seed", "echo",
 }  # fmt: skip
+# Without them every answer may be another one.
+_RANDOM = {"seed", "temperature"}
 _VALUES: tuple[Any, ...] = (7, 2.5, True, "x", [], {}, [[]], {"a": 1}, ["x"], [None])
 
 
@@ -113,7 +115,7 @@ class Fuzzer:
         return found + (checks[mutation.kind](mutation, answer) if mutation.kind in checks else [])
 
     def _null(self, mutation: Mutation, answer: Answer) -> list[str]:
-        if mutation.site[-1] == "seed":  # then every answer is another one
+        if mutation.site[-1] in _RANDOM:
             return []
         if isinstance(mutation.site[-1], int):
             return [] if answer.status >= 400 else ["null in a list is taken"]
@@ -128,7 +130,7 @@ class Fuzzer:
 
     def _repeated(self, mutation: Mutation, answer: Answer) -> list[str]:
         assert mutation.repeated is not None
-        if mutation.repeated[0] == "seed":
+        if mutation.repeated[0] in _RANDOM:
             return []
         last = _replaced(mutation.body, (*mutation.site, mutation.repeated[0]), mutation.repeated[1])
         return [] if answer.status >= 400 or answer.same(self._plain(mutation.good.path, last)) else ["not the last"]
