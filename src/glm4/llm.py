@@ -372,6 +372,7 @@ class LLM:
         """Abort everything and free the model's memory. Waits if the packed cache is still being written."""
         for request_id in list(self._running):
             self.abort(request_id)
+        self._inputs.close()
         self._opened.close()
 
     def __enter__(self) -> LLM:

@@ -15,13 +15,13 @@ from glm4.backends.table import BACKENDS
 from glm4.engine.engine import Engine
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
 from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
 from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import PAGE_SIZE, KVCache, check_kv_dtype
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, check_kv_dtype, page_nbytes
 from glm4.model.lora import LoraAdapter
 from glm4.model.precision import Precision, packed_dtype
 from glm4.model.transformer import Transformer
@@ -103,7 +103,7 @@ class LocalBackend:
         scheduler = SchedulerConfig(options.max_num_seqs, options.max_num_batched_tokens)
         if not options.speculation:
             scheduler = replace(scheduler, max_speculative_rows=0)
-        cache = KVCache(model.config, num_pages, kv_dtype)
+        cache = _kv_cache(model.config, num_pages, kv_dtype)
         self.engine = Engine(
             model,
             cache,
@@ -235,6 +235,18 @@ class _Chosen(NamedTuple):
     kv_dtype: str
     num_pages: int
     max_model_len: int
+
+
+def _kv_cache(config: ModelConfig, num_pages: int, kv_dtype: str) -> KVCache:
+    """The cache, for which the system may refuse address space that seemed to be free (`ulimit -v`)."""
+    try:
+        return KVCache(config, num_pages, kv_dtype)
+    except MemoryError:
+        need = num_pages * page_nbytes(config, kv_dtype)
+        raise OutOfMemoryError(
+            f"the system refuses {need / 1e9:.2f} GB for the KV cache of {num_pages * PAGE_SIZE} tokens; ask for a"
+            " smaller context (max_model_len, `--context`)"
+        ) from None
 
 
 def _choose(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ _PAGE_CACHE = ("inactive_file", "active_file")
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping; page cache counts as free."""
     free = _meminfo("MemAvailable", root) or _sysconf_free()
-    return min([free, *(max(0, limit - used) for limit, used in _groups(root))])
+    return min([free, *_address_space(root), *(max(0, limit - used) for limit, used in _groups(root))])
 
 
 class Room(NamedTuple):
@@ -48,6 +49,15 @@ def total_memory(root: Path = ROOT) -> int:
     """Bytes of memory this machine (or container) has."""
     total = _meminfo("MemTotal", root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(limit for limit, _ in _groups(root))])
+
+
+def _address_space(root: Path) -> list[int]:
+    """What this process's own limit (`ulimit -v`) leaves; empty without one."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return []
+    pages = read_numbers(root / "proc/self/statm") or [0]
+    return [max(0, limit - pages[0] * os.sysconf("SC_PAGE_SIZE"))]
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:

@@ -19,6 +19,7 @@ from glm4.errors import TokenizerError
 from glm4.system.gc_pause import collection_paused
 from glm4.system.text_encoding import read_text
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
+from glm4.tokenizer.components import check_components
 from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable
 
@@ -102,7 +103,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer for a `tokenizer.json` minus vocabulary, added tokens, truncation and so on.
 
     Raises:
-        TokenizerError: the library refuses it.
+        TokenizerError: the library refuses it, or must not see it.
     """
     from tokenizers import Tokenizer
 
@@ -112,6 +113,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
         "pre_tokenizer": definition.get("pre_tokenizer"),
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    check_components(shell, path)
     with library_errors(str(path)):
         return Tokenizer.from_str(json.dumps(shell))
 
