@@ -283,7 +283,7 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
         )
     function = tool.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
+    if function is None or not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
     function = _given(function)
     for key, (type_, words) in _FUNCTION_MEMBERS.items():
