@@ -118,6 +118,8 @@ COMPLETION_FIELDS: Mapping[str, Field] = MappingProxyType(
         "echo": Field(BOOLEAN, boolean),
         "logprobs": Field(integer(0, MAX_LOGPROBS), as_it_is),
         "best_of": Field(integer(1, MAX_N), as_it_is),
+        "add_special_tokens": Field(BOOLEAN, boolean),
+        "parse_special": Field(BOOLEAN, boolean),
     }
 )
 """Fields of a /v1/completions body."""

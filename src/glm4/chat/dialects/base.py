@@ -259,11 +259,6 @@ def _check_parts(messages: Sequence[Message], media: frozenset[str]) -> None:
                 raise refusal(where, f"this model takes {reads}; cannot use a content part of type {kind!r}")
 
 
-_MEMBERS: Mapping[str, tuple[type, str]] = MappingProxyType(
-    {"description": (str, "a string"), "parameters": (Mapping, "a JSON schema"), "strict": (bool, "true or false")}
-)
-
-
 def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Tools in OpenAI's form, checked.
 
@@ -291,11 +286,18 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
     name = function.get("name")
     if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
-    for key, (type_, wanted) in _MEMBERS.items():
-        if function.get(key) is not None and not isinstance(function[key], type_):
-            where = f"tools[{index}].function.{key}"
-            raise InvalidRequestError(f"{where} must be {wanted}, not {shown(function[key])}", param=where)
+    for key, (type_, words) in _FUNCTION_MEMBERS.items():
+        if key in function and not isinstance(function[key], type_):
+            place = f"tools[{index}].function.{key}"
+            raise InvalidRequestError(f"{place} must be {words}, not {shown(function[key])}", param=place)
     return {"type": "function", **tool}
+
+
+_FUNCTION_MEMBERS: dict[str, tuple[type, str]] = {
+    "description": (str, "a text"),
+    "parameters": (Mapping, "a JSON schema, which is an object"),
+    "strict": (bool, "true or false"),
+}
 
 
 def function_names(tools: Tools) -> frozenset[str]:
