@@ -120,7 +120,7 @@ def test_a_tool_is_named() -> None:
     tool = {"type": "function", "function": {"name": "ban", "parameters": {"properties": {"id": {"enum": [BIG]}}}}}
     with pytest.raises(InvalidRequestError, match=rf"'ban': enum has {BIG}") as caught:
         callables([tool], ())
-    assert caught.value.param == "tools"
+    assert caught.value.param == "tools[0].function.parameters"
 
 
 def test_levels_and_long_texts_are_bounded() -> None:

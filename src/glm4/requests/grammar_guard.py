@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from glm4.errors import Glm4Error
+from glm4.errors import BusyError
 from glm4.sampling_params import StructuredOutputs
 from glm4.system.helper import Cause, Helper, HelperError, Limits
 
@@ -38,6 +38,8 @@ _PLAIN_KEYWORDS = frozenset(
 _ALONE = ("$ref", "anyOf", "oneOf")
 _BESIDE = frozenset(("$defs", "definitions", "$schema", "$id"))
 _REMEMBERED = 256
+_MOST_WAITING = 16
+_PATIENCE = 10.0  # seconds
 
 _WHY: Mapping[Cause, str] = {
     "time": f"compiling it takes more than {LIMITS.cpu_seconds} seconds; make it simpler",
@@ -56,31 +58,45 @@ class GrammarGuard:
 
     def __init__(self, vocabulary: Callable[[], bytes]) -> None:
         self._helper = Helper(LIMITS, lambda: ("glm4.requests.grammar_trial:set_up", vocabulary()))
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._places = threading.BoundedSemaphore(_MOST_WAITING)
         self._known: OrderedDict[bytes, str | None] = OrderedDict()
 
     def why_not(self, grammar: str) -> str | None:
         """Why a grammar cannot be used; None if it may be compiled here.
 
         Raises:
-            Glm4Error: no helper process can be started.
+            BusyError: others are being tried for too long, or no helper process can be started.
         """
         key = hashlib.sha256(grammar.encode()).digest()
         with self._lock:
             if key in self._known:
                 return self._known[key]
-        try:
-            self._helper.call("glm4.requests.grammar_trial:follow", grammar.encode())
-            answer = None
-        except HelperError as error:
-            answer = _WHY[error.cause]
-        except OSError as error:
-            raise Glm4Error(f"cannot start the process that tries grammars ({error})") from None
+        answer = self._tried(grammar)
         with self._lock:
             self._known[key] = answer
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return answer
+
+    def _tried(self, grammar: str) -> str | None:
+        # Whoever waits holds a thread that prepares requests: some must be left for other requests.
+        if not self._places.acquire(blocking=False):
+            raise BusyError("too many unusual grammars are being compiled; try again later")
+        try:
+            if not self._turn.acquire(timeout=_PATIENCE):
+                raise BusyError(f"other grammars have taken {_PATIENCE:g} seconds to compile; try again later")
+            try:
+                self._helper.call("glm4.requests.grammar_trial:follow", grammar.encode())
+            finally:
+                self._turn.release()
+        except HelperError as error:
+            return _WHY[error.cause]
+        except OSError as error:
+            raise BusyError(f"the process that tries grammars cannot be started ({error.strerror})") from None
+        finally:
+            self._places.release()
+        return None
 
     def close(self) -> None:
         """End the helper process, if there is one."""

@@ -66,7 +66,7 @@ class Helper:
         self._setup = setup
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[[], Helper] | None = None
+        self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], Helper] | None = None
 
     def call(self, function: str, argument: bytes) -> bytes:
         """The result of a function.
