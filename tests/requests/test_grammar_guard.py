@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ def test_who_waits_too_long_is_told_to_come_again(compiler: GrammarCompiler, mon
     first.start()
     begun.wait(60)
     with pytest.raises(BusyError, match="try again later"):
+        guard.why_not("b")
+    monkeypatch.setattr(guard, "_attack_until", time.monotonic() + 1000)
+    monkeypatch.setattr(grammar_guard, "_MOST_IN_ATTACK", 1)
+    with pytest.raises(BusyError, match="too many"):
         guard.why_not("b")
     over.set()
     first.join()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,8 +39,9 @@ _PLAIN_KEYWORDS = frozenset(
 _ALONE = ("$ref", "anyOf", "oneOf")
 _BESIDE = frozenset(("$defs", "definitions", "$schema", "$id"))
 _REMEMBERED = 256
-_MOST_WAITING = 16
+_MOST_WAITING, _MOST_IN_ATTACK = 16, 2
 _PATIENCE = 10.0  # seconds
+_ATTACK_SECONDS = 30.0  # after a grammar that broke a limit
 
 _WHY: Mapping[Cause, str] = {
     "time": f"compiling it takes more than {LIMITS.cpu_seconds} seconds; make it simpler",
@@ -59,7 +61,7 @@ class GrammarGuard:
     def __init__(self, vocabulary: Callable[[], bytes]) -> None:
         self._helper = Helper(LIMITS, lambda: ("glm4.requests.grammar_trial:set_up", vocabulary()))
         self._lock, self._turn = threading.Lock(), threading.Lock()
-        self._places = threading.BoundedSemaphore(_MOST_WAITING)
+        self._num_waiting, self._attack_until = 0, 0.0
         self._known: OrderedDict[bytes, str | None] = OrderedDict()
 
     def why_not(self, grammar: str) -> str | None:
@@ -80,9 +82,12 @@ class GrammarGuard:
         return answer
 
     def _tried(self, grammar: str) -> str | None:
-        # Whoever waits holds a thread that prepares requests: some must be left for other requests.
-        if not self._places.acquire(blocking=False):
-            raise BusyError("too many unusual grammars are being compiled; try again later")
+        # Whoever waits holds a thread that prepares requests, and others need these, above all during an attack.
+        with self._lock:
+            most = _MOST_IN_ATTACK if time.monotonic() < self._attack_until else _MOST_WAITING
+            if self._num_waiting >= most:
+                raise BusyError("too many unusual grammars are being compiled; try again later")
+            self._num_waiting += 1
         try:
             if not self._turn.acquire(timeout=_PATIENCE):
                 raise BusyError(f"other grammars have taken {_PATIENCE:g} seconds to compile; try again later")
@@ -91,11 +96,13 @@ class GrammarGuard:
             finally:
                 self._turn.release()
         except HelperError as error:
+            self._attack_until = time.monotonic() + _ATTACK_SECONDS
             return _WHY[error.cause]
         except OSError as error:
             raise BusyError(f"the process that tries grammars cannot be started ({error.strerror})") from None
         finally:
-            self._places.release()
+            with self._lock:
+                self._num_waiting -= 1
         return None
 
     def close(self) -> None:
