@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any, TypeGuard
 
 from glm4.errors import InvalidRequestError
@@ -233,11 +232,13 @@ def _survives(value: float) -> bool:
     """Whether the library reads a number as it is: its digits as one float64, times or by one power of ten."""
     if not abs(value) < _MOST:
         return False
-    _, digits, exponent = Decimal(repr(value)).as_tuple()
-    if not isinstance(exponent, int) or exponent < -300:
+    digits, _, power = repr(abs(value)).partition("e")
+    whole, _, fraction = digits.partition(".")
+    exponent, significand = int(power or 0) - len(fraction), float(int(whole + fraction))
+    if exponent < -300:
         return False
-    significand = float(int("".join(map(str, digits))))
-    return (significand * 10.0**exponent if exponent >= 0 else significand / 10.0**-exponent) == abs(value)
+    ten = float(f"1e{abs(exponent)}")  # the nearest float64, which `10.0 ** 23` is not
+    return (significand * ten if exponent >= 0 else significand / ten) == abs(value)
 
 
 def _at_most_one(schema: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ first, with the model's own vocabulary, and followed for a few random tokens, wi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 import time
@@ -70,6 +69,8 @@ class GrammarGuard:
         Raises:
             BusyError: others are being tried for too long, or no helper process can be started.
         """
+        import hashlib  # not at every start
+
         key = hashlib.sha256(grammar.encode()).digest()
         with self._lock:
             if key in self._known:
