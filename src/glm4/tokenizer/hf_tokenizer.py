@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
 from glm4.system.gc_pause import collection_paused
+from glm4.system.text_encoding import read_text
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
 from glm4.tokenizer.components import check_components
 from glm4.tokenizer.library_errors import library_errors
@@ -174,7 +175,7 @@ def read_tokenizer_json(
 
 def _read_tokenizer_json(path: Path, config_tokens: Sequence[AddedToken], eos_names: Sequence[str]) -> ByteLevelBPE:
     try:
-        definition = json.loads(path.read_bytes())
+        definition = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not valid JSON ({error}); download it again") from None
     model = definition.get("model") if isinstance(definition, dict) else None

@@ -214,7 +214,8 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
     if kind == "text":
         return None
     if kind == "json_object" and value.get("schema") is not None:
-        return StructuredOutputs(json=_schema(value["schema"], "response_format.schema"), param="response_format")
+        checked = _schema(value["schema"], "response_format.schema")
+        return StructuredOutputs(json=checked, param="response_format")
     if kind == "json_object":
         return StructuredOutputs(json_object=True, param="response_format")
     if kind == "json_schema":
