@@ -123,6 +123,8 @@ def test_who_waits_too_long_is_told_to_come_again(compiler: GrammarCompiler, mon
         {"json": {"type": "object", "anyOf": [{"required": ["a"]}]}}, {"grammar": 'start: "a"'},
         {"json": {"type": "string", "pattern": "a" * 300}}, {"regex": "a" * 300}, {"choice": ["a"] * 1001},
         {"json": {"enum": ["x" * 1000] * 100}}, {"json": {"unknown": 1}},
+        {"json": {"$ref": "#/$defs/a/enum/0", "$defs": {"a": {"enum": [{"allOf": []}]}}}},
+        {"json": {"$ref": "#/$defs/a%2Fenum%2F0", "$defs": {"a": {"enum": [{"allOf": []}]}}}},
     ],
 )  # fmt: skip
 def test_everything_else_is_tried_first(form: dict[str, Any]) -> None:

@@ -44,6 +44,12 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSc
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+_BOUNDS = frozenset((*_LOWER, *_UPPER))
+# Whether these demand anything depends on their values and on each other.
+_DEPENDENT = frozenset(
+    ("uniqueItems", "format", "$schema", "contains", "minContains", "maxContains", "if", "then", "else")
+)
+_UNLISTED = frozenset(("propertyNames", "unevaluatedProperties", "unevaluatedItems"))
 # Keywords that look at the same value with further schemas; what they evaluate is not known here.
 _IN_PLACE = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas")
 _DEMANDS_NOTHING: Mapping[str, Callable[[Any], bool]] = {
@@ -98,9 +104,10 @@ class _Reader:
                 kept[name] = self._constant(name, value, level + 1)
             elif name in _COUNTS:
                 kept[name] = int(value) if isinstance(value, float) and value.is_integer() else value
-            elif name not in (*_LOWER, *_UPPER):  # definitions elsewhere: "#/components/schemas/Pet"
+            elif name not in _BOUNDS:  # definitions elsewhere: "#/components/schemas/Pet"
                 kept[name] = self._any(value, level + 1)
-        self._bounds(given, kept)
+        if not given.keys().isdisjoint(_BOUNDS):
+            self._bounds(given, kept)
         return self._names(kept)
 
     def _any(self, value: object, level: int) -> Any:
@@ -115,6 +122,8 @@ class _Reader:
             and (value is not None or name == "const")
             and not (name in _DEMANDS_NOTHING and _DEMANDS_NOTHING[name](value))
         }
+        if left.keys().isdisjoint(_DEPENDENT):
+            return left
         if left.get("uniqueItems") is True and (_at_most_one(left) or not self._strict):
             del left["uniqueItems"]
         if left.get("format") not in FORMATS:
@@ -134,7 +143,9 @@ class _Reader:
 
     def _names(self, kept: dict[str, Any]) -> dict[str, Any]:
         """Keywords about unlisted names, in terms of those that the library knows."""
-        alone = not any(name in kept for name in _IN_PLACE)
+        if kept.keys().isdisjoint(_UNLISTED):
+            return kept
+        alone = kept.keys().isdisjoint(_IN_PLACE)
         for new, old in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
             if kept.get(new) is False and alone:
                 kept.pop(new)

@@ -9,6 +9,7 @@ first, with the model's own vocabulary, and followed for a few random tokens, wi
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -36,6 +37,8 @@ _PLAIN_KEYWORDS = frozenset(
 )  # fmt: skip
 # Merging these with keywords beside them copies what they refer to.
 _ALONE = ("$ref", "anyOf", "oneOf")
+# Other references lead to places that are not looked at, such as the values of an enum.
+_DEFINITION = re.compile(r"#(/(\$defs|definitions)/[^/%]+)?")
 _BESIDE = frozenset(("$defs", "definitions", "$schema", "$id"))
 _REMEMBERED = 256
 _MOST_WAITING, _MOST_IN_ATTACK = 16, 2
@@ -147,6 +150,8 @@ def _is_plain_node(schema: Mapping[str, Any]) -> bool:
     if schema.keys() - _PLAIN_KEYWORDS:
         return False
     if any(name in schema for name in _ALONE) and len(schema.keys() - _BESIDE) > 1:
+        return False
+    if "$ref" in schema and not _DEFINITION.fullmatch(str(schema["$ref"])):
         return False
     for name in ("properties", "$defs", "definitions"):
         if not isinstance(schema.get(name, {}), Mapping):
