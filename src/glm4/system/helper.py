@@ -82,12 +82,16 @@ class Helper:
             OSError: no process can be started.
         """
         with self._lock:
-            process = self._running()
-            try:
-                return _exchange(process, function, argument, self.limits)
-            except HelperError:
-                self._stop()
-                raise
+            for again in (True, False):
+                process = self._running()
+                try:
+                    return _exchange(process, function, argument, self.limits)
+                except HelperError:
+                    idle = process.poll() == 0  # it ended by itself just now, before it read the call
+                    self._stop()
+                    if not (idle and again):
+                        raise
+            raise AssertionError
 
     def close(self) -> None:
         """End the process; a later call starts another one. Idempotent."""
