@@ -10,7 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from glm4.api.fields import BOOLEAN, IDS, OBJECT, OPTIONS, STRING, Field, as_it_is, boolean, integer, is_int, text
+from glm4.api.fields import (
+    BOOLEAN,
+    IDS,
+    OBJECT,
+    OPTIONS,
+    STRING,
+    Field,
+    as_it_is,
+    boolean,
+    integer,
+    is_int,
+    sampling_params,
+    text,
+)
 from glm4.api.openai.fields import read_fields
 from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams
@@ -109,7 +122,9 @@ def _params(given: Mapping[str, Any], defaults: SamplingParams, tokenizer: Token
             for token, bias in given["logit_bias"]
             for one in (tokenizer.encode(token) if isinstance(token, str) else [token])
         }
-    return defaults.replace(**changes)
+    limit = "n_predict" if "n_predict" in given else "max_tokens"
+    sent_as = {"repetition_penalty": "repeat_penalty", "max_tokens": limit, "logprobs": "n_probs"}
+    return sampling_params(defaults, changes, sent_as)
 
 
 def _at_least(low: int) -> Field:

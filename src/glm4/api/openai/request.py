@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm4.api.fields import is_int
+from glm4.api.fields import is_int, sampling_params
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, GUIDED, NO_EFFORT, read_fields
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.errors import InvalidRequestError, shown
@@ -136,7 +136,7 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> Compl
     changes |= _structured(given)
     return CompletionRequest(
         prompts=read_prompts(given.get("prompt"), "prompt"),
-        params=defaults.replace(**changes),
+        params=sampling_params(defaults, changes),
         model=given.get("model"),
         echo=given.get("echo", False),
         generate=not scoring_only,
@@ -192,7 +192,10 @@ def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> Sampling
         raise InvalidRequestError("top_logprobs needs logprobs = true", param="top_logprobs")
     if wanted:
         changes["logprobs"] = given.get("top_logprobs", 0)
-    return defaults.replace(**changes, **_structured(given))
+    sent_as = {"logprobs": "top_logprobs"}
+    if "max_completion_tokens" in given:
+        sent_as["max_tokens"] = "max_completion_tokens"
+    return sampling_params(defaults, {**changes, **_structured(given)}, sent_as)
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
