@@ -99,6 +99,8 @@ TELLING_COMPLETION: dict[str, tuple[Any, dict[str, Any]]] = {
     "prompt": ("ho", {}),
     "echo": (True, {}),
     "logprobs": (2, {}),
+    "add_special_tokens": (False, {}),
+    "parse_special": (True, {}),
 }
 # Fields of which one value is done, which is what happens without them; any other is refused.
 ONE_VALUE: dict[str, tuple[Any, Any]] = {

@@ -189,19 +189,21 @@ def read_fields(
     return read
 
 
-def with_options(defaults: SamplingParams, changes: Mapping[str, Any], sent: Mapping[str, str]) -> SamplingParams:
-    """`defaults` with changes; an error names the field that was sent.
+def sampling_params(
+    defaults: SamplingParams, changes: Mapping[str, Any], sent_as: Mapping[str, str] | None = None
+) -> SamplingParams:
+    """The model's own sampling options with those of a request.
 
     Args:
-        sent: option of `SamplingParams` -> field of the request it comes from, where the names differ.
+        sent_as: option → the request's field that sets it, where the names differ; errors name the field.
 
     Raises:
-        InvalidRequestError: an option is out of range or of the wrong type; `.param` names the field.
+        InvalidRequestError: a value is out of range.
     """
     try:
         return defaults.replace(**changes)
     except InvalidRequestError as error:
-        field = sent.get(error.param or "")
+        field = (sent_as or {}).get(error.param or "")
         if field is None:
             raise
         raise InvalidRequestError(str(error).replace(str(error.param), field, 1), param=field) from None

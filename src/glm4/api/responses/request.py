@@ -17,8 +17,8 @@ from glm4.api.fields import (
     mapping,
     only,
     read_fields,
+    sampling_params,
     text,
-    with_options,
 )
 from glm4.api.openai.fields import CHAT_FIELDS, EFFORTS
 from glm4.api.openai.request import with_effort
@@ -99,7 +99,9 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
         raise InvalidRequestError("stream_options needs stream = true", param="stream_options")
     _check_thinking(given, thinks)
     logprobs = LOGPROBS in given.get("include", ()) or bool(given.get("top_logprobs"))
-    changes = {row.sampling: given[name] for name, row in OPTIONS.items() if row.sampling and name in given}
+    changes: dict[str, Any] = {
+        row.sampling: given[name] for name, row in OPTIONS.items() if row.sampling and name in given
+    }
     if "max_output_tokens" in given:
         changes["max_tokens"] = given["max_output_tokens"]
     if logprobs:
@@ -107,7 +109,8 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
     form = _structured(given.get("text", {}).get("format", {"type": "text"}))
     if form is not None:
         changes["structured_outputs"] = form
-    params = with_options(defaults, changes, {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"})
+    sent_as = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+    params = sampling_params(defaults, changes, sent_as)
     tools, choice = offer(given.get("tools", ()), given.get("tool_choice", "auto"))
     return ResponsesRequest(
         items=given.get("input", []),

@@ -24,7 +24,8 @@ from glm4.tokenizer import Detokenizer, Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
 _SWITCH = "enable_thinking"  # the variable by which templates turn thinking off, where they can
-_RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+"""Variables of a chat template that a request sets by fields of its own."""
 
 
 class TemplateDialect(ABC):
@@ -183,7 +184,7 @@ class Rendering:
         self.tokenizer = tokenizer
         self._add_generation_prompt = request.add_generation_prompt
         kwargs = dict(request.template_kwargs)
-        for name in _RESERVED:
+        for name in RESERVED:
             if name in kwargs:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
         if kwargs.get("reasoning_effort") == "none" and dialect.thinks and _SWITCH not in self.template.source:
