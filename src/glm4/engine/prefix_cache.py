@@ -11,8 +11,9 @@ The bookkeeping relies on two invariants:
 - Pages are released from last to first. So in `_idle`, which is in order of release, a child always precedes its
   parent: the oldest entry is a leaf.
 
-Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree's number is
-its adapter's, which is never reused, so pages of an unloaded adapter are never found again and are evicted eventually.
+Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree is named by
+its adapter's number, which is never reused, so pages of an unloaded adapter are never found again and are evicted
+eventually; and by the salt of its requests, so that who does not know the salt cannot find out what was cached.
 
 Sharing is exact: a page's keys and values are bit-identical however its tokens were batched and chunked (the kernels'
 contract), so it does not matter which of two equal pages a sequence reads.
@@ -25,7 +26,10 @@ from collections.abc import Callable, Sequence
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.prompt import MediaSpan
 
-_Key = tuple[int | MediaSpan, ...]
+Tree = tuple[int, str]
+"""A tree's name: the number of an adapter, or 0, and a salt."""
+_Key = tuple[int | MediaSpan | Tree, ...]
+_PLAIN: Tree = (0, "")
 
 
 class _Node:
@@ -51,7 +55,7 @@ class PrefixCache:
     def __init__(self, cache: KVCache, enabled: bool = True) -> None:
         self._cache = cache
         self.enabled = enabled
-        self._roots: dict[int | MediaSpan, _Node] = {}
+        self._roots: dict[int | MediaSpan | Tree, _Node] = {}
         self._nodes: dict[int, _Node] = {}
         # Nodes without holders in order of release; a dict because it keeps order and deletes in constant time.
         self._idle: dict[int, _Node] = {}
@@ -66,7 +70,7 @@ class PrefixCache:
         """Pages that running sequences hold."""
         return self._cache.num_pages - self.num_available_pages
 
-    def hold(self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = ()) -> list[int]:
+    def hold(self, ids: Sequence[int], tree: Tree = _PLAIN, spans: Sequence[MediaSpan] = ()) -> list[int]:
         """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute."""
         pages: list[int] = []
         node, key_of = self._roots.get(tree), _keys_of(spans)
@@ -94,7 +98,7 @@ class PrefixCache:
         pages: list[int],
         num_computed: int,
         first: int,
-        tree: int = 0,
+        tree: Tree = _PLAIN,
         spans: Sequence[MediaSpan] = (),
     ) -> int:
         """Add a sequence's full pages to the tree.
@@ -106,7 +110,7 @@ class PrefixCache:
             pages: its pages; modified in place.
             num_computed: ids whose keys and values are complete.
             first: number of full pages already added.
-            tree: 0, or the number of the adapter they were computed under.
+            tree: what they were computed under.
             spans: which ids stand for media.
 
         Returns:
@@ -115,7 +119,7 @@ class PrefixCache:
         full = num_computed // PAGE_SIZE
         if not self.enabled or first >= full:
             return first
-        # A root's key holds its tree's number, so the root can be dropped with its last child.
+        # A root's key holds its tree's name, so the root can be dropped with its last child.
         root = self._roots.setdefault(tree, _Node(-1, (tree,), None))
         parent, key_of = root if first == 0 else self._nodes[pages[first - 1]], _keys_of(spans)
         for index in range(first, full):

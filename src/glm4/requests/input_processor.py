@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.call_grammar import callables
@@ -25,6 +26,7 @@ from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.tokenizer import Detokenizer
 
 PromptLike = str | Sequence[int] | Prompt
+_T = TypeVar("_T")
 Grammar = TokenConstraint | StructuredOutputs
 """Compiled, or as source text for a backend that compiles grammars itself."""
 
@@ -42,6 +44,7 @@ class PreparedRequest:
         constraint: the grammar the answer must follow, in the form the backend takes.
         max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
+        cache_salt: keeps the cached prompt apart from those with another salt.
     """
 
     prompt: Prompt
@@ -52,6 +55,7 @@ class PreparedRequest:
     constraint: Grammar | None = None
     max_tool_calls: int | None = None
     text: str | None = None
+    cache_salt: str = ""
 
     @property
     def prompt_ids(self) -> Sequence[int]:
@@ -72,6 +76,7 @@ class PreparedRequest:
             pooling=self.pooling,
             constraint=compiled,
             structured_outputs=declared,
+            cache_salt=self.cache_salt,
         )
 
 
@@ -101,7 +106,7 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        prompt = processor.render(request)
+        prompt = self._fitting(partial(processor.render, request, most=self._max_model_len), "messages")
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
         check_supported(self._info, prompt, params, adapter=request.adapter, grammar=form)
         self._check_length(prompt, "messages")
@@ -133,7 +138,9 @@ class InputProcessor:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
         source = prompt if isinstance(prompt, str) else None
         if not isinstance(prompt, Prompt):
-            prompt = Prompt(tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt))
+            encode = partial(tokenizer.encode_prompt, most=self._max_model_len)
+            ids = self._fitting(partial(encode, prompt), "prompt") if isinstance(prompt, str) else list(prompt)
+            prompt = Prompt(ids)
         form = _form_param(params)
         check_supported(self._info, prompt, params, adapter=adapter, embedding=embedding, grammar=form)
         self._check_length(prompt, "prompt", answer=not embedding)
@@ -163,14 +170,26 @@ class InputProcessor:
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)
         return self._grammars.answer(outputs, tools, parallel=parallel)
 
+    def _fitting(self, encode: Callable[[], _T], param: str) -> _T:
+        """What `encode` returns; a text refused before it was encoded gets the same error as other long ones."""
+        try:
+            return encode()
+        except PromptTooLongError as error:
+            raise self._too_long(f"at least {error.at_least}", param, at_least=error.at_least) from None
+
     def _check_length(self, prompt: Prompt, param: str, *, answer: bool = True) -> None:
         if len(prompt) + answer > self._max_model_len:
-            together = " (prompt and answer together)" if answer else ""
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens, but the context holds {self._max_model_len}{together};"
-                " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
-                param=param,
-            )
+            raise self._too_long(str(len(prompt)), param, " (prompt and answer together)" if answer else "")
+
+    def _too_long(
+        self, count: str, param: str, together: str = "", *, at_least: int | None = None
+    ) -> PromptTooLongError:
+        return PromptTooLongError(
+            f"the prompt has {count} tokens, but the context holds {self._max_model_len}{together};"
+            " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
+            param=param,
+            at_least=at_least,
+        )
 
 
 def _form_param(params: SamplingParams) -> str | None:

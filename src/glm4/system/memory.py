@@ -17,10 +17,25 @@ _FILES = {
 }
 
 
+# A limit of our own for this process: `limit_memory`.
+_limit: list[int] = []
+
+
+def limit_memory(nbytes: int) -> None:
+    """Bytes that this process is to use at most; `available_memory` goes by it from now on."""
+    _limit[:] = [nbytes]
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping; page cache counts as free."""
     free = _meminfo("MemAvailable", root) or _sysconf_free()
-    return min([free, *(max(0, limit - used) for limit, used in _groups(root))])
+    ours = [max(0, limit - _own(root)) for limit in _limit]
+    return min([free, *ours, *(max(0, limit - used) for limit, used in _groups(root))])
+
+
+def _own(root: Path) -> int:
+    """Bytes that this process has allocated; mapped files do not count, as in `available_memory`."""
+    return (_number(root / "proc/self/status", "RssAnon", ":")) * 1024
 
 
 def total_memory(root: Path = ROOT) -> int:
@@ -49,7 +64,7 @@ def _number(file: Path, key: str, separator: str) -> int:
     except OSError:
         return 0
     for line in lines:
-        if line.startswith(key + separator + " "):
+        if line.startswith((key + separator + " ", key + separator + "\t")):
             return int(line.split()[1])
     return 0
 

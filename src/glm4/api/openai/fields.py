@@ -13,6 +13,7 @@ from glm4.api.fields import (
     LABELS,
     OBJECT,
     OPTIONS,
+    SALT,
     STRING,
     Field,
     as_it_is,
@@ -68,6 +69,7 @@ _COMMON = {
     "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
     "metadata": Field(_SCHEMAS["metadata"], _metadata),
     "structured_outputs": Field(_SCHEMAS["structured_outputs"], mapping),
+    "cache_salt": SALT,
     "return_token_ids": Field(BOOLEAN, boolean),
     "return_tokens_as_token_ids": Field(BOOLEAN, boolean),
 }

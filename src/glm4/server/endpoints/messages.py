@@ -15,7 +15,8 @@ from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.input_processor import PreparedRequest
 from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError
-from glm4.server.generation import Generation, prepare
+from glm4.server.generation import Generation
+from glm4.server.memory import prepare
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, anthropic_failure, event, until_disconnect
@@ -26,8 +27,8 @@ async def messages(request: Request) -> Response:
     state = server_state(request)
     body = await state.read(request)
     _check_headers(request)
-    target = state.target(body)
-    wanted = await prepare(lambda: parse_message(body, target.llm.default_sampling_params()))
+    target = state.target(request, body)
+    wanted = await prepare(target.longest_text, lambda: parse_message(body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, wanted))
 
 
@@ -36,9 +37,9 @@ async def count_tokens(request: Request) -> Response:
     state = server_state(request)
     body = await state.read(request)
     _check_headers(request)
-    target = state.target(body)
-    wanted = await prepare(lambda: parse_count(body, target.llm.default_sampling_params()))
-    count = await prepare(lambda: _count(target, wanted))
+    target = state.target(request, body)
+    wanted = await prepare(target.longest_text, lambda: parse_count(body, target.llm.default_sampling_params()))
+    count = await prepare(target.longest_text, lambda: _count(target, wanted))
     counts: dict[str, object] = {"input_tokens": count}
     if wanted.manages_context:
         counts["context_management"] = {"original_input_tokens": count}
@@ -57,21 +58,22 @@ def _prefill(target: Target, wanted: MessageRequest) -> AssistantPrefill | None:
 
 def _count(target: Target, wanted: MessageRequest) -> int:
     prefill = _prefill(target, wanted)
-    return len(target.llm.processor.render(wanted.chat)) + (0 if prefill is None else len(prefill.ids))
+    most = target.llm.info.max_model_len
+    return len(target.llm.processor.render(wanted.chat, most=most)) + (0 if prefill is None else len(prefill.ids))
 
 
 async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
     limit = target.llm.info.max_model_len - 1
     try:
         prepared = await prepare_chat_request(target, wanted.chat)
-        prefill = await prepare(lambda: _prefill(target, wanted))
+        prefill = await prepare(target.longest_text, lambda: _prefill(target, wanted))
         if prefill is not None:
             prepared = prefill.before(prepared)
             if len(prepared.prompt_ids) > limit:
                 raise PromptTooLongError("the beginning of the answer does not fit", param="messages")
-    except PromptTooLongError:
+    except PromptTooLongError as error:
         # Anthropic's wording, from which Claude Code knows that it must shorten the conversation.
-        count = await prepare(lambda: _count(target, wanted))
+        count = error.at_least or await prepare(target.longest_text, lambda: _count(target, wanted))
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
     return prepared
 
