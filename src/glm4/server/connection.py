@@ -86,7 +86,7 @@ class Connection(H11Protocol):
 
     Args:
         header_timeout: seconds for all headers of a request, from its first byte (or the start of the connection).
-        on_lost: called when it has ended.
+        on_change: called when it has ended, or has become idle.
 
     Attributes:
         is_trusted: it has shown a valid key, or the server needs none.
@@ -94,7 +94,7 @@ class Connection(H11Protocol):
     """
 
     def __init__(
-        self, *args: Any, header_timeout: float, on_lost: Callable[[], None] | None = None, **options: Any
+        self, *args: Any, header_timeout: float, on_change: Callable[[], None] | None = None, **options: Any
     ) -> None:
         super().__init__(*args, **options)
         self.conn = Requests(h11.SERVER, MAX_HEADER_BYTES)
@@ -104,7 +104,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._awaits_headers = False
         self._lingers = False
-        self._on_lost = on_lost
+        self._on_change = on_change
         self.is_trusted = False
         self.idle_since = self.loop.time()
 
@@ -129,8 +129,7 @@ class Connection(H11Protocol):
         """Cancel the timer, and make room for another connection."""
         super().connection_lost(exc)
         self._set_timer(None)
-        if self._on_lost is not None:
-            self._on_lost()
+        self._changed()
 
     def data_received(self, data: bytes) -> None:
         """Pass data on; once headers have begun they must be complete in time, however often a byte of them arrives."""
@@ -150,6 +149,7 @@ class Connection(H11Protocol):
         """After a response, make sure that the rest of its connection ends."""
         super().on_response_complete()
         self.idle_since = self.loop.time()
+        self._changed()
         if self._lingers:
             return
         if self.transport.is_closing():
@@ -181,6 +181,10 @@ class Connection(H11Protocol):
         self.flow.resume_reading()
         self._set_timer(LINGER_SECONDS, self.transport.abort)
         return True
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change()
 
     def _trust(self) -> None:
         self.is_trusted = True

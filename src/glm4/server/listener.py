@@ -36,7 +36,7 @@ class Listener:
         self,
         listener: socket.socket,
         make: Callable[[], Connection],
-        connections: Collection[object],
+        connections: Collection[Connection],
         most: int,
     ) -> None:
         self._socket = listener
@@ -44,7 +44,7 @@ class Listener:
         self._connections = connections
         self._most = most
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], Connection] = {}
         self._listens = False
         self._has_warned = False
         self._closed = False
@@ -69,9 +69,10 @@ class Listener:
             self._loop.remove_reader(self._socket)
 
     def _has_room(self) -> bool:
-        return len(self._connections) + len(self._opening) < self._most or any(
-            one.is_idle for one in self._connections if isinstance(one, Connection)
-        )
+        return self._count() < self._most or any(one.is_idle for one in self._connections)
+
+    def _count(self) -> int:
+        return len(self._connections) + sum(one not in self._connections for one in self._opening.values())
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
@@ -86,24 +87,32 @@ class Listener:
                 self._out_of_resources(error)
                 return
             accepted.setblocking(False)
-            task = self._loop.create_task(self._open(accepted))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            connection = self._make()
+            task = self._loop.create_task(self._open(connection, accepted))
+            self._opening[task] = connection
+            task.add_done_callback(self._opened)
 
-    async def _open(self, accepted: socket.socket) -> None:
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        del self._opening[task]
+        self.resume()
+
+    async def _open(self, connection: Connection, accepted: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._make, accepted)
+            await self._loop.connect_accepted_socket(lambda: connection, accepted)
         except OSError:  # gone already
             accepted.close()
 
     def _make_room(self) -> bool:
         """Close an idle connection if there is no room for another one; False if none is idle."""
-        if len(self._connections) + len(self._opening) < self._most:
+        if self._count() < self._most:
             return True
-        idle = [one for one in self._connections if isinstance(one, Connection) and one.is_idle]
+        idle = [one for one in self._connections if one.is_idle]
         if not idle:
             return False
-        min(idle, key=lambda one: (one.is_trusted, one.idle_since)).evict()
+        first = min(idle, key=lambda one: (one.is_trusted, one.idle_since))
+        if first.is_trusted and self._opening:
+            return False  # those that are being opened go before it
+        first.evict()
         return True
 
     def _out_of_resources(self, error: OSError) -> None:

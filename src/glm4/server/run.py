@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -41,9 +42,8 @@ class Server(uvicorn.Server):
         asyncio.get_running_loop().set_default_executor(self.workers)
         await super().startup(sockets=[])
         most = most_connections(self._state.config.max_connections)
-        self._listeners = [
-            Listener(one, self._connection, self.server_state.connections, most) for one in sockets or ()
-        ]
+        connections = cast("set[Connection]", self.server_state.connections)  # `_connection` makes them all
+        self._listeners = [Listener(one, self._connection, connections, most) for one in sockets or ()]
 
     def _connection(self) -> Connection:
         return Connection(
@@ -51,10 +51,10 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
             header_timeout=self._state.config.header_timeout,
-            on_lost=self._has_room,
+            on_change=self._resume,
         )
 
-    def _has_room(self) -> None:
+    def _resume(self) -> None:
         for listener in self._listeners:
             listener.resume()
 
