@@ -91,19 +91,18 @@ def test_without_descriptors_the_server_waits_quietly(tmp_path: Path, caplog: py
     with limited(tmp_path / "m") as server, caplog.at_level(logging.DEBUG), connection(server) as before:
         assert asked(before) == 200
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with ExitStack() as stack:
-            with socket.socket() as late:
-                held = os.dup(late.fileno())
-                stack.callback(os.close, held)
-                filled = [os.dup(held) for _ in range(_free_below(held + 1))]
-                resource.setrlimit(resource.RLIMIT_NOFILE, (max([held, *filled]) + 1, hard))
-                stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-                late.connect(server.address)
-                assert asked(before) == 200, "those who are in are served"
-                for one in filled:
-                    os.close(one)
-                late.settimeout(60)
-                assert asked(late) == 200, "it waited in the queue of the system"
+        with ExitStack() as stack, socket.socket() as late:
+            held = os.dup(late.fileno())
+            stack.callback(os.close, held)
+            filled = [os.dup(held) for _ in range(_free_below(held + 1))]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max([held, *filled]) + 1, hard))
+            stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+            late.connect(server.address)
+            assert asked(before) == 200, "those who are in are served"
+            for one in filled:
+                os.close(one)
+            late.settimeout(60)
+            assert asked(late) == 200, "it waited in the queue of the system"
         warnings = [one for one in caplog.records if one.levelno >= logging.WARNING]
         assert len(warnings) <= 1, [one.getMessage() for one in warnings]
 

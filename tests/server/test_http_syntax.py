@@ -146,7 +146,6 @@ def test_a_refused_client_that_stays_is_hung_up_on(server: LiveServer, monkeypat
             received += part
         assert received.startswith(b"HTTP/1.1 400 ")
         with pytest.raises(HUNG_UP):
-            for _ in range(1_000_000):
-                sock.sendall(b"x" * (1 << 16))
+            sock.sendall(b"x" * (1 << 30))
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/health").status_code == 200

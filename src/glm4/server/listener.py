@@ -76,7 +76,9 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
-            if not self._make_room():
+            full = self._count() >= self._most
+            first = self._first_to_go() if full else None
+            if full and first is None:
                 self._pause()
                 return
             try:
@@ -86,6 +88,8 @@ class Listener:
             except OSError as error:
                 self._out_of_resources(error)
                 return
+            if first is not None:
+                first.evict()
             accepted.setblocking(False)
             connection = self._make()
             task = self._loop.create_task(self._open(connection, accepted))
@@ -102,18 +106,12 @@ class Listener:
         except OSError:  # gone already
             accepted.close()
 
-    def _make_room(self) -> bool:
-        """Close an idle connection if there is no room for another one; False if none is idle."""
-        if self._count() < self._most:
-            return True
+    def _first_to_go(self) -> Connection | None:
+        """The idle connection whose place another one gets; None if there is none."""
         idle = [one for one in self._connections if one.is_idle]
-        if not idle:
-            return False
-        first = min(idle, key=lambda one: (one.is_trusted, one.idle_since))
-        if first.is_trusted and self._opening:
-            return False  # those that are being opened go before it
-        first.evict()
-        return True
+        first = min(idle, key=lambda one: (one.is_trusted, one.idle_since), default=None)
+        # Those that are being opened go before trusted ones.
+        return None if first is None or (first.is_trusted and self._opening) else first
 
     def _out_of_resources(self, error: OSError) -> None:
         self._pause()
