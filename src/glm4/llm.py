@@ -116,6 +116,10 @@ class LLM:
         """
         return self._inputs.chat(request)
 
+    def render(self, request: ChatRequest) -> Prompt:
+        """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors."""
+        return self._inputs.conversation(request)[0]
+
     def prepare_chat(
         self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
     ) -> PreparedRequest:
@@ -142,7 +146,9 @@ class LLM:
         if request_id in self._running:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
         params = prepared.params
-        running = RequestState(request_id, prepared.text, list(prepared.prompt_ids))
+        running = RequestState(
+            request_id, prepared.text, list(prepared.prompt_ids), num_added_ids=prepared.num_added_ids
+        )
         running.metrics.num_prompt_tokens = len(prepared.prompt)
         for index in range(params.n):
             backend_id = f"{request_id}#{index}"
@@ -286,8 +292,8 @@ class LLM:
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), or a list of such lists.
             sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
-            options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, template_kwargs, adapter: see
-                `ChatRequest`.
+            options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, continue_final_message,
+                template_kwargs, adapter: see `ChatRequest`.
 
         Returns:
             One `RequestOutput` per conversation, in order.
@@ -366,6 +372,7 @@ class LLM:
         """Abort everything and free the model's memory. Waits if the packed cache is still being written."""
         for request_id in list(self._running):
             self.abort(request_id)
+        self._inputs.close()
         self._opened.close()
 
     def __enter__(self) -> LLM:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from raw_http import HUNG_UP, connection, read_response
@@ -24,7 +25,7 @@ MOST = 8
 
 
 @contextmanager
-def limited(folder: Path, **options: object) -> Iterator[LiveServer]:
+def limited(folder: Path, **options: Any) -> Iterator[LiveServer]:
     llm = scripted_llm(folder, lambda prompt: "\nHello")
     with serve(config("tiny", max_connections=MOST, **options), llm) as running:
         yield running

@@ -239,7 +239,8 @@ def test_an_unknown_model_is_quoted_harmlessly(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/nothing", "/v1/../health", "/v1/%2e%2e/health", "/HEALTH", "http:///v1/nothing", "http://[/health", "/docs/../openapi.json", "/docs/..%2f..%2fconfig.py", "/docs/%2e%2e/config.py",
+        "/v1/nothing", "/v1/../health", "/v1/%2e%2e/health", "/HEALTH", "http:///v1/nothing", "http://[/health",
+        "/docs/../openapi.json", "/docs/..%2f..%2fconfig.py", "/docs/%2e%2e/config.py",
         "/docs/docs.html", "/docs/docs.js%00", "/static/docs.js", "/etc/passwd", "/v1/models/../../etc/passwd",
         "/v1/models/%00", "/%ff%fe", "/" + "a" * 10_000, "/v1/responses/..%2f..",
         "http://localhost/v1/nothing", "*",

@@ -14,10 +14,12 @@ from typing import Literal, TypeVar
 from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.call_grammar import callables
 from glm4.chat.chat_request import ChatRequest
+from glm4.chat.dialects.base import texts_of
 from glm4.chat.parsers.base import PlainParser, StreamParser
 from glm4.engine.protocol import GenerationRequest, TokenConstraint
 from glm4.errors import PromptTooLongError
 from glm4.prompt import Prompt
+from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
@@ -45,6 +47,7 @@ class PreparedRequest:
         max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
         cache_salt: keeps the cached prompt apart from those with another salt.
+        num_added_ids: ids at the beginning of the prompt that the caller did not send: the model's prefix.
     """
 
     prompt: Prompt
@@ -56,6 +59,7 @@ class PreparedRequest:
     max_tool_calls: int | None = None
     text: str | None = None
     cache_salt: str = ""
+    num_added_ids: int = 0
 
     @property
     def prompt_ids(self) -> Sequence[int]:
@@ -98,6 +102,11 @@ class InputProcessor:
             else DeclaredGrammars(processor.tokenizer, processor.dialect)
         )
 
+    def close(self) -> None:
+        """End what preparing requests has started."""
+        if isinstance(self._grammars, GrammarCompiler):
+            self._grammars.close()
+
     def chat(self, request: ChatRequest) -> PreparedRequest:
         """Render and tokenize a conversation.
 
@@ -106,7 +115,7 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        prompt = self._fitting(partial(processor.render, request, most=self._max_model_len), "messages")
+        prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
         check_supported(self._info, prompt, params, adapter=request.adapter, grammar=form)
         self._check_length(prompt, "messages")
@@ -115,7 +124,8 @@ class InputProcessor:
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
             detokenizer = processor.dialect.detokenizer(processor.tokenizer, skip_special_tokens=skip)
-            return detokenizer, processor.dialect.parser(offered, processor.tokenizer)
+            parser = processor.dialect.parser(offered, processor.tokenizer)
+            return detokenizer, parser if prefill is None else prefill.parser(parser)
 
         return PreparedRequest(
             prompt,
@@ -125,6 +135,19 @@ class InputProcessor:
             constraint=constraint,
             max_tool_calls=None if request.parallel_tool_calls else 1,
         )
+
+    def conversation(self, request: ChatRequest) -> tuple[Prompt, AssistantPrefill | None]:
+        """The prompt of a conversation, however long, and the beginning of the answer that it ends with.
+
+        Raises:
+            InvalidRequestError, TemplateError: as `chat`.
+            PromptTooLongError: it is many times as long as the context, and was not counted.
+        """
+        # Before anything goes through the text. Even if a template left some of it out, it would be far too long.
+        self._processor.tokenizer.check_length(texts_of(request), self._max_model_len)
+        asked, prefill = AssistantPrefill.split(self._processor, request)
+        prompt = self._processor.render(asked, most=self._max_model_len)
+        return prompt if prefill is None else prefill.after(prompt), prefill
 
     def prompt(
         self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
@@ -161,10 +184,13 @@ class InputProcessor:
         choice, parallel = request.tool_choice, request.parallel_tool_calls
         if choice.mode != "required" and outputs is None:
             return None
-        if outputs is not None and choice.mode != "required" and not request.add_generation_prompt:
+        begun = request.continue_final_message or not request.add_generation_prompt
+        if outputs is not None and choice.mode != "required" and begun:
             # The prompt ends inside a turn, so the text that precedes an answer is already in it.
             return self._grammars.raw(outputs)
-        tools = callables(request.offered_tools, self._processor.dialect.builtin_tools)
+        offered = request.offered_tools
+        builtin, attached = self._processor.dialect.builtin_tools, len(offered) - len(request.tools)
+        tools = callables(offered, builtin, attached=attached)
         if choice.mode == "required":
             # The answer's format does not matter: there will be calls instead of an answer.
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)

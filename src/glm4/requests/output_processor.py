@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from glm4.chat.answer import Answer
-from glm4.chat.events import Event, ToolCallDelta
-from glm4.chat.parsers.base import StreamParser, overlap
-from glm4.engine.protocol import GenerationOutput, TokenLogprobs
+from glm4.chat.events import Event, TextDelta, ToolCallDelta
+from glm4.chat.parsers.base import StreamParser
+from glm4.engine.protocol import GenerationOutput
+from glm4.logprobs import TextToken, TokenLogprobs
 from glm4.outputs import CompletionOutput
+from glm4.requests.stop_strings import StopStringMatcher
+from glm4.requests.text_trace import TextTrace
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Detokenizer
-
-
-class StopStringMatcher:
-    """Finds stop strings across token boundaries, holding back text that may still become one."""
-
-    def __init__(self, stops: Sequence[str], include_stop: bool) -> None:
-        self._stops = tuple(stops)
-        self._include = include_stop
-        self._held = ""
-        self.matched: str | None = None
-
-    def push(self, text: str, *, active: bool = True) -> str:
-        """Feed text; returns the part that may be shown. After a match it returns no more text.
-
-        Args:
-            active: False until `min_tokens` is reached: text passes through without matching, and cannot be the start
-                of a later match.
-        """
-        if self.matched is not None:
-            return ""
-        if not self._stops:
-            return text
-        text = self._held + text
-        self._held = ""
-        if not active:
-            return text
-        found = min(((at, -len(s), s) for s in self._stops if (at := text.find(s)) >= 0), default=None)
-        if found is not None:
-            at, _, self.matched = found
-            return text[: at + len(self.matched)] if self._include else text[:at]
-        keep = max(overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        """The text still held back, at the end of the sample."""
-        held, self._held = self._held, ""
-        return held
 
 
 class SampleProcessor:
@@ -79,6 +44,8 @@ class SampleProcessor:
         self._has_enough = False  # a call beyond the limit has begun
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._trace = None if params.logprobs is None else TextTrace()
+        self._text_tokens: list[TextToken] = []
         self._raw: list[str] = []
         self._answer = Answer()
         self.output: CompletionOutput | None = None
@@ -97,7 +64,7 @@ class SampleProcessor:
             if token == new.stop_token_id and position == len(new.token_ids) - 1:
                 continue  # the end of turn is not part of the text
             active = len(self._token_ids) >= self._params.min_tokens
-            events += self._show(self._stops.push(self._detokenizer.push(token), active=active))
+            events += self._show(self._stops.push(self._decoded(token), active=active))
             if self._stops.matched is not None:
                 self._on_early_end()
                 return events + self._finish("stop", None, self._stops.matched)
@@ -105,7 +72,7 @@ class SampleProcessor:
                 self._on_early_end()
                 return events + self._finish("stop", None, None)
         if new.finish_reason is not None:
-            tail = self._stops.push(self._detokenizer.flush())
+            tail = self._stops.push(self._decoded(None))
             events += self._show(tail + self._stops.flush())
             if self._stops.matched is not None:
                 return events + self._finish("stop", None, self._stops.matched)
@@ -119,6 +86,14 @@ class SampleProcessor:
             return []
         return self._show(self._stops.flush()) + self._finish(reason, None, None)
 
+    def _decoded(self, token: int | None) -> str:
+        """The text that is certain after this token, or at the end."""
+        text = self._detokenizer.flush() if token is None else self._detokenizer.push(token)
+        if self._trace is not None:
+            written = b"" if token is None else self._detokenizer.bytes_of(token)
+            self._trace.add(len(self._token_ids) - 1, written, text)
+        return text
+
     def _show(self, text: str) -> list[Event]:
         if not text:
             return []
@@ -126,7 +101,7 @@ class SampleProcessor:
         return self._collect(self._parser.push(text))
 
     def _finish(self, reason: str, stop_token_id: int | None, stop_reason: int | str | None) -> list[Event]:
-        events = self._collect(self._parser.finish(stop_token_id))
+        events = self._collect(self._parser.finish(stop_token_id), final=True)
         message = self._answer.message()
         self.output = CompletionOutput(
             index=self.index,
@@ -137,12 +112,16 @@ class SampleProcessor:
             reasoning=message.reasoning,
             tool_calls=message.tool_calls,
             logprobs=self._logprobs if self._params.logprobs is not None else None,
+            text_logprobs=self._text_tokens if self._params.logprobs is not None else None,
             raw_text="".join(self._raw),
         )
         return events
 
-    def _collect(self, events: list[Event]) -> list[Event]:
+    def _collect(self, events: list[Event], *, final: bool = False) -> list[Event]:
         events = self._without_surplus(events)
+        if self._trace is not None:
+            events = self._trace.attach(events, self._logprobs, final=final)
+            self._text_tokens += [token for e in events if isinstance(e, TextDelta) for token in e.tokens]
         self._answer.add(events)
         return events
 

@@ -18,12 +18,13 @@ from glm4.chat.parsers.base import StreamParser, new_call_id
 from glm4.chat.parts import TextPart, refusal
 from glm4.chat.template.shield import Shield, texts
 from glm4.chat.template.template import ChatTemplate, default_template
-from glm4.errors import InvalidRequestError, TokenizerError
+from glm4.errors import InvalidRequestError, TokenizerError, shown
 from glm4.prompt import Prompt
 from glm4.tokenizer import Detokenizer, Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
-_RESERVED = ("messages", "tools", "add_generation_prompt")
+_SWITCH = "enable_thinking"  # the variable by which templates turn thinking off, where they can
+_RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
 
 class TemplateDialect(ABC):
@@ -92,8 +93,6 @@ class TemplateDialect(ABC):
             PromptTooLongError: see `most`.
             TemplateError: the template failed or rejected the conversation.
         """
-        if most is not None:
-            tokenizer.check_length(_all_texts(request), most)
         rendering = Rendering(self, request, tokenizer, template)
         return Prompt(rendering.shield.encode(rendering.prompt(), most))
 
@@ -183,8 +182,8 @@ class TemplateDialect(ABC):
         return tokenizer.detokenizer(skip_special_tokens=skip_special_tokens, shown_as=shown_as)
 
 
-def _all_texts(request: ChatRequest) -> list[str]:
-    """What the template gets. It may leave some of it out, such as the thinking of earlier turns."""
+def texts_of(request: ChatRequest) -> list[str]:
+    """What a template gets. It may leave some of it out, such as the thinking of earlier turns."""
     found = list(texts(request.tools))
     for message in request.messages:
         found += [part.text for part in message.content if isinstance(part, TextPart)]
@@ -207,6 +206,12 @@ class Rendering:
         for name in _RESERVED:
             if name in kwargs:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
+        if kwargs.get("reasoning_effort") == "none" and dialect.thinks and _SWITCH not in self.template.source:
+            raise InvalidRequestError(
+                "this model always thinks before it answers; leave reasoning_effort out"
+                " (include_reasoning = false hides the thinking)",
+                param="reasoning_effort",
+            )
         _check_parts(request.messages, dialect.media)
         builtin = dialect.builtin_tools
         turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) if m.tools else m for m in request.messages]
@@ -292,7 +297,9 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
     if kind in builtin:
         return dict(tool)
     if kind != "function":
-        raise InvalidRequestError(f"tools[{index}] has type {kind!r}, which this model does not know", param="tools")
+        raise InvalidRequestError(
+            f"tools[{index}] has type {shown(kind)}, which this model does not know", param="tools"
+        )
     function = tool.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
