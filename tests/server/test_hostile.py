@@ -197,7 +197,7 @@ def test_a_body_without_a_type_is_taken_from_programs_only(client: httpx.Client)
         ({"messages": "y" * 100_000}, "messages"),
         ({**HELLO, "user": ["y" * 100_000]}, "user"),
         ({**HELLO, "stop": [["y"] * 100_000]}, "stop"),
-        ({"messages": [{"role": "y" * 100_000}]}, "messages"),
+        ({"messages": [{"role": "y" * 100_000}]}, "messages[0].role"),
         ({**HELLO, "model": 5}, "model"),
         ({**HELLO, "tool_choice": {"type": "function", "function": {"name": "y" * 100_000}}}, "tool_choice"),
     ],
