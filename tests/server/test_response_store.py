@@ -88,13 +88,13 @@ def test_a_conversation_is_read_from_its_beginning(small: ResponseStore) -> None
     small.insert(response("b", "a"), asked("b"))
     small.insert(response("other", "a"), asked("other"))
     small.insert(response("c", "b"), asked("c"))
-    chain = small.conversation("c")
+    chain = chain_of(small, "c")
     assert chain is not None
     assert [one.body["id"] for one in chain] == ["a", "b", "c"]
     small.delete("a")
-    assert small.conversation("c") is None
+    assert chain_of(small, "c") is None
     assert small.get("c") is not None
-    assert small.conversation("nothing") is None
+    assert chain_of(small, "nothing") is None
 
 
 def test_an_unfinished_response_is_finished_in_place(small: ResponseStore) -> None:
@@ -134,7 +134,7 @@ def test_a_conversation_that_goes_on_is_kept(small: ResponseStore) -> None:
     for index in range(5):
         small.insert(response(f"s{index}", text="x" * 1000), asked(f"s{index}"))
     assert small.get("idle") is None
-    assert small.conversation(previous) is not None
+    assert chain_of(small, previous) is not None
 
 
 def test_age_ends_a_response_without_any_writing(path: Path | None) -> None:

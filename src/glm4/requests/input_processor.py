@@ -46,6 +46,7 @@ class PreparedRequest:
         constraint: the grammar the answer must follow, in the form the backend takes.
         max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
+        max_running: samples that may run at once; None does not limit them.
         cache_salt: keeps the cached prompt apart from those with another salt.
         num_added_ids: ids at the beginning of the prompt that the caller did not send: the model's prefix.
     """
@@ -58,6 +59,7 @@ class PreparedRequest:
     constraint: Grammar | None = None
     max_tool_calls: int | None = None
     text: str | None = None
+    max_running: int | None = None
     cache_salt: str = ""
     num_added_ids: int = 0
 
@@ -80,6 +82,8 @@ class PreparedRequest:
             pooling=self.pooling,
             constraint=compiled,
             structured_outputs=declared,
+            group=backend_id.rpartition("#")[0],
+            max_running=self.max_running,
             cache_salt=self.cache_salt,
         )
 

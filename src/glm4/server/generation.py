@@ -27,7 +27,10 @@ class Generation:
 
     def __init__(self, state: ServerState, target: Target, prepared: PreparedRequest) -> None:
         self.target = target
-        self.prepared = replace(prepared, cache_salt=target.salt) if target.salt else prepared
+        share = target.admission.share
+        self.prepared = replace(
+            prepared, cache_salt=target.salt, max_running=share if prepared.params.n > share else None
+        )
         self._timeout = state.config.request_timeout
         self._timer = state.metrics.begin(
             target.model.name, len(prepared.prompt_ids), prepared.params.n, prepared.params.max_tokens
