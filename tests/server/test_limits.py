@@ -177,7 +177,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_many_samples_leave_places_to_others(tmp_path: Path) -> None:
-    """`n` counts in places, in the queue and in the engine; and however many there are, half of the places stay free."""
+    """`n` counts in places, in the queue and in the engine; but half of the places stay free."""
     llm = LLM(str(write_folder(tmp_path / "m")), dtype="fp32", max_num_seqs=4, max_model_len=2048)
     with serve(config(), llm) as running, running.client() as client, ExitStack() as stack:
         long = {"prompt": "a", "n": 16, "max_tokens": 1500, "ignore_eos": True, "stream": True}

@@ -142,23 +142,28 @@ def test_ordinary_requests_pass_long_ones(server: LiveServer, client: httpx.Clie
     encode, goes_on, inside = tokenizer._encode_plain, threading.Event(), threading.Semaphore(0)
 
     def slow(text: str) -> list[int]:
-        if len(text) > 100_000:
+        if len(text) > 50_000:
             inside.release()
             assert goes_on.wait(60)
         return encode(text)
 
     object.__setattr__(tokenizer, "_encode_plain", slow)
     answers: list[int] = []
-    body = {"prompt": "word " * 40_000}
-    threads = [threading.Thread(target=lambda: answers.append(client.post("/tokenize", json=body).status_code))] * 0
-    for _ in range(4):
-        threads.append(threading.Thread(target=lambda: answers.append(client.post("/tokenize", json=body).status_code)))
+    content = json.dumps({"prompt": "é" * 60_000}).encode()  # long as a body; the text may be encoded
+
+    def ask() -> None:
+        answers.append(client.post("/tokenize", content=content).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
     try:
         for thread in threads:
             thread.start()
         assert inside.acquire(timeout=60)
         budget = server.state.memory
-        until(lambda: budget.bodies.free <= budget.bodies.total - 4 * 200_000, "all bodies are there")
+        until(
+            lambda: budget.bodies.free == budget.bodies.total - 4 * memory.BODY_COST * len(content),
+            "all bodies are there",
+        )
         for _ in range(20):
             assert client.post("/tokenize", json={"prompt": "x"}).status_code == 200
             assert client.get("/health").status_code == 200
@@ -178,12 +183,12 @@ def test_a_body_beyond_the_memory_is_refused_and_harms_nobody(tmp_path: Any) -> 
     llm = scripted_llm(tmp_path / "m", lambda prompt: "\nHello")
     try:
         with serve(config("tiny", max_memory=256 << 20), llm) as server, server.client() as client:
-            memory = server.state.memory
-            assert memory.bodies.total == 16 << 20
+            budget = server.state.memory
+            assert budget.bodies.total == 16 << 20
             error = refused(client.post("/tokenize", json={"prompt": "x" * (3 << 20)}), 413)
             assert "--max-memory" in error["message"]
             assert client.post("/tokenize", json={"prompt": "x" * 10_000}).status_code == 200
-            until(lambda: memory.bodies.free == memory.bodies.total, "all is given back")
+            until(lambda: budget.bodies.free == budget.bodies.total, "all is given back")
     finally:
         limit_memory(1 << 60)
 

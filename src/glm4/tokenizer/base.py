@@ -96,7 +96,7 @@ class Tokenizer(ABC):
 
         It takes a while, the first time.
         """
-        per_token = 3 * self.max_token_bytes  # `_kept_bytes` is a third of a text, or more
+        per_token = 4 * self.max_token_bytes  # `_kept_bytes` is a quarter of a text, or more
         return max(most * per_token, 4 * LONG_TEXT) if self._kept_bytes("a") else None
 
     @cached_property

@@ -84,9 +84,11 @@ class ByteLevelBPE(Tokenizer):
     def _kept_bytes(self, text: str) -> int:
         if not self._keeps_text:
             return 0
-        # Canonical composition makes text shorter, to a third at most (Hangul), but not what is ASCII.
+        # Canonical composition makes text shorter. What is not ASCII keeps a third (Hangul); together with what is ASCII
+        # (u, diaeresis and macron become one character of two bytes), a quarter.
         data = text.encode().translate(None, self._dropped_bytes)
-        return len(data) - len(data.translate(None, _ASCII)) * 2 // 3
+        others = len(data.translate(None, _ASCII))
+        return len(data) - others + others // 4
 
     @cached_property
     def _dropped_bytes(self) -> bytes:
