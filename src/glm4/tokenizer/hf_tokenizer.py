@@ -84,8 +84,8 @@ class ByteLevelBPE(Tokenizer):
     def _kept_bytes(self, text: str) -> int:
         if not self._keeps_text:
             return 0
-        # Canonical composition makes text shorter. What is not ASCII keeps a third (Hangul); together with what is ASCII
-        # (u, diaeresis and macron become one character of two bytes), a quarter.
+        # Canonical composition makes text shorter. What is not ASCII keeps a third (Hangul), or a quarter if what is
+        # ASCII counts in full: u, diaeresis and macron become one character of two bytes.
         data = text.encode().translate(None, self._dropped_bytes)
         others = len(data.translate(None, _ASCII))
         return len(data) - others + others // 4
