@@ -24,7 +24,7 @@ from glm4.hub.store import Progress
 from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
 from glm4.prompt import Prompt
-from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptLike
+from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptLike, PromptOptions
 from glm4.requests.output_processor import SampleProcessor
 from glm4.requests.processor import Processor
 from glm4.requests.request_state import RequestState
@@ -127,10 +127,15 @@ class LLM:
         return self.prepare(ChatRequest.of(messages, params, **options))
 
     def prepare_prompt(
-        self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         """`prepare` for a raw prompt: text (encoded with the model's usual prefix), ids, or a `Prompt`. Thread-safe."""
-        return self._inputs.prompt(prompt, params, adapter=adapter)
+        return self._inputs.prompt(prompt, params, adapter=adapter, **options)
 
     def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """`prepare` for a text to embed; its `RequestOutput` has the vector. Thread-safe."""
@@ -313,16 +318,26 @@ class LLM:
         return self._chunks(self._prepared_chats(messages, sampling_params, options))
 
     def generate(
-        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: Params = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> list[RequestOutput]:
-        """Continue one or more raw prompts (text or token ids); see `chat` for the rest."""
-        return self._answers(self._prepared_prompts(prompts, sampling_params, adapter))
+        """Continue one or more raw prompts (text or token ids); see `PromptOptions`, and `chat` for the rest."""
+        return self._answers(self._prepared_prompts(prompts, sampling_params, adapter, options))
 
     def stream_generate(
-        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: Params = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> Generator[StreamChunk, None, None]:
         """`generate`, chunk by chunk; dropping or closing the iterator aborts unfinished requests."""
-        return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter))
+        return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter, options))
 
     def embed(self, prompts: PromptLike | Sequence[PromptLike], *, adapter: str | None = None) -> list[EmbeddingOutput]:
         """Embed one or more texts (text or token ids); see `EmbeddingOutput` for what the vectors are.
@@ -342,11 +357,15 @@ class LLM:
         return [self.prepare_chat(conversation, params, **options) for conversation, params in pairs]
 
     def _prepared_prompts(
-        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params, adapter: str | None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: Params,
+        adapter: str | None,
+        options: PromptOptions,
     ) -> list[PreparedRequest]:
         listed = _prompts(prompts)
         pairs = zip(listed, _each(sampling_params, len(listed)), strict=True)
-        return [self.prepare_prompt(prompt, params, adapter=adapter) for prompt, params in pairs]
+        return [self.prepare_prompt(prompt, params, adapter=adapter, **options) for prompt, params in pairs]
 
     def _answers(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """All answers in order. All are queued first, so that one bad request fails the call before any runs."""

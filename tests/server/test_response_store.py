@@ -281,7 +281,7 @@ def test_the_asynchronous_store(tmp_path: Path) -> None:
 def chained(store: ResponseStore, ids: Sequence[str], previous: str | None = None) -> None:
     """Responses that continue each other, in this order."""
     for one in ids:
-        body = {"id": one, "status": "completed", "previous_response_id": previous, "output": []}
+        body: dict[str, Any] = {"id": one, "status": "completed", "previous_response_id": previous, "output": []}
         store.insert(body, [{"id": f"{one}-item"}])
         previous = one
 

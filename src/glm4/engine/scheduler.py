@@ -75,6 +75,9 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or aborted sequence and free its pages."""
+        if sequence.request.params.prompt_logprobs is not None and not sequence.spans and sequence.pages:
+            scored = sequence.prompt_logprobs[: sequence.num_computed]
+            self._cache.keep_beginning(sequence.ids, sequence.pages, sequence.num_shared_pages, scored, sequence.tree)
         self._release(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
@@ -112,8 +115,7 @@ class Scheduler:
             sequence.pages = held
             sequence.num_shared_pages = len(held)
             sequence.num_computed = len(held) * PAGE_SIZE
-            if (num_top := sequence.num_top_to_score()) is not None:
-                sequence.know_scores(self._cache.scores(sequence.ids, held, num_top))
+            self._use_scores(sequence)
             if not sequence.was_admitted:  # after a preemption it finds its own pages
                 sequence.was_admitted = True
                 sequence.num_cached = sequence.num_computed
@@ -137,6 +139,21 @@ class Scheduler:
         if sequence.needs_all_rows():
             return []
         return self._cache.hold(sequence.ids, sequence.tree, sequence.spans, sequence.num_top_to_score())
+
+    def _use_scores(self, sequence: Sequence) -> None:
+        """Take log-probabilities from the prefix cache for a prompt that holds pages of it, and the rows they allow."""
+        num_top = sequence.num_top_to_score()
+        if num_top is None:
+            return
+        known = self._cache.scores(sequence.ids, sequence.pages, num_top)
+        source, more = self._cache.beginning(sequence.ids, sequence.pages, num_top, sequence.tree)
+        if more and not sequence.spans:
+            (page,) = self._cache.allocate(1)  # perhaps the source itself, whose content is still there
+            self._cache.copy(source, page)
+            sequence.pages.append(page)
+            sequence.num_computed += len(more)
+            known += more
+        sequence.know_scores(known)
 
     def _count_lookup(self, sequence: Sequence) -> None:
         if self._cache.enabled and not sequence.needs_all_rows():

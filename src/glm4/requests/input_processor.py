@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
 from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.call_grammar import callables
@@ -25,10 +25,29 @@ from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
 from glm4.requests.requirements import check_supported
 from glm4.sampling_params import SamplingParams, StructuredOutputs
-from glm4.tokenizer import Detokenizer
+from glm4.tokenizer import Detokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 PromptLike = str | Sequence[int] | Prompt
 _T = TypeVar("_T")
+
+
+class PromptOptions(TypedDict, total=False):
+    """How a raw prompt becomes ids; names follow vLLM and llama.cpp.
+
+    Attributes:
+        add_special_tokens: begin with the model's prefix (`[gMASK]<sop>`) unless the prompt does. The default is True
+            for text and False for ids.
+        parse_special: read spellings of special tokens in text as these tokens. Only for text without user input:
+            whoever wrote it can end turns and begin others.
+    """
+
+    add_special_tokens: bool | None
+    parse_special: bool
+
+
 Grammar = TokenConstraint | StructuredOutputs
 """Compiled, or as source text for a backend that compiles grammars itself."""
 
@@ -154,19 +173,30 @@ class InputProcessor:
         return prompt if prefill is None else prefill.after(prompt), prefill
 
     def prompt(
-        self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
-        return self._raw(prompt, params or self._processor.defaults, adapter, None)
+        return self._raw(prompt, params or self._processor.defaults, adapter, None, **options)
 
     def _raw(
-        self, prompt: PromptLike, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams,
+        adapter: str | None,
+        pooling: Literal["mean"] | None,
+        **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
         source = prompt if isinstance(prompt, str) else None
+        num_added = 0
         if not isinstance(prompt, Prompt):
-            encode = partial(tokenizer.encode_prompt, most=self._max_model_len)
-            ids = self._fitting(partial(encode, prompt), "prompt") if isinstance(prompt, str) else list(prompt)
+            encode = partial(_prompt_ids, prompt, tokenizer, most=self._max_model_len, **options)
+            ids, num_added = self._fitting(encode, "prompt")
             prompt = Prompt(ids)
         form = _form_param(params)
         check_supported(self._info, prompt, params, adapter=adapter, embedding=embedding, grammar=form)
@@ -177,7 +207,9 @@ class InputProcessor:
             return tokenizer.detokenizer(skip_special_tokens=skip), PlainParser()
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
-        return PreparedRequest(prompt, params, decoder, adapter, pooling, constraint, text=source)
+        return PreparedRequest(
+            prompt, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
+        )
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to embed; see `LLM.prepare_embedding`."""
@@ -220,6 +252,26 @@ class InputProcessor:
             param=param,
             at_least=at_least,
         )
+
+
+def _prompt_ids(
+    prompt: str | Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    add_special_tokens: bool | None = None,
+    parse_special: bool = False,
+    most: int | None = None,
+) -> tuple[list[int], int]:
+    """Ids of a raw prompt, and how many of them are the model's prefix that it did not have."""
+    prefix = tokenizer.prefix_ids
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+        added = bool(add_special_tokens) and tuple(ids[: len(prefix)]) != prefix
+        return ([*prefix, *ids], len(prefix)) if added else (ids, 0)
+    if add_special_tokens is False:
+        return tokenizer.encode(prompt, allow_special=parse_special, most=most), 0
+    ids = tokenizer.encode_prompt(prompt, allow_special=parse_special, most=most)
+    return ids, 0 if tokenizer.has_prefix(prompt) else len(prefix)
 
 
 def _form_param(params: SamplingParams) -> str | None:

@@ -74,5 +74,5 @@ class RequestState:
             self.metrics,
             self.embedding,
             self.error,
-            self.num_added_ids,
+            num_added_ids=self.num_added_ids,
         )

@@ -22,6 +22,7 @@ MAX_TOKEN_ID = 1 << 24  # far above any real vocabulary; keeps a malicious file 
 MAX_ADDED_TOKENS = 100_000
 LONG_TEXT = 1 << 16
 """Characters from which a text's length is checked before it is encoded."""
+ROLES = ("eos_token", "bos_token", "pad_token")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Tokenizer(ABC):
         special_tokens: spelling → id of the control tokens only.
         prefix_ids: what a raw prompt (no chat template) starts with, e.g. GLM-4's `[gMASK]<sop>`.
         eos_ids: ids that the files themselves mark as end of text; a dialect adds its own stop ids.
+        roles: what the files say is `eos_token`, `bos_token` or `pad_token` → its spelling.
         size: highest id that has a token, plus 1.
     """
 
@@ -77,6 +79,7 @@ class Tokenizer(ABC):
             raise TokenizerError(f"texts are to begin with {prefix_ids!r:.60}, which are no tokens of the vocabulary")
         self.prefix_ids = prefix_ids
         self.eos_ids = eos_ids
+        self.roles: Mapping[str, str] = {}
         self._splitter = _splitter(self.added_tokens.values())
 
     @abstractmethod
@@ -160,9 +163,24 @@ class Tokenizer(ABC):
                 at_least=least,
             )  # fmt: skip
 
-    def encode_prompt(self, text: str, most: int | None = None) -> list[int]:
-        """Ids of a raw prompt to continue: `prefix_ids`, then the text as plain text; see `encode` for `most`."""
-        return [*self.prefix_ids, *self.encode(text, most=most)]
+    def encode_prompt(self, text: str, *, allow_special: bool = False, most: int | None = None) -> list[int]:
+        """Ids of a raw prompt to continue: `prefix_ids`, then the text, which may spell the prefix out itself.
+
+        Args:
+            allow_special: match added tokens in the rest of the text, too.
+            most: see `encode`.
+        """
+        rest = text[len(self.prefix_text) :] if self.has_prefix(text) else text
+        return [*self.prefix_ids, *self.encode(rest, allow_special=allow_special, most=most)]
+
+    @cached_property
+    def prefix_text(self) -> str:
+        """The spelling of `prefix_ids`."""
+        return b"".join(map(self.token_bytes, self.prefix_ids)).decode("utf-8", "replace")
+
+    def has_prefix(self, text: str) -> bool:
+        """Whether a text begins with the spelling of `prefix_ids`."""
+        return text.startswith(self.prefix_text)
 
     def split_special(self, text: str) -> Iterator[str | int]:
         """Split text at every added token: ordinary segments (never empty) and ids, in order."""

@@ -40,8 +40,13 @@ async def _answer(state: ServerState, target: Target, wanted: LlamaCppRequest) -
 
     def prepare_all() -> list[PreparedRequest]:
         one = partial(llm.prepare_prompt, params=wanted.params, adapter=target.adapter)
-        most = llm.info.max_model_len
-        return [one(prompt_ids(prompt, llm.tokenizer, most)) for prompt in wanted.prompts]
+        encode = partial(
+            prompt_ids,
+            tokenizer=llm.tokenizer,
+            parse_special=state.config.parse_special,
+            most=llm.info.max_model_len,
+        )
+        return [one(encode(prompt)) for prompt in wanted.prompts]
 
     batch = await prepare(target.longest_text, prepare_all)
     if not wanted.stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -16,6 +17,7 @@ from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.memory import parse, prepare
 from glm4.server.registry import Target
 from glm4.server.state import server_state
+from glm4.tokenizer.base import ROLES
 
 MAX_IDS = 1 << 20
 """Ids in one answer, unless the context holds more."""
@@ -53,21 +55,28 @@ async def tokenize(request: Request) -> Response:
         ids = (await prepare_chat_request(target, chat.request)).prompt_ids
     else:
         native = sources == ["content"]
-        ids = await prepare(target.longest_text, lambda: _encode(target, given, given[sources[0]], native=native))
+        special = given.get("parse_special", native or state.config.parse_special or _is_raw(given))
+        encode = partial(_encode, target, given, given[sources[0]], native=native, special=special)
+        ids = await prepare(target.longest_text, encode)
     return await parse(lambda: JSONResponse(_tokens(target, ids, given)))
 
 
-def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool) -> list[int]:
+def _is_raw(given: Mapping[str, Any]) -> bool:
+    """Whether a client writes all special tokens itself: it turned ours off, as programs written for vLLM do."""
+    return given.get("add_special_tokens") is False
+
+
+def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool, special: bool) -> list[int]:
     """Ids of a text; llama.cpp's form adds no prefix unless asked, vLLM's does."""
     tokenizer = target.llm.tokenizer
     prefix = given.get("add_special_tokens", given.get("add_special", not native))
-    most = target.llm.info.max_model_len
-    ids = tokenizer.encode(source, allow_special=given.get("parse_special", native), most=most)
+    encode, most = tokenizer.encode_prompt if prefix else tokenizer.encode, target.llm.info.max_model_len
+    ids = encode(source, allow_special=special, most=most)
     if len(ids) > max(MAX_IDS, most):
         raise InvalidRequestError(
             f"the text has {len(ids)} tokens; send it in parts of at most {MAX_IDS}", param="prompt"
         )
-    return [*tokenizer.prefix_ids, *ids] if prefix else ids
+    return ids
 
 
 def _tokens(target: Target, ids: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +115,8 @@ async def tokenizer_info(request: Request) -> Response:
     """What a client may need to know about the vocabulary and the chat template."""
     target = server_state(request).models.find(request.query_params.get("model"))
     processor, tokenizer = target.llm.processor, target.llm.tokenizer
+    ends = sorted(tokenizer.eos_ids or processor.stop_ids)
+    eos = tokenizer.roles.get("eos_token", tokenizer.token_bytes(ends[0]).decode("utf-8", "replace"))
     return JSONResponse(
         {
             "model": target.model.name,
@@ -116,6 +127,8 @@ async def tokenizer_info(request: Request) -> Response:
             "prefix_ids": list(tokenizer.prefix_ids),
             "stop_ids": sorted(processor.stop_ids),
             "special_tokens": dict(tokenizer.special_tokens),
+            **{role: tokenizer.roles.get(role) for role in ROLES},
+            "eos_token": eos,
             "chat_template": processor.dialect.choose_template(processor.template).source,
         }
     )
