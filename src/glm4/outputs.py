@@ -66,6 +66,7 @@ class CompletionOutput:
         tool_calls: tool calls the model made.
         logprobs: one entry per token id, if requested.
         raw_text: the text before parsing; a dialect may mark boundaries in it with control characters.
+        lora_request: name of the LoRA adapter that answered.
     """
 
     index: int
@@ -77,6 +78,16 @@ class CompletionOutput:
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: list[TokenLogprobs] | None = None
     raw_text: str = ""
+    lora_request: str | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the tokens' log-probabilities; None unless `logprobs` was requested."""
+        return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
+
+    def finished(self) -> bool:
+        """True: samples are made when they end."""
+        return True
 
     def as_message(self) -> Message:
         """The answer as an assistant message, ready to append to the conversation."""
@@ -88,7 +99,7 @@ class RequestOutput:
     """All samples of one request, ordered by index.
 
     An embedding request has its result in `embedding`, and one sample without text. A request that failed has its
-    `error`, and its samples end where they were.
+    `error`, and its samples end where they were. `lora_request` is the name of its LoRA adapter.
     """
 
     request_id: str
@@ -99,6 +110,17 @@ class RequestOutput:
     metrics: RequestMetrics
     embedding: NDArray[np.float32] | None = None
     error: Glm4Error | None = None
+    lora_request: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True: outputs are made when their request ends."""
+        return True
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came from a cache."""
+        return self.metrics.num_cached_tokens
 
     def as_embedding(self) -> EmbeddingOutput:
         """The requested embedding.
@@ -125,6 +147,11 @@ class EmbeddingOutput:
 
     embedding: NDArray[np.float32]
     prompt_tokens: int
+
+    @property
+    def outputs(self) -> EmbeddingOutput:
+        """Itself: vLLM's programs read `.outputs.embedding`."""
+        return self
 
 
 @dataclass(frozen=True)

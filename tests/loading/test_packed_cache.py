@@ -22,6 +22,7 @@ from glm4.errors import InvalidRequestError
 from glm4.loading import cache_entries
 from glm4.loading import packed_cache as cache
 from glm4.model.precision import _WORKING_ROOM, PRECISIONS, weight_nbytes
+from glm4.model.transformer import Transformer
 from glm4.system.atomic_folder import partial_of, remove_abandoned
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -366,9 +367,9 @@ def test_a_cleared_cache_does_not_disturb_who_uses_it(folder: Path) -> None:
 def test_given_up_writing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = cache.BackgroundWrite.start
 
-    def cancelled(self: cache.BackgroundWrite) -> None:
+    def cancelled(self: cache.BackgroundWrite, model: Transformer) -> None:
         self._cancelled.set()
-        start(self)
+        start(self, model)
 
     monkeypatch.setattr(cache.BackgroundWrite, "start", cancelled)
     ask(folder)

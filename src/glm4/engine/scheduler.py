@@ -135,7 +135,11 @@ class Scheduler:
             # The last new token does not need a successor, so drafts stop before it.
             room = sequence.max_new_tokens - sequence.num_new_tokens - 1
             if rows_left > 0 and room > 0:
-                draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
+                try:
+                    draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
+                except Exception as error:
+                    sequence.fail(error)
+                    continue
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
             if needed > max(0, self._cache.num_available_pages - promised):
                 draft = []

@@ -20,11 +20,11 @@ from glm4.prompt import Prompt
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
+from glm4.requests.prompt_forms import PromptLike, read_prompt
 from glm4.requests.requirements import check_supported
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.tokenizer import Detokenizer
 
-PromptLike = str | Sequence[int] | Prompt
 Grammar = TokenConstraint | StructuredOutputs
 """Compiled, or as source text for a backend that compiles grammars itself."""
 
@@ -131,19 +131,18 @@ class InputProcessor:
         self, prompt: PromptLike, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
-        source = prompt if isinstance(prompt, str) else None
-        if not isinstance(prompt, Prompt):
-            prompt = Prompt(tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt))
+        source, given = read_prompt(prompt)
+        ids = Prompt(tokenizer.encode_prompt(source or "")) if given is None else given
         form = _form_param(params)
-        check_supported(self._info, prompt, params, adapter=adapter, embedding=embedding, grammar=form)
-        self._check_length(prompt, "prompt", answer=not embedding)
+        check_supported(self._info, ids, params, adapter=adapter, embedding=embedding, grammar=form)
+        self._check_length(ids, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
             return tokenizer.detokenizer(skip_special_tokens=skip), PlainParser()
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
-        return PreparedRequest(prompt, params, decoder, adapter, pooling, constraint, text=source)
+        return PreparedRequest(ids, params, decoder, adapter, pooling, constraint, text=source)
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to embed; see `LLM.prepare_embedding`."""
