@@ -328,9 +328,10 @@ class LLM:
     def _answers(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """All answers in order. All are queued first, so that one bad request fails the call before any runs."""
         named = self._named(prepared)
-        outputs = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
-        _raise_if_all_failed([output.error for output in outputs.values()])
-        return [outputs.get(request_id) or _aborted(request_id) for request_id, _ in named]
+        found = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
+        outputs = [found.get(request_id) or _aborted(request_id) for request_id, _ in named]
+        _raise_if_all_failed([output.error for output in outputs])
+        return outputs
 
     def _chunks(self, prepared: Sequence[PreparedRequest]) -> Generator[StreamChunk, None, None]:
         errors: list[Glm4Error | None] = []
