@@ -374,18 +374,19 @@ def _each(params: Params, count: int) -> Sequence[SamplingParams | None]:
     """Sampling options for each of the `count` prompts."""
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
-    if len(params) != count:
-        raise InvalidRequestError(
-            f"{count} prompts, but {len(params)} sampling_params; give one for all, or one per prompt",
-            param="sampling_params",
-        )
-    for one in params:
+    listed = list(params) if isinstance(params, Sequence) else [params]
+    for one in listed:
         if one is not None and not isinstance(one, SamplingParams):
             raise InvalidRequestError(
                 f"sampling_params is a SamplingParams or a list of them, not {type(one).__name__}",
                 param="sampling_params",
             )
-    return params
+    if len(listed) != count:
+        raise InvalidRequestError(
+            f"{count} prompts, but {len(listed)} sampling_params; give one for all, or one per prompt",
+            param="sampling_params",
+        )
+    return listed
 
 
 def _samples(prepared: Sequence[PreparedRequest]) -> int:
