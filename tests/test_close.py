@@ -158,7 +158,7 @@ def test_async_llm_after_close(llm: LLM) -> None:
             lambda: engine.generate("abc", GREEDY),
             lambda: engine.chat(CHAT, GREEDY),
             lambda: engine.embed("abc"),
-            lambda: anext(engine.stream_chat(CHAT, GREEDY)),  # type: ignore[call-overload]
+            lambda: anext(engine.stream_chat(CHAT, GREEDY)),
             lambda: engine.load_adapter("a", "a"),
             lambda: engine.call(lambda: None),
         ):

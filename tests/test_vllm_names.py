@@ -176,11 +176,12 @@ def test_one_params_per_prompt(llm: LLM) -> None:
 
 
 def test_numpy_and_none_in_sampling_params() -> None:
-    given = SamplingParams(
-        n=np.int64(2), temperature=np.float32(0.5), top_p=np.float64(0.5), top_k=np.int32(4), seed=np.uint64(2**63),
-        stop=np.array(["a", "b"]), stop_token_ids=np.array([1, 2]), max_tokens=np.int64(3),
-        ignore_eos=np.bool_(True), logit_bias={np.int64(5): np.float32(0.5)},
-    )  # fmt: skip
+    numbers: dict[str, Any] = {
+        "n": np.int64(2), "temperature": np.float32(0.5), "top_p": np.float64(0.5), "top_k": np.int32(4),
+        "seed": np.uint64(2**63), "stop": np.array(["a", "b"]), "stop_token_ids": np.array([1, 2]),
+        "max_tokens": np.int64(3), "ignore_eos": np.bool_(True), "logit_bias": {np.int64(5): np.float32(0.5)},
+    }  # fmt: skip
+    given = SamplingParams(**numbers)
     meant = SamplingParams(
         n=2, temperature=0.5, top_p=0.5, top_k=4, seed=2**63, stop=["a", "b"], stop_token_ids=(1, 2), max_tokens=3,
         ignore_eos=True, logit_bias={5: 0.5},
@@ -191,9 +192,14 @@ def test_numpy_and_none_in_sampling_params() -> None:
     assert given.stop_strings == ("a", "b")
     assert SamplingParams(stop_token_ids=[np.int64(7), 8]).stop_token_ids == (7, 8)
     assert SamplingParams(stop=None, stop_token_ids=None, logit_bias=None, seed=None) == SamplingParams()  # type: ignore[arg-type]
-    for wrong in ({"max_tokens": np.float32(3)}, {"temperature": np.array([1.0])}, {"stop_token_ids": [np.float64(1)]}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"max_tokens": np.float32(3)},
+        {"temperature": np.array([1.0])},
+        {"stop_token_ids": [np.float64(1)]},
+    )
+    for wrong in refused:
         with pytest.raises(InvalidRequestError):
-            SamplingParams(**wrong)  # type: ignore[arg-type]
+            SamplingParams(**wrong)
 
 
 def test_properties_of_outputs(llm: LLM) -> None:
@@ -217,6 +223,7 @@ def test_properties_of_outputs(llm: LLM) -> None:
 
 def test_a_lora_request_is_refused_with_what_to_do(llm: LLM) -> None:
     request: Any = SimpleNamespace(lora_name="a", lora_int_id=1, lora_path="a")
-    for use in (lambda: llm.generate("a", P, lora_request=request), lambda: llm.chat([USER], P, lora_request=request)):
-        with pytest.raises(InvalidRequestError, match="adapter=name"):
-            use()
+    with pytest.raises(InvalidRequestError, match="adapter=name"):
+        llm.generate("a", P, lora_request=request)
+    with pytest.raises(InvalidRequestError, match="adapter=name"):
+        llm.chat([USER], P, lora_request=request)

@@ -44,9 +44,14 @@ def test_in_the_order_in_which_they_asked() -> None:
 
 def test_what_is_posted_runs_now_or_at_the_end_of_the_turn() -> None:
     turns, done = Turns(), list[str]()
+
+    def later() -> None:
+        done.append("later")
+        turns.post(lambda: done.append("last"))
+
     turns.post(lambda: done.append("now"))
     with turns:
-        turns.post(lambda: (done.append("later"), turns.post(lambda: done.append("last")))[0])
+        turns.post(later)
         thread = threading.Thread(target=turns.post, args=(lambda: done.append("another thread's"),))
         thread.start()
         thread.join()  # does not wait for the turn
