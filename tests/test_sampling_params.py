@@ -20,7 +20,11 @@ BAD = [
     ("temperature", "hot"),
     ("temperature", 1e308),
     ("temperature", 10**400),
-    ("top_p", 0.0),
+    ("top_p", -0.1),
+    ("max_tokens", 10**400),
+    ("seed", -(10**400)),
+    ("top_k", 1 << 63),
+    ("min_p", float("nan")),
     ("top_p", 1.1),
     ("top_k", -2),
     ("top_k", 2.5),
@@ -83,3 +87,18 @@ def test_replace_checks_again() -> None:
     assert params.replace(max_tokens=4).stop_strings == ("x",)
     with pytest.raises(InvalidRequestError):
         params.replace(max_tokens=0)
+
+
+def test_numbers_without_a_spelling_are_refused_too() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="max_tokens must be a whole number of at most 64 bits, not a value of"
+    ):
+        SamplingParams(max_tokens=10**5000)
+
+
+def test_an_error_says_what_happens_without_the_option() -> None:
+    """Old clients send 0 or -1 where they mean the default."""
+    with pytest.raises(InvalidRequestError, match="leave it out for as many as the context holds"):
+        SamplingParams(max_tokens=0)
+    with pytest.raises(InvalidRequestError, match="leave it out for the model's own value"):
+        SamplingParams(top_p=1.5)

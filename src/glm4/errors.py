@@ -28,6 +28,17 @@ Messages are written for the user at the terminal: what is wrong, where, and wha
 
 from __future__ import annotations
 
+_MAX_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """A value shortened for an error message, whatever it is: some have no `repr`, or one as long as the request."""
+    try:
+        text = repr(value)
+    except Exception:  # integers of thousands of digits, deep nesting, and what a caller's own class may raise
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
 
 class Glm4Error(Exception):
     """Base of every deliberate error. The CLI prints it without a traceback and exits with `exit_code`."""

@@ -24,6 +24,7 @@ from glm4.errors import Glm4Error, InvalidRequestError, ModelClosedError, reques
 from glm4.hub.store import Progress
 from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestMetrics, RequestOutput, StreamChunk
+from glm4.prompt import Prompt
 from glm4.requests.input_processor import InputProcessor, PreparedRequest
 from glm4.requests.processor import Processor
 from glm4.requests.prompt_forms import PromptLike, read_conversations, read_prompts
@@ -119,6 +120,10 @@ class LLM:
             InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
         """
         return self._open_inputs().chat(request)
+
+    def render(self, request: ChatRequest) -> Prompt:
+        """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors."""
+        return self._open_inputs().conversation(request)[0]
 
     def prepare_chat(
         self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
@@ -261,8 +266,8 @@ class LLM:
             sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
             use_tqdm: accepted for programs written for vLLM; there is no progress bar.
             lora_request: must be None: `load_adapter` and `adapter` take its place.
-            options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, template_kwargs, adapter: see
-                `ChatRequest`.
+            options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, continue_final_message,
+                template_kwargs, adapter: see `ChatRequest`.
 
         Returns:
             One `RequestOutput` per conversation, in order.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from glm4.chat.events import Event, TextDelta, merged
 from glm4.chat.messages import Message, ToolCall
-from glm4.engine.protocol import TokenLogprobs
 from glm4.errors import Glm4Error
+from glm4.logprobs import TextToken, TokenLogprobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,6 +65,7 @@ class CompletionOutput:
         reasoning: hidden reasoning, if the dialect has it.
         tool_calls: tool calls the model made.
         logprobs: one entry per token id, if requested.
+        text_logprobs: of the tokens that wrote `text`, and nothing else; their bytes, joined, are the text.
         raw_text: the text before parsing; a dialect may mark boundaries in it with control characters.
         lora_request: name of the LoRA adapter that answered.
     """
@@ -77,6 +78,7 @@ class CompletionOutput:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: list[TokenLogprobs] | None = None
+    text_logprobs: list[TextToken] | None = None
     raw_text: str = ""
     lora_request: str | None = None
 
@@ -96,7 +98,7 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """All samples of one request, ordered by index.
+    """All samples of one request, ordered by index. The first `num_added_ids` of the prompt are the model's own prefix.
 
     An embedding request has its result in `embedding`, and one sample without text. A request that failed has its
     `error`, and its samples end where they were. `lora_request` is the name of its LoRA adapter.
@@ -110,6 +112,7 @@ class RequestOutput:
     metrics: RequestMetrics
     embedding: NDArray[np.float32] | None = None
     error: Glm4Error | None = None
+    num_added_ids: int = 0
     lora_request: str | None = None
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -21,6 +21,12 @@ MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 100.0
 # Below this, sampling is greedy: dividing by less would exceed the range of float32.
 _GREEDY_BELOW = 1e-5
+_INT64 = 1 << 63
+_DEFAULTS = {
+    "max_tokens": "; leave it out for as many as the context holds",
+    **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"), "; leave it out for the model's own value"),
+}
+"""What errors say about the options that old clients set to 0 or -1 where they mean the default."""
 MAX_CHARACTERS = 1 << 20
 """Maximum characters of a schema (as JSON), an expression, a grammar, or all choices together."""
 
@@ -116,7 +122,7 @@ class SamplingParams:
     Attributes:
         n: completions per prompt; each is an independent sample.
         temperature: 0 (or nearly 0) is greedy; otherwise logits are divided by it. At most 100.
-        top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
+        top_p: keep the smallest set of tokens whose probability reaches this, in [0, 1]; 0 keeps the most likely one.
         top_k: keep this many of the most likely tokens; 0 or -1 keeps all.
         min_p: drop tokens less likely than this fraction of the most likely one, in [0, 1].
         repetition_penalty: >1 discourages every token already in prompt or output (multiplicative, on logits),
@@ -207,7 +213,6 @@ class SamplingParams:
         _require(1 <= self.n <= MAX_N, "n", f"between 1 and {MAX_N}", self.n)
         _require_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _require_number("top_p", self.top_p, 0.0, 1.0)
-        _require(self.top_p > 0.0, "top_p", "greater than 0 and at most 1", self.top_p)
         _require(self.top_k >= -1, "top_k", "at least 1, or 0 (or -1) for no limit", self.top_k)
         _require_number("min_p", self.min_p, 0.0, 1.0)
         _require_number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
@@ -249,11 +254,14 @@ def _plain(value: Any) -> Any:
 
 def _require(condition: bool, name: str, expectation: str, value: object) -> None:
     if not condition:
-        raise InvalidRequestError(f"{name} must be {expectation}, not {value!r}", param=name)
+        default = _DEFAULTS.get(name, "")
+        raise InvalidRequestError(f"{name} must be {expectation}, not {shown(value)}{default}", param=name)
 
 
 def _require_int(name: str, value: object) -> None:
-    _require(isinstance(value, int) and not isinstance(value, bool), name, "a whole number", value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole, name, "a whole number", value)
+    _require(-_INT64 <= value < _INT64, name, "a whole number of at most 64 bits", value)  # type: ignore[operator]
 
 
 def _require_number(name: str, value: object, low: float, high: float) -> None:

@@ -343,7 +343,8 @@ def test_impossible_values_are_refused_by_name(param: str, fields: dict[str, Any
 
 def test_the_beginning_of_an_answer() -> None:
     begun = parse(messages=[*HI, {"role": "assistant", "content": "The sun is"}])
-    assert (begun.chat.messages, begun.begun) == ((Message("user", "hi"),), "The sun is")
+    assert begun.chat.messages == (Message("user", "hi"), Message("assistant", "The sun is"))
+    assert begun.chat.continue_final_message
     assert parse(messages=[*HI, {"role": "assistant", "content": ""}]) == parse()
     call = {"type": "tool_use", "id": "i", "name": "f", "input": {}}
     for messages, fields in (

@@ -17,8 +17,10 @@ from glm4.api.fields import LABELS, OPTIONS, Field, body_schema
 from glm4.api.openai import parse_chat, parse_completion
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, REFUSED, read_fields
 from glm4.errors import InvalidRequestError
-from glm4.sampling_params import SamplingParams
+from glm4.llm import LLM
+from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.server.endpoints.embeddings import EMBEDDING_FIELDS
+from scripted_llm import scripted_llm
 
 DEFAULTS = SamplingParams(temperature=0.7, repetition_penalty=1.1)
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -68,6 +70,10 @@ TELLING: dict[str, tuple[Any, dict[str, Any]]] = {
     "stream": (True, {}),
     "stream_options": ({"include_usage": True}, {"stream": True}),
     "structured_outputs": ({"regex": "a+"}, {}),
+    "guided_json": ({"type": "integer"}, {}),
+    "guided_regex": ("a+", {}),
+    "guided_choice": (["a"], {}),
+    "guided_grammar": ('start: "a"', {}),
     "return_token_ids": (True, {}),
     "return_tokens_as_token_ids": (True, {}),
 }
@@ -81,6 +87,8 @@ TELLING_CHAT: dict[str, tuple[Any, dict[str, Any]]] = {
     "logprobs": (True, {}),
     "top_logprobs": (4, {"logprobs": True}),
     "add_generation_prompt": (False, {}),
+    "continue_final_message": (True, {"messages": [{"role": "assistant", "content": "Well"}]}),
+    "reasoning_effort": ("high", {}),
     "chat_template_kwargs": ({"enable_thinking": False}, {}),
     "include_reasoning": (False, {}),
 }
@@ -95,9 +103,14 @@ ONE_VALUE: dict[str, tuple[Any, Any]] = {
     "service_tier": ("auto", "priority"),
     "store": (False, True),
     "verbosity": ("medium", "low"),
-    "reasoning_effort": ("medium", "high"),
     "best_of": (1, 2),
 }
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    return scripted_llm(tmp_path_factory.mktemp("model"), lambda prompt: "\nFine.")
+
 
 Parse = Callable[[Mapping[str, Any], SamplingParams], Any]
 WALKS = [
@@ -179,3 +192,34 @@ def test_the_schema_of_a_body_has_every_field() -> None:
     schema = body_schema(CHAT_FIELDS, ["messages"])
     assert set(schema["properties"]) == set(CHAT_FIELDS)
     assert (schema["required"], schema["additionalProperties"]) == (["messages"], False)
+
+
+FORMS: list[dict[str, Any]] = [
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nope"}}}},
+    {"response_format": {"type": "json_object", "schema": {"type": "nope"}}},
+    {"structured_outputs": {"json": {"type": "nope"}}},
+    {"guided_json": {"type": "nope"}},
+    {"guided_regex": "("},
+    {"guided_choice": []},
+    {"guided_grammar": "start: nope"},
+]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: next(iter(form)))
+def test_an_error_names_the_form_that_was_sent(form: dict[str, Any], llm: LLM) -> None:
+    (name,) = form
+    with pytest.raises(InvalidRequestError, match=name) as chat:
+        llm.prepare(parse_chat(CHAT | form, DEFAULTS).request)
+    with pytest.raises(InvalidRequestError, match=name) as completion:
+        llm.prepare_prompt("hi", parse_completion(COMPLETION | form, DEFAULTS).params)
+    assert chat.value.param == completion.value.param == name
+    assert "structured_outputs" not in str(chat.value) or name == "structured_outputs"
+
+
+def test_one_form_at_a_time() -> None:
+    text = {"response_format": {"type": "text"}}
+    assert parse_chat(CHAT | text | {"guided_choice": ["a"]}, DEFAULTS).request.params == DEFAULTS.replace(
+        structured_outputs=StructuredOutputs(choice=["a"])
+    )
+    with pytest.raises(InvalidRequestError, match="response_format and guided_choice exclude each other"):
+        parse_chat(CHAT | {"response_format": {"type": "json_object"}, "guided_choice": ["a"]}, DEFAULTS)

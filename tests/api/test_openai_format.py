@@ -15,8 +15,8 @@ import pytest
 from glm4.api.openai import chat_completion, parse_chat, parse_completion, text_completion
 from glm4.api.openai.request import ResponseOptions
 from glm4.chat.messages import Message, ToolCall
-from glm4.engine.protocol import TokenLogprobs
 from glm4.errors import InvalidRequestError
+from glm4.logprobs import TextToken, TokenLogprobs
 from glm4.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
@@ -183,12 +183,13 @@ def test_logprobs_of_both_bodies(tokenizer: Tokenizer) -> None:
         TokenLogprobs(0xE4, -0.5, 1, ((0xE4, -0.5), (98, -1.0))),
         TokenLogprobs(98, -math.inf, 9, ((287, -math.inf),)),  # a row without a token
     ]
-    sample = CompletionOutput(0, "\ufffdb", [0xE4, 98], "length", logprobs=logprobs)
+    shares = [TextToken(logprobs[0], "\ufffd".encode()), TextToken(logprobs[1], b"b")]
+    sample = CompletionOutput(0, "\ufffdb", [0xE4, 98], "length", logprobs=logprobs, text_logprobs=shares)
     content = chat_completion(finished(sample), "tiny", tokenizer)["choices"][0]["logprobs"]["content"]
     assert content[0] == {
         "token": "\ufffd",
         "logprob": -0.5,
-        "bytes": [0xE4],
+        "bytes": [0xEF, 0xBF, 0xBD],  # as in the text
         "top_logprobs": [
             {"token": "\ufffd", "logprob": -0.5, "bytes": [0xE4]},
             {"token": "b", "logprob": -1.0, "bytes": [98]},
@@ -197,9 +198,9 @@ def test_logprobs_of_both_bodies(tokenizer: Tokenizer) -> None:
     assert content[1]["logprob"] == -9999.0
     body = text_completion(finished(sample), "tiny", tokenizer)
     assert body["choices"][0]["logprobs"] == {
-        "tokens": ["\ufffd", "b"],
+        "tokens": ["bytes:\\xe4", "b"],
         "token_logprobs": [-0.5, -9999.0],
-        "top_logprobs": [{"\ufffd": -0.5, "b": -1.0}, {"b": -9999.0, "": -9999.0}],
+        "top_logprobs": [{"bytes:\\xe4": -0.5, "b": -1.0}, {"b": -9999.0, "token_id:287": -9999.0}],
         "text_offset": [0, 1],
     }
     json.dumps(body, allow_nan=False)

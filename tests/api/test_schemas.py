@@ -60,7 +60,7 @@ def test_the_files_are_in_step_with_the_readers() -> None:
     kinds = [one["properties"]["type"] for one in anthropic["thinking"]["anyOf"]]
     assert {name for kind in kinds for name in kind.get("enum", [kind.get("const")])} == set(THINKING)
     parts = schemas("openai")["messages"]["items"]["properties"]["content"]["anyOf"][1]["items"]["anyOf"]
-    assert parts[1]["properties"]["image_url"]["properties"]["detail"]["enum"] == list(DETAILS)
-    assert parts[2]["properties"]["input_audio"]["properties"]["format"]["enum"] == list(AUDIO_FORMATS)
+    assert parts[3]["properties"]["image_url"]["properties"]["detail"]["enum"] == list(DETAILS)
+    assert parts[4]["properties"]["input_audio"]["properties"]["format"]["enum"] == list(AUDIO_FORMATS)
     messages = responses["input"]["anyOf"][1]["items"]["anyOf"][0]["properties"]["content"]["anyOf"][1]["items"]
     assert messages["anyOf"][1]["properties"]["detail"]["enum"] == list(DETAILS)

@@ -105,7 +105,7 @@ def test_greedy_answers_are_the_local_backends(remote: LLM, local: LLM) -> None:
     "params",
     [
         SamplingParams(seed=9, max_tokens=10, ignore_eos=True),
-        SamplingParams(seed=-(1 << 70) + 5, max_tokens=10, ignore_eos=True, temperature=3.0, top_k=40, top_p=0.9),
+        SamplingParams(seed=-(1 << 62) + 5, max_tokens=10, ignore_eos=True, temperature=3.0, top_k=40, top_p=0.9),
         SamplingParams(seed=4, max_tokens=10, ignore_eos=True, min_p=0.02, repetition_penalty=1.3),
         SamplingParams(temperature=0.0, max_tokens=10, presence_penalty=1.5, frequency_penalty=-0.5, ignore_eos=True),
         SamplingParams(temperature=0.0, max_tokens=6, logit_bias={120: 100.0}, ignore_eos=True),

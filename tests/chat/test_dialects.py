@@ -65,10 +65,11 @@ def test_glm4_tools_on_the_message_and_beside_it(glm4: Tokenizer) -> None:
 
 def test_glm4_calls(glm4: Tokenizer) -> None:
     calls = (ToolCall("call_1", "get_weather", '{"city": "北京"}'), ToolCall("call_2", "ping", ""))
-    messages = [Message("assistant", "I look.", tool_calls=calls), Message("tool", "21", tool_call_id="call_1")]
+    results = [Message("tool", "pong", tool_call_id="call_2"), Message("tool", "21", tool_call_id="call_1")]
+    messages = [Message("assistant", "I look.", tool_calls=calls), *results]
     assert glm_text(messages, glm4, add_generation_prompt=False) == (
         "[gMASK]<sop><|assistant|>\nI look.<|assistant|>get_weather\n"
-        '{"city": "北京"}<|assistant|>ping\n{}<|observation|>\n21'
+        '{"city": "北京"}<|assistant|>ping\n{}<|observation|>\n21<|observation|>\npong'
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,7 +82,8 @@ def test_ends_with_a_call(glm4: Tokenizer) -> None:
 
 def test_prose_and_calls(glm4: Tokenizer) -> None:
     """The model separates the parts of one turn with <|assistant|>, and learns to."""
-    messages = [Message("user", "a"), Message("assistant", "Hello", tool_calls=(CALL, CALL)), Message("tool", "21")]
+    calls = (CALL, replace(CALL, id="second"))
+    messages = [Message("user", "a"), Message("assistant", "Hello", tool_calls=calls), *[Message("tool", "21")] * 2]
     ids, trained = glm(messages, glm4)
     assert trained == [[NEWLINE, 9703, ASSISTANT, *CALL_IDS, ASSISTANT, *CALL_IDS, OBSERVATION]]
     assert ids[-3:] == [OBSERVATION, *glm4.encode("\n21")]

@@ -270,10 +270,15 @@ def test_none_keeps_tools_out_of_the_prompt(llm: LLM) -> None:
         (TOOLS, "maybe", "tool_choice", "tool_choice must be"),
         (TOOLS, {"type": "function"}, "tool_choice", "tool_choice must be"),
         (TOOLS, ["required"], "tool_choice", "tool_choice must be"),
-        ([function("f", {"type": "string"})], "required", "tools", "must be an object"),
-        ([function("f", 3)], "required", "tools", "JSON schema"),
-        ([*TOOLS, function("f", {"not": {}})], "required", "tools", "function 'f': .*'not'"),
-        ([function("f", {"properties": {"a": {"type": "nix"}}})], "required", "tools", "nix"),
+        ([function("f", {"type": "string"})], "required", "tools[0].function.parameters", "must be an object"),
+        ([function("f", 3)], "required", "tools[0].function.parameters", "JSON schema"),
+        (
+            [*TOOLS, function("f", {"not": {}})],
+            "required",
+            f"tools[{len(TOOLS)}].function.parameters",
+            "function 'f': .*'not'",
+        ),
+        ([function("f", {"properties": {"a": {"type": "nix"}}})], "required", "tools[0].function.parameters", "nix"),
     ],
 )
 def test_refusals(llm: LLM, tools: Any, choice: Any, param: str, match: str) -> None:

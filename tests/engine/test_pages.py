@@ -19,13 +19,15 @@ from test_engine import CONFIG, MODEL, finish, prompt, request, run
 
 from adapter_files import packed_adapter
 from glm4.engine.engine import Engine
-from glm4.engine.protocol import GenerationRequest
+from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.kernels import int8_cache
+from glm4.logprobs import TokenLogprobs
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.lora import LoraAdapter
 
 Answer = tuple[float, ...]  # token ids, or an embedding
+Scores = tuple[TokenLogprobs | None, ...]
 ADAPTERS = {"one": packed_adapter(CONFIG, 1), "two": packed_adapter(CONFIG, 2)}
 
 
@@ -52,6 +54,22 @@ def expected_embedding(kv: str, kind: int, length: int, adapter: str | None) -> 
     output = finish(made, replace(an_item("x", kind, length, 1, True), adapter=adapter, pooling="mean"))
     assert output.embedding is not None
     return tuple(output.embedding.tolist())
+
+
+def scores_of(output: GenerationOutput) -> Scores:
+    assert output.prompt_logprobs is not None
+    return output.prompt_logprobs
+
+
+@cache
+def expected_scores(kv: str, kind: int, length: int, num_top: int, adapter: str | None) -> Scores:
+    made = small_engine(14, kv, caching=False)
+    return scores_of(finish(made, replace(a_scored("x", kind, length, num_top), adapter=adapter)))
+
+
+def a_scored(name: str, kind: int, length: int, num_top: int) -> GenerationRequest:
+    item = an_item(name, kind, length, 1, True)
+    return replace(item, params=item.params.replace(prompt_logprobs=num_top))
 
 
 def an_item(name: str, kind: int, length: int, new: int, greedy: bool) -> GenerationRequest:
@@ -91,6 +109,8 @@ def check_pages(made: Engine) -> None:
         assert len(node.key) == PAGE_SIZE
         assert all(node.holders >= child.holders for child in node.children.values())
     assert all(root.children for root in made.prefix_cache._roots.values())
+    kept = sum(node.scores.nbytes for node in shared.values() if node.scores is not None)
+    assert made.prefix_cache.score_nbytes == kept
     for sequence in running:
         assert len(sequence.pages) >= pages_for(sequence.num_computed)
         assert sequence.num_shared_pages <= sequence.num_computed // PAGE_SIZE
@@ -124,6 +144,7 @@ class PageMachine(RuleBasedStateMachine):
         )
         self.wanted: dict[str, Answer] = {}
         self.answers: dict[str, list[float]] = {}
+        self.scores: dict[str, Scores] = {}
 
     @rule(
         kind=st.integers(0, 2),
@@ -146,6 +167,20 @@ class PageMachine(RuleBasedStateMachine):
         self.engine.add_request(replace(an_item(name, kind, length, 1, True), adapter=adapter, pooling="mean"))
         self.wanted[name] = expected_embedding(self.kv, kind, length, adapter)
         self.answers[name] = []
+
+    @rule(
+        kind=st.integers(0, 2),
+        length=st.integers(1, 90),
+        num_top=st.integers(0, 2),
+        adapter=st.sampled_from([None, None, *ADAPTERS]),
+    )
+    def score(self, kind: int, length: int, num_top: int, adapter: str | None) -> None:
+        self.count += 1
+        name = f"s{self.count}"
+        self.engine.add_request(replace(a_scored(name, kind, length, num_top), adapter=adapter))
+        self.wanted[name] = expected(self.kv, self.pages, kind, length, 1, True, adapter)
+        self.answers[name] = []
+        self.scores[name] = expected_scores(self.kv, kind, length, num_top, adapter)
 
     @rule(name=st.sampled_from(list(ADAPTERS)))
     def reload(self, name: str) -> None:
@@ -184,6 +219,8 @@ class PageMachine(RuleBasedStateMachine):
         for output in outputs:
             found = output.token_ids if output.embedding is None else output.embedding.tolist()
             self.answers[output.request_id] += found
+            if output.prompt_logprobs is not None:
+                assert output.prompt_logprobs == self.scores.pop(output.request_id), "to the last bit"
             if output.finish_reason is not None:
                 assert tuple(self.answers[output.request_id]) == self.wanted.pop(output.request_id)
 

@@ -60,6 +60,7 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     just_two = float(probabilities[:2].sum()) - 1e-4
     assert frequencies(sampler(top_p=just_two, seed=1), LOGITS)[2:].sum() == 0
     assert frequencies(sampler(top_p=just_two + 2e-4, seed=1), LOGITS)[2] > 0
+    assert frequencies(sampler(top_p=0.0, seed=1), LOGITS)[0] == 1  # OpenAI's lower bound: the most likely token
 
 
 def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:

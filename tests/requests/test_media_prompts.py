@@ -75,7 +75,7 @@ def test_the_prompt_says_which_rows_are_the_picture(llm: LLM) -> None:
     (request,) = [prepared.sample("r", frozenset(), 0)]
     assert request.prompt is prepared.prompt
     head = AssistantPrefill("<|assistant|>\n", "Ja", (1, 2))
-    assert head.before(prepared).prompt == Prompt([*ids, 1, 2], (span,))
+    assert head.after(prepared.prompt) == Prompt([*ids, 1, 2], (span,))
 
 
 def test_pages_are_shared_between_equal_pictures_only(llm: LLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from glm4.chat.events import (
     ToolCallDelta,
     merged,
 )
-from glm4.engine.protocol import TokenLogprobs
+from glm4.logprobs import TextToken, TokenLogprobs
 from glm4.outputs import CompletionOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer, load_tokenizer
@@ -67,12 +68,15 @@ def chunks(events: list[Event], cuts: list[int], reason: str) -> Iterator[Stream
     output = RequestOutput("r", None, [1, 2], [sample], None, RequestMetrics(num_cached_tokens=1))
     edges = [0, *sorted(set(cuts) & set(range(1, len(events)))), len(events)]
     for begin, end in pairwise(edges):
-        scores = tuple(TokenLogprobs(token, -1.0, 1, ()) for token in ids[begin:end])
         last = end == len(events)
-        part = tuple(merged(events[begin:end]))
-        yield StreamChunk(
-            "r", 0, part, tuple(ids[begin:end]), scores, reason if last else None, output if last else None
-        )
+        part = tuple(merged(map(with_token, events[begin:end])))
+        yield StreamChunk("r", 0, part, tuple(ids[begin:end]), (), reason if last else None, output if last else None)
+
+
+def with_token(event: Event) -> Event:
+    if not isinstance(event, TextDelta):
+        return event
+    return replace(event, tokens=(TextToken(TokenLogprobs(ord("x"), -1.0, 1), event.text.encode()),))
 
 
 def written(tokenizer: Tokenizer, parts: Iterator[StreamChunk], body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,6 +116,5 @@ def test_stream_and_response_agree(
     )
     assert [item["status"] for item in response["output"][:-1]] == ["completed"] * (len(response["output"]) - 1)
     assert cut or any(item["type"] != "reasoning" for item in response["output"])
-    # However it is cut into chunks, the response is the same; log-probabilities keep to the chunk they came in.
-    if not logprobs:
-        assert plain(response) == plain(written(tokenizer, chunks(events, [], reason), body)[-1]["response"])
+    # However it is cut into chunks, the response is the same.
+    assert plain(response) == plain(written(tokenizer, chunks(events, [], reason), body)[-1]["response"])

@@ -208,7 +208,7 @@ def test_pictures_and_sounds_reach_the_request() -> None:
         ({"max_output_tokens": True}, "max_output_tokens"),
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"temperature": -1}, "temperature"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning": {"effort": "heroic"}}, "reasoning.effort"),
         ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ({"reasoning": {"context": "all_turns"}}, "reasoning.context"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
@@ -334,7 +334,7 @@ def test_parsed_answers(client: openai.OpenAI) -> None:
         ({"input": [{"id": "msg_none"}]}, "input", "msg_none"),
         ({"model": "other"}, "model", "other"),
         ({"stop_token_ids": [100000]}, "stop_token_ids", ""),
-        ({"tool_choice": "required", "tools": [WEATHER | {"parameters": {"not": {}}}]}, "tools", "not"),
+        ({"tool_choice": "required", "tools": [WEATHER | {"parameters": {"not": {}}}]}, "tools[0].parameters", "not"),
     ],
 )
 def test_what_the_server_refuses_later_is_named_too(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.api.schemas import Schema
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import (
     MAX_LOGPROBS,
     MAX_N,
@@ -48,14 +48,14 @@ def as_it_is(name: str, value: Any) -> Any:
 def boolean(name: str, value: Any) -> bool:
     """A boolean: true or false."""
     if not isinstance(value, bool):
-        raise InvalidRequestError(f"{name} must be true or false, not {value!r}", param=name)
+        raise InvalidRequestError(f"{name} must be true or false, not {shown(value)}", param=name)
     return value
 
 
 def text(name: str, value: Any) -> str:
     """A string."""
     if not isinstance(value, str):
-        raise InvalidRequestError(f"{name} must be a string, not {value!r}", param=name)
+        raise InvalidRequestError(f"{name} must be a string, not {shown(value)}", param=name)
     return value
 
 
@@ -84,7 +84,7 @@ def only(*allowed: Any) -> Reader:
     def read(name: str, value: Any) -> Any:
         if not any(value == one and type(value) is type(one) for one in allowed):
             choice = " or ".join(repr(one) for one in allowed)
-            raise InvalidRequestError(f"{name} = {value!r} is not supported; only {choice} is", param=name)
+            raise InvalidRequestError(f"{name} = {shown(value)} is not supported; only {choice} is", param=name)
         return value
 
     return read
@@ -101,7 +101,7 @@ def _logit_bias(name: str, value: Any) -> dict[int, float]:
     for token in mapping(name, value):
         # int() would also accept "1_0" and digits of other scripts
         if not (token.isascii() and token.isdigit() and len(token) <= 9):
-            raise InvalidRequestError(f"{name} has a key that is no token id: {token!r}", param=name)
+            raise InvalidRequestError(f"{name} has a key that is no token id: {shown(token)}", param=name)
     return {int(token): bias for token, bias in value.items()}
 
 
@@ -137,7 +137,7 @@ OPTIONS: Mapping[str, Field] = MappingProxyType(
     dict(
         [
             _option("temperature", number(0, MAX_TEMPERATURE)),
-            _option("top_p", {**number(None, 1), "exclusiveMinimum": 0}),
+            _option("top_p", number(0, 1)),
             _option("top_k", integer(-1)),
             _option("min_p", number(0, 1)),
             _option("max_tokens", integer(1)),

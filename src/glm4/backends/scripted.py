@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from glm4.backends.base import BackendInfo, Capability
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.errors import InvalidRequestError, ModelClosedError, PromptTooLongError
+from glm4.logprobs import TokenLogprobs
 
 Script = Callable[[Sequence[int]], Sequence[int]]
 
@@ -27,6 +28,7 @@ class ScriptedBackend:
 
     Stop ids, `max_tokens`, `ignore_eos` and abort behave as in the real engine; an exhausted script ends with "stop".
     Any adapter can be loaded from any path and has no effect. An embedding counts the prompt's ids modulo 8.
+    Log-probabilities are made up, from the token's id alone.
 
     Args:
         capabilities: what requests may ask for; none of them changes the script's answer.
@@ -85,15 +87,26 @@ class ScriptedBackend:
         request, params = running.request, running.request.params
         if request.pooling is not None:
             return GenerationOutput(request.request_id, finish_reason="stop", embedding=_counts(request.prompt_ids))
+        prompt_logprobs = None
+        if params.prompt_logprobs is not None and not running.sent:
+            scored = [self._logprobs(token, params.prompt_logprobs) for token in request.prompt_ids[1:]]
+            prompt_logprobs = (None, *scored)
         if running.sent >= len(running.answer):
-            return GenerationOutput(request.request_id, finish_reason="stop")
+            return GenerationOutput(request.request_id, finish_reason="stop", prompt_logprobs=prompt_logprobs)
         token = running.answer[running.sent]
         running.sent += 1
+        logprobs = () if params.logprobs is None else (self._logprobs(token, params.logprobs),)
         room = self._info.max_model_len - len(request.prompt_ids)
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
         if token in params.stop_token_ids or (token in request.stop_ids and not params.ignore_eos):
-            return GenerationOutput(request.request_id, (token,), "stop", token)
-        return GenerationOutput(request.request_id, (token,), "length" if running.sent >= limit else None)
+            return GenerationOutput(request.request_id, (token,), "stop", token, logprobs, prompt_logprobs)
+        reason = "length" if running.sent >= limit else None
+        return GenerationOutput(request.request_id, (token,), reason, None, logprobs, prompt_logprobs)
+
+    def _logprobs(self, token: int, count: int) -> TokenLogprobs:
+        """The token is second to the one before it; they and those after it are equally far apart."""
+        ids = [(token + at) % self._info.vocab_size for at in range(-1, count - 1)]
+        return TokenLogprobs(token, -1.0, 2, tuple((one, -0.5 - 0.5 * at) for at, one in enumerate(ids)))
 
     def wake(self) -> None:
         """Do nothing: a step never waits."""

@@ -32,6 +32,7 @@ from glm4.errors import (
     OutOfMemoryError,
     PromptTooLongError,
     RemoteUnavailableError,
+    shown,
 )
 from glm4.outputs import RequestOutput
 
@@ -275,7 +276,13 @@ class _Run:
 
         def build(output: RequestOutput) -> dict[str, Any]:
             return text_completions(
-                [output], model, tokenizer, completion.response, echo=completion.echo, generate=completion.generate
+                [output],
+                model,
+                tokenizer,
+                completion.response,
+                echo=completion.echo,
+                generate=completion.generate,
+                skip_special_tokens=completion.params.skip_special_tokens,
             )
 
         return prepared, build
@@ -322,13 +329,13 @@ def _request(line: InputLine) -> Mapping[str, Any]:
     for key in request:
         if key not in _REQUEST_KEYS:
             raise InvalidRequestError(
-                f"unknown key {key!r}; a request has {', '.join(sorted(_REQUEST_KEYS))}", param=key
+                f"unknown key {shown(key)}; a request has {', '.join(sorted(_REQUEST_KEYS))}", param=key
             )
     if request.get("method", "POST") != "POST":
-        raise InvalidRequestError(f"method must be POST, not {request['method']!r}", param="method")
+        raise InvalidRequestError(f"method must be POST, not {shown(request['method'])}", param="method")
     if request.get("url") not in (CHAT_URL, COMPLETION_URL):
         raise InvalidRequestError(
-            f"url must be {CHAT_URL} or {COMPLETION_URL}, not {request.get('url')!r}", param="url"
+            f"url must be {CHAT_URL} or {COMPLETION_URL}, not {shown(request.get('url'))}", param="url"
         )
     if not isinstance(request.get("body"), dict):
         raise InvalidRequestError("body must be an object", param="body")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 from glm4.tokenizer import Tokenizer
 
 # One space after `:` and `,` is how models saw JSON in training (json.dumps writes it that way); not allowing more
@@ -30,10 +30,16 @@ MAX_CALLS = 16
 
 @dataclass(frozen=True)
 class CallableTool:
-    """A tool as a grammar sees it; `schema` is None for a built-in tool, whose argument is free text."""
+    """A tool as a grammar sees it.
+
+    Attributes:
+        schema: of its arguments; None for a built-in tool, whose argument is free text.
+        param: the request field with the schema, for errors.
+    """
 
     name: str
     schema: Mapping[str, Any] | None
+    param: str = field(default="tools", compare=False)
 
 
 def literal(text: str) -> str:
@@ -57,33 +63,38 @@ def with_options(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, "x-guidance": dict(JSON_OPTIONS)}
 
 
-def callables(tools: Sequence[Mapping[str, Any]], builtin: Sequence[str]) -> list[CallableTool]:
+def callables(tools: Sequence[Mapping[str, Any]], builtin: Sequence[str], *, attached: int = 0) -> list[CallableTool]:
     """The tools that may be called; for duplicate names, the first one.
 
     Args:
         tools: checked tools in OpenAI's form.
         builtin: tool types that consist of their type alone.
+        attached: how many of them, the first ones, are attached to messages.
 
     Raises:
-        InvalidRequestError: `parameters` is not the schema of an object; `.param` is "tools".
+        InvalidRequestError: `parameters` is not the schema of an object; `.param` names it.
     """
     found: dict[str, CallableTool] = {}
-    for tool in tools:
+    for index, tool in enumerate(tools, -attached):
         if tool.get("type", "function") in builtin:
             found.setdefault(tool["type"], CallableTool(tool["type"], None))
         else:
             name = tool["function"]["name"]
-            found.setdefault(name, CallableTool(name, _arguments_schema(name, tool["function"].get("parameters"))))
+            param = f"tools[{index}].function.parameters" if index >= 0 else "messages"
+            schema = _arguments_schema(name, tool["function"].get("parameters"), param)
+            found.setdefault(name, CallableTool(name, schema, param))
     return list(found.values())
 
 
-def _arguments_schema(name: str, parameters: object) -> Mapping[str, Any]:
+def _arguments_schema(name: str, parameters: object, param: str) -> Mapping[str, Any]:
     """A function's parameters as the schema of an object; if none are given, any object."""
     if parameters is None:
         return {"type": "object"}
     if not isinstance(parameters, Mapping):
-        raise InvalidRequestError(f"the parameters of function {name!r} must be a JSON schema", param="tools")
+        raise InvalidRequestError(f"the parameters of function {shown(name)} must be a JSON schema", param=param)
     kind = parameters.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise InvalidRequestError(f"the parameters of function {name!r} must be an object, not {kind!r}", param="tools")
+        raise InvalidRequestError(
+            f"the parameters of function {shown(name)} must be an object, not {shown(kind)}", param=param
+        )
     return {**parameters, "type": "object"}

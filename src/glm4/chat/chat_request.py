@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from glm4.chat.messages import Message, as_messages
+from glm4.chat.parts import TextPart
 from glm4.chat.tool_choice import AUTO, ToolChoice, ToolChoiceValue
+from glm4.chat.tool_results import in_call_order
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
@@ -25,6 +27,7 @@ class ChatOptions(TypedDict, total=False):
     tool_choice: ToolChoiceValue | None
     parallel_tool_calls: bool
     add_generation_prompt: bool
+    continue_final_message: bool
     template_kwargs: Mapping[str, Any] | None
     adapter: str | None
 
@@ -43,6 +46,8 @@ class ChatRequest:
             grammar enforces the last two, so arguments match their schema (unless `max_tokens` cuts them off).
         parallel_tool_calls: False ends the answer where a second call begins.
         add_generation_prompt: end the prompt with the start of the model's turn.
+        continue_final_message: the last message, the assistant's, is the beginning of the answer, which has only what
+            follows. The prompt then ends with that text, so `add_generation_prompt` is false.
         template_kwargs: extra variables for the chat template.
         adapter: name of the LoRA adapter to answer with.
     """
@@ -53,6 +58,7 @@ class ChatRequest:
     tool_choice: ToolChoice = AUTO
     parallel_tool_calls: bool = True
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
 
@@ -72,13 +78,16 @@ class ChatRequest:
         unknown = set(options) - set(ChatOptions.__annotations__)
         if unknown:
             raise TypeError(f"unknown option {sorted(unknown)[0]!r}; known: {', '.join(ChatOptions.__annotations__)}")
-        turns = as_messages(messages)
+        turns = in_call_order(as_messages(messages))
         if not turns:
             raise InvalidRequestError("messages must not be empty", param="messages")
         choice = ToolChoice.read(options.get("tool_choice"))
         tools = options.get("tools") or ()
         if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
             raise InvalidRequestError("tools must be a list", param="tools")
+        continued = options.get("continue_final_message", False)
+        if continued:
+            _check_continued(turns, choice, options)
         if choice.mode == "none":  # the model does not call tools it does not see
             turns, tools = [replace(turn, tools=()) for turn in turns], ()
         return cls(
@@ -87,7 +96,8 @@ class ChatRequest:
             tools=tuple(tools),
             tool_choice=choice,
             parallel_tool_calls=options.get("parallel_tool_calls", True),
-            add_generation_prompt=options.get("add_generation_prompt", True),
+            add_generation_prompt=options.get("add_generation_prompt", not continued),
+            continue_final_message=continued,
             template_kwargs=options.get("template_kwargs") or {},
             adapter=options.get("adapter"),
         )
@@ -96,3 +106,17 @@ class ChatRequest:
     def offered_tools(self) -> list[Tool]:
         """Every tool the model may call: attached to messages (GLM-4's own style) or passed with the request."""
         return [*(tool for message in self.messages for tool in message.tools), *self.tools]
+
+
+def _check_continued(turns: Sequence[Message], choice: ToolChoice, options: ChatOptions) -> None:
+    """Refuse a request to continue an answer that has not begun with text, or that must be a call."""
+    last, name = turns[-1], "continue_final_message"
+    if options.get("add_generation_prompt", False):
+        raise InvalidRequestError(f"{name} and add_generation_prompt exclude each other; send one of them", param=name)
+    text = all(isinstance(part, TextPart) for part in last.content)
+    if last.role != "assistant" or not text or last.tool_calls or last.metadata or last.reasoning:
+        raise InvalidRequestError(
+            f"{name} needs a last message of the assistant with text alone; without one, leave {name} out", param=name
+        )
+    if choice.mode == "required":
+        raise InvalidRequestError(f"{name} continues a text, but tool_choice asks for a call", param=name)

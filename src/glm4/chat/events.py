@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
+
+from glm4.logprobs import TextToken
 
 _T = TypeVar("_T")
 _T_co = TypeVar("_T_co", covariant=True)
@@ -32,17 +34,31 @@ class EventVisitor(ABC, Generic[_T_co]):
 
 @dataclass(frozen=True)
 class TextDelta:
-    """More of the visible answer."""
+    """More of the visible answer.
+
+    Attributes:
+        source: from a parser: where in its input the text stood, a place for each character.
+        tokens: from `SampleProcessor`, if log-probabilities are requested: the tokens that wrote the text.
+    """
 
     text: str
+    source: tuple[range, ...] = field(default=(), compare=False, repr=False)
+    tokens: tuple[TextToken, ...] = field(default=(), compare=False, repr=False)
 
     def accept(self, visitor: EventVisitor[_T]) -> _T:
         """Call the visitor's method for this kind."""
         return visitor.text(self)
 
+    def without(self, count: int) -> TextDelta:
+        """The text after its first characters."""
+        places = [at for part in self.source for at in part]
+        return TextDelta(self.text[count:], tuple(range(at, at + 1) for at in places[count:]))
+
     def joined(self, later: Event) -> Event | None:
         """This event and the next one merged; None if they cannot be merged."""
-        return TextDelta(self.text + later.text) if isinstance(later, TextDelta) else None
+        if not isinstance(later, TextDelta):
+            return None
+        return TextDelta(self.text + later.text, self.source + later.source, self.tokens + later.tokens)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
-from glm4.chat.parts import Part, TextPart, read_part
-from glm4.errors import InvalidRequestError
+from glm4.chat.parts import Part, TextPart, read_part, read_thinking, refusal
+from glm4.errors import InvalidRequestError, shown
 
 Role = Literal["system", "user", "assistant", "tool", "observation"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "observation")
@@ -16,7 +17,10 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool", "observation")
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call the model asks for. `arguments` is the JSON text exactly as written (it may be invalid JSON)."""
+    """A call the model asks for. `arguments` is the JSON text exactly as written (it may be invalid JSON).
+
+    `id` is "" for a call that a caller wrote without one.
+    """
 
     id: str
     name: str
@@ -49,6 +53,7 @@ class Message:
         metadata: GLM-4's text after the role tag (the tool's name of an assistant turn),
             normally derived from tool_calls.
         tools: tools attached to a system turn in GLM-4's own style; normally passed alongside the messages.
+        name: the function whose call a tool turn without `tool_call_id` answers.
     """
 
     role: Role
@@ -58,6 +63,7 @@ class Message:
     tool_call_id: str | None = None
     metadata: str | None = None
     tools: tuple[Mapping[str, Any], ...] = field(default=())
+    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -66,44 +72,67 @@ class Message:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "message") -> Message:
-        """Read an OpenAI-style (or GLM-4-style) message dictionary; unknown keys and wrong types are rejected.
+        """Read an OpenAI-style (or GLM-4-style) message dictionary.
+
+        Null means "not given". Fields that answers carry and that mean nothing in a prompt are passed over; any other
+        that is not honored is refused by name.
 
         Args:
             where: its location in the request, for errors.
 
         Raises:
-            InvalidRequestError: with `.param` naming the key.
+            InvalidRequestError: with `.param` naming the field.
         """
-        unknown = set(raw) - _KNOWN_KEYS
-        if unknown:
-            raise InvalidRequestError(f"unknown message field {sorted(unknown)[0]!r}", param="messages")
-        role = raw.get("role")
-        if role == "developer":
-            role = "system"
-        if role not in ROLES:
-            raise InvalidRequestError(f"message role must be one of {', '.join(ROLES)}, not {role!r}", param="messages")
+        given = {str(key): value for key, value in raw.items() if value is not None}
+        _check_keys(given, where)
+        role = _role(given, where)
+        texts = {key: _text(given[key], f"{where}.{key}") for key in _TEXTS if key in given}
+        content, thoughts = _content(given.get("content", ""), role, f"{where}.content")
+        if texts.get("refusal"):  # what the assistant said instead of an answer
+            content.append(TextPart(texts["refusal"]))
+        calls = _calls(given, where)
+        if calls and role != "assistant":
+            raise refusal(f"{where}.tool_calls", "only messages of the assistant have calls")
+        reasoning = texts.get("reasoning_content", texts.get("reasoning"))
+        is_result = role in ("tool", "observation")
         return cls(
             role=role,
-            content=_content(raw.get("content"), f"{where}.content"),
-            reasoning=_optional_text(raw, "reasoning_content"),
-            tool_calls=tuple(_tool_call(call, index) for index, call in enumerate(raw.get("tool_calls") or ())),
-            tool_call_id=_optional_text(raw, "tool_call_id"),
-            metadata=_optional_text(raw, "metadata"),
-            tools=tuple(raw.get("tools") or ()),
+            content=content,
+            reasoning="\n".join(thoughts) if reasoning is None and thoughts else reasoning,
+            tool_calls=calls,
+            tool_call_id=texts.get("tool_call_id"),
+            metadata=texts.get("metadata"),
+            tools=_tools(given.get("tools", ()), f"{where}.tools"),
+            name=texts.get("name") if is_result else None,
         )
 
 
-_KNOWN_KEYS = {
-    "role",
-    "content",
-    "name",
-    "reasoning_content",
-    "tool_calls",
-    "tool_call_id",
-    "metadata",
-    "tools",
-    "refusal",
-}
+_TEXTS = ("reasoning_content", "reasoning", "tool_call_id", "metadata", "name", "refusal")
+_KNOWN = frozenset({"role", "content", "tool_calls", "function_call", "tools", *_TEXTS})
+_WITHOUT_MEANING = frozenset(
+    {
+        "annotations",
+        "cache_control",
+        "id",
+        "object",
+        "parsed",
+        "phase",
+        "provider_specific_fields",
+        "reasoning_details",
+        "status",
+        "thinking_blocks",
+        "type",
+    }
+)
+"""Fields of OpenAI's, vLLM's and litellm's answers, and of other APIs' messages, that a prompt has no use for."""
+
+_REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "audio": "these models do not hear what they said; send audio.transcript as content",
+        "images": "send pictures as image_url parts of content",
+        "prefix": "send continue_final_message with the request",
+    }
+)
 
 
 def as_messages(messages: object) -> list[Message]:
@@ -122,29 +151,83 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value
 
 
-def _optional_text(raw: Mapping[str, Any], key: str) -> str | None:
-    value = raw.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InvalidRequestError(f"message field {key!r} must be a string", param="messages")
+def _check_keys(given: Mapping[str, Any], where: str) -> None:
+    for key, value in given.items():
+        if key in _REFUSED and value:
+            raise refusal(f"{where}.{key}", f"this message field is not supported: {_REFUSED[key]}")
+        if key not in _KNOWN and key not in _WITHOUT_MEANING and key not in _REFUSED:
+            raise refusal(f"{where}.{key[:80]}", f"unknown message field {key[:80]!r}; leave it out")
+
+
+def _role(given: Mapping[str, Any], where: str) -> Role:
+    role = given.get("role")
+    role = {"developer": "system", "function": "tool"}.get(role, role) if isinstance(role, str) else None
+    if role not in ROLES:
+        raise refusal(
+            f"{where}.role", f"message role must be one of {', '.join(ROLES)}, not {shown(given.get('role'))}"
+        )
+    return role
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise refusal(where, "must be a string")
     return value
 
 
-def _content(content: object, where: str) -> str | list[Part]:
-    """OpenAI allows null, a string, or a list of parts."""
-    if content is None or isinstance(content, str):
-        return content or ""
+def _content(content: object, role: Role, where: str) -> tuple[list[Part], list[str]]:
+    """The parts of a message, and the thinking among them. OpenAI allows null, a string, or a list of parts."""
+    if isinstance(content, str):
+        return [TextPart(content)] if content else [], []
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise InvalidRequestError("message content must be a string or a list of parts", param="messages")
-    return [read_part(part, f"{where}[{index}]") for index, part in enumerate(content)]
+        raise refusal(where, "message content must be a string or a list of parts")
+    parts: list[Part] = []
+    thoughts: list[str] = []
+    for index, raw in enumerate(content):
+        thought = read_thinking(raw, f"{where}[{index}]") if role == "assistant" else None
+        if thought is None:
+            parts.append(read_part(raw, f"{where}[{index}]"))
+        elif thought:
+            thoughts.append(thought)
+    return parts, thoughts
 
 
-def _tool_call(raw: object, index: int) -> ToolCall:
+def _tools(tools: object, where: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(tools, Sequence) or isinstance(tools, (str, bytes)):
+        raise refusal(where, "must be a list of tools")
+    return tuple(tools)
+
+
+def _calls(given: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:
+    """The calls of a message: `tool_calls`, or `function_call`, which is OpenAI's older form."""
+    raw, place = given.get("tool_calls", ()), f"{where}.tool_calls"
+    if not isinstance(raw, Sequence) or isinstance(raw, (str, bytes)):
+        raise refusal(place, "must be a list of calls")
+    old = given.get("function_call")
+    if not old:
+        return tuple(_tool_call(call, f"{place}[{index}]") for index, call in enumerate(raw))
+    if raw:
+        raise refusal(f"{where}.function_call", "is the older form of tool_calls; send one of the two")
+    return (_function("", old, f"{where}.function_call"),)
+
+
+def _tool_call(raw: object, where: str) -> ToolCall:
     if isinstance(raw, ToolCall):
         return raw
-    function = raw.get("function") if isinstance(raw, Mapping) else None
-    if not isinstance(raw, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError(f"tool_calls[{index}] must be an object with function.name", param="messages")
-    arguments = function.get("arguments", "{}")
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(id=str(raw.get("id") or f"call_{index}"), name=function["name"], arguments=arguments)
+    if not isinstance(raw, Mapping) or raw.get("type", "function") not in ("function", None):
+        raise refusal(where, "must be an object of type function with function.name and function.arguments")
+    call_id = raw.get("id")
+    return _function("" if call_id is None else _text(call_id, f"{where}.id"), raw.get("function"), f"{where}.function")
+
+
+def _function(call_id: str, raw: object, where: str) -> ToolCall:
+    if not isinstance(raw, Mapping):
+        raise refusal(where, "must be an object with name and arguments")
+    arguments = raw.get("arguments")
+    if isinstance(arguments, Mapping):  # some clients send what the text means
+        try:
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError):
+            raise refusal(f"{where}.arguments", "is not JSON") from None
+    name = _text(raw.get("name"), f"{where}.name")
+    return ToolCall(call_id, name, "{}" if arguments is None else _text(arguments, f"{where}.arguments"))

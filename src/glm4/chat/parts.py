@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,7 +140,7 @@ def read_part(raw: object, where: str) -> Part:
     kind = raw.get("type")
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise refusal(where, f"content parts of type {str(kind)[:80]!r} are not supported; {', '.join(_READERS)} are")
+        raise refusal(where, f"content parts of type {shown(kind)} are not supported; {', '.join(_READERS)} are")
     return reader(raw, where)
 
 
@@ -156,6 +156,30 @@ def _read_text(raw: Mapping[str, Any], where: str) -> TextPart:
     if not isinstance(raw.get("text"), str):
         raise refusal(f"{where}.text", "must be a string")
     return TextPart(raw["text"])
+
+
+def _read_refusal(raw: Mapping[str, Any], where: str) -> TextPart:
+    """OpenAI's part for what the assistant said instead of an answer."""
+    if not isinstance(raw.get("refusal"), str):
+        raise refusal(f"{where}.refusal", "must be a string")
+    return TextPart(raw["refusal"])
+
+
+def read_thinking(raw: object, where: str) -> str | None:
+    """The text of a part with thinking, as vLLM's and litellm's answers have it; None if `raw` is another part.
+
+    Thinking that another server encrypted cannot be read, and is "".
+
+    Raises:
+        InvalidRequestError: malformed.
+    """
+    kind = raw.get("type") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or kind not in ("thinking", "redacted_thinking"):
+        return None
+    text = raw.get("thinking", "") if kind == "thinking" else ""
+    if not isinstance(text, str):
+        raise refusal(f"{where}.thinking", "must be a string")
+    return text
 
 
 def _read_image(raw: Mapping[str, Any], where: str) -> ImagePart:
@@ -193,6 +217,9 @@ def _members(
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Part]] = {
     "text": _read_text,
+    "input_text": _read_text,
+    "output_text": _read_text,
+    "refusal": _read_refusal,
     "image_url": _read_image,
     "input_audio": read_audio,
     "audio_url": _read_audio_url,

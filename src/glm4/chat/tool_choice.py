@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from glm4.chat.call_grammar import CallableTool
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 Mode = Literal["auto", "none", "required"]
 ToolChoiceValue = str | Mapping[str, Any]
@@ -59,7 +59,7 @@ class ToolChoice:
             return []
         chosen = [tool for tool in tools if self.name in (None, tool.name)]
         if not chosen:
-            said = "no tools are offered" if self.name is None else f"there is no tool {self.name!r}"
+            said = "no tools are offered" if self.name is None else f"there is no tool {shown(self.name)}"
             raise InvalidRequestError(f"tool_choice asks for a call, but {said}", param="tool_choice")
         return chosen
 

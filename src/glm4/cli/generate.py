@@ -80,14 +80,11 @@ def _run(llm: LLM, prompt: str, params: SamplingParams, model: str, *, echo: boo
 
 def _print_whole(output: RequestOutput, prefix: str, model: str, llm: LLM, *, json_output: bool) -> None:
     """Print all continuations at once: JSON, or numbered texts."""
-    from glm4.api.openai import text_completion
+    from glm4.api.openai.answers import text_completions
     from glm4.cli.console import print_json, printable
 
     if json_output:
-        body = text_completion(output, model, llm.tokenizer)
-        for choice in body["choices"]:
-            choice["text"] = prefix + choice["text"]
-        print_json(body)
+        print_json(text_completions([output], model, llm.tokenizer, echo=bool(prefix)))
         return
     for sample in output.outputs:
         text = f"[{sample.index + 1}] {prefix}{sample.text}\n"

@@ -310,6 +310,7 @@ class Engine:
         return scores
 
     def _share(self, sequence: Sequence) -> None:
+        first = sequence.num_shared_pages
         sequence.num_shared_pages = self.prefix_cache.share(
             sequence.ids,
             sequence.pages,
@@ -318,6 +319,9 @@ class Engine:
             sequence.tree,
             sequence.spans,
         )
+        if sequence.request.params.prompt_logprobs is not None:
+            shared = sequence.pages[: sequence.num_shared_pages]
+            self.prefix_cache.keep_scores(shared, first, sequence.prompt_logprobs)
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:
         """Record log-probabilities of the prompt ids that the rows of this chunk predict."""

@@ -14,6 +14,8 @@ The bookkeeping relies on two invariants:
 Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree's number is
 its adapter's, which is never reused, so pages of an unloaded adapter are never found again and are evicted eventually.
 
+Log-probabilities of a scored prompt stay beside its pages. A prompt that is to be scored holds only pages with these.
+
 Sharing is exact: a page's keys and values are bit-identical however its tokens were batched and chunked (the kernels'
 contract), so it does not matter which of two equal pages a sequence reads.
 """
@@ -22,6 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from glm4.engine.page_scores import PageScores
+from glm4.logprobs import TokenLogprobs
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.prompt import MediaSpan
 
@@ -31,7 +35,7 @@ _Key = tuple[int | MediaSpan, ...]
 class _Node:
     """One shared page."""
 
-    __slots__ = ("children", "holders", "key", "page", "parent")
+    __slots__ = ("children", "holders", "key", "page", "parent", "scores")
 
     def __init__(self, page: int, key: _Key, parent: _Node | None) -> None:
         self.page = page
@@ -39,6 +43,7 @@ class _Node:
         self.parent = parent
         self.children: dict[_Key, _Node] = {}
         self.holders = 0
+        self.scores: PageScores | None = None
 
 
 class PrefixCache:
@@ -55,6 +60,7 @@ class PrefixCache:
         self._nodes: dict[int, _Node] = {}
         # Nodes without holders in order of release; a dict because it keeps order and deletes in constant time.
         self._idle: dict[int, _Node] = {}
+        self.score_nbytes = 0  # of the log-probabilities kept; beside keys and values, at most a few percent of them
 
     @property
     def num_available_pages(self) -> int:
@@ -66,17 +72,60 @@ class PrefixCache:
         """Pages that running sequences hold."""
         return self._cache.num_pages - self.num_available_pages
 
-    def hold(self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = ()) -> list[int]:
-        """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute."""
+    def hold(
+        self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = (), num_top: int | None = None
+    ) -> list[int]:
+        """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute.
+
+        Args:
+            num_top: hold only what `scores` can read, with this many most likely tokens.
+        """
         pages: list[int] = []
         node, key_of = self._roots.get(tree), _keys_of(spans)
         for index in range((len(ids) - 1) // PAGE_SIZE if self.enabled else 0):
             node = node.children.get(key_of(ids, index)) if node is not None else None
             if node is None:
                 break
+            following = ids[(index + 1) * PAGE_SIZE]
+            if num_top is not None and (node.scores is None or not node.scores.cover(following, num_top)):
+                break
             self._hold(node)
             pages.append(node.page)
         return pages
+
+    def scores(self, ids: Sequence[int], pages: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+        """Log-probabilities of the ids from the second to the one after these pages, which `hold` gave."""
+        known: list[TokenLogprobs] = []
+        for index, page in enumerate(pages):
+            scores, start = self._nodes[page].scores, index * PAGE_SIZE + 1
+            assert scores is not None  # noqa: S101 (held for its scores)
+            known += scores.read(ids[start : start + PAGE_SIZE], num_top)
+        return known
+
+    def keep_scores(self, pages: Sequence[int], first: int, logprobs: Sequence[TokenLogprobs | None]) -> None:
+        """Keep a prompt's log-probabilities beside the pages that `share` added.
+
+        Args:
+            pages: the sequence's shared pages.
+            first: the first of them whose log-probabilities are new.
+            logprobs: of the prompt's ids so far.
+        """
+        for index in range(first, min(len(pages), len(logprobs) // PAGE_SIZE)):
+            node, start = self._nodes[pages[index]], index * PAGE_SIZE + 1
+            inside = [one for one in logprobs[start : start + PAGE_SIZE - 1] if one is not None]
+            scores, before = PageScores(inside), node.scores
+            if before is not None:
+                self.score_nbytes -= before.nbytes
+                if before.num_top > scores.num_top:
+                    scores = before
+                else:
+                    scores.keep_next(before)
+            following = logprobs[start + PAGE_SIZE - 1 : start + PAGE_SIZE]
+            for one in following:
+                if one is not None:
+                    scores.add_next(one)
+            node.scores = scores
+            self.score_nbytes += scores.nbytes
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` free pages, evicting the least recently used shared ones as needed.
@@ -160,6 +209,8 @@ class PrefixCache:
         if parent.parent is None and not parent.children:
             del self._roots[parent.key[0]]
         self._cache.free([node.page])
+        if node.scores is not None:
+            self.score_nbytes -= node.scores.nbytes
 
 
 def _key(ids: Sequence[int], index: int) -> _Key:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
+from glm4.logprobs import TokenLogprobs
 from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
@@ -103,19 +104,6 @@ def check_request(request: GenerationRequest, vocab_size: int, max_model_len: in
         for token in getattr(request.params, name) or ():
             if not 0 <= token < vocab_size:
                 raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Log-probabilities at one position: the token's own, its rank (1 = most likely), and the most likely ones.
-
-    The rank is None if the backend does not know it.
-    """
-
-    token_id: int
-    logprob: float
-    rank: int | None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.engine.protocol import GenerationRequest, TokenLogprobs
+from glm4.engine.protocol import GenerationRequest
 from glm4.errors import Glm4Error
+from glm4.logprobs import TokenLogprobs
 
 Float = NDArray[np.float32]
 

@@ -103,7 +103,7 @@ class Scheduler:
         """Admit waiting sequences, as far as limits and pages allow."""
         while self.waiting and len(self.running) < self.config.max_num_seqs:
             sequence = self.waiting[0]
-            held = [] if sequence.needs_all_rows() else self._cache.hold(sequence.ids, sequence.tree, sequence.spans)
+            held = self._held(sequence)
             # Wait for room for the whole prompt: admitting earlier would only preempt another sequence.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
             needed = pages_for(len(sequence.ids) + 1) - len(held)
@@ -113,11 +113,19 @@ class Scheduler:
             sequence.pages = held
             sequence.num_shared_pages = len(held)
             sequence.num_computed = len(held) * PAGE_SIZE
+            if (num_top := sequence.num_top_to_score()) is not None:
+                sequence.know_scores(self._cache.scores(sequence.ids, held, num_top))
             if not sequence.was_admitted:  # after a preemption it finds its own pages
                 sequence.was_admitted = True
                 sequence.num_cached = sequence.num_computed
                 self._count_lookup(sequence)
             self.running.append(self.waiting.popleft())
+
+    def _held(self, sequence: Sequence) -> list[int]:
+        """Pages that the prefix cache has for a sequence."""
+        if sequence.needs_all_rows():
+            return []
+        return self._cache.hold(sequence.ids, sequence.tree, sequence.spans, sequence.num_top_to_score())
 
     def _count_lookup(self, sequence: Sequence) -> None:
         if self._cache.enabled and not sequence.needs_all_rows():

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from glm4.engine.grammar import GrammarState
 from glm4.engine.pooling import MeanPool
-from glm4.engine.protocol import GenerationOutput, GenerationRequest, TokenLogprobs
+from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
 from glm4.errors import Glm4Error, GrammarError, request_error
+from glm4.logprobs import TokenLogprobs
 from glm4.model.lora import LoraAdapter
 from glm4.prompt import Prompt
 
@@ -79,9 +80,18 @@ class Sequence:
         """True while prompt log-probabilities are requested and incomplete."""
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
 
+    def num_top_to_score(self) -> int | None:
+        """Most likely tokens that come with each of the prompt's log-probabilities; None if none are missing."""
+        return self.request.params.prompt_logprobs if self.wants_prompt_logprobs() else None
+
+    def know_scores(self, logprobs: list[TokenLogprobs]) -> None:
+        """Take in log-probabilities of the prompt from its second id on, unless they are known."""
+        if len(logprobs) >= len(self.prompt_logprobs):
+            self.prompt_logprobs = [None, *logprobs]
+
     def needs_all_rows(self) -> bool:
-        """True while the hidden states of the whole prompt are needed, so none of it may come from a cache."""
-        return self.pool is not None or self.wants_prompt_logprobs()
+        """True if the hidden states of the whole prompt are needed, so none of it may come from a cache."""
+        return self.pool is not None
 
     @property
     def tree(self) -> int:

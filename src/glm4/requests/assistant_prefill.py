@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.events import Event, TextDelta
 from glm4.chat.messages import Message
-from glm4.chat.parsers.base import StreamParser
+from glm4.chat.parsers.base import StreamParser, moved
 from glm4.errors import InvalidRequestError
-from glm4.requests.input_processor import PreparedRequest
+from glm4.prompt import Prompt
 from glm4.requests.processor import Processor
-from glm4.tokenizer import Detokenizer
+
+_PROBE = "Words."  # what any chat template leaves as it is
 
 
 @dataclass(frozen=True)
@@ -29,42 +30,46 @@ class AssistantPrefill:
     ids: tuple[int, ...]
 
     @classmethod
-    def find(cls, processor: Processor, request: ChatRequest, begun: str) -> AssistantPrefill:
-        """The prefill of an answer to this request.
+    def split(cls, processor: Processor, request: ChatRequest) -> tuple[ChatRequest, AssistantPrefill | None]:
+        """The request without an answer that its last message begins, and that beginning; None if there is none.
 
         Raises:
             InvalidRequestError: the template has no prefill: its prompts begin with thinking, or it changes the text.
         """
+        if not request.continue_final_message:
+            return request, None
+        *turns, last = request.messages
+        asked = replace(request, messages=tuple(turns), continue_final_message=False, add_generation_prompt=True)
+        return asked, cls._find(processor, asked, last.text) if last.text else None
 
-        def render(turns: tuple[Message, ...], *, prompt: bool) -> str:
+    @classmethod
+    def _find(cls, processor: Processor, request: ChatRequest, begun: str) -> AssistantPrefill:
+        def render(*last: Message) -> str:
             return processor.dialect.render_text(
-                replace(request, messages=turns, add_generation_prompt=prompt),
+                replace(request, messages=(*request.messages, *last), add_generation_prompt=not last),
                 tokenizer=processor.tokenizer,
                 template=processor.template,
             )
 
-        asked = render(request.messages, prompt=True)
-        answered = render((*request.messages, Message("assistant", begun)), prompt=False)
-        at = answered.rfind(begun)
-        if at < len(asked) or not answered.startswith(asked):
+        asked, probed = render(), render(Message("assistant", _PROBE))
+        head, found, tail = probed.removeprefix(asked).partition(_PROBE)
+        whole = asked + head + begun + tail
+        if not found or not probed.startswith(asked) or render(Message("assistant", begun)) != whole:
             raise InvalidRequestError(
                 "the last message is the assistant's; this model cannot go on from there (it thinks first, or its chat"
                 " template changes the text, which must not end with whitespace)",
                 param="messages",
             )
-        head = answered[len(asked) : at]
         ids = [*processor.tokenizer.encode(head, allow_special=True), *processor.tokenizer.encode(begun)]
         return cls(head, begun, tuple(ids))
 
-    def before(self, prepared: PreparedRequest) -> PreparedRequest:
-        """The request whose answer continues after this prefill, which is not part of the answer."""
+    def after(self, prompt: Prompt) -> Prompt:
+        """A prompt that ends with this prefill, which is not part of the answer."""
+        return replace(prompt, ids=[*prompt.ids, *self.ids])
 
-        def decoder() -> tuple[Detokenizer, StreamParser]:
-            detokenizer, parser = prepared.decoder()
-            return detokenizer, _Continued(parser, self)
-
-        prompt = replace(prepared.prompt, ids=[*prepared.prompt_ids, *self.ids])
-        return replace(prepared, prompt=prompt, decoder=decoder)
+    def parser(self, parser: StreamParser) -> StreamParser:
+        """A parser of what follows the prefill, from one of whole answers."""
+        return _Continued(parser, self)
 
 
 class _Continued:
@@ -72,6 +77,7 @@ class _Continued:
 
     def __init__(self, parser: StreamParser, opening: AssistantPrefill) -> None:
         self._parser = parser
+        self._read = len(opening.head) + len(opening.begun)
         events = parser.push(opening.head + opening.begun)
         shown = [event.text for event in events if isinstance(event, TextDelta)]
         self._held = len(opening.begun) - len("".join(shown))  # prefill characters it still holds back
@@ -86,10 +92,10 @@ class _Continued:
 
     def _without_opening(self, events: list[Event]) -> list[Event]:
         kept: list[Event] = []
-        for event in events:
+        for event in moved(events, -self._read):
             if self._held > 0 and isinstance(event, TextDelta):
                 drop, self._held = self._held, max(0, self._held - len(event.text))
-                event = TextDelta(event.text[drop:])  # noqa: PLW2901
+                event = event.without(drop)  # noqa: PLW2901
                 if not event.text:
                     continue
             self._held = self._held if isinstance(event, TextDelta) else 0

@@ -81,7 +81,7 @@ class GrammarCompiler:
                 self.raw(outputs)
             for tool in tools:
                 schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
-                self._compile([schema], "tools", f"the parameters of function {tool.name!r}")
+                self._compile([schema], tool.param, f"the parameters of function {tool.name!r}")
             raise
 
     def _answer(

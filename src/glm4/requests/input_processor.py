@@ -17,6 +17,7 @@ from glm4.chat.parsers.base import PlainParser, StreamParser
 from glm4.engine.protocol import GenerationRequest, TokenConstraint
 from glm4.errors import PromptTooLongError
 from glm4.prompt import Prompt
+from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
@@ -42,6 +43,7 @@ class PreparedRequest:
         constraint: the grammar the answer must follow, in the form the backend takes.
         max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
+        num_added_ids: ids at the beginning of the prompt that the caller did not send: the model's prefix.
     """
 
     prompt: Prompt
@@ -52,6 +54,7 @@ class PreparedRequest:
     constraint: Grammar | None = None
     max_tool_calls: int | None = None
     text: str | None = None
+    num_added_ids: int = 0
 
     @property
     def prompt_ids(self) -> Sequence[int]:
@@ -101,7 +104,7 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        prompt = processor.render(request)
+        prompt, prefill = self.conversation(request)
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
         check_supported(self._info, prompt, params, adapter=request.adapter, grammar=form)
         self._check_length(prompt, "messages")
@@ -110,7 +113,8 @@ class InputProcessor:
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
             detokenizer = processor.dialect.detokenizer(processor.tokenizer, skip_special_tokens=skip)
-            return detokenizer, processor.dialect.parser(offered, processor.tokenizer)
+            parser = processor.dialect.parser(offered, processor.tokenizer)
+            return detokenizer, parser if prefill is None else prefill.parser(parser)
 
         return PreparedRequest(
             prompt,
@@ -120,6 +124,16 @@ class InputProcessor:
             constraint=constraint,
             max_tool_calls=None if request.parallel_tool_calls else 1,
         )
+
+    def conversation(self, request: ChatRequest) -> tuple[Prompt, AssistantPrefill | None]:
+        """The prompt of a conversation, however long, and the beginning of the answer that it ends with.
+
+        Raises:
+            InvalidRequestError, TemplateError: as `chat`.
+        """
+        asked, prefill = AssistantPrefill.split(self._processor, request)
+        prompt = self._processor.render(asked)
+        return prompt if prefill is None else prefill.after(prompt), prefill
 
     def prompt(
         self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
@@ -153,10 +167,13 @@ class InputProcessor:
         choice, parallel = request.tool_choice, request.parallel_tool_calls
         if choice.mode != "required" and outputs is None:
             return None
-        if outputs is not None and choice.mode != "required" and not request.add_generation_prompt:
+        begun = request.continue_final_message or not request.add_generation_prompt
+        if outputs is not None and choice.mode != "required" and begun:
             # The prompt ends inside a turn, so the text that precedes an answer is already in it.
             return self._grammars.raw(outputs)
-        tools = callables(request.offered_tools, self._processor.dialect.builtin_tools)
+        offered = request.offered_tools
+        builtin, attached = self._processor.dialect.builtin_tools, len(offered) - len(request.tools)
+        tools = callables(offered, builtin, attached=attached)
         if choice.mode == "required":
             # The answer's format does not matter: there will be calls instead of an answer.
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from glm4.chat.answer import Answer
-from glm4.chat.events import Event, ToolCallDelta
+from glm4.chat.events import Event, TextDelta, ToolCallDelta
 from glm4.chat.parsers.base import StreamParser, overlap
-from glm4.engine.protocol import GenerationOutput, TokenLogprobs
+from glm4.engine.protocol import GenerationOutput
+from glm4.logprobs import TextToken, TokenLogprobs
 from glm4.outputs import CompletionOutput
+from glm4.requests.text_trace import TextTrace
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Detokenizer
 
@@ -80,6 +82,8 @@ class SampleProcessor:
         self._has_enough = False  # a call beyond the limit has begun
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._trace = None if params.logprobs is None else TextTrace()
+        self._text_tokens: list[TextToken] = []
         self._raw: list[str] = []
         self._answer = Answer()
         self.output: CompletionOutput | None = None
@@ -98,7 +102,7 @@ class SampleProcessor:
             if token == new.stop_token_id and position == len(new.token_ids) - 1:
                 continue  # the end of turn is not part of the text
             active = len(self._token_ids) >= self._params.min_tokens
-            events += self._show(self._stops.push(self._detokenizer.push(token), active=active))
+            events += self._show(self._stops.push(self._decoded(token), active=active))
             if self._stops.matched is not None:
                 self._on_early_end()
                 return events + self._finish("stop", None, self._stops.matched)
@@ -106,7 +110,7 @@ class SampleProcessor:
                 self._on_early_end()
                 return events + self._finish("stop", None, None)
         if new.finish_reason is not None:
-            tail = self._stops.push(self._detokenizer.flush())
+            tail = self._stops.push(self._decoded(None))
             events += self._show(tail + self._stops.flush())
             if self._stops.matched is not None:
                 return events + self._finish("stop", None, self._stops.matched)
@@ -128,6 +132,14 @@ class SampleProcessor:
                 text = self._answer.message().text
             self.output = CompletionOutput(self.index, text, self._token_ids, reason, raw_text="".join(self._raw))
 
+    def _decoded(self, token: int | None) -> str:
+        """The text that is certain after this token, or at the end."""
+        text = self._detokenizer.flush() if token is None else self._detokenizer.push(token)
+        if self._trace is not None:
+            written = b"" if token is None else self._detokenizer.bytes_of(token)
+            self._trace.add(len(self._token_ids) - 1, written, text)
+        return text
+
     def _show(self, text: str) -> list[Event]:
         if not text:
             return []
@@ -135,7 +147,7 @@ class SampleProcessor:
         return self._collect(self._parser.push(text))
 
     def _finish(self, reason: str, stop_token_id: int | None, stop_reason: int | str | None) -> list[Event]:
-        events = self._collect(self._parser.finish(stop_token_id))
+        events = self._collect(self._parser.finish(stop_token_id), final=True)
         message = self._answer.message()
         self.output = CompletionOutput(
             index=self.index,
@@ -146,12 +158,16 @@ class SampleProcessor:
             reasoning=message.reasoning,
             tool_calls=message.tool_calls,
             logprobs=self._logprobs if self._params.logprobs is not None else None,
+            text_logprobs=self._text_tokens if self._params.logprobs is not None else None,
             raw_text="".join(self._raw),
         )
         return events
 
-    def _collect(self, events: list[Event]) -> list[Event]:
+    def _collect(self, events: list[Event], *, final: bool = False) -> list[Event]:
         events = self._without_surplus(events)
+        if self._trace is not None:
+            events = self._trace.attach(events, self._logprobs, final=final)
+            self._text_tokens += [token for e in events if isinstance(e, TextDelta) for token in e.tokens]
         self._answer.add(events)
         return events
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.engine.protocol import GenerationOutput, TokenLogprobs
+from glm4.engine.protocol import GenerationOutput
 from glm4.errors import Glm4Error, request_error
+from glm4.logprobs import TokenLogprobs
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
 from glm4.requests.output_processor import SampleProcessor
 
@@ -25,6 +26,7 @@ class RequestState:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     embedding: NDArray[np.float32] | None = None
     error: Glm4Error | None = None
+    num_added_ids: int = 0
     adapter: str | None = None
 
     @property
@@ -93,5 +95,6 @@ class RequestState:
             self.metrics,
             self.embedding,
             self.error,
+            self.num_added_ids,
             self.adapter,
         )

@@ -54,7 +54,13 @@ class RunningRequests:
             self._check_open()
             if request_id in self._running:
                 raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
-            running = RequestState(request_id, prepared.text, list(prepared.prompt_ids), adapter=prepared.adapter)
+            running = RequestState(
+                request_id,
+                prepared.text,
+                list(prepared.prompt_ids),
+                num_added_ids=prepared.num_added_ids,
+                adapter=prepared.adapter,
+            )
             running.metrics.num_prompt_tokens = len(prepared.prompt)
             try:
                 for index in range(prepared.params.n):

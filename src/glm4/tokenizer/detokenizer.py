@@ -32,11 +32,13 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Take one id; returns the text that is now certain, possibly none."""
+        return self._decoder.decode(self.bytes_of(token_id))
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What an id adds to the text: none for a hidden one."""
         if token_id in self._shown_as:
-            return self._decoder.decode(self._shown_as[token_id].encode())
-        if token_id in self._hidden:
-            return ""
-        return self._decoder.decode(self._token_bytes(token_id))
+            return self._shown_as[token_id].encode()
+        return b"" if token_id in self._hidden else self._token_bytes(token_id)
 
     def flush(self) -> str:
         """The rest at the end of the sequence; an unfinished character becomes U+FFFD. Resets for a new sequence."""

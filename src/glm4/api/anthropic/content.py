@@ -18,6 +18,9 @@ INVALID_JSON = "INVALID_JSON"
 # nothing to the model and prevent every cache hit.
 _BILLING = "x-anthropic-billing-header:"
 
+_OF_ANSWERS = ("id", "type", "model", "stop_reason", "stop_sequence", "stop_details", "usage", "diagnostics")
+"""Members of an answer that is sent back whole: they mean nothing in a prompt."""
+
 
 def read_system(value: Any) -> list[Message]:
     """The system prompt: text or text blocks; no message if it is empty."""
@@ -71,7 +74,7 @@ def read_messages(value: Any) -> list[Message]:
     turns: list[_Turn] = []
     for index, raw in enumerate(value):
         where = f"messages.{index}"
-        given = members(where, raw, ("role", "content"), ("role", "content"))
+        given = members(where, raw, ("role", "content", *_OF_ANSWERS), ("role", "content"))
         reader = _READERS.get(given["role"]) if isinstance(given["role"], str) else None
         if reader is None:
             raise refusal(f"{where}.role", f"must be user, assistant or system, not {shown(given['role'])}")
@@ -143,7 +146,7 @@ def _texts(where: str, content: Any) -> list[str]:
 
 def _text_block(where: str, block: Mapping[str, Any]) -> str:
     # citations: from an earlier answer, about documents still in the conversation
-    given = members(where, block, ("type", "text", "cache_control", "citations"), ("text",))
+    given = members(where, block, ("type", "text", "cache_control", "citations", "parsed_output"), ("text",))
     check_cache_control(where, given)
     return string(f"{where}.text", given["text"])
 

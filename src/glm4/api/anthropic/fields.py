@@ -106,7 +106,7 @@ MESSAGE_FIELDS: Mapping[str, Field] = MappingProxyType(
             sampling="stop",
         ),
         "temperature": Field({"type": "number", "minimum": 0}, as_it_is, sampling="temperature"),
-        "top_p": Field({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, as_it_is, sampling="top_p"),
+        "top_p": Field({"type": "number", "minimum": 0, "maximum": 1}, as_it_is, sampling="top_p"),
         "top_k": Field({"type": "integer", "minimum": 0}, _whole, sampling="top_k"),
         "stream": Field(BOOLEAN, boolean),
         "metadata": Field(_SCHEMAS["metadata"], _metadata),

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 
 def refusal(where: str, text: str) -> InvalidRequestError:
     """An error that names a path in the body."""
     return InvalidRequestError(f"{where}: {text}", param=where)
-
-
-def shown(value: object) -> str:
-    """A value shortened for an error message, so that it cannot be as long as the request."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def members(where: str, value: Any, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:

@@ -24,7 +24,6 @@ class MessageRequest:
     Attributes:
         chat: the request as glm4's `ChatRequest`.
         max_tokens: limit on the answer's length, in tokens.
-        begun: the beginning of the answer: the client's final message if it is the assistant's.
         stream: send events.
         generate: False if the prompt is only to be cached (max_tokens 0); `chat.params` then request one token, which
             is left out of the response.
@@ -35,7 +34,6 @@ class MessageRequest:
 
     chat: ChatRequest
     max_tokens: int = 0
-    begun: str = ""
     stream: bool = False
     generate: bool = True
     thinking: Thinking = "shown"
@@ -59,13 +57,11 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
     if stream and not tokens:
         raise refusal("max_tokens", "0 leaves nothing to stream")
     chat = _chat(given, defaults.replace(**changes, **_form(given), max_tokens=max(tokens, 1)))
-    chat, begun = _split(chat)
-    if begun and (chat.tool_choice.mode == "required" or _form(given)):
+    if chat.continue_final_message and (chat.tool_choice.mode == "required" or _form(given)):
         raise refusal("messages", "the form of the answer is given, so the last message cannot be its beginning")
     return MessageRequest(
         chat=chat,
         max_tokens=tokens,
-        begun=begun,
         stream=stream,
         generate=tokens > 0,
         thinking=_thinking(given.get("thinking", {})),
@@ -77,8 +73,7 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
 def parse_count(body: Mapping[str, Any], defaults: SamplingParams) -> MessageRequest:
     """Read a /v1/messages/count_tokens body; see `parse_message`."""
     given = _read(body, COUNT_FIELDS, COUNT_REQUIRED)
-    chat, begun = _split(_chat(given, defaults))
-    return MessageRequest(chat, begun=begun, manages_context="context_management" in given)
+    return MessageRequest(_chat(given, defaults), manages_context="context_management" in given)
 
 
 def _read(body: Mapping[str, Any], table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:
@@ -98,23 +93,19 @@ def _chat(given: Mapping[str, Any], params: SamplingParams) -> ChatRequest:
         named = choice.tool_choice["function"]["name"] if isinstance(choice.tool_choice, Mapping) else None
         if not any(named in (None, tool["function"]["name"]) for tool in tools):
             raise refusal("tool_choice", "asks for a call of a tool that is not among tools")
-    return ChatRequest.of(
+    chat = ChatRequest.of(
         messages,
         params,
         tools=tools,
         tool_choice=choice.tool_choice,
         parallel_tool_calls=choice.parallel,
     )
-
-
-def _split(chat: ChatRequest) -> tuple[ChatRequest, str]:
-    """The conversation up to the answer, and the answer's beginning if the last message is one."""
     *turns, last = chat.messages
-    if last.role != "assistant" or not (last.text or last.tool_calls or last.reasoning):
-        return (chat if last.role != "assistant" else replace(chat, messages=tuple(turns))), ""
+    if last.role != "assistant":
+        return chat
     if last.tool_calls or last.reasoning or not turns:
         raise refusal("messages", "an answer can only be begun with text, and after a message of the user")
-    return replace(chat, messages=tuple(turns)), last.text
+    return replace(chat, continue_final_message=True) if last.text else replace(chat, messages=tuple(turns))
 
 
 def _form(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:

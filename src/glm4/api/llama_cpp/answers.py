@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.llama_cpp.request import SAME_NAMES, LlamaCppRequest
-from glm4.api.openai.answers import finite, prompt_text, token_bytes
-from glm4.engine.protocol import TokenLogprobs
+from glm4.api.openai.answers import prompt_text
+from glm4.api.openai.text_logprobs import finite, token_bytes
+from glm4.logprobs import TokenLogprobs
 from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
 from glm4.tokenizer import Tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from glm4.api.fields import BOOLEAN, IDS, OBJECT, OPTIONS, STRING, Field, as_it_is, boolean, integer, is_int, text
 from glm4.api.openai.fields import read_fields
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer
 
@@ -130,7 +130,7 @@ def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
         if isinstance(value, Mapping) and token.isascii() and token.isdigit():
             token = int(token)
         if bias is not False and (isinstance(bias, bool) or not isinstance(bias, (int, float))):
-            raise InvalidRequestError(f"{name} has a bias that is no number: {bias!r}", param=name)
+            raise InvalidRequestError(f"{name} has a bias that is no number: {shown(bias)}", param=name)
         read.append((token, -100.0 if bias is False else bias))  # range checked with the other options
     return read
 

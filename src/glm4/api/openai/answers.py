@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glm4.api.openai.request import ResponseOptions
-from glm4.engine.protocol import TokenLogprobs
-from glm4.errors import TokenizerError
+from glm4.api.openai.text_logprobs import ChoiceLogprobs, finite, token_bytes
+from glm4.logprobs import TextToken, TokenLogprobs
 from glm4.outputs import CompletionOutput, RequestOutput
 from glm4.version import __version__
 
@@ -36,7 +35,7 @@ def chat_completion(
         {
             "index": sample.index,
             "message": message(sample, include_reasoning=options.include_reasoning),
-            "logprobs": chat_logprobs(sample.logprobs, tokenizer, options),
+            "logprobs": chat_logprobs(sample.text_logprobs, tokenizer, options),
             "finish_reason": sample.finish_reason,
             "stop_reason": sample.stop_reason,
         }
@@ -63,25 +62,29 @@ def text_completions(
     *,
     echo: bool = False,
     generate: bool = True,
+    skip_special_tokens: bool = True,
 ) -> dict[str, Any]:
     """One `text_completion` object for several prompts, with samples numbered consecutively.
 
     Args:
         echo: put the prompt, and its log-probabilities if any, before each answer.
         generate: False leaves the generated token out (the prompt was only scored).
+        skip_special_tokens: as the request has it.
     """
     choices: list[dict[str, Any]] = []
     for output in outputs:
-        prompt = prompt_text(output.prompt, output.prompt_token_ids, tokenizer) if echo else ""
-        scores = list(output.prompt_logprobs or ()) if echo else []
+        prompt = prompt_text(output.prompt, output.prompt_token_ids[output.num_added_ids :], tokenizer) if echo else ""
         for sample in output.outputs:
-            own = (sample.logprobs or []) if generate else []
-            wanted = sample.logprobs is not None or bool(scores)
-            ids = [*output.prompt_token_ids[: len(scores)], *(one.token_id for one in own)]
+            text = prompt + (sample.text if generate else "")
+            logprobs = ChoiceLogprobs(prompt, tokenizer, options, skip_special_tokens=skip_special_tokens)
+            if echo and output.prompt_logprobs is not None:
+                logprobs.add_prompt(*echoed(output.prompt_token_ids, output.prompt_logprobs, output.num_added_ids))
+            logprobs.add((sample.logprobs or ()) if generate else ())
+            wanted = sample.logprobs is not None or (echo and output.prompt_logprobs is not None)
             choice = {
                 "index": len(choices),
-                "text": prompt + (sample.text if generate else ""),
-                "logprobs": text_logprobs(ids, [*scores, *own], tokenizer, options) if wanted else None,
+                "text": text,
+                "logprobs": logprobs.take(len(text), final=True) if wanted else None,
                 "finish_reason": sample.finish_reason,
                 "stop_reason": sample.stop_reason,
             }
@@ -137,59 +140,31 @@ def message(sample: CompletionOutput, *, include_reasoning: bool = True) -> dict
 
 
 def chat_logprobs(
-    logprobs: Sequence[TokenLogprobs] | None, tokenizer: Tokenizer, options: ResponseOptions = _PLAIN
+    tokens: Sequence[TextToken] | None, tokenizer: Tokenizer, options: ResponseOptions = _PLAIN
 ) -> dict[str, Any] | None:
-    """The `logprobs` object of a chat choice; None if none were requested."""
-    if logprobs is None:
+    """The `logprobs` object of a chat choice, about its content; None if none were requested."""
+    if tokens is None:
         return None
+    return {"content": content_logprobs(tokens, tokenizer, tokens_as_ids=options.tokens_as_ids), "refusal": None}
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        raw = token_bytes(token_id, tokenizer)
-        shown = f"token_id:{token_id}" if options.tokens_as_ids else raw.decode("utf-8", "replace")
+
+def content_logprobs(
+    tokens: Sequence[TextToken], tokenizer: Tokenizer, *, tokens_as_ids: bool = False
+) -> list[dict[str, Any]]:
+    """The log-probabilities of visible text. A token that is only partly visible has the bytes that are."""
+
+    def entry(token_id: int, logprob: float, raw: bytes | None = None) -> dict[str, Any]:
+        raw = token_bytes(token_id, tokenizer) if raw is None else raw
+        shown = f"token_id:{token_id}" if tokens_as_ids else raw.decode("utf-8", "replace")
         return {"token": shown, "logprob": finite(logprob), "bytes": list(raw)}
 
-    return {
-        "content": [
-            {**entry(at.token_id, at.logprob), "top_logprobs": [entry(*candidate) for candidate in at.top]}
-            for at in logprobs
-        ],
-        "refusal": None,
-    }
-
-
-def text_logprobs(
-    ids: Sequence[int],
-    logprobs: Sequence[TokenLogprobs | None],
-    tokenizer: Tokenizer,
-    options: ResponseOptions = _PLAIN,
-    offset: int = 0,
-) -> dict[str, Any]:
-    """The `logprobs` object of a text choice.
-
-    Args:
-        ids: the tokens, one for each of `logprobs`; the first of a prompt has no log-probability (None).
-        offset: characters of the text before these tokens.
-    """
-
-    def text(token_id: int) -> str:
-        if options.tokens_as_ids:
-            return f"token_id:{token_id}"
-        return token_bytes(token_id, tokenizer).decode("utf-8", "replace")
-
-    tokens = [text(token) for token in ids]
-    offsets = list(itertools.accumulate((len(token) for token in tokens), initial=offset))[:-1]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [None if at is None else finite(at.logprob) for at in logprobs],
-        "top_logprobs": [
-            # The token itself is always listed, even if it is not among the most likely.
-            None
-            if at is None
-            else {text(token): finite(logprob) for token, logprob in ((at.token_id, at.logprob), *at.top)}
-            for at in logprobs
-        ],
-        "text_offset": offsets,
-    }
+    return [
+        {
+            **entry(token.logprobs.token_id, token.logprobs.logprob, token.text),
+            "top_logprobs": [entry(*candidate) for candidate in token.logprobs.top],
+        }
+        for token in tokens
+    ]
 
 
 def prompt_logprobs(
@@ -212,6 +187,13 @@ def prompt_logprobs(
     return rows
 
 
+def echoed(
+    ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None], num_added: int
+) -> tuple[Sequence[int], Sequence[TokenLogprobs | None]]:
+    """Tokens of an echoed prompt and their log-probabilities, without the prefix, which is not in the echoed text."""
+    return ids[num_added:], logprobs[num_added:]
+
+
 def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The prompt to echo: the text that was sent, or the decoded ids."""
     if prompt is not None:
@@ -230,16 +212,3 @@ def _prompt_details(outputs: Sequence[RequestOutput], tokenizer: Tokenizer, opti
         if options.return_token_ids:
             details["prompt_token_ids"] = output.prompt_token_ids
     return details
-
-
-def token_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes of a token; empty for a vocabulary row without a token."""
-    try:
-        return tokenizer.token_bytes(token_id)
-    except TokenizerError:
-        return b""  # a row without a token may be among the most likely, with probability zero
-
-
-def finite(logprob: float) -> float:
-    """At least -9999: JSON cannot represent infinity, and OpenAI writes -9999 for probability zero."""
-    return max(logprob, -9999.0)

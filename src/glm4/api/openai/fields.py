@@ -23,8 +23,13 @@ from glm4.api.fields import (
     text,
 )
 from glm4.api.schemas import schemas
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import MAX_LOGPROBS, MAX_N
+
+NO_EFFORT = "none"
+GUIDED: Mapping[str, str] = MappingProxyType({f"guided_{key}": key for key in ("json", "regex", "choice", "grammar")})
+"""vLLM's older names for the members of `structured_outputs`."""
+EFFORTS = (NO_EFFORT, "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def _metadata(name: str, value: Any) -> Mapping[str, str]:
@@ -49,7 +54,7 @@ def _stream_options(name: str, value: Any) -> Mapping[str, bool]:
     known = ("include_usage", "continuous_usage_stats", "include_obfuscation")
     for key, one in mapping(name, value).items():
         if key not in known:
-            raise InvalidRequestError(f"unsupported field {key!r} in {name}", param=f"{name}.{key}")
+            raise InvalidRequestError(f"unsupported field {shown(key)} in {name}", param=f"{name}.{key}")
         if one is not None and not isinstance(one, bool):
             raise InvalidRequestError(f"{name}.{key} must be true or false", param=f"{name}.{key}")
     if value.get("include_obfuscation"):
@@ -68,6 +73,7 @@ _COMMON = {
     "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
     "metadata": Field(_SCHEMAS["metadata"], _metadata),
     "structured_outputs": Field(_SCHEMAS["structured_outputs"], mapping),
+    **{name: Field(_SCHEMAS["structured_outputs"]["properties"][key], as_it_is) for name, key in GUIDED.items()},
     "return_token_ids": Field(BOOLEAN, boolean),
     "return_tokens_as_token_ids": Field(BOOLEAN, boolean),
 }
@@ -84,13 +90,14 @@ CHAT_FIELDS: Mapping[str, Field] = MappingProxyType(
         "logprobs": Field(BOOLEAN, boolean),
         "top_logprobs": Field(integer(0, MAX_LOGPROBS), as_it_is),
         "add_generation_prompt": Field(BOOLEAN, boolean),
+        "continue_final_message": Field(BOOLEAN, boolean),
         "chat_template_kwargs": Field(OBJECT, mapping),
         "include_reasoning": Field(BOOLEAN, boolean),
         "modalities": Field({"enum": [["text"]]}, only(["text"])),
         "service_tier": Field({"enum": ["auto", "default"]}, only("auto", "default")),
         "store": Field({"enum": [False]}, only(False)),
         "verbosity": Field({"enum": ["medium"]}, only("medium")),
-        "reasoning_effort": Field({"enum": ["medium"]}, only("medium")),
+        "reasoning_effort": Field({"enum": list(EFFORTS)}, only(*EFFORTS)),
     }
 )
 """Fields of a /v1/chat/completions body."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from glm4.api.fields import is_int
-from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, read_fields
-from glm4.chat.chat_request import ChatRequest
-from glm4.errors import InvalidRequestError
+from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, GUIDED, NO_EFFORT, read_fields
+from glm4.chat.chat_request import ChatOptions, ChatRequest
+from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -92,16 +91,28 @@ def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatBody:
     given = read_fields(body, CHAT_FIELDS)
     if "messages" not in given:
         raise InvalidRequestError("messages is missing", param="messages")
-    request = ChatRequest.of(
-        given["messages"],
-        _chat_params(given, defaults),
-        tools=given.get("tools"),
-        tool_choice=given.get("tool_choice"),
-        parallel_tool_calls=given.get("parallel_tool_calls", True),
-        add_generation_prompt=given.get("add_generation_prompt", True),
-        template_kwargs=given.get("chat_template_kwargs"),
-    )
+    options: ChatOptions = {
+        "tools": given.get("tools"),
+        "tool_choice": given.get("tool_choice"),
+        "parallel_tool_calls": given.get("parallel_tool_calls", True),
+        "continue_final_message": given.get("continue_final_message", False),
+        "template_kwargs": with_effort(given.get("chat_template_kwargs", {}), given.get("reasoning_effort")),
+    }
+    if "add_generation_prompt" in given:
+        options["add_generation_prompt"] = given["add_generation_prompt"]
+    request = ChatRequest.of(given["messages"], _chat_params(given, defaults), **options)
     return ChatBody(request, given.get("model"), _stream(given), _response(given))
+
+
+def with_effort(template_kwargs: Mapping[str, Any], effort: str | None) -> Mapping[str, Any]:
+    """The variables of the chat template with the effort of reasoning among them, as vLLM passes it.
+
+    A template that has a switch for thinking reads `enable_thinking`; variables it does not read change nothing.
+    """
+    if effort is None:
+        return template_kwargs
+    switch = {"enable_thinking": False} if effort == NO_EFFORT else {}
+    return {"reasoning_effort": effort, **switch, **template_kwargs}
 
 
 def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> CompletionRequest:
@@ -172,17 +183,25 @@ def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> Sampling
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
-    """The answer's required format, from response_format or structured_outputs."""
-    wanted = given.get("structured_outputs")
-    form = _response_format(given["response_format"]) if "response_format" in given else None
-    if wanted is None:
+    """The answer's required format, from response_format, structured_outputs, or an older name of vLLM's."""
+    forms = {name: given[name] for name in ("response_format", "structured_outputs", *GUIDED) if name in given}
+    if forms.get("response_format", {}).get("type") == "text" and len(forms) > 1:
+        _response_format(forms.pop("response_format"))
+    if len(forms) > 1:
+        raise InvalidRequestError(f"{' and '.join(forms)} exclude each other", param=next(iter(forms)))
+    for name in forms:
+        form = _response_format(forms[name]) if name == "response_format" else _structured_outputs(name, forms[name])
         return {} if form is None else {"structured_outputs": form}
-    if form is not None:
-        raise InvalidRequestError("structured_outputs and response_format exclude each other", param="response_format")
+    return {}
+
+
+def _structured_outputs(name: str, wanted: Any) -> StructuredOutputs:
+    if name in GUIDED:
+        return StructuredOutputs(**{GUIDED[name]: wanted}, param=name)
     for key in wanted:
         if key not in _STRUCTURED:
-            raise InvalidRequestError(f"unsupported field {key!r}", param=f"structured_outputs.{key}")
-    return {"structured_outputs": StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})}
+            raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"structured_outputs.{key}")
+    return StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})
 
 
 def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
@@ -191,13 +210,14 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
         # llama.cpp and others accept a schema with json_object; ignoring it would break the caller's expectation.
         known = {"json_object": "schema", "json_schema": "json_schema"}.get(str(kind))
         if key not in ("type", known) and value[key] is not None:
-            raise InvalidRequestError(f"unsupported field {key!r}", param=f"response_format.{key}")
+            raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"response_format.{key}")
     if kind == "text":
         return None
     if kind == "json_object" and value.get("schema") is not None:
-        return StructuredOutputs(json=_schema(value["schema"], "response_format.schema"))
+        schema = _schema(value["schema"], "response_format.schema")
+        return StructuredOutputs(json=schema, param="response_format")
     if kind == "json_object":
-        return StructuredOutputs(json_object=True)
+        return StructuredOutputs(json_object=True, param="response_format")
     if kind == "json_schema":
         wrapper = value.get("json_schema")
         schema = wrapper.get("schema") if isinstance(wrapper, Mapping) else None
@@ -205,16 +225,16 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
             raise InvalidRequestError(
                 "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
             )
-        return StructuredOutputs(json=_schema(schema if schema is not None else {}, _SCHEMA_PARAM))
+        schema = _schema(schema if schema is not None else {}, _SCHEMA_PARAM)
+        return StructuredOutputs(json=schema, param="response_format")
     raise InvalidRequestError(
-        f"response_format.type must be text, json_object or json_schema, not {kind!r}", param="response_format"
+        f"response_format.type must be text, json_object or json_schema, not {shown(kind)}", param="response_format"
     )
 
 
 def _schema(value: Any, param: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidRequestError("the schema must be an object", param=param)
-    json.dumps(value)  # raises for a Python caller's object that is not JSON
     return value
 
 

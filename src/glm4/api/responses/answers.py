@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glm4.api.openai.answers import finite, token_bytes
 from glm4.api.responses.items import Item
-from glm4.engine.protocol import TokenLogprobs
 from glm4.outputs import RequestOutput
 
 if TYPE_CHECKING:
@@ -58,19 +56,6 @@ def response_usage(output: RequestOutput, tokenizer: Tokenizer) -> dict[str, Any
         "output_tokens_details": {"reasoning_tokens": thinking},
         "total_tokens": prompt + generated,
     }
-
-
-def response_logprobs(logprobs: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The `logprobs` of a span of text."""
-
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        raw = token_bytes(token_id, tokenizer)
-        return {"token": raw.decode("utf-8", "replace"), "bytes": list(raw), "logprob": finite(logprob)}
-
-    return [
-        {**entry(at.token_id, at.logprob), "top_logprobs": [entry(*candidate) for candidate in at.top]}
-        for at in logprobs
-    ]
 
 
 def deleted(response_id: str) -> dict[str, Any]:

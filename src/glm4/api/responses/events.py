@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from glm4.api.responses.answers import response_logprobs, response_object, response_usage
+from glm4.api.openai.answers import content_logprobs
+from glm4.api.responses.answers import response_object, response_usage
 from glm4.api.responses.items import Item, item_id
 from glm4.api.responses.request import ResponsesRequest
 from glm4.chat.events import EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
-from glm4.engine.protocol import TokenLogprobs
 from glm4.outputs import RequestOutput, StreamChunk
 
 if TYPE_CHECKING:
@@ -132,7 +132,6 @@ class ResponseWriter(EventVisitor[None]):
         self._sequence = 0
         self._done: list[Item] = []
         self._open: _OpenItem | None = None
-        self._pending: list[TokenLogprobs] = []  # for tokens whose text has not been sent yet
         self.response = response_object(self._begun, "in_progress")
 
     def begin(self) -> list[dict[str, Any]]:
@@ -143,7 +142,6 @@ class ResponseWriter(EventVisitor[None]):
 
     def push(self, chunk: StreamChunk) -> list[dict[str, Any]]:
         """The events for one chunk."""
-        self._pending += chunk.logprobs
         for event in chunk.events:
             event.accept(self)
         return self._take()
@@ -184,16 +182,15 @@ class ResponseWriter(EventVisitor[None]):
     def text(self, event: TextDelta) -> None:
         """Visible text: more of a message."""
         item = self._turn_to(("output_text", 0), lambda: _message(len(self._done)))
-        item.delta(self._emit, event.text, self._logprobs(event.text, first=not item.logprobs))
+        wanted = event.tokens if self._request.logprobs else ()
+        item.delta(self._emit, event.text, content_logprobs(wanted, self._tokenizer))
 
     def reasoning(self, event: ReasoningDelta) -> None:
         """Thinking: more of a reasoning item."""
-        self._pending.clear()  # these tokens were not visible text
         self._turn_to(("reasoning_text", 0), lambda: _thinking(len(self._done))).delta(self._emit, event.text, [])
 
     def tool_call(self, event: ToolCallDelta) -> None:
         """A tool call: more of a function call's arguments."""
-        self._pending.clear()
         key = ("function_call", event.index)
         self._turn_to(key, lambda: _Call(len(self._done), event)).delta(self._emit, event.arguments)
 
@@ -216,19 +213,6 @@ class ResponseWriter(EventVisitor[None]):
     def _end(self, status: str, **fields: Any) -> None:
         self.ended = True
         self.response = response_object(self._begun, status, self._done, **fields)
-
-    def _logprobs(self, text: str, *, first: bool) -> list[dict[str, Any]]:
-        """The log-probabilities of the tokens whose text is sent now.
-
-        Dialects begin an answer with tokens that are not shown (GLM-4's line break); those are left out.
-        """
-        taken, self._pending = self._pending, []
-        if not self._request.logprobs:
-            return []
-        entries = response_logprobs(taken, self._tokenizer)
-        while first and len(entries) > 1 and "".join(entry["token"] for entry in entries[1:]).endswith(text):
-            del entries[0]
-        return entries
 
     def _emit(self, kind: str, **fields: Any) -> None:
         self._events.append({"type": kind, "sequence_number": self._sequence, **fields})

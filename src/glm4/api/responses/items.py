@@ -9,7 +9,7 @@ from typing import Any
 
 from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart, check_detail, read_audio
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 Item = dict[str, Any]
 """One item as stored and returned: `type`, `id` and the fields of the type."""
@@ -41,7 +41,7 @@ def read_input(name: str, value: Any) -> list[Item]:
     seen: set[str] = set()
     for index, item in enumerate(items):
         if item["id"] in seen:
-            raise InvalidRequestError(f"{name} has two items with id {item['id']!r}", param=f"{name}[{index}].id")
+            raise InvalidRequestError(f"{name} has two items with id {shown(item['id'])}", param=f"{name}[{index}].id")
         seen.add(item["id"])
     return items
 
@@ -54,7 +54,7 @@ def _item(raw: Any, where: str) -> Item:
     read = _READERS.get(kind) if isinstance(kind, str) else None
     if read is None:
         raise InvalidRequestError(
-            f"{where}.type = {kind!r} is not supported; only {', '.join(_READERS)} are", param=f"{where}.type"
+            f"{where}.type = {shown(kind)} is not supported; only {', '.join(_READERS)} are", param=f"{where}.type"
         )
     return read(given, where)
 
@@ -64,7 +64,7 @@ def _message(given: Mapping[str, Any], where: str) -> Item:
     role = given.get("role")
     if role not in ("user", "assistant", "system", "developer"):
         raise InvalidRequestError(
-            f"{where}.role must be user, assistant, system or developer, not {role!r}", param=f"{where}.role"
+            f"{where}.role must be user, assistant, system or developer, not {shown(role)}", param=f"{where}.role"
         )
     own, *others = (
         ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text", IMAGE, AUDIO)
@@ -84,7 +84,7 @@ def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
     own = kinds[0]
     if not isinstance(raw, Mapping) or kind not in kinds:
         raise InvalidRequestError(
-            f"{where}.type must be {' or '.join(kinds)}, not {str(kind)[:80]!r}", param=f"{where}.type"
+            f"{where}.type must be {' or '.join(kinds)}, not {shown(kind)}", param=f"{where}.type"
         )
     given = {key: value for key, value in raw.items() if value is not None}
     if kind == IMAGE:
@@ -101,13 +101,13 @@ def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
     if kind == "refusal":
         _check_keys(given, where, "refusal")
         return {"type": "refusal", "refusal": _text(given, "refusal", where)}
-    _check_keys(given, where, "text", "annotations", "logprobs", "prompt_cache_breakpoint")
+    _check_keys(given, where, "text", "annotations", "logprobs", "parsed", "prompt_cache_breakpoint")
     part: dict[str, Any] = {"type": own, "text": _text(given, "text", where)}
     return part | {"annotations": [], "logprobs": []} if own == "output_text" else part
 
 
 def _function_call(given: Mapping[str, Any], where: str) -> Item:
-    _check_keys(given, where, "id", "call_id", "name", "arguments", "status", "caller")
+    _check_keys(given, where, "id", "call_id", "name", "arguments", "parsed_arguments", "status", "caller")
     _check_caller(given, where)
     name = _text(given, "name", where)
     if not name.strip() or len(name.splitlines()) != 1:
@@ -123,14 +123,15 @@ def _function_call(given: Mapping[str, Any], where: str) -> Item:
 
 
 def _function_call_output(given: Mapping[str, Any], where: str) -> Item:
-    _check_keys(given, where, "id", "call_id", "output", "status", "caller", "name")
+    _check_keys(given, where, "id", "call_id", "output", "status", "caller", "name", "created_by")
     _check_caller(given, where)
     output = given.get("output")
     if not isinstance(output, str):
         if not isinstance(output, list):
             raise InvalidRequestError(f"{where}.output must be a string or a list of parts", param=f"{where}.output")
         at = f"{where}.output"
-        output = [_part(part, ("input_text", IMAGE), f"{at}[{index}]") for index, part in enumerate(output)]
+        kinds = ("input_text", "output_text", IMAGE)
+        output = [_part(part, kinds, f"{at}[{index}]") for index, part in enumerate(output)]
     return {
         "id": _text(given, "id", where, item_id("fco")),
         "type": "function_call_output",
@@ -174,7 +175,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Item]] = {
 def _check_keys(given: Mapping[str, Any], where: str, *known: str) -> None:
     for key in given:
         if key != "type" and key not in known:
-            raise InvalidRequestError(f"unsupported field {key!r} in {where}", param=f"{where}.{key}")
+            raise InvalidRequestError(f"unsupported field {shown(key)} in {where}", param=f"{where}.{key}")
 
 
 def _check_caller(given: Mapping[str, Any], where: str) -> None:
@@ -206,7 +207,7 @@ def resolved(items: Iterable[Item], find: Mapping[str, Item]) -> list[Item]:
     result = []
     for item in items:
         if item["type"] == REFERENCE and item["id"] not in find:
-            raise InvalidRequestError(f"there is no stored item with id {item['id']!r}", param="input")
+            raise InvalidRequestError(f"there is no stored item with id {shown(item['id'])}", param="input")
         result.append(find[item["id"]] if item["type"] == REFERENCE else item)
     return result
 
@@ -257,7 +258,7 @@ def to_messages(items: Sequence[Item], num_earlier: int = 0) -> list[Message]:
         else:
             if item["call_id"] not in called:
                 raise InvalidRequestError(
-                    f"no tool call found for function call output with call_id {item['call_id']!r}", param="input"
+                    f"no tool call found for function call output with call_id {shown(item['call_id'])}", param="input"
                 )
             output = item["output"]
             content = output if isinstance(output, str) else _parts(output, index, "output")

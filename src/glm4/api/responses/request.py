@@ -8,13 +8,14 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.api.fields import BOOLEAN, OPTIONS, STRING, Field, boolean, is_int, mapping, only, read_fields, text
-from glm4.api.openai.fields import CHAT_FIELDS
+from glm4.api.openai.fields import CHAT_FIELDS, EFFORTS
+from glm4.api.openai.request import with_effort
 from glm4.api.responses.items import Item, read_input, to_messages
 from glm4.api.responses.tools import offer, read_object, read_tool_choice, read_tools
 from glm4.api.schemas import schemas
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.chat.messages import Message
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
 _SCHEMAS = schemas("responses")
@@ -106,7 +107,9 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
             "tools": tools,
             "tool_choice": choice,
             "parallel_tool_calls": given.get("parallel_tool_calls", True),
-            "template_kwargs": given.get("chat_template_kwargs", {}),
+            "template_kwargs": with_effort(
+                given.get("chat_template_kwargs", {}), given.get("reasoning", {}).get("effort")
+            ),
         },
         stream=given.get("stream", False),
         store=given.get("store", True),
@@ -164,7 +167,7 @@ def _format(name: str, value: Any) -> dict[str, Any]:
         return read_object(form, name, {"type": text})
     if kind != "json_schema":
         raise InvalidRequestError(
-            f"{name}.type must be text, json_object or json_schema, not {kind!r}", param=f"{name}.type"
+            f"{name}.type must be text, json_object or json_schema, not {shown(kind)}", param=f"{name}.type"
         )
     fields = {"type": text, "name": text, "schema": mapping, "strict": boolean, "description": text}
     form = read_object(form, name, fields)
@@ -188,8 +191,7 @@ def _reasoning(name: str, value: Any) -> dict[str, Any]:
         value,
         name,
         {
-            # The model cannot be told how long to think: "medium" is OpenAI's default.
-            "effort": only("medium", "none"),
+            "effort": only(*EFFORTS),
             "context": only("auto", "current_turn"),
             "mode": only("standard"),
         },
@@ -201,7 +203,7 @@ def _include(name: str, value: Any) -> list[str]:
         raise InvalidRequestError(f"{name} must be a list", param=name)
     for one in value:
         if one not in INCLUDABLE:
-            raise InvalidRequestError(f"{name}: {one!r} is not supported; {', '.join(INCLUDABLE)} are", param=name)
+            raise InvalidRequestError(f"{name}: {shown(one)} is not supported; {', '.join(INCLUDABLE)} are", param=name)
     return value
 
 
@@ -213,7 +215,7 @@ def _whole(low: int, high: int | None = None) -> Field:
     def read(name: str, value: Any) -> int:
         if not is_int(value) or value < low or (high is not None and value > high):
             limits = f"of at least {low}" if high is None else f"between {low} and {high}"
-            raise InvalidRequestError(f"{name} must be a whole number {limits}, not {value!r}", param=name)
+            raise InvalidRequestError(f"{name} must be a whole number {limits}, not {shown(value)}", param=name)
         return int(value)
 
     schema: dict[str, Any] = {"type": "integer", "minimum": low}

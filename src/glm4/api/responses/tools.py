@@ -8,7 +8,7 @@ from typing import Any
 from glm4.api.fields import Reader, as_it_is, boolean, mapping, only, text
 from glm4.chat.dialects.glm4 import RAW_TOOLS
 from glm4.chat.tool_choice import ToolChoiceValue
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, shown
 
 
 def read_object(value: Any, where: str, fields: Mapping[str, Reader] | None = None) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def read_object(value: Any, where: str, fields: Mapping[str, Reader] | None = No
     given = {key: one for key, one in mapping(where, value).items() if one is not None}
     for key in given:
         if fields is not None and key not in fields:
-            raise InvalidRequestError(f"unsupported field {key!r} in {where}", param=f"{where}.{key}")
+            raise InvalidRequestError(f"unsupported field {shown(key)} in {where}", param=f"{where}.{key}")
     return given if fields is None else {key: fields[key](f"{where}.{key}", one) for key, one in given.items()}
 
 
@@ -38,7 +38,7 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
         return given
     if kind != "function":
         raise InvalidRequestError(
-            f"{where}.type = {kind!r} is not supported: the caller runs the tools, so only function is"
+            f"{where}.type = {shown(kind)} is not supported: the caller runs the tools, so only function is"
             f" (and GLM-4's own {', '.join(RAW_TOOLS)})",
             param=f"{where}.type",
         )
@@ -79,7 +79,8 @@ def read_tool_choice(name: str, value: Any) -> str | dict[str, Any]:
         return {"type": "allowed_tools", "mode": mode, "tools": allowed}
     kind = value.get("type") if isinstance(value, Mapping) else value
     raise InvalidRequestError(
-        f"{name} = {kind!r} is not supported; only none, auto, required, a function and allowed_tools are", param=name
+        f"{name} = {shown(kind)} is not supported; only none, auto, required, a function and allowed_tools are",
+        param=name,
     )
 
 
@@ -101,7 +102,7 @@ def offer(
         for one in wanted:
             if _key(one) not in keys:
                 raise InvalidRequestError(
-                    f"tool_choice names a tool that is not in tools: {one!r}", param="tool_choice"
+                    f"tool_choice names a tool that is not in tools: {shown(one)}", param="tool_choice"
                 )
         if choice["type"] == "function":
             return tuple(map(_chat_tool, tools)), {"type": "function", "function": {"name": choice["name"]}}

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glm4.backends.remote.client import Server
-from glm4.engine.protocol import GenerationRequest, TokenLogprobs
+from glm4.engine.protocol import GenerationRequest
 from glm4.errors import RemoteError, RemoteUnavailableError
+from glm4.logprobs import TokenLogprobs
 from glm4.sampling_params import StructuredOutputs
 
 _PREFIX = "token_id:"
+_LEAST_TOP_P = 1e-9  # stands for 0, which vLLM does not take: only the most likely token is left
 _FORMS = ("json", "json_object", "regex", "choice", "grammar")
 
 
@@ -48,7 +50,7 @@ def completion_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str,
         "prompt": list(request.prompt_ids),
         "max_tokens": token_limit(request, endpoint),
         "temperature": 0.0 if params.greedy else params.temperature,
-        "top_p": params.top_p,
+        "top_p": params.top_p or _LEAST_TOP_P,
         "top_k": params.top_k if params.top_k > 0 else -1,
         "min_p": params.min_p,
         "repetition_penalty": params.repetition_penalty,

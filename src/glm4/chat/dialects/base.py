@@ -18,12 +18,13 @@ from glm4.chat.parsers.base import StreamParser, new_call_id
 from glm4.chat.parts import TextPart, refusal
 from glm4.chat.template.shield import Shield
 from glm4.chat.template.template import ChatTemplate, default_template
-from glm4.errors import InvalidRequestError, TokenizerError
+from glm4.errors import InvalidRequestError, TokenizerError, shown
 from glm4.prompt import Prompt
 from glm4.tokenizer import Detokenizer, Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
-_RESERVED = ("messages", "tools", "add_generation_prompt")
+_SWITCH = "enable_thinking"  # the variable by which templates turn thinking off, where they can
+_RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 
 
 class TemplateDialect(ABC):
@@ -185,6 +186,12 @@ class Rendering:
         for name in _RESERVED:
             if name in kwargs:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
+        if kwargs.get("reasoning_effort") == "none" and dialect.thinks and _SWITCH not in self.template.source:
+            raise InvalidRequestError(
+                "this model always thinks before it answers; leave reasoning_effort out"
+                " (include_reasoning = false hides the thinking)",
+                param="reasoning_effort",
+            )
         _check_parts(request.messages, dialect.media)
         builtin = dialect.builtin_tools
         turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) if m.tools else m for m in request.messages]
@@ -270,7 +277,9 @@ def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str,
     if kind in builtin:
         return dict(tool)
     if kind != "function":
-        raise InvalidRequestError(f"tools[{index}] has type {kind!r}, which this model does not know", param="tools")
+        raise InvalidRequestError(
+            f"tools[{index}] has type {shown(kind)}, which this model does not know", param="tools"
+        )
     function = tool.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:

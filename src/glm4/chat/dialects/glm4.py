@@ -131,6 +131,8 @@ class GLM4Parser:
         self._observation_id = observation_id
         self._calls = CallWriter(call_id)
         self._buffer = ""
+        self._after = 0  # characters of the input after the buffer's; without them, it ends where the buffer does
+        self._pushed = 0
         self._called = False  # the answer was ended by <|observation|>
         self._text_before = False
         self._begin_segment()
@@ -145,6 +147,7 @@ class GLM4Parser:
     def push(self, text: str) -> list[Event]:
         """See `StreamParser`."""
         self._buffer += text
+        self._pushed += len(text)
         return self._run(final=False)
 
     def finish(self, stop_token_id: int | None = None) -> list[Event]:
@@ -156,7 +159,7 @@ class GLM4Parser:
         events: list[Event] = []
         while True:
             segment, mark, rest = self._buffer.partition(SEGMENT)
-            self._buffer = segment
+            self._buffer, self._after = segment, len(mark + rest)
             while self._state(events, bool(mark) or final):
                 pass
             if not mark:
@@ -223,6 +226,9 @@ class GLM4Parser:
         return False
 
     def _show(self, events: list[Event], text: str) -> None:
+        """Show the text before the buffer's."""
         if text:
-            events.append(TextDelta("\n" + text if self._break else text))
+            stop = self._pushed - self._after - len(self._buffer)
+            text = "\n" + text if self._break else text
+            events.append(TextDelta(text, (range(stop - len(text), stop),)))
             self._break, self._text_before = False, True

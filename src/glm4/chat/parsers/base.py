@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from glm4.chat.events import (
@@ -19,7 +20,11 @@ from glm4.chat.events import (
 
 
 class StreamParser(Protocol):
-    """Parses one answer."""
+    """Parses one answer.
+
+    Visible text says where in the input it stood (`TextDelta.source`). A line break that the input does not have there
+    takes the place of the character before it.
+    """
 
     def push(self, text: str) -> list[Event]:
         """Take more text (never a partial character); returns the events that are now certain."""
@@ -39,6 +44,15 @@ def overlap(text: str, marker: str) -> int:
         if text.endswith(marker[:size]):
             return size
     return 0
+
+
+def moved(events: list[Event], offset: int) -> list[Event]:
+    """Events of a parser whose input began at `offset` of another text, with their places in that."""
+
+    def shifted(source: tuple[range, ...]) -> tuple[range, ...]:
+        return tuple(range(part.start + offset, part.stop + offset) for part in source)
+
+    return [replace(e, source=shifted(e.source)) if isinstance(e, TextDelta) and offset else e for e in events]
 
 
 class CallWriter:
@@ -76,16 +90,19 @@ class ReasoningParser:
         self._opening = opening
         self._closing = closing
         self._buffer = ""
+        self._pushed = 0  # characters
+        self._answer_start = 0
         self._step = self._opening_step
 
     def push(self, text: str) -> list[Event]:
         """See `StreamParser`."""
         self._buffer += text
+        self._pushed += len(text)
         return self._run(final=False)
 
     def finish(self, stop_token_id: int | None = None) -> list[Event]:
         """See `StreamParser`."""
-        return self._run(final=True) + self._answer.finish(stop_token_id)
+        return self._run(final=True) + moved(self._answer.finish(stop_token_id), self._answer_start)
 
     def _run(self, *, final: bool) -> list[Event]:
         events: list[Event] = []
@@ -126,7 +143,8 @@ class ReasoningParser:
         if not self._begun:
             text = text.lstrip()
             self._begun = bool(text)
-        return self._answer.push(text) if text else []
+            self._answer_start = self._pushed - len(text)
+        return moved(self._answer.push(text), self._answer_start) if text else []
 
     _begun = False
 
@@ -134,9 +152,13 @@ class ReasoningParser:
 class PlainParser:
     """Everything is visible text; for raw completion."""
 
+    def __init__(self) -> None:
+        self._pushed = 0
+
     def push(self, text: str) -> list[Event]:
         """Pass text on."""
-        return [TextDelta(text)] if text else []
+        start, self._pushed = self._pushed, self._pushed + len(text)
+        return [TextDelta(text, (range(start, self._pushed),))] if text else []
 
     def finish(self, stop_token_id: int | None = None) -> list[Event]:
         """Nothing is held back, so there is nothing to return."""

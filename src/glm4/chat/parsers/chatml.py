@@ -45,6 +45,7 @@ class ChatMLParser:
         self._functions = functions
         self._calls = CallWriter(call_id)
         self._buffer = ""
+        self._pushed = 0  # characters
         self._line_start = True
         self._after_call = False
         self._text_before = False
@@ -57,8 +58,9 @@ class ChatMLParser:
 
     def push(self, text: str) -> list[Event]:
         """See `StreamParser`."""
+        self._pushed += len(text)
         if not self._functions:
-            return [TextDelta(text)] if text else []
+            return [TextDelta(text, (range(self._pushed - len(text), self._pushed),))] if text else []
         self._buffer += text
         return self._run(final=False)
 
@@ -164,8 +166,11 @@ class ChatMLParser:
         return True
 
     def _show(self, events: list[Event], text: str) -> None:
+        """Show `_held` and the beginning of the buffer."""
         if text:
-            events.append(TextDelta("\n" + text if self._after_text_and_call else text))
+            stop = self._pushed - len(self._buffer) - len(self._held) + len(text)
+            text = "\n" + text if self._after_text_and_call else text
+            events.append(TextDelta(text, (range(stop - len(text), stop),)))
             self._after_text_and_call = False
             self._text_before = True
             self._line_start = text.endswith("\n")

@@ -184,7 +184,7 @@ def _turn_to_dict(turn: Turn) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
-    for key in ("tool_call_id", "metadata"):
+    for key in ("tool_call_id", "metadata", "name"):
         if getattr(message, key) is not None:
             raw[key] = getattr(message, key)
     if message.tools:

@@ -44,6 +44,7 @@ async def _answer(state: ServerState, target: Target, completion: CompletionRequ
                 completion.response,
                 echo=completion.echo,
                 generate=completion.generate,
+                skip_special_tokens=completion.params.skip_special_tokens,
             )
         )
     if len(batch) > 1:
@@ -78,7 +79,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     writer = TextChunks(target.name, target.llm.tokenizer, completion)
     for position, prepared in enumerate(batch):
-        writer.started(position, prepared.text, prepared.prompt_ids)
+        writer.started(position, prepared.text, prepared.prompt_ids, prepared.num_added_ids)
     try:
         async for position, chunk in chunks:
             body = b"".join(event(one) for one in writer.push(position, chunk))

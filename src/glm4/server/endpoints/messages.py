@@ -11,7 +11,6 @@ from glm4.api.anthropic import MessageEvents, MessageRequest, parse_count, parse
 from glm4.api.anthropic.events import PING
 from glm4.api.anthropic.fields import REFUSED_HEADERS
 from glm4.errors import InvalidRequestError, PromptTooLongError
-from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.input_processor import PreparedRequest
 from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError
@@ -51,29 +50,17 @@ def _check_headers(request: Request) -> None:
             raise InvalidRequestError(text, param=name)
 
 
-def _prefill(target: Target, wanted: MessageRequest) -> AssistantPrefill | None:
-    return AssistantPrefill.find(target.llm.processor, wanted.chat, wanted.begun) if wanted.begun else None
-
-
 def _count(target: Target, wanted: MessageRequest) -> int:
-    prefill = _prefill(target, wanted)
-    return len(target.llm.processor.render(wanted.chat)) + (0 if prefill is None else len(prefill.ids))
+    return len(target.llm.render(wanted.chat))
 
 
 async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
-    limit = target.llm.info.max_model_len - 1
     try:
-        prepared = await prepare_chat_request(target, wanted.chat)
-        prefill = await prepare(lambda: _prefill(target, wanted))
-        if prefill is not None:
-            prepared = prefill.before(prepared)
-            if len(prepared.prompt_ids) > limit:
-                raise PromptTooLongError("the beginning of the answer does not fit", param="messages")
+        return await prepare_chat_request(target, wanted.chat)
     except PromptTooLongError:
         # Anthropic's wording, from which Claude Code knows that it must shorten the conversation.
-        count = await prepare(lambda: _count(target, wanted))
+        count, limit = await prepare(lambda: _count(target, wanted)), target.llm.info.max_model_len - 1
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
-    return prepared
 
 
 async def _answer(state: ServerState, target: Target, wanted: MessageRequest) -> Response:

@@ -36,6 +36,7 @@ _FIELDS = {
     "logprobs": "top_logprobs",
     "response_format": "text.format",
     "structured_outputs": "text.format",
+    "reasoning_effort": "reasoning.effort",
 }
 
 
@@ -131,8 +132,16 @@ async def _prepare(state: ServerState, target: Target, wanted: ResponsesRequest)
     except TemplateError as error:
         raise InvalidRequestError(str(error), param="input") from None
     except InvalidRequestError as error:
-        error.param = _FIELDS.get(error.param or "", error.param)
+        error.param = _named(error.param, wanted)
         raise
+
+
+def _named(param: str | None, wanted: ResponsesRequest) -> str | None:
+    """The field of this API that a field of a chat request stands for."""
+    if param is not None and param.startswith("tools["):  # which are written flat here
+        narrowed = isinstance(wanted.echo["tool_choice"], Mapping) and "tools" in wanted.echo["tool_choice"]
+        return "tools" if narrowed else param.replace(".function", "", 1)
+    return _FIELDS.get(param or "", param)
 
 
 async def _earlier(state: ServerState, response_id: str | None) -> list[Item]:

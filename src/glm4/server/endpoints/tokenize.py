@@ -26,7 +26,8 @@ TOKENIZE_FIELDS: Mapping[str, Field] = {
     "parse_special": Field({"type": "boolean", "description": "read <|user|> and the like as tokens"}, boolean),
     "return_token_strs": Field(BOOLEAN, boolean),
     "with_pieces": Field({"type": "boolean", "description": "llama.cpp: ids with their text"}, boolean),
-    **{name: CHAT_FIELDS[name] for name in ("messages", "tools", "add_generation_prompt", "chat_template_kwargs")},
+    **{name: CHAT_FIELDS[name] for name in ("messages", "tools", "add_generation_prompt", "continue_final_message")},
+    "chat_template_kwargs": CHAT_FIELDS["chat_template_kwargs"],
 }
 DETOKENIZE_FIELDS: Mapping[str, Field] = {
     "model": Field(STRING, text),
