@@ -140,6 +140,10 @@ FAULTS = [
     _fault("positions", Sequence, "next_positions", victim=_by_seed, healthy=2),
     _fault("reporting", Sequence, "report", healthy=1,
            victim=lambda sequence: _by_seed(sequence) and sequence.error is None),
+    _fault("holding pages", PrefixCache, "hold", victim=_by_ids),
+    _fault("known scores", PrefixCache, "scores", params={"prompt_logprobs": 1}, fields={"echo": True, "logprobs": 1}),
+    _fault("keeping scores", PrefixCache, "keep_scores", params={"prompt_logprobs": 1},
+           fields={"echo": True, "logprobs": 1}),
     _fault("sharing pages", PrefixCache, "share", victim=_by_ids, healthy=1),
     _fault("log-probabilities", engine, "token_logprobs", params={"logprobs": 2}, fields={"logprobs": 2},
            victim=lambda *args: args[-1] == 2),
@@ -156,6 +160,8 @@ FAULTS = [
       for part, method in (("_detokenizer", "push"), ("_detokenizer", "flush"), ("_parser", "push"),
                            ("_parser", "finish"), ("_stops", "push"), ("_stops", "flush"), ("_answer", "add"),
                            ("_answer", "message"))),
+    *(Fault(f"output_trace.{method}", partial(_breaks_part, part="_trace", method=method), {"logprobs": 1},
+            {"logprobs": 1}) for method in ("add", "attach")),
 ]  # fmt: skip
 
 POOLING = [_fault("adding to a mean", MeanPool, "add"), _fault("the mean", MeanPool, "result")]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,10 @@ import pytest
 
 from adapter_files import factors, write_adapter
 from faults import FAULTS, POOLING, PROMPT, SEED, BoomError, Fault
-from glm4 import LLM, SamplingParams
+from glm4 import LLM, AsyncLLM, SamplingParams
 from glm4.backends.local import LocalBackend
 from glm4.errors import InternalError, OutOfMemoryError
-from glm4.outputs import RequestOutput
+from glm4.outputs import RequestOutput, StreamChunk
 from tiny import write_folder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
@@ -163,6 +165,30 @@ def test_a_step_that_fails_as_a_whole_ends_what_was_running(llm: LLM, monkeypatc
     assert chunk.output is not None
     assert isinstance(chunk.output.error, InternalError)
     assert len(tokens(llm.generate("and then", GREEDY)[0])) == 40
+
+
+def test_chunks_that_cannot_be_merged_end_their_stream_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        llm = await AsyncLLM.create(str(write_folder(tmp_path / "m")), dtype="fp32", max_model_len=256)
+        expected = tokens(await llm.generate(NEIGHBORS[0], GREEDY))
+        slow: Any = llm.stream_generate(PROMPT, GREEDY.replace(max_tokens=200))
+        victim, merge = (await anext(slow)).request_id, StreamChunk.followed_by
+
+        def failing(self: StreamChunk, later: StreamChunk) -> StreamChunk:
+            if self.request_id == victim:
+                raise BoomError("boom")
+            return merge(self, later)
+
+        monkeypatch.setattr(StreamChunk, "followed_by", failing)
+        assert [tokens(await llm.generate(NEIGHBORS[0], GREEDY)) for _ in range(6)] == [expected] * 6
+        with pytest.raises(InternalError, match="boom"):
+            async for _ in slow:
+                pass
+        await llm.close()
+
+    asyncio.run(scenario())
 
 
 def test_an_error_that_is_kept_does_not_keep_the_weights(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

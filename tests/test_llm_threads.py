@@ -226,6 +226,22 @@ def test_close_from_another_thread_ends_what_runs(folder: Path, threads: ThreadP
         assert isinstance(one.exception(60), ModelClosedError)
 
 
+def test_ctrl_c_in_the_middle_of_a_step_leaves_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, model = ask(llm, TEXTS[0]), backend_of(llm).model
+    logits = model.logits
+
+    def interrupted(hidden: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask(llm, TEXTS[0])
+    assert llm.stats().kv_pages_used == 0
+    assert model.logits == logits
+    assert ask(llm, TEXTS[0]) == expected
+
+
 def test_ctrl_c_in_the_main_thread_disturbs_no_other(
     llm: LLM, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,13 +6,16 @@ import array
 import asyncio
 from collections import UserDict
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from glm4 import LLM, AsyncLLM, Message, SamplingParams
+from glm4.chat.chat_request import ChatOptions, ChatRequest
+from glm4.chat.template.template import ChatTemplate
 from glm4.errors import InvalidRequestError
 from glm4.prompt import Prompt
 from tiny import VOCAB_SIZE, write_folder
@@ -178,12 +181,12 @@ def test_one_params_per_prompt(llm: LLM) -> None:
 def test_numpy_and_none_in_sampling_params() -> None:
     numbers: dict[str, Any] = {
         "n": np.int64(2), "temperature": np.float32(0.5), "top_p": np.float64(0.5), "top_k": np.int32(4),
-        "seed": np.uint64(2**63), "stop": np.array(["a", "b"]), "stop_token_ids": np.array([1, 2]),
+        "seed": np.uint64(2**62), "stop": np.array(["a", "b"]), "stop_token_ids": np.array([1, 2]),
         "max_tokens": np.int64(3), "ignore_eos": np.bool_(True), "logit_bias": {np.int64(5): np.float32(0.5)},
     }  # fmt: skip
     given = SamplingParams(**numbers)
     meant = SamplingParams(
-        n=2, temperature=0.5, top_p=0.5, top_k=4, seed=2**63, stop=["a", "b"], stop_token_ids=(1, 2), max_tokens=3,
+        n=2, temperature=0.5, top_p=0.5, top_k=4, seed=2**62, stop=["a", "b"], stop_token_ids=(1, 2), max_tokens=3,
         ignore_eos=True, logit_bias={5: 0.5},
     )  # fmt: skip
     assert given == meant
@@ -219,6 +222,18 @@ def test_properties_of_outputs(llm: LLM) -> None:
     assert llm.embed(prompt)[0].outputs.embedding.shape == (64,)
     assert llm.get_tokenizer() is llm.tokenizer
     assert llm.get_default_sampling_params() == llm.default_sampling_params()
+
+
+def test_variables_of_the_template(llm: LLM) -> None:
+    assert llm.processor.template is not None
+    template = ChatTemplate("{% if shout %}HEY {% endif %}{{ messages[0].content }}")
+    other = LLM.from_backend(llm.backend, replace(llm.processor, template=template))
+    prompts = [
+        other.tokenizer.decode(other.prepare_chat([USER], P, **options).prompt_ids)
+        for options in cast("list[ChatOptions]", [{}, {"chat_template_kwargs": {"shout": True}}])
+    ]
+    assert prompts == ["hi", "HEY hi"]
+    assert ChatRequest.of([USER], chat_template_kwargs={"a": 1}) == ChatRequest.of([USER], template_kwargs={"a": 1})
 
 
 def test_a_lora_request_is_refused_with_what_to_do(llm: LLM) -> None:

@@ -75,10 +75,12 @@ def test_a_thread_that_has_the_turn_is_told_so() -> None:
 def test_an_interrupt_waits_for_the_end_of_the_turn_unless_it_is_the_third() -> None:
     turns, reached = Turns(), list[int]()
     with pytest.raises(KeyboardInterrupt), turns:  # noqa: PT012 (what is shown is that the block goes on)
+        turns.hold_back_interrupts()
         os.kill(os.getpid(), signal.SIGINT)
         reached.append(1)
     assert reached == [1]
     with pytest.raises(KeyboardInterrupt), turns:  # noqa: PT012
+        turns.hold_back_interrupts()
         for number in range(3):
             os.kill(os.getpid(), signal.SIGINT)
             reached.append(number)
@@ -91,6 +93,7 @@ def test_an_interrupted_wait_gives_up_its_place() -> None:
 
     def hold() -> None:
         with turns:
+            turns.hold_back_interrupts()  # nothing, on a thread that no interrupt can reach
             held.set()
             until(lambda: len(turns._queue) == 2, "the main thread waits")
             os.kill(os.getpid(), signal.SIGINT)
@@ -111,7 +114,9 @@ def test_an_interrupted_wait_gives_up_its_place() -> None:
 def test_a_handler_of_the_programs_own_is_left_alone() -> None:
     seen = list[int]()
     signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    with Turns():
+    turns = Turns()
+    with turns:
+        turns.hold_back_interrupts()
         os.kill(os.getpid(), signal.SIGINT)
         assert seen == [signal.SIGINT]
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -81,7 +81,7 @@ class RunningRequests:
         with self._turns:
             self._check_open()
             if self._running:
-                self._advance()
+                self._advance(shared=bool(self._claimed))
             chunks, self._unclaimed = self._unclaimed, []
             return chunks
 
@@ -92,7 +92,7 @@ class RunningRequests:
         with self._turns:
             self._check_open()
             if not claim:
-                self._advance()
+                self._advance(shared=len(self._running) > len(request_ids))
             chunks = list(claim)
             claim.clear()
             return chunks, [name for name in request_ids if name in self._running]
@@ -143,8 +143,14 @@ class RunningRequests:
         self._claimed.pop(request_id, None)
         self._unclaimed = [chunk for chunk in self._unclaimed if chunk.request_id != request_id]
 
-    def _advance(self) -> None:
-        """One step of the backend. If the step itself fails, every request ends with its error."""
+    def _advance(self, *, shared: bool) -> None:
+        """One step of the backend. If the step itself fails, or is interrupted, every request ends with its error.
+
+        Args:
+            shared: requests of others run, too, so a Ctrl-C has to wait for the end of the step.
+        """
+        if shared:
+            self._turns.hold_back_interrupts()
         try:
             for new in self._backend.step():
                 request_id = self._owners.get(new.request_id)

@@ -16,6 +16,7 @@ from glm4.errors import (
     Glm4Error,
     InternalError,
     InvalidRequestError,
+    ModelClosedError,
     OutOfMemoryError,
     PromptTooLongError,
     RemoteError,
@@ -118,6 +119,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, RemoteError):
         log.error("request failed: %s", error)
         return ApiError(502, "the upstream server has failed; this server's log says why")
+    if isinstance(error, ModelClosedError):
+        return busy("the server is stopping", 5, code="shutting_down")
     if isinstance(error, Glm4Error) and not isinstance(error, InternalError):
         log.error("request failed: %s", error)
         return ApiError(500, "the model could not answer; the server's log says why")

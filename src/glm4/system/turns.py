@@ -20,9 +20,6 @@ class Turns:
 
     A plain lock would let a thread that takes it again and again, as every loop over steps does, starve the others.
 
-    While the main thread holds it, Ctrl-C is held back, and raised as KeyboardInterrupt at the end: what the threads
-    share is never left half changed. A program's own handler of SIGINT is left alone.
-
     Free of locks of its own, because `post` is called by finalizers, which may run at any point of any thread.
     """
 
@@ -55,7 +52,6 @@ class Turns:
             while self._queue[0] is not ticket:
                 ticket.acquire(timeout=_LOOK_AGAIN)
             self._owner = threading.get_ident()
-            self._hold_back()
         except BaseException:
             self._leave(ticket)
             raise
@@ -86,17 +82,22 @@ class Turns:
         if self._queue[0] is ticket:
             self._owner = 0
         self._queue.remove(ticket)
-        with suppress(IndexError, RuntimeError):  # nobody waits, or the next one has been woken already
-            self._queue[0].release()
+        if self._queue:
+            with suppress(IndexError, RuntimeError):  # nobody waits any more, or the next one has been woken already
+                self._queue[0].release()
 
-    def _hold_back(self) -> None:
+    def hold_back_interrupts(self) -> None:
+        """Raise a Ctrl-C as KeyboardInterrupt only when this turn ends; for the thread that has it.
+
+        What other threads share is then not left half changed. A program's own handler of SIGINT is left alone.
+        """
         main = threading.current_thread() is threading.main_thread()
         if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._interrupts, self._holds_back = 0, True
             signal.signal(signal.SIGINT, self._note)
 
     def _let_through(self) -> bool:
-        """End `_hold_back`; True if there was a Ctrl-C."""
+        """End `hold_back_interrupts`; True if there was a Ctrl-C."""
         if not self._holds_back:
             return False
         self._holds_back = False
