@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from glm4 import LLM, AsyncLLM, SamplingParams
+from glm4.chat.chat_request import ChatRequest
 from glm4.errors import ModelClosedError
 from live import config, serve
 from scripted_llm import scripted_llm
@@ -99,6 +100,7 @@ USES: dict[str, Callable[[LLM], Any]] = {
     "run": lambda llm: list(llm.run([])),
     "run_steps": lambda llm: list(llm.run_steps([])),
     "prepare_chat": lambda llm: llm.prepare_chat(CHAT),
+    "render": lambda llm: llm.render(ChatRequest.of(CHAT)),
     "prepare_prompt": lambda llm: llm.prepare_prompt("abc"),
     "prepare_embedding": lambda llm: llm.prepare_embedding("abc"),
     "step": lambda llm: llm.step(),
