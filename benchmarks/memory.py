@@ -1,6 +1,9 @@
 """Peak memory of a whole process that loads a model, computes a long prompt and decodes: ours and llama.cpp's.
 
     python benchmarks/memory.py --llama BUILD/bin --gguf Q4_0.gguf Q4_K_M.gguf
+    python benchmarks/memory.py --model starter starter-large     installed models: a first start, and later ones
+
+Beside ours stands what `glm4 plan` says, and the ratio; `loading/memory_estimate.py` is where the two should meet.
 
 Ours is a packed checkpoint of random weights in the model's shape, written for the occasion (6 GB beside --folder for
 the 9B shape in int4) and loaded as `glm4` loads any. Both processes map their files; resident pages of a mapped file
@@ -13,22 +16,27 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import harness
 from contenders import LlamaCpp
+from glm4 import LLM, SamplingParams
 from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.packed_format import PackedInfo, packed_shapes
 from glm4.checkpoints.packed_writer import PackedWriter, write_packed_config
 from glm4.checkpoints.safetensors import SINGLE_FILE
+from glm4.hub import home, resolve
 from glm4.kernels import PackedWeight, get_kernels
 from glm4.loading.weights import random_model
 from glm4.model.precision import PRECISIONS
 from glm4.model.shapes import SHAPES
+from glm4.planner import plan
 from glm4.variants import get_variant
 
 NEW = 8
@@ -56,8 +64,49 @@ def run_once(folder: Path, question: speed.Question, threads: int) -> None:
         speed.run(backend, question, np.random.default_rng(0))
 
 
+def run_model(model: str, context: int, threads: int) -> None:
+    """The process that is measured for `--model`; prints what the plan says."""
+    with open_checkpoint(resolve(model, allow_download=False)) as checkpoint:
+        config, stored = checkpoint.config, checkpoint.stored_precision
+    with LLM(model, max_model_len=context, max_num_seqs=1, num_threads=threads) as llm:
+        assert llm.checkpoint is not None
+        assert llm.info.execution is not None
+        dtype = llm.info.execution.dtype
+        mapped = (dtype,) if llm.checkpoint.packed is not None else ()
+        prompt = np.random.default_rng(0).integers(0, config.vocab_size, context - NEW).tolist()
+        llm.generate([prompt], SamplingParams(max_tokens=NEW, temperature=0.0, ignore_eos=True))
+    planned = plan(config, dtype=dtype, context=context, stored=stored, mapped=mapped)
+    print(json.dumps({"dtype": dtype, "mapped": planned.mapped, "planned": planned.total}))
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What one process took, and what the plan says, in bytes."""
+
+    name: str
+    measured: int
+    planned: int | None = None
+
+
+def model_peaks(model: str, context: int, threads: int) -> list[Peak]:
+    """A first start, which reads and packs the original, and a later one, which maps the copy that the first kept."""
+    found = []
+    resolve(model)  # downloads it if need be
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "models").symlink_to(home() / "models")
+        for start in ("first", "later"):
+            words = [sys.executable, __file__, "--measure-model", model, "--context", context, "--threads", threads]
+            done = harness.finish(["env", f"GLM4_HOME={folder}", *map(str, words)])
+            said = json.loads(done.output)
+            if said["mapped"] != (start == "later"):
+                raise SystemExit(f"{model}: no packed copy was kept; see GLM4_PACKED_CACHE_GB and the room on the disk")
+            found.append(Peak(f"{model}, {said['dtype']}, {start} start", done.peak_nbytes, said["planned"]))
+    return found
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=[], help="installed models, instead of random weights")
     parser.add_argument("--random", choices=sorted(SHAPES), default="glm-4-9b")
     parser.add_argument("--dtype", choices=sorted(PRECISIONS), default="int4")
     parser.add_argument("--context", type=int, default=2048)
@@ -70,6 +119,7 @@ def parse() -> argparse.Namespace:
     # What the processes of their own are told to do.
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure-model", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -81,6 +131,13 @@ def main() -> None:
         return
     if arguments.measure:
         run_once(arguments.measure, question, arguments.threads)
+        return
+    if arguments.measure_model:
+        run_model(arguments.measure_model, arguments.context, arguments.threads)
+        return
+    if arguments.model:
+        facts = harness.facts(1)
+        show(facts, [p for name in arguments.model for p in model_peaks(name, arguments.context, arguments.threads)])
         return
     facts = harness.facts(arguments.rounds)
     peers = [LlamaCpp(arguments.llama, path.stem, path, arguments.threads) for path in arguments.gguf]
@@ -102,8 +159,27 @@ def main() -> None:
     if arguments.json:
         print(json.dumps({"facts": facts, "peak_bytes": peaks}, indent=2))
         return
-    rows = [[name, (harness.median(values) or 0.0) / 1e9] for name, values in peaks.items()]
-    print(f"{harness.bullets(facts)}\n\n{harness.table(['process', 'peak memory, GB'], rows)}")
+    mapped = (arguments.dtype,)
+    planned = plan(SHAPES[arguments.random], dtype=arguments.dtype, context=arguments.context + NEW + 1, mapped=mapped)
+    medians = {name: round(harness.median(values) or 0.0) for name, values in peaks.items()}
+    show(
+        facts, [Peak(name, peak, planned.total if name.startswith("ours") else None) for name, peak in medians.items()]
+    )
+
+
+def show(facts: dict[str, object], peaks: Sequence[Peak]) -> None:
+    """The table."""
+    columns = ["process", "peak memory, GB", "planned, GB", "planned / measured"]
+    rows = [
+        [
+            peak.name,
+            peak.measured / 1e9,
+            peak.planned and peak.planned / 1e9,
+            peak.planned and peak.planned / peak.measured,
+        ]
+        for peak in peaks
+    ]
+    print(f"{harness.bullets(facts)}\n\n{harness.table(columns, rows)}")
 
 
 if __name__ == "__main__":

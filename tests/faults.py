@@ -17,7 +17,7 @@ from glm4.engine.sampling import Sampler
 from glm4.engine.sequence import Sequence
 from glm4.engine.speculation import PromptLookup
 from glm4.model import transformer
-from glm4.requests import grammar_compiler
+from glm4.requests import grammar_matcher
 from glm4.requests.output_processor import SampleProcessor
 from glm4.tokenizer import Tokenizer
 
@@ -129,7 +129,7 @@ def _grammar(name: str, owner: Any, function: str, **options: Any) -> Fault:
     )
 
 
-_MATCHER = grammar_compiler._Matcher
+_MATCHER = grammar_matcher._Matcher
 FAULTS = [
     _fault("sampling", Sampler, "sample", victim=_by_seed, healthy=3),
     _fault("the first sample", Sampler, "sample", victim=_by_seed),
@@ -152,7 +152,7 @@ FAULTS = [
     _fault("a special token", Tokenizer, "detokenizer", params={"skip_special_tokens": False},
            fields={"skip_special_tokens": False}, victim=lambda _, skip_special_tokens=True: not skip_special_tokens),
     _fault("an adapter", transformer, "add_adapters", adapter=True, healthy=9),
-    _grammar("starting a grammar", grammar_compiler._Grammar, "start"),
+    _grammar("starting a grammar", grammar_matcher.Grammar, "start"),
     *(_grammar(f"a grammar, {name}", _MATCHER, name, healthy=healthy)
       for name, healthy in (("accept", 2), ("forced", 2), ("allowed", 1), ("is_complete", 1), ("is_finished", 1))),
     _grammar("a panic in a grammar", _MATCHER, "allowed", healthy=1, failure=_panic),

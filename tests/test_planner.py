@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels import get_kernels
+from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
 from glm4.loading.weights import random_model
 from glm4.model.kv_cache import CACHE_SHARE, KVCache, pages_for
 from glm4.model.precision import PRECISIONS, packed_dtype
 from glm4.model.shapes import SHAPES
 from glm4.model.tensors import num_parameters
 from glm4.planner import MemoryPlan, plan
+from glm4.system.memory import Room
 from glm4.variants import VARIANTS
 
 CHAT = SHAPES["glm-4-9b-chat"]
@@ -194,10 +196,61 @@ def test_requests_that_make_no_sense() -> None:
         plan(CHAT, dtype="int3")
     with pytest.raises(InvalidRequestError, match="KV cache format must be one of"):
         plan(CHAT, kv_dtype="fp8")
-    with pytest.raises(InvalidRequestError, match="context must be 1 to 131072"):
+    with pytest.raises(InvalidRequestError, match=r"context of 131073 tokens .* the 131072 this model"):
         plan(CHAT, context=131073)
     with pytest.raises(InvalidRequestError, match="batch"):
         plan(CHAT, batch=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SHAPES)),
+    available=st.integers(10**8, 100 * GB),
+    dtype=st.sampled_from(["auto", *PRECISIONS]),
+    context=st.none() | st.integers(1, 8192),
+    mapped=st.sampled_from([(), ("int8",), ("int4",), ("int8", "int4")]),
+)
+def test_the_loader_takes_what_the_plan_says(
+    name: str, available: int, dtype: str, context: int | None, mapped: tuple[str, ...]
+) -> None:
+    """Format, context, and whether it fits at all, whatever the room."""
+    config, room = SHAPES[name], Room(available)
+    result = plan(config, dtype=dtype, context=context, available_memory=available, mapped=mapped)
+    wanted = Wanted(dtype, context=context)
+    try:
+        estimate = choose_precision(config, wanted, room, mapped=mapped)
+        pages, length = cache_size(estimate, wanted, 8, room)
+    except OutOfMemoryError:
+        assert not result.fits
+        return
+    assert result.fits
+    assert (estimate.precision.name, estimate.mapped) == (result.dtype, result.mapped)
+    assert length == result.context
+    assert pages_for(length) <= pages <= 8 * pages_for(length)
+    assert estimate.total(length) <= available
+
+
+def test_a_running_process_is_not_counted_twice() -> None:
+    """What the program has taken is part of the estimate, so it is added to what is free; other memory is not."""
+    estimate = choose_precision(SHAPES["starter"], Wanted("int8"), Room(10 * GB))
+    assert estimate.available(Room(GB, 10_000_000)) == GB + 10_000_000
+    assert estimate.available(Room(GB, 50 * GB)) == GB + estimate.program
+    here = Room.here()
+    assert 10_000_000 < here.taken < 20 * GB
+    assert here.free > 0
+
+
+def test_a_packed_file_needs_no_room_for_packing() -> None:
+    first = plan(SHAPES["starter"], dtype="int8", context=2048)
+    later = plan(SHAPES["starter"], dtype="int8", context=2048, mapped=("int8",))
+    assert (first.mapped, later.mapped) == (False, True)
+    assert later.loading == 0
+    assert 0.6 * first.total < later.total < 0.75 * first.total
+    # In between, the first start must take int4, and a later one finds int8.
+    between = (first.total + later.total) // 2
+    config = SHAPES["starter"]
+    assert plan(config, context=2048, available_memory=between).dtype == "int4"
+    assert plan(config, context=2048, available_memory=between, mapped=("int8",)).dtype == "int8"
 
 
 def test_measures_this_machine_when_not_told() -> None:

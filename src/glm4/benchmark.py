@@ -22,13 +22,14 @@ from glm4.engine.protocol import GenerationRequest
 from glm4.kernels import int8_cache
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import random_packed
+from glm4.loading.memory_estimate import Wanted, choose_precision
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for, resolve_kv_dtype
-from glm4.model.precision import Precision, resolve_precision, weight_nbytes
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, page_nbytes, pages_for
+from glm4.model.precision import Precision
 from glm4.model.tensors import matrix_shapes
 from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
-from glm4.system.memory import available_memory
+from glm4.system.memory import Room
 
 DECODE_TOKENS = 24
 _BANDWIDTH_BYTES = 512 << 20
@@ -120,10 +121,10 @@ def backend_options(
         OutOfMemoryError: the weights do not fit.
     """
     pages = max(question.num_pages for question in (*questions, _WARM_UP))
-    free = available_memory()
-    precision = resolve_precision(dtype, config, free, stored)
-    left = free - weight_nbytes(config, precision)
-    wanted = pages * page_nbytes(config, resolve_kv_dtype(kv_dtype, precision.name, config))
+    room = Room.here()
+    estimate = choose_precision(config, Wanted(dtype, kv_dtype, cache_nbytes=1), room, stored)
+    left = estimate.available(room) - estimate.total(1)
+    wanted = pages * page_nbytes(config, estimate.kv_dtype)
     return LocalOptions(
         dtype=dtype,
         max_model_len=max(question.context + question.new for question in (*questions, _WARM_UP)),

@@ -357,8 +357,10 @@ class LLM:
         Streams that are open end with ModelClosedError, and so does every later request. From any thread; waits for the
         running step, and for the packed cache if it is still being written.
         """
-        self._inputs = None
+        inputs, self._inputs = self._inputs, None
         self._requests.close()
+        if inputs is not None:
+            inputs.close()
         self._opened.close()
 
     def __enter__(self) -> LLM:

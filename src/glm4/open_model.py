@@ -105,7 +105,7 @@ def _open_local(
 ) -> OpenModel:
     """Load weights into this process: the packed form if an earlier run saved it, else the original."""
     cache = PackedCache(path)
-    cached = cache.find(options.dtype, variant)
+    cached = cache.find(options.wanted, variant)
     if cached is not None:
         try:
             backend, processor = _load(cached, row, options, progress)

@@ -15,6 +15,9 @@ from glm4.errors import InvalidRequestError, shown
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 8192  # of all stop strings together
+MAX_STOP_IDS = 1024
+MAX_BIASES = 16_384
 MAX_N = 128
 MAX_TEMPERATURE = 100.0
 MIN_REPETITION_PENALTY = 0.01
@@ -30,14 +33,18 @@ _DEFAULTS = {
 MAX_CHARACTERS = 1 << 20
 """Maximum characters of a schema (as JSON), an expression, a grammar, or all choices together."""
 
+MAX_CONSTANT = 1 << 16
+"""Maximum characters of one text that an answer must repeat: a choice, or a string of `enum` and `const`."""
+
 
 @dataclass(frozen=True)
 class StructuredOutputs:
     """Constraints; exactly one must be given.
 
     JSON is on one line, with one space after `:` and `,` and no other whitespace, so that a small model cannot get lost
-    in it. Keywords of JSON Schema that cannot be enforced (`not`, `if`, `uniqueItems`, `dependentRequired` …) are
-    refused by name when the request is prepared. `oneOf` is treated as `anyOf`: an answer matches at least one branch.
+    in it. Keywords of JSON Schema that cannot be enforced (`not`, `if`, `contains`, `dependentRequired` …) are refused
+    by name when the request is prepared, and so are numbers that would not stay exact. Annotations have no effect.
+    `oneOf` is treated as `anyOf`: an answer matches at least one branch.
 
     Attributes:
         json: a JSON schema, as an object or a string.
@@ -46,6 +53,7 @@ class StructuredOutputs:
         choice: one of these strings.
         grammar: a grammar in llguidance's dialect of Lark; its first rule is `start`.
         param: the request field that errors name.
+        strict: refuse `uniqueItems`, which cannot be enforced, and which is otherwise left to the model.
 
     Raises:
         InvalidRequestError: not exactly one of them, a wrong type, or too large; `.param` as given.
@@ -57,9 +65,14 @@ class StructuredOutputs:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     param: str = field(default="structured_outputs", compare=False)
+    strict: bool = False
 
     def __post_init__(self) -> None:
-        given = [f.name for f in fields(self) if f.name != "param" and getattr(self, f.name) not in (None, False)]
+        given = [
+            f.name
+            for f in fields(self)
+            if f.name not in ("param", "strict") and getattr(self, f.name) not in (None, False)
+        ]
         if len(given) != 1:
             said = " and ".join(given) if given else "none"
             raise self.error(f"exactly one of json, json_object, regex, choice and grammar must be given, not {said}")
@@ -81,6 +94,9 @@ class StructuredOutputs:
         if not all(isinstance(text, str) and text for text in choice):
             raise self.error("choice must be a list of non-empty strings")
         self._check_size("choice", "".join(choice))
+        longest = max(map(len, choice))
+        if longest > MAX_CONSTANT:
+            raise self.error(f"choice has a text of {longest} characters; the limit is {MAX_CONSTANT}")
         object.__setattr__(self, "choice", tuple(choice))
 
     def _parsed(self, schema: object) -> Mapping[str, Any]:
@@ -129,11 +145,12 @@ class SamplingParams:
             in [0.01, 100].
         presence_penalty: subtracted once from every token already in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
-        logit_bias: token id → value added to its logit, each in [-100, 100].
+        logit_bias: token id → value added to its logit, each in [-100, 100]; at most 16,384.
         seed: same seed and same request give the same text, whatever else is in the batch. None draws a random one.
-        stop: strings that end the text; the match is not returned unless `include_stop_str_in_output`. None is the same
-            as an empty list.
-        stop_token_ids: token ids that end the text, in addition to the model's own; None is the same as an empty list.
+        stop: strings that end the text, at most 16 of 8,192 characters in all; the match is not returned unless
+            `include_stop_str_in_output`. None is the same as an empty list.
+        stop_token_ids: token ids that end the text, in addition to the model's own; at most 1,024. None is the same as
+            an empty list.
         ignore_eos: continue when the model emits its own stop ids.
         min_tokens: no stop id is sampled, and no stop string is honored, before this many tokens.
         max_tokens: maximum number of new tokens; None means until the context is full.
@@ -183,7 +200,9 @@ class SamplingParams:
                 value = ()
                 object.__setattr__(self, name, value)
             _require(isinstance(value, Sequence) and not isinstance(value, bytes), name, "a list", value)
+        _require_at_most(MAX_STOP_IDS, "stop_token_ids", "ids", len(self.stop_token_ids))
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        _require_at_most(MAX_STOP_STRINGS, "stop", "strings", len(stop))
         object.__setattr__(self, "stop_strings", stop)
         object.__setattr__(self, "stop_token_ids", tuple(map(_plain, self.stop_token_ids)))
         _require(
@@ -198,6 +217,7 @@ class SamplingParams:
             "a StructuredOutputs object",
             self.structured_outputs,
         )
+        _require_at_most(MAX_BIASES, "logit_bias", "tokens", len(self.logit_bias or ()))
         self._check_integers()
         self._check_ranges()
         self._check_stops()
@@ -231,9 +251,9 @@ class SamplingParams:
                 _require_number("logit_bias", value, -100.0, 100.0)
 
     def _check_stops(self) -> None:
-        _require(len(self.stop_strings) <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings", self.stop)
         for text in self.stop_strings:
             _require(isinstance(text, str) and text != "", "stop", "a non-empty string or a list of them", self.stop)
+        _require_at_most(MAX_STOP_CHARACTERS, "stop", "characters in all", sum(map(len, self.stop_strings)))
         for token in self.stop_token_ids:
             _require_int("stop_token_ids", token)
 
@@ -256,6 +276,11 @@ def _require(condition: bool, name: str, expectation: str, value: object) -> Non
     if not condition:
         default = _DEFAULTS.get(name, "")
         raise InvalidRequestError(f"{name} must be {expectation}, not {shown(value)}{default}", param=name)
+
+
+def _require_at_most(limit: int, name: str, what: str, count: int) -> None:
+    if count > limit:
+        raise InvalidRequestError(f"{name} has {count} {what}; the limit is {limit}", param=name)
 
 
 def _require_int(name: str, value: object) -> None:

@@ -30,6 +30,10 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def resumed(files: tuple[Path, Path]) -> set[str]:
+    return set(earlier_rows(files))
+
+
+def earlier_rows(files: tuple[Path, Path]) -> dict[str, bool]:
     output = BatchOutput(files[1], files[0])
     try:
         return output.resume(InputIndex.read(files[0]))
@@ -72,7 +76,7 @@ def test_every_line_has_one_row_id(tmp_path: Path) -> None:
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": 1e999}', "too large"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b'{"a": "\xff"}', "not valid JSON"),
+        (b'{"a": "\xff"}', "line 1 is not UTF-8 text (byte 0xff at offset 7); save it as UTF-8"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "must be a JSON object, not a list"),
     ],
@@ -82,6 +86,34 @@ def test_bad_lines_say_why(tmp_path: Path, line: bytes, reason: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         next(read_lines(tmp_path / "in")).decode()
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lines_in_other_encodings_are_the_same_lines(tmp_path: Path, encoding: str) -> None:
+    texts = [f'{{"custom_id": "{name}", "x": "你好 🙂\u2028"}}' for name in "abc"] * 2000
+    (tmp_path / "in").write_bytes("\r\n".join(texts).encode(encoding))
+    lines = list(read_lines(tmp_path / "in"))
+    assert [line.decode() for line in lines] == [json.loads(text) for text in texts]
+    assert [line.number for line in lines] == list(range(1, 6001))
+
+
+def test_files_with_marks_joined_by_cat(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n\xef\xbb\xbf\n')
+    assert [line.decode() for line in read_lines(tmp_path / "in")] == [{"a": 1}, {"a": 2}]
+
+
+def test_damaged_utf16_is_refused_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes('{"a": 1}\n{"a": 2}\n'.encode("utf-16") + b"\x00\xdcx\x00")
+    with pytest.raises(BatchFileError, match="damaged UTF-16 text; save it as UTF-8"):
+        InputIndex.read(tmp_path / "in")
+
+
+def test_rows_with_errors_are_told_apart(files: tuple[Path, Path]) -> None:
+    output = BatchOutput(files[1], files[0])
+    output.append(row("a"))
+    output.append(row("b") | {"error": {"code": "invalid_request", "message": "no"}})
+    output.close()
+    assert earlier_rows(files) == {"a": True, "b": False}
 
 
 def test_endless_lines_are_not_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +129,7 @@ def test_inputs_that_cannot_be_used(tmp_path: Path) -> None:
     for name, reason in (
         ("none", "No such file"),
         ("empty", "no requests"),
-        ("pipe", "a pipe"),
+        ("pipe", "give - and pipe it in"),
         (".", "must be a file"),
     ):
         with pytest.raises(BatchFileError, match=reason):

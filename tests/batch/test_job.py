@@ -97,7 +97,7 @@ BAD_LINES: dict[str, tuple[Any, str, str | None]] = {
     "field": (chat_line("field", functions=[]), "'functions'", "functions"),
     "stream": (chat_line("stream", stream=True), "stream", "stream"),
     "range": (chat_line("range", temperature=-1), "temperature", "temperature"),
-    "role": ({**chat_line("role"), "body": {"messages": [{"role": "boss"}]}}, "role must be", "messages"),
+    "role": ({**chat_line("role"), "body": {"messages": [{"role": "boss"}]}}, "role must be", "messages[0].role"),
     "empty": ({**chat_line("empty"), "body": {}}, "messages is missing", "messages"),
     "image": (
         {**chat_line("image"), "body": {"messages": [{"role": "user", "content": [IMAGE]}]}},
@@ -220,6 +220,32 @@ def test_answers_are_those_of_single_requests(tmp_path: Path) -> None:
             choice = row["response"]["body"]["choices"][0]
             assert choice["message"]["content"] == single.outputs[0].text
             logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
-            assert single.outputs[0].logprobs is not None
-            assert logprobs == [entry.logprob for entry in single.outputs[0].logprobs]
+            assert single.outputs[0].text_logprobs is not None
+            assert logprobs == [token.logprobs.logprob for token in single.outputs[0].text_logprobs]
             assert all(len(entry["top_logprobs"]) == 2 for entry in choice["logprobs"]["content"])
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "messages[0].tool_calls": {"messages": [{"role": "assistant", "content": "hi", "tool_calls": 5}]},
+    "messages[0].tools": {"messages": [{"role": "user", "content": "hi", "tools": 5}]},
+    "messages[0].role": {"messages": [{"role": ["user"], "content": "hi"}]},
+    "messages": {"messages": 5},
+    "max_tokens": {"max_tokens": 10**400},
+    "seed": {"seed": -(10**400)},
+    "stop_token_ids": {"stop_token_ids": [1 << 70]},
+    "stream_options": {"stream_options": 5},
+    "tools": {"tools": [{"type": "function", "function": 5}]},
+    "response_format": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}
+    },
+}
+
+
+def test_odd_fields_get_a_row_that_names_them(tmp_path: Path, echo: LLM) -> None:
+    source = write_input(tmp_path / "in.jsonl", [chat_line(name, **body) for name, body in HOSTILE.items()])
+    progress = run(echo, source, tmp_path / "out.jsonl")
+    assert (progress.completed, progress.failed) == (0, len(HOSTILE))
+    for name, row in rows(tmp_path / "out.jsonl").items():
+        assert row["response"]["status_code"] == 400
+        error = row["response"]["body"]["error"]
+        assert (error["param"], error["code"]) == (name, "invalid_request")

@@ -77,6 +77,16 @@ def test_names_of_results() -> None:
     assert read({"role": "user", "name": "Li", "content": "a"}) == Message("user", [TextPart("a")])
 
 
+def test_nulls_of_tools_are_not_in_the_prompt() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": None}}}
+    with_nulls = {"type": None, "strict": None, "function": {**tool["function"], "description": None, "strict": None}}
+    for request in (
+        ChatRequest.of([{"role": "user", "content": "a"}], tools=[with_nulls]),
+        ChatRequest.of([{"role": "system", "content": "a", "tools": [with_nulls]}]),
+    ):
+        assert request.offered_tools == [{"function": tool["function"]}]
+
+
 @pytest.mark.parametrize(
     ("message", "param", "problem"),
     [

@@ -15,6 +15,7 @@ import tiny
 from glm4.checkpoints import Checkpoint, open_checkpoint
 from glm4.errors import CheckpointError, Glm4Error, ModelNotFoundError, TensorError, UnsupportedModelError
 from glm4.model.tensors import num_parameters
+from glm4.requests.processor import Processor
 from glm4.variants import VARIANTS
 from golden_models import TINY_MODELS, Tensors, TinyModel, file_tensors, write_checkpoint
 
@@ -97,6 +98,61 @@ def test_a_folder_with_a_split_gguf(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("m-*-of-00003.gguf"))) == 3
     with open_checkpoint(tmp_path) as checkpoint:
         assert_loads(checkpoint, tiny.canonical(model))
+
+
+COMPANIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "projector by architecture": ("vision.gguf", {"general.architecture": "clip"}),
+    "projector by type": ("vision.gguf", {"general.architecture": "qwen2", "general.type": "mmproj"}),
+    "projector by name": ("mmproj-m-f16.gguf", {}),
+    "adapter": ("a-lora.gguf", {"general.architecture": "chatglm", "general.type": "adapter"}),
+    "imatrix": ("a.gguf", {"general.type": "imatrix"}),
+}
+
+
+@pytest.mark.parametrize("split", [0, 6])
+@pytest.mark.parametrize("case", COMPANIONS)
+def test_what_belongs_to_a_model_does_not_hide_it(tmp_path: Path, case: str, split: int) -> None:
+    name, metadata = COMPANIONS[case]
+    model = tiny.gguf_model("chatglm")
+    tiny.write_gguf(tmp_path / "m.gguf", "chatglm", model, split_max_tensors=split)
+    small = {"v.weight": np.zeros((4, 4), np.float32)}
+    companion = tiny.write_gguf(tmp_path / name, "chatglm", metadata=metadata, tensors=small, tokenizer=False)
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert_loads(checkpoint, tiny.canonical(model))
+    if metadata:
+        with pytest.raises(UnsupportedModelError, match=r"is not a model but .*; name the model's own GGUF file"):
+            open_checkpoint(companion)
+
+
+def test_folders_of_companions_and_of_several_models(tmp_path: Path) -> None:
+    small = {"v.weight": np.zeros((4, 4), np.float32)}
+    for name, architecture in (("p.gguf", "clip"), ("mmproj-q.gguf", "clip")):
+        metadata = {"general.architecture": architecture}
+        tiny.write_gguf(tmp_path / name, "chatglm", metadata=metadata, tensors=small, tokenizer=False)
+    with pytest.raises(CheckpointError, match=r"no model, only .*p\.gguf \(a vision projector \(mmproj\)\); fetch"):
+        open_checkpoint(tmp_path)
+    tiny.write_gguf(tmp_path / "one.gguf", "chatglm", split_max_tensors=6)
+    tiny.write_gguf(tmp_path / "two.gguf", "qwen2")
+    with pytest.raises(CheckpointError, match="holds 2 GGUF models; name the file of one of them") as caught:
+        open_checkpoint(tmp_path)
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [
+        [str(tmp_path / "one-00001-of-00003.gguf"), "(chatglm,"],
+        [str(tmp_path / "two.gguf"), "(qwen2,"],
+    ]
+    for line in lines:
+        open_checkpoint(Path(line.split()[0])).close()
+
+
+@pytest.mark.parametrize("name", ["joined.gguf", "joined-00001-of-00003.gguf"])
+def test_parts_joined_into_one_file_are_recognized(tmp_path: Path, name: str) -> None:
+    tiny.write_gguf(tmp_path / "m.gguf", "chatglm", split_max_tensors=6)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    (tmp_path / "j").mkdir()
+    (tmp_path / "j" / name).write_bytes(b"".join(part.read_bytes() for part in parts))
+    for path in (tmp_path / "j", tmp_path / "j" / name):
+        with pytest.raises(CheckpointError, match=r"parts of a split model joined .* Keep the parts as separate files"):
+            open_checkpoint(path)
 
 
 def test_generation_defaults_and_stop_ids(tmp_path: Path) -> None:
@@ -285,7 +341,10 @@ WRONG_FOLDERS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "pickle": (("config.json", "pytorch_model.bin"), "convert it to safetensors"),
     "pickled checkpoint": (("model.pt",), "convert it to safetensors"),
-    "two GGUFs": (("a.gguf", "b.gguf"), r"2 GGUF models; name one of them: a\.gguf, b\.gguf"),
+    "two GGUFs": (
+        ("a.gguf", "b.gguf"),
+        r"2 GGUF models; name .*\n  .*a\.gguf  \(unreadable, 0\.00 GB\)\n  .*b\.gguf",
+    ),
     "later part of a GGUF": (("m-00002-of-00003.gguf",), "holds no model"),
 }
 
@@ -351,3 +410,19 @@ def test_a_foreign_llama_template_is_refused(tmp_path: Path) -> None:
     path = tiny.write_gguf(tmp_path / "m.gguf", "llama", chat_template="{{ '[INST]' }}")
     with pytest.raises(UnsupportedModelError, match="not ChatML"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_every_text_file_may_be_as_windows_editors_write_it(tmp_path: Path, encoding: str) -> None:
+    folder = tiny.write_folder(tmp_path, generation_config={"temperature": 0.25}, shards=2)
+    (folder / "chat_template.jinja").write_text(f"{tiny.GLM_TEMPLATE}{{# 北京 #}}", encoding="utf-8")
+    plain = open_checkpoint(folder)
+    ids = Processor.of(plain.text_files).tokenizer.encode("hello 北京", allow_special=True)
+    for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
+        file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
+    marked = open_checkpoint(folder)
+    assert marked.config == plain.config
+    assert marked.chat_template == plain.chat_template
+    assert marked.generation_config == {"temperature": 0.25}
+    assert Processor.of(marked.text_files).tokenizer.encode("hello 北京", allow_special=True) == ids
+    marked.check()

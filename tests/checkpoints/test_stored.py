@@ -20,17 +20,19 @@ from glm4.kernels import get_kernels
 from glm4.kernels.formats import PackedWeight
 from glm4.kernels.reference_packing import int4_cells
 from glm4.loading import weights as loader
+from glm4.loading.memory_estimate import Wanted, choose_precision
 from glm4.loading.weights import load_model
 from glm4.model.precision import (
     PRECISIONS,
     Precision,
     four_bit_share,
     named_precision,
-    resolve_precision,
+    precision_candidates,
     weight_nbytes,
 )
 from glm4.model.tensors import all_matrices
 from glm4.planner import plan
+from glm4.system.memory import Room
 from model_driver import forced_logits
 from packing import pack_loaded
 
@@ -256,7 +258,7 @@ def test_it_is_for_files_with_4_bit_tensors(tmp_path: Path, capsys: pytest.Captu
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
     with open_checkpoint(write(tmp_path / "m.gguf")) as checkpoint, pytest.raises(OutOfMemoryError, match="in stored"):
-        resolve_precision("stored", checkpoint.config, 1 << 20, stored_of(checkpoint))
+        choose_precision(checkpoint.config, Wanted("stored"), Room(1 << 20), stored_of(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -275,10 +277,9 @@ def test_auto_keeps_codes_where_they_are_most_of_the_weights(
 ) -> None:
     with open_checkpoint(write(tmp_path / "m.gguf", architecture, exceptions=exceptions)) as checkpoint:
         stored, config = stored_of(checkpoint), checkpoint.config
-    found = resolve_precision("auto", config, 1 << 40, stored)
-    assert found.name == expected
+    assert [found.name for found in precision_candidates("auto", config, stored)] == [expected, "int4"]
     assert (four_bit_share(config, stored) > 0.5) == (expected == "stored")
-    assert resolve_precision("auto", config, 1 << 40).name == "int8"
+    assert precision_candidates("auto", config)[0].name == "int8"
 
 
 def test_commands(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

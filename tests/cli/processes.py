@@ -27,13 +27,16 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
     return {**keep, "GLM4_HOME": str(home), "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", **changes}
 
 
-def run(*args: str, home: Path, stdin: str | bytes = "", **changes: str) -> subprocess.CompletedProcess[bytes]:
+def run(
+    *args: str, home: Path, stdin: str | bytes = "", cwd: Path | None = None, **changes: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run to the end with pipes; output as bytes."""
     return subprocess.run(
         [*PROGRAM, *args],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         env=environment(home, **changes),
+        cwd=cwd,
         timeout=120,
         check=False,
     )

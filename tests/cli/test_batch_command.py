@@ -61,6 +61,37 @@ def wait_for_rows(path: Path, count: int, program: subprocess.Popen[bytes]) -> N
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_dashes_are_standard_input_and_output(encoding: str, model: str, tmp_path: Path) -> None:
+    source = write_requests(tmp_path / "in.jsonl", 4, 8)
+    assert run("batch", str(source), str(tmp_path / "out.jsonl"), "-m", model, *ENGINE, home=tmp_path).returncode == 0
+    text = source.read_text().encode(encoding)
+    (tmp_path / "empty").mkdir()
+    piped = run("batch", "-", "-", "-m", model, *ENGINE, stdin=text, home=tmp_path, cwd=tmp_path / "empty")
+    assert piped.returncode == 0
+    (tmp_path / "piped.jsonl").write_bytes(piped.stdout)
+    assert contents(tmp_path / "piped.jsonl") == contents(tmp_path / "out.jsonl")
+    assert b"5 of 5 answers in standard output; 1 refused" in piped.stderr
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_it_fails_if_every_request_is_refused(model: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"custom_id": "a", "body": {}}\n{"custom_id": "b"}\n')
+    words = ("batch", str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"), "-m", model, *ENGINE)
+    for _ in range(2):  # the second run has nothing to do, and still no answer
+        done = run(*words, "--json", home=tmp_path)
+        assert done.returncode == 1
+        assert b"error: all 2 requests were refused" in done.stderr
+        assert json.loads(done.stdout)["completed"] == 0
+    assert len(contents(tmp_path / "out.jsonl")) == 2
+
+
+def test_a_summary_and_answers_cannot_share_standard_output(tmp_path: Path) -> None:
+    done = run("batch", "-", "-", "--json", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"name a file for the answers" in done.stderr
+
+
 def test_kill_9_loses_nothing_and_repeats_nothing(model: str, tmp_path: Path) -> None:
     source = write_requests(tmp_path / "in.jsonl", 40, 60)
     assert run("batch", str(source), str(tmp_path / "whole.jsonl"), "-m", model, *ENGINE, home=tmp_path).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -44,9 +45,27 @@ def test_piped_input_joins_the_prompt(model: str, tmp_path: Path) -> None:
     assert both.stdout == one.stdout == only.stdout
 
 
-def test_input_that_is_not_unicode_is_answered(model: str, tmp_path: Path) -> None:
-    done = run(
-        "chat", "-m", model, *FAST, "--max-tokens", "4", stdin=b"caf\xe9 \xed\xa0\x80", home=tmp_path, LC_ALL="C"
+@pytest.mark.parametrize("command", ["chat", "generate"])
+def test_piped_utf16_is_read_and_other_encodings_are_refused(command: str, model: str, tmp_path: Path) -> None:
+    def answer(stdin: bytes, *prompt: str) -> subprocess.CompletedProcess[bytes]:
+        return run(command, "-m", model, *FAST, "--max-tokens", "4", *prompt, stdin=stdin, home=tmp_path, LC_ALL="C")
+
+    plain = answer("Sum up: 你好\na".encode())
+    assert plain.returncode == 0
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-le"):
+        assert answer("Sum up: 你好\r\na".encode(encoding)).stdout == plain.stdout
+    assert answer("Sum up: 你好\na".encode("utf-16"), "-").stdout == plain.stdout  # - is standard input
+    for latin in (b"caf\xe9", b"\xed\xa0\x80"):
+        done = answer(latin)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"error: standard input is not UTF-8 text" in done.stderr
+        assert b"save it as UTF-8" in done.stderr
+
+
+def test_an_argument_that_is_not_unicode_is_answered(model: str, tmp_path: Path) -> None:
+    words = [*PROGRAM, "chat", "-m", model, *FAST, "--max-tokens", "4"]
+    done = subprocess.run(
+        [*map(os.fsencode, words), b"caf\xe9"], stdin=subprocess.DEVNULL, capture_output=True, env=environment(tmp_path)
     )
     assert done.returncode == 0
     done.stdout.decode("utf-8")

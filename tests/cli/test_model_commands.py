@@ -14,6 +14,7 @@ from glm4 import hub
 from glm4.cli import console, main
 from glm4.hub import store
 from glm4.hub.starter_sources import STARTERS
+from glm4.system.memory import Room
 from glm4.variants import VARIANTS
 from tiny import tiny_model, write_folder, write_gguf
 
@@ -263,7 +264,7 @@ def test_a_packed_model_that_does_not_fit_is_not_offered_another_format(
 ) -> None:
     folder, packed = write_folder(tmp_path / "model", tiny_model()), str(tmp_path / "packed")
     assert main(["quantize", str(folder), "--to", "int8", "-o", packed, "--no-calibrate"]) == 0
-    monkeypatch.setattr("glm4.system.memory.available_memory", lambda: 10**6)
+    monkeypatch.setattr("glm4.system.memory.Room.here", lambda: Room(10**6))
     assert main(["plan", packed]) == 0
     assert "It does not fit here. Try a smaller model." in capsys.readouterr().out
 

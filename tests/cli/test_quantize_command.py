@@ -103,3 +103,9 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys: pytest.CaptureFixtur
     (out / "model.safetensors").write_bytes(data)
     assert main(["info", str(out), "--verify"]) == 1
     assert "damaged" in capsys.readouterr().err
+
+
+def test_standard_output_cannot_be_a_folder(tmp_path: Path) -> None:
+    done = run("quantize", str(write_folder(tmp_path / "m")), "--to", "int8", "-o", "-", home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--output is a folder" in done.stderr

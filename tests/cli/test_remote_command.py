@@ -65,7 +65,7 @@ def test_mistakes_are_named(
 ) -> None:
     key = {"GLM4_REMOTE_API_KEY": "a-key-of-ours"} if "--lora" in options else {}
     given = [option.replace("{url}", server.url) for option in options]
-    done = run("chat", "hi", "-m", model, *given, home=tmp_path, **key)
+    done = run("chat", "hi", "-m", model, *given, home=tmp_path, cwd=None, **key)
     assert done.returncode == code
     said_so = " ".join(done.stderr.decode().split())
     assert said in said_so

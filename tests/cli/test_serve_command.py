@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,22 @@ def test_the_variable_names_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GLM4_MODEL", value)
         assert main(["serve"]) == 0
         assert [spec.source for spec in configs.pop().models] == [source]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_key_file_may_be_as_windows_editors_write_it(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[ServerConfig] = []
+
+    def bind(config: ServerConfig) -> None:
+        configs.append(config)
+        raise Exit
+
+    monkeypatch.setattr("glm4.server.run.bind", bind)
+    content = "# für uns\r\nkey-number-one\r\n\r\nkey-number-two\r\n".encode(encoding)
+    (tmp_path / "keys.txt").write_bytes(content)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    for file in (str(tmp_path / "keys.txt"), "-"):
+        assert main(["serve", "--api-key-file", file]) == 0
+        assert configs.pop().api_keys == ("key-number-one", "key-number-two")

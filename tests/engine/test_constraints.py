@@ -253,10 +253,12 @@ def test_a_grammar_that_cannot_be_followed_ends_its_text_only() -> None:
 
 def test_a_grammar_that_takes_too_long_ends_its_text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar, "MOST_SECONDS", -1.0)  # whatever it takes is too long
-    free, choice = request("free", prompt(2, 9)), Automaton(VOCAB, {0: {4: 1}, 1: {1: 1, 2: 1}}, frozenset())
-    outputs = outputs_of(engine(), guided("a", prompt(1, 9), choice), free)
-    assert [output.token_ids for output in outputs["a"]] == [(4,)]
-    assert outputs["a"][-1].finish_reason == "length"
+    free, choice = request("free", prompt(2, 9)), Automaton(VOCAB, {0: {1: 0, 2: 0}}, frozenset())
+    forced = Automaton(VOCAB, {0: {4: 1}, 1: {1: 1, 2: 1}}, frozenset())
+    outputs = outputs_of(engine(), guided("a", prompt(1, 9), choice), guided("b", prompt(1, 9), forced), free)
+    for name in ("a", "b"):
+        assert [output.token_ids for output in outputs[name]] == [()]
+        assert outputs[name][-1].finish_reason == "length"
     assert [token for output in outputs["free"] for token in output.token_ids] == alone(free)
 
 

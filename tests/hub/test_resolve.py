@@ -256,6 +256,12 @@ def test_choose_files_takes_all_parts_of_a_split_gguf(tmp_path: Path) -> None:
     assert repository.checkpoint_in(tmp_path, "Q4_K_M") == tmp_path / parts[0]
 
 
+def test_a_vision_projector_does_not_hide_the_only_model() -> None:
+    parts = [f"m-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
+    assert repository.choose_files(["mmproj-m-F16.gguf", *parts], None, "r") == parts
+    assert repository.choose_files(["m-Q8_0.gguf", "m-mmproj.gguf"], None, "r") == ["m-Q8_0.gguf"]
+
+
 def test_choose_files_never_takes_code_or_pickles() -> None:
     files = [
         "model.safetensors",

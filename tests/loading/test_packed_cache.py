@@ -19,11 +19,13 @@ from glm4 import LLM, SamplingParams
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.cli import main
 from glm4.errors import InvalidRequestError
-from glm4.loading import cache_entries
+from glm4.loading import cache_entries, memory_estimate
 from glm4.loading import packed_cache as cache
-from glm4.model.precision import _WORKING_ROOM, PRECISIONS, weight_nbytes
+from glm4.loading.memory_estimate import Wanted, estimates
+from glm4.model.precision import PRECISIONS
 from glm4.model.transformer import Transformer
 from glm4.system.atomic_folder import partial_of, remove_abandoned
+from glm4.system.memory import Room
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 CHAT = [{"role": "user", "content": "hello"}]
@@ -271,11 +273,15 @@ def test_a_home_that_cannot_even_be_looked_at(folder: Path, tmp_path: Path, monk
 
 def test_auto_takes_what_fits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An int8 entry is not used where int8 would not fit; then "auto" is int4."""
+    # What reading the original takes is more than a tiny model's weights in any format.
+    monkeypatch.setattr(memory_estimate, "SLAB_NBYTES", 0)
+    monkeypatch.setattr(memory_estimate, "ENTRY_BYTES", 0)
     ask(folder, "int8")
     with open_checkpoint(folder) as checkpoint:
-        free = weight_nbytes(checkpoint.config, PRECISIONS["int8"]) + _WORKING_ROOM - 1
-    monkeypatch.setattr(cache, "available_memory", lambda: free)
-    monkeypatch.setattr("glm4.backends.local.available_memory", lambda: free)
+        int8, int4 = estimates(checkpoint.config, Wanted(), mapped=("int8",))
+    free = int8.total(128) - 1
+    assert int4.total(128) <= free, "int4 from the original should take less than int8 in place"
+    monkeypatch.setattr(Room, "here", lambda: Room(free))
     with LLM(str(folder), max_model_len=128) as llm:
         assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int4"
@@ -328,9 +334,10 @@ def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.
     with open_checkpoint(four_bit) as checkpoint:
         stored = checkpoint.stored_precision
         assert stored is not None
-        free = weight_nbytes(checkpoint.config, stored) + _WORKING_ROOM
-    monkeypatch.setattr(cache, "available_memory", lambda: free)
-    monkeypatch.setattr("glm4.backends.local.available_memory", lambda: free)
+        best, _ = estimates(checkpoint.config, Wanted(), stored)
+        packed, _ = estimates(checkpoint.config, Wanted(), stored, mapped=("stored", "int4"))
+    free = best.total(128)
+    monkeypatch.setattr(Room, "here", lambda: Room(free))
     ask(four_bit, "int4")
     for kind in ("gguf", "packed"):  # an int4 entry is there, and what it was made from would fit as stored
         with LLM(str(four_bit), max_model_len=128) as llm:
@@ -338,7 +345,7 @@ def test_auto_takes_what_fits_of_kept_codes(four_bit: Path, monkeypatch: pytest.
             assert llm.info.execution.dtype == "stored"
             assert llm.checkpoint is not None
             assert llm.checkpoint.kind == kind
-    free -= 1
+    free = packed.total(128) - 1
     with LLM(str(four_bit), max_model_len=128) as llm:
         assert llm.info.execution is not None
         assert llm.info.execution.dtype == "int4"

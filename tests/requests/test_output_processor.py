@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from glm4.chat.events import Event, TextDelta, ToolCallDelta
 from glm4.chat.parsers.base import PlainParser
 from glm4.engine.protocol import GenerationOutput
-from glm4.requests.output_processor import SampleProcessor, StopStringMatcher
+from glm4.requests.output_processor import SampleProcessor
+from glm4.requests.stop_strings import StopStringMatcher
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer.detokenizer import Detokenizer
 

@@ -143,7 +143,7 @@ def test_memory_of_version_2_counts_no_page_cache(tmp_path: Path) -> None:
     write(root, {"proc/meminfo": f"MemTotal: {64 * GB // 1024} kB\nMemAvailable:  {50 * GB // 1024} kB"})
     assert (total_memory(root), available_memory(root)) == (64 * GB, 50 * GB)
     write(root, {"sys/fs/cgroup/a/memory.max": str(16 * GB), "sys/fs/cgroup/a/memory.current": str(15 * GB)})
-    write(root, {"sys/fs/cgroup/a/memory.stat": f"anon 1\ninactive_file {12 * GB}\nactive_file 5"})
+    write(root, {"sys/fs/cgroup/a/memory.stat": f"anon 1\ninactive_file {10 * GB}\nactive_file {2 * GB}"})
     assert (total_memory(root), available_memory(root)) == (16 * GB, 13 * GB)
 
 
@@ -157,3 +157,5 @@ def test_memory_of_version_1(tmp_path: Path) -> None:
     write(tmp_path, {"sys/fs/cgroup/memory/memory.limit_in_bytes": str((1 << 63) - 4096)})
     write(tmp_path, {"sys/fs/cgroup/memory/memory.usage_in_bytes": str(60 * GB)})
     assert (total_memory(tmp_path), available_memory(tmp_path)) == (8 * GB, 5 * GB)
+    write(tmp_path, {f"{folder}/memory.stat": f"active_file 7\ntotal_inactive_file {GB}\ntotal_active_file {GB}"})
+    assert available_memory(tmp_path) == 7 * GB

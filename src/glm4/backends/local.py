@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +18,15 @@ from glm4.engine.scheduler import SchedulerConfig
 from glm4.errors import InvalidRequestError, ModelClosedError, OutOfMemoryError
 from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
+from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
 from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
-from glm4.model.kv_cache import (
-    CACHE_SHARE,
-    PAGE_SIZE,
-    KVCache,
-    check_kv_dtype,
-    page_nbytes,
-    pages_for,
-    resolve_kv_dtype,
-)
+from glm4.model.kv_cache import PAGE_SIZE, KVCache, check_kv_dtype, page_nbytes
 from glm4.model.lora import LoraAdapter
-from glm4.model.precision import Precision, packed_dtype, resolve_precision, weight_nbytes
+from glm4.model.precision import Precision, packed_dtype
 from glm4.model.transformer import Transformer
 from glm4.system.cpus import MOST_THREADS
-from glm4.system.memory import available_memory, return_free_memory
+from glm4.system.memory import Room, available_memory, return_free_memory
 
 _POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads")
 
@@ -81,6 +76,17 @@ class LocalOptions:
             )
         check_kv_dtype(self.kv_cache_dtype, "kv_cache_dtype")
 
+    @property
+    def wanted(self) -> Wanted:
+        """What the memory estimate needs to know."""
+        return Wanted(
+            self.dtype,
+            self.kv_cache_dtype,
+            self.max_model_len,
+            rows=self.max_num_batched_tokens,
+            cache_nbytes=self.kv_cache_memory,
+        )
+
 
 class LocalBackend:
     """`Engine` behind the backend interface."""
@@ -89,17 +95,15 @@ class LocalBackend:
         self,
         model: Transformer,
         options: LocalOptions,
-        precision: str,
+        chosen: _Chosen,
         banned_ids: NDArray[np.int64],
-        mapped_nbytes: int = 0,
         model_type: str = "glm",
     ) -> None:
-        kv_dtype = resolve_kv_dtype(options.kv_cache_dtype, precision, model.config)
-        num_pages, max_model_len = _cache_size(model.config, options, kv_dtype, available_memory() - mapped_nbytes)
+        precision, kv_dtype, num_pages, max_model_len = chosen
         scheduler = SchedulerConfig(options.max_num_seqs, options.max_num_batched_tokens)
         if not options.speculation:
             scheduler = replace(scheduler, max_speculative_rows=0)
-        cache = KVCache(model.config, num_pages, kv_dtype)
+        cache = _kv_cache(model.config, num_pages, kv_dtype)
         self._engine: Engine | None = Engine(
             model,
             cache,
@@ -146,18 +150,17 @@ class LocalBackend:
         packed = checkpoint.packed
         if packed is not None:
             options = replace(options, dtype=packed_dtype(options.dtype, packed.precision))
-        precision = _checked_precision(checkpoint.config, options, checkpoint.stored_precision)
+        mapped = () if packed is None else (packed.precision.name,)
+        precision, chosen = _choose(checkpoint.config, options, checkpoint.stored_precision, mapped)
         model = load_model(checkpoint, precision, _kernels(options), progress)
-        # Pages of a mapped file still count as available memory, but using that memory would slow every token.
-        mapped = 0 if packed is None else model.weights.nbytes
-        return cls(model, options, precision.name, banned_ids, mapped, checkpoint.model_type)
+        return cls(model, options, chosen, banned_ids, checkpoint.model_type)
 
     @classmethod
     def random(cls, config: ModelConfig, options: LocalOptions, seed: int = 0) -> LocalBackend:
         """A model with this configuration and random weights, for benchmarks."""
-        precision = _checked_precision(config, options)
+        precision, chosen = _choose(config, options)
         model = random_model(config, precision, _kernels(options), seed)
-        return cls(model, options, precision.name, np.empty(0, np.int64), model_type=config.architecture)
+        return cls(model, options, chosen, np.empty(0, np.int64), config.architecture)
 
     @property
     def info(self) -> BackendInfo:
@@ -250,32 +253,32 @@ def _kernels(options: LocalOptions) -> Kernels:
     return kernels
 
 
-def _checked_precision(config: ModelConfig, options: LocalOptions, stored: Precision | None = None) -> Precision:
-    """Resolve dtype, and refuse a KV cache that will not fit before any weight is read."""
-    free = available_memory()
-    precision = resolve_precision(options.dtype, config, free, stored)
-    kv_dtype = resolve_kv_dtype(options.kv_cache_dtype, precision.name, config)
-    _cache_size(config, options, kv_dtype, free - weight_nbytes(config, precision))
-    return precision
+class _Chosen(NamedTuple):
+    """What fits, decided before any weight is read: names of precision and KV cache format, pages, longest sequence."""
+
+    precision: str
+    kv_dtype: str
+    num_pages: int
+    max_model_len: int
 
 
-def _cache_size(config: ModelConfig, options: LocalOptions, kv_dtype: str, free: int) -> tuple[int, int]:
-    """(pages, max_model_len) for this model in `free` bytes."""
-    limit = config.max_position_embeddings
-    wanted = options.max_model_len or limit
-    if wanted > limit:
-        raise InvalidRequestError(
-            f"a context of {wanted} tokens (max_model_len, `--context`) exceeds the {limit} this model was made for",
-            param="max_model_len",
-        )
-    budget = options.kv_cache_memory or int(free * CACHE_SHARE)
-    affordable = max(0, budget) // page_nbytes(config, kv_dtype)
-    if affordable < pages_for(wanted):
-        if options.max_model_len is not None or affordable < 1:
-            need = pages_for(wanted) * page_nbytes(config, kv_dtype)
-            raise OutOfMemoryError(
-                f"a KV cache for {wanted} tokens needs {need / 1e9:.2f} GB, but {max(0, budget) / 1e9:.2f} GB are to be"
-                f" had; ask for a context of at most {affordable * PAGE_SIZE} tokens"
-            )
-        wanted = affordable * PAGE_SIZE
-    return min(affordable, options.max_num_seqs * pages_for(wanted)), wanted
+def _kv_cache(config: ModelConfig, num_pages: int, kv_dtype: str) -> KVCache:
+    """The cache, for which the system may refuse address space that seemed to be free (`ulimit -v`)."""
+    try:
+        return KVCache(config, num_pages, kv_dtype)
+    except MemoryError:
+        need = num_pages * page_nbytes(config, kv_dtype)
+        raise OutOfMemoryError(
+            f"the system refuses {need / 1e9:.2f} GB for the KV cache of {num_pages * PAGE_SIZE} tokens; ask for a"
+            " smaller context (max_model_len, `--context`)"
+        ) from None
+
+
+def _choose(
+    config: ModelConfig, options: LocalOptions, stored: Precision | None = None, mapped: Collection[str] = ()
+) -> tuple[Precision, _Chosen]:
+    """Resolve dtype and context, and refuse what will not fit."""
+    room, wanted = Room.here(), options.wanted
+    estimate = choose_precision(config, wanted, room, stored, mapped)
+    sizes = cache_size(estimate, wanted, options.max_num_seqs, room)
+    return estimate.precision, _Chosen(estimate.precision.name, estimate.kv_dtype, *sizes)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
+import io
 import json
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from glm4.errors import BatchFileError, InvalidRequestError
 from glm4.system.strict_json import finite_float, refuse_constant
+from glm4.system.text_encoding import HEAD_NBYTES, encoding_error, find_encoding
 
 MAX_LINE_BYTES = 64 << 20
 MAX_ID_LENGTH = 512
@@ -40,6 +43,8 @@ class InputLine:
             return None, f"is longer than {MAX_LINE_BYTES >> 20} MB"
         try:
             value = json.loads(self.data.decode("utf-8"), parse_constant=refuse_constant, parse_float=finite_float)
+        except UnicodeDecodeError as error:
+            return None, str(encoding_error(error, "utf-8"))
         except json.JSONDecodeError as error:
             return None, f"is not valid JSON: {error.msg} at column {error.colno}"
         except (ValueError, RecursionError) as error:
@@ -75,19 +80,34 @@ def read_lines(path: Path) -> Iterator[InputLine]:
     Raises:
         BatchFileError: it cannot be read.
     """
+    number = 0
     try:
         with path.open("rb") as file:
-            number = 0
-            while data := file.readline(MAX_LINE_BYTES + 1):
+            readline = _line_reader(file)
+            while data := readline(MAX_LINE_BYTES + 1):
                 number += 1
                 if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
-                    while (rest := file.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+                    while (rest := readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                         pass
                     yield InputLine(number, None)
-                elif data.strip():
-                    yield InputLine(number, data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data)
+                    continue
+                data = data.removeprefix(codecs.BOM_UTF8)  # on later lines, too: files are joined with `cat`
+                if data.strip():
+                    yield InputLine(number, data)
     except OSError as error:
         raise BatchFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise BatchFileError(f"{path} is damaged UTF-16 text; save it as UTF-8") from None
+
+
+def _line_reader(file: BinaryIO) -> Callable[[int], bytes]:
+    """`readline` for a file from its beginning; the lines of UTF-16 files come as UTF-8."""
+    encoding, _ = find_encoding(file.read(HEAD_NBYTES))
+    file.seek(0)
+    if encoding == "utf-8":
+        return file.readline
+    text = io.TextIOWrapper(file, encoding=encoding, newline="\n")
+    return lambda size: text.readline(size).encode()
 
 
 @dataclass
@@ -109,7 +129,7 @@ class InputIndex:
             BatchFileError: it is not a regular file, cannot be read or has no lines.
         """
         if path.exists() and not path.is_file():
-            raise BatchFileError(f"{path} must be a file: a batch input is read twice, and a pipe cannot be")
+            raise BatchFileError(f"{path} must be a file: a batch input is read twice; give - and pipe it in")
         index = cls(path)
         nameless: list[int] = []
         for line in read_lines(path):
@@ -161,6 +181,44 @@ class InputIndex:
         return made
 
 
+class RowWriter(Protocol):
+    """Where the rows of a batch go."""
+
+    def resume(self, index: InputIndex) -> Mapping[str, bool]:
+        """The ids of rows that are already there, and whether each has an answer; errors as `BatchOutput.resume`."""
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; errors as `BatchOutput.append`."""
+
+    def close(self) -> None:
+        """Write what is still held back. Idempotent."""
+
+
+class StreamOutput:
+    """Rows on a stream that cannot be read again, such as standard output: nothing is resumed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def resume(self, index: InputIndex) -> Mapping[str, bool]:
+        """Nothing."""
+        return {}
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row at once: the reader may be waiting for it."""
+        self._stream.write(_encoded(row))
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Do nothing: whoever opened the stream closes it."""
+
+
+def _encoded(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n"
+    # A lone surrogate, from a request's metadata, goes back out as the JSON escape it came in as.
+    return text.encode("utf-8", "backslashreplace")
+
+
 class BatchOutput:
     """The output file, locked against other runs.
 
@@ -187,7 +245,7 @@ class BatchOutput:
     def _check(self, input_path: Path) -> None:
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise BatchFileError(f"{self.path} must be a file: a batch resumes from its contents")
+            raise BatchFileError(f"{self.path} must be a file: a batch resumes from its contents; - is standard output")
         if os.path.samestat(status, input_path.stat()):
             raise BatchFileError(f"{self.path} is the input itself; give another file for the output")
 
@@ -201,16 +259,16 @@ class BatchOutput:
                 raise BatchFileError(f"cannot lock {self.path}: {error.strerror}") from error
             # Some network file systems have no locks; a single run is still safe there.
 
-    def resume(self, index: InputIndex) -> set[str]:
+    def resume(self, index: InputIndex) -> dict[str, bool]:
         """Read the existing rows and remove a truncated last one.
 
         Returns:
-            The ids of the finished rows.
+            The ids of the finished rows, and whether each has an answer rather than an error.
 
         Raises:
             BatchFileError: the file has something other than rows of this input. It is left unchanged.
         """
-        done: set[str] = set()
+        done: dict[str, bool] = {}
         end = 0
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
@@ -218,7 +276,7 @@ class BatchOutput:
                 if not data.endswith(b"\n"):
                     self._check_torn(data, number)
                     break
-                custom_id = self._row_id(data, number)
+                custom_id, answered = self._read_row(data, number)
                 if custom_id not in index:
                     raise BatchFileError(
                         f"{self.path} belongs to another input: {custom_id!r} (line {number}) is not in {index.path}. "
@@ -226,7 +284,7 @@ class BatchOutput:
                     )
                 if custom_id in done:
                     raise BatchFileError(f"{self.path} has two rows for {custom_id!r} (line {number}); remove one")
-                done.add(custom_id)
+                done[custom_id] = answered
                 end += len(data)
         os.ftruncate(self._fd, end)
         return done
@@ -238,7 +296,7 @@ class BatchOutput:
         if not (text.startswith(_ROW_START) or _ROW_START.startswith(text)):
             raise BatchFileError(f"{self.path} is not a batch output (line {number}); give another file")
 
-    def _row_id(self, data: bytes, number: int) -> str:
+    def _read_row(self, data: bytes, number: int) -> tuple[str, bool]:
         try:
             row = json.loads(data)
             custom_id = row["custom_id"] if isinstance(row, dict) and "response" in row else None
@@ -246,7 +304,7 @@ class BatchOutput:
             custom_id = None
         if not isinstance(custom_id, str):
             raise BatchFileError(f"{self.path} is not a batch output (line {number}); give another file")
-        return custom_id
+        return custom_id, row.get("error") is None
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row with a single write.
@@ -254,9 +312,7 @@ class BatchOutput:
         Raises:
             BatchFileError: the disk is full or failed; earlier rows are intact.
         """
-        text = json.dumps(row, ensure_ascii=False).translate(_LINE_BREAKS) + "\n"
-        # A lone surrogate, from a request's metadata, goes back out as the JSON escape it came in as.
-        data = text.encode("utf-8", "backslashreplace")
+        data = _encoded(row)
         start = os.fstat(self._fd).st_size
         try:
             written = os.write(self._fd, data)

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from glm4.api.openai import chat_completion, parse_chat, parse_completion
 from glm4.api.openai.answers import text_completions
 from glm4.api.openai.request import StreamOptions
-from glm4.batch.files import BatchOutput, InputIndex, InputLine, read_lines
+from glm4.batch.files import BatchOutput, InputIndex, InputLine, RowWriter, StreamOutput, read_lines
 from glm4.errors import (
     Glm4Error,
     InvalidRequestError,
@@ -55,6 +55,7 @@ class BatchProgress:
     Attributes:
         total: requests in the input.
         skipped: rows finished by an earlier run.
+        skipped_failed: those of them that have an error.
         completed: answered in this run.
         failed: refused in this run, with an error row.
         prompt_tokens: of the answered requests.
@@ -65,6 +66,7 @@ class BatchProgress:
 
     total: int = 0
     skipped: int = 0
+    skipped_failed: int = 0
     completed: int = 0
     failed: int = 0
     prompt_tokens: int = 0
@@ -76,6 +78,11 @@ class BatchProgress:
     def done(self) -> int:
         """Rows in the output file."""
         return self.skipped + self.completed + self.failed
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether every row in the output is an error, and there is at least one."""
+        return 0 < self.done == self.failed + self.skipped_failed
 
     @property
     def tokens_per_second(self) -> float:
@@ -96,22 +103,24 @@ class BatchJob:
 
     Args:
         input_path: one request per line: {"custom_id", "method": "POST", "url", "body"}.
-        output_path: created if missing; continued if it holds rows of the same input.
+        output: a file, created if missing and continued if it holds rows of the same input; or a stream.
 
     Raises:
         BatchFileError: a file cannot be used, or the output belongs to another input or another running job.
     """
 
-    def __init__(self, input_path: Path, output_path: Path) -> None:
+    def __init__(self, input_path: Path, output: Path | BinaryIO) -> None:
         self.input_path = input_path
         self._index = InputIndex.read(input_path)
-        self._output = BatchOutput(output_path, input_path)
+        self._output: RowWriter = BatchOutput(output, input_path) if isinstance(output, Path) else StreamOutput(output)
         try:
-            self._done = self._output.resume(self._index)
+            earlier = self._output.resume(self._index)
         except BaseException:
             self._output.close()
             raise
-        self.progress = BatchProgress(total=self._index.count, skipped=len(self._done))
+        self._done = set(earlier)
+        errors = sum(not answered for answered in earlier.values())
+        self.progress = BatchProgress(total=self._index.count, skipped=len(earlier), skipped_failed=errors)
 
     @property
     def remaining(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glm4.chat.json_schemas import enforceable
 from glm4.errors import InvalidRequestError, shown
 from glm4.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ class CallableTool:
     """A tool as a grammar sees it.
 
     Attributes:
-        schema: of its arguments; None for a built-in tool, whose argument is free text.
+        schema: of its arguments, enforceable; None for a built-in tool, whose argument is free text.
         param: the request field with the schema, for errors.
     """
 
@@ -72,22 +73,24 @@ def callables(tools: Sequence[Mapping[str, Any]], builtin: Sequence[str], *, att
         attached: how many of them, the first ones, are attached to messages.
 
     Raises:
-        InvalidRequestError: `parameters` is not the schema of an object; `.param` names it.
+        InvalidRequestError: `parameters` is not the schema of an object, or cannot be enforced; `.param` names it.
     """
     found: dict[str, CallableTool] = {}
     for index, tool in enumerate(tools, -attached):
         if tool.get("type", "function") in builtin:
             found.setdefault(tool["type"], CallableTool(tool["type"], None))
         else:
-            name = tool["function"]["name"]
+            function = tool["function"]
             param = f"tools[{index}].function.parameters" if index >= 0 else "messages"
-            schema = _arguments_schema(name, tool["function"].get("parameters"), param)
-            found.setdefault(name, CallableTool(name, schema, param))
+            name, strict = function["name"], function.get("strict") is True
+            if name not in found:
+                schema = _arguments_schema(name, function.get("parameters"), param, strict)
+                found[name] = CallableTool(name, schema, param)
     return list(found.values())
 
 
-def _arguments_schema(name: str, parameters: object, param: str) -> Mapping[str, Any]:
-    """A function's parameters as the schema of an object; if none are given, any object."""
+def _arguments_schema(name: str, parameters: object, param: str, strict: bool) -> Mapping[str, Any]:
+    """A function's parameters as an enforceable schema of an object; if none are given, any object."""
     if parameters is None:
         return {"type": "object"}
     if not isinstance(parameters, Mapping):
@@ -97,4 +100,8 @@ def _arguments_schema(name: str, parameters: object, param: str) -> Mapping[str,
         raise InvalidRequestError(
             f"the parameters of function {shown(name)} must be an object, not {shown(kind)}", param=param
         )
-    return {**parameters, "type": "object"}
+
+    def error(message: str) -> InvalidRequestError:
+        return InvalidRequestError(f"the parameters of function {shown(name)}: {message}", param=param)
+
+    return enforceable({**parameters, "type": "object"}, error, strict=strict)

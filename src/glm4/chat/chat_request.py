@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from glm4.chat.messages import Message, as_messages
+from glm4.chat.messages import Message, as_messages, without_nulls
 from glm4.chat.parts import TextPart
 from glm4.chat.tool_choice import AUTO, ToolChoice, ToolChoiceValue
 from glm4.chat.tool_results import in_call_order
@@ -95,7 +95,7 @@ class ChatRequest:
         return cls(
             messages=tuple(turns),
             params=params,
-            tools=tuple(tools),
+            tools=tuple(map(without_nulls, tools)),
             tool_choice=choice,
             parallel_tool_calls=options.get("parallel_tool_calls", True),
             add_generation_prompt=options.get("add_generation_prompt", not continued),

@@ -195,7 +195,18 @@ def _content(content: object, role: Role, where: str) -> tuple[list[Part], list[
 def _tools(tools: object, where: str) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(tools, Sequence) or isinstance(tools, (str, bytes)):
         raise refusal(where, "must be a list of tools")
-    return tuple(tools)
+    return tuple(map(without_nulls, tools))
+
+
+def without_nulls(tool: Any) -> Any:
+    """A tool without what its caller left null, which would otherwise be in the prompt. Dialects check the rest."""
+    if not isinstance(tool, Mapping):
+        return tool
+    given = {key: value for key, value in tool.items() if value is not None}
+    function = given.get("function")
+    if isinstance(function, Mapping):
+        given["function"] = {key: value for key, value in function.items() if value is not None}
+    return given
 
 
 def _calls(given: Mapping[str, Any], where: str) -> tuple[ToolCall, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from glm4.checkpoints.config_fields import Fields, Layout
 from glm4.checkpoints.config_refusals import refuse_chatglm_options, refuse_gguf_options, refuse_hf_options
+from glm4.checkpoints.gguf_choice import companion_kind
 from glm4.errors import CheckpointError, UnsupportedModelError
 from glm4.model.config import ModelConfig
 
@@ -129,7 +130,9 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
         UnsupportedModelError: the architecture or one of its options is not implemented.
         CheckpointError: a key or the embedding is missing, or a value is invalid.
     """
-    name = metadata.get("general.architecture")
+    name, companion = metadata.get("general.architecture"), companion_kind(metadata)
+    if companion is not None:
+        raise UnsupportedModelError(f"{where} is not a model but {companion}; name the model's own GGUF file")
     if name not in GGUF_ARCHITECTURES:
         raise UnsupportedModelError(
             f"{where}: the architecture is {name!r}; this build runs GGUF files of {', '.join(GGUF_ARCHITECTURES)}"

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from glm4.checkpoints.gguf_header import GGUFTensor, read_header
+from glm4.checkpoints.gguf_header import MAGIC, GGUFHeader, GGUFTensor, read_header
 from glm4.checkpoints.gguf_quants import dequantize, read_codes
 from glm4.checkpoints.tensor_source import Float32, MappedFile, TensorInfo
 from glm4.errors import CheckpointError, GGUFError, TensorError
 from glm4.kernels.group_codes import GroupCodes
 
 MAX_SPLITS = 1024
+MAX_PADDING = 1 << 16  # between the parts of a joined file; writers pad to 32 bytes
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 
 
@@ -39,9 +40,11 @@ class GGUFSource:
         self._files: list[MappedFile] = []
         self._tensors: dict[str, tuple[MappedFile, GGUFTensor]] = {}
         try:
-            self.metadata = self._open_file(path)
+            header = self._open_file(path)
+            self.metadata = header.metadata
+            _refuse_joined(self._files[0], header)
             for number, sibling in enumerate(split_siblings(path, self.metadata), start=1):
-                metadata = self._open_file(sibling)
+                metadata = self._open_file(sibling).metadata
                 if metadata.get("split.no") != number or metadata.get("split.count") != self.metadata["split.count"]:
                     raise GGUFError(f"{sibling} is not part {number + 1} of the model that begins with {path.name}")
             self._check_split_total(path)
@@ -49,7 +52,7 @@ class GGUFSource:
             self.close()
             raise
 
-    def _open_file(self, path: Path) -> dict[str, Any]:
+    def _open_file(self, path: Path) -> GGUFHeader:
         file = MappedFile(path)
         self._files.append(file)
         header = read_header(file)
@@ -57,7 +60,7 @@ class GGUFSource:
             if name in self._tensors:
                 raise GGUFError(f"the tensor {name!r} is in both {self._tensors[name][0].path} and {path}")
             self._tensors[name] = (file, tensor)
-        return header.metadata
+        return header
 
     def _check_split_total(self, path: Path) -> None:
         total = self.metadata.get("split.tensors.count")
@@ -131,6 +134,21 @@ def _decode(file: MappedFile, tensor: GGUFTensor, offset: int, nbytes: int) -> F
     dequantize(file.bytes_at(offset, nbytes), tensor.block_format, out)
     file.release(offset, nbytes)
     return out
+
+
+def _refuse_joined(file: MappedFile, header: GGUFHeader) -> None:
+    """Recognize the parts of a split model written one after another into one file.
+
+    Raises:
+        GGUFError: a second part begins behind the first one's data.
+    """
+    behind = file.buffer()[header.end : header.end + MAX_PADDING]
+    if header.metadata.get("split.count", 0) not in (0, 1) and MAGIC in behind:
+        raise GGUFError(
+            f"{file.path} is the parts of a split model joined as they are (with `cat`, say), which no program can "
+            "read: each part has a header of its own. Keep the parts as separate files in one folder, named "
+            "NAME-00001-of-0000N.gguf, and open the folder; or merge them: `llama-gguf-split --merge FIRST OUT.gguf`"
+        )
 
 
 def split_siblings(path: Path, metadata: dict[str, Any]) -> list[Path]:

@@ -67,6 +67,7 @@ class GGUFHeader:
 
     metadata: dict[str, Any]
     tensors: dict[str, GGUFTensor]
+    end: int  # offset behind the last tensor's data, from the start of the file
 
 
 def read_header(file: MappedFile) -> GGUFHeader:
@@ -80,6 +81,15 @@ def read_header(file: MappedFile) -> GGUFHeader:
     try:
         return parser.header()
     except struct.error:  # a fixed-size field runs past the end of the file
+        raise parser.truncated() from None
+
+
+def read_metadata(file: MappedFile) -> dict[str, Any]:
+    """The key-value pairs of a mapped file alone, whatever its tensors are; errors as `read_header`."""
+    parser = _Parser(file)
+    try:
+        return parser.metadata()[0]
+    except struct.error:
         raise parser.truncated() from None
 
 
@@ -100,6 +110,14 @@ class _Parser:
         )
 
     def header(self) -> GGUFHeader:
+        metadata, tensor_count = self.metadata()
+        entries, alignment = self._tensor_table(tensor_count), self._alignment(metadata)
+        start = -(-self._at // alignment) * alignment
+        tensors = self._place(entries, alignment, start)
+        return GGUFHeader(metadata, tensors, max([start, *(t.offset + t.nbytes for t in tensors.values())]))
+
+    def metadata(self) -> tuple[dict[str, Any], int]:
+        """The key-value pairs, and the number of tensors that the file claims."""
         tensor_count, key_count = self._preamble()
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
@@ -107,8 +125,7 @@ class _Parser:
             if key in metadata:
                 raise GGUFError(f"{self._path}: the metadata key {key!r} appears twice")
             metadata[key] = self._value(self._number("<I"), key)
-        entries = self._tensor_table(tensor_count)
-        return GGUFHeader(metadata, self._place(entries, self._alignment(metadata)))
+        return metadata, tensor_count
 
     def _preamble(self) -> tuple[int, int]:
         """Checks magic and version; returns (tensor count, key count), each possible for a file of this size."""
@@ -237,10 +254,9 @@ class _Parser:
         return block_format
 
     def _place(
-        self, entries: list[tuple[str, tuple[int, ...], BlockFormat, int]], alignment: int
+        self, entries: list[tuple[str, tuple[int, ...], BlockFormat, int]], alignment: int, data_start: int
     ) -> dict[str, GGUFTensor]:
         """Turns offsets into file positions; refuses ranges that leave the file, overlap or are misaligned."""
-        data_start = -(-self._at // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
         for name, shape, block_format, offset in entries:
             weights = 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from glm4.errors import CheckpointError
 from glm4.system.strict_json import refuse_constant
+from glm4.system.text_encoding import TextEncodingError, decode_text
 
 MAX_JSON_BYTES = 16_000_000
 MAX_JSON_DEPTH = 64
@@ -20,6 +21,15 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
     Raises:
         CheckpointError: unreadable, larger than max_bytes, or not one JSON object.
     """
+    return parse_json_object(read_text_file(path, max_bytes), str(path))
+
+
+def read_text_file(path: Path, max_bytes: int) -> str:
+    """The text of a file that came with a checkpoint, in an encoding that `system.text_encoding` reads.
+
+    Raises:
+        CheckpointError: unreadable, larger than max_bytes, or not text.
+    """
     try:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing or not a regular file")
@@ -29,17 +39,21 @@ def read_json_object(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, A
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if len(data) > max_bytes:
         raise CheckpointError(f"{path} has more than {max_bytes} bytes, which is too large")
-    return parse_json_object(data, str(path))
+    try:
+        return decode_text(data)
+    except TextEncodingError as error:
+        raise CheckpointError(f"{path} {error}") from None
 
 
-def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object in JSON bytes; `where` names them in errors.
+def parse_json_object(data: bytes | str, where: str) -> dict[str, Any]:
+    """The object in JSON text or UTF-8 bytes; `where` names it in errors.
 
     Raises:
         CheckpointError: not UTF-8, not JSON, not one object, a duplicate key, a NaN, or nested too deeply.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=refuse_constant)
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=refuse_constant)
     except RecursionError:
         raise CheckpointError(f"{where} is nested too deeply") from None
     except ValueError as error:  # also UnicodeDecodeError, JSONDecodeError and numbers of thousands of digits

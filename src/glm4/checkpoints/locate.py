@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from glm4.checkpoints.gguf import is_later_split
+from glm4.checkpoints.gguf_choice import choose_gguf
 from glm4.checkpoints.gguf_header import MAGIC
 from glm4.checkpoints.safetensors import INDEX_FILE, SINGLE_FILE
 from glm4.errors import CheckpointError, ModelNotFoundError
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_GGUF_DEFAULT = "model.gguf"
 
 _Found = tuple[Literal["safetensors", "gguf"], Path]
 
@@ -54,13 +53,11 @@ def _in_folder(folder: Path) -> _Found:
     names = sorted(entry.name for entry in folder.iterdir())
     has_config = "config.json" in names
     safetensors = [name for name in names if name.endswith(".safetensors")]
-    ggufs = [name for name in names if name.endswith(".gguf") and not is_later_split(folder / name)]
     if (SINGLE_FILE in names or INDEX_FILE in names) and has_config:
         return "safetensors", folder
-    if len(ggufs) == 1 or _GGUF_DEFAULT in ggufs:
-        return "gguf", folder / (_GGUF_DEFAULT if _GGUF_DEFAULT in ggufs else ggufs[0])
-    if ggufs:
-        raise CheckpointError(f"{folder} holds {len(ggufs)} GGUF models; name one of them: {', '.join(ggufs[:20])}")
+    gguf = choose_gguf(folder, names)
+    if gguf is not None:
+        return "gguf", gguf
     unfinished = _unfinished(folder, names)
     if unfinished:
         raise CheckpointError(f"{folder} holds an unfinished download ({unfinished}); run the download again")

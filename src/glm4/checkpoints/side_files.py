@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glm4.checkpoints.json_file import read_json_object
+from glm4.checkpoints.json_file import read_json_object, read_text_file
 from glm4.errors import CheckpointError
 
 MAX_TEMPLATE_BYTES = 1_000_000
@@ -80,12 +80,7 @@ def read_chat_template(folder: Path) -> str | None:
     """
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        try:
-            with jinja.open("rb") as file:
-                text = file.read(MAX_TEMPLATE_BYTES + 1).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"cannot read {jinja}: {error}") from error
-        return _checked(text, str(jinja))
+        return read_text_file(jinja, MAX_TEMPLATE_BYTES)
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
         if path.is_file():

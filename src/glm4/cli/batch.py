@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from glm4.cli import options
-from glm4.cli.parameters import Argument, Exit, Option
+from glm4.cli.parameters import Argument, Exit, Option, UsageError
 
 if TYPE_CHECKING:
     from glm4.batch.job import BatchProgress
@@ -19,14 +22,17 @@ if TYPE_CHECKING:
 EXAMPLES = """
 glm4 batch requests.jsonl answers.jsonl
 glm4 batch requests.jsonl answers.jsonl -m glm-4-9b-chat --max-num-seqs 16
+grep '"a1"' requests.jsonl | glm4 batch - -
 """
 
 _LINE_SECONDS = 10.0
 
 
 def batch(
-    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one per line.")],
-    output_file: Annotated[Path, Argument(metavar="OUT.jsonl", help="Answers; continued if it exists.")],
+    input_file: Annotated[Path, Argument(metavar="IN.jsonl", help="Requests, one per line; - is standard input.")],
+    output_file: Annotated[
+        Path, Argument(metavar="OUT.jsonl", help="Answers; continued if it exists. - is standard output.")
+    ],
     *,
     model: options.Model = "starter",
     json_summary: Annotated[bool, Option("--json", help="Print a summary as JSON at the end.")] = False,
@@ -39,16 +45,21 @@ def batch(
 
     Each input line is {"custom_id": …, "method": "POST", "url": "/v1/chat/completions" or "/v1/completions",
     "body": {…}}; each output line has OpenAI's batch output shape, in the order of finishing. A line that cannot be
-    answered gets an error row. Run the same command again after any interruption: finished rows are kept.
+    answered gets an error row; if all get one, the exit code is 1. Run the same command again after any interruption:
+    finished rows are kept.
     """
     from glm4.batch.job import BatchJob
-    from glm4.cli.console import EXIT_INTERRUPTED, notice, print_json
+    from glm4.cli.console import EXIT_INTERRUPTED, STREAM, notice, print_json
     from glm4.cli.conversation.interrupt import Interrupt
 
-    with BatchJob(input_file, output_file) as job:
+    piped = str(output_file) == STREAM
+    if piped and json_summary:
+        raise UsageError("--json prints its summary where OUT.jsonl - prints the answers; name a file for the answers")
+    name = "standard output" if piped else str(output_file)
+    with _readable_twice(input_file) as source, BatchJob(source, sys.stdout.buffer if piped else output_file) as job:
         progress = job.progress
         if progress.skipped and job.remaining:
-            notice(f"{output_file} has {progress.skipped} of {progress.total} answers; going on from there")
+            notice(f"{name} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
             loading = options.load_llm(model, max_num_seqs=max_num_seqs, **engine.for_llm())
             with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
@@ -56,16 +67,42 @@ def batch(
     if json_summary:
         print_json({**asdict(progress), "tokens_per_second": progress.tokens_per_second})
     if progress.interrupted:
-        notice(f"stopped at {progress.done} of {progress.total}; run the same command again to go on")
+        again = "" if piped else "; run the same command again to go on"
+        notice(f"stopped at {progress.done} of {progress.total}{again}")
         raise Exit(EXIT_INTERRUPTED)
+    _report(progress, name)
+
+
+def _report(progress: BatchProgress, name: str) -> None:
+    """Say how it ended; the exit code is 1 if nothing was answered."""
+    from glm4.cli.console import EXIT_FAILURE, error, notice
+
+    if progress.all_failed:
+        error(f'all {progress.total} requests were refused, see "error" in {name}')
+        raise Exit(EXIT_FAILURE)
     if progress.skipped == progress.total:
-        notice(f"{output_file} has all {progress.total} answers already; nothing to do")
+        notice(f"{name} has all {progress.total} answers already; nothing to do")
         return
-    notice(_summary(progress, output_file))
+    notice(_summary(progress, name))
 
 
-def _summary(progress: BatchProgress, output_file: Path) -> str:
-    parts = [f"{progress.done} of {progress.total} answers in {output_file}"]
+@contextlib.contextmanager
+def _readable_twice(path: Path) -> Iterator[Path]:
+    """The input file; for `-` a temporary copy of standard input."""
+    from glm4.cli.console import STREAM
+
+    if str(path) != STREAM:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="glm4-batch-") as folder:
+        copy = Path(folder) / "standard-input"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield copy
+
+
+def _summary(progress: BatchProgress, name: str) -> str:
+    parts = [f"{progress.done} of {progress.total} answers in {name}"]
     if progress.failed:
         parts.append(f'{progress.failed} refused in this run, see their "error"')
     if progress.completion_tokens:

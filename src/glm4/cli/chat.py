@@ -21,7 +21,10 @@ glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 
 
 def chat(
-    prompt: Annotated[str | None, Argument(metavar="PROMPT", help="A question. Piped input is added to it.")] = None,
+    prompt: Annotated[
+        str | None,
+        Argument(metavar="PROMPT", help="A question. Piped input is added to it, and - is piped input alone."),
+    ] = None,
     *,
     model: options.Model = "starter",
     system: Annotated[str | None, Option(metavar="TEXT", help="Instructions the model follows throughout.")] = None,
@@ -59,10 +62,10 @@ def chat(
 
 def _question(prompt: str | None) -> str | None:
     """The prompt and piped input together; None starts a conversation."""
-    from glm4.cli.console import clean_text, piped_stdin
+    from glm4.cli.console import STREAM, clean_text, piped_stdin, read_stdin
 
-    piped = piped_stdin()
-    parts = [clean_text(prompt) if prompt is not None else "", piped or ""]
+    piped = read_stdin() if prompt == STREAM else piped_stdin()
+    parts = [clean_text(prompt) if prompt not in (None, STREAM) else "", piped or ""]
     text = "\n\n".join(part for part in parts if part.strip())
     if not text and (prompt is not None or piped is not None):
         raise UsageError("the prompt is empty; nothing was asked")

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from glm4.errors import Glm4Error
+from glm4.errors import Glm4Error, InvalidRequestError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+STREAM = "-"  # as an argument: standard input, or standard output
 
 # Text from models and files may contain any character; these could control the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -139,7 +140,7 @@ def usage_error(message: str, program: str) -> int:
 def prepare_streams() -> None:
     """Make the three standard streams usable: UTF-8 regardless of the locale, and open even if the caller closed them.
 
-    Invalid UTF-8 becomes a replacement character.
+    Invalid UTF-8 becomes a replacement character, except in piped input (`read_stdin`).
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -155,13 +156,28 @@ def clean_text(text: str) -> str:
 
 
 def piped_stdin() -> str | None:
-    """All of standard input when it is a pipe or a file, without a byte order mark; None at a terminal."""
+    """All of standard input when it is a pipe or a file, None at a terminal; errors as `read_stdin`."""
     if sys.stdin.closed or sys.stdin.isatty():
         return None
     with contextlib.suppress(OSError, ValueError):  # not every stream can be polled
         if not select.select([sys.stdin], [], [], 2.0)[0]:
             notice("waiting for piped input; `< /dev/null` says there is none")
-    return sys.stdin.read().removeprefix("\ufeff")
+    return read_stdin()
+
+
+def read_stdin() -> str:
+    """All of standard input, in an encoding that `system.text_encoding` reads.
+
+    Raises:
+        InvalidRequestError: it is not text.
+    """
+    from glm4.system.text_encoding import TextEncodingError, decode_text
+
+    try:
+        text = decode_text(sys.stdin.buffer.read())
+    except TextEncodingError as error:
+        raise InvalidRequestError(f"standard input {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def silence_stdout() -> None:

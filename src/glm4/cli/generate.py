@@ -21,7 +21,9 @@ glm4 generate --json --logprobs 5 --temperature 0 "1 + 1 =" --max-tokens 4
 
 
 def generate(
-    prompt: Annotated[str | None, Argument(metavar="PROMPT", help="Text to continue; otherwise piped input.")] = None,
+    prompt: Annotated[
+        str | None, Argument(metavar="PROMPT", help="Text to continue; otherwise, or if it is -, piped input.")
+    ] = None,
     *,
     model: options.Model = "starter",
     n: Annotated[int, Option("--n", "-n", min=1, metavar="N", help="Number of continuations.")] = 1,
@@ -48,9 +50,12 @@ def generate(
 
 
 def _prompt(prompt: str | None) -> str:
-    from glm4.cli.console import clean_text, piped_stdin
+    from glm4.cli.console import STREAM, clean_text, piped_stdin, read_stdin
 
-    text = clean_text(prompt) if prompt is not None else piped_stdin()
+    if prompt == STREAM:
+        text: str | None = read_stdin()
+    else:
+        text = clean_text(prompt) if prompt is not None else piped_stdin()
     if not text:
         raise UsageError("there is nothing to continue; give a PROMPT or pipe one in")
     return text

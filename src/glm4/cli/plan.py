@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from glm4.cli import options
 from glm4.cli.parameters import Argument, AsJson, Option
@@ -51,23 +52,35 @@ def plan(
     from glm4.planner import plan as plan_memory
     from glm4.system import memory
 
-    config, name, packed, stored = find_config(model)
+    config, name, packed, stored, mapped = find_config(model)
     if packed is not None:
         dtype = packed_dtype(dtype, packed)
-    result = plan_memory(config, dtype=dtype, kv_dtype=kv_dtype, context=context, batch=batch, stored=stored)
+    about: dict[str, Any] = {"kv_dtype": kv_dtype, "stored": stored, "mapped": mapped}
+    result = plan_memory(config, dtype=dtype, context=context, batch=batch, **about)
     if as_json:
         console.print_json(_as_dict(result, name, config, memory.total_memory()))
         return
 
     def fits(dtype: str, batch: int) -> bool:
-        return plan_memory(config, dtype=dtype, kv_dtype=kv_dtype, batch=batch, stored=stored).largest_context > 0
+        return plan_memory(config, dtype=dtype, batch=batch, **about).largest_context > 0
 
     smaller = [name for name in _SMALLER.get(result.dtype, ()) if packed is None and fits(name, batch)]
     _show(result, name, memory.total_memory(), _advice(smaller, batch > 1 and fits(dtype, 1)))
 
 
-def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precision | None]:
-    """The shape of a model, its name, the precision if it is packed, and the precision its file is in.
+class FoundModel(NamedTuple):
+    """The shape of a model, its name, the precision if it is packed, the precision its file is in, and those of which
+    there is a packed copy."""
+
+    config: ModelConfig
+    name: str
+    packed: Precision | None = None
+    stored: Precision | None = None
+    mapped: Sequence[str] = ()
+
+
+def find_config(model: str) -> FoundModel:
+    """What is known about a model without reading its weights.
 
     From its files if they are on this machine, else from the table of published shapes.
 
@@ -77,6 +90,7 @@ def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precisi
     from glm4 import hub
     from glm4.checkpoints.checkpoint import open_checkpoint
     from glm4.errors import ModelNotFoundError
+    from glm4.loading.packed_cache import PackedCache
     from glm4.model.shapes import SHAPES
     from glm4.variants import get_variant
 
@@ -86,11 +100,12 @@ def find_config(model: str) -> tuple[ModelConfig, str, Precision | None, Precisi
     except ModelNotFoundError:
         if variant is None or variant.name not in SHAPES:
             raise
-        return SHAPES[variant.name], variant.name, None, None
+        return FoundModel(SHAPES[variant.name], variant.name)
     with open_checkpoint(path) as checkpoint:
         precision = None if checkpoint.packed is None else checkpoint.packed.precision
         name = variant.name if variant is not None else model
-        return checkpoint.config, name, precision, checkpoint.stored_precision
+        mapped = PackedCache(path).kept() if precision is None else [precision.name]
+        return FoundModel(checkpoint.config, name, precision, checkpoint.stored_precision, mapped)
 
 
 def _advice(smaller: list[str], alone: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from glm4.cli.parameters import Argument, Option
+from glm4.cli.parameters import Argument, Option, UsageError
 
 if TYPE_CHECKING:
     from glm4.model.config import ModelConfig
@@ -47,6 +47,8 @@ def quantize(
     from glm4.quantization import checkpoint as quantization
     from glm4.variants import get_variant
 
+    if str(output) == console.STREAM:
+        raise UsageError("--output is a folder of several files, which standard output cannot be; name one")
     path = hub.resolve(model, allow_download=False)
     variant = get_variant(model)
     # A fine-tune has the metadata of its base model, so only a model the user requested by name counts as that model.

@@ -208,10 +208,15 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     if given and not keys:
         raise UsageError("--api-key is empty; without it the server is open to everybody on this machine")
     if file is not None:
+        from glm4.cli.console import STREAM, read_stdin
+        from glm4.system.text_encoding import TextEncodingError, read_text
+
         try:
-            lines = file.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = (read_stdin() if os.fspath(file) == STREAM else read_text(file)).splitlines()
+        except OSError as error:
             raise UsageError(f"--api-key-file {os.fspath(file)} cannot be read: {error}") from None
+        except TextEncodingError as error:
+            raise UsageError(f"--api-key-file {os.fspath(file)} {error}") from None
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
             raise UsageError(f"--api-key-file {os.fspath(file)} has no key in it")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from glm4.engine.protocol import TokenConstraint
 from glm4.errors import GrammarError
 
-# CPU time of this thread for one mask; as long as a step of the 9B shape.
+# CPU time of this thread for one mask or one run of forced tokens; as long as a step of the 9B shape.
 MOST_SECONDS = 0.25
 
 
@@ -49,10 +49,12 @@ class GrammarState:
         self._accept_forced()
 
     def _accept_forced(self) -> None:
+        before = time.thread_time()
         while tokens := self._matcher.forced():
             if self._matcher.accept(tokens) != len(tokens):
                 raise GrammarError("the grammar refuses a token that it forces")
             self.forced += tokens
+            _check_seconds(before)
 
     def finished(self) -> bool:
         """True if nothing may follow."""
@@ -62,10 +64,14 @@ class GrammarState:
         """Tokens that may come next, if none is forced and the text is not finished: bool [vocab_size]."""
         before = time.thread_time()
         mask = self._matcher.allowed()
-        if time.thread_time() - before > MOST_SECONDS:
-            raise GrammarError("the grammar takes too long to follow")
+        _check_seconds(before)
         if self._matcher.is_complete():
             mask[self._end_ids] = True
         if not mask.any():
             raise GrammarError("the grammar allows no token here")
         return mask
+
+
+def _check_seconds(before: float) -> None:
+    if time.thread_time() - before > MOST_SECONDS:
+        raise GrammarError("the grammar takes too long to follow")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from glm4.hub.starter_sources import STARTERS
 from glm4.hub.store import installed_file, source_record
+from glm4.system.text_encoding import read_text
 from glm4.variants import VARIANTS, Variant, get_variant
 
 FAMILY = ("chatglm", "glm", "glm4")
@@ -107,7 +108,7 @@ def _entry(name: str, repo_id: str, path: Path) -> InstalledModel:
 def _model_type(config: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         if config.stat().st_size <= _CONFIG_LIMIT:
-            value = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+            value = json.loads(read_text(config)).get("model_type")
             return value if isinstance(value, str) else None
     return None
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 from glm4.errors import ModelNotFoundError, UnsupportedModelError
+from glm4.system.text_encoding import read_text
 
 _COMPANIONS = ("*.json", "tokenizer.model", "*.jinja", "*.txt", "LICENSE*", "NOTICE*")
 _TOKENIZERS = {"tokenizer.model", "tokenizer.json"}
@@ -50,7 +51,8 @@ def choose_files(files: Collection[str], wanted: str | None, repository: str, *,
     if safetensors:
         return sorted(safetensors + companions)
     if ggufs:
-        return choose_gguf(ggufs, ggufs[0] if len(ggufs) == 1 else _USUAL_GGUF, repository)
+        models = list(_gguf_models(ggufs))
+        return choose_gguf(ggufs, models[0] if len(models) == 1 else _USUAL_GGUF, repository)
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth")))
     why = f" It has {pickles[0]}, a pickle; pickles can run code and are never loaded." if pickles else ""
     raise UnsupportedModelError(f"{repository} has no *.safetensors and no *.gguf file.{why}")
@@ -62,9 +64,7 @@ def choose_gguf(ggufs: Collection[str], wanted: str, repository: str) -> list[st
     Returns:
         Its file, or all its files in order if it is split.
     """
-    models: dict[str, list[str]] = {}
-    for name in sorted(name for name in ggufs if "mmproj" not in name.lower()):
-        models.setdefault(_SPLIT_GGUF.sub(".gguf", name), []).append(name)
+    models = _gguf_models(ggufs)
     exact = [model for model in models if wanted in (model, *models[model], PurePosixPath(model).name)]
     matches = exact or [model for model in models if wanted.lower() in model.lower()]
     if len(matches) == 1:
@@ -72,6 +72,14 @@ def choose_gguf(ggufs: Collection[str], wanted: str, repository: str) -> list[st
     problem = f"{len(matches)} GGUF files match {wanted!r}" if matches else f"no GGUF file matches {wanted!r}"
     listing = "".join(f"\n  {repository}:{model}" for model in (matches or models))
     raise ModelNotFoundError(f"{repository}: {problem}." + (f" Name one of:{listing}" if listing else ""))
+
+
+def _gguf_models(ggufs: Collection[str]) -> dict[str, list[str]]:
+    """Model -> its files; before a download there are only names to tell a vision projector by."""
+    models: dict[str, list[str]] = {}
+    for name in sorted(name for name in ggufs if "mmproj" not in name.lower()):
+        models.setdefault(_SPLIT_GGUF.sub(".gguf", name), []).append(name)
+    return models
 
 
 def checkpoint_in(folder: Path, wanted: str | None = None, *, weights: bool = True) -> Path | None:
@@ -114,6 +122,6 @@ def _indexed_shards(index: Path) -> set[str]:
     """File names in the index; if it is unreadable a name that cannot exist, so that it counts as incomplete."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         if index.stat().st_size <= _INDEX_LIMIT:
-            weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            weight_map: Mapping[str, str] = json.loads(read_text(index))["weight_map"]
             return set(weight_map.values())
     return {"/"}

@@ -25,6 +25,7 @@ from typing import Any
 
 from glm4.errors import DiskFullError, DownloadError
 from glm4.hub.starter_sources import StarterSource
+from glm4.system.text_encoding import read_text
 
 Progress = Callable[[str, float, float], None]
 """`report(stage, done, total)`, in bytes; a total of 0 means unknown."""
@@ -52,7 +53,7 @@ def model_folder(name: str) -> Path:
 def source_record(name: str) -> Mapping[str, Any]:
     """The source.json of an installed starter model; empty if it is missing or unreadable."""
     try:
-        record = json.loads((model_folder(name) / "source.json").read_text(encoding="utf-8"))
+        record = json.loads(read_text(model_folder(name) / "source.json"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

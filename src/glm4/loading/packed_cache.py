@@ -20,7 +20,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ from glm4.checkpoints.packed_format import FORMAT_VERSION, packed_shapes
 from glm4.errors import CheckpointError, Glm4Error, OutOfMemoryError
 from glm4.kernels.formats import PackedWeight
 from glm4.loading.cache_entries import IDENTITY_FILE, cache_folder, cache_limit, discard, make_room, read_record
+from glm4.loading.memory_estimate import Wanted, choose_precision
 from glm4.loading.packed_folder import Part, folder_nbytes, write_packed_checkpoint
-from glm4.model.precision import STORED, Precision, named_precision, resolve_precision, stored_precision
+from glm4.model.precision import STORED, Precision, named_precision, short_dtype, stored_precision
 from glm4.model.transformer import Transformer
 from glm4.system.atomic_folder import atomic_folder
-from glm4.system.memory import available_memory
+from glm4.system.memory import Room
 from glm4.tokenizer import Tokenizer
 from glm4.tokenizer.saved_table import VERSION as TABLE_VERSION
 from glm4.variants import Variant
@@ -75,11 +76,17 @@ class PackedCache:
         facts = json.dumps([self._identity, precision, VERSIONS], sort_keys=True)
         return cache_folder() / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
-    def find(self, dtype: str, variant: Variant | None) -> Checkpoint | None:
-        """The packed form of the model for a dtype, opened; None if there is no usable one."""
-        for name in _KEPT if dtype == "auto" else (dtype,):
+    def kept(self) -> list[str]:
+        """The precisions that there are entries of."""
+        folders = {name: self._folder(name) for name in _KEPT}
+        return [name for name, folder in folders.items() if folder is not None and os.path.isdir(folder)]  # noqa: PTH112
+
+    def find(self, wanted: Wanted, variant: Variant | None) -> Checkpoint | None:
+        """The packed form of the model for what is wanted, opened; None if there is no usable one."""
+        kept, dtype = self.kept(), short_dtype(wanted.dtype)
+        for name in kept if dtype == "auto" else (dtype,):
             folder = self._folder(name)
-            if folder is None or not os.path.isdir(folder):  # noqa: PTH112 (False where we may not look)
+            if folder is None or name not in kept:
                 continue
             try:
                 _check_files(folder)
@@ -87,7 +94,7 @@ class PackedCache:
             except Glm4Error:
                 discard(folder)
                 continue
-            if _is_what_would_be_loaded(dtype, name, checkpoint):
+            if _is_what_would_be_loaded(wanted, name, checkpoint, kept):
                 with contextlib.suppress(OSError):
                     os.utime(folder)
                 return checkpoint
@@ -131,15 +138,15 @@ def _sizes(entry: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in entry.iterdir() if file.name != IDENTITY_FILE}
 
 
-def _is_what_would_be_loaded(dtype: str, name: str, checkpoint: Checkpoint) -> bool:
-    """Whether `dtype` (perhaps "auto") means precision `name` for this model on this machine now."""
+def _is_what_would_be_loaded(wanted: Wanted, name: str, checkpoint: Checkpoint, kept: Collection[str]) -> bool:
+    """Whether the dtype (perhaps "auto") means precision `name` for this model on this machine now."""
     if checkpoint.packed is None or checkpoint.packed.precision.name != name:
         return False
     names = read_record(checkpoint.path).get(_FOUR_BIT)
     four_bit = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
     stored = stored_precision(four_bit) if four_bit else checkpoint.stored_precision
     try:
-        return resolve_precision(dtype, checkpoint.config, available_memory(), stored).name == name
+        return choose_precision(checkpoint.config, wanted, Room.here(), stored, kept).precision.name == name
     except OutOfMemoryError:
         return False
 

@@ -6,13 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from glm4.errors import InvalidRequestError, OutOfMemoryError
+from glm4.errors import InvalidRequestError
 from glm4.kernels.formats import packed_nbytes
 from glm4.model.config import ModelConfig
 from glm4.model.tensors import EXTRAS, NO_EXTRAS, Extras, ModelTensor, all_matrices, model_tensors, row_of
-
-# Room for activations, the tokenizer and the interpreter, and a few first pages of KV cache.
-_WORKING_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -124,32 +121,16 @@ def packed_dtype(dtype: str, packed: Precision) -> str:
     return packed.name
 
 
-def resolve_precision(dtype: str, config: ModelConfig, available: int, stored: Precision | None = None) -> Precision:
-    """The precision that `dtype` names; "auto" is int8 (near-lossless; "stored" if most weights are 4-bit codes in the
-    file), or int4 if that does not fit.
+def precision_candidates(dtype: str, config: ModelConfig, stored: Precision | None = None) -> list[Precision]:
+    """What a dtype may mean, best first; `loading.memory_estimate` takes the first that fits.
 
     Args:
-        available: bytes of memory this process may use.
         stored: the file's own precision (`Checkpoint.stored_precision`).
 
     Raises:
         InvalidRequestError: no such dtype, or it is "stored" and the checkpoint has no 4-bit tensors.
-        OutOfMemoryError: the weights do not fit into `available`.
     """
-    candidates = _candidates(check_dtype(dtype), config, stored)
-    for precision in candidates:
-        if weight_nbytes(config, precision) + _WORKING_ROOM <= available:
-            return precision
-    need = weight_nbytes(config, candidates[-1]) + _WORKING_ROOM
-    smaller = {"int4": "", "int8": " Try dtype int4.", STORED: " Try dtype int4."}
-    raise OutOfMemoryError(
-        f"the weights need {need / 1e9:.1f} GB in {candidates[-1].name}, but {available / 1e9:.1f} GB are free."
-        + smaller.get(candidates[-1].name, " Try dtype int8 or int4.")
-    )
-
-
-def _candidates(dtype: str, config: ModelConfig, stored: Precision | None) -> list[Precision]:
-    """What a dtype may mean, best first."""
+    dtype = check_dtype(dtype)
     if dtype != "auto":
         return [named_precision(dtype, stored)]
     if stored is not None and stored.name == STORED and four_bit_share(config, stored) > AUTO_STORED_SHARE:

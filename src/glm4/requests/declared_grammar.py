@@ -7,9 +7,11 @@ becomes one grammar in llguidance's dialect of Lark.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from glm4.chat.call_grammar import CallableTool, json_rule, literal
 from glm4.chat.dialects.table import Dialect
+from glm4.chat.json_schemas import enforceable
 from glm4.sampling_params import StructuredOutputs
 from glm4.tokenizer import Tokenizer
 
@@ -39,10 +41,19 @@ class DeclaredGrammars:
         return StructuredOutputs(grammar=f"{lark}structured_answer: {_rule(outputs)}\n", param=outputs.param)
 
 
+def form_schema(outputs: StructuredOutputs) -> dict[str, Any]:
+    """The enforceable schema of a form; {} if it has none.
+
+    Raises:
+        InvalidRequestError: it cannot be enforced.
+    """
+    return enforceable(outputs.schema, outputs.error, strict=outputs.strict)
+
+
 def _rule(outputs: StructuredOutputs) -> str:
     """The right-hand side of a rule for what the caller described."""
     if outputs.json is not None or outputs.json_object:
-        return json_rule(outputs.schema)
+        return json_rule(form_schema(outputs))
     if outputs.choice is not None:
         return " | ".join(map(literal, outputs.choice))
     if outputs.regex is not None:

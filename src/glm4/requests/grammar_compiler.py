@@ -3,18 +3,17 @@
 The library is loaded with the first grammar; programs without grammars never load it. It sees text as bytes, and forces
 only tokens that our tokenizer would produce, so that the model never sees a tokenization it was not trained on.
 
-Hostile grammars: the library bounds the compiled size, the work per step and the nesting depth, matches expressions
-without backtracking, and fetches nothing. A grammar that exceeds a bound is refused, or ends the text.
+Hostile grammars: what is not known to be harmless is tried in a helper process first (`grammar_guard.py`). The library
+bounds the work per step, matches expressions without backtracking, and fetches nothing. A grammar that exceeds a bound
+is refused, or ends the text.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +23,20 @@ from numpy.typing import NDArray
 from glm4.chat.call_grammar import CallableTool, with_options
 from glm4.chat.dialects.table import Dialect
 from glm4.engine.protocol import TokenConstraint
-from glm4.errors import GrammarError, InvalidRequestError
+from glm4.errors import InvalidRequestError
+from glm4.requests.declared_grammar import form_schema
+from glm4.requests.grammar_guard import PLAIN_CHARACTERS, STACK_BYTES, GrammarGuard, is_plain, is_plain_form
+from glm4.requests.grammar_matcher import NOTHING_FITS, TOO_COMPLEX, Grammar, panics_as, reason
+from glm4.requests.grammar_trial import MAX_LEXER_STATES, describe
 from glm4.sampling_params import StructuredOutputs
+from glm4.system.helper import call_with_stack
 from glm4.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLTokenizer
 
 # Number of compiled grammars cached: agents send the same tools with every turn.
 _KEPT = 16
-# Per matcher, one or two kilobytes each; schemas need hundreds, and some expressions add more with every token.
-_MAX_LEXER_STATES = 50_000
-_TOO_COMPLEX = "it is too complex"
-_NOTHING_FITS = "no text can satisfy this"
-_MAX_REASON = 300  # maximum characters of the library's explanation in an error
 
 
 class GrammarCompiler:
@@ -55,7 +54,8 @@ class GrammarCompiler:
         self._dialect = dialect
         self._lock, self._making = threading.Lock(), threading.Lock()
         self._vocabulary: LLTokenizer | None = None
-        self._compiled: OrderedDict[str, _Grammar] = OrderedDict()
+        self._compiled: OrderedDict[str, Grammar] = OrderedDict()
+        self._guard = GrammarGuard(lambda: describe(*self._described))
 
     def raw(self, outputs: StructuredOutputs) -> TokenConstraint:
         """The constraint of a raw completion.
@@ -63,7 +63,9 @@ class GrammarCompiler:
         Raises:
             InvalidRequestError: it cannot be compiled or enforced; the message says why.
         """
-        return self._compile([{"name": "start", **_text_grammar(outputs)}], outputs.param, outputs.param)
+        schema = form_schema(outputs)
+        grammars = [{"name": "start", **_text_grammar(outputs, schema)}]
+        return self._compile(grammars, outputs.param, outputs.param, plain=is_plain_form(outputs, schema))
 
     def answer(
         self, outputs: StructuredOutputs | None, tools: Sequence[CallableTool], *, parallel: bool
@@ -81,8 +83,13 @@ class GrammarCompiler:
                 self.raw(outputs)
             for tool in tools:
                 schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
-                self._compile([schema], tool.param, f"the parameters of function {tool.name!r}")
+                what = f"the parameters of function {tool.name!r}"
+                self._compile([schema], tool.param, what, plain=is_plain(tool.schema or {}))
             raise
+
+    def close(self) -> None:
+        """End the process that tries grammars, if there is one."""
+        self._guard.close()
 
     def _answer(
         self,
@@ -92,33 +99,37 @@ class GrammarCompiler:
     ) -> TokenConstraint:
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
         grammars = [{"name": "start", "lark_grammar": lark}]
+        plain = all(is_plain(tool.schema or {}) for tool in tools)
         if outputs is not None:
-            grammars.append({"name": "answer", **_text_grammar(outputs)})
+            schema = form_schema(outputs)
+            grammars.append({"name": "answer", **_text_grammar(outputs, schema)})
+            plain = plain and is_plain_form(outputs, schema)
         blamed = "tools" if outputs is None else outputs.param
-        return self._compile(grammars, blamed, blamed)
+        return self._compile(grammars, blamed, blamed, plain=plain)
 
-    def _compile(self, grammars: list[dict[str, Any]], param: str, what: str) -> TokenConstraint:
-        try:
-            text = json.dumps({"grammars": grammars})
-        except RecursionError:
-            raise InvalidRequestError(f"{what}: the JSON schema nests too deeply", param=param) from None
+    def _compile(self, grammars: list[dict[str, Any]], param: str, what: str, *, plain: bool) -> TokenConstraint:
+        """Compile, or take what is compiled already. `plain`: known to be harmless, unless together they are large."""
+        text = json.dumps({"grammars": grammars})
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
                 return self._compiled[text]
-        grammar = _Grammar(self._matcher(text, param, what), self._usable)
+        why_not = None if plain and len(text) <= 2 * PLAIN_CHARACTERS else self._guard.why_not(text)
+        if why_not is not None:
+            raise InvalidRequestError(f"{what}: {why_not}", param=param)
+        grammar = call_with_stack(lambda: self._grammar(text, param, what), STACK_BYTES)
         with self._lock:
             self._compiled[text] = grammar
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         return grammar
 
-    def _matcher(self, text: str, param: str, what: str) -> LLMatcher:
+    def _grammar(self, text: str, param: str, what: str) -> Grammar:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False, max_lexer_states=_MAX_LEXER_STATES)
+        limits = LLParserLimits(verbose_errors=False, max_lexer_states=MAX_LEXER_STATES)
         vocabulary = self._library_tokenizer()
-        with _panics_as(InvalidRequestError(f"{what}: {_TOO_COMPLEX}", param=param)):
+        with panics_as(InvalidRequestError(f"{what}: {TOO_COMPLEX}", param=param)):
             matcher = LLMatcher(vocabulary, text, log_level=0, limits=limits)
             if not matcher.is_error():
                 matcher.compute_bitmask()  # the first mask is the most expensive; copies of the matcher reuse it
@@ -129,10 +140,10 @@ class GrammarCompiler:
             if not probe.is_error() and not probe.is_stopped():
                 probe.compute_bitmask()
         if probe.is_error():
-            raise InvalidRequestError(f"{what}: {_reason(probe.get_error())}", param=param)
+            raise InvalidRequestError(f"{what}: {reason(probe.get_error())}", param=param)
         if not self._usable[forced].all() or (probe.is_stopped() and not probe.is_accepting()):
-            raise InvalidRequestError(f"{what}: {_NOTHING_FITS}", param=param)
-        return matcher
+            raise InvalidRequestError(f"{what}: {NOTHING_FITS}", param=param)
+        return Grammar(matcher, self._usable, forced, probe)
 
     @property
     def _end_id(self) -> int:
@@ -154,19 +165,23 @@ class GrammarCompiler:
 
         with self._making:
             if self._vocabulary is None:
-                vocabulary = _Vocabulary(self._tokenizer, self._vocab_size, self._end_id)
+                vocabulary = _Vocabulary(self._tokenizer, *self._described)
                 self._vocabulary = LLTokenizer(TokenizerWrapper(vocabulary))
             return self._vocabulary
+
+    @property
+    def _described(self) -> tuple[list[bytes], list[int], int]:
+        """The vocabulary: bytes of each id, special ids, and the id that ends a text."""
+        unnamed = set(self._tokenizer.unnamed_ids(self._vocab_size).tolist())
+        tokens = [b"" if i in unnamed else self._tokenizer.token_bytes(i) for i in range(self._vocab_size)]
+        return tokens, sorted(token.id for token in self._tokenizer.added_tokens.values()), self._end_id
 
 
 class _Vocabulary:
     """The tokenizer interface the library expects: the bytes of every id, and the canonical ids of bytes."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_id: int) -> None:
-        unnamed = set(tokenizer.unnamed_ids(vocab_size).tolist())
-        self.tokens = [b"" if i in unnamed else tokenizer.token_bytes(i) for i in range(vocab_size)]
-        self.special_token_ids = sorted(token.id for token in tokenizer.added_tokens.values())
-        self.eos_token_id = end_id
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special: list[int], end_id: int) -> None:
+        self.tokens, self.special_token_ids, self.eos_token_id = tokens, special, end_id
         self.bos_token_id = None
         self._tokenizer = tokenizer
 
@@ -194,10 +209,10 @@ class _Vocabulary:
         return ids
 
 
-def _text_grammar(outputs: StructuredOutputs) -> dict[str, Any]:
-    """The library's description of one grammar."""
+def _text_grammar(outputs: StructuredOutputs, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The library's description of one grammar; `schema` is the form's enforceable schema."""
     if outputs.json is not None or outputs.json_object:
-        return {"json_schema": with_options(outputs.schema)}
+        return {"json_schema": with_options(schema)}
     if outputs.choice is not None:
         return {"lark_grammar": "start: " + " | ".join(json.dumps(text) for text in outputs.choice)}
     if outputs.regex is not None:
@@ -206,86 +221,3 @@ def _text_grammar(outputs: StructuredOutputs) -> dict[str, Any]:
         lark: str = json.loads(LLMatcher.grammar_from_regex(outputs.regex))["grammars"][0]["lark_grammar"]
         return {"lark_grammar": lark}
     return {"lark_grammar": outputs.grammar}
-
-
-def _reason(error: str) -> str:
-    """The library's explanation, in a form that helps the author of the grammar."""
-    unknown = error.removeprefix("Unimplemented keys: ")
-    if unknown != error:
-        try:
-            keys = ", ".join(map(repr, json.loads(unknown.splitlines()[0])))
-        except ValueError:
-            keys = unknown
-        return f"JSON schema keywords that cannot be enforced: {keys}"
-    if error.startswith("NoExtension"):
-        return _NOTHING_FITS
-    return error.replace("<non-verbose/>", "").strip()[:_MAX_REASON]
-
-
-@contextlib.contextmanager
-def _panics_as(error: Exception) -> Iterator[None]:
-    """Turn a library panic, which is not an `Exception`, into `error`: it affects only one request."""
-    try:
-        yield
-    except BaseException as panic:
-        if type(panic).__name__ != "PanicException":
-            raise
-        raise error from None
-
-
-class _Grammar:
-    """A `TokenConstraint`: a matcher kept in its initial state and copied for each sequence."""
-
-    def __init__(self, matcher: LLMatcher, usable: NDArray[np.bool_]) -> None:
-        self._matcher = matcher
-        self._usable = usable
-        self._lock = threading.Lock()
-
-    def start(self) -> _Matcher:
-        """See `TokenConstraint`."""
-        with self._lock:
-            return _Matcher(self._matcher.deep_copy(), self._usable)
-
-
-class _Matcher:
-    """See `TokenMatcher`."""
-
-    def __init__(self, matcher: LLMatcher, usable: NDArray[np.bool_]) -> None:
-        self._matcher = matcher
-        self._usable = usable
-
-    def accept(self, token_ids: Sequence[int]) -> int:
-        """See `TokenMatcher`."""
-        with self._checked():
-            return self._matcher.try_consume_tokens(list(token_ids))
-
-    def forced(self) -> list[int]:
-        """See `TokenMatcher`."""
-        with self._checked():
-            tokens = [] if self._matcher.is_stopped() else self._matcher.compute_ff_tokens()
-        return list(itertools.takewhile(self._usable.__getitem__, tokens))
-
-    def allowed(self) -> NDArray[np.bool_]:
-        """See `TokenMatcher`."""
-        with self._checked():
-            bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        mask = np.unpackbits(bits, bitorder="little")[: len(self._usable)].view(np.bool_)
-        mask &= self._usable
-        return mask
-
-    def is_complete(self) -> bool:
-        """See `TokenMatcher`."""
-        with self._checked():
-            return self._matcher.is_accepting()
-
-    def is_finished(self) -> bool:
-        """See `TokenMatcher`."""
-        with self._checked():
-            return self._matcher.is_stopped()
-
-    @contextlib.contextmanager
-    def _checked(self) -> Iterator[None]:
-        with _panics_as(GrammarError(_TOO_COMPLEX)):
-            yield
-        if self._matcher.is_error():
-            raise GrammarError(_reason(self._matcher.get_error()))

@@ -96,6 +96,11 @@ class InputProcessor:
             else DeclaredGrammars(processor.tokenizer, processor.dialect)
         )
 
+    def close(self) -> None:
+        """End what preparing requests has started."""
+        if isinstance(self._grammars, GrammarCompiler):
+            self._grammars.close()
+
     def chat(self, request: ChatRequest) -> PreparedRequest:
         """Render and tokenize a conversation.
 

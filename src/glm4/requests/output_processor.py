@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from glm4.chat.answer import Answer
 from glm4.chat.events import Event, TextDelta, ToolCallDelta
-from glm4.chat.parsers.base import StreamParser, overlap
+from glm4.chat.parsers.base import StreamParser
 from glm4.engine.protocol import GenerationOutput
 from glm4.logprobs import TextToken, TokenLogprobs
 from glm4.outputs import CompletionOutput
+from glm4.requests.stop_strings import StopStringMatcher
 from glm4.requests.text_trace import TextTrace
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Detokenizer
-
-
-class StopStringMatcher:
-    """Finds stop strings across token boundaries, holding back text that may still become one."""
-
-    def __init__(self, stops: Sequence[str], include_stop: bool) -> None:
-        self._stops = tuple(stops)
-        self._include = include_stop
-        self._held = ""
-        self.matched: str | None = None
-
-    def push(self, text: str, *, active: bool = True) -> str:
-        """Feed text; returns the part that may be shown. After a match it returns no more text.
-
-        Args:
-            active: False until `min_tokens` is reached: text passes through without matching, and cannot be the start
-                of a later match.
-        """
-        if self.matched is not None:
-            return ""
-        if not self._stops:
-            return text
-        text = self._held + text
-        self._held = ""
-        if not active:
-            return text
-        found = min(((at, -len(s), s) for s in self._stops if (at := text.find(s)) >= 0), default=None)
-        if found is not None:
-            at, _, self.matched = found
-            return text[: at + len(self.matched)] if self._include else text[:at]
-        keep = max(overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def flush(self) -> str:
-        """The text still held back, at the end of the sample."""
-        held, self._held = self._held, ""
-        return held
 
 
 class SampleProcessor:

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from glm4.system.cgroups import ROOT, control_groups, read_numbers
 
 # Version 1 writes a number near 2**63 for no limit.
 _NO_LIMIT = 1 << 60
-# By version of control groups: (limit, usage, key of the page cache in memory.stat).
+# By version of control groups: (limit, usage, prefix of keys in memory.stat).
 _FILES = {
-    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    2: ("memory.max", "memory.current", ""),
 }
+# The page cache of files, which can be reclaimed; MemAvailable counts both, too. The pages of a packed model that
+# was in use a moment ago are active ones.
+_PAGE_CACHE = ("inactive_file", "active_file")
 
 
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping; page cache counts as free."""
     free = _meminfo("MemAvailable", root) or _sysconf_free()
-    return min([free, *(max(0, limit - used) for limit, used in _groups(root))])
+    return min([free, *_address_space(root), *(max(0, limit - used) for limit, used in _groups(root))])
+
+
+class Room(NamedTuple):
+    """Memory that one process may use.
+
+    Attributes:
+        free: bytes that can be allocated now.
+        taken: bytes that this process holds already and that cannot be reclaimed.
+    """
+
+    free: int
+    taken: int = 0
+
+    @classmethod
+    def here(cls) -> Room:
+        """Of this machine and process, measured."""
+        return cls(available_memory(), _number(ROOT / "proc/self/status", "RssAnon", ":") * 1024)
 
 
 def total_memory(root: Path = ROOT) -> int:
@@ -40,13 +62,23 @@ def return_free_memory() -> None:
             trim(0)
 
 
+def _address_space(root: Path) -> list[int]:
+    """What this process's own limit (`ulimit -v`) leaves; empty without one."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return []
+    pages = read_numbers(root / "proc/self/statm") or [0]
+    return [max(0, limit - pages[0] * os.sysconf("SC_PAGE_SIZE"))]
+
+
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, bytes in use that cannot be reclaimed) of every control group with a limit."""
     for folder, version in control_groups("memory", root):
-        limit_file, usage_file, cache_key = _FILES[version]
+        limit_file, usage_file, prefix = _FILES[version]
         limit, usage = read_numbers(folder / limit_file), read_numbers(folder / usage_file)
         if limit and usage and limit[0] < _NO_LIMIT:
-            yield limit[0], max(0, usage[0] - _number(folder / "memory.stat", cache_key, ""))
+            cache = sum(_number(folder / "memory.stat", prefix + key, "") for key in _PAGE_CACHE)
+            yield limit[0], max(0, usage[0] - cache)
 
 
 def _meminfo(key: str, root: Path) -> int:
@@ -60,8 +92,9 @@ def _number(file: Path, key: str, separator: str) -> int:
     except OSError:
         return 0
     for line in lines:
-        if line.startswith(key + separator + " "):
-            return int(line.split()[1])
+        words = line.split()
+        if words and words[0] == key + separator:
+            return int(words[1])
     return 0
 
 

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
 from glm4.system.gc_pause import collection_paused
+from glm4.system.text_encoding import read_text
 from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
+from glm4.tokenizer.components import check_components
 from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable
 
@@ -101,7 +103,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
     """The library's tokenizer for a `tokenizer.json` minus vocabulary, added tokens, truncation and so on.
 
     Raises:
-        TokenizerError: the library refuses it.
+        TokenizerError: the library refuses it, or must not see it.
     """
     from tokenizers import Tokenizer
 
@@ -111,6 +113,7 @@ def shell_of(definition: Mapping[str, Any], path: Path) -> tokenizers.Tokenizer:
         "pre_tokenizer": definition.get("pre_tokenizer"),
         "model": {"type": "BPE", "vocab": {}, "merges": []},
     }
+    check_components(shell, path)
     with library_errors(str(path)):
         return Tokenizer.from_str(json.dumps(shell))
 
@@ -172,7 +175,7 @@ def read_tokenizer_json(
 
 def _read_tokenizer_json(path: Path, config_tokens: Sequence[AddedToken], eos_names: Sequence[str]) -> ByteLevelBPE:
     try:
-        definition = json.loads(path.read_bytes())
+        definition = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not valid JSON ({error}); download it again") from None
     model = definition.get("model") if isinstance(definition, dict) else None

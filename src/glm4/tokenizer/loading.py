@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4.errors import TokenizerError
+from glm4.system.text_encoding import read_text
 from glm4.tokenizer.base import AddedToken, Tokenizer
 from glm4.tokenizer.gguf_vocab import tokenizer_from_gguf
 from glm4.tokenizer.hf_tokenizer import added_token_from, read_tokenizer_json
@@ -60,7 +61,7 @@ def _read_config(path: Path) -> tuple[list[AddedToken], list[str]]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB; refusing to read it")
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not valid JSON ({error}); download it again") from None
     decoder = raw.get("added_tokens_decoder") if isinstance(raw, dict) else None

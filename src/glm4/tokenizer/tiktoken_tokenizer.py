@@ -6,6 +6,7 @@ Format: one line per token, `base64(bytes)`, a space, the decimal rank. Source: 
 from __future__ import annotations
 
 import base64
+import codecs
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB; that is no tiktoken vocabulary")
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         if not line:
             continue
         encoded, _, rank = line.partition(b" ")

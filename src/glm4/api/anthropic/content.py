@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, shown, string
+from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, string
 from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart
+from glm4.errors import shown
 
 INVALID_JSON = "INVALID_JSON"
 """The only member of an input whose arguments were not a JSON object."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, shown, string
+from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, string
 from glm4.chat.tool_choice import ToolChoiceValue
+from glm4.errors import shown
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
 _KNOWN = (

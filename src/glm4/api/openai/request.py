@@ -214,8 +214,8 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
     if kind == "text":
         return None
     if kind == "json_object" and value.get("schema") is not None:
-        schema = _schema(value["schema"], "response_format.schema")
-        return StructuredOutputs(json=schema, param="response_format")
+        checked = _schema(value["schema"], "response_format.schema")
+        return StructuredOutputs(json=checked, param="response_format")
     if kind == "json_object":
         return StructuredOutputs(json_object=True, param="response_format")
     if kind == "json_schema":
@@ -225,8 +225,8 @@ def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
             raise InvalidRequestError(
                 "response_format.json_schema needs a name and a schema", param="response_format.json_schema"
             )
-        schema = _schema(schema if schema is not None else {}, _SCHEMA_PARAM)
-        return StructuredOutputs(json=schema, param="response_format")
+        checked = _schema(schema if schema is not None else {}, _SCHEMA_PARAM)
+        return StructuredOutputs(json=checked, param="response_format", strict=wrapper.get("strict") is True)
     raise InvalidRequestError(
         f"response_format.type must be text, json_object or json_schema, not {shown(kind)}", param="response_format"
     )

@@ -179,7 +179,7 @@ def _format(name: str, value: Any) -> dict[str, Any]:
 
 def _structured(form: Mapping[str, Any]) -> StructuredOutputs | None:
     if form["type"] == "json_schema":
-        return StructuredOutputs(json=form["schema"], param="text.format")
+        return StructuredOutputs(json=form["schema"], param="text.format", strict=form.get("strict") is True)
     return StructuredOutputs(json_object=True, param="text.format") if form["type"] == "json_object" else None
 
 

@@ -19,6 +19,7 @@ from glm4.chat.messages import Message
 from glm4.chat.parts import TextPart
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
+from glm4.system.text_encoding import read_text
 
 MAX_FILE_BYTES = 64 << 20
 
@@ -127,7 +128,7 @@ def load(path: Path) -> tuple[Conversation, str]:
     if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
         raise InvalidRequestError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MB; not a saved conversation")
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path} is not a saved conversation: not valid JSON") from error
     try:

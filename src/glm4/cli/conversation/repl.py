@@ -287,7 +287,7 @@ def _without_quotes(text: str) -> str:
 
 
 def _path(argument: str, command: str) -> Path:
-    if not argument:
+    if argument in ("", "-"):
         raise InvalidRequestError(f"give a file name: /{command} FILE")
     return Path(argument).expanduser()
 

@@ -1,0 +1,30 @@
+"""The memory estimate against real processes: what `glm4 plan` says and what the system counts, within a tenth."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import memory
+from glm4.kernels import get_kernels
+
+CASES = [
+    pytest.param("smoke", marks=pytest.mark.smoke),
+    pytest.param("starter", marks=pytest.mark.starter),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory differently")
+@pytest.mark.parametrize("model", CASES)
+@pytest.mark.parametrize("context", [1024, 6000])
+def test_the_plan_is_within_a_tenth_of_the_peak(model: str, context: int) -> None:
+    peaks = memory.model_peaks(model, context, get_kernels("native").num_threads())
+    assert [peak.name.rsplit(", ")[-1] for peak in peaks] == ["first start", "later start"]
+    for peak in peaks:
+        assert peak.planned is not None
+        assert 0.9 < peak.planned / peak.measured < 1.1, peak
