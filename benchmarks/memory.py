@@ -65,18 +65,15 @@ def run_once(folder: Path, question: speed.Question, threads: int) -> None:
 
 
 def run_model(model: str, context: int, threads: int) -> None:
-    """The process that is measured for `--model`; prints what the plan says."""
-    with open_checkpoint(resolve(model, allow_download=False)) as checkpoint:
-        config, stored = checkpoint.config, checkpoint.stored_precision
+    """The process that is measured for `--model`; prints what it loaded."""
     with LLM(model, max_model_len=context, max_num_seqs=1, num_threads=threads) as llm:
         assert llm.checkpoint is not None
         assert llm.info.execution is not None
         dtype = llm.info.execution.dtype
-        mapped = (dtype,) if llm.checkpoint.packed is not None else ()
-        prompt = np.random.default_rng(0).integers(0, config.vocab_size, context - NEW).tolist()
+        mapped = llm.checkpoint.packed is not None
+        prompt = np.random.default_rng(0).integers(0, llm.info.vocab_size, context - NEW).tolist()
         llm.generate([prompt], SamplingParams(max_tokens=NEW, temperature=0.0, ignore_eos=True))
-    planned = plan(config, dtype=dtype, context=context, stored=stored, mapped=mapped)
-    print(json.dumps({"dtype": dtype, "mapped": planned.mapped, "planned": planned.total}))
+    print(json.dumps({"dtype": dtype, "mapped": mapped}))
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,8 @@ class Peak:
 def model_peaks(model: str, context: int, threads: int) -> list[Peak]:
     """A first start, which reads and packs the original, and a later one, which maps the copy that the first kept."""
     found = []
-    resolve(model)  # downloads it if need be
+    with open_checkpoint(resolve(model)) as checkpoint:
+        config, stored = checkpoint.config, checkpoint.stored_precision
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "models").symlink_to(home() / "models")
         for start in ("first", "later"):
@@ -100,7 +98,9 @@ def model_peaks(model: str, context: int, threads: int) -> list[Peak]:
             said = json.loads(done.output)
             if said["mapped"] != (start == "later"):
                 raise SystemExit(f"{model}: no packed copy was kept; see GLM4_PACKED_CACHE_GB and the room on the disk")
-            found.append(Peak(f"{model}, {said['dtype']}, {start} start", done.peak_nbytes, said["planned"]))
+            dtype, mapped = said["dtype"], ("int8", "int4", "stored") if said["mapped"] else ()
+            planned = plan(config, dtype=dtype, context=context, stored=stored, mapped=mapped)
+            found.append(Peak(f"{model}, {dtype}, {start} start", done.peak_nbytes, planned.total))
     return found
 
 

@@ -142,6 +142,8 @@ FAULTS = [
            victim=lambda sequence: _by_seed(sequence) and sequence.error is None),
     _fault("holding pages", PrefixCache, "hold", victim=_by_ids),
     _fault("known scores", PrefixCache, "scores", params={"prompt_logprobs": 1}, fields={"echo": True, "logprobs": 1}),
+    _fault("a known beginning", PrefixCache, "beginning", params={"prompt_logprobs": 1},
+           fields={"echo": True, "logprobs": 1}),
     _fault("keeping scores", PrefixCache, "keep_scores", params={"prompt_logprobs": 1},
            fields={"echo": True, "logprobs": 1}),
     _fault("sharing pages", PrefixCache, "share", victim=_by_ids, healthy=1),

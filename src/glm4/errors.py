@@ -16,6 +16,7 @@ Glm4Error
 ├── GrammarError             a grammar became too complex to follow during generation; the text ends there
 ├── ModelClosedError         the model was closed; load it again
 ├── InternalError            a bug that one request ran into ended it; its `__cause__` is what went wrong
+├── BusyError                too much of a kind of work is under way; the same request may work later
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
@@ -111,6 +112,10 @@ class ModelClosedError(Glm4Error):
 
 class InternalError(Glm4Error):
     """A request ran into a bug, which ended it and no other; `__cause__` is the exception, with its traceback."""
+
+
+class BusyError(Glm4Error):
+    """Too much of a kind of work is under way; the same request may work later."""
 
 
 class PromptTooLongError(InvalidRequestError):

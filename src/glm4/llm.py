@@ -25,7 +25,7 @@ from glm4.hub.store import Progress
 from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.prompt import Prompt
-from glm4.requests.input_processor import InputProcessor, PreparedRequest
+from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptOptions
 from glm4.requests.processor import Processor
 from glm4.requests.prompt_forms import PromptLike, read_conversations, read_prompts
 from glm4.requests.running_requests import RunningRequests
@@ -132,10 +132,15 @@ class LLM:
         return self.prepare(ChatRequest.of(messages, params, **options))
 
     def prepare_prompt(
-        self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         """`prepare` for a raw prompt: text (encoded with the model's usual prefix), or ids; see `PromptLike`."""
-        return self._open_inputs().prompt(prompt, params, adapter=adapter)
+        return self._open_inputs().prompt(prompt, params, adapter=adapter, **options)
 
     def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """`prepare` for a text to embed; its `RequestOutput` has the vector. Thread-safe."""
@@ -295,16 +300,22 @@ class LLM:
         use_tqdm: object = False,
         lora_request: None = None,
         adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> list[RequestOutput]:
-        """Continue one or more raw prompts; see `PromptLike` for their forms and `chat` for the rest."""
+        """Continue one or more raw prompts; see `PromptLike`, `PromptOptions`, and `chat` for the rest."""
         _check_no_lora_request(lora_request)
-        return self._answers(self._prepared_prompts(prompts, sampling_params, adapter))
+        return self._answers(self._prepared_prompts(prompts, sampling_params, adapter, options))
 
     def stream_generate(
-        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params = None, *, adapter: str | None = None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: Params = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> Generator[StreamChunk, None, None]:
         """`generate`, chunk by chunk; dropping or closing the iterator aborts unfinished requests."""
-        return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter))
+        return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter, options))
 
     def embed(self, prompts: PromptLike | Sequence[PromptLike], *, adapter: str | None = None) -> list[EmbeddingOutput]:
         """Embed one or more texts (in any form of `PromptLike`); see `EmbeddingOutput` for what the vectors are.
@@ -324,11 +335,15 @@ class LLM:
         return [self.prepare_chat(conversation, params, **options) for conversation, params in pairs]
 
     def _prepared_prompts(
-        self, prompts: PromptLike | Sequence[PromptLike], sampling_params: Params, adapter: str | None
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        sampling_params: Params,
+        adapter: str | None,
+        options: PromptOptions,
     ) -> list[PreparedRequest]:
         listed = read_prompts(prompts)
         pairs = zip(listed, _each(sampling_params, len(listed)), strict=True)
-        return [self.prepare_prompt(prompt, params, adapter=adapter) for prompt, params in pairs]
+        return [self.prepare_prompt(prompt, params, adapter=adapter, **options) for prompt, params in pairs]
 
     def _answers(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """All answers in order. All are queued first, so that one bad request fails the call before any runs."""

@@ -25,6 +25,7 @@ from glm4.api.responses.request import parse_input_tokens, parse_responses
 from glm4.batch.files import InputLine
 from glm4.batch.job import _request as batch_request
 from glm4.chat.chat_request import ChatRequest
+from glm4.cli.conversation.conversation import _from_document
 from glm4.errors import Glm4Error, InvalidRequestError, TemplateError
 from glm4.llm import LLM
 from glm4.requests.input_processor import PreparedRequest
@@ -40,7 +41,7 @@ CALL = {"id": "A", "type": "function", "function": {"name": "f", "arguments": '{
 SAMPLING = {"temperature": 0.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 1, "stop": ["x"], "min_tokens": 1,
             "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.1, "logit_bias": {"5": 1},
             "stop_token_ids": [5], "ignore_eos": True, "stream": True, "user": "u"}  # fmt: skip
-CHAT = {
+CHAT: dict[str, Any] = {
     "model": "tiny",
     "messages": [
         {"role": "system", "content": "s", "name": "n"},
@@ -121,6 +122,9 @@ ANTHROPIC = {
 LLAMA_CPP = {"prompt": ["a", [5, "b"]], "n_predict": 5, "logit_bias": [[5, 1.5], ["a", False]], "n_probs": 1,
              "seed": -1, "response_fields": ["content"], "repeat_penalty": 1.1, "stop": "x"}  # fmt: skip
 BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
+
+SAVED = {"model": "m", "messages": [*CHAT["messages"][1:], {"role": "user", "content": "a", "interrupted": True}],
+         "params": {"temperature": 0.5, "stop": ["x"], "max_tokens": 5}}  # fmt: skip
 
 DEEP: Any = "x"
 for _ in range(60):
@@ -230,6 +234,7 @@ READERS: dict[str, tuple[Read, dict[str, Any]]] = {
     "count tokens": (lambda llm, body: llm.render(parse_count(body, DEFAULTS).chat), ANTHROPIC_COUNT),
     "llama.cpp": (llama_cpp, LLAMA_CPP),
     "batch": (batch, BATCH),
+    "saved conversation": (lambda llm, body: _from_document(body), SAVED),
     "other tables": (tables, {"tokens": [5], "input": ["a"], "prompt": "a", "encoding_format": "float",
                               "lora_name": "a", "lora_path": "b", "add_special_tokens": True, "content": "c"}),
 }  # fmt: skip

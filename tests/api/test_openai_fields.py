@@ -14,13 +14,16 @@ from openai.types.chat import chat_completion_stream_options_param
 from openai.types.chat import completion_create_params as chat_create_params
 
 from glm4.api.fields import LABELS, OPTIONS, Field, body_schema
+from glm4.api.llama_cpp import request as llama_cpp
 from glm4.api.openai import parse_chat, parse_completion
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, REFUSED, read_fields
+from glm4.api.responses.request import parse_responses
 from glm4.errors import InvalidRequestError
 from glm4.llm import LLM
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.server.endpoints.embeddings import EMBEDDING_FIELDS
 from scripted_llm import scripted_llm
+from vocabularies import tiny_chatml
 
 DEFAULTS = SamplingParams(temperature=0.7, repetition_penalty=1.1)
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
@@ -96,6 +99,8 @@ TELLING_COMPLETION: dict[str, tuple[Any, dict[str, Any]]] = {
     "prompt": ("ho", {}),
     "echo": (True, {}),
     "logprobs": (2, {}),
+    "add_special_tokens": (False, {}),
+    "parse_special": (True, {}),
 }
 # Fields of which one value is done, which is what happens without them; any other is refused.
 ONE_VALUE: dict[str, tuple[Any, Any]] = {
@@ -223,3 +228,25 @@ def test_one_form_at_a_time() -> None:
     )
     with pytest.raises(InvalidRequestError, match="response_format and guided_choice exclude each other"):
         parse_chat(CHAT | {"response_format": {"type": "json_object"}, "guided_choice": ["a"]}, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("parse", "sent"),
+    [
+        (lambda b: parse_chat({**CHAT, "logprobs": True, **b}, DEFAULTS), {"top_logprobs": "x"}),
+        (lambda b: parse_chat({**CHAT, **b}, DEFAULTS), {"max_completion_tokens": 2.5}),
+        (lambda b: parse_chat({**CHAT, **b}, DEFAULTS), {"max_tokens": "x"}),
+        (lambda b: parse_completion({**COMPLETION, **b}, DEFAULTS), {"logprobs": True}),
+        (lambda b: parse_responses({"input": "a", **b}, DEFAULTS, thinks=False), {"max_output_tokens": 0}),
+        (lambda b: parse_responses({"input": "a", **b}, DEFAULTS, thinks=False), {"top_logprobs": 99}),
+        (lambda b: llama_cpp.parse_completion({"prompt": "a", **b}, DEFAULTS, tiny_chatml()), {"repeat_penalty": "x"}),
+        (lambda b: llama_cpp.parse_completion({"prompt": "a", **b}, DEFAULTS, tiny_chatml()), {"n_predict": 0}),
+        (lambda b: llama_cpp.parse_completion({"prompt": "a", **b}, DEFAULTS, tiny_chatml()), {"n_probs": 999}),
+    ],
+)
+def test_errors_name_the_field_that_was_sent(parse: Callable[[dict[str, Any]], object], sent: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(sent)
+    (name,) = sent
+    assert caught.value.param == name
+    assert str(caught.value).startswith(f"{name} ")

@@ -134,6 +134,33 @@ def test_malformed_tools(tools: Any, message: str) -> None:
     assert caught.value.param == "tools"
 
 
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [("description", 7), ("description", []), ("parameters", "x"), ("parameters", [1]), ("strict", 1)],
+)
+def test_malformed_members_of_a_function(member: str, value: object) -> None:
+    tool = {"type": "function", "function": {"name": "f", member: value}}
+    with pytest.raises(InvalidRequestError, match=rf"tools\[0\]\.function\.{member} must be") as caught:
+        render(CHATML, [Message("user", "a")], tools=[tool], tokenizer=tiny_chatml())
+    assert caught.value.param == f"tools[0].function.{member}"
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_null_in_a_tool_is_not_given(name: str, glm4: Tokenizer) -> None:
+    tokenizer = tiny_chatml() if name == "chatml" else glm4
+    nulls = {"description": None, "parameters": None, "strict": None}
+    texts = {
+        render_text(DIALECTS[name], [Message("user", "a")], tools=[tool], tokenizer=tokenizer)
+        for tool in (
+            {"type": "function", "function": {"name": "f"}},
+            {"type": "function", "function": {"name": "f", **nulls}},
+            {"type": None, "function": {"name": "f"}, "metadata": None},
+        )
+    }
+    assert len(texts) == 1
+    assert "null" not in texts.pop()
+
+
 @pytest.mark.parametrize("name", DIALECTS)
 @pytest.mark.parametrize("tools", [["get_weather"], [{"type": "retrieval"}], [{"type": "function"}]])
 def test_malformed_tools_on_a_message(name: str, tools: list[Any], glm4: Tokenizer) -> None:

@@ -65,7 +65,8 @@ def test_openais_answers_are_taken_as_they_are_dumped(kind: Any) -> None:
     ids=str,
 )  # fmt: skip
 def test_what_answers_carry(fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert read(answer(**fields)) == Message(**({"role": "assistant", "content": "hi"} | expected))
+    whole: dict[str, Any] = {"role": "assistant", "content": "hi", **expected}
+    assert read(answer(**fields)) == Message(**whole)
 
 
 def test_a_type_beside_the_role() -> None:
@@ -78,13 +79,13 @@ def test_names_of_results() -> None:
 
 
 def test_nulls_of_tools_are_not_in_the_prompt() -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": None}}}
-    with_nulls = {"type": None, "strict": None, "function": {**tool["function"], "description": None, "strict": None}}
+    function: dict[str, Any] = {"name": "f", "parameters": {"type": "object", "default": None}}
+    with_nulls = {"type": None, "strict": None, "function": {**function, "description": None, "strict": None}}
     for request in (
         ChatRequest.of([{"role": "user", "content": "a"}], tools=[with_nulls]),
         ChatRequest.of([{"role": "system", "content": "a", "tools": [with_nulls]}]),
     ):
-        assert request.offered_tools == [{"function": tool["function"]}]
+        assert request.offered_tools == [{"function": function}]
 
 
 @pytest.mark.parametrize(

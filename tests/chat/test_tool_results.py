@@ -135,6 +135,10 @@ def test_what_belongs_together(messages: list[Any], expected: list[str] | None) 
         ([ASK, result("A", "a"), BOTH], "id 'A', but no call before it has"),
         ([ASK, BOTH, result("A", "a"), result("A", "b")], "two tool results have the id 'A'"),
         ([ASK, BOTH, result("A", "a"), result("B", "b"), ASK, result("B", "c")], "two tool results have the id 'B'"),
+        (
+            [calls(call("0", "x")), ASK, calls(call("0", "y")), result("0", "b"), result("0", "a")],
+            "two tool results have the id '0'",
+        ),
         ([ASK, calls(call("A", "x"), call("A", "y"))], "two calls of one turn have the id 'A'"),
         ([ASK, BOTH, result("A", "a")], "call of 'get_weather' with the id 'B' has no result"),
         ([ASK, BOTH, result("B", "b"), ASK], "call of 'get_weather' with the id 'A' has no result"),
@@ -151,6 +155,7 @@ def test_what_belongs_to_no_call_is_refused(messages: list[Any], problem: str) -
     assert caught.value.param == "messages"
 
 
+@pytest.mark.thorough
 def test_a_long_history_takes_linear_time() -> None:
     """A hundred thousand calls and results, answered backwards; a quadratic search would take hours."""
     made = tuple(ToolCall(str(number), "f", "{}") for number in range(100_000))

@@ -35,6 +35,15 @@ def read(path: Path, config: ModelConfig, model_type: str = "glm", max_nbytes: i
     return read_adapter(path, config, model_type, get_kernels(), format="fp32", max_nbytes=max_nbytes, layers=())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_configuration_edited_on_windows_is_read(tmp_path: Path, config: ModelConfig, encoding: str) -> None:
+    path = write_adapter(tmp_path / "a", factors(config))
+    plain = read(path, config)
+    file = path / "adapter_config.json"
+    file.write_bytes(file.read_text(encoding="utf-8").encode(encoding))
+    assert read(path, config).rank == plain.rank
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

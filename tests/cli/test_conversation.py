@@ -36,6 +36,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["talk.json"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_conversation_edited_on_windows_is_loaded(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "talk.json"
+    conversation.save(example(), "starter", path)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    assert conversation.load(path) == (example(), "starter")
+
+
 def test_pictures_are_saved_with_the_conversation(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     image = ImagePart(b"png", media_type="image/png")

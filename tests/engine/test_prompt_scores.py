@@ -30,20 +30,13 @@ def test_prompts_that_part_at_any_place_of_a_page(common: int, length: int) -> N
         output = score(made, ids)
         assert output.prompt_logprobs == fresh(ids).prompt_logprobs
         assert output.token_ids == fresh(ids).token_ids
-        assert output.num_cached_tokens % PAGE_SIZE == 0
-        if number >= 2:
-            # Known once more; the last id, and the page before a token that never followed it, are computed.
-            assert output.num_cached_tokens == (length - 1) // PAGE_SIZE * PAGE_SIZE
-    # What both have in common was found by the second, unless they part right behind the page.
-    made = engine()
-    score(made, first)
-    expected = (common - (common % PAGE_SIZE == 0)) // PAGE_SIZE * PAGE_SIZE
-    assert score(made, second).num_cached_tokens == min(expected, (length - 1) // PAGE_SIZE * PAGE_SIZE)
+        # All that both have in common, but the row that is to predict another token; in the end all but the last id.
+        assert output.num_cached_tokens == (0, common - 1, length - 1, length - 1)[number]
 
 
 def test_more_alternatives_than_kept_are_computed_and_then_kept() -> None:
     made, ids = engine(), prompt(0, 70)
-    for num_top, cached in ((0, 0), (1, 0), (0, 64), (1, 64), (5, 0), (3, 64), (5, 64), (0, 64)):
+    for num_top, cached in ((0, 0), (1, 0), (0, 69), (1, 69), (5, 0), (3, 69), (5, 69), (0, 69)):
         output = score(made, ids, num_top)
         assert output.num_cached_tokens == cached, num_top
         assert output.prompt_logprobs == fresh(ids, num_top).prompt_logprobs
@@ -52,7 +45,7 @@ def test_more_alternatives_than_kept_are_computed_and_then_kept() -> None:
 def test_a_page_that_was_only_read_has_no_scores_yet() -> None:
     made, ids = engine(), prompt(0, 70)
     finish(made, request("plain", ids))
-    for cached in (0, 64):
+    for cached in (0, 69):
         output = score(made, ids)
         assert output.num_cached_tokens == cached
         assert output.prompt_logprobs == fresh(ids).prompt_logprobs
@@ -63,17 +56,18 @@ def test_many_continuations_of_one_page_forget_the_oldest() -> None:
     made, ids = engine(), prompt(0, 2 * PAGE_SIZE)
     for token in range(40):
         score(made, [*ids, token, 1])
-    assert score(made, [*ids, 39, 1]).num_cached_tokens == 2 * PAGE_SIZE
+    assert score(made, [*ids, 39, 1]).num_cached_tokens == 2 * PAGE_SIZE + 1
     forgotten = score(made, [*ids, 0, 1])
-    assert forgotten.num_cached_tokens == PAGE_SIZE
+    assert forgotten.num_cached_tokens == 2 * PAGE_SIZE - 1
     assert forgotten.prompt_logprobs == fresh([*ids, 0, 1]).prompt_logprobs
     assert made.prefix_cache.score_nbytes < 2 * PAGE_SIZE * 24
+    assert len(made.prefix_cache._nodes) < 8, "nor does it keep all of their last pages"
 
 
 def test_a_dropped_page_gives_its_scores_back() -> None:
     made = engine()
     score(made, prompt(0, 70))
-    assert made.prefix_cache.score_nbytes == 2 * PAGE_SIZE * 16, "16 bytes a token, with one alternative"
+    assert made.prefix_cache.score_nbytes == 69 * 16, "16 bytes a token, with one alternative"
     made.prefix_cache.clear()
     assert made.prefix_cache.score_nbytes == 0
 

@@ -1,4 +1,4 @@
-"""Run the suites of other projects against our server: `python tests/peers/run.py [llama_cpp] [vllm]`.
+"""Run the suites of other projects against our server: `python tests/peers/run.py [llama_cpp] [vllm] [harnesses]`.
 
 Makes an environment of its own (.venv-peers) with what the suites import, fetches their sources once, and prints what
 passed. Exits with 1 when a case failed that is not on the list of those left out, or when fewer pass than promised.
@@ -148,12 +148,18 @@ def run(suite: Suite, folder: Path, workers: int) -> Counter[str]:
 def main() -> int:
     """Run the suites that were named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [suite.name for suite in SUITES]
+    names = [*(suite.name for suite in SUITES), "harnesses"]
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(names))
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="suites' tests at a time")
     options = parser.parse_args()
     if not set(options.suites) <= set(names):
         parser.error(f"a suite is one of {', '.join(names)}")
+    if not options.suites or "harnesses" in options.suites:
+        import harnesses
+
+        harnesses.main()
+        if options.suites == ["harnesses"]:
+            return 0
     environment()
     import fetch
 

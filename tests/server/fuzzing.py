@@ -37,6 +37,8 @@ _SEVERAL_TYPES = {
     "prompt", "input", "content", "system", "stop", "tool_choice", "output", "arguments", "response_format", "tokens",
     "logprobs", "truncation", "reasoning", "thinking", "text", "dimensions", "user", "seed", "echo",
 }  # fmt: skip
+# Without them every answer may be another one.
+_RANDOM = {"seed", "temperature"}
 _VALUES: tuple[Any, ...] = (7, 2.5, True, "x", [], {}, [[]], {"a": 1}, ["x"], [None])
 
 
@@ -113,6 +115,8 @@ class Fuzzer:
         return found + (checks[mutation.kind](mutation, answer) if mutation.kind in checks else [])
 
     def _null(self, mutation: Mutation, answer: Answer) -> list[str]:
+        if mutation.site[-1] in _RANDOM:
+            return []
         if isinstance(mutation.site[-1], int):
             return [] if answer.status >= 400 else ["null in a list is taken"]
         without = self._plain(mutation.good.path, _without(mutation.good.body, mutation.site))
@@ -126,6 +130,8 @@ class Fuzzer:
 
     def _repeated(self, mutation: Mutation, answer: Answer) -> list[str]:
         assert mutation.repeated is not None
+        if mutation.repeated[0] in _RANDOM:
+            return []
         last = _replaced(mutation.body, (*mutation.site, mutation.repeated[0]), mutation.repeated[1])
         return [] if answer.status >= 400 or answer.same(self._plain(mutation.good.path, last)) else ["not the last"]
 
@@ -136,7 +142,8 @@ class Fuzzer:
         if answer.status >= 400 or not mutation.good.path.endswith("/chat/completions"):
             return []
         rendered = self._plain(mutation.good.path + "/render", mutation.body)
-        texts = [m["content"] for m in mutation.body["messages"] if isinstance(m.get("content"), str)]
+        others = [m for m in mutation.body["messages"] if _result_id(m) is None]  # results go to their calls
+        texts = [m["content"] for m in others if isinstance(m.get("content"), str)]
         at = [rendered.value["prompt"].find(text) for text in texts if text]
         return [] if at == sorted(at) and -1 not in at else ["messages are in another order in the prompt"]
 
@@ -175,17 +182,21 @@ def _value(response: httpx.Response) -> Any:
         return response.text
 
 
-def _collect(value: Any, texts: dict[str, str]) -> None:
-    """Text of a stream by key, joined: pieces may be cut anywhere."""
+def _collect(value: Any, texts: dict[str, str], place: str = "") -> None:
+    """Text of a stream by index and key, joined: pieces may be cut anywhere, and choices come in any order."""
+    if isinstance(value, dict) and "index" in value:
+        place = f"{place}/{value['index']}"
     for key, part in value.items() if isinstance(value, dict) else ((None, item) for item in value):
         if isinstance(part, str) and key in _STREAMED:
-            texts[key] = texts.get(key, "") + part
+            texts[f"{place}/{key}"] = texts.get(f"{place}/{key}", "") + part
         elif isinstance(part, (dict, list)):
-            _collect(part, texts)
+            _collect(part, texts, place)
 
 
 def _stripped(value: Any) -> Any:
     if isinstance(value, dict):
+        if "cache_read_input_tokens" in value:  # Anthropic counts cached tokens apart
+            value = {**value, "input_tokens": value["input_tokens"] + value["cache_read_input_tokens"]}
         return {key: _stripped(part) for key, part in value.items() if key not in _VOLATILE}
     return [_stripped(part) for part in value] if isinstance(value, list) else value
 
@@ -195,7 +206,8 @@ def _sites(value: Any, site: Site = ()) -> Iterator[Site]:
     pairs: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in pairs:
         yield (*site, key)
-        if key not in _OPAQUE:
+        arguments = key == "input" and value.get("type") == "tool_use"
+        if key not in _OPAQUE and not arguments:
             yield from _sites(part, (*site, key))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fuzzing import Good
 
-_SHORT = {"model": "tiny", "temperature": 0, "max_tokens": 5}
+_SHORT = {"model": "tiny", "temperature": 0.0, "max_tokens": 5}
 _PLACE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 _FUNCTION = {"name": "get_weather", "description": "Weather of a place.", "parameters": _PLACE}
 _TOOL = {"type": "function", "function": _FUNCTION}
@@ -84,7 +84,7 @@ GOOD = [
             "model": "tiny",
             "input": "Hello there",
             "instructions": "Be brief.",
-            "temperature": 0,
+            "temperature": 0.0,
             "max_output_tokens": 5,
             "store": False,
         },
@@ -96,7 +96,7 @@ GOOD = [
             "tools": [_RESPONSES_TOOL],
             "tool_choice": "auto",
             "parallel_tool_calls": True,
-            "temperature": 0,
+            "temperature": 0.0,
             "max_output_tokens": 5,
             "store": False,
         },
@@ -121,7 +121,7 @@ GOOD = [
     Good("/v1/chat/completions/render", {"messages": _TOOLS_USED, "tools": [_TOOL]}),
     Good(
         "/completion",
-        {"prompt": "Once", "temperature": 0, "n_predict": 5, "n_probs": 2, "repeat_penalty": 1.3, "stop": ["zz"]},
+        {"prompt": "Once", "temperature": 0.0, "n_predict": 5, "n_probs": 2, "repeat_penalty": 1.3, "stop": ["zz"]},
     ),
     Good("/apply-template", {"messages": _TALK}),
     Good("/chat/completions/input_tokens", {"messages": _TOOLS_USED, "tools": [_TOOL]}),

@@ -53,6 +53,8 @@ def test_a_failure_ends_its_request_and_no_other(
 ) -> None:
     with server.client() as client, client.stream("POST", "/v1/completions", json=NEIGHBOR) as alone:
         expected = heard(alone.iter_lines())
+    until(lambda: not any(server.leftovers.values()), "the engine is idle")
+    server.llm.backend.engine.prefix_cache.clear()  # type: ignore[attr-defined]
     with server.client() as client, client.stream("POST", "/v1/completions", json=NEIGHBOR) as neighbor:
         lines = neighbor.iter_lines()
         first = next(lines)

@@ -31,7 +31,10 @@ _NEIGHBOR: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = write_folder(tmp_path_factory.mktemp("model") / "m", chat_template=None)
+    # Greedy by default, so that an answer without a temperature can be compared, too.
+    folder = write_folder(
+        tmp_path_factory.mktemp("model") / "m", chat_template=None, generation_config={"do_sample": False}
+    )
     llm = LLM(str(folder), dtype="fp32", max_num_seqs=8, max_model_len=2048)
     with serve(config("tiny", allowed_origins=("localhost",)), llm) as running:
         yield running

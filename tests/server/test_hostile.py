@@ -197,7 +197,7 @@ def test_a_body_without_a_type_is_taken_from_programs_only(client: httpx.Client)
         ({"messages": "y" * 100_000}, "messages"),
         ({**HELLO, "user": ["y" * 100_000]}, "user"),
         ({**HELLO, "stop": [["y"] * 100_000]}, "stop"),
-        ({"messages": [{"role": "y" * 100_000}]}, "messages"),
+        ({"messages": [{"role": "y" * 100_000}]}, "messages[0].role"),
         ({**HELLO, "model": 5}, "model"),
         ({**HELLO, "tool_choice": {"type": "function", "function": {"name": "y" * 100_000}}}, "tool_choice"),
     ],
@@ -217,13 +217,39 @@ def test_errors_quote_little_of_what_they_refuse(client: httpx.Client, body: dic
         ("/completion", "logit_bias", [[1, 10**400]]),
         ("/completion", "repeat_penalty", 1e308),
         ("/completion", "n_probs", 10**400),
+        *(
+            (path, field, 10**400)
+            for path in ("/v1/completions", CHAT)
+            for field in ("max_tokens", "seed", "top_k", "n")
+        ),
+        (CHAT, "max_completion_tokens", 10**400),
+        (CHAT, "stop_token_ids", [10**400]),
+        ("/v1/responses", "max_output_tokens", 10**400),
+        ("/v1/messages", "max_tokens", 10**400),
+        ("/completion", "n_predict", 10**400),
+        ("/detokenize", "tokens", [10**400]),
     ],
 )
 def test_numbers_out_of_every_range_are_refused(client: httpx.Client, path: str, field: str, value: Any) -> None:
     """Some of these once ended the engine, for everybody."""
-    response = client.post(path, json={"prompt": "x", field: value})
-    assert response.json()["error"]["param"] in (field, "logprobs", "repetition_penalty")
+    body = {"/v1/responses": {"input": "x"}, "/v1/messages": HELLO, CHAT: HELLO}.get(path, {"prompt": "x"})
+    response = client.post(path, json={**({} if path == "/detokenize" else body), field: value})
     assert response.status_code == 400
+    error = response.json()["error"]
+    assert field in error["message"] if path == "/v1/messages" else error["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "assistant", "content": "hi", "tool_calls": 5}, "messages[0].tool_calls"),
+        ({"role": "user", "content": "hi", "tools": 5}, "messages[0].tools"),
+        ({"role": {"a": 1}, "content": "hi"}, "messages[0].role"),
+        ({"role": "user", "content": {"a": 1}}, "messages[0].content"),
+    ],
+)
+def test_odd_messages_are_refused(client: httpx.Client, message: dict[str, Any], param: str) -> None:
+    refused(client.post(CHAT, json={"messages": [message]}), 400, param)
 
 
 def test_an_unknown_model_is_quoted_harmlessly(client: httpx.Client) -> None:

@@ -29,6 +29,11 @@ def test_a_small_vocabulary_loads(tmp_path: Path) -> None:
     assert tokenizer.size == 274
 
 
+def test_a_byte_order_mark_is_not_a_piece(tmp_path: Path) -> None:
+    first, *others = rank_lines(BYTES)
+    assert load_tokenizer(write(tmp_path, [b"\xef\xbb\xbf" + first, *others])).encode("hi") == [104, 105]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

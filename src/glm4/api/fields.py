@@ -20,6 +20,7 @@ from glm4.sampling_params import (
     MAX_STOP_STRINGS,
     MAX_TEMPERATURE,
     MIN_REPETITION_PENALTY,
+    SamplingParams,
 )
 
 Reader = Callable[[str, Any], Any]
@@ -186,6 +187,26 @@ def read_fields(
             raise InvalidRequestError(f"unsupported field {name!r}{reason}", param=name)
         read[name] = table[name].read(name, value)
     return read
+
+
+def sampling_params(
+    defaults: SamplingParams, changes: Mapping[str, Any], sent_as: Mapping[str, str] | None = None
+) -> SamplingParams:
+    """The model's own sampling options with those of a request.
+
+    Args:
+        sent_as: option → the request's field that sets it, where the names differ; errors name the field.
+
+    Raises:
+        InvalidRequestError: a value is out of range.
+    """
+    try:
+        return defaults.replace(**changes)
+    except InvalidRequestError as error:
+        field = (sent_as or {}).get(error.param or "")
+        if field is None:
+            raise
+        raise InvalidRequestError(str(error).replace(str(error.param), field, 1), param=field) from None
 
 
 def body_schema(table: Mapping[str, Field], required: Sequence[str]) -> dict[str, Any]:

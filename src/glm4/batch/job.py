@@ -281,7 +281,7 @@ class _Run:
         _refuse_stream(completion.stream)
         if len(completion.prompts) > 1:
             raise InvalidRequestError("a line of a batch has one prompt", param="prompt")
-        prepared = llm.prepare_prompt(completion.prompts[0], completion.params)
+        prepared = llm.prepare_prompt(completion.prompts[0], completion.params, **completion.options)
 
         def build(output: RequestOutput) -> dict[str, Any]:
             return text_completions(

@@ -72,7 +72,7 @@ class _Turn:
 def in_call_order(messages: Sequence[Message]) -> list[Message]:
     """The conversation with the results of each assistant turn directly after it, in the order of its calls.
 
-    A result belongs to the latest call before it that has its id and no result yet. One without an id (GLM-4's own
+    A result belongs to the latest call before it that has its id. One without an id (GLM-4's own
     `observation`, older clients) belongs to the first call without a result, of its `name` if it has one, in the
     latest turn that made calls.
 
@@ -89,7 +89,7 @@ def in_call_order(messages: Sequence[Message]) -> list[Message]:
 
 class _Matcher:
     def __init__(self) -> None:
-        self._by_id: dict[str, list[_Call]] = {}
+        self._by_id: dict[str, _Call] = {}  # the latest: some clients number the calls of every turn anew
         self._latest: _Turn | None = None  # the latest turn that made calls
 
     def match(self, messages: Sequence[Message]) -> list[Message]:
@@ -115,7 +115,7 @@ class _Matcher:
         for call in turn.add(message):
             self._latest = turn
             if call.id:
-                self._by_id.setdefault(call.id, []).append(call)
+                self._by_id[call.id] = call
 
     def _call_of(self, result: Message) -> _Call | None:
         """The call that a result answers; None leaves it in its place."""
@@ -138,8 +138,8 @@ class _Matcher:
         return calls[0] if calls else None
 
     def _call_with_id(self, result_id: str) -> _Call:
-        same = self._by_id.get(result_id)
-        if same is None:
+        call = self._by_id.get(result_id)
+        if call is None:
             made = [] if self._latest is None else self._latest.calls
             if len(made) == 1 and not made[0].id and made[0].result is None:
                 return made[0]  # the only call of the turn, written without an id
@@ -149,11 +149,9 @@ class _Matcher:
                 f"a tool result has the id {result_id[:80]!r}, but no call before it has{last}; send the id of the call"
                 " it answers, and the assistant's message with that call before it"
             )
-        while same and same[-1].result is not None:
-            same.pop()
-        if not same:
+        if call.result is not None:
             raise _error(f"two tool results have the id {result_id[:80]!r}; send one result per call")
-        return same[-1]
+        return call
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -41,6 +41,12 @@ class ServingOptions:
             "--allow-adapter-loading", panel=_ACCESS, help="Let clients load LoRA adapters from this machine's folders."
         ),
     ] = False
+    parse_special: Annotated[
+        bool,
+        Option(
+            "--parse-special", panel=_ACCESS, help="Read <|user|> and the like in raw prompts (not chats) as tokens."
+        ),
+    ] = False
     max_queue: Annotated[
         int, Option(min=0, metavar="N", panel=_LIMITS, help="Requests that may wait; more get 429.")
     ] = 256

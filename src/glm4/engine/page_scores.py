@@ -8,7 +8,6 @@ from functools import lru_cache
 import numpy as np
 
 from glm4.logprobs import TokenLogprobs
-from glm4.model.kv_cache import PAGE_SIZE
 
 # Tokens after a page whose log-probability is kept. A page that many different ones follow forgets the oldest.
 _MOST_NEXT = 8
@@ -22,19 +21,21 @@ class PageScores:
     tokens that come with it.
 
     Args:
-        inside: of the page's tokens but the first, with equally many most likely tokens each.
+        inside: of the page's tokens but the first, with equally many most likely tokens each; of a partly filled page,
+            or one whose end is not of the prompt, of fewer.
     """
 
-    __slots__ = ("_inside", "_next")
+    __slots__ = ("_inside", "_next", "count")
 
     def __init__(self, inside: Sequence[TokenLogprobs]) -> None:
+        self.count = len(inside)
         self._inside = _pack(inside)
         self._next: dict[int, bytes] = {}
 
     @property
     def num_top(self) -> int:
         """Most likely tokens at each position inside."""
-        return len(self._inside) // (PAGE_SIZE - 1) // 8 - 1
+        return len(self._inside) // self.count // 8 - 1
 
     @property
     def nbytes(self) -> int:
@@ -49,18 +50,25 @@ class PageScores:
         if len(self._next) > _MOST_NEXT:
             del self._next[next(iter(self._next))]
 
-    def keep_next(self, other: PageScores) -> None:
-        """Take over the next tokens from an older object for the same page; more pages may be known behind them."""
-        self._next = {**other._next, **self._next}
+    def joined(self, older: PageScores) -> PageScores:
+        """The one with more most likely tokens of two for the same page, with all next tokens of the older one."""
+        if older.num_top > self.num_top:
+            return older
+        self._next = {**older._next, **self._next}
+        return self
 
     def cover(self, next_id: int, num_top: int) -> bool:
         """Whether everything up to the token after the page is known, with this many most likely ones."""
         following = self._next.get(next_id)
         return following is not None and min(self.num_top, len(following) // 8 - 1) >= num_top
 
+    def read_inside(self, ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+        """Entries of `ids`: the page's from the second on, at most `count`."""
+        return _unpack(self._inside[: len(self._inside) // self.count * len(ids)], ids, num_top)
+
     def read(self, ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
         """Entries of `ids`: the page's but the first, and the one after it; `cover` must have been True."""
-        return _unpack(self._inside, ids[:-1], num_top) + _unpack(self._next[ids[-1]], ids[-1:], num_top)
+        return self.read_inside(ids[:-1], num_top) + _unpack(self._next[ids[-1]], ids[-1:], num_top)
 
 
 @lru_cache

@@ -5,6 +5,10 @@ a prefix. An image's span, with its digest, is part of the key of the page in wh
 beyond. Pages without holders stay in the tree until memory is needed and are then evicted, least recently used
 first. A partly filled page is never shared, so shared pages are never written to.
 
+Log-probabilities of a scored prompt stay beside its pages. A prompt that is to be scored holds only pages with these,
+and copies the beginning of the next one where it begins alike: the choices of one question differ in their last tokens.
+For that, the last page of a scored prompt stays, too: a leaf with a key shorter than a page, which nobody can hold.
+
 The bookkeeping relies on two invariants:
 - A sequence that holds a node also holds its ancestors. So a node never has fewer holders than a child, and a node
   without holders has none below it either: every page in `_idle` can be evicted.
@@ -14,8 +18,6 @@ The bookkeeping relies on two invariants:
 Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree's number is
 its adapter's, which is never reused, so pages of an unloaded adapter are never found again and are evicted eventually.
 
-Log-probabilities of a scored prompt stay beside its pages. A prompt that is to be scored holds only pages with these.
-
 Sharing is exact: a page's keys and values are bit-identical however its tokens were batched and chunked (the kernels'
 contract), so it does not matter which of two equal pages a sequence reads.
 """
@@ -23,11 +25,16 @@ contract), so it does not matter which of two equal pages a sequence reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice, takewhile
 
 from glm4.engine.page_scores import PageScores
 from glm4.logprobs import TokenLogprobs
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.prompt import MediaSpan
+
+# Pages looked at for `beginning`, the latest first; and partly filled pages kept behind one page.
+_MOST_COMPARED = 16
+_MOST_BEGINNINGS = 4
 
 _Key = tuple[int | MediaSpan, ...]
 
@@ -60,7 +67,6 @@ class PrefixCache:
         self._nodes: dict[int, _Node] = {}
         # Nodes without holders in order of release; a dict because it keeps order and deletes in constant time.
         self._idle: dict[int, _Node] = {}
-        self.score_nbytes = 0  # of the log-probabilities kept; beside keys and values, at most a few percent of them
 
     @property
     def num_available_pages(self) -> int:
@@ -71,6 +77,11 @@ class PrefixCache:
     def num_used_pages(self) -> int:
         """Pages that running sequences hold."""
         return self._cache.num_pages - self.num_available_pages
+
+    @property
+    def score_nbytes(self) -> int:
+        """Bytes of the log-probabilities kept; at most a few percent of the keys and values they stand beside."""
+        return sum(node.scores.nbytes for node in list(self._nodes.values()) if node.scores is not None)
 
     def hold(
         self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = (), num_top: int | None = None
@@ -102,6 +113,67 @@ class PrefixCache:
             known += scores.read(ids[start : start + PAGE_SIZE], num_top)
         return known
 
+    def beginning(
+        self, ids: Sequence[int], pages: Sequence[int], num_top: int, tree: int = 0
+    ) -> tuple[int, list[TokenLogprobs]]:
+        """A page to copy behind these, which `hold` gave; it may be evicted later, but is not overwritten until then.
+
+        Returns:
+            The page, and log-probabilities of the ids from the second behind `pages` on. As many rows of the page are
+            those of the prompt.
+        """
+        parent = self._nodes[pages[-1]] if pages else self._roots.get(tree)
+        start, count = len(pages) * PAGE_SIZE, 0
+        best: _Node | None = None
+        for node in islice(reversed(parent.children.values()), _MOST_COMPARED) if parent is not None else ():
+            if node.scores is None or node.scores.num_top < num_top:
+                continue
+            pairs = zip(node.key, ids[start : start + node.scores.count + 1], strict=False)
+            alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) - 1
+            if alike > count:
+                best, count = node, alike
+        if best is None or best.scores is None:
+            return -1, []
+        return best.page, best.scores.read_inside(ids[start + 1 : start + 1 + count], num_top)
+
+    def keep_beginning(
+        self,
+        ids: Sequence[int],
+        pages: Sequence[int],
+        num_shared: int,
+        logprobs: Sequence[TokenLogprobs | None],
+        tree: int = 0,
+    ) -> None:
+        """Keep a scored prompt's last page, for `beginning`; to be called before its `release`.
+
+        Args:
+            num_shared: full pages that `share` added; the next one is the page.
+            logprobs: of the ids whose keys and values are complete.
+        """
+        start = num_shared * PAGE_SIZE
+        inside = [one for one in logprobs[start + 1 : start + PAGE_SIZE] if one is not None]
+        key = tuple(ids[start : start + 1 + len(inside)])
+        if not self.enabled or not inside or num_shared >= len(pages) or len(key) == PAGE_SIZE:
+            return
+        parent = self._nodes[pages[num_shared - 1]] if num_shared else self._root(tree)
+        known = parent.children.get(key)
+        if known is not None and known.scores is not None:
+            if known.scores.num_top < len(inside[0].top):
+                known.scores = PageScores(inside)
+            return
+        others = [node for node in parent.children.values() if len(node.key) < PAGE_SIZE]
+        if len(others) >= _MOST_BEGINNINGS:
+            self._drop(others[0])
+        node = _Node(pages[num_shared], key, parent)
+        node.holders = 1
+        parent.children[key] = self._nodes[node.page] = node
+        node.scores = PageScores(inside)
+
+    def copy(self, source: int, page: int) -> None:
+        """Copy the keys and values of a page."""
+        for array in (*self._cache.keys, *self._cache.values):
+            array[page] = array[source]
+
     def keep_scores(self, pages: Sequence[int], first: int, logprobs: Sequence[TokenLogprobs | None]) -> None:
         """Keep a prompt's log-probabilities beside the pages that `share` added.
 
@@ -113,19 +185,13 @@ class PrefixCache:
         for index in range(first, min(len(pages), len(logprobs) // PAGE_SIZE)):
             node, start = self._nodes[pages[index]], index * PAGE_SIZE + 1
             inside = [one for one in logprobs[start : start + PAGE_SIZE - 1] if one is not None]
-            scores, before = PageScores(inside), node.scores
-            if before is not None:
-                self.score_nbytes -= before.nbytes
-                if before.num_top > scores.num_top:
-                    scores = before
-                else:
-                    scores.keep_next(before)
-            following = logprobs[start + PAGE_SIZE - 1 : start + PAGE_SIZE]
-            for one in following:
+            scores = PageScores(inside)
+            if node.scores is not None:
+                scores = scores.joined(node.scores)
+            for one in logprobs[start + PAGE_SIZE - 1 : start + PAGE_SIZE]:
                 if one is not None:
                     scores.add_next(one)
             node.scores = scores
-            self.score_nbytes += scores.nbytes
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` free pages, evicting the least recently used shared ones as needed.
@@ -164,8 +230,7 @@ class PrefixCache:
         full = num_computed // PAGE_SIZE
         if not self.enabled or first >= full:
             return first
-        # A root's key holds its tree's number, so the root can be dropped with its last child.
-        root = self._roots.setdefault(tree, _Node(-1, (tree,), None))
+        root = self._root(tree)
         parent, key_of = root if first == 0 else self._nodes[pages[first - 1]], _keys_of(spans)
         for index in range(first, full):
             key = key_of(ids, index)
@@ -197,6 +262,10 @@ class PrefixCache:
         while self._idle:
             self._drop(next(iter(self._idle.values())))
 
+    def _root(self, tree: int) -> _Node:
+        # Its key holds the tree's number, so that it can be dropped with its last child.
+        return self._roots.setdefault(tree, _Node(-1, (tree,), None))
+
     def _hold(self, node: _Node) -> None:
         node.holders += 1
         self._idle.pop(node.page, None)
@@ -209,8 +278,6 @@ class PrefixCache:
         if parent.parent is None and not parent.children:
             del self._roots[parent.key[0]]
         self._cache.free([node.page])
-        if node.scores is not None:
-            self.score_nbytes -= node.scores.nbytes
 
 
 def _key(ids: Sequence[int], index: int) -> _Key:

@@ -75,6 +75,9 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or aborted sequence and free its pages."""
+        if sequence.request.params.prompt_logprobs is not None and not sequence.spans and sequence.pages:
+            scored = sequence.prompt_logprobs[: sequence.num_computed]
+            self._cache.keep_beginning(sequence.ids, sequence.pages, sequence.num_shared_pages, scored, sequence.tree)
         self._release(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
@@ -124,12 +127,25 @@ class Scheduler:
         """Let a sequence begin after the pages that it holds."""
         sequence.num_shared_pages = len(sequence.pages)
         sequence.num_computed = len(sequence.pages) * PAGE_SIZE
-        if (num_top := sequence.num_top_to_score()) is not None:
-            sequence.know_scores(self._cache.scores(sequence.ids, sequence.pages, num_top))
+        self._use_scores(sequence)
         if not sequence.was_admitted:  # after a preemption it finds its own pages
             sequence.was_admitted = True
             sequence.num_cached = sequence.num_computed
             self._count_lookup(sequence)
+
+    def _use_scores(self, sequence: Sequence) -> None:
+        """Take log-probabilities from the prefix cache for a prompt that holds pages of it, and the rows they allow."""
+        num_top = sequence.num_top_to_score()
+        if num_top is None:
+            return
+        known = self._cache.scores(sequence.ids, sequence.pages, num_top)
+        source, more = self._cache.beginning(sequence.ids, sequence.pages, num_top, sequence.tree)
+        if more and not sequence.spans:
+            sequence.pages += self._cache.allocate(1)  # perhaps the source itself, whose content is still there
+            self._cache.copy(source, sequence.pages[-1])
+            sequence.num_computed += len(more)
+            known += more
+        sequence.know_scores(known)
 
     def _count_lookup(self, sequence: Sequence) -> None:
         if self._cache.enabled and not sequence.needs_all_rows():

@@ -19,7 +19,7 @@ from glm4.model.precision import Precision, precision_candidates, tensor_nbytes
 from glm4.model.tensors import model_tensors
 from glm4.system.memory import Room
 
-PROGRAM_BYTES = 45_000_000  # interpreter and libraries, and the vocabulary of a packed checkpoint
+PROGRAM_BYTES = 55_000_000  # interpreter and libraries, and the vocabulary of a packed checkpoint
 # Of the vocabulary otherwise: the file's metadata, the tokenizer's tables, and what reading and saving them leaves.
 ENTRY_BYTES = 1_600
 AUTO_CONTEXT = 2048  # "auto" takes a smaller format rather than a context below this

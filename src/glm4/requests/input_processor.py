@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.call_grammar import callables
@@ -24,7 +24,25 @@ from glm4.requests.processor import Processor
 from glm4.requests.prompt_forms import PromptLike, read_prompt
 from glm4.requests.requirements import check_supported
 from glm4.sampling_params import SamplingParams, StructuredOutputs
-from glm4.tokenizer import Detokenizer
+from glm4.tokenizer import Detokenizer, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PromptOptions(TypedDict, total=False):
+    """How a raw prompt becomes ids; names follow vLLM and llama.cpp.
+
+    Attributes:
+        add_special_tokens: begin with the model's prefix (`[gMASK]<sop>`) unless the prompt does. The default is True
+            for text and False for ids.
+        parse_special: read spellings of special tokens in text as these tokens. Only for text without user input:
+            whoever wrote it can end turns and begin others.
+    """
+
+    add_special_tokens: bool | None
+    parse_special: bool
+
 
 Grammar = TokenConstraint | StructuredOutputs
 """Compiled, or as source text for a backend that compiles grammars itself."""
@@ -141,27 +159,42 @@ class InputProcessor:
         return prompt if prefill is None else prefill.after(prompt), prefill
 
     def prompt(
-        self, prompt: PromptLike, params: SamplingParams | None = None, *, adapter: str | None = None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
-        return self._raw(prompt, params or self._processor.defaults, adapter, None)
+        return self._raw(prompt, params or self._processor.defaults, adapter, None, **options)
 
     def _raw(
-        self, prompt: PromptLike, params: SamplingParams, adapter: str | None, pooling: Literal["mean"] | None
+        self,
+        prompt: PromptLike,
+        params: SamplingParams,
+        adapter: str | None,
+        pooling: Literal["mean"] | None,
+        **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
         source, given = read_prompt(prompt)
-        ids = Prompt(tokenizer.encode_prompt(source or "")) if given is None else given
+        num_added = 0
+        if not isinstance(given, Prompt):
+            ids, num_added = _prompt_ids(source or "" if given is None else given, tokenizer, **options)
+            given = Prompt(ids)
         form = _form_param(params)
-        check_supported(self._info, ids, params, adapter=adapter, embedding=embedding, grammar=form)
-        self._check_length(ids, "prompt", answer=not embedding)
+        check_supported(self._info, given, params, adapter=adapter, embedding=embedding, grammar=form)
+        self._check_length(given, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
             return tokenizer.detokenizer(skip_special_tokens=skip), PlainParser()
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
-        return PreparedRequest(ids, params, decoder, adapter, pooling, constraint, text=source)
+        return PreparedRequest(
+            given, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
+        )
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to embed; see `LLM.prepare_embedding`."""
@@ -192,6 +225,25 @@ class InputProcessor:
                 " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
                 param=param,
             )
+
+
+def _prompt_ids(
+    prompt: str | Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    add_special_tokens: bool | None = None,
+    parse_special: bool = False,
+) -> tuple[list[int], int]:
+    """Ids of a raw prompt, and how many of them are the model's prefix that it did not have."""
+    prefix = tokenizer.prefix_ids
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+        added = bool(add_special_tokens) and tuple(ids[: len(prefix)]) != prefix
+        return ([*prefix, *ids], len(prefix)) if added else (ids, 0)
+    if add_special_tokens is False:
+        return tokenizer.encode(prompt, allow_special=parse_special), 0
+    ids = tokenizer.encode_prompt(prompt, allow_special=parse_special)
+    return ids, 0 if tokenizer.has_prefix(prompt) else len(prefix)
 
 
 def _form_param(params: SamplingParams) -> str | None:

@@ -29,7 +29,7 @@ def read_prompts(given: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
     return list(listed)
 
 
-def read_prompt(given: PromptLike) -> tuple[str | None, Prompt | None]:
+def read_prompt(given: PromptLike) -> tuple[str | None, Prompt | list[int] | None]:
     """A prompt's text, if it was given, and its ids; without ids the text has to be encoded.
 
     Raises:
@@ -46,7 +46,7 @@ def read_prompt(given: PromptLike) -> tuple[str | None, Prompt | None]:
     listed = _listed(given)
     if not isinstance(listed, Sequence):
         _refuse(f"a prompt is {_FORMS}, not {type(given).__name__} ({str(given)[:40]})")
-    return None, Prompt(_ids(listed))
+    return None, _ids(listed)
 
 
 def read_conversations(given: Conversation | Sequence[Conversation]) -> list[Conversation]:
@@ -67,7 +67,7 @@ def read_conversations(given: Conversation | Sequence[Conversation]) -> list[Con
     return [cast(Conversation, given)]
 
 
-def _read_mapping(given: Mapping[str, Any]) -> tuple[str | None, Prompt | None]:
+def _read_mapping(given: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
     known = {key: value for key, value in given.items() if value is not None}
     text, ids = known.pop("prompt", None), known.pop("prompt_token_ids", None)
     for key in known:
@@ -82,7 +82,7 @@ def _read_mapping(given: Mapping[str, Any]) -> tuple[str | None, Prompt | None]:
     listed = _listed(ids)
     if isinstance(listed, (str, *_BYTES)) or not isinstance(listed, Sequence):
         _refuse(f"'prompt_token_ids' is a list of token ids, not {type(ids).__name__}")
-    return text, Prompt(_ids(listed))
+    return text, _ids(listed)
 
 
 def _listed(value: object) -> object:

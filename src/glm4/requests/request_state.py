@@ -95,6 +95,6 @@ class RequestState:
             self.metrics,
             self.embedding,
             self.error,
-            self.num_added_ids,
-            self.adapter,
+            num_added_ids=self.num_added_ids,
+            lora_request=self.adapter,
         )

@@ -55,6 +55,7 @@ class ServerConfig:
         store_path: SQLite file of stored responses; None keeps them in memory only.
         store_max_bytes, store_max_age: limits of that store, in bytes and seconds.
         allow_adapter_loading: let clients load LoRA adapters from folders on this machine.
+        parse_special: read spellings of special tokens in raw prompts as these tokens, unless a request says otherwise.
         log_prompts: write prompts to the log; off by default.
         metrics_prefix: prefix of metric names; "vllm" makes dashboards for vLLM work.
     """
@@ -79,6 +80,7 @@ class ServerConfig:
     store_max_bytes: int = 256 << 20
     store_max_age: float = 30 * 86400.0
     allow_adapter_loading: bool = False
+    parse_special: bool = False
     log_prompts: bool = False
     metrics_prefix: str = "glm4"
 

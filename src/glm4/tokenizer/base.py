@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from glm4.tokenizer.detokenizer import Detokenizer
 
 MAX_TOKEN_ID = 1 << 24  # far above any real vocabulary; keeps a malicious file from requesting a huge table
 MAX_ADDED_TOKENS = 100_000
+ROLES = ("eos_token", "bos_token", "pad_token")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Tokenizer(ABC):
         special_tokens: spelling → id of the control tokens only.
         prefix_ids: what a raw prompt (no chat template) starts with, e.g. GLM-4's `[gMASK]<sop>`.
         eos_ids: ids that the files themselves mark as end of text; a dialect adds its own stop ids.
+        roles: what the files say is `eos_token`, `bos_token` or `pad_token` → its spelling.
         size: highest id that has a token, plus 1.
     """
 
@@ -74,6 +77,7 @@ class Tokenizer(ABC):
             raise TokenizerError(f"texts are to begin with {prefix_ids!r:.60}, which are no tokens of the vocabulary")
         self.prefix_ids = prefix_ids
         self.eos_ids = eos_ids
+        self.roles: Mapping[str, str] = {}
         self._splitter = _splitter(self.added_tokens.values())
 
     @abstractmethod
@@ -103,9 +107,23 @@ class Tokenizer(ABC):
                 ids += self._encode_plain(part.translate(restored) if restored else part)
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a raw prompt to continue: `prefix_ids`, then the text as plain text."""
-        return [*self.prefix_ids, *self.encode(text)]
+    def encode_prompt(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Ids of a raw prompt to continue: `prefix_ids`, then the text, which may spell the prefix out itself.
+
+        Args:
+            allow_special: match added tokens in the rest of the text, too.
+        """
+        rest = text[len(self.prefix_text) :] if self.has_prefix(text) else text
+        return [*self.prefix_ids, *self.encode(rest, allow_special=allow_special)]
+
+    @cached_property
+    def prefix_text(self) -> str:
+        """The spelling of `prefix_ids`."""
+        return b"".join(map(self.token_bytes, self.prefix_ids)).decode("utf-8", "replace")
+
+    def has_prefix(self, text: str) -> bool:
+        """Whether a text begins with the spelling of `prefix_ids`."""
+        return text.startswith(self.prefix_text)
 
     def split_special(self, text: str) -> Iterator[str | int]:
         """Split text at every added token: ordinary segments (never empty) and ids, in order."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 _QWEN2_PATTERN = GLM4_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")  # every digit separately
+_ROLE_KEYS = {"eos_token": "eos_token_id", "bos_token": "bos_token_id", "pad_token": "padding_token_id"}
 _EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -91,7 +92,17 @@ def _from_metadata(metadata: Mapping[str, Any]) -> ByteLevelBPE:
     prefix = glm_prefix_ids(added)
     if not prefix and metadata.get("tokenizer.ggml.add_bos_token"):
         prefix = _ids(metadata, ("bos_token_id",))
-    return ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(_ids(metadata, _EOS_KEYS)))
+    tokenizer = ByteLevelBPE(lambda: core, pieces, added, prefix, frozenset(_ids(metadata, _EOS_KEYS)))
+    tokenizer.roles = _roles(metadata, {token.id: token.content for token in added})
+    return tokenizer
+
+
+def _roles(metadata: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, str]:
+    """See `Tokenizer.roles`. Converters name a token for the beginning even where the model has none."""
+    ids = {role: _ids(metadata, (key,)) for role, key in _ROLE_KEYS.items()}
+    begins = metadata.get("tokenizer.ggml.add_bos_token")
+    found = {role: names.get(one[0]) for role, one in ids.items() if one and (begins or role != "bos_token")}
+    return {role: name for role, name in found.items() if name is not None}
 
 
 def _tokens(metadata: Mapping[str, Any]) -> tuple[dict[int, str], list[AddedToken]]:

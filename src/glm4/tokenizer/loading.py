@@ -10,13 +10,14 @@ from typing import Any
 
 from glm4.errors import TokenizerError
 from glm4.system.text_encoding import read_text
-from glm4.tokenizer.base import AddedToken, Tokenizer
+from glm4.tokenizer.base import ROLES, AddedToken, Tokenizer
 from glm4.tokenizer.gguf_vocab import tokenizer_from_gguf
 from glm4.tokenizer.hf_tokenizer import added_token_from, read_tokenizer_json
 from glm4.tokenizer.saved_table import read_table
 from glm4.tokenizer.tiktoken_tokenizer import TiktokenTokenizer, read_ranks
 
 MAX_CONFIG_BYTES = 16 << 20
+CONFIG_FILE = "tokenizer_config.json"
 
 
 def load_tokenizer(
@@ -38,7 +39,10 @@ def load_tokenizer(
     if path is None:
         raise TokenizerError("the GGUF file holds no vocabulary (tokenizer.ggml.*); convert the model again with one")
     tokenizer = read_table(path, partial(_from_files, path)) if packed else None
-    return tokenizer if tokenizer is not None else _from_files(path)
+    if tokenizer is None:
+        return _from_files(path)
+    tokenizer.roles = _roles(_config(path / CONFIG_FILE))
+    return tokenizer
 
 
 def _from_files(path: Path) -> Tokenizer:
@@ -47,30 +51,44 @@ def _from_files(path: Path) -> Tokenizer:
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     if file is None:
         raise TokenizerError(f"{path} has no tokenizer.json or tokenizer.model; the checkpoint is incomplete")
-    added, eos_names = _read_config(folder / "tokenizer_config.json")
+    config = _config(folder / CONFIG_FILE)
+    added, roles = _added_tokens(config, folder / CONFIG_FILE), _roles(config)
+    eos_names = [roles["eos_token"]] if "eos_token" in roles else []
+    tokenizer: Tokenizer
     if file.suffix == ".json":
-        return read_tokenizer_json(file, added, eos_names)
-    eos_ids = frozenset(token.id for token in added if token.content in eos_names)
-    return TiktokenTokenizer(read_ranks(file), added or None, eos_ids)
+        tokenizer = read_tokenizer_json(file, added, eos_names)
+    else:
+        eos_ids = frozenset(token.id for token in added if token.content in eos_names)
+        tokenizer = TiktokenTokenizer(read_ranks(file), added or None, eos_ids)
+    tokenizer.roles = roles
+    return tokenizer
 
 
-def _read_config(path: Path) -> tuple[list[AddedToken], list[str]]:
-    """Added tokens and end-of-text spellings that `tokenizer_config.json` names; empty if there is no such file."""
+def _config(path: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`; empty if there is no such file."""
     if not path.is_file():
-        return [], []
+        return {}
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise TokenizerError(f"{path} is larger than {MAX_CONFIG_BYTES >> 20} MiB; refusing to read it")
     try:
         raw = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not valid JSON ({error}); download it again") from None
-    decoder = raw.get("added_tokens_decoder") if isinstance(raw, dict) else None
-    if not isinstance(raw, dict) or not isinstance(decoder, dict | None):
+    if not isinstance(raw, dict) or not isinstance(raw.get("added_tokens_decoder"), dict | None):
         raise TokenizerError(f"{path}: an object with an `added_tokens_decoder` object is expected")
+    return raw
+
+
+def _added_tokens(config: Mapping[str, Any], path: Path) -> list[AddedToken]:
+    decoder = config.get("added_tokens_decoder") or {}
     try:
-        added = [added_token_from(entry, int(token_id), path) for token_id, entry in (decoder or {}).items()]
+        return [added_token_from(entry, int(token_id), path) for token_id, entry in decoder.items()]
     except ValueError:
         raise TokenizerError(f"{path}: added_tokens_decoder must have integer keys") from None
-    eos = raw.get("eos_token")
-    name = eos.get("content") if isinstance(eos, dict) else eos
-    return added, [name] if isinstance(name, str) else []
+
+
+def _roles(config: Mapping[str, Any]) -> dict[str, str]:
+    """See `Tokenizer.roles`."""
+    given = {name: config.get(name) for name in ROLES}
+    named = {name: one.get("content") if isinstance(one, dict) else one for name, one in given.items()}
+    return {name: one for name, one in named.items() if isinstance(one, str)}

@@ -43,6 +43,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     if eos is not None:
         settings["eos_token"] = tokenizer.token_bytes(eos).decode("utf-8", "replace")
+    settings |= tokenizer.roles
     _write(folder / "tokenizer_config.json", settings, indent=2)
 
 

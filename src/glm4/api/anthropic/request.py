@@ -9,7 +9,7 @@ from typing import Any, Literal
 from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED, REFUSED
 from glm4.api.anthropic.members import refusal
 from glm4.api.anthropic.tools import Choice
-from glm4.api.fields import Field, read_fields
+from glm4.api.fields import Field, read_fields, sampling_params
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.sampling_params import SamplingParams, StructuredOutputs
@@ -52,11 +52,14 @@ def parse_message(body: Mapping[str, Any], defaults: SamplingParams) -> MessageR
         InvalidRequestError: a field is unknown, unsupported or has an invalid value; `.param` names it.
     """
     given = _read(body, MESSAGE_FIELDS, MESSAGE_REQUIRED)
-    changes = {row.sampling: given[name] for name, row in MESSAGE_FIELDS.items() if row.sampling and name in given}
+    changes: dict[str, Any] = {
+        row.sampling: given[name] for name, row in MESSAGE_FIELDS.items() if row.sampling and name in given
+    }
     stream, tokens = given.get("stream", False), given["max_tokens"]
     if stream and not tokens:
         raise refusal("max_tokens", "0 leaves nothing to stream")
-    chat = _chat(given, defaults.replace(**changes, **_form(given), max_tokens=max(tokens, 1)))
+    changes |= {**_form(given), "max_tokens": max(tokens, 1)}
+    chat = _chat(given, sampling_params(defaults, changes, {"stop": "stop_sequences"}))
     if chat.continue_final_message and (chat.tool_choice.mode == "required" or _form(given)):
         raise refusal("messages", "the form of the answer is given, so the last message cannot be its beginning")
     return MessageRequest(

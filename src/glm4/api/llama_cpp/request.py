@@ -7,9 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from glm4.api.fields import BOOLEAN, IDS, OBJECT, OPTIONS, STRING, Field, as_it_is, boolean, integer, is_int, text
+from glm4.api.fields import (
+    BOOLEAN,
+    IDS,
+    OBJECT,
+    OPTIONS,
+    STRING,
+    Field,
+    as_it_is,
+    boolean,
+    integer,
+    is_int,
+    sampling_params,
+    text,
+)
 from glm4.api.openai.fields import read_fields
 from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams
@@ -58,8 +72,11 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams, tokenize
     )
 
 
-def prompt_ids(prompt: Any, tokenizer: Tokenizer) -> list[int]:
+def prompt_ids(prompt: Any, tokenizer: Tokenizer, *, parse_special: bool = False) -> list[int]:
     """Convert one prompt to ids: text, ids, a list mixing both, or an object with `prompt_string`.
+
+    Args:
+        parse_special: read spellings of special tokens in texts as these tokens.
 
     Raises:
         InvalidRequestError: it is none of these, or empty.
@@ -69,11 +86,15 @@ def prompt_ids(prompt: Any, tokenizer: Tokenizer) -> list[int]:
             raise InvalidRequestError("a prompt object has a prompt_string and nothing else here", param="prompt")
         prompt = prompt["prompt_string"]
     if isinstance(prompt, str) and prompt:
-        return tokenizer.encode_prompt(prompt)
+        return tokenizer.encode_prompt(prompt, allow_special=parse_special)
     if not isinstance(prompt, list) or not prompt or not all(is_int(one) or isinstance(one, str) for one in prompt):
         raise InvalidRequestError("prompt must be a text, token ids, or a list of such", param="prompt")
-    head = [] if is_int(prompt[0]) else list(tokenizer.prefix_ids)
-    return head + [id_ for one in prompt for id_ in ([one] if is_int(one) else tokenizer.encode(one))]
+    parts: list[Any] = list(prompt)
+    head: list[int] = []
+    if isinstance(parts[0], str):
+        head, parts = tokenizer.encode_prompt(parts[0], allow_special=parse_special), parts[1:]
+    encode = partial(tokenizer.encode, allow_special=parse_special)
+    return head + [id_ for one in parts for id_ in ([one] if is_int(one) else encode(one))]
 
 
 def _prompts(value: Any) -> tuple[list[Any], bool]:
@@ -101,7 +122,9 @@ def _params(given: Mapping[str, Any], defaults: SamplingParams, tokenizer: Token
             for token, bias in given["logit_bias"]
             for one in (tokenizer.encode(token) if isinstance(token, str) else [token])
         }
-    return defaults.replace(**changes)
+    limit = "n_predict" if "n_predict" in given else "max_tokens"
+    sent_as = {"repetition_penalty": "repeat_penalty", "max_tokens": limit, "logprobs": "n_probs"}
+    return sampling_params(defaults, changes, sent_as)
 
 
 def _at_least(low: int) -> Field:

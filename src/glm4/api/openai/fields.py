@@ -23,6 +23,7 @@ from glm4.api.fields import (
     text,
 )
 from glm4.api.schemas import schemas
+from glm4.chat.dialects.base import RESERVED
 from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import MAX_LOGPROBS, MAX_N
 
@@ -64,6 +65,13 @@ def _stream_options(name: str, value: Any) -> Mapping[str, bool]:
     return {key: bool(one) for key, one in value.items()}
 
 
+def _template_kwargs(name: str, value: Any) -> Mapping[str, Any]:
+    for key in mapping(name, value):
+        if key in RESERVED:
+            raise InvalidRequestError(f"{name} may not set {key!r}", param=name)
+    return value  # type: ignore[no-any-return]
+
+
 _SCHEMAS = schemas("openai")
 _COMMON = {
     **OPTIONS,
@@ -91,7 +99,7 @@ CHAT_FIELDS: Mapping[str, Field] = MappingProxyType(
         "top_logprobs": Field(integer(0, MAX_LOGPROBS), as_it_is),
         "add_generation_prompt": Field(BOOLEAN, boolean),
         "continue_final_message": Field(BOOLEAN, boolean),
-        "chat_template_kwargs": Field(OBJECT, mapping),
+        "chat_template_kwargs": Field(OBJECT, _template_kwargs),
         "include_reasoning": Field(BOOLEAN, boolean),
         "modalities": Field({"enum": [["text"]]}, only(["text"])),
         "service_tier": Field({"enum": ["auto", "default"]}, only("auto", "default")),
@@ -110,6 +118,8 @@ COMPLETION_FIELDS: Mapping[str, Field] = MappingProxyType(
         "echo": Field(BOOLEAN, boolean),
         "logprobs": Field(integer(0, MAX_LOGPROBS), as_it_is),
         "best_of": Field(integer(1, MAX_N), as_it_is),
+        "add_special_tokens": Field(BOOLEAN, boolean),
+        "parse_special": Field(BOOLEAN, boolean),
     }
 )
 """Fields of a /v1/completions body."""

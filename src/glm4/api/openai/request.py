@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from glm4.api.fields import is_int
+from glm4.api.fields import is_int, sampling_params
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS, GUIDED, NO_EFFORT, read_fields
 from glm4.chat.chat_request import ChatOptions, ChatRequest
 from glm4.errors import InvalidRequestError, shown
+from glm4.requests.input_processor import PromptOptions
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
 DEFAULT_COMPLETION_TOKENS = 16
@@ -67,6 +68,7 @@ class CompletionRequest:
         echo: put the prompt before each answer.
         generate: False if only the prompt is to be scored (max_tokens 0); `params` then request one token, which
             is left out of the response.
+        options: how the prompts become ids, as far as the body says.
     """
 
     prompts: list[str | list[int]]
@@ -76,6 +78,7 @@ class CompletionRequest:
     generate: bool = True
     stream: StreamOptions | None = None
     response: ResponseOptions = ResponseOptions()
+    options: PromptOptions = field(default_factory=PromptOptions)
 
 
 def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatBody:
@@ -133,13 +136,23 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> Compl
     changes |= _structured(given)
     return CompletionRequest(
         prompts=read_prompts(given.get("prompt"), "prompt"),
-        params=defaults.replace(**changes),
+        params=sampling_params(defaults, changes),
         model=given.get("model"),
         echo=given.get("echo", False),
         generate=not scoring_only,
         stream=_stream(given),
         response=_response(given),
+        options=_prompt_options(given),
     )
+
+
+def _prompt_options(given: Mapping[str, Any]) -> PromptOptions:
+    options = PromptOptions()
+    if "add_special_tokens" in given:
+        options["add_special_tokens"] = given["add_special_tokens"]
+    if "parse_special" in given:
+        options["parse_special"] = given["parse_special"]
+    return options
 
 
 def read_prompts(value: Any, name: str) -> list[str | list[int]]:
@@ -179,7 +192,10 @@ def _chat_params(given: Mapping[str, Any], defaults: SamplingParams) -> Sampling
         raise InvalidRequestError("top_logprobs needs logprobs = true", param="top_logprobs")
     if wanted:
         changes["logprobs"] = given.get("top_logprobs", 0)
-    return defaults.replace(**changes, **_structured(given))
+    sent_as = {"logprobs": "top_logprobs"}
+    if "max_completion_tokens" in given:
+        sent_as["max_tokens"] = "max_completion_tokens"
+    return sampling_params(defaults, {**changes, **_structured(given)}, sent_as)
 
 
 def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:

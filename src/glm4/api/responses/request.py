@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from glm4.api.fields import BOOLEAN, OPTIONS, STRING, Field, boolean, is_int, mapping, only, read_fields, text
+from glm4.api.fields import (
+    BOOLEAN,
+    OPTIONS,
+    STRING,
+    Field,
+    boolean,
+    is_int,
+    mapping,
+    only,
+    read_fields,
+    sampling_params,
+    text,
+)
 from glm4.api.openai.fields import CHAT_FIELDS, EFFORTS
 from glm4.api.openai.request import with_effort
 from glm4.api.responses.items import Item, read_input, to_messages
@@ -87,7 +99,9 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
         raise InvalidRequestError("stream_options needs stream = true", param="stream_options")
     _check_thinking(given, thinks)
     logprobs = LOGPROBS in given.get("include", ()) or bool(given.get("top_logprobs"))
-    changes = {row.sampling: given[name] for name, row in OPTIONS.items() if row.sampling and name in given}
+    changes: dict[str, Any] = {
+        row.sampling: given[name] for name, row in OPTIONS.items() if row.sampling and name in given
+    }
     if "max_output_tokens" in given:
         changes["max_tokens"] = given["max_output_tokens"]
     if logprobs:
@@ -95,7 +109,8 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
     form = _structured(given.get("text", {}).get("format", {"type": "text"}))
     if form is not None:
         changes["structured_outputs"] = form
-    params = defaults.replace(**changes)
+    sent_as = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+    params = sampling_params(defaults, changes, sent_as)
     tools, choice = offer(given.get("tools", ()), given.get("tool_choice", "auto"))
     return ResponsesRequest(
         items=given.get("input", []),

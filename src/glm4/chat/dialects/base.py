@@ -24,7 +24,8 @@ from glm4.tokenizer import Detokenizer, Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
 _SWITCH = "enable_thinking"  # the variable by which templates turn thinking off, where they can
-_RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+"""Variables of a chat template that a request sets by fields of its own."""
 
 
 class TemplateDialect(ABC):
@@ -183,7 +184,7 @@ class Rendering:
         self.tokenizer = tokenizer
         self._add_generation_prompt = request.add_generation_prompt
         kwargs = dict(request.template_kwargs)
-        for name in _RESERVED:
+        for name in RESERVED:
             if name in kwargs:
                 raise InvalidRequestError(f"template_kwargs may not set {name!r}", param="template_kwargs")
         if kwargs.get("reasoning_effort") == "none" and dialect.thinks and _SWITCH not in self.template.source:
@@ -273,18 +274,36 @@ def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any
 def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
         raise InvalidRequestError(f"tools[{index}] must be an object", param="tools")
+    tool = _given(tool)
     kind = tool.get("type", "function")
     if kind in builtin:
-        return dict(tool)
+        return tool
     if kind != "function":
         raise InvalidRequestError(
             f"tools[{index}] has type {shown(kind)}, which this model does not know", param="tools"
         )
     function = tool.get("function")
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
+    if function is None or not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
-    return {"type": "function", **tool}
+    function = _given(function)
+    for key, (type_, words) in _FUNCTION_MEMBERS.items():
+        if key in function and not isinstance(function[key], type_):
+            place = f"tools[{index}].function.{key}"
+            raise InvalidRequestError(f"{place} must be {words}, not {shown(function[key])}", param=place)
+    return {"type": "function", **tool, "function": function}
+
+
+def _given(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls, which clients write for what is not given; a prompt would show them to the model."""
+    return {key: value for key, value in members.items() if value is not None}
+
+
+_FUNCTION_MEMBERS: dict[str, tuple[type, str]] = {
+    "description": (str, "a text"),
+    "parameters": (Mapping, "a JSON schema, which is an object"),
+    "strict": (bool, "true or false"),
+}
 
 
 def function_names(tools: Tools) -> frozenset[str]:

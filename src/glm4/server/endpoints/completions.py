@@ -12,7 +12,7 @@ from glm4.api.openai import CompletionRequest, parse_completion
 from glm4.api.openai.answers import text_completions
 from glm4.api.openai.events import TextChunks
 from glm4.outputs import StreamChunk
-from glm4.requests.input_processor import PreparedRequest
+from glm4.requests.input_processor import PreparedRequest, PromptOptions
 from glm4.server.generation import Generation, interleaved, prepare, whole_many
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
@@ -30,7 +30,8 @@ async def completions(request: Request) -> Response:
 
 async def _answer(state: ServerState, target: Target, completion: CompletionRequest) -> Response:
     def prepare_all() -> list[PreparedRequest]:
-        one = partial(target.llm.prepare_prompt, params=completion.params, adapter=target.adapter)
+        options: PromptOptions = {"parse_special": state.config.parse_special, **completion.options}
+        one = partial(target.llm.prepare_prompt, params=completion.params, adapter=target.adapter, **options)
         return [one(prompt) for prompt in completion.prompts]
 
     batch = await prepare(prepare_all)

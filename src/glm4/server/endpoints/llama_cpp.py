@@ -38,7 +38,8 @@ async def _answer(state: ServerState, target: Target, wanted: LlamaCppRequest) -
 
     def prepare_all() -> list[PreparedRequest]:
         one = partial(llm.prepare_prompt, params=wanted.params, adapter=target.adapter)
-        return [one(prompt_ids(prompt, llm.tokenizer)) for prompt in wanted.prompts]
+        parse_special = state.config.parse_special
+        return [one(prompt_ids(prompt, llm.tokenizer, parse_special=parse_special)) for prompt in wanted.prompts]
 
     batch = await prepare(prepare_all)
     if not wanted.stream:

@@ -16,6 +16,7 @@ from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.generation import prepare
 from glm4.server.registry import Target
 from glm4.server.state import server_state
+from glm4.tokenizer.base import ROLES
 
 TOKENIZE_FIELDS: Mapping[str, Field] = {
     "model": Field(STRING, text),
@@ -50,16 +51,23 @@ async def tokenize(request: Request) -> Response:
         )
         ids = (await prepare_chat_request(target, chat.request)).prompt_ids
     else:
-        ids = await prepare(lambda: _encode(target, given, given[sources[0]], native=sources == ["content"]))
+        native = sources == ["content"]
+        parse = given.get("parse_special", native or state.config.parse_special or _is_raw(given))
+        ids = await prepare(lambda: _encode(target, given, given[sources[0]], native=native, parse=parse))
     return JSONResponse(_tokens(target, ids, given))
 
 
-def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool) -> list[int]:
+def _is_raw(given: Mapping[str, Any]) -> bool:
+    """Whether a client writes all special tokens itself: it turned ours off, as programs written for vLLM do."""
+    return given.get("add_special_tokens") is False
+
+
+def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool, parse: bool) -> list[int]:
     """Ids of a text; llama.cpp's form adds no prefix unless asked, vLLM's does."""
     tokenizer = target.llm.tokenizer
     prefix = given.get("add_special_tokens", given.get("add_special", not native))
-    ids = tokenizer.encode(source, allow_special=given.get("parse_special", native))
-    return [*tokenizer.prefix_ids, *ids] if prefix else ids
+    encode = tokenizer.encode_prompt if prefix else tokenizer.encode
+    return encode(source, allow_special=parse)
 
 
 def _tokens(target: Target, ids: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +106,8 @@ async def tokenizer_info(request: Request) -> Response:
     """What a client may need to know about the vocabulary and the chat template."""
     target = server_state(request).models.find(request.query_params.get("model"))
     processor, tokenizer = target.llm.processor, target.llm.tokenizer
+    ends = sorted(tokenizer.eos_ids or processor.stop_ids)
+    eos = tokenizer.roles.get("eos_token", tokenizer.token_bytes(ends[0]).decode("utf-8", "replace"))
     return JSONResponse(
         {
             "model": target.model.name,
@@ -108,6 +118,8 @@ async def tokenizer_info(request: Request) -> Response:
             "prefix_ids": list(tokenizer.prefix_ids),
             "stop_ids": sorted(processor.stop_ids),
             "special_tokens": dict(tokenizer.special_tokens),
+            **{role: tokenizer.roles.get(role) for role in ROLES},
+            "eos_token": eos,
             "chat_template": processor.dialect.choose_template(processor.template).source,
         }
     )
