@@ -119,7 +119,15 @@ class BusyError(Glm4Error):
 
 
 class PromptTooLongError(InvalidRequestError):
-    """The prompt (plus at least one new token) does not fit the context."""
+    """The prompt (plus at least one new token) does not fit the context.
+
+    Attributes:
+        at_least: the number of tokens it has at least, if it was refused uncounted.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, at_least: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.at_least = at_least
 
 
 class OutOfMemoryError(Glm4Error):

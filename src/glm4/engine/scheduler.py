@@ -7,7 +7,7 @@ youngest sequence gives up its pages and starts over later (its ids are kept, so
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
@@ -105,8 +105,7 @@ class Scheduler:
 
     def admit(self) -> None:
         """Admit waiting sequences, as far as limits and pages allow."""
-        while self.waiting and len(self.running) < self.config.max_num_seqs:
-            sequence = self.waiting[0]
+        while len(self.running) < self.config.max_num_seqs and (sequence := self._next()) is not None:
             sequence.attempt(self._hold, sequence)
             # Wait for room for the whole prompt: admitting earlier would only preempt another sequence.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
@@ -115,7 +114,19 @@ class Scheduler:
                 self._release(sequence)
                 return
             sequence.attempt(self._begin, sequence)
-            self.running.append(self.waiting.popleft())
+            self.waiting.remove(sequence)  # usually the first
+            self.running.append(sequence)
+
+    def _next(self) -> Sequence | None:
+        """The first waiting sequence whose group may have another one running."""
+        if not self.waiting or self.waiting[0].request.max_running is None:
+            return self.waiting[0] if self.waiting else None
+        running = Counter(sequence.request.group for sequence in self.running)
+        for sequence in self.waiting:
+            request = sequence.request
+            if request.max_running is None or running[request.group] < request.max_running:
+                return sequence
+        return None
 
     def _hold(self, sequence: Sequence) -> None:
         """Hold the pages that the prefix cache has for a sequence."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from glm4.engine.grammar import GrammarState
 from glm4.engine.pooling import MeanPool
+from glm4.engine.prefix_cache import Tree
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
@@ -94,9 +95,9 @@ class Sequence:
         return self.pool is not None
 
     @property
-    def tree(self) -> int:
+    def tree(self) -> Tree:
         """The prefix cache tree that its pages belong to."""
-        return 0 if self.adapter is None else self.adapter.number
+        return (0 if self.adapter is None else self.adapter.number), self.request.cache_salt
 
     def next_positions(self, count: int) -> NDArray[np.int32]:
         """Positions of the next `count` rows to compute, which may extend beyond `ids`: int32 [count]."""

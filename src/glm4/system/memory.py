@@ -23,10 +23,26 @@ _FILES = {
 _PAGE_CACHE = ("inactive_file", "active_file")
 
 
+# A limit of our own for this process: `limit_memory`.
+_limit: list[int] = []
+
+
+def limit_memory(nbytes: int) -> None:
+    """Bytes that this process is to use at most; `available_memory` goes by it from now on."""
+    _limit[:] = [nbytes]
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping; page cache counts as free."""
     free = _meminfo("MemAvailable", root) or _sysconf_free()
-    return min([free, *_address_space(root), *(max(0, limit - used) for limit, used in _groups(root))])
+    own = [max(0, limit - _own(root)) for limit in _limit]
+    groups = (max(0, limit - used) for limit, used in _groups(root))
+    return min([free, *own, *_address_space(root), *groups])
+
+
+def _own(root: Path = ROOT) -> int:
+    """Bytes that this process has allocated; mapped files do not count, as in `available_memory`."""
+    return _number(root / "proc/self/status", "RssAnon", ":") * 1024
 
 
 class Room(NamedTuple):
@@ -43,7 +59,7 @@ class Room(NamedTuple):
     @classmethod
     def here(cls) -> Room:
         """Of this machine and process, measured."""
-        return cls(available_memory(), _number(ROOT / "proc/self/status", "RssAnon", ":") * 1024)
+        return cls(available_memory(), _own())
 
 
 def total_memory(root: Path = ROOT) -> int:
