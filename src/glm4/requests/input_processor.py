@@ -23,6 +23,7 @@ from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
+from glm4.requests.prompt_forms import PromptLike, read_prompt
 from glm4.requests.requirements import check_supported
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.tokenizer import Detokenizer, Tokenizer
@@ -30,7 +31,6 @@ from glm4.tokenizer import Detokenizer, Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-PromptLike = str | Sequence[int] | Prompt
 _T = TypeVar("_T")
 
 
@@ -192,15 +192,16 @@ class InputProcessor:
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
-        source = prompt if isinstance(prompt, str) else None
+        source, given = read_prompt(prompt)
         num_added = 0
-        if not isinstance(prompt, Prompt):
-            encode = partial(_prompt_ids, prompt, tokenizer, most=self._max_model_len, **options)
+        if not isinstance(given, Prompt):
+            written = source or "" if given is None else given
+            encode = partial(_prompt_ids, written, tokenizer, most=self._max_model_len, **options)
             ids, num_added = self._fitting(encode, "prompt")
-            prompt = Prompt(ids)
+            given = Prompt(ids)
         form = _form_param(params)
-        check_supported(self._info, prompt, params, adapter=adapter, embedding=embedding, grammar=form)
-        self._check_length(prompt, "prompt", answer=not embedding)
+        check_supported(self._info, given, params, adapter=adapter, embedding=embedding, grammar=form)
+        self._check_length(given, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
@@ -208,7 +209,7 @@ class InputProcessor:
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
         return PreparedRequest(
-            prompt, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
+            given, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
         )
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:

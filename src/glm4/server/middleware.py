@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
-from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
+from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, current_request, error_response
 from glm4.server.identity import KEY_ID, key_id
 from glm4.server.memory import BODY_MEMORY, BodyMemory
 from glm4.server.paths import tidy_path
@@ -50,6 +50,7 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request.set(request_id)
         started, status = time.monotonic(), _NOTHING_SENT
 
         async def send_with_id(message: Message) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -65,6 +66,16 @@ def total_memory(root: Path = ROOT) -> int:
     """Bytes of memory this machine (or container) has."""
     total = _meminfo("MemTotal", root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(limit for limit, _ in _groups(root))])
+
+
+def return_free_memory() -> None:
+    """Return what was freed to the system; glibc keeps it for later allocations otherwise."""
+    if sys.platform == "linux":
+        import ctypes  # when a model is closed; not while starting
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _address_space(root: Path) -> list[int]:
