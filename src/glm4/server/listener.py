@@ -75,9 +75,10 @@ class Listener:
         return len(self._connections) + sum(one not in self._connections for one in self._opening.values())
 
     def _accept(self) -> None:
+        idle: list[Connection] = []
         for _ in range(_AT_ONCE):
             full = self._count() >= self._most
-            first = self._first_to_go() if full else None
+            first = self._first_to_go(idle) if full else None
             if full and first is None:
                 self._pause()
                 return
@@ -89,6 +90,7 @@ class Listener:
                 self._out_of_resources(error)
                 return
             if first is not None:
+                idle.pop()
                 first.evict()
             accepted.setblocking(False)
             connection = self._make()
@@ -106,12 +108,17 @@ class Listener:
         except OSError:  # gone already
             accepted.close()
 
-    def _first_to_go(self) -> Connection | None:
-        """The idle connection whose place another one gets; None if there is none."""
-        idle = [one for one in self._connections if one.is_idle]
-        first = min(idle, key=lambda one: (one.is_trusted, one.idle_since), default=None)
+    def _first_to_go(self, idle: list[Connection]) -> Connection | None:
+        """The idle connection whose place another one gets; None if there is none.
+
+        Args:
+            idle: the order in which connections go, last first; filled here, once for all that are accepted at once.
+        """
+        if not idle:
+            idle += [one for one in self._connections if one.is_idle]
+            idle.sort(key=lambda one: (one.is_trusted, one.idle_since), reverse=True)
         # Those that are being opened go before trusted ones.
-        return None if first is None or (first.is_trusted and self._opening) else first
+        return None if not idle or (idle[-1].is_trusted and self._opening) else idle[-1]
 
     def _out_of_resources(self, error: OSError) -> None:
         self._pause()
