@@ -14,6 +14,7 @@ Glm4Error
 ├── InvalidRequestError      a request that can never succeed; `.param` names the field
 │   └── PromptTooLongError       the prompt does not fit the context
 ├── GrammarError             a grammar became too complex to follow during generation; the text ends there
+├── BusyError                too much of a kind of work is under way; the same request may work later
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
@@ -98,6 +99,10 @@ class InvalidRequestError(Glm4Error):
 
 class GrammarError(Glm4Error):
     """A grammar that became too complex to follow during generation."""
+
+
+class BusyError(Glm4Error):
+    """Too much of a kind of work is under way; the same request may work later."""
 
 
 class PromptTooLongError(InvalidRequestError):

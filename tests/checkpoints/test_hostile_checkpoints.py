@@ -7,6 +7,8 @@ allocate more than a damaged file could justify.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -193,3 +195,33 @@ def test_any_value_under_any_gguf_key(tmp_path: Path, data: st.DataObject) -> No
         keys = st.sampled_from([*tiny.gguf_keys(model, "glm4"), "split.count", "general.type", "glm4.other"])
         changes = data.draw(st.dictionaries(keys, values, min_size=1, max_size=2))
         open_everything(tiny.write_gguf(Path(name) / "m.gguf", "glm4", model, metadata=changes))
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+from glm4 import LLM
+from glm4.errors import OutOfMemoryError
+try:
+    with LLM(sys.argv[1], dtype="fp32", num_threads=1) as llm:
+        assert llm.info.max_model_len <= 1 << 24
+        print(len(llm.generate("a")), "answer")
+    LLM(sys.argv[1], dtype="fp32", num_threads=1, max_model_len=1 << 24, max_num_seqs=64)
+except OutOfMemoryError as error:
+    print(error)
+"""
+
+
+def test_a_declared_context_of_millions_takes_what_is_there(tmp_path: Path) -> None:
+    """Under a limit of the address space, of which the machine's free memory says nothing."""
+    model = tiny.tiny_model("chatglm", **SMALL)
+    folder = tiny.write_folder(tmp_path / "folder", model)
+    (folder / "config.json").write_text(json.dumps(config_json(model) | {"seq_length": 1 << 24}))
+    metadata = {"qwen2.context_length": 1 << 24}
+    file = tiny.write_gguf(tmp_path / "m.gguf", "qwen2", tiny.gguf_model("qwen2", **SMALL), metadata=metadata)
+    for path in (folder, file):
+        command = [sys.executable, "-c", LIMITED, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "1 answer" in done.stdout
+        assert "context" in done.stdout.splitlines()[-1], "what to do about it"

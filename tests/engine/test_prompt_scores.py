@@ -68,8 +68,9 @@ def test_a_dropped_page_gives_its_scores_back() -> None:
     made = engine()
     score(made, prompt(0, 70))
     assert made.prefix_cache.score_nbytes == 69 * 16, "16 bytes a token, with one alternative"
+    assert made.stats().prompt_score_nbytes == 69 * 16
     made.prefix_cache.clear()
-    assert made.prefix_cache.score_nbytes == 0
+    assert made.stats().prompt_score_nbytes == 0
 
 
 def test_neighbors_that_score_the_same_prompt_at_once() -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_grammars import HOSTILE, LINKS, chain
 
 from glm4.chat.call_grammar import with_options
 from glm4.engine.protocol import TokenConstraint
-from glm4.errors import InvalidRequestError
-from glm4.requests import grammar_compiler
+from glm4.errors import BusyError, InvalidRequestError
+from glm4.requests import grammar_guard
 from glm4.requests.grammar_compiler import GrammarCompiler
-from glm4.requests.grammar_guard import LIMITS, PLAIN_LEVELS, is_plain, is_plain_form
+from glm4.requests.grammar_guard import LIMITS, PLAIN_LEVELS, GrammarGuard, is_plain, is_plain_form
 from glm4.requests.grammar_trial import describe
 from glm4.requests.processor import Processor
 from glm4.sampling_params import StructuredOutputs
 from glm4.system.helper import Helper
+from hostile_grammars import HOSTILE, LINKS, chain
 from tiny import VOCAB_SIZE, write_folder
 
 NORMAL = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -62,7 +64,7 @@ def test_ordinary_forms_start_no_process(compiler: GrammarCompiler, monkeypatch:
     def refuse(*_: object) -> str:
         raise AssertionError("a process was asked")
 
-    monkeypatch.setattr(grammar_compiler.GrammarGuard, "why_not", refuse)
+    monkeypatch.setattr(GrammarGuard, "why_not", refuse)
     types = json.loads(Path(__file__).with_name("field_types.json").read_text())
     ordinary = [name for name, schema in types.items() if is_plain(schema)]
     assert len(ordinary) > 40
@@ -86,6 +88,33 @@ def test_the_deepest_plain_schema_needs_a_fraction_of_the_stack(compiler: Gramma
     compiles(compiler, json=chain(link, count))
 
 
+def test_who_waits_too_long_is_told_to_come_again(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_guard, "_PATIENCE", 0.1)
+    begun, over = threading.Event(), threading.Event()
+
+    class Slow(Helper):
+        def call(self, function: str, argument: bytes) -> bytes:
+            begun.set()
+            over.wait(60)
+            return b""
+
+    guard = GrammarGuard(lambda: b"")
+    monkeypatch.setattr(guard, "_helper", Slow(LIMITS))
+    first = threading.Thread(target=guard.why_not, args=("a",))
+    first.start()
+    begun.wait(60)
+    with pytest.raises(BusyError, match="try again later"):
+        guard.why_not("b")
+    monkeypatch.setattr(guard, "_attack_until", time.monotonic() + 1000)
+    monkeypatch.setattr(grammar_guard, "_MOST_IN_ATTACK", 1)
+    with pytest.raises(BusyError, match="too many"):
+        guard.why_not("b")
+    over.set()
+    first.join()
+    assert guard.why_not("b") is None
+    compiles(compiler, json=NORMAL)
+
+
 @pytest.mark.parametrize(
     "form",
     [
@@ -94,6 +123,8 @@ def test_the_deepest_plain_schema_needs_a_fraction_of_the_stack(compiler: Gramma
         {"json": {"type": "object", "anyOf": [{"required": ["a"]}]}}, {"grammar": 'start: "a"'},
         {"json": {"type": "string", "pattern": "a" * 300}}, {"regex": "a" * 300}, {"choice": ["a"] * 1001},
         {"json": {"enum": ["x" * 1000] * 100}}, {"json": {"unknown": 1}},
+        {"json": {"$ref": "#/$defs/a/enum/0", "$defs": {"a": {"enum": [{"allOf": []}]}}}},
+        {"json": {"$ref": "#/$defs/a%2Fenum%2F0", "$defs": {"a": {"enum": [{"allOf": []}]}}}},
     ],
 )  # fmt: skip
 def test_everything_else_is_tried_first(form: dict[str, Any]) -> None:

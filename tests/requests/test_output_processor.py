@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,6 +52,45 @@ def test_nothing_shown_is_ever_taken_back(text: str, stops: list[str]) -> None:
     shown = "".join(matcher.push(character) for character in text)
     for stop in stops:
         assert stop not in shown
+
+
+@given(st.lists(st.text("ab ", max_size=6), max_size=12), STOPS, st.booleans())
+def test_pieces_equal_searching_in_what_has_come(pieces: list[str], stops: list[str], include: bool) -> None:
+    matcher, shown, text = StopStringMatcher(stops, include), "", ""
+    for piece in pieces:
+        shown, text = shown + matcher.push(piece), text + piece
+        found = first_match(text, stops)
+        if found is not None:
+            at, stop = found
+            assert matcher.matched == stop
+            assert shown == text[: at + len(stop) if include else at]
+            return
+        held = max((n for s in stops for n in range(len(s)) if text.endswith(s[:n])), default=0)
+        assert shown == text[: len(text) - held], "exactly what may still become a stop string is held back"
+    assert matcher.matched is None
+    assert shown + matcher.flush() == text
+
+
+def test_the_work_grows_with_the_text_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop strings that nearly match: every lookup of the automaton is counted."""
+    lookups = 0
+
+    class Counting(dict[str, int]):
+        def get(self, *arguments: Any) -> Any:
+            nonlocal lookups
+            lookups += 1
+            return super().get(*arguments)
+
+    stops = [" " * 3000 + f"x{i}" for i in range(2)] + [" " * 2000 + "y"]
+    matcher = StopStringMatcher(stops, include_stop=False)
+    assert matcher._automaton is not None
+    table = matcher._automaton._next
+    monkeypatch.setattr(matcher._automaton, "_next", [Counting(edges) for edges in table])
+    text = " " * 20_000 + ("  z" + " " * 2500) * 8
+    for start in range(0, len(text), 4):
+        matcher.push(text[start : start + 4])
+    assert matcher.matched is None
+    assert lookups <= 2 * len(text)
 
 
 class Letters(Detokenizer):

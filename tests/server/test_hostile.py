@@ -232,8 +232,8 @@ def test_errors_quote_little_of_what_they_refuse(client: httpx.Client, body: dic
 )
 def test_numbers_out_of_every_range_are_refused(client: httpx.Client, path: str, field: str, value: Any) -> None:
     """Some of these once ended the engine, for everybody."""
-    body = {"/v1/responses": {"input": "x"}, "/v1/messages": HELLO, CHAT: HELLO}.get(path, {"prompt": "x"})
-    response = client.post(path, json={**({} if path == "/detokenize" else body), field: value})
+    bodies: dict[str, Any] = {"/v1/responses": {"input": "x"}, "/v1/messages": HELLO, CHAT: HELLO, "/detokenize": {}}
+    response = client.post(path, json={**bodies.get(path, {"prompt": "x"}), field: value})
     assert response.status_code == 400
     error = response.json()["error"]
     assert field in error["message"] if path == "/v1/messages" else error["param"] == field

@@ -47,6 +47,20 @@ def test_whatever_ends_a_call_is_told_and_the_next_call_works(helper: Helper, ca
     assert helper.call(EVAL, b"b'fine'") == b"fine"
 
 
+def test_a_process_that_was_about_to_end_is_replaced(helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends when idle, maybe in the moment of a call."""
+    helper.call(EVAL, b"b''")
+    process = helper._process
+    assert process is not None
+    assert process.stdin is not None
+    process.stdin.close()
+    process.stdin = open(os.devnull, "wb", buffering=0)  # noqa: PTH123, SIM115
+    process.wait(60)
+    monkeypatch.setattr(process, "poll", iter([None, 0, 0, 0]).__next__)
+    assert helper.call(EVAL, b"b'fine'") == b"fine"
+    assert helper._process is not process
+
+
 def test_time_counts_from_each_call(helper: Helper) -> None:
     """Half of the limit each: were they added up, the third would be too much."""
     busy = (

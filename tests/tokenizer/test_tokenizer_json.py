@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from glm4.errors import TokenizerError
-from glm4.tokenizer import Tokenizer, hf_tokenizer, load_tokenizer
+from glm4.system.helper import Helper
+from glm4.tokenizer import Tokenizer, components, hf_tokenizer, load_tokenizer
 from glm4.tokenizer.tiktoken_tokenizer import GLM4_PATTERN
 
 CORPUS = ["Hello world, hello user and assistant. 你好世界 <|user|> 12345\n\n  indented"] * 3 + ["user tool_call"] * 5
@@ -221,6 +222,56 @@ def test_the_library_fails(tmp_path: Path, changes: dict[str, Any]) -> None:
     save(build(), tmp_path, **changes)
     with pytest.raises(TokenizerError):
         load_tokenizer(tmp_path).encode("b")
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+DOUBLING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 500}}, "more than 16 parts"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [DOUBLING] * 3}}, "makes texts longer"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/" * 400}}, "'Precompiled' is not supported"),
+        ({"normalizer": [1]}, "'list' is not supported"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "'Metaspace' is not supported"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 2}}, "ByteLevel twice"),
+        ({"pre_tokenizer": split("a" * 5000)}, "more than 4096 characters"),
+    ],
+)
+def test_components_that_could_end_the_process_are_refused_unseen(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    save(build(), tmp_path, **changes)
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_patterns_with_counts_are_compiled_elsewhere_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Dying(Helper):
+        def call(self, function: str, argument: bytes) -> bytes:
+            calls.append(function)
+            if b"9999" not in argument:
+                return super().call(function, argument)
+            return super().call("glm4.no_such_module:build", argument)
+
+    monkeypatch.setattr(components, "Helper", Dying)
+    save(build(), tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": [split("(a|b){2,400}"), BYTE_LEVEL]})
+    assert load_tokenizer(tmp_path).encode("ab")
+    save(build(), tmp_path, pre_tokenizer=split("(a{0,9999}){0,9999}"))
+    with pytest.raises(TokenizerError, match="too complex"):
+        load_tokenizer(tmp_path)
+    assert len(calls) == 2
+    save(build(), tmp_path)
+    load_tokenizer(tmp_path)
+    assert len(calls) == 2, "published patterns start no process"
 
 
 def test_not_json_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

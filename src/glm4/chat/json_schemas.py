@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any, TypeGuard
 
 from glm4.errors import InvalidRequestError
@@ -45,6 +44,12 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSc
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _LOWER, _UPPER = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+_BOUNDS = frozenset((*_LOWER, *_UPPER))
+# Whether these demand anything depends on their values and on each other.
+_DEPENDENT = frozenset(
+    ("uniqueItems", "format", "$schema", "contains", "minContains", "maxContains", "if", "then", "else")
+)
+_UNLISTED = frozenset(("propertyNames", "unevaluatedProperties", "unevaluatedItems"))
 # Keywords that look at the same value with further schemas; what they evaluate is not known here.
 _IN_PLACE = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "dependentSchemas")
 _DEMANDS_NOTHING: Mapping[str, Callable[[Any], bool]] = {
@@ -99,9 +104,10 @@ class _Reader:
                 kept[name] = self._constant(name, value, level + 1)
             elif name in _COUNTS:
                 kept[name] = int(value) if isinstance(value, float) and value.is_integer() else value
-            elif name not in (*_LOWER, *_UPPER):  # definitions elsewhere: "#/components/schemas/Pet"
+            elif name not in _BOUNDS:  # definitions elsewhere: "#/components/schemas/Pet"
                 kept[name] = self._any(value, level + 1)
-        self._bounds(given, kept)
+        if not given.keys().isdisjoint(_BOUNDS):
+            self._bounds(given, kept)
         return self._names(kept)
 
     def _any(self, value: object, level: int) -> Any:
@@ -116,6 +122,8 @@ class _Reader:
             and (value is not None or name == "const")
             and not (name in _DEMANDS_NOTHING and _DEMANDS_NOTHING[name](value))
         }
+        if left.keys().isdisjoint(_DEPENDENT):
+            return left
         if left.get("uniqueItems") is True and (_at_most_one(left) or not self._strict):
             del left["uniqueItems"]
         if left.get("format") not in FORMATS:
@@ -135,7 +143,9 @@ class _Reader:
 
     def _names(self, kept: dict[str, Any]) -> dict[str, Any]:
         """Keywords about unlisted names, in terms of those that the library knows."""
-        alone = not any(name in kept for name in _IN_PLACE)
+        if kept.keys().isdisjoint(_UNLISTED):
+            return kept
+        alone = kept.keys().isdisjoint(_IN_PLACE)
         for new, old in (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items")):
             if kept.get(new) is False and alone:
                 kept.pop(new)
@@ -233,11 +243,13 @@ def _survives(value: float) -> bool:
     """Whether the library reads a number as it is: its digits as one float64, times or by one power of ten."""
     if not abs(value) < _MOST:
         return False
-    _, digits, exponent = Decimal(repr(value)).as_tuple()
-    if not isinstance(exponent, int) or exponent < -300:
+    digits, _, power = repr(abs(value)).partition("e")
+    whole, _, fraction = digits.partition(".")
+    exponent, significand = int(power or 0) - len(fraction), float(int(whole + fraction))
+    if exponent < -300:
         return False
-    significand = float(int("".join(map(str, digits))))
-    return (significand * 10.0**exponent if exponent >= 0 else significand / 10.0**-exponent) == abs(value)
+    ten = float(f"1e{abs(exponent)}")  # the nearest float64, which `10.0 ** 23` is not
+    return (significand * ten if exponent >= 0 else significand / ten) == abs(value)
 
 
 def _at_most_one(schema: Mapping[str, Any]) -> bool:

@@ -119,6 +119,7 @@ class Engine:
             num_waiting=len(scheduler.waiting),
             kv_pages_used=self.prefix_cache.num_used_pages,
             kv_pages_total=self.cache.num_pages,
+            prompt_score_nbytes=self.prefix_cache.score_nbytes,
             prefix_cache_queries=scheduler.num_looked_up_tokens,
             prefix_cache_hits=scheduler.num_found_tokens,
             num_preemptions=scheduler.num_preemptions,

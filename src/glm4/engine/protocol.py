@@ -149,6 +149,7 @@ class EngineStats:
         num_waiting: requests in the queue, now.
         kv_pages_used: pages of the KV cache that running requests hold, now; those kept only for reuse are free.
         kv_pages_total: total number of pages.
+        prompt_score_nbytes: memory of the log-probabilities kept beside pages, now.
         prefix_cache_queries: prompt tokens looked up in the prefix cache.
         prefix_cache_hits: those of them that were found.
         num_preemptions: how often a request gave up its pages for an older one.
@@ -162,6 +163,7 @@ class EngineStats:
     num_waiting: int = 0
     kv_pages_used: int = 0
     kv_pages_total: int = 0
+    prompt_score_nbytes: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     num_preemptions: int = 0

@@ -7,6 +7,7 @@ becomes one grammar in llguidance's dialect of Lark.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from glm4.chat.call_grammar import CallableTool, json_rule, literal
@@ -24,8 +25,8 @@ class DeclaredGrammars:
         self._dialect = dialect
 
     def raw(self, outputs: StructuredOutputs) -> StructuredOutputs:
-        """The description of a raw completion: the caller's own."""
-        return outputs
+        """The description of a raw completion: the caller's own, or what can be enforced of its schema."""
+        return outputs if outputs.json is None else replace(outputs, json=form_schema(outputs))
 
     def answer(
         self, outputs: StructuredOutputs | None, tools: Sequence[CallableTool], *, parallel: bool

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class GrammarCompiler:
         """
         schema = form_schema(outputs)
         grammars = [{"name": "start", **_text_grammar(outputs, schema)}]
-        return self._compile(grammars, outputs.param, outputs.param, plain=is_plain_form(outputs, schema))
+        return self._compile(grammars, outputs.param, outputs.param, plain=lambda: is_plain_form(outputs, schema))
 
     def answer(
         self, outputs: StructuredOutputs | None, tools: Sequence[CallableTool], *, parallel: bool
@@ -84,7 +84,7 @@ class GrammarCompiler:
             for tool in tools:
                 schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
                 what = f"the parameters of function {tool.name!r}"
-                self._compile([schema], tool.param, what, plain=is_plain(tool.schema or {}))
+                self._compile([schema], tool.param, what, plain=partial(is_plain, tool.schema or {}))
             raise
 
     def close(self) -> None:
@@ -99,22 +99,32 @@ class GrammarCompiler:
     ) -> TokenConstraint:
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
         grammars = [{"name": "start", "lark_grammar": lark}]
-        plain = all(is_plain(tool.schema or {}) for tool in tools)
+        schema = {} if outputs is None else form_schema(outputs)
         if outputs is not None:
-            schema = form_schema(outputs)
             grammars.append({"name": "answer", **_text_grammar(outputs, schema)})
-            plain = plain and is_plain_form(outputs, schema)
+
+        def plain() -> bool:
+            form = outputs is None or is_plain_form(outputs, schema)
+            return form and all(is_plain(tool.schema or {}) for tool in tools)
+
         blamed = "tools" if outputs is None else outputs.param
         return self._compile(grammars, blamed, blamed, plain=plain)
 
-    def _compile(self, grammars: list[dict[str, Any]], param: str, what: str, *, plain: bool) -> TokenConstraint:
-        """Compile, or take what is compiled already. `plain`: known to be harmless, unless together they are large."""
+    def _compile(
+        self, grammars: list[dict[str, Any]], param: str, what: str, *, plain: Callable[[], bool]
+    ) -> TokenConstraint:
+        """Compile, or take what is compiled already.
+
+        Args:
+            plain: whether the parts are known to be harmless, as they are unless together they are large.
+        """
         text = json.dumps({"grammars": grammars})
         with self._lock:
             if text in self._compiled:
                 self._compiled.move_to_end(text)
                 return self._compiled[text]
-        why_not = None if plain and len(text) <= 2 * PLAIN_CHARACTERS else self._guard.why_not(text)
+        harmless = len(text) <= 2 * PLAIN_CHARACTERS and plain()
+        why_not = None if harmless else self._guard.why_not(text)
         if why_not is not None:
             raise InvalidRequestError(f"{what}: {why_not}", param=param)
         grammar = call_with_stack(lambda: self._grammar(text, param, what), STACK_BYTES)

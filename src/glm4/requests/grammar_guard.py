@@ -8,14 +8,15 @@ first, with the model's own vocabulary, and followed for a few random tokens, wi
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from glm4.errors import Glm4Error
+from glm4.errors import BusyError
 from glm4.sampling_params import StructuredOutputs
 from glm4.system.helper import Cause, Helper, HelperError, Limits
 
@@ -36,8 +37,13 @@ _PLAIN_KEYWORDS = frozenset(
 )  # fmt: skip
 # Merging these with keywords beside them copies what they refer to.
 _ALONE = ("$ref", "anyOf", "oneOf")
+# Other references lead to places that are not looked at, such as the values of an enum.
+_DEFINITION = re.compile(r"#(/(\$defs|definitions)/[^/%]+)?")
 _BESIDE = frozenset(("$defs", "definitions", "$schema", "$id"))
 _REMEMBERED = 256
+_MOST_WAITING, _MOST_IN_ATTACK = 16, 2
+_PATIENCE = 10.0  # seconds
+_ATTACK_SECONDS = 30.0  # after a grammar that broke a limit
 
 _WHY: Mapping[Cause, str] = {
     "time": f"compiling it takes more than {LIMITS.cpu_seconds} seconds; make it simpler",
@@ -56,31 +62,52 @@ class GrammarGuard:
 
     def __init__(self, vocabulary: Callable[[], bytes]) -> None:
         self._helper = Helper(LIMITS, lambda: ("glm4.requests.grammar_trial:set_up", vocabulary()))
-        self._lock = threading.Lock()
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._num_waiting, self._attack_until = 0, 0.0
         self._known: OrderedDict[bytes, str | None] = OrderedDict()
 
     def why_not(self, grammar: str) -> str | None:
         """Why a grammar cannot be used; None if it may be compiled here.
 
         Raises:
-            Glm4Error: no helper process can be started.
+            BusyError: others are being tried for too long, or no helper process can be started.
         """
+        import hashlib  # not at every start
+
         key = hashlib.sha256(grammar.encode()).digest()
         with self._lock:
             if key in self._known:
                 return self._known[key]
-        try:
-            self._helper.call("glm4.requests.grammar_trial:follow", grammar.encode())
-            answer = None
-        except HelperError as error:
-            answer = _WHY[error.cause]
-        except OSError as error:
-            raise Glm4Error(f"cannot start the process that tries grammars ({error})") from None
+        answer = self._tried(grammar)
         with self._lock:
             self._known[key] = answer
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return answer
+
+    def _tried(self, grammar: str) -> str | None:
+        # Whoever waits holds a thread that prepares requests, and others need these, above all during an attack.
+        with self._lock:
+            most = _MOST_IN_ATTACK if time.monotonic() < self._attack_until else _MOST_WAITING
+            if self._num_waiting >= most:
+                raise BusyError("too many unusual grammars are being compiled; try again later")
+            self._num_waiting += 1
+        try:
+            if not self._turn.acquire(timeout=_PATIENCE):
+                raise BusyError(f"other grammars have taken {_PATIENCE:g} seconds to compile; try again later")
+            try:
+                self._helper.call("glm4.requests.grammar_trial:follow", grammar.encode())
+            finally:
+                self._turn.release()
+        except HelperError as error:
+            self._attack_until = time.monotonic() + _ATTACK_SECONDS
+            return _WHY[error.cause]
+        except OSError as error:
+            raise BusyError(f"the process that tries grammars cannot be started ({error.strerror})") from None
+        finally:
+            with self._lock:
+                self._num_waiting -= 1
+        return None
 
     def close(self) -> None:
         """End the helper process, if there is one."""
@@ -123,6 +150,8 @@ def _is_plain_node(schema: Mapping[str, Any]) -> bool:
     if schema.keys() - _PLAIN_KEYWORDS:
         return False
     if any(name in schema for name in _ALONE) and len(schema.keys() - _BESIDE) > 1:
+        return False
+    if "$ref" in schema and not _DEFINITION.fullmatch(str(schema["$ref"])):
         return False
     for name in ("properties", "$defs", "definitions"):
         if not isinstance(schema.get(name, {}), Mapping):

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4.errors import (
+    BusyError,
     Glm4Error,
     InvalidRequestError,
     OutOfMemoryError,
@@ -104,6 +105,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, (OutOfMemoryError, MemoryError)):
         log.error("out of memory", exc_info=error)
         return busy("the server is out of memory; try a shorter request", 10)
+    if isinstance(error, BusyError):
+        return busy(str(error), 5)
     if isinstance(error, StoreError):
         log.error("stored responses: %s", error)
         return ApiError(500, "stored responses cannot be read or written; the server's log says why", "store")

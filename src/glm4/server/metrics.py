@@ -136,6 +136,7 @@ class _EngineCollector(Collector):
             put(gauge, "num_requests_running", "Requests in the batch.", stats.num_running)
             put(gauge, "num_requests_waiting", "Requests waiting for a slot.", waiting)
             put(gauge, "kv_cache_usage_perc", "Fraction of KV pages in use.", usage)
+            put(gauge, "prompt_score_bytes", "Memory of log-probabilities of prompts.", stats.prompt_score_nbytes)
             put(counter, "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
             put(counter, "prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)
             put(counter, "num_preemptions", "Requests preempted for lack of pages.", stats.num_preemptions)

@@ -17,7 +17,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,7 +24,10 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import IO, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Literal, TypeVar
+
+if TYPE_CHECKING:
+    import subprocess
 
 _T = TypeVar("_T")
 Cause = Literal["time", "memory", "depth", "failure"]
@@ -66,7 +68,7 @@ class Helper:
         self._setup = setup
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._finalizer: weakref.finalize[[], Helper] | None = None
+        self._finalizer: weakref.finalize[[subprocess.Popen[bytes]], Helper] | None = None
 
     def call(self, function: str, argument: bytes) -> bytes:
         """The result of a function.
@@ -80,12 +82,16 @@ class Helper:
             OSError: no process can be started.
         """
         with self._lock:
-            process = self._running()
-            try:
-                return _exchange(process, function, argument, self.limits)
-            except HelperError:
-                self._stop()
-                raise
+            for again in (True, False):
+                process = self._running()
+                try:
+                    return _exchange(process, function, argument, self.limits)
+                except HelperError:
+                    idle = process.poll() == 0  # it ended by itself just now, before it read the call
+                    self._stop()
+                    if not (idle and again):
+                        raise
+            raise AssertionError
 
     def close(self) -> None:
         """End the process; a later call starts another one. Idempotent."""
@@ -137,6 +143,8 @@ def call_with_stack(function: Callable[[], _T], nbytes: int) -> _T:
 
 
 def _start() -> subprocess.Popen[bytes]:
+    import subprocess  # not at every start
+
     # Isolated, so that no variable or file of the working directory changes what is imported; the path is ours.
     code = f"import sys; sys.path[:] = {sys.path!r}; from glm4.system.helper_main import main; main()"
     command = [sys.executable, "-I", "-c", code]
@@ -207,6 +215,8 @@ def _read_line(stream: IO[bytes], deadline: float) -> bytes:
 
 def _cause_of(process: subprocess.Popen[bytes]) -> Cause:
     """Why a process ended. A library's failed allocation aborts it, and so does its failed assertion."""
+    import subprocess
+
     try:
         status = process.wait(timeout=10)
     except subprocess.TimeoutExpired:

@@ -294,29 +294,23 @@ def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any
 def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
         raise InvalidRequestError(f"tools[{index}] must be an object", param="tools")
-    tool = _given(tool)
     kind = tool.get("type", "function")
     if kind in builtin:
-        return tool
+        return dict(tool)
     if kind != "function":
         raise InvalidRequestError(
             f"tools[{index}] has type {shown(kind)}, which this model does not know", param="tools"
         )
     function = tool.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if function is None or not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
+    function = function if isinstance(function, Mapping) else {}
+    name = function.get("name")
+    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
-    function = _given(function)
     for key, (type_, words) in _FUNCTION_MEMBERS.items():
         if key in function and not isinstance(function[key], type_):
             place = f"tools[{index}].function.{key}"
             raise InvalidRequestError(f"{place} must be {words}, not {shown(function[key])}", param=place)
-    return {"type": "function", **tool, "function": function}
-
-
-def _given(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, which clients write for what is not given; a prompt would show them to the model."""
-    return {key: value for key, value in members.items() if value is not None}
+    return {"type": "function", **tool}
 
 
 _FUNCTION_MEMBERS: dict[str, tuple[type, str]] = {
