@@ -109,7 +109,7 @@ def test_without_descriptors_the_server_waits_quietly(tmp_path: Path, caplog: py
 
 
 def _free_below(limit: int) -> int:
-    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    used = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
     return len(set(range(limit)) - used)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -128,6 +127,6 @@ def test_a_key_file_that_others_can_read_is_warned_about(tmp_path: Path, capsys:
     file = tmp_path / "keys.txt"
     file.write_text(KEYS[0] + "\n")
     for mode, warned in ((0o600, False), (0o400, False), (0o644, True), (0o640, True), (0o602, True)):
-        os.chmod(file, mode)
+        file.chmod(mode)
         assert _keys([], file) == KEYS[:1]
         assert ("chmod 600" in capsys.readouterr().err) == warned, oct(mode)
