@@ -120,7 +120,7 @@ def test_ids_beside_their_text(llm: LLM) -> None:
         ({"a", "b"}, "not set"),
         (object(), "not object"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_not_a_prompt_is_refused_by_name(llm: LLM, given: Any, match: str) -> None:
     for use in (lambda: llm.generate(given, P), lambda: llm.stream_generate(given, P), lambda: llm.embed(given)):
