@@ -59,7 +59,7 @@ class SteppedBackend:
 def stepped(llm: LLM) -> SteppedBackend:
     """Put a model under the test's control; `open` it before its server is closed."""
     backend = SteppedBackend(llm.backend)
-    llm.backend = backend
+    llm.backend = llm._requests._backend = backend
     return backend
 
 

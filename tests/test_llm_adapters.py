@@ -215,10 +215,11 @@ def test_asyncio(llm: LLM, adapter: str) -> None:
         with pytest.raises(InvalidRequestError, match="no adapter"):
             await engine.generate("abc", GREEDY, adapter="mine")
         await stream.aclose()
+        await engine.generate("abc", GREEDY)  # commands run in order: the abort came first
+        assert llm.stats().num_running == llm.stats().kv_pages_used == 0
         await engine.close()
 
     asyncio.run(main())
-    assert llm.stats().num_running == llm.stats().kv_pages_used == 0
 
 
 def test_scripted_answers_take_adapters_and_embeddings_too(tmp_path: Path) -> None:

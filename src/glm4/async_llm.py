@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from glm4.chat.chat_request import Conversation
 from glm4.engine.protocol import AdapterInfo
-from glm4.errors import Glm4Error
+from glm4.errors import Glm4Error, ModelClosedError, request_error
 from glm4.llm import LLM
 from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
-from glm4.requests.input_processor import PreparedRequest, PromptLike
+from glm4.requests.input_processor import PreparedRequest
+from glm4.requests.prompt_forms import PromptLike
 from glm4.sampling_params import SamplingParams
 from glm4.system.event_loops import post, set_outcome
 
@@ -44,7 +45,10 @@ class RequestStream:
         """Add a chunk, or the error that ends the stream. Only on the event loop."""
         self._waiting.append(item)
         if len(self._waiting) > _MOST_WAITING:
-            self._waiting = deque(_joined(self._waiting))
+            try:
+                self._waiting = deque(_joined(self._waiting))
+            except Exception as error:  # ends this stream; the loop has others to deliver to
+                self._waiting = deque([request_error(error)])
         self._arrived.set()
 
     def __aiter__(self) -> RequestStream:
@@ -185,7 +189,7 @@ class AsyncLLM:
         """Run a function on the engine's thread, between two steps, and wait for its result."""
         done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         if not self._submit(partial(set_outcome, done, function)):
-            raise Glm4Error("the model was closed")
+            raise ModelClosedError
         return await done
 
     def drop(self, request_id: str) -> None:
@@ -198,7 +202,7 @@ class AsyncLLM:
         self._submit(drop)
 
     async def close(self) -> None:
-        """Stop the thread and free the model; streams that still run end with an error."""
+        """Stop the thread and free the model; streams that still run end with ModelClosedError."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -229,7 +233,7 @@ class AsyncLLM:
         return True
 
     def _loop(self) -> None:
-        failure: BaseException = Glm4Error("the model was closed")
+        failure: BaseException = ModelClosedError()
         try:
             while self._wait_for_work():
                 while self._commands:

@@ -14,6 +14,8 @@ Glm4Error
 ├── InvalidRequestError      a request that can never succeed; `.param` names the field
 │   └── PromptTooLongError       the prompt does not fit the context
 ├── GrammarError             a grammar became too complex to follow during generation; the text ends there
+├── ModelClosedError         the model was closed; load it again
+├── InternalError            a bug that one request ran into ended it; its `__cause__` is what went wrong
 ├── BusyError                too much of a kind of work is under way; the same request may work later
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
@@ -101,12 +103,31 @@ class GrammarError(Glm4Error):
     """A grammar that became too complex to follow during generation."""
 
 
+class ModelClosedError(Glm4Error):
+    """The model was closed, and its memory given back."""
+
+    def __init__(self, message: str = "the model was closed; load it again to go on") -> None:
+        super().__init__(message)
+
+
+class InternalError(Glm4Error):
+    """A request ran into a bug, which ended it and no other; `__cause__` is the exception, with its traceback."""
+
+
 class BusyError(Glm4Error):
     """Too much of a kind of work is under way; the same request may work later."""
 
 
 class PromptTooLongError(InvalidRequestError):
-    """The prompt (plus at least one new token) does not fit the context."""
+    """The prompt (plus at least one new token) does not fit the context.
+
+    Attributes:
+        at_least: the number of tokens it has at least, if it was refused uncounted.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, at_least: int | None = None) -> None:
+        super().__init__(message, param=param)
+        self.at_least = at_least
 
 
 class OutOfMemoryError(Glm4Error):
@@ -139,3 +160,25 @@ class StoreError(Glm4Error):
 
 class BatchFileError(Glm4Error):
     """A batch input cannot be read, or a batch output cannot be continued."""
+
+
+def request_error(error: BaseException) -> Glm4Error:
+    """The error that ends the request in which `error` was caught: itself if it is ours, else one that it has caused.
+
+    To be called in the `except` block. Its frames are cleared: callers keep errors, and must not keep the weights and
+    activations that were in use at that moment.
+    """
+    import traceback  # not while starting
+
+    inner = None if error.__traceback__ is None else error.__traceback__.tb_next
+    traceback.clear_frames(inner)
+    error.__traceback__ = inner
+    if isinstance(error, Glm4Error):
+        return error
+    made: Glm4Error
+    if isinstance(error, MemoryError):
+        made = OutOfMemoryError("the machine ran out of memory while the request was running; free some, or shorten it")
+    else:
+        made = InternalError(f"internal error ({type(error).__name__}: {error}); please report it")
+    made.__cause__ = error
+    return made

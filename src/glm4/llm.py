@@ -3,31 +3,32 @@
 The facade is synchronous: `step()` advances every running request by one step of the backend. `run_steps` is the one
 loop around it; whole answers, streams, batches and the command line iterate over it. `async_llm.AsyncLLM` runs the
 same loop on a thread.
+
+Any number of threads may use one `LLM`. They take turns at stepping: a step advances the requests of all of them and
+leaves each its chunks, so what they ask at the same time is one batch.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
 from itertools import chain, count
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from glm4.backends.base import Backend, BackendInfo
 from glm4.chat.chat_request import ChatOptions, ChatRequest, Conversation
 from glm4.chat.dialects.table import Dialect
-from glm4.chat.messages import Message
 from glm4.engine.protocol import AdapterInfo, EngineStats
-from glm4.errors import Glm4Error, InvalidRequestError
+from glm4.errors import Glm4Error, InvalidRequestError, ModelClosedError, request_error
 from glm4.hub.store import Progress
 from glm4.open_model import ModelOptions, OpenModel, open_model
-from glm4.outputs import EmbeddingOutput, RequestOutput, StreamChunk
+from glm4.outputs import EmbeddingOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.prompt import Prompt
-from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptLike, PromptOptions
-from glm4.requests.output_processor import SampleProcessor
+from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptOptions
 from glm4.requests.processor import Processor
-from glm4.requests.request_state import RequestState
+from glm4.requests.prompt_forms import PromptLike, read_conversations, read_prompts
+from glm4.requests.running_requests import RunningRequests
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer
 
@@ -79,12 +80,8 @@ class LLM:
         self.backend = opened.backend
         self.processor = opened.processor
         self.checkpoint = opened.checkpoint
-        self._inputs = InputProcessor(opened.processor, opened.backend.info)
-        self._running: dict[str, RequestState] = {}
-        self._owners: dict[str, str] = {}
-        # Chunks of the requests that a `run_steps` loop owns; `step` returns all others.
-        self._claimed: dict[str, deque[StreamChunk]] = {}
-        self._unclaimed: list[StreamChunk] = []
+        self._inputs: InputProcessor | None = InputProcessor(opened.processor, opened.backend.info)
+        self._requests = RunningRequests(opened.backend, opened.processor.stop_ids)
         self._numbers = count(1)
 
     @property
@@ -106,6 +103,14 @@ class LLM:
         """The checkpoint authors' recommended settings (generation_config.json and our table of variants)."""
         return self.processor.defaults
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """`default_sampling_params`, under vLLM's name."""
+        return self.processor.defaults
+
+    def get_tokenizer(self) -> Tokenizer:
+        """`tokenizer`, under vLLM's name."""
+        return self.processor.tokenizer
+
     # Requests
 
     def prepare(self, request: ChatRequest) -> PreparedRequest:
@@ -114,11 +119,11 @@ class LLM:
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
         """
-        return self._inputs.chat(request)
+        return self._open_inputs().chat(request)
 
     def render(self, request: ChatRequest) -> Prompt:
         """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors."""
-        return self._inputs.conversation(request)[0]
+        return self._open_inputs().conversation(request)[0]
 
     def prepare_chat(
         self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
@@ -134,86 +139,46 @@ class LLM:
         adapter: str | None = None,
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
-        """`prepare` for a raw prompt: text (encoded with the model's usual prefix), ids, or a `Prompt`. Thread-safe."""
-        return self._inputs.prompt(prompt, params, adapter=adapter, **options)
+        """`prepare` for a raw prompt: text (encoded with the model's usual prefix), or ids; see `PromptLike`."""
+        return self._open_inputs().prompt(prompt, params, adapter=adapter, **options)
 
     def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """`prepare` for a text to embed; its `RequestOutput` has the vector. Thread-safe."""
-        return self._inputs.embedding(prompt, adapter=adapter)
+        return self._open_inputs().embedding(prompt, adapter=adapter)
+
+    def _open_inputs(self) -> InputProcessor:
+        if self._inputs is None:
+            raise ModelClosedError
+        return self._inputs
 
     def add(self, request_id: str, prepared: PreparedRequest) -> None:
-        """Queue a prepared request. Cheap; like `step`, call it only from the thread that owns this object.
+        """Queue a prepared request; waits for the running step, if another thread is in one.
 
         Raises:
             InvalidRequestError: the id is in use, a token id is outside the vocabulary, or there is no such adapter;
                 nothing is queued.
+            ModelClosedError: after `close`.
         """
-        if request_id in self._running:
-            raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
-        params = prepared.params
-        running = RequestState(
-            request_id, prepared.text, list(prepared.prompt_ids), num_added_ids=prepared.num_added_ids
-        )
-        running.metrics.num_prompt_tokens = len(prepared.prompt)
-        for index in range(params.n):
-            backend_id = f"{request_id}#{index}"
-            try:
-                self.backend.add_request(prepared.sample(backend_id, self.processor.stop_ids, index))
-            except InvalidRequestError:
-                for added in running.samples:
-                    self.backend.abort(added)
-                    del self._owners[added]
-                raise
-            detokenizer, parser = prepared.decoder()
-            running.samples[backend_id] = SampleProcessor(
-                index, params, detokenizer, parser, partial(self.backend.abort, backend_id), prepared.max_tool_calls
-            )
-            self._owners[backend_id] = request_id
-        self._running[request_id] = running
+        self._requests.add(request_id, prepared)
 
     def abort(self, request_id: str) -> None:
-        """Stop a request at once and free its resources; no more chunks follow. Unknown ids are ignored."""
-        running = self._running.pop(request_id, None)
-        if running is not None:
-            for backend_id in running.samples:
-                self.backend.abort(backend_id)
-                self._owners.pop(backend_id, None)
-        self._claimed.pop(request_id, None)
-        self._unclaimed = [chunk for chunk in self._unclaimed if chunk.request_id != request_id]
+        """Stop a request and free its resources; no more chunks follow. Unknown ids are ignored.
+
+        Does not wait: if another thread is in a step, the request stops at its end.
+        """
+        self._requests.abort(request_id)
 
     def wake(self) -> None:
-        """Make the running `step`, or the next one, return without waiting. Callable from any thread."""
+        """Make the running `step`, or the next one, return without waiting."""
         self.backend.wake()
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has something to do or to return."""
-        return bool(self._running) or bool(self._unclaimed)
+        return self._requests.unfinished
 
     def step(self) -> list[StreamChunk]:
         """Advance everything by one step; returns the chunks of requests that `run_steps` does not own."""
-        if self._running:
-            self._advance()
-        chunks, self._unclaimed = self._unclaimed, []
-        return chunks
-
-    def _advance(self) -> None:
-        for new in self.backend.step():
-            request_id = self._owners.get(new.request_id)
-            if request_id is None:
-                continue
-            running = self._running[request_id]
-            chunk = running.push(new)
-            if new.error is not None:  # the request ends with all of its samples
-                for backend_id in running.samples:
-                    self.backend.abort(backend_id)
-            if running.finished:
-                del self._running[request_id]
-                for backend_id in running.samples:
-                    del self._owners[backend_id]
-            if chunk is not None:
-                self._claimed.get(request_id, self._unclaimed).append(chunk)
-            if running.finished:
-                self._claimed.pop(request_id, None)
+        return self._requests.step()
 
     # LoRA adapters and statistics: callable from any thread
 
@@ -255,7 +220,9 @@ class LLM:
 
         Raises:
             InvalidRequestError: as `prepare` and `add`; the other requests are aborted.
+            ModelClosedError: the model was closed, perhaps meanwhile and by another thread.
         """
+        self._open_inputs()
         pending = iter(requests)
         capacity = in_flight or 2 * self.info.max_num_seqs
         samples: dict[str, int] = {}
@@ -264,17 +231,19 @@ class LLM:
             while True:
                 while sum(samples.values()) < capacity and (item := next(pending, None)) is not None:
                     request_id, request = item
-                    prepared = self.prepare(request) if isinstance(request, ChatRequest) else request
-                    self.add(request_id, prepared)
-                    self._claimed[request_id] = arrived
-                    samples[request_id] = prepared.params.n
-                if not samples:
+                    try:
+                        prepared = self.prepare(request) if isinstance(request, ChatRequest) else request
+                        self._requests.add(request_id, prepared, arrived)
+                    except Glm4Error:
+                        raise
+                    except Exception as error:  # a bug that one request runs into does not end the others
+                        arrived.append(_failed(request_id, request_error(error)))
+                    else:
+                        samples[request_id] = prepared.params.n
+                if not samples and not arrived:
                     return
-                if not arrived:  # otherwise another loop's step has already delivered chunks for this one
-                    self._advance()
-                chunks = list(arrived)
-                arrived.clear()
-                samples = {name: count for name, count in samples.items() if name in self._running}
+                chunks, unfinished = self._requests.step_for(arrived, samples)
+                samples = {name: samples[name] for name in unfinished}
                 yield chunks
         finally:
             for request_id in samples:
@@ -290,13 +259,18 @@ class LLM:
         self,
         messages: Conversation | Sequence[Conversation],
         sampling_params: Params = None,
+        *,
+        use_tqdm: object = False,
+        lora_request: None = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """Answer one or more conversations.
 
         Args:
-            messages: a list of messages (dictionaries in OpenAI's form, or `Message`), or a list of such lists.
+            messages: a list of messages (dictionaries in OpenAI's form, or `Message`), one message, or a list of lists.
             sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
+            use_tqdm: accepted for programs written for vLLM; there is no progress bar.
+            lora_request: must be None: `load_adapter` and `adapter` take its place.
             options: tools, tool_choice, parallel_tool_calls, add_generation_prompt, continue_final_message,
                 template_kwargs, adapter: see `ChatRequest`.
 
@@ -306,6 +280,7 @@ class LLM:
         Raises:
             Glm4Error: every request failed. If only some failed, those outputs have an `error`.
         """
+        _check_no_lora_request(lora_request)
         return self._answers(self._prepared_chats(messages, sampling_params, options))
 
     def stream_chat(
@@ -322,10 +297,13 @@ class LLM:
         prompts: PromptLike | Sequence[PromptLike],
         sampling_params: Params = None,
         *,
+        use_tqdm: object = False,
+        lora_request: None = None,
         adapter: str | None = None,
         **options: Unpack[PromptOptions],
     ) -> list[RequestOutput]:
-        """Continue one or more raw prompts (text or token ids); see `PromptOptions`, and `chat` for the rest."""
+        """Continue one or more raw prompts; see `PromptLike`, `PromptOptions`, and `chat` for the rest."""
+        _check_no_lora_request(lora_request)
         return self._answers(self._prepared_prompts(prompts, sampling_params, adapter, options))
 
     def stream_generate(
@@ -340,19 +318,19 @@ class LLM:
         return self._chunks(self._prepared_prompts(prompts, sampling_params, adapter, options))
 
     def embed(self, prompts: PromptLike | Sequence[PromptLike], *, adapter: str | None = None) -> list[EmbeddingOutput]:
-        """Embed one or more texts (text or token ids); see `EmbeddingOutput` for what the vectors are.
+        """Embed one or more texts (in any form of `PromptLike`); see `EmbeddingOutput` for what the vectors are.
 
         Raises:
             PromptTooLongError: a text is longer than the context.
             Glm4Error: a text cannot be embedded.
         """
-        prepared = [self.prepare_embedding(prompt, adapter=adapter) for prompt in _prompts(prompts)]
+        prepared = [self.prepare_embedding(prompt, adapter=adapter) for prompt in read_prompts(prompts)]
         return [output.as_embedding() for output in self._answers(prepared)]
 
     def _prepared_chats(
         self, messages: Conversation | Sequence[Conversation], sampling_params: Params, options: ChatOptions
     ) -> list[PreparedRequest]:
-        conversations = cast("list[Conversation]", messages if _is_batch(messages) else [messages])
+        conversations = read_conversations(messages)
         pairs = zip(conversations, _each(sampling_params, len(conversations)), strict=True)
         return [self.prepare_chat(conversation, params, **options) for conversation, params in pairs]
 
@@ -363,16 +341,17 @@ class LLM:
         adapter: str | None,
         options: PromptOptions,
     ) -> list[PreparedRequest]:
-        listed = _prompts(prompts)
+        listed = read_prompts(prompts)
         pairs = zip(listed, _each(sampling_params, len(listed)), strict=True)
         return [self.prepare_prompt(prompt, params, adapter=adapter, **options) for prompt, params in pairs]
 
     def _answers(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """All answers in order. All are queued first, so that one bad request fails the call before any runs."""
         named = self._named(prepared)
-        outputs = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
-        _raise_if_all_failed([output.error for output in outputs.values()])
-        return [outputs[request_id] for request_id, _ in named]
+        found = {output.request_id: output for output in self.run(named, in_flight=_samples(prepared))}
+        outputs = [found.get(request_id) or _aborted(request_id) for request_id, _ in named]
+        _raise_if_all_failed([output.error for output in outputs])
+        return outputs
 
     def _chunks(self, prepared: Sequence[PreparedRequest]) -> Generator[StreamChunk, None, None]:
         errors: list[Glm4Error | None] = []
@@ -388,13 +367,19 @@ class LLM:
         return [(f"llm-{next(self._numbers)}", request) for request in prepared]
 
     def close(self) -> None:
-        """Abort everything and free the model's memory. Waits if the packed cache is still being written."""
-        for request_id in list(self._running):
-            self.abort(request_id)
-        self._inputs.close()
+        """End everything that runs and give the memory back: weights, KV cache and threads. Idempotent.
+
+        Streams that are open end with ModelClosedError, and so does every later request. From any thread; waits for the
+        running step, and for the packed cache if it is still being written.
+        """
+        inputs, self._inputs = self._inputs, None
+        self._requests.close()
+        if inputs is not None:
+            inputs.close()
         self._opened.close()
 
     def __enter__(self) -> LLM:
+        self._open_inputs()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -411,22 +396,40 @@ def _each(params: Params, count: int) -> Sequence[SamplingParams | None]:
     """Sampling options for each of the `count` prompts."""
     if params is None or isinstance(params, SamplingParams):
         return [params] * count
-    if len(params) != count:
+    listed = list(params) if isinstance(params, Sequence) else [params]
+    for one in listed:
+        if one is not None and not isinstance(one, SamplingParams):
+            raise InvalidRequestError(
+                f"sampling_params is a SamplingParams or a list of them, not {type(one).__name__}",
+                param="sampling_params",
+            )
+    if len(listed) != count:
         raise InvalidRequestError(
-            f"{count} prompts, but {len(params)} sampling_params; give one for all, or one per prompt",
+            f"{count} prompts, but {len(listed)} sampling_params; give one for all, or one per prompt",
             param="sampling_params",
         )
-    return params
+    return listed
 
 
 def _samples(prepared: Sequence[PreparedRequest]) -> int:
     return sum(request.params.n for request in prepared)
 
 
-def _prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
-    single = isinstance(prompts, (str, Prompt)) or (len(prompts) > 0 and isinstance(prompts[0], int))
-    return cast("list[PromptLike]", [prompts] if single else list(cast("Sequence[PromptLike]", prompts)))
+def _check_no_lora_request(lora_request: object) -> None:
+    if lora_request is not None:
+        raise InvalidRequestError(
+            "lora_request is not supported: load the adapter with llm.load_adapter(name, path), then pass adapter=name",
+            param="lora_request",
+        )
 
 
-def _is_batch(messages: Conversation | Sequence[Conversation]) -> bool:
-    return bool(messages) and not isinstance(messages[0], (Message, Mapping))
+def _failed(request_id: str, error: Glm4Error) -> StreamChunk:
+    """The only chunk of a request that failed before it ran."""
+    output = RequestOutput(request_id, None, [], [], None, RequestMetrics(), error=error)
+    return StreamChunk(request_id, 0, finish_reason="error", output=output)
+
+
+def _aborted(request_id: str) -> RequestOutput:
+    output = _failed(request_id, Glm4Error("the request was aborted")).output
+    assert output is not None  # noqa: S101 (for the type checker)
+    return output

@@ -66,9 +66,9 @@ class OpenModel:
 
     def close(self) -> None:
         """Free memory and files. Waits if the packed form is still being written."""
-        self.backend.close()
         if self.kept is not None:
             self.kept.finish()
+        self.backend.close()
         if self.checkpoint is not None:
             self.checkpoint.close()
 

@@ -67,6 +67,7 @@ class CompletionOutput:
         logprobs: one entry per token id, if requested.
         text_logprobs: of the tokens that wrote `text`, and nothing else; their bytes, joined, are the text.
         raw_text: the text before parsing; a dialect may mark boundaries in it with control characters.
+        lora_request: name of the LoRA adapter that answered.
     """
 
     index: int
@@ -79,6 +80,16 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     text_logprobs: list[TextToken] | None = None
     raw_text: str = ""
+    lora_request: str | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the tokens' log-probabilities; None unless `logprobs` was requested."""
+        return None if self.logprobs is None else sum(entry.logprob for entry in self.logprobs)
+
+    def finished(self) -> bool:
+        """True: samples are made when they end."""
+        return True
 
     def as_message(self) -> Message:
         """The answer as an assistant message, ready to append to the conversation."""
@@ -90,7 +101,7 @@ class RequestOutput:
     """All samples of one request, ordered by index. The first `num_added_ids` of the prompt are the model's own prefix.
 
     An embedding request has its result in `embedding`, and one sample without text. A request that failed has its
-    `error`, and its samples end where they were.
+    `error`, and its samples end where they were. `lora_request` is the name of its LoRA adapter.
     """
 
     request_id: str
@@ -102,6 +113,17 @@ class RequestOutput:
     embedding: NDArray[np.float32] | None = None
     error: Glm4Error | None = None
     num_added_ids: int = 0
+    lora_request: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True: outputs are made when their request ends."""
+        return True
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came from a cache."""
+        return self.metrics.num_cached_tokens
 
     def as_embedding(self) -> EmbeddingOutput:
         """The requested embedding.
@@ -128,6 +150,11 @@ class EmbeddingOutput:
 
     embedding: NDArray[np.float32]
     prompt_tokens: int
+
+    @property
+    def outputs(self) -> EmbeddingOutput:
+        """Itself: vLLM's programs read `.outputs.embedding`."""
+        return self
 
 
 @dataclass(frozen=True)

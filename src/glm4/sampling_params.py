@@ -148,8 +148,9 @@ class SamplingParams:
         logit_bias: token id → value added to its logit, each in [-100, 100]; at most 16,384.
         seed: same seed and same request give the same text, whatever else is in the batch. None draws a random one.
         stop: strings that end the text, at most 16 of 8,192 characters in all; the match is not returned unless
-            `include_stop_str_in_output`.
-        stop_token_ids: token ids that end the text, in addition to the model's own; at most 1,024.
+            `include_stop_str_in_output`. None is the same as an empty list.
+        stop_token_ids: token ids that end the text, in addition to the model's own; at most 1,024. None is the same as
+            an empty list.
         ignore_eos: continue when the model emits its own stop ids.
         min_tokens: no stop id is sampled, and no stop string is honored, before this many tokens.
         max_tokens: maximum number of new tokens; None means until the context is full.
@@ -160,6 +161,8 @@ class SamplingParams:
         structured_outputs: constraint on the text. Penalties and logit_bias apply to the tokens it allows; stop
             strings, stop_token_ids and max_tokens may still cut the text short; a text that can only end there ends
             before min_tokens.
+
+    NumPy's numbers and arrays count as Python's.
 
     Raises:
         InvalidRequestError: a value is out of range; `.param` names the field.
@@ -188,17 +191,26 @@ class SamplingParams:
     stop_strings: tuple[str, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            if one.init:
+                object.__setattr__(self, one.name, _plain(getattr(self, one.name)))
         for name in ("stop", "stop_token_ids"):
             value = getattr(self, name)
+            if value is None:
+                value = ()
+                object.__setattr__(self, name, value)
             _require(isinstance(value, Sequence) and not isinstance(value, bytes), name, "a list", value)
         _require_at_most(MAX_STOP_IDS, "stop_token_ids", "ids", len(self.stop_token_ids))
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         _require_at_most(MAX_STOP_STRINGS, "stop", "strings", len(stop))
         object.__setattr__(self, "stop_strings", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", tuple(map(_plain, self.stop_token_ids)))
         _require(
             self.logit_bias is None or isinstance(self.logit_bias, Mapping), "logit_bias", "a mapping", self.logit_bias
         )
+        if self.logit_bias is not None:
+            bias = {_plain(token): _plain(value) for token, value in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", bias)
         _require(
             self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputs),
             "structured_outputs",
@@ -253,6 +265,11 @@ class SamplingParams:
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with some fields changed, validated again."""
         return replace(self, **changes)
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of NumPy (or of a library like it) as Python's; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _require(condition: bool, name: str, expectation: str, value: object) -> None:

@@ -157,7 +157,7 @@ def test_the_engine_is_kept_full_and_the_queue_is_bounded(tmp_path: Path) -> Non
     llm = scripted_llm(tmp_path / "model", lambda prompt: "x" * (1 + int(prompt[-2:]) % 7), max_num_seqs=4)
     queued: list[int] = []
     source = write_input(tmp_path / "in.jsonl", [chat_line(f"{n}", f"{n:02}") for n in range(50)])
-    run(llm, source, tmp_path / "out.jsonl", on_progress=lambda _: queued.append(len(llm._running)))
+    run(llm, source, tmp_path / "out.jsonl", on_progress=lambda _: queued.append(len(llm._requests._running)))
     assert max(queued) <= 8
     assert min(queued[:-20]) >= 3
 

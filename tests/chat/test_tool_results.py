@@ -66,8 +66,8 @@ def test_every_api_matches_by_id() -> None:
     messages = parse_message(
         {"max_tokens": 9, "messages": [*turns, {"role": "user", "content": blocks}]}, params
     ).chat.messages
-    assert chat == messages[:-1]
-    assert messages[-1] == Message("user", "Well?")
+    assert chat == (*messages[:3], messages[4])
+    assert messages[3] == Message("user", "Well?")
 
     def made(id_: str, city: str) -> dict[str, Any]:
         return {"type": "function_call", "call_id": id_, "name": "get_weather", "arguments": f'{{"city": "{city}"}}'}
@@ -84,8 +84,11 @@ def test_every_api_matches_by_id() -> None:
     ("messages", "expected"),
     [
         (OUT_OF_ORDER, ["user", "assistant", OSLO, CAIRO]),
-        # A word of the user between call and result stays behind the results.
-        ([ASK, BOTH, result("B", "b"), ASK, result("A", "a")], ["user", "assistant", "a", "b", "user"]),
+        # What others say between calls and results stays where it is.
+        ([ASK, BOTH, result("B", "b"), ASK, result("A", "a")], ["user", "assistant", "a", "user", "b"]),
+        ([BOTH, ASK, result("A", "a"), result("B", "b")], ["assistant", "user", "a", "b"]),
+        ([BOTH, result("B", "b"), {"role": "assistant", "content": "One is missing."}, result("A", "a")],
+         ["assistant", "a", "assistant", "b"]),
         # Parallel calls written as messages of their own, and text after a call.
         ([calls(call("A", "x")), calls(call("B", "y")), result("B", "b"), result("A", "a")],
          ["assistant", "assistant", "a", "b"]),
@@ -130,7 +133,11 @@ def test_what_belongs_together(messages: list[Any], expected: list[str] | None) 
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        ([ASK, BOTH, result("A", "a"), result("C", "c")], "id 'C', but no call before it has .*'A', 'B'"),
+        ([ASK, BOTH, result("A", "a"), result("C", "c")], "id 'C', but no call in the turn before it .*'A', 'B'"),
+        (
+            [calls(call("A", "x")), ASK, calls(call("B", "y")), result("A", "a"), result("B", "b")],
+            "id 'A', but no call in the turn before it .*'B'",
+        ),
         ([ASK, result("A", "a")], "id 'A', but no call before it has"),
         ([ASK, result("A", "a"), BOTH], "id 'A', but no call before it has"),
         ([ASK, BOTH, result("A", "a"), result("A", "b")], "two tool results have the id 'A'"),

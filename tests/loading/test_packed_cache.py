@@ -23,6 +23,7 @@ from glm4.loading import cache_entries, memory_estimate
 from glm4.loading import packed_cache as cache
 from glm4.loading.memory_estimate import Wanted, estimates
 from glm4.model.precision import PRECISIONS
+from glm4.model.transformer import Transformer
 from glm4.system.atomic_folder import partial_of, remove_abandoned
 from glm4.system.memory import Room
 
@@ -373,9 +374,9 @@ def test_a_cleared_cache_does_not_disturb_who_uses_it(folder: Path) -> None:
 def test_given_up_writing_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = cache.BackgroundWrite.start
 
-    def cancelled(self: cache.BackgroundWrite) -> None:
+    def cancelled(self: cache.BackgroundWrite, model: Transformer) -> None:
         self._cancelled.set()
-        start(self)
+        start(self, model)
 
     monkeypatch.setattr(cache.BackgroundWrite, "start", cancelled)
     ask(folder)

@@ -42,11 +42,18 @@ class PictureDialect(GLM4Dialect):
             entry["content"] = [{"type": part.kind, "text": getattr(part, "text", "")} for part in message.content]
         return prepared, offered
 
-    def render(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Prompt:
+    def render(
+        self,
+        request: ChatRequest,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        most: int | None = None,
+    ) -> Prompt:
         images = [part for m in request.messages for part in m.content if isinstance(part, ImagePart)]
         ids: list[int] = []
         spans: list[MediaSpan] = []
-        for token in super().render(request, tokenizer=tokenizer, template=template).ids:
+        for token in super().render(request, tokenizer=tokenizer, template=template, most=most).ids:
             if token == PATCH:  # only the template can have written it
                 spans.append(MediaSpan(len(ids), PATCHES, "image", str(images[len(spans)].digest), (0,) * PATCHES))
             ids += [token] * (PATCHES if token == PATCH else 1)

@@ -133,7 +133,7 @@ def test_any_key_opens(locked: LiveServer, headers: dict[str, str]) -> None:
 )
 def test_nothing_else_opens(locked: LiveServer, headers: dict[str, Any]) -> None:
     with locked.client(headers=headers) as client:
-        for path in (CHAT, "/v1/completions", "/v1/models", "/metrics", "/nothing", "/health/", "/docs/x"):
+        for path in (CHAT, "/v1/completions", "/v1/models", "/metrics", "/nothing", "/docs/x"):
             response = client.post(path, json=HELLO)
             assert refused(response, 401)["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"

@@ -91,7 +91,7 @@ NOT_JSON: dict[str, bytes] = {
     "string": b'"x"',
     "number": b"1",
     "null": b"null",
-    "byte order mark": b'\xef\xbb\xbf{"prompt": "x"}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "x"}',
     "not UTF-8": b'{"prompt": "\xff\xfe"}',
     "overlong UTF-8": b'{"prompt": "\xc0\xaf"}',
     "UTF-8 of a surrogate": b'{"prompt": "\xed\xa0\x80"}',
@@ -134,7 +134,7 @@ def test_a_string_without_an_end_takes_one_look(monkeypatch: pytest.MonkeyPatch)
     import glm4.server.body as module
 
     matches: list[str] = []
-    pattern = module._STRING_OR_BRACKET
+    pattern = module._STRING_OR_MARK
 
     class Counting:
         def finditer(self, text: str) -> Iterator[Any]:
@@ -142,10 +142,10 @@ def test_a_string_without_an_end_takes_one_look(monkeypatch: pytest.MonkeyPatch)
                 matches.append(match.group())
                 yield match
 
-    monkeypatch.setattr(module, "_STRING_OR_BRACKET", Counting())
+    monkeypatch.setattr(module, "_STRING_OR_MARK", Counting())
     with pytest.raises(ApiError):
         decode(b"{" + b"[]," * 100 + b'"' + b'\\"' * 5000)
-    assert len(matches) == 1 + 200 + 1
+    assert len(matches) == 1 + 300 + 1
 
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 1 << 40])
@@ -232,8 +232,8 @@ def test_errors_quote_little_of_what_they_refuse(client: httpx.Client, body: dic
 )
 def test_numbers_out_of_every_range_are_refused(client: httpx.Client, path: str, field: str, value: Any) -> None:
     """Some of these once ended the engine, for everybody."""
-    body = {"/v1/responses": {"input": "x"}, "/v1/messages": HELLO, CHAT: HELLO}.get(path, {"prompt": "x"})
-    response = client.post(path, json={**({} if path == "/detokenize" else body), field: value})
+    bodies: dict[str, Any] = {"/v1/responses": {"input": "x"}, "/v1/messages": HELLO, CHAT: HELLO, "/detokenize": {}}
+    response = client.post(path, json={**bodies.get(path, {"prompt": "x"}), field: value})
     assert response.status_code == 400
     error = response.json()["error"]
     assert field in error["message"] if path == "/v1/messages" else error["param"] == field
@@ -265,17 +265,51 @@ def test_an_unknown_model_is_quoted_harmlessly(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/nothing", "/v1/chat/completions/", "//v1/chat/completions", "/v1/../health", "/v1/%2e%2e/health",
-        "/health/", "/HEALTH", "/docs/../openapi.json", "/docs/..%2f..%2fconfig.py", "/docs/%2e%2e/config.py",
+        "/v1/nothing", "/v1/../health", "/v1/%2e%2e/health", "/HEALTH", "http:///v1/nothing", "http://[/health",
+        "/docs/../openapi.json", "/docs/..%2f..%2fconfig.py", "/docs/%2e%2e/config.py",
         "/docs/docs.html", "/docs/docs.js%00", "/static/docs.js", "/etc/passwd", "/v1/models/../../etc/passwd",
-        "/v1/models/%00", "/v1/models/", "/%ff%fe", "/" + "a" * 10_000, "/v1/responses/..%2f..",
-        "http://evil.example/health", "*",
+        "/v1/models/%00", "/%ff%fe", "/" + "a" * 10_000, "/v1/responses/..%2f..",
+        "http://localhost/v1/nothing", "*",
     ],
 )  # fmt: skip
 def test_there_is_nothing_behind_other_paths(server: LiveServer, path: str) -> None:
     status, body = raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     assert status == 404
     openai_schema.check_error(json.loads(body))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/health", "/health/", "//health", "///health//", "/v1//health", "/v1/models/", "//v1//models"),
+        *("http://localhost/health", "HTTP://127.0.0.1:8000//v1/models/?a=b", "http://[::1]:8000/health"),
+    ],
+)
+def test_extra_slashes_and_whole_urls_are_taken(server: LiveServer, path: str) -> None:
+    status, body = raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert status == 200
+    assert b"status" in body or b"tiny" in body
+
+
+def test_the_host_of_a_whole_url_counts(server: LiveServer) -> None:
+    """Not the header, which a page on a rebound name could not set anyway (RFC 9112, 3.2.2)."""
+    for url in ("http://evil.example/health", "http://localhost.evil.example/health", "http://localhost@evil.example/"):
+        assert raw(server, f"GET {url} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())[0] == 421
+    answer = raw(server, b"GET http://localhost/health HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+    assert answer[0] == 200
+
+
+def test_a_byte_order_mark_is_taken(client: httpx.Client) -> None:
+    for path, body in ((CHAT, HELLO), ("/v1/completions", {"prompt": "x"}), ("/tokenize", {"prompt": "x"})):
+        content = b"\xef\xbb\xbf" + json.dumps(body).encode()
+        assert client.post(path, content=content, headers={"content-type": "application/json"}).status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_other_encodings_are_named(client: httpx.Client, encoding: str) -> None:
+    content = json.dumps({"prompt": "x"}).encode(encoding)
+    response = client.post("/tokenize", content=content, headers={"content-type": "application/json"})
+    assert "UTF-16" in refused(response, 400)["message"]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "post", "BREW"])
@@ -326,7 +360,7 @@ NOT_HTTP: dict[str, bytes] = {
 def test_what_is_no_http_is_refused(server: LiveServer, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         status, body = raw(server, data)
-    assert status in (400, 404, 501), body
+    assert status in (400, 404, 431, 501), body
     openai_schema.check_error(json.loads(body))
     assert not [record for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR]
 

@@ -132,6 +132,28 @@ def test_an_answer_that_takes_too_long_does_not_hold_up_the_end(tmp_path: Path) 
         assert server.end() == 0
 
 
+def test_a_text_that_is_being_tokenized_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """A thread in native code cannot be interrupted; neither asyncio nor the interpreter may wait for it."""
+    folder = str(write_folder(tmp_path / "m"))
+    with process(str(Path(__file__).with_name("slow_tokenizer.py")), folder) as server:
+        until(lambda: httpx.get(f"{server.url}/ready").status_code == 200, "the model is ready")
+        outcome: list[object] = []
+
+        def ask() -> None:
+            try:
+                outcome.append(httpx.post(f"{server.url}/tokenize", json={"prompt": "x"}, timeout=120).status_code)
+            except httpx.HTTPError as error:
+                outcome.append(error)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        until(lambda: "tokenizing" in "".join(server.lines), "it has begun")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end(60) == 0
+        asking.join()
+        assert outcome != [200]
+
+
 def _whatever_comes(lines: Iterator[str]) -> list[str]:
     got: list[str] = []
     with suppress(httpx.RemoteProtocolError):

@@ -176,6 +176,30 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         assert client.post("/v1/chat/completions", json=CHAT | {"model": "good"}).status_code == 200
 
 
+def test_many_samples_leave_places_to_others(tmp_path: Path) -> None:
+    """`n` counts in places, in the queue and in the engine; but half of the places stay free."""
+    llm = LLM(str(write_folder(tmp_path / "m")), dtype="fp32", max_num_seqs=4, max_model_len=2048)
+    with serve(config(), llm) as running, running.client() as client, ExitStack() as stack:
+        long = {"prompt": "a", "n": 16, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+        stack.enter_context(client.stream("POST", "/v1/completions", json=long))
+        until(lambda: running.leftovers["running"] > 0, "the long request runs")
+        assert running.leftovers["places"] == 2
+        for body in ({"prompt": "b"}, {"prompt": "b", "n": 2}, {"prompt": ["b", "c", "d"]}):
+            short = client.post("/v1/completions", json=body | {"max_tokens": 2, "ignore_eos": True})
+            assert short.status_code == 200
+            assert running.leftovers["running"] == 2, "the long one still runs, with half of the places"
+
+
+def test_a_group_of_samples_is_answered_whole(tmp_path: Path) -> None:
+    llm = LLM(str(write_folder(tmp_path / "m")), dtype="fp32", max_num_seqs=4, max_model_len=512)
+    body = {"prompt": "a", "max_tokens": 8, "ignore_eos": True, "seed": 5, "temperature": 1.0, "logprobs": 1}
+    with serve(config(), llm) as running, running.client() as client:
+        few, many = (client.post("/v1/completions", json=body | {"n": n}).json()["choices"] for n in (2, 11))
+        assert [one["index"] for one in many] == list(range(11))
+        assert [one["text"] for one in few] == [one["text"] for one in many[:2]]
+        until(lambda: not any(running.leftovers.values()), "all is free")
+
+
 @pytest.mark.parametrize("body", [{"prompt": "a", "n": 9}, {"prompt": ["a"] * 9}])
 def test_requests_larger_than_the_engine_are_answered(tmp_path: Path, body: dict[str, Any]) -> None:
     llm = scripted_llm(tmp_path / "m", lambda prompt: "xyz", max_num_seqs=2)

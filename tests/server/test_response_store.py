@@ -7,7 +7,7 @@ import json
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from glm4.errors import StoreError
+from glm4.errors import InvalidRequestError, StoreError
 from glm4.server.app import create_app
-from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
+from glm4.server.stores import responses
+from glm4.server.stores.responses import ResponseStore, StoredResponse, ThreadedResponseStore
 from live import config
 
 MEGABYTE = 1 << 20
@@ -35,6 +36,19 @@ class Clock:
 def response(name: str, previous: str | None = None, text: str = "", status: str = "completed") -> dict[str, Any]:
     output = [{"id": f"msg_{name}", "type": "message", "content": [{"type": "output_text", "text": text}]}]
     return {"id": name, "status": status, "previous_response_id": previous, "output": output}
+
+
+def chain_of(store: ResponseStore, response_id: str) -> list[StoredResponse] | None:
+    """A response and what it continues, oldest first; None if one of them is missing."""
+    chain: list[StoredResponse] = []
+    at: str | None = response_id
+    while at is not None:
+        found = store.get(at)
+        if found is None:
+            return None
+        chain.insert(0, found)
+        at = found.body["previous_response_id"]
+    return chain
 
 
 def asked(name: str) -> list[dict[str, Any]]:
@@ -74,13 +88,13 @@ def test_a_conversation_is_read_from_its_beginning(small: ResponseStore) -> None
     small.insert(response("b", "a"), asked("b"))
     small.insert(response("other", "a"), asked("other"))
     small.insert(response("c", "b"), asked("c"))
-    chain = small.conversation("c")
+    chain = chain_of(small, "c")
     assert chain is not None
     assert [one.body["id"] for one in chain] == ["a", "b", "c"]
     small.delete("a")
-    assert small.conversation("c") is None
+    assert chain_of(small, "c") is None
     assert small.get("c") is not None
-    assert small.conversation("nothing") is None
+    assert chain_of(small, "nothing") is None
 
 
 def test_an_unfinished_response_is_finished_in_place(small: ResponseStore) -> None:
@@ -120,7 +134,7 @@ def test_a_conversation_that_goes_on_is_kept(small: ResponseStore) -> None:
     for index in range(5):
         small.insert(response(f"s{index}", text="x" * 1000), asked(f"s{index}"))
     assert small.get("idle") is None
-    assert small.conversation(previous) is not None
+    assert chain_of(small, previous) is not None
 
 
 def test_age_ends_a_response_without_any_writing(path: Path | None) -> None:
@@ -134,7 +148,7 @@ def test_age_ends_a_response_without_any_writing(path: Path | None) -> None:
         clock.now += 60
         assert made.get("a") is None
         assert made.output_item("msg_a") is None
-        chain = made.conversation("c")  # continuing it has made its beginning young again
+        chain = chain_of(made, "c")  # continuing it has made its beginning young again
         assert chain is not None
         assert len(chain) == 2
 
@@ -262,3 +276,92 @@ def test_the_asynchronous_store(tmp_path: Path) -> None:
 
     asyncio.run(use(ThreadedResponseStore(partial(ResponseStore, tmp_path / "s.db", MEGABYTE, 1e6), now=True)))
     asyncio.run(use(ThreadedResponseStore(partial(ResponseStore, None, MEGABYTE, 1e6), now=False)))
+
+
+def chained(store: ResponseStore, ids: Sequence[str], previous: str | None = None) -> None:
+    """Responses that continue each other, in this order."""
+    for one in ids:
+        body: dict[str, Any] = {"id": one, "status": "completed", "previous_response_id": previous, "output": []}
+        store.insert(body, [{"id": f"{one}-item"}])
+        previous = one
+
+
+async def conversation(path: Path, response_id: str) -> list[str] | None:
+    stored = ThreadedResponseStore(lambda: ResponseStore(path, 1 << 28, 1e6), now=True)
+    try:
+        found = await stored.conversation(response_id)
+    finally:
+        await stored.close()
+    return None if found is None else [one.body["id"] for one in found]
+
+
+def test_responses_that_continue_each_other_are_refused(tmp_path: Path) -> None:
+    """A file can be altered; none of this may go on for ever, or keep others waiting."""
+    path = tmp_path / "store.sqlite"
+    with closing(ResponseStore(path, 1 << 28, 1e6)) as store:
+        chained(store, ["a", "b", "c"])
+        for name, previous in (("a", "c"), ("self", "self")):
+            body = {"id": name, "status": "completed", "previous_response_id": previous, "output": []}
+            store.insert(body, [])
+        with closing(sqlite3.connect(path)) as file, file:
+            file.execute("UPDATE responses SET previous = 'c' WHERE id = 'a'")
+        chained(store, ["d"], previous="c")  # its ancestors are kept as long as it is: they are a circle, too
+    for one in ("a", "b", "c", "d", "self"):
+        with pytest.raises(InvalidRequestError, match="continue each other") as refused:
+            asyncio.run(conversation(path, one))
+        assert refused.value.param == "previous_response_id"
+
+
+def test_conversations_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.sqlite"
+    monkeypatch.setattr(responses, "MAX_CHAIN", 5)
+    monkeypatch.setattr(responses, "MAX_CHAIN_BYTES", 3000)
+    with closing(ResponseStore(path, 1 << 28, 1e6)) as store:
+        chained(store, [f"r{n}" for n in range(6)])
+        chained(store, ["long-1", "long-2", "long-3" + "x" * 2000])
+    assert asyncio.run(conversation(path, "r4")) == ["r0", "r1", "r2", "r3", "r4"]
+    with pytest.raises(InvalidRequestError, match="more than 5 responses"):
+        asyncio.run(conversation(path, "r5"))
+    assert asyncio.run(conversation(path, "long-2")) == ["long-1", "long-2"]
+    with pytest.raises(InvalidRequestError, match="longer than"):
+        asyncio.run(conversation(path, "long-3" + "x" * 2000))
+
+
+def test_a_long_conversation_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    """Every response of it is a call of its own, between which others have their turn."""
+
+    async def both() -> list[str]:
+        stored = ThreadedResponseStore(lambda: ResponseStore(tmp_path / "store.sqlite", 1 << 28, 1e6), now=True)
+        for n in range(200):
+            previous = f"r{n - 1}" if n else None
+            await stored.insert(
+                {"id": f"r{n}", "status": "completed", "previous_response_id": previous, "output": []}, []
+            )
+        order: list[str] = []
+
+        async def long() -> None:
+            await stored.conversation("r199")
+            order.append("long")
+
+        async def short() -> None:
+            await stored.get("r0")
+            order.append("short")
+
+        await asyncio.gather(long(), short())
+        await stored.close()
+        return order
+
+    assert asyncio.run(both()) == ["short", "long"]
+
+
+def test_a_store_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with closing(ResponseStore(path, 1 << 28, 1e6)) as store:
+        chained(store, ["a"])
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("ALTER TABLE responses DROP COLUMN owner")
+        file.execute("PRAGMA user_version = 1")
+    for shares_old, known in ((True, True), (False, False)):
+        with closing(ResponseStore(path, 1 << 28, 1e6, shares_old=shares_old)) as store:
+            assert (store.get("a", "somebody") is not None) == known
+            assert store.get("a", "") is not None

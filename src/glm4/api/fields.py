@@ -23,6 +23,8 @@ from glm4.sampling_params import (
     SamplingParams,
 )
 
+MAX_SALT = 1024
+
 Reader = Callable[[str, Any], Any]
 
 
@@ -50,6 +52,13 @@ def boolean(name: str, value: Any) -> bool:
     """A boolean: true or false."""
     if not isinstance(value, bool):
         raise InvalidRequestError(f"{name} must be true or false, not {shown(value)}", param=name)
+    return value
+
+
+def salt(name: str, value: Any) -> str:
+    """vLLM's `cache_salt`: prompts cached under another one are not reused."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_SALT:
+        raise InvalidRequestError(f"{name} must be a text of 1 to {MAX_SALT} characters", param=name)
     return value
 
 
@@ -160,6 +169,8 @@ OPTIONS: Mapping[str, Field] = MappingProxyType(
 )
 """Sampling options of every request body that generates text."""
 
+
+SALT = Field({"type": "string", "minLength": 1, "maxLength": MAX_SALT}, salt)
 
 LABELS: Mapping[str, Field] = MappingProxyType(
     {name: Field(STRING, text) for name in ("user", "safety_identifier", "prompt_cache_key")}

@@ -146,4 +146,7 @@ class Backend(Protocol):
         """Current counters. Cheap; may be called from any thread."""
 
     def close(self) -> None:
-        """Free memory and threads. Idempotent."""
+        """Free memory and threads at once. Idempotent; not while a step runs.
+
+        Later calls raise ModelClosedError, except those of `info`, `abort`, `wake` and `has_unfinished_requests`.
+        """

@@ -15,7 +15,7 @@ from glm4.backends.table import BACKENDS
 from glm4.engine.engine import Engine
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.errors import InvalidRequestError, OutOfMemoryError
+from glm4.errors import InvalidRequestError, ModelClosedError, OutOfMemoryError
 from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
 from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
@@ -26,7 +26,7 @@ from glm4.model.lora import LoraAdapter
 from glm4.model.precision import Precision, packed_dtype
 from glm4.model.transformer import Transformer
 from glm4.system.cpus import MOST_THREADS
-from glm4.system.memory import Room, available_memory
+from glm4.system.memory import Room, available_memory, return_free_memory
 
 _POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads")
 
@@ -104,7 +104,7 @@ class LocalBackend:
         if not options.speculation:
             scheduler = replace(scheduler, max_speculative_rows=0)
         cache = _kv_cache(model.config, num_pages, kv_dtype)
-        self.engine = Engine(
+        self._engine: Engine | None = Engine(
             model,
             cache,
             max_model_len,
@@ -114,7 +114,6 @@ class LocalBackend:
             options.max_adapters,
             options.adapter_memory,
         )
-        self.model = model
         self._model_type = model_type
         self._adapter_format = "fp32" if precision == "fp32" else "bf16"
         self.execution = ExecutionInfo(
@@ -168,13 +167,30 @@ class LocalBackend:
         """What this backend can do."""
         return self._info
 
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            ModelClosedError: after `close`.
+        """
+        if self._engine is None:
+            raise ModelClosedError
+        return self._engine
+
+    @property
+    def model(self) -> Transformer:
+        """The engine's model; see there."""
+        return self.engine.model
+
     def add_request(self, request: GenerationRequest) -> None:
         """Queue a request; see `Engine.add_request` for the errors."""
         self.engine.add_request(request)
 
     def abort(self, request_id: str) -> None:
         """Drop a request and free its pages."""
-        self.engine.abort(request_id)
+        if self._engine is not None:
+            self._engine.abort(request_id)
 
     def step(self) -> list[GenerationOutput]:
         """Run one forward pass."""
@@ -185,15 +201,16 @@ class LocalBackend:
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has work to do."""
-        return self.engine.has_unfinished_requests()
+        return self._engine is not None and self._engine.has_unfinished_requests()
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
         """Read a PEFT adapter and make it available; see `loading.lora` for what is supported and the errors."""
         from glm4.loading.lora import read_adapter  # few runs load one
 
-        table, kernels = self.engine.adapters, self.model.kernels
+        engine = self.engine
+        table, kernels = engine.adapters, engine.model.kernels
         room = min(table.room_for(name), available_memory())
-        config, layers = self.model.config, self.model.weights.layers
+        config, layers = engine.model.config, engine.model.weights.layers
         adapter = read_adapter(
             Path(path), config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room, layers=layers
         )
@@ -213,8 +230,16 @@ class LocalBackend:
         return self.engine.stats()
 
     def close(self) -> None:
-        """Drop running requests; memory is freed with this object."""
-        self.engine.close()
+        """Drop running requests, weights and KV cache, and end the kernels' threads."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        engine.close()
+        kernels = engine.model.kernels
+        del engine
+        # The threads belong to the process: another model that is open starts new ones with its next call.
+        kernels.set_num_threads(kernels.num_threads())
+        return_free_memory()
 
 
 def _adapter_info(name: str, adapter: LoraAdapter) -> AdapterInfo:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from glm4.backends.base import BackendInfo, Capability
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
-from glm4.errors import InvalidRequestError, PromptTooLongError
+from glm4.errors import InvalidRequestError, ModelClosedError, PromptTooLongError
 from glm4.logprobs import TokenLogprobs
 
 Script = Callable[[Sequence[int]], Sequence[int]]
@@ -45,6 +45,7 @@ class ScriptedBackend:
     ) -> None:
         self._script = script
         self._running: dict[str, _Running] = {}
+        self._closed = False
         self._adapters: dict[str, AdapterInfo] = {}
         self._info = BackendInfo("scripted", vocab_size, max_model_len, max_num_seqs, capabilities)
 
@@ -55,6 +56,7 @@ class ScriptedBackend:
 
     def add_request(self, request: GenerationRequest) -> None:
         """Get this request's answer from the script."""
+        self._check_open()
         if request.request_id in self._running:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         if request.adapter is not None and request.adapter not in self._adapters:
@@ -72,6 +74,7 @@ class ScriptedBackend:
 
     def step(self) -> list[GenerationOutput]:
         """Emit one more token of every running answer."""
+        self._check_open()
         outputs = []
         for running in list(self._running.values())[: self._info.max_num_seqs]:
             output = self._advance(running)
@@ -114,21 +117,25 @@ class ScriptedBackend:
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
         """Remember the name."""
+        self._check_open()
         if name in self._adapters:
             raise InvalidRequestError(f"an adapter {name!r} is loaded already; unload it first", param="name")
         return self._adapters.setdefault(name, AdapterInfo(name, path, 0, 0))
 
     def unload_adapter(self, name: str) -> None:
         """Forget the name."""
+        self._check_open()
         if self._adapters.pop(name, None) is None:
             raise InvalidRequestError(f"there is no adapter {name!r}; load it first", param="model")
 
     def adapters(self) -> list[AdapterInfo]:
         """The names that were loaded."""
+        self._check_open()
         return list(self._adapters.values())
 
     def stats(self) -> EngineStats:
         """How many answers are running and how many wait; the other counters do not apply."""
+        self._check_open()
         requests = [running.request for running in list(self._running.values())]
         limit = self._info.max_num_seqs
         running, waiting = ({r.adapter for r in part if r.adapter} for part in (requests[:limit], requests[limit:]))
@@ -141,7 +148,12 @@ class ScriptedBackend:
 
     def close(self) -> None:
         """Forget everything."""
+        self._closed = True
         self._running.clear()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelClosedError
 
 
 def _counts(ids: Sequence[int]) -> NDArray[np.float32]:

@@ -308,6 +308,8 @@ class _Run:
 
     def _fail(self, custom_id: str, error: Glm4Error) -> None:
         """Write a row for a request that failed while running, unless a retry may help."""
+        if isinstance(error, OutOfMemoryError):
+            raise error
         if isinstance(error, RemoteUnavailableError):
             self._unanswered = error
             self._failed_in_a_row += 1

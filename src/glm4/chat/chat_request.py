@@ -29,6 +29,8 @@ class ChatOptions(TypedDict, total=False):
     add_generation_prompt: bool
     continue_final_message: bool
     template_kwargs: Mapping[str, Any] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    """vLLM's name for `template_kwargs`."""
     adapter: str | None
 
 
@@ -98,7 +100,7 @@ class ChatRequest:
             parallel_tool_calls=options.get("parallel_tool_calls", True),
             add_generation_prompt=options.get("add_generation_prompt", not continued),
             continue_final_message=continued,
-            template_kwargs=options.get("template_kwargs") or {},
+            template_kwargs=options.get("template_kwargs") or options.get("chat_template_kwargs") or {},
             adapter=options.get("adapter"),
         )
 

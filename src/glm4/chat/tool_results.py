@@ -1,4 +1,4 @@
-"""Tool results beside their calls: matched by id, in the order of the calls.
+"""Tool results: matched to their calls by id, and shown in the order of the calls.
 
 Prompts show results without their ids, so a model takes the first result for that of the first call. Every API and
 dialect therefore gets its conversations from `in_call_order`.
@@ -7,7 +7,7 @@ dialect therefore gets its conversations from `in_call_order`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -24,134 +24,118 @@ class _Call:
     result: Message | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Turn:
-    """Consecutive messages of the assistant with the results of their calls, or one message of somebody else."""
+    """The calls of consecutive messages of the assistant, and where in the conversation their results are."""
 
-    messages: list[Message] = field(default_factory=list)
     calls: list[_Call] = field(default_factory=list)
-    ids: set[str] = field(default_factory=set)
+    places: list[int] = field(default_factory=list)
+    by_id: dict[str, _Call] = field(default_factory=dict)
     without_result: deque[_Call] = field(default_factory=deque)
-    named: dict[str, deque[_Call]] = field(default_factory=dict)
+    by_name: dict[str, deque[_Call]] = field(default_factory=dict)
 
-    def add(self, message: Message) -> list[_Call]:
-        """Append a message of the assistant; returns its calls."""
+    def add(self, message: Message) -> None:
+        """Note the calls of a message."""
         calls = [_Call(call.id, call.name) for call in message.tool_calls]
         if message.metadata:  # a call in GLM-4's own form
             calls.append(_Call("", message.metadata))
-        self.messages.append(message)
         self.calls += calls
         self.without_result += calls
         for call in calls:
-            if call.id in self.ids:
+            if call.id in self.by_id:
                 raise _error(f"two calls of one turn have the id {call.id[:80]!r}; give each call an id of its own")
             if call.id:
-                self.ids.add(call.id)
-            self.named.setdefault(call.name, deque()).append(call)
-        return calls
+                self.by_id[call.id] = call
+            self.by_name.setdefault(call.name, deque()).append(call)
 
-    def all_messages(self) -> Iterator[Message]:
-        """The messages, then the results in the order of the calls.
-
-        Raises:
-            InvalidRequestError: only some of the calls have a result.
-        """
-        yield from self.messages
-        missing = next((call for call in self.calls if call.result is None), None)
-        for call in self.calls:
-            if call.result is not None and missing is not None:
-                known = f" with the id {missing.id[:80]!r}" if missing.id else ""
-                raise _error(
-                    f"the call of {missing.name[:80]!r}{known} has no result, but another call of the same turn has;"
-                    " send a result for every call of a turn, if only to say that it failed"
-                )
-            if call.result is not None:
-                yield call.result
+    def results(self) -> list[Message]:
+        """The results in the order of the calls: none, or one per call."""
+        found = [call.result for call in self.calls if call.result is not None]
+        if found and len(found) < len(self.calls):
+            missing = next(call for call in self.calls if call.result is None)
+            known = f" with the id {missing.id[:80]!r}" if missing.id else ""
+            raise _error(
+                f"the call of {missing.name[:80]!r}{known} has no result, but another call of the same turn has; send a"
+                " result for every call of a turn, if only to say that it failed"
+            )
+        return found
 
 
 def in_call_order(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with the results of each assistant turn directly after it, in the order of its calls.
+    """The conversation, in which the results of each turn are in the order of its calls.
 
-    A result belongs to the latest call before it that has its id. One without an id (GLM-4's own
-    `observation`, older clients) belongs to the first call without a result, of its `name` if it has one, in the
-    latest turn that made calls.
+    A result belongs to the call of its id in the latest turn that made calls. One without an id (GLM-4's own
+    `observation`, older clients) belongs to the first call of that turn without a result, of its `name` if it has one.
+    Results change places with each other only; other messages stay where they are.
 
     Left as they are, because nothing can be confused: results at the head of a conversation whose beginning was cut
     off; observations without an id beyond the calls (GLM-4's browser returns several); calls of a turn that has no
     results at all (the tools were not run).
 
     Raises:
-        InvalidRequestError: no call has the id of a result; two calls of a turn, or two results, have the same id; only
-            some calls of a turn have a result, or more results than calls. `.param` is "messages".
+        InvalidRequestError: no call of the latest turn has the id of a result; two calls of a turn, or two results,
+            have the same id; only some calls of a turn have a result, or more results than calls. `.param` is
+            "messages".
     """
-    return _Matcher().match(messages)
-
-
-class _Matcher:
-    def __init__(self) -> None:
-        self._by_id: dict[str, _Call] = {}  # the latest: some clients number the calls of every turn anew
-        self._latest: _Turn | None = None  # the latest turn that made calls
-
-    def match(self, messages: Sequence[Message]) -> list[Message]:
-        turns: list[_Turn] = []
-        speaker, at_head = "", True
-        for message in messages:
-            call = None
-            if message.role == "assistant":
-                if speaker != "assistant":
-                    turns.append(_Turn())
-                self._add(turns[-1], message)
-            elif message.role in RESULT_ROLES and not at_head:
-                call = self._call_of(message)
+    turns: list[_Turn] = []
+    ordered = list(messages)
+    speaker, at_head = "", True
+    for place, message in enumerate(messages):
+        if message.role == "assistant" and (message.tool_calls or message.metadata):
+            if speaker != "calls":
+                turns.append(_Turn())
+            turns[-1].add(message)
+            speaker = "calls"
+        elif message.role in RESULT_ROLES and not at_head:
+            call = _call_of(message, turns)
             if call is not None:
                 call.result = message
-            elif message.role != "assistant":
-                turns.append(_Turn([message]))
+                turns[-1].places.append(place)
             speaker = message.role
-            at_head = at_head and speaker in ("system", *RESULT_ROLES)
-        return [message for turn in turns for message in turn.all_messages()]
+        elif not (message.role == "assistant" and speaker == "calls"):  # words beside calls belong to their turn
+            speaker = message.role
+        at_head = at_head and message.role in ("system", *RESULT_ROLES)
+    for turn in turns:
+        for place, result in zip(turn.places, turn.results(), strict=True):
+            ordered[place] = result
+    return ordered
 
-    def _add(self, turn: _Turn, message: Message) -> None:
-        for call in turn.add(message):
-            self._latest = turn
-            if call.id:
-                self._by_id[call.id] = call
 
-    def _call_of(self, result: Message) -> _Call | None:
-        """The call that a result answers; None leaves it in its place."""
-        if result.tool_call_id:
-            return self._call_with_id(result.tool_call_id)
-        if self._latest is None:
-            return None
-        calls = self._latest.without_result
-        if result.name is not None:
-            if result.name not in self._latest.named:
-                raise _error(
-                    f"a tool result is named {result.name[:80]!r}, but the calls before it are of"
-                    f" {_listed(call.name for call in self._latest.calls)}; send the id of the call it answers"
-                )
-            calls = self._latest.named[result.name]
-        while calls and calls[0].result is not None:
-            calls.popleft()
-        if not calls and result.role == "tool":
-            raise _error("there are more tool results than calls; send one result per call, with the id of the call")
-        return calls[0] if calls else None
-
-    def _call_with_id(self, result_id: str) -> _Call:
-        call = self._by_id.get(result_id)
-        if call is None:
-            made = [] if self._latest is None else self._latest.calls
-            if len(made) == 1 and not made[0].id and made[0].result is None:
-                return made[0]  # the only call of the turn, written without an id
-            ids = [call.id for call in made if call.id]
-            last = f" (the last calls have {_listed(ids)})" if ids else ""
+def _call_of(result: Message, turns: Sequence[_Turn]) -> _Call | None:
+    """The call that a result answers; None if it has no id, and there is none."""
+    if result.tool_call_id:
+        return _call_with_id(result.tool_call_id, turns)
+    if not turns:
+        return None
+    calls = turns[-1].without_result
+    if result.name is not None:
+        if result.name not in turns[-1].by_name:
             raise _error(
-                f"a tool result has the id {result_id[:80]!r}, but no call before it has{last}; send the id of the call"
-                " it answers, and the assistant's message with that call before it"
+                f"a tool result is named {result.name[:80]!r}, but the calls before it are of"
+                f" {_listed(turns[-1].by_name)}; send the id of the call it answers"
             )
-        if call.result is not None:
-            raise _error(f"two tool results have the id {result_id[:80]!r}; send one result per call")
-        return call
+        calls = turns[-1].by_name[result.name]
+    while calls and calls[0].result is not None:
+        calls.popleft()
+    if not calls and result.role == "tool":
+        raise _error("there are more tool results than calls; send one result per call, with the id of the call")
+    return calls[0] if calls else None
+
+
+def _call_with_id(result_id: str, turns: Sequence[_Turn]) -> _Call:
+    made = turns[-1] if turns else _Turn()
+    call = made.by_id.get(result_id)
+    if call is None and len(made.calls) == 1 and not made.calls[0].id:
+        call = made.calls[0]  # the only call of the turn, written without an id
+    if call is None:
+        last = f" in the turn before it (its calls have {_listed(made.by_id)})" if made.by_id else " before it"
+        raise _error(
+            f"a tool result has the id {result_id[:80]!r}, but no call{last} has; put each result behind the message of"
+            " the assistant with its call"
+        )
+    if call.result is not None:
+        raise _error(f"two tool results have the id {result_id[:80]!r}; send one result per call")
+    return call
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -56,6 +56,9 @@ class ServingOptions:
     request_timeout: Annotated[
         float | None, Option(min=0.1, metavar="SECONDS", panel=_LIMITS, help="Longest answer.")
     ] = None
+    max_connections: Annotated[
+        int, Option(min=1, max=1_000_000, metavar="N", panel=_LIMITS, help="Open connections; idle ones give way.")
+    ] = 1000
     shutdown_timeout: Annotated[
         float, Option(min=1, max=86400, metavar="SECONDS", panel=_LIMITS, help="Time to finish after SIGTERM.")
     ] = 30.0
@@ -118,6 +121,16 @@ def serve(
     allowed_origin: Annotated[
         list[str] | None, Option(metavar="ORIGIN", panel=_ACCESS, help="Let web pages of this origin call (CORS).")
     ] = None,
+    max_memory: Annotated[
+        float | None,
+        Option(
+            min=0.1,
+            max=1e6,
+            metavar="GB",
+            panel=_LIMITS,
+            help="Memory of the whole server. The default is what the machine or container has.",
+        ),
+    ] = None,
     max_body_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Longest request body.")] = 32,
     store_max_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Responses kept, in all.")] = 256,
     store_max_days: Annotated[
@@ -152,6 +165,7 @@ def serve(
         allowed_hosts=tuple(allowed_host or ()),
         allowed_origins=tuple(allowed_origin or ()),
         max_body_bytes=max_body_mb << 20,
+        max_memory=None if max_memory is None else int(max_memory * 1e9),
         store_max_bytes=store_max_mb << 20,
         store_max_age=store_max_days * 86400,
     )
@@ -219,6 +233,7 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
 
         try:
             lines = (read_stdin() if os.fspath(file) == STREAM else read_text(file)).splitlines()
+            mode = 0 if os.fspath(file) == STREAM else file.stat().st_mode
         except OSError as error:
             raise UsageError(f"--api-key-file {os.fspath(file)} cannot be read: {error}") from None
         except TextEncodingError as error:
@@ -226,5 +241,9 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
             raise UsageError(f"--api-key-file {os.fspath(file)} has no key in it")
+        if os.name == "posix" and mode & 0o077:
+            from glm4.cli.console import notice
+
+            notice(f"{file} can be read by other users of this machine; close it to them: chmod 600 {file}")
         keys += found
     return tuple(dict.fromkeys(keys))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from glm4.errors import GrammarError, InvalidRequestError
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from glm4.model.transformer import Transformer
+
+log = logging.getLogger("glm4.engine")
 
 # A sequence ready for its next token, its draft, and the last layer's outputs after its ids and after each draft token.
 _Ready = tuple[Sequence, list[int], NDArray[np.float32]]
@@ -96,7 +99,7 @@ class Engine:
             self.scheduler.remove(sequence)
 
     def close(self) -> None:
-        """Drop all requests. Idempotent."""
+        """Drop all requests. Memory is freed with this object. Idempotent."""
         for request_id in self.request_ids():
             self.abort(request_id)
 
@@ -130,17 +133,23 @@ class Engine:
         )
 
     def step(self) -> list[GenerationOutput]:
-        """Run one forward pass and sample where a sequence is ready for its next token."""
+        """Run one forward pass and sample where a sequence is ready for its next token.
+
+        What goes wrong in a sequence's own part of the step ends it with an error. An exception from here is about the
+        bookkeeping that all sequences share.
+        """
         self._seconds = 0.0
         self.scheduler.admit()
         touched = self._begin_grammars()
         scheduled = self.scheduler.schedule()
+        touched += [sequence for sequence in self.scheduler.running if sequence.end is not None]
         if scheduled:
             decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
-            ready, ended = self._compute(scheduled)
+            ready = self._compute(scheduled)
+            touched += [item.sequence for item in scheduled if item.sequence.end is not None]
             for group in _grouped(ready):
                 self._sample(group)
-            touched += ended + [sequence for sequence, _, _ in ready]
+            touched += [sequence for sequence, _, _ in ready]
             if decoding:
                 self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
         return [self._report(sequence) for sequence in touched]
@@ -152,43 +161,61 @@ class Engine:
         """
         for sequence in self.scheduler.running:
             if not sequence.wants_prompt_logprobs():
-                sequence.append_forced()
+                sequence.attempt(sequence.append_forced)
         ended = [sequence for sequence in self.scheduler.running if sequence.end is not None]
         for sequence in ended:
             self.abort(sequence.request_id)
         return ended
 
-    def _compute(self, scheduled: list[ScheduledSequence]) -> tuple[list[_Ready], list[Sequence]]:
-        """One forward pass; returns the sequences whose ids are all computed, and those that end here."""
-        hidden = self._forward(scheduled)
+    def _compute(self, scheduled: list[ScheduledSequence]) -> list[_Ready]:
+        """One forward pass; returns the sequences whose ids are all computed. Others may have ended."""
         ready: list[_Ready] = []
-        ended: list[Sequence] = []
-        start = 0
-        for item in scheduled:
-            sequence, rows = item.sequence, hidden[start : start + item.num_rows]
-            start += item.num_rows
-            if sequence.adapter is not None and not np.isfinite(rows).all():
-                # Finite factors can still overflow, and a bad adapter must not end other requests.
-                sequence.end = "abort", None
-                ended.append(sequence)
-                continue
-            if sequence.wants_prompt_logprobs():
-                self._score_prompt(item, rows[: item.num_tokens])
-            sequence.num_computed += item.num_tokens
-            if sequence.pool is not None:  # its pages are not kept for reuse
-                sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
-                if not sequence.num_remaining:
-                    # An adapter's values can be finite but so large that the norm makes them zero.
-                    usable = sequence.adapter is None or sequence.pool.has_direction
-                    sequence.end = "stop" if usable else "abort", None
-                    ended.append(sequence)
-            elif sequence.num_remaining:
-                self._share(sequence)
-            else:
-                ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
-        return ready, ended
+        for item, rows in self._forward(scheduled):
+            item.sequence.attempt(self._take, item, rows, ready)
+        return ready
 
-    def _forward(self, scheduled: list[ScheduledSequence]) -> NDArray[np.float32]:
+    def _take(self, item: ScheduledSequence, rows: NDArray[np.float32], ready: list[_Ready]) -> None:
+        """A sequence's part of the pass: float32 [item.num_rows, hidden_size]."""
+        sequence = item.sequence
+        if sequence.adapter is not None and not np.isfinite(rows).all():
+            # Finite factors can still overflow, and a bad adapter must not end other requests.
+            sequence.end = "abort", None
+            return
+        if sequence.wants_prompt_logprobs():
+            self._score_prompt(item, rows[: item.num_tokens])
+        sequence.num_computed += item.num_tokens
+        if sequence.pool is not None:  # its pages are not kept for reuse
+            sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
+            if not sequence.num_remaining:
+                # An adapter's values can be finite but so large that the norm makes them zero.
+                usable = sequence.adapter is None or sequence.pool.has_direction
+                sequence.embedding = sequence.pool.result() if usable else None
+                sequence.end = "stop" if usable else "abort", None
+        elif sequence.num_remaining:
+            self._share(sequence)
+        else:
+            ready.append((sequence, item.draft, rows[item.num_tokens - 1 :]))
+
+    def _forward(self, scheduled: list[ScheduledSequence]) -> list[tuple[ScheduledSequence, NDArray[np.float32]]]:
+        """The last layer's outputs for every sequence, from one pass.
+
+        If the pass fails, every sequence gets its own, which gives the same bits; those that fail again end with the
+        error. So an adapter that cannot be applied, or a batch too large for the memory that is left, ends only the
+        requests at fault.
+        """
+        try:
+            hidden = self._run_model(scheduled)
+        except Exception as error:
+            if len(scheduled) == 1:
+                scheduled[0].sequence.fail(error)
+                return []
+            log.warning("a pass over %d sequences failed; each gets its own", len(scheduled), exc_info=True)
+        else:
+            ends = list(accumulate(item.num_rows for item in scheduled))
+            return [(item, hidden[end - item.num_rows : end]) for item, end in zip(scheduled, ends, strict=True)]
+        return [result for item in scheduled for result in self._forward([item])]
+
+    def _run_model(self, scheduled: list[ScheduledSequence]) -> NDArray[np.float32]:
         ids: list[int] = []
         for item in scheduled:
             first = item.sequence.num_computed
@@ -207,13 +234,23 @@ class Engine:
         return hidden
 
     def _sample(self, ready: list[_Ready]) -> None:
+        """Sample for every sequence; one by one if their logits cannot be computed together."""
         began = time.perf_counter()
-        logits = self.model.logits(np.concatenate([rows for _, _, rows in ready]))
-        self._seconds += time.perf_counter() - began
-        start = 0
-        for sequence, draft, rows in ready:
-            self._advance(sequence, draft, logits[start : start + len(rows)])
-            start += len(rows)
+        try:
+            logits = self.model.logits(np.concatenate([rows for _, _, rows in ready]))
+        except Exception as error:
+            if len(ready) == 1:
+                ready[0][0].fail(error)
+                return
+        else:
+            self._seconds += time.perf_counter() - began
+            start = 0
+            for sequence, draft, rows in ready:
+                sequence.attempt(self._advance, sequence, draft, logits[start : start + len(rows)])
+                start += len(rows)
+            return
+        for one in ready:
+            self._sample([one])
 
     def _advance(self, sequence: Sequence, draft: list[int], logits: NDArray[np.float32]) -> None:
         """Sample a sequence's next tokens: one, plus one for every accepted draft token.
@@ -258,9 +295,14 @@ class Engine:
             grammar.accept(token)
 
     def _report(self, sequence: Sequence) -> GenerationOutput:
+        try:
+            output = sequence.report()
+        except Exception as error:
+            sequence.fail(error)
+            output = sequence.report()
         if sequence.end is not None:
             self.abort(sequence.request_id)
-        return sequence.report()
+        return output
 
     def _log_probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """The model's own, before penalties and temperature; rows without a token do not appear in any ranking."""

@@ -15,8 +15,9 @@ The bookkeeping relies on two invariants:
 - Pages are released from last to first. So in `_idle`, which is in order of release, a child always precedes its
   parent: the oldest entry is a leaf.
 
-Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree's number is
-its adapter's, which is never reused, so pages of an unloaded adapter are never found again and are evicted eventually.
+Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree is named by
+its adapter's number, which is never reused, so pages of an unloaded adapter are never found again and are evicted
+eventually; and by the salt of its requests, so that who does not know the salt cannot find out what was cached.
 
 Sharing is exact: a page's keys and values are bit-identical however its tokens were batched and chunked (the kernels'
 contract), so it does not matter which of two equal pages a sequence reads.
@@ -36,7 +37,10 @@ from glm4.prompt import MediaSpan
 _MOST_COMPARED = 16
 _MOST_BEGINNINGS = 4
 
-_Key = tuple[int | MediaSpan, ...]
+Tree = tuple[int, str]
+"""A tree's name: the number of an adapter, or 0, and a salt."""
+_Key = tuple[int | MediaSpan | Tree, ...]
+_PLAIN: Tree = (0, "")
 
 
 class _Node:
@@ -63,7 +67,7 @@ class PrefixCache:
     def __init__(self, cache: KVCache, enabled: bool = True) -> None:
         self._cache = cache
         self.enabled = enabled
-        self._roots: dict[int | MediaSpan, _Node] = {}
+        self._roots: dict[int | MediaSpan | Tree, _Node] = {}
         self._nodes: dict[int, _Node] = {}
         # Nodes without holders in order of release; a dict because it keeps order and deletes in constant time.
         self._idle: dict[int, _Node] = {}
@@ -84,7 +88,7 @@ class PrefixCache:
         return sum(node.scores.nbytes for node in list(self._nodes.values()) if node.scores is not None)
 
     def hold(
-        self, ids: Sequence[int], tree: int = 0, spans: Sequence[MediaSpan] = (), num_top: int | None = None
+        self, ids: Sequence[int], tree: Tree = _PLAIN, spans: Sequence[MediaSpan] = (), num_top: int | None = None
     ) -> list[int]:
         """Hold the pages of the longest known prefix of `ids` in a tree, leaving at least one id to compute.
 
@@ -114,7 +118,7 @@ class PrefixCache:
         return known
 
     def beginning(
-        self, ids: Sequence[int], pages: Sequence[int], num_top: int, tree: int = 0
+        self, ids: Sequence[int], pages: Sequence[int], num_top: int, tree: Tree = _PLAIN
     ) -> tuple[int, list[TokenLogprobs]]:
         """A page to copy behind these, which `hold` gave; it may be evicted later, but is not overwritten until then.
 
@@ -142,7 +146,7 @@ class PrefixCache:
         pages: Sequence[int],
         num_shared: int,
         logprobs: Sequence[TokenLogprobs | None],
-        tree: int = 0,
+        tree: Tree = _PLAIN,
     ) -> None:
         """Keep a scored prompt's last page, for `beginning`; to be called before its `release`.
 
@@ -209,7 +213,7 @@ class PrefixCache:
         pages: list[int],
         num_computed: int,
         first: int,
-        tree: int = 0,
+        tree: Tree = _PLAIN,
         spans: Sequence[MediaSpan] = (),
     ) -> int:
         """Add a sequence's full pages to the tree.
@@ -221,7 +225,7 @@ class PrefixCache:
             pages: its pages; modified in place.
             num_computed: ids whose keys and values are complete.
             first: number of full pages already added.
-            tree: 0, or the number of the adapter they were computed under.
+            tree: what they were computed under.
             spans: which ids stand for media.
 
         Returns:
@@ -262,8 +266,8 @@ class PrefixCache:
         while self._idle:
             self._drop(next(iter(self._idle.values())))
 
-    def _root(self, tree: int) -> _Node:
-        # Its key holds the tree's number, so that it can be dropped with its last child.
+    def _root(self, tree: Tree) -> _Node:
+        # Its key holds the tree's name, so that it can be dropped with its last child.
         return self._roots.setdefault(tree, _Node(-1, (tree,), None))
 
     def _hold(self, node: _Node) -> None:

@@ -66,6 +66,9 @@ class GenerationRequest:
         constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
             are allowed only where the text is complete. If it cannot be followed further, the text ends with "length".
         structured_outputs: the uncompiled form, for a backend that compiles it; at most one of the two is given.
+        group: the request that this is a sample of.
+        max_running: samples of the group that may run at once; None does not limit them.
+        cache_salt: only prompts that were cached with the same salt are reused; "" is a salt as well.
     """
 
     request_id: str
@@ -77,6 +80,9 @@ class GenerationRequest:
     pooling: Literal["mean"] | None = None
     constraint: TokenConstraint | None = None
     structured_outputs: StructuredOutputs | None = None
+    group: str = ""
+    max_running: int | None = None
+    cache_salt: str = ""
 
     @property
     def prompt_ids(self) -> Sequence[int]:

@@ -7,7 +7,7 @@ youngest sequence gives up its pages and starts over later (its ids are kept, so
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
@@ -88,14 +88,15 @@ class Scheduler:
         """Plan the next step; empty when nothing is running or waiting."""
         self.admit()
         planned: list[ScheduledSequence] = []
-        decoding = [s for s in self.running if s.num_remaining == 1]
+        running = [s for s in self.running if s.end is None]  # others failed while they were admitted
+        decoding = [s for s in running if s.num_remaining == 1]
         for sequence in decoding:
             self._plan(sequence, 1, planned)
         planned = self._with_drafts(planned)
         budget = self.config.max_num_batched_tokens - sum(item.num_rows for item in planned)
         if planned:
             budget = min(budget, self.config.max_prefill_beside_decode)
-        prefilling = [s for s in self.running if s.num_remaining > 1]
+        prefilling = [s for s in running if s.num_remaining > 1 and s in self.running]
         shares = fair_shares([s.num_remaining for s in prefilling], max(0, budget))
         for sequence, share in zip(prefilling, shares, strict=True):
             if share:
@@ -104,30 +105,44 @@ class Scheduler:
 
     def admit(self) -> None:
         """Admit waiting sequences, as far as limits and pages allow."""
-        while self.waiting and len(self.running) < self.config.max_num_seqs:
-            sequence = self.waiting[0]
-            held = self._held(sequence)
+        while len(self.running) < self.config.max_num_seqs and (sequence := self._next()) is not None:
+            sequence.attempt(self._hold, sequence)
             # Wait for room for the whole prompt: admitting earlier would only preempt another sequence.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
-            needed = pages_for(len(sequence.ids) + 1) - len(held)
+            needed = pages_for(len(sequence.ids) + 1) - len(sequence.pages)
             if self.running and needed > self._cache.num_available_pages - _num_promised(self.running):
-                self._cache.release(held)
+                self._release(sequence)
                 return
-            sequence.pages = held
-            sequence.num_shared_pages = len(held)
-            sequence.num_computed = len(held) * PAGE_SIZE
-            self._use_scores(sequence)
-            if not sequence.was_admitted:  # after a preemption it finds its own pages
-                sequence.was_admitted = True
-                sequence.num_cached = sequence.num_computed
-                self._count_lookup(sequence)
-            self.running.append(self.waiting.popleft())
+            sequence.attempt(self._begin, sequence)
+            self.waiting.remove(sequence)  # usually the first
+            self.running.append(sequence)
 
-    def _held(self, sequence: Sequence) -> list[int]:
-        """Pages that the prefix cache has for a sequence."""
-        if sequence.needs_all_rows():
-            return []
-        return self._cache.hold(sequence.ids, sequence.tree, sequence.spans, sequence.num_top_to_score())
+    def _next(self) -> Sequence | None:
+        """The first waiting sequence whose group may have another one running."""
+        if not self.waiting or self.waiting[0].request.max_running is None:
+            return self.waiting[0] if self.waiting else None
+        running = Counter(sequence.request.group for sequence in self.running)
+        for sequence in self.waiting:
+            request = sequence.request
+            if request.max_running is None or running[request.group] < request.max_running:
+                return sequence
+        return None
+
+    def _hold(self, sequence: Sequence) -> None:
+        """Hold the pages that the prefix cache has for a sequence."""
+        if not sequence.needs_all_rows():
+            num_top = sequence.num_top_to_score()
+            sequence.pages = self._cache.hold(sequence.ids, sequence.tree, sequence.spans, num_top)
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Let a sequence begin after the pages that it holds."""
+        sequence.num_shared_pages = len(sequence.pages)
+        sequence.num_computed = len(sequence.pages) * PAGE_SIZE
+        self._use_scores(sequence)
+        if not sequence.was_admitted:  # after a preemption it finds its own pages
+            sequence.was_admitted = True
+            sequence.num_cached = sequence.num_computed
+            self._count_lookup(sequence)
 
     def _use_scores(self, sequence: Sequence) -> None:
         """Take log-probabilities from the prefix cache for a prompt that holds pages of it, and the rows they allow."""
@@ -137,9 +152,8 @@ class Scheduler:
         known = self._cache.scores(sequence.ids, sequence.pages, num_top)
         source, more = self._cache.beginning(sequence.ids, sequence.pages, num_top, sequence.tree)
         if more and not sequence.spans:
-            (page,) = self._cache.allocate(1)  # perhaps the source itself, whose content is still there
-            self._cache.copy(source, page)
-            sequence.pages.append(page)
+            sequence.pages += self._cache.allocate(1)  # perhaps the source itself, whose content is still there
+            self._cache.copy(source, sequence.pages[-1])
             sequence.num_computed += len(more)
             known += more
         sequence.know_scores(known)
@@ -160,7 +174,11 @@ class Scheduler:
             # The last new token does not need a successor, so drafts stop before it.
             room = sequence.max_new_tokens - sequence.num_new_tokens - 1
             if rows_left > 0 and room > 0:
-                draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
+                try:
+                    draft = sequence.lookup.propose(sequence.ids, min(rows_left, room), cost)
+                except Exception as error:
+                    sequence.fail(error)
+                    continue
             needed = pages_for(len(sequence.ids) + len(draft)) - len(sequence.pages)
             if needed > max(0, self._cache.num_available_pages - promised):
                 draft = []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.grammar import GrammarState
 from glm4.engine.pooling import MeanPool
+from glm4.engine.prefix_cache import Tree
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.sampling import Sampler
 from glm4.engine.speculation import PromptLookup
-from glm4.errors import GrammarError
+from glm4.errors import Glm4Error, GrammarError, request_error
 from glm4.logprobs import TokenLogprobs
 from glm4.model.lora import LoraAdapter
 from glm4.prompt import Prompt
@@ -55,6 +58,8 @@ class Sequence:
         self.unreported_logprobs: list[TokenLogprobs] = []
         self.reported = False  # there was an earlier output
         self.end: tuple[str, int | None] | None = None  # finish reason and stop id
+        self.error: Glm4Error | None = None  # why it ends with "error"
+        self.embedding: NDArray[np.float32] | None = None
         self.grammar: GrammarState | None = None  # created by the first `append_forced`
 
     @property
@@ -90,9 +95,9 @@ class Sequence:
         return self.pool is not None
 
     @property
-    def tree(self) -> int:
+    def tree(self) -> Tree:
         """The prefix cache tree that its pages belong to."""
-        return 0 if self.adapter is None else self.adapter.number
+        return (0 if self.adapter is None else self.adapter.number), self.request.cache_salt
 
     def next_positions(self, count: int) -> NDArray[np.int32]:
         """Positions of the next `count` rows to compute, which may extend beyond `ids`: int32 [count]."""
@@ -136,6 +141,19 @@ class Sequence:
         except GrammarError:
             self.end = "length", None
 
+    def attempt(self, work: Callable[..., object], *args: object) -> None:
+        """Do this sequence's own part of a step. Whatever goes wrong there ends it, and no other sequence."""
+        try:
+            work(*args)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a library in Rust is not an Exception
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, to be called where it was caught."""
+        self.end, self.error = ("error", None), request_error(error)
+
     def _end_ids(self) -> NDArray[np.int64]:
         """Ids that are allowed wherever a grammar's text is complete."""
         ids = set(self.request.params.stop_token_ids)
@@ -143,6 +161,8 @@ class Sequence:
 
     def report(self) -> GenerationOutput:
         """Everything new since the last output."""
+        if self.error is not None:
+            return GenerationOutput(self.request_id, finish_reason="error", error=self.error)
         scored = not self.reported and self.request.params.prompt_logprobs is not None
         reason, stop_token = self.end or (None, None)
         output = GenerationOutput(
@@ -153,7 +173,7 @@ class Sequence:
             logprobs=tuple(self.unreported_logprobs),
             prompt_logprobs=tuple(self.prompt_logprobs) if scored else None,
             num_cached_tokens=self.num_cached,
-            embedding=self.pool.result() if self.pool is not None and reason == "stop" else None,
+            embedding=self.embedding,
         )
         self.unreported, self.unreported_logprobs, self.reported = [], [], True
         return output

@@ -73,12 +73,17 @@ class MemoryEstimate:
 
     @property
     def loading(self) -> int:
-        """Needed only while loading: a slab being packed, its packed copy, and the next one being read, in fp32."""
+        """Needed only while loading, beyond all weights: a slab being packed, its packed copy, and the next one being
+        read, in fp32, while later weights are not there yet. Matrices with rotary rows are read whole.
+        """
         if self.mapped:
             return 0
-        tensors = model_tensors(self.config).values()
-        whole = [4 * math.prod(tensor.shape) for tensor in tensors if tensor.row.rotary]
-        return 3 * max(SLAB_NBYTES, *whole)
+        most = packed = 0
+        for tensor in model_tensors(self.config).values():
+            packed += tensor_nbytes(tensor, self.precision)
+            whole = 4 * math.prod(tensor.shape)
+            most = max(most, packed + 3 * (whole if tensor.row.rotary else min(whole, SLAB_NBYTES)))
+        return max(0, most - packed)
 
     def kv_cache(self, context: int, sequences: int = 1) -> int:
         """Whole pages for `sequences` sequences of `context` tokens."""

@@ -115,8 +115,8 @@ class PackedCache:
             return None
         record = {"model": str(checkpoint.path.resolve()), "precision": precision, "files": self._identity}
         record[_FOUR_BIT] = [] if stored is None else list(stored.exceptions)
-        write = BackgroundWrite(folder, checkpoint, tokenizer, model, made, record, nbytes, self._limit)
-        write.start()
+        write = BackgroundWrite(folder, checkpoint, tokenizer, made, record, nbytes, self._limit)
+        write.start(model)
         return write
 
 
@@ -163,7 +163,6 @@ class BackgroundWrite:
     folder: Path
     checkpoint: Checkpoint
     tokenizer: Tokenizer
-    model: Transformer
     precision: Precision
     record: Mapping[str, Any]
     nbytes: int
@@ -171,41 +170,44 @@ class BackgroundWrite:
 
     def __post_init__(self) -> None:
         self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="glm4-packed-cache")
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start writing."""
+    def start(self, model: Transformer) -> None:
+        """Start writing; the thread holds the weights until it ends, this object never does."""
+        self._thread = threading.Thread(target=self._run, args=(model,), name="glm4-packed-cache")
         self._thread.start()
 
     def finish(self) -> None:
         """Wait for the end; Ctrl-C abandons the entry."""
+        if self._thread is None:
+            return
         try:
             self._thread.join()
         except KeyboardInterrupt:
             self._cancelled.set()
             self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, model: Transformer) -> None:
         # A cache may fail silently: the model runs, and the next start tries again.
         with contextlib.suppress(OSError):
             if sys.platform == "linux":  # the model's own threads take precedence; elsewhere threads have no priority
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
         with contextlib.suppress(OSError, Glm4Error, _CancelledError):
             if make_room(self.nbytes, self.limit):
-                self._write()
+                self._write(model)
 
-    def _write(self) -> None:
+    def _write(self, model: Transformer) -> None:
         checkpoint, name = self.checkpoint, self.checkpoint.path.resolve().name
         with atomic_folder(self.folder) as partial:
-            write_packed_checkpoint(partial, checkpoint, self.tokenizer, self.precision, self._parts(), name)
+            write_packed_checkpoint(partial, checkpoint, self.tokenizer, self.precision, self._parts(model), name)
             record = json.dumps({**self.record, _SIZES: _sizes(partial)}, indent=2)
             (partial / IDENTITY_FILE).write_text(record + "\n", encoding="utf-8")
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self, model: Transformer) -> Iterator[Part]:
         for name in packed_shapes(self.checkpoint.config):
             if self._cancelled.is_set():
                 raise _CancelledError
-            tensor = self.model.weights.tensors[name]
+            tensor = model.weights.tensors[name]
             yield name, tensor.data if isinstance(tensor, PackedWeight) else tensor
 
 

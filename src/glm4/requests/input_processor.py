@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
 from glm4.backends.base import BackendInfo, Capability
 from glm4.chat.call_grammar import callables
 from glm4.chat.chat_request import ChatRequest
+from glm4.chat.dialects.base import texts_of
 from glm4.chat.parsers.base import PlainParser, StreamParser
 from glm4.engine.protocol import GenerationRequest, TokenConstraint
 from glm4.errors import PromptTooLongError
@@ -21,6 +23,7 @@ from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.declared_grammar import DeclaredGrammars
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
+from glm4.requests.prompt_forms import PromptLike, read_prompt
 from glm4.requests.requirements import check_supported
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 from glm4.tokenizer import Detokenizer, Tokenizer
@@ -28,7 +31,7 @@ from glm4.tokenizer import Detokenizer, Tokenizer
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-PromptLike = str | Sequence[int] | Prompt
+_T = TypeVar("_T")
 
 
 class PromptOptions(TypedDict, total=False):
@@ -62,6 +65,8 @@ class PreparedRequest:
         constraint: the grammar the answer must follow, in the form the backend takes.
         max_tool_calls: the answer ends where a call beyond this number begins.
         text: the raw prompt, if it was text.
+        max_running: samples that may run at once; None does not limit them.
+        cache_salt: keeps the cached prompt apart from those with another salt.
         num_added_ids: ids at the beginning of the prompt that the caller did not send: the model's prefix.
     """
 
@@ -73,6 +78,8 @@ class PreparedRequest:
     constraint: Grammar | None = None
     max_tool_calls: int | None = None
     text: str | None = None
+    max_running: int | None = None
+    cache_salt: str = ""
     num_added_ids: int = 0
 
     @property
@@ -94,6 +101,9 @@ class PreparedRequest:
             pooling=self.pooling,
             constraint=compiled,
             structured_outputs=declared,
+            group=backend_id.rpartition("#")[0],
+            max_running=self.max_running,
+            cache_salt=self.cache_salt,
         )
 
 
@@ -128,7 +138,7 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        prompt, prefill = self.conversation(request)
+        prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
         check_supported(self._info, prompt, params, adapter=request.adapter, grammar=form)
         self._check_length(prompt, "messages")
@@ -154,9 +164,12 @@ class InputProcessor:
 
         Raises:
             InvalidRequestError, TemplateError: as `chat`.
+            PromptTooLongError: it is many times as long as the context, and was not counted.
         """
+        # Before anything goes through the text. Even if a template left some of it out, it would be far too long.
+        self._processor.tokenizer.check_length(texts_of(request), self._max_model_len)
         asked, prefill = AssistantPrefill.split(self._processor, request)
-        prompt = self._processor.render(asked)
+        prompt = self._processor.render(asked, most=self._max_model_len)
         return prompt if prefill is None else prefill.after(prompt), prefill
 
     def prompt(
@@ -179,14 +192,16 @@ class InputProcessor:
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
-        source = prompt if isinstance(prompt, str) else None
+        source, given = read_prompt(prompt)
         num_added = 0
-        if not isinstance(prompt, Prompt):
-            ids, num_added = _prompt_ids(prompt, tokenizer, **options)
-            prompt = Prompt(ids)
+        if not isinstance(given, Prompt):
+            written = source or "" if given is None else given
+            encode = partial(_prompt_ids, written, tokenizer, most=self._max_model_len, **options)
+            ids, num_added = self._fitting(encode, "prompt")
+            given = Prompt(ids)
         form = _form_param(params)
-        check_supported(self._info, prompt, params, adapter=adapter, embedding=embedding, grammar=form)
-        self._check_length(prompt, "prompt", answer=not embedding)
+        check_supported(self._info, given, params, adapter=adapter, embedding=embedding, grammar=form)
+        self._check_length(given, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
@@ -194,7 +209,7 @@ class InputProcessor:
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
         return PreparedRequest(
-            prompt, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
+            given, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
         )
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
@@ -218,14 +233,26 @@ class InputProcessor:
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)
         return self._grammars.answer(outputs, tools, parallel=parallel)
 
+    def _fitting(self, encode: Callable[[], _T], param: str) -> _T:
+        """What `encode` returns; a text refused before it was encoded gets the same error as other long ones."""
+        try:
+            return encode()
+        except PromptTooLongError as error:
+            raise self._too_long(f"at least {error.at_least}", param, at_least=error.at_least) from None
+
     def _check_length(self, prompt: Prompt, param: str, *, answer: bool = True) -> None:
         if len(prompt) + answer > self._max_model_len:
-            together = " (prompt and answer together)" if answer else ""
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens, but the context holds {self._max_model_len}{together};"
-                " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
-                param=param,
-            )
+            raise self._too_long(str(len(prompt)), param, " (prompt and answer together)" if answer else "")
+
+    def _too_long(
+        self, count: str, param: str, together: str = "", *, at_least: int | None = None
+    ) -> PromptTooLongError:
+        return PromptTooLongError(
+            f"the prompt has {count} tokens, but the context holds {self._max_model_len}{together};"
+            " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
+            param=param,
+            at_least=at_least,
+        )
 
 
 def _prompt_ids(
@@ -234,6 +261,7 @@ def _prompt_ids(
     *,
     add_special_tokens: bool | None = None,
     parse_special: bool = False,
+    most: int | None = None,
 ) -> tuple[list[int], int]:
     """Ids of a raw prompt, and how many of them are the model's prefix that it did not have."""
     prefix = tokenizer.prefix_ids
@@ -242,8 +270,8 @@ def _prompt_ids(
         added = bool(add_special_tokens) and tuple(ids[: len(prefix)]) != prefix
         return ([*prefix, *ids], len(prefix)) if added else (ids, 0)
     if add_special_tokens is False:
-        return tokenizer.encode(prompt, allow_special=parse_special), 0
-    ids = tokenizer.encode_prompt(prompt, allow_special=parse_special)
+        return tokenizer.encode(prompt, allow_special=parse_special, most=most), 0
+    ids = tokenizer.encode_prompt(prompt, allow_special=parse_special, most=most)
     return ids, 0 if tokenizer.has_prefix(prompt) else len(prefix)
 
 

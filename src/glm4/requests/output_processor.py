@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from glm4.chat.answer import Answer
 from glm4.chat.events import Event, TextDelta, ToolCallDelta
@@ -85,6 +86,14 @@ class SampleProcessor:
         if self.output is not None:
             return []
         return self._show(self._stops.flush()) + self._finish(reason, None, None)
+
+    def cut_off(self, reason: str) -> None:
+        """End the sample with what has been read so far, without the parts that may have failed."""
+        if self.output is None:
+            text = ""
+            with suppress(Exception):
+                text = self._answer.message().text
+            self.output = CompletionOutput(self.index, text, self._token_ids, reason, raw_text="".join(self._raw))
 
     def _decoded(self, token: int | None) -> str:
         """The text that is certain after this token, or at the end."""

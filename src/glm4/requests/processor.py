@@ -68,9 +68,9 @@ class Processor:
         """All ids that end a turn."""
         return self.eos_ids | self.dialect.stop_ids(self.tokenizer)
 
-    def render(self, request: ChatRequest) -> Prompt:
-        """The prompt of a conversation; see `TemplateDialect.render` for the errors."""
-        return self.dialect.render(request, tokenizer=self.tokenizer, template=self.template)
+    def render(self, request: ChatRequest, *, most: int | None = None) -> Prompt:
+        """The prompt of a conversation; see `TemplateDialect.render` for `most` and the errors."""
+        return self.dialect.render(request, tokenizer=self.tokenizer, template=self.template, most=most)
 
 
 def _default_params(files: TextFiles) -> SamplingParams:

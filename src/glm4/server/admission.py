@@ -43,6 +43,11 @@ class Admission:
         """Slots in use."""
         return self._taken
 
+    @property
+    def share(self) -> int:
+        """Slots that one request may hold: half of them, so that others get on. Its further samples run later."""
+        return max(1, self._slots // 2)
+
     @asynccontextmanager
     async def slot(self, samples: int = 1) -> AsyncIterator[None]:
         """Hold slots for a request of `samples` samples.
@@ -50,7 +55,7 @@ class Admission:
         Raises:
             ApiError: the queue is full (429), the wait was too long or the server is stopping (503).
         """
-        count = min(samples, self._slots)  # a request larger than all slots runs alone
+        count = min(samples, self.share)
         await self._enter(count)
         try:
             yield

@@ -18,6 +18,7 @@ from glm4.errors import Glm4Error
 from glm4.server import routes
 from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError, error_response
+from glm4.server.memory import RequestMemory, shares
 from glm4.server.metrics import ServerMetrics
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
 from glm4.server.openapi import OPENAPI_JSON, OpenAPI, document
@@ -26,6 +27,7 @@ from glm4.server.pages import Page, docs
 from glm4.server.registry import Loader, ModelRegistry
 from glm4.server.state import ServerState
 from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
+from glm4.system.memory import limit_memory, total_memory
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,14 @@ def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[
 
 def _api(config: ServerConfig, load: Loader | None) -> App:
     registry = ModelRegistry(config, load)
-    open_store = partial(ResponseStore, config.store_path, config.store_max_bytes, config.store_max_age)
+    parts = shares(config.max_memory or total_memory(), config.store_max_bytes)
+    if config.max_memory is not None:
+        limit_memory(config.max_memory - parts.total)  # what loading a model finds free
+    store_bytes = parts.store if config.store_path is None else config.store_max_bytes
+    # Responses from before there were several keys belong to all who had one.
+    open_store = partial(
+        ResponseStore, config.store_path, store_bytes, config.store_max_age, shares_old=len(config.api_keys) < 2
+    )
     # A file is opened here, so that a server that cannot store responses does not start.
     stored = ThreadedResponseStore(open_store, now=config.store_path is not None)
 
@@ -115,7 +124,13 @@ def _api(config: ServerConfig, load: Loader | None) -> App:
         operations=routes.API,
         public=routes.API_PUBLIC,
         schemas={**components("openai"), **components("responses"), **components("anthropic")},
-        state=ServerState(config, registry, ServerMetrics(config.metrics_prefix, registry), stored),
+        state=ServerState(
+            config,
+            registry,
+            ServerMetrics(config.metrics_prefix, registry),
+            stored,
+            RequestMemory(parts, config.body_timeout),
+        ),
         start=start,
         stop=stop,
     )

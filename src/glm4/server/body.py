@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
+from functools import partial
 from typing import Any
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
 
 from glm4.server.errors import ApiError
+from glm4.server.memory import BodyMemory
 from glm4.system.strict_json import NotJsonError, finite_float, refuse_constant
 
 MAX_DEPTH = 64
 """Maximum nesting of arrays and objects; deeper bodies are refused before any code walks them."""
+MAX_VALUES = 1 << 20
+"""Maximum number of values, such as token ids. Parsing these takes a tenth of a second, and nothing else runs then."""
+MAX_CONTAINERS = 1 << 16
+"""Maximum number of arrays and objects, each of which takes 60 to 230 bytes."""
 
 # An unterminated string extends to the end of the text: searching for it again from every quote inside it would take
 # quadratic time.
-_STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_STRING_OR_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 
 
-async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str, Any]:
+async def read_json(request: Request, memory: BodyMemory, *, limit: int, seconds: float) -> dict[str, Any]:
     """The JSON object of a request body.
 
     Args:
+        memory: what the body takes is held there.
         limit: maximum bytes of the body.
         seconds: the body must arrive within this time.
 
@@ -32,9 +38,9 @@ async def read_json(request: Request, *, limit: int, seconds: float) -> dict[str
         ApiError: too large (413), too slow (408), not sent as JSON (415), not a JSON object (400).
     """
     _check_type(request)
-    raw = await read_body(request, limit=limit, seconds=seconds)
+    raw = await read_body(request, memory, limit=limit, seconds=seconds)
     # Decoding a large body takes seconds; other streams continue meanwhile.
-    return await asyncio.to_thread(decode, raw) if len(raw) > 1 << 16 else decode(raw)
+    return await memory.work(partial(decode, raw))
 
 
 def _check_type(request: Request) -> None:
@@ -47,11 +53,13 @@ def _check_type(request: Request) -> None:
         raise ApiError(415, "the body must be JSON and be sent with Content-Type: application/json")
 
 
-async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
+async def read_body(request: Request, memory: BodyMemory, *, limit: int, seconds: float) -> bytes:
     """The raw body; see `read_json` for the errors."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise _too_large(limit)
+    if declared.isdecimal():
+        if len(declared) > 18 or int(declared) > limit:
+            raise _too_large(limit)
+        await memory.grow(int(declared))
     parts: list[bytes] = []
     size = 0
     try:
@@ -60,6 +68,7 @@ async def read_body(request: Request, *, limit: int, seconds: float) -> bytes:
                 size += len(part)
                 if size > limit:
                     raise _too_large(limit)
+                await memory.grow(size)
                 parts.append(part)
     except TimeoutError:
         raise ApiError(408, f"the request body did not arrive within {seconds:g} seconds") from None
@@ -73,17 +82,18 @@ def _too_large(limit: int) -> ApiError:
 
 
 def decode(raw: bytes) -> dict[str, Any]:
-    """A JSON object from bytes.
+    """A JSON object from bytes; a UTF-8 byte order mark before it, as Windows editors write it, is ignored.
 
     Raises:
-        ApiError: not UTF-8, not JSON, NaN, a lone surrogate, nested too deeply, not an object.
+        ApiError: not UTF-8, not JSON, NaN, a lone surrogate, nested too deeply, too many values (413), not an object.
     """
+    _check_encoding(raw)
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         message = f"the body is not UTF-8: {error.reason} at byte {error.start}"
         raise ApiError(400, message, code="invalid_json") from None
-    _check_depth(text)
+    _check_structure(text)
     try:
         value = json.loads(text, parse_constant=refuse_constant, parse_float=finite_float)
     except json.JSONDecodeError as error:
@@ -96,24 +106,45 @@ def decode(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
-    if "\\u" in text:
+    if "\\ud" in text or "\\uD" in text:
         _check_unicode(value)
     return value
 
 
-def _check_depth(text: str) -> None:
-    """Refuse deep nesting by counting brackets outside strings; json itself would recurse into it."""
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
+def _check_encoding(raw: bytes) -> None:
+    """Refuse UTF-16 and UTF-32 by name: with a mark, or with the zero bytes that JSON's ASCII has in them."""
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
+        raise ApiError(400, "the body is UTF-16 or UTF-32; send JSON as UTF-8", code="invalid_json")
+
+
+def _check_structure(text: str) -> None:
+    """Refuse deep nesting and too many values before json recurses into them and creates them.
+
+    Brackets and commas outside strings are counted; where even all of them are few, there is nothing to look at.
+    """
+    opened = text.count("[") + text.count("{")
+    if opened <= MAX_DEPTH and opened + text.count(",") < MAX_VALUES:
         return
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        character = match.group()
+    depth = containers = commas = 0
+    for match in _STRING_OR_MARK.finditer(text):
+        character = text[match.start()]
         if character in "[{":
             depth += 1
+            containers += 1
             if depth > MAX_DEPTH:
                 raise ApiError(400, f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+            if containers > MAX_CONTAINERS:
+                raise _too_many(f"{MAX_CONTAINERS} arrays and objects")
         elif character in "]}":
             depth -= 1
+        elif character == ",":
+            commas += 1
+            if commas + containers > MAX_VALUES:
+                raise _too_many(f"{MAX_VALUES} values")
+
+
+def _too_many(most: str) -> ApiError:
+    return ApiError(413, f"the body has more than {most}; send several smaller requests", code="request_too_large")
 
 
 def _check_unicode(value: object) -> None:

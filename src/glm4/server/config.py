@@ -50,6 +50,10 @@ class ServerConfig:
         stall_timeout: seconds a client may leave a stream unread before it is disconnected.
         keep_alive: seconds of silence in a stream before a comment is sent.
         max_body_bytes: maximum size of a request body.
+        max_memory: bytes for the whole process: weights, KV cache, requests and stored responses; None is what the
+            machine or container has.
+        max_connections: open connections; beyond that the one idle for the longest time is closed. It is lowered where
+            the system allows fewer open files.
         header_timeout, body_timeout: seconds a request's headers, and then its body, may take to arrive.
         shutdown_timeout: seconds running requests get to finish after SIGTERM.
         store_path: SQLite file of stored responses; None keeps them in memory only.
@@ -73,6 +77,8 @@ class ServerConfig:
     stall_timeout: float = 120.0
     keep_alive: float = 15.0
     max_body_bytes: int = 32 << 20
+    max_memory: int | None = None
+    max_connections: int = 1000
     header_timeout: float = 20.0
     body_timeout: float = 60.0
     shutdown_timeout: float = 30.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,9 @@ from starlette.responses import JSONResponse, Response
 from glm4.errors import (
     BusyError,
     Glm4Error,
+    InternalError,
     InvalidRequestError,
+    ModelClosedError,
     OutOfMemoryError,
     PromptTooLongError,
     RemoteError,
@@ -24,6 +27,9 @@ from glm4.errors import (
 )
 
 log = logging.getLogger("glm4.server")
+
+current_request: ContextVar[str | None] = ContextVar("current_request", default=None)
+"""Id of the request that this task works for."""
 
 ANTHROPIC_PREFIX = "/v1/messages"
 MAX_MESSAGE = 1000
@@ -116,11 +122,15 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, RemoteError):
         log.error("request failed: %s", error)
         return ApiError(502, "the upstream server has failed; this server's log says why")
-    if isinstance(error, Glm4Error):
+    if isinstance(error, ModelClosedError):
+        return busy("the server is stopping", 5, code="shutting_down")
+    if isinstance(error, Glm4Error) and not isinstance(error, InternalError):
         log.error("request failed: %s", error)
         return ApiError(500, "the model could not answer; the server's log says why")
-    log.error("internal error", exc_info=error)
-    return ApiError(500, "internal error; the server's log says more")
+    request_id = current_request.get()
+    log.error("internal error", exc_info=error, extra={"request_id": request_id})
+    named = "" if request_id is None else f" (request {request_id})"
+    return ApiError(500, f"internal error; the server's log says more{named}")
 
 
 def error_response(request: Request, error: BaseException) -> Response:

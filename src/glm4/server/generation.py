@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TypeVar
 
 import anyio
@@ -21,17 +22,15 @@ from glm4.server.state import ServerState
 _T = TypeVar("_T")
 
 
-async def prepare(function: Callable[[], _T]) -> _T:
-    """Render, tokenize and compile, off the event loop and off the engine's thread."""
-    return await asyncio.to_thread(function)
-
-
 class Generation:
     """One request in the engine. `start` it, iterate over its chunks, and always `close` it."""
 
     def __init__(self, state: ServerState, target: Target, prepared: PreparedRequest) -> None:
         self.target = target
-        self.prepared = prepared
+        share = target.admission.share
+        self.prepared = replace(
+            prepared, cache_salt=target.salt, max_running=share if prepared.params.n > share else None
+        )
         self._timeout = state.config.request_timeout
         self._timer = state.metrics.begin(
             target.model.name, len(prepared.prompt_ids), prepared.params.n, prepared.params.max_tokens
@@ -101,8 +100,8 @@ async def whole(state: ServerState, target: Target, prepared: PreparedRequest) -
 
 
 async def whole_many(state: ServerState, target: Target, batch: Sequence[PreparedRequest]) -> list[RequestOutput]:
-    """Answer several, as many at a time as the engine takes; if one fails, all end."""
-    free = asyncio.Semaphore(_width(target))
+    """Answer several, as many at a time as one client may have; if one fails, all end."""
+    free = asyncio.Semaphore(target.admission.share)
 
     async def one(prepared: PreparedRequest) -> RequestOutput:
         async with free:
@@ -119,7 +118,7 @@ async def interleaved(
     state: ServerState, target: Target, batch: Sequence[PreparedRequest]
 ) -> AsyncGenerator[tuple[int, StreamChunk], None]:
     """The chunks of several requests as they arrive, each with its request's position."""
-    free = asyncio.Semaphore(_width(target))
+    free = asyncio.Semaphore(target.admission.share)
     # Bounded, so that a slow reader makes the streams behind it merge their chunks instead of filling this queue.
     queue: asyncio.Queue[tuple[int, StreamChunk] | BaseException] = asyncio.Queue(maxsize=2 * len(batch))
 
@@ -146,10 +145,6 @@ async def interleaved(
             yield item
     finally:
         await _end(tasks)
-
-
-def _width(target: Target) -> int:
-    return target.llm.info.max_num_seqs
 
 
 async def _end(tasks: Sequence[asyncio.Future[_T]]) -> None:

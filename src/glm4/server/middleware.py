@@ -19,7 +19,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
-from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, error_response
+from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, current_request, error_response
+from glm4.server.identity import KEY_ID, key_id
+from glm4.server.memory import BODY_MEMORY, BodyMemory
+from glm4.server.paths import tidy_path
+
+TRUSTED = "glm4.trusted"
+"""In a request's state: to be called once its connection has shown a valid key, or none is needed."""
 
 access_log = logging.getLogger("glm4.access")
 
@@ -44,6 +50,7 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request.set(request_id)
         started, status = time.monotonic(), _NOTHING_SENT
 
         async def send_with_id(message: Message) -> None:
@@ -57,6 +64,7 @@ class RequestLog:
             await send(message)
 
         try:
+            tidy_path(scope)
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             # Starlette's handler of last resort is outside this class and would answer in plain text.
@@ -64,6 +72,9 @@ class RequestLog:
             if status == _NOTHING_SENT:
                 await response(scope, receive, send_with_id)
         finally:
+            memory: BodyMemory | None = scope["state"].get(BODY_MEMORY)
+            if memory is not None:
+                memory.release()
             milliseconds = 1000 * (time.monotonic() - started)
             access_log.info(
                 "%s %s %d %.0f ms",
@@ -179,25 +190,31 @@ class Keys:
     def __init__(self, app: ASGIApp, keys: Sequence[str], public: Collection[str]) -> None:
         self._app = app
         self._public = public
-        self._keys = [key.encode() for key in keys]
+        self._keys = [(key.encode(), key_id(key)) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        if scope["type"] == "http" and self._keys and scope["path"] not in self._public and not self._opens(scope):
+        found = self._find(scope) if scope["type"] == "http" and self._keys else None
+        if found is not None:
+            scope["state"][KEY_ID] = found
+        elif scope["type"] == "http" and self._keys and scope["path"] not in self._public:
             error = ApiError(
                 401, "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY", code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
             await error_response(Request(scope), error)(scope, receive, send)
             return
+        if scope["type"] == "http" and (found is not None or not self._keys) and TRUSTED in scope["state"]:
+            scope["state"][TRUSTED]()
         await self._app(scope, receive, send)
 
-    def _opens(self, scope: Scope) -> bool:
+    def _find(self, scope: Scope) -> str | None:
+        """The `key_id` of the request's key, if that is valid."""
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         offered = [headers.get("x-api-key", "")]
         if scheme.lower() == "bearer":
             offered.append(token.strip())
         # Every key is compared, so that the time does not reveal which one was close.
-        matches = [hmac.compare_digest(key, one.encode()) for key in self._keys for one in offered if one]
-        return any(matches)
+        found = [name for key, name in self._keys for one in offered if one and hmac.compare_digest(key, one.encode())]
+        return found[0] if found else None

@@ -58,11 +58,16 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Target:
-    """What a request's `model` names: a model, and the adapter on top of it, if any."""
+    """What a request's `model` names: a model, and the adapter on top of it, if any.
+
+    Attributes:
+        salt: only prompts cached under the same one are reused.
+    """
 
     model: ServedModel
     name: str
     adapter: str | None = None
+    salt: str = ""
 
     @property
     def engine(self) -> AsyncLLM:
@@ -74,6 +79,10 @@ class Target:
     def llm(self) -> LLM:
         """The model itself."""
         return self.engine.llm
+
+    def longest_text(self) -> int | None:
+        """Bytes of the longest text that is tokenized for this model; see `Tokenizer.longest_text`."""
+        return self.llm.tokenizer.longest_text(self.llm.info.max_model_len)
 
     @property
     def admission(self) -> Admission:

@@ -9,8 +9,8 @@ import os
 import signal
 import socket
 import sys
-from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,41 +19,73 @@ from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.server.config import ServerConfig
 from glm4.server.connection import Connection
 from glm4.server.errors import log
+from glm4.server.listener import Listener, most_connections
 from glm4.server.state import ServerState, find_state
+from glm4.system.worker_threads import WorkerThreads
 
-MAX_HEADER_BYTES = 64 << 10
 KEEP_ALIVE_SECONDS = 15
+WORKER_THREADS = 8
 
 
-class _Server(uvicorn.Server):
-    """Stops admitting requests as soon as it is told to stop, and exits with code 0."""
+class Server(uvicorn.Server):
+    """Accepts a bounded number of connections; stops admitting requests as soon as it is told to stop; exits with 0."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
         super().__init__(config)
         self._state = state
+        self._listeners: list[Listener] = []
+        self.workers = WorkerThreads(WORKER_THREADS)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on sockets that are bound."""
+        # asyncio would wait for the threads of its own executor at the end, however long they take.
+        asyncio.get_running_loop().set_default_executor(self.workers)
+        await super().startup(sockets=[])
+        most = most_connections(self._state.config.max_connections)
+        connections = cast("set[Connection]", self.server_state.connections)  # `_connection` makes them all
+        self._listeners = [Listener(one, self._connection, connections, most) for one in sockets or ()]
+
+    def _connection(self) -> Connection:
+        return Connection(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            header_timeout=self._state.config.header_timeout,
+            on_change=self._resume,
+        )
+
+    def _resume(self) -> None:
+        for listener in self._listeners:
+            listener.resume()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, finish what runs."""
+        for listener in self._listeners:
+            listener.close()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # A signal may arrive in the middle of anything; the loop handles it in order.
+        """Stop. Called by a signal."""
+        # It may arrive in the middle of anything; the loop handles it in order.
         asyncio.get_running_loop().call_soon_threadsafe(self._state.models.stop_admitting)
         super().handle_exit(sig, frame)
 
 
-def make_server(app: Starlette, config: ServerConfig) -> uvicorn.Server:
+def make_server(app: Starlette, config: ServerConfig) -> Server:
     """A server for an application; `run(sockets=[…])` serves on sockets that are already bound."""
     settings = uvicorn.Config(
         app,
         host=config.host,
         port=config.port,
-        http=partial(Connection, header_timeout=config.header_timeout),  # type: ignore[arg-type]
+        http=Connection,
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
-    return _Server(settings, find_state(app, ServerState))
+    return Server(settings, find_state(app, ServerState))
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -97,14 +129,16 @@ def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
     # uvicorn raises the signal again when it is done; here the exit should be quiet.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
+    server = make_server(app, config)
     try:
-        make_server(app, config).run(sockets=[listener])
+        server.run(sockets=[listener])
     except SystemExit:  # how uvicorn reports a failed start
         if app.state.start_error is None:
             raise
     error: Glm4Error | None = app.state.start_error
-    if find_state(app, ServerState).models.is_loading:
-        # The thread that loads a model must not be in native code when the interpreter shuts down.
+    if find_state(app, ServerState).models.is_loading or server.workers.unfinished:
+        # A thread that loads a model or tokenizes a text cannot be interrupted, and must not be in native code when
+        # the interpreter shuts down.
         if error is not None:
             log.error("%s", error)
         logging.shutdown()

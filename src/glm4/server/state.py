@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from starlette.applications import Starlette
@@ -12,6 +12,8 @@ from starlette.requests import Request
 from glm4.server.body import read_json
 from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError
+from glm4.server.identity import KEY_ID, cache_salt
+from glm4.server.memory import BODY_MEMORY, RequestMemory
 from glm4.server.registry import ModelRegistry, Target
 
 if TYPE_CHECKING:
@@ -29,21 +31,27 @@ class ServerState:
     models: ModelRegistry
     metrics: ServerMetrics
     responses: ThreadedResponseStore
+    memory: RequestMemory
 
     async def read(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request, within this server's limits."""
-        return await read_json(request, limit=self.config.max_body_bytes, seconds=self.config.body_timeout)
+        config, memory = self.config, self.memory.body()
+        request.scope["state"][BODY_MEMORY] = memory  # released at the end of the request
+        return await read_json(request, memory, limit=config.max_body_bytes, seconds=config.body_timeout)
 
-    def target(self, body: Mapping[str, Any]) -> Target:
-        """The model a body asks for.
+    def target(self, request: Request, body: Mapping[str, Any]) -> Target:
+        """The model a body asks for, and whose cached prompts it may reuse.
 
         Raises:
-            ApiError: no such model, not ready, or `model` is not a string.
+            ApiError: no such model, not ready, or `model` or `cache_salt` is not a string.
         """
-        name = body.get("model")
+        name, salt = body.get("model"), body.get("cache_salt")
         if name is not None and not isinstance(name, str):
             raise ApiError(400, "model must be a string", "model", "invalid_type")
-        return self.models.find(name)
+        # With one key, or none, all clients are one party.
+        key_id = request.scope["state"].get(KEY_ID, "") if len(self.config.api_keys) > 1 else ""
+        # The type of a salt is checked with the other fields, by those APIs that have it.
+        return replace(self.models.find(name), salt=cache_salt(key_id, salt if isinstance(salt, str) else None))
 
 
 def find_state(app: Starlette, kind: type[_T]) -> _T:

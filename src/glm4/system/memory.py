@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +23,26 @@ _FILES = {
 _PAGE_CACHE = ("inactive_file", "active_file")
 
 
+# A limit of our own for this process: `limit_memory`.
+_limit: list[int] = []
+
+
+def limit_memory(nbytes: int) -> None:
+    """Bytes that this process is to use at most; `available_memory` goes by it from now on."""
+    _limit[:] = [nbytes]
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping; page cache counts as free."""
     free = _meminfo("MemAvailable", root) or _sysconf_free()
-    return min([free, *_address_space(root), *(max(0, limit - used) for limit, used in _groups(root))])
+    own = [max(0, limit - _own(root)) for limit in _limit]
+    groups = (max(0, limit - used) for limit, used in _groups(root))
+    return min([free, *own, *_address_space(root), *groups])
+
+
+def _own(root: Path = ROOT) -> int:
+    """Bytes that this process has allocated; mapped files do not count, as in `available_memory`."""
+    return _number(root / "proc/self/status", "RssAnon", ":") * 1024
 
 
 class Room(NamedTuple):
@@ -42,13 +59,23 @@ class Room(NamedTuple):
     @classmethod
     def here(cls) -> Room:
         """Of this machine and process, measured."""
-        return cls(available_memory(), _number(ROOT / "proc/self/status", "RssAnon", ":") * 1024)
+        return cls(available_memory(), _own())
 
 
 def total_memory(root: Path = ROOT) -> int:
     """Bytes of memory this machine (or container) has."""
     total = _meminfo("MemTotal", root) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *(limit for limit, _ in _groups(root))])
+
+
+def return_free_memory() -> None:
+    """Return what was freed to the system; glibc keeps it for later allocations otherwise."""
+    if sys.platform == "linux":
+        import ctypes  # when a model is closed; not while starting
+
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def _address_space(root: Path) -> list[int]:

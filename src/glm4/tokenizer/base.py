@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.errors import TokenizerError
+from glm4.errors import PromptTooLongError, TokenizerError
 from glm4.tokenizer.detokenizer import Detokenizer
 
 MAX_TOKEN_ID = 1 << 24  # far above any real vocabulary; keeps a malicious file from requesting a huge table
 MAX_ADDED_TOKENS = 100_000
+LONG_TEXT = 1 << 16
+"""Characters from which a text's length is checked before it is encoded."""
 ROLES = ("eos_token", "bos_token", "pad_token")
 
 
@@ -88,7 +90,31 @@ class Tokenizer(ABC):
     def _piece(self, token_id: int) -> bytes | None:
         """Bytes of an ordinary (not added) token; None if there is no such token."""
 
-    def encode(self, text: str, *, allow_special: bool = False, restored: Mapping[int, str] | None = None) -> list[int]:
+    def _kept_bytes(self, text: str) -> int:
+        """A lower bound of the bytes that the tokens of a plain text stand for; 0 if nothing is known."""
+        return 0
+
+    def longest_text(self, most: int) -> int | None:
+        """Bytes of UTF-8 beyond which `encode` refuses every text that may have `most` ids; None if there is no limit.
+
+        It takes a while, the first time.
+        """
+        per_token = 4 * self.max_token_bytes  # `_kept_bytes` is a quarter of a text, or more
+        return max(most * per_token, 4 * LONG_TEXT) if self._kept_bytes("a") else None
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """Length of the longest token in bytes. It takes a while, the first time."""
+        return max(len(self.token_bytes(int(token_id))) for token_id in self._named_ids)
+
+    def encode(
+        self,
+        text: str,
+        *,
+        allow_special: bool = False,
+        restored: Mapping[int, str] | None = None,
+        most: int | None = None,
+    ) -> list[int]:
         """Text to ids, without any prefix.
 
         Args:
@@ -96,25 +122,56 @@ class Tokenizer(ABC):
                 which users' spellings were replaced.
             restored: code point → the text it stands for in the segments between added tokens; substituted once the
                 added tokens are found.
+            most: ids of use to the caller. A text that certainly has more is refused before it is encoded, which
+                would take minutes and gigabytes; one that turns out to have more is encoded all the same.
+
+        Raises:
+            PromptTooLongError: the text is so long that it must have more than `most` ids.
         """
+        text = _well_formed(text)
         if not allow_special:
-            return self._encode_plain(_well_formed(text))
+            self.check_length([text], most)
+            return self._encode_plain(text)
+        parts = list(self.split_special(text))
+        if restored:
+            parts = [part if isinstance(part, int) else _restore(part, restored) for part in parts]
+        self.check_length([part for part in parts if isinstance(part, str)], most, sum(type(p) is int for p in parts))
         ids: list[int] = []
-        for part in self.split_special(_well_formed(text)):
+        for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._encode_plain(part.translate(restored) if restored else part)
+                ids += self._encode_plain(part)
         return ids
 
-    def encode_prompt(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def check_length(self, parts: Sequence[str], most: int | None, others: int = 0) -> None:
+        """Refuse texts that together certainly have more ids than can be used, however they are encoded.
+
+        Args:
+            most: None takes every length.
+            others: ids beside the texts.
+
+        Raises:
+            PromptTooLongError: they are too long.
+        """
+        if most is None or (others <= most and sum(map(len, parts)) <= max(most, LONG_TEXT)):
+            return
+        least = others + sum(map(self._kept_bytes, parts)) // self.max_token_bytes
+        if least > most:
+            raise PromptTooLongError(
+                f"the text has at least {least} tokens; more than {most} cannot be used here", param="prompt",
+                at_least=least,
+            )  # fmt: skip
+
+    def encode_prompt(self, text: str, *, allow_special: bool = False, most: int | None = None) -> list[int]:
         """Ids of a raw prompt to continue: `prefix_ids`, then the text, which may spell the prefix out itself.
 
         Args:
             allow_special: match added tokens in the rest of the text, too.
+            most: see `encode`.
         """
         rest = text[len(self.prefix_text) :] if self.has_prefix(text) else text
-        return [*self.prefix_ids, *self.encode(rest, allow_special=allow_special)]
+        return [*self.prefix_ids, *self.encode(rest, allow_special=allow_special, most=most)]
 
     @cached_property
     def prefix_text(self) -> str:
@@ -230,6 +287,13 @@ def _splitter(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
     return re.compile(
         "|".join((r"\s*" if t.lstrip else "") + re.escape(t.content) + (r"\s*" if t.rstrip else "") for t in ordered)
     )
+
+
+def _restore(text: str, restored: Mapping[int, str]) -> str:
+    """Put originals in the place of placeholders. `str.translate` would look up every character of a long text."""
+    for code, original in restored.items():
+        text = text.replace(chr(code), original)
+    return text
 
 
 def _well_formed(text: str) -> str:

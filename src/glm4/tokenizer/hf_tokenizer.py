@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glm4.errors import TokenizerError
 from glm4.system.gc_pause import collection_paused
 from glm4.system.text_encoding import read_text
-from glm4.tokenizer.base import MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
+from glm4.tokenizer.base import LONG_TEXT, MAX_TOKEN_ID, AddedToken, Tokenizer, glm_prefix_ids
 from glm4.tokenizer.components import check_components
 from glm4.tokenizer.library_errors import library_errors
 from glm4.tokenizer.table import VocabularyTable
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from glm4.tokenizer.short_texts import ShortTexts
 
 MAX_FILE_BYTES = 128 << 20
+
+_ASCII = bytes(range(128))
+# Normalizers and pre-tokenizers that remove nothing.
+_KEEPING = {"Sequence", "NFC", "NFD", "ByteLevel", "Split", "Digits"}
 
 
 class ByteLevelBPE(Tokenizer):
@@ -71,8 +75,35 @@ class ByteLevelBPE(Tokenizer):
             return self._short_texts.encode(text)
         core = self._core()
         with library_errors("the tokenizer cannot encode this text"):
-            ids: list[int] = core.encode(text, add_special_tokens=False).ids
+            if len(text) < LONG_TEXT:
+                ids: list[int] = core.encode(text, add_special_tokens=False).ids
+            else:  # without offsets, which take most of the time and memory; and other threads run meanwhile
+                ids = core.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
+
+    def _kept_bytes(self, text: str) -> int:
+        if not self._keeps_text:
+            return 0
+        # Canonical composition makes text shorter. What is not ASCII keeps a third (Hangul), or a quarter if what is
+        # ASCII counts in full: u, diaeresis and macron become one character of two bytes.
+        data = text.encode().translate(None, self._dropped_bytes)
+        others = len(data.translate(None, _ASCII))
+        return len(data) - others + others // 4
+
+    @cached_property
+    def _dropped_bytes(self) -> bytes:
+        """Bytes that the vocabulary lacks, so that they yield no token."""
+        pieces = self._pieces
+        known = pieces.alphabet() if isinstance(pieces, VocabularyTable) else set(pieces.values())
+        return bytes(byte for character, byte in _byte_alphabet().items() if character not in known)
+
+    @cached_property
+    def _keeps_text(self) -> bool:
+        """Whether normalizer and pre-tokenizer are known to leave all of a text there."""
+        core = self._core()
+        steps = [json.loads(one.__getstate__()) for one in (core.normalizer, core.pre_tokenizer) if one is not None]
+        kinds = set().union(*map(_types, steps))
+        return kinds <= _KEEPING and "Removed" not in json.dumps(steps)
 
     def _piece(self, token_id: int) -> bytes | None:
         piece = self._pieces.get(token_id)

@@ -77,6 +77,9 @@ class TiktokenTokenizer(Tokenizer):
             ids += self._encoding.encode_ordinary(text[start:end])
         return ids
 
+    def _kept_bytes(self, text: str) -> int:
+        return len(text.encode())
+
     def _piece(self, token_id: int) -> bytes | None:
         return self._pieces[token_id] if token_id < len(self._pieces) else None
 

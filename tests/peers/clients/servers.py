@@ -59,10 +59,10 @@ def scripted(model: Path) -> LLM:
 def main() -> None:
     """Serve until the other side closes our input."""
     model = resolve("starter")
-    options = {"api_keys": ("sk-clients-test",)}
+    keys = ("sk-clients-test",)
     with (
-        serve(config("scripted", **options), scripted(model)) as first,
-        serve(config("starter", **options), LLM(str(model), max_model_len=CONTEXT)) as second,
+        serve(config("scripted", api_keys=keys), scripted(model)) as first,
+        serve(config("starter", api_keys=keys), LLM(str(model), max_model_len=CONTEXT)) as second,
     ):
         print(json.dumps({"scripted": first.url, "starter": second.url}), flush=True)
         sys.stdin.read()

@@ -30,6 +30,7 @@ from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer
 
 MAX_PROMPTS = 1024
+MAX_BIAS_TEXT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,12 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams, tokenize
     )
 
 
-def prompt_ids(prompt: Any, tokenizer: Tokenizer, *, parse_special: bool = False) -> list[int]:
+def prompt_ids(prompt: Any, tokenizer: Tokenizer, *, parse_special: bool = False, most: int | None = None) -> list[int]:
     """Convert one prompt to ids: text, ids, a list mixing both, or an object with `prompt_string`.
 
     Args:
         parse_special: read spellings of special tokens in texts as these tokens.
+        most: see `Tokenizer.encode`.
 
     Raises:
         InvalidRequestError: it is none of these, or empty.
@@ -86,14 +88,14 @@ def prompt_ids(prompt: Any, tokenizer: Tokenizer, *, parse_special: bool = False
             raise InvalidRequestError("a prompt object has a prompt_string and nothing else here", param="prompt")
         prompt = prompt["prompt_string"]
     if isinstance(prompt, str) and prompt:
-        return tokenizer.encode_prompt(prompt, allow_special=parse_special)
+        return tokenizer.encode_prompt(prompt, allow_special=parse_special, most=most)
     if not isinstance(prompt, list) or not prompt or not all(is_int(one) or isinstance(one, str) for one in prompt):
         raise InvalidRequestError("prompt must be a text, token ids, or a list of such", param="prompt")
     parts: list[Any] = list(prompt)
     head: list[int] = []
     if isinstance(parts[0], str):
-        head, parts = tokenizer.encode_prompt(parts[0], allow_special=parse_special), parts[1:]
-    encode = partial(tokenizer.encode, allow_special=parse_special)
+        head, parts = tokenizer.encode_prompt(parts[0], allow_special=parse_special, most=most), parts[1:]
+    encode = partial(tokenizer.encode, allow_special=parse_special, most=most)
     return head + [id_ for one in parts for id_ in ([one] if is_int(one) else encode(one))]
 
 
@@ -146,10 +148,14 @@ def _bias(name: str, value: Any) -> list[tuple[int | str, float]]:
     """Pairs of a token (its id or text) and its bias; false means "never"."""
     pairs = list(value.items()) if isinstance(value, Mapping) else value
     read: list[tuple[int | str, float]] = []
+    length = 0
     for pair in pairs if isinstance(pairs, list) else [None]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not (is_int(pair[0]) or isinstance(pair[0], str)):
             raise InvalidRequestError(f"{name} must be a list of [token, bias] pairs, or an object", param=name)
         token, bias = pair
+        length += len(token) if isinstance(token, str) else 0
+        if length > MAX_BIAS_TEXT:
+            raise InvalidRequestError(f"{name} has texts of more than {MAX_BIAS_TEXT} characters in all", param=name)
         if isinstance(value, Mapping) and token.isascii() and token.isdigit():
             token = int(token)
         if bias is not False and (isinstance(bias, bool) or not isinstance(bias, (int, float))):

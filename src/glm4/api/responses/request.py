@@ -260,7 +260,10 @@ RESPONSES_FIELDS: Mapping[str, Field] = MappingProxyType(
         **INPUT_TOKENS_FIELDS,
         **{
             name: CHAT_FIELDS[name]
-            for name in ("user", "safety_identifier", "prompt_cache_key", "metadata", "service_tier", "stream")
+            for name in (
+                *("user", "safety_identifier", "prompt_cache_key", "cache_salt"),
+                *("metadata", "service_tier", "stream"),
+            )
         },
         "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
         "include": Field({"type": "array", "items": {"enum": list(INCLUDABLE)}}, _include),

@@ -19,7 +19,7 @@ from glm4.backends.remote.opening import open_endpoint
 from glm4.backends.remote.options import RemoteOptions
 from glm4.backends.table import BACKENDS
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest, check_request
-from glm4.errors import Glm4Error, InvalidRequestError, RemoteError, RemoteUnavailableError
+from glm4.errors import Glm4Error, InvalidRequestError, ModelClosedError, RemoteError, RemoteUnavailableError
 from glm4.hub.store import Progress
 
 log = logging.getLogger("glm4.remote")
@@ -61,6 +61,7 @@ class RemoteBackend:
         self._waiting: dict[str, _Call] = {}
         self._changed: dict[str, _Call] = {}  # running calls with unread results
         self._woken = False
+        self._closed = False
         self._info = BackendInfo(
             name="remote",
             vocab_size=endpoint.vocab_size,
@@ -96,6 +97,7 @@ class RemoteBackend:
         Raises:
             InvalidRequestError: see `check_request`; or the id is in use, or there is no such adapter.
         """
+        self._check_open()
         check_request(request, self._endpoint.vocab_size, self._endpoint.max_model_len)
         if request.adapter is not None and request.adapter not in self._endpoint.adapters:
             raise InvalidRequestError(
@@ -118,6 +120,7 @@ class RemoteBackend:
 
     def step(self) -> list[GenerationOutput]:
         """Outputs that have arrived; waits for them as `Backend.step` allows."""
+        self._check_open()
         with self._lock:
             if not self._changed and not self._woken and self._running:
                 next_deadline = min(call.deadline for call in self._running.values())
@@ -141,18 +144,22 @@ class RemoteBackend:
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
         """Refused: the server loads its own."""
+        self._check_open()
         raise InvalidRequestError("adapters of a remote server are loaded there, not from here", param="name")
 
     def unload_adapter(self, name: str) -> None:
         """Refused: the server unloads its own."""
+        self._check_open()
         raise InvalidRequestError("adapters of a remote server are unloaded there, not from here", param="name")
 
     def adapters(self) -> list[AdapterInfo]:
         """The adapters the server had when it was opened; their details are unknown here."""
+        self._check_open()
         return [AdapterInfo(name, "", 0, 0) for name in self._endpoint.adapters]
 
     def stats(self) -> EngineStats:
         """Requests in flight and requests queued here; the server's own metrics cover the rest."""
+        self._check_open()
         with self._lock:
             running = {call.request.adapter for call in self._running.values() if call.request.adapter}
             waiting = {call.request.adapter for call in self._waiting.values() if call.request.adapter}
@@ -166,9 +173,14 @@ class RemoteBackend:
     def close(self) -> None:
         """Close every connection."""
         with self._lock:
+            self._closed = True
             self._waiting.clear()
             for call in list(self._running.values()):
                 self._drop(call)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ModelClosedError
 
     # Called with the lock held
 

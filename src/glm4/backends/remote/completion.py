@@ -72,6 +72,8 @@ def completion_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str,
         body |= {"logprobs": params.logprobs or 0, "return_tokens_as_token_ids": True}
     if request.structured_outputs is not None:
         body["structured_outputs"] = _form(request.structured_outputs)
+    if request.cache_salt:
+        body["cache_salt"] = request.cache_salt
     return body
 
 

@@ -16,7 +16,7 @@ from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
 from glm4.chat.parts import TextPart, refusal
-from glm4.chat.template.shield import Shield
+from glm4.chat.template.shield import Shield, texts
 from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError, TokenizerError, shown
 from glm4.prompt import Prompt
@@ -74,19 +74,28 @@ class TemplateDialect(ABC):
             call_id: creates the ids of tool calls.
         """
 
-    def render(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Prompt:
+    def render(
+        self,
+        request: ChatRequest,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        most: int | None = None,
+    ) -> Prompt:
         """The prompt of a conversation, in which only the template's own markers are special tokens.
 
         Args:
             tokenizer: the checkpoint's.
             template: the checkpoint's own template; None uses the dialect's.
+            most: refuse a prompt that certainly has more ids than this, before it is encoded.
 
         Raises:
             InvalidRequestError: malformed tools, or something this model or its template does not support.
+            PromptTooLongError: see `most`.
             TemplateError: the template failed or rejected the conversation.
         """
         rendering = Rendering(self, request, tokenizer, template)
-        return Prompt(rendering.shield.encode(rendering.prompt()))
+        return Prompt(rendering.shield.encode(rendering.prompt(), most))
 
     def render_text(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
         """The same prompt as human-readable text. Re-encoding it would trust what users wrote; use `render` instead."""
@@ -172,6 +181,17 @@ class TemplateDialect(ABC):
             if name in tokenizer.added_tokens
         }
         return tokenizer.detokenizer(skip_special_tokens=skip_special_tokens, shown_as=shown_as)
+
+
+def texts_of(request: ChatRequest) -> list[str]:
+    """What a template gets. It may leave some of it out, such as the thinking of earlier turns."""
+    found = list(texts(request.tools))
+    for message in request.messages:
+        found += [part.text for part in message.content if isinstance(part, TextPart)]
+        found += [call.arguments for call in message.tool_calls]
+        if message.reasoning is not None:
+            found.append(message.reasoning)
+    return found
 
 
 class Rendering:
@@ -274,29 +294,23 @@ def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any
 def _checked_tool(tool: object, index: int, builtin: Sequence[str]) -> dict[str, Any]:
     if not isinstance(tool, Mapping):
         raise InvalidRequestError(f"tools[{index}] must be an object", param="tools")
-    tool = _given(tool)
     kind = tool.get("type", "function")
     if kind in builtin:
-        return tool
+        return dict(tool)
     if kind != "function":
         raise InvalidRequestError(
             f"tools[{index}] has type {shown(kind)}, which this model does not know", param="tools"
         )
     function = tool.get("function")
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if function is None or not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
+    function = function if isinstance(function, Mapping) else {}
+    name = function.get("name")
+    if not isinstance(name, str) or not name.strip() or len(name.splitlines()) != 1:
         raise InvalidRequestError(f"tools[{index}] needs a function with a name of one line", param="tools")
-    function = _given(function)
     for key, (type_, words) in _FUNCTION_MEMBERS.items():
         if key in function and not isinstance(function[key], type_):
             place = f"tools[{index}].function.{key}"
             raise InvalidRequestError(f"{place} must be {words}, not {shown(function[key])}", param=place)
-    return {"type": "function", **tool, "function": function}
-
-
-def _given(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, which clients write for what is not given; a prompt would show them to the model."""
-    return {key: value for key, value in members.items() if value is not None}
+    return {"type": "function", **tool}
 
 
 _FUNCTION_MEMBERS: dict[str, tuple[type, str]] = {

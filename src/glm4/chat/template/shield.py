@@ -34,7 +34,7 @@ class Shield:
 
     def __init__(self, tokenizer: Tokenizer, values: object, template_source: str = "") -> None:
         self._tokenizer = tokenizer
-        self._texts = [*_texts(values), template_source]
+        self._texts = [*texts(values), template_source]
         self._free: Iterator[str] | None = None
         self._placeholders: dict[str, str] = {}  # spelling (or its first character) → placeholder
         self._originals: dict[str, str] = {}
@@ -54,10 +54,14 @@ class Shield:
         """Restore the spellings, for human readers."""
         return text.translate({ord(p): o for p, o in self._originals.items()}) if self._originals else text
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of rendered (covered) text: the template's special tokens as ids, everything else as plain text."""
+    def encode(self, text: str, most: int | None = None) -> list[int]:
+        """Ids of rendered (covered) text: the template's special tokens as ids, everything else as plain text.
+
+        Raises:
+            PromptTooLongError: it certainly has more than `most` ids.
+        """
         restored = {ord(placeholder): original for placeholder, original in self._originals.items()}
-        return self._tokenizer.encode(self._unescape(text), allow_special=True, restored=restored)
+        return self._tokenizer.encode(self._unescape(text), allow_special=True, restored=restored, most=most)
 
     def _cover(self, value: Any, spellings: _Spellings, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -79,10 +83,11 @@ class Shield:
         starts = spellings.unfinished(text)
         if not starts:
             return text
-        characters = list(text)
+        first = starts[0]
+        tail = list(text[first:])
         for at in starts:
-            characters[at] = self._placeholder(characters[at])
-        return "".join(characters)
+            tail[at - first] = self._placeholder(text[at])
+        return text[:first] + "".join(tail)
 
     def _placeholder(self, original: str) -> str:
         if original not in self._placeholders:
@@ -141,7 +146,7 @@ def _json_escape(character: str) -> str:
     return json.dumps(character)[1:-1]
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts(value: object) -> Iterator[str]:
     """Every string inside a JSON-like value."""
     stack = [value]
     while stack:

@@ -29,7 +29,7 @@ async def load_adapter(request: Request) -> Response:
     name, path = given.get("lora_name"), given.get("lora_path")
     if not name or not path:
         raise InvalidRequestError("lora_name and lora_path are needed", param="lora_path" if name else "lora_name")
-    target = state.target(given)
+    target = state.target(request, given)
     taken = {one for model in state.models.models for one in (*model.spec.names, *ModelRegistry.adapters(model))}
     if name in taken:
         raise ApiError(400, f"the name {name!r} is taken", "lora_name", "invalid_value")

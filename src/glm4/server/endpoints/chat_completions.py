@@ -13,7 +13,8 @@ from glm4.api.openai import ChatBody, chat_completion, parse_chat
 from glm4.api.openai.events import ChatChunks
 from glm4.chat.chat_request import ChatRequest
 from glm4.requests.input_processor import PreparedRequest
-from glm4.server.generation import Generation, prepare, whole
+from glm4.server.generation import Generation, whole
+from glm4.server.memory import parse, prepare
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import DONE, EventStream, event, until_disconnect
@@ -23,14 +24,14 @@ async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    chat = parse_chat(body, target.llm.default_sampling_params())
+    target = state.target(request, body)
+    chat = await parse(partial(parse_chat, body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, chat))
 
 
 async def prepare_chat_request(target: Target, request: ChatRequest) -> PreparedRequest:
     """Render and tokenize with the adapter that the request's model name selects; errors name fields of the request."""
-    return await prepare(partial(target.llm.prepare, replace(request, adapter=target.adapter)))
+    return await prepare(target.longest_text, partial(target.llm.prepare, replace(request, adapter=target.adapter)))
 
 
 async def _answer(state: ServerState, target: Target, chat: ChatBody) -> Response:

@@ -13,7 +13,8 @@ from glm4.api.openai.answers import text_completions
 from glm4.api.openai.events import TextChunks
 from glm4.outputs import StreamChunk
 from glm4.requests.input_processor import PreparedRequest, PromptOptions
-from glm4.server.generation import Generation, interleaved, prepare, whole_many
+from glm4.server.generation import Generation, interleaved, whole_many
+from glm4.server.memory import parse, prepare
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import DONE, EventStream, event, until_disconnect
@@ -23,8 +24,8 @@ async def completions(request: Request) -> Response:
     """Continue one raw prompt or several."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    completion = parse_completion(body, target.llm.default_sampling_params())
+    target = state.target(request, body)
+    completion = await parse(partial(parse_completion, body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, completion))
 
 
@@ -34,7 +35,7 @@ async def _answer(state: ServerState, target: Target, completion: CompletionRequ
         one = partial(target.llm.prepare_prompt, params=completion.params, adapter=target.adapter, **options)
         return [one(prompt) for prompt in completion.prompts]
 
-    batch = await prepare(prepare_all)
+    batch = await prepare(target.longest_text, prepare_all)
     if completion.stream is None:
         outputs = await whole_many(state, target, batch)
         return JSONResponse(

@@ -18,7 +18,8 @@ from glm4.api.openai.fields import COMPLETION_FIELDS, read_fields
 from glm4.api.openai.request import read_prompts
 from glm4.errors import InvalidRequestError
 from glm4.requests.input_processor import PreparedRequest
-from glm4.server.generation import prepare, whole_many
+from glm4.server.generation import whole_many
+from glm4.server.memory import parse, prepare
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import until_disconnect
@@ -43,9 +44,9 @@ async def embeddings(request: Request) -> Response:
     """One vector per text."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    given = read_fields(body, EMBEDDING_FIELDS)
-    inputs = read_prompts(given.get("input"), "input")
+    target = state.target(request, body)
+    given = await parse(lambda: read_fields(body, EMBEDDING_FIELDS))
+    inputs = await parse(lambda: read_prompts(given.get("input"), "input"))
     return await until_disconnect(request, _answer(state, target, inputs, given))
 
 
@@ -55,7 +56,7 @@ async def _answer(
     def prepare_all() -> list[PreparedRequest]:
         return [target.llm.prepare_embedding(one, adapter=target.adapter) for one in inputs]
 
-    batch = await prepare(prepare_all)
+    batch = await prepare(target.longest_text, prepare_all)
     outputs = await whole_many(state, target, batch)
     data = []
     for index, output in enumerate(outputs):

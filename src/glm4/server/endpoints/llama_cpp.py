@@ -17,7 +17,8 @@ from glm4.api.llama_cpp import LlamaCppRequest, LlamaCppWriter, parse_completion
 from glm4.api.openai import parse_chat
 from glm4.requests.input_processor import PreparedRequest
 from glm4.server.endpoints.chat_completions import prepare_chat_request
-from glm4.server.generation import Generation, prepare, whole_many
+from glm4.server.generation import Generation, whole_many
+from glm4.server.memory import parse, prepare
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, event, until_disconnect
@@ -27,8 +28,9 @@ async def completion(request: Request) -> Response:
     """Continue one prompt, or a list of them."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    wanted = parse_completion(body, target.llm.default_sampling_params(), target.llm.tokenizer)
+    target = state.target(request, body)
+    llm = target.llm
+    wanted = await parse(partial(parse_completion, body, llm.default_sampling_params(), llm.tokenizer))
     return await until_disconnect(request, _answer(state, target, wanted))
 
 
@@ -38,10 +40,15 @@ async def _answer(state: ServerState, target: Target, wanted: LlamaCppRequest) -
 
     def prepare_all() -> list[PreparedRequest]:
         one = partial(llm.prepare_prompt, params=wanted.params, adapter=target.adapter)
-        parse_special = state.config.parse_special
-        return [one(prompt_ids(prompt, llm.tokenizer, parse_special=parse_special)) for prompt in wanted.prompts]
+        encode = partial(
+            prompt_ids,
+            tokenizer=llm.tokenizer,
+            parse_special=state.config.parse_special,
+            most=llm.info.max_model_len,
+        )
+        return [one(encode(prompt)) for prompt in wanted.prompts]
 
-    batch = await prepare(prepare_all)
+    batch = await prepare(target.longest_text, prepare_all)
     if not wanted.stream:
         bodies = [writer.whole(*numbered) for numbered in enumerate(await whole_many(state, target, batch))]
         return JSONResponse(bodies if wanted.several else bodies[0])
@@ -104,6 +111,6 @@ async def input_tokens(request: Request) -> Response:
 async def _prepared(request: Request) -> tuple[Target, PreparedRequest]:
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    chat = parse_chat(body, target.llm.default_sampling_params())
+    target = state.target(request, body)
+    chat = await parse(partial(parse_chat, body, target.llm.default_sampling_params()))
     return target, await prepare_chat_request(target, chat.request)

@@ -14,7 +14,8 @@ from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.requests.input_processor import PreparedRequest
 from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError
-from glm4.server.generation import Generation, prepare
+from glm4.server.generation import Generation
+from glm4.server.memory import prepare
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, anthropic_failure, event, until_disconnect
@@ -25,8 +26,8 @@ async def messages(request: Request) -> Response:
     state = server_state(request)
     body = await state.read(request)
     _check_headers(request)
-    target = state.target(body)
-    wanted = await prepare(lambda: parse_message(body, target.llm.default_sampling_params()))
+    target = state.target(request, body)
+    wanted = await prepare(target.longest_text, lambda: parse_message(body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, wanted))
 
 
@@ -35,9 +36,9 @@ async def count_tokens(request: Request) -> Response:
     state = server_state(request)
     body = await state.read(request)
     _check_headers(request)
-    target = state.target(body)
-    wanted = await prepare(lambda: parse_count(body, target.llm.default_sampling_params()))
-    count = await prepare(lambda: _count(target, wanted))
+    target = state.target(request, body)
+    wanted = await prepare(target.longest_text, lambda: parse_count(body, target.llm.default_sampling_params()))
+    count = await prepare(target.longest_text, lambda: _count(target, wanted))
     counts: dict[str, object] = {"input_tokens": count}
     if wanted.manages_context:
         counts["context_management"] = {"original_input_tokens": count}
@@ -57,9 +58,10 @@ def _count(target: Target, wanted: MessageRequest) -> int:
 async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
     try:
         return await prepare_chat_request(target, wanted.chat)
-    except PromptTooLongError:
+    except PromptTooLongError as error:
         # Anthropic's wording, from which Claude Code knows that it must shorten the conversation.
-        count, limit = await prepare(lambda: _count(target, wanted)), target.llm.info.max_model_len - 1
+        count = error.at_least or await prepare(target.longest_text, lambda: _count(target, wanted))
+        limit = target.llm.info.max_model_len - 1
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
 
 

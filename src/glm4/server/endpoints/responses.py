@@ -1,13 +1,14 @@
 """/v1/responses: stored answers that a later request can continue.
 
 A response is on disk before the client is told that it is complete; a streamed one is stored, unfinished, before its
-first event. Anyone with a key to this server may read every stored response.
+first event. A response belongs to the key it was made with; for other keys it does not exist.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +23,8 @@ from glm4.requests.input_processor import PreparedRequest
 from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError, as_api_error
 from glm4.server.generation import Generation
+from glm4.server.identity import KEY_ID
+from glm4.server.memory import current_body, parse
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.stores.responses import StoredResponse
@@ -44,20 +47,20 @@ async def create(request: Request) -> Response:
     """Answer, whole or as a stream of events."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
+    target = state.target(request, body)
     llm = target.llm
-    wanted = parse_responses(body, llm.default_sampling_params(), thinks=llm.dialect.thinks)
-    return await until_disconnect(request, _answer(state, target, wanted))
+    wanted = await parse(partial(parse_responses, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
+    return await until_disconnect(request, _answer(state, target, wanted, _owner(request)))
 
 
 async def count_tokens(request: Request) -> Response:
     """The number of tokens in the prompt of such a request."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
+    target = state.target(request, body)
     llm = target.llm
-    wanted = parse_input_tokens(body, llm.default_sampling_params(), thinks=llm.dialect.thinks)
-    _, prepared = await _prepare(state, target, wanted)
+    wanted = await parse(partial(parse_input_tokens, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
+    _, prepared = await _prepare(state, target, wanted, _owner(request))
     return JSONResponse(input_tokens(len(prepared.prompt_ids)))
 
 
@@ -74,7 +77,7 @@ async def retrieve(request: Request) -> Response:
 async def delete(request: Request) -> Response:
     """Delete a stored response. Responses that continue it can no longer be continued."""
     response_id = request.path_params["response_id"]
-    if not await server_state(request).responses.delete(response_id):
+    if not await server_state(request).responses.delete(response_id, _owner(request)):
         raise _not_found(response_id)
     return JSONResponse(deleted(response_id))
 
@@ -111,23 +114,29 @@ def _check_query(request: Request, known: Iterable[str]) -> None:
 
 async def _stored(request: Request) -> StoredResponse:
     response_id = request.path_params["response_id"]
-    found = await server_state(request).responses.get(response_id)
+    found = await server_state(request).responses.get(response_id, _owner(request))
     if found is None:
         raise _not_found(response_id)
     return found
+
+
+def _owner(request: Request) -> str:
+    return str(request.scope["state"].get(KEY_ID, ""))
 
 
 def _not_found(response_id: str) -> ApiError:
     return ApiError(404, f"Response with id {response_id[:100]!r} not found.", "response_id", "not_found")
 
 
-async def _prepare(state: ServerState, target: Target, wanted: ResponsesRequest) -> tuple[list[Item], PreparedRequest]:
+async def _prepare(
+    state: ServerState, target: Target, wanted: ResponsesRequest, owner: str
+) -> tuple[list[Item], PreparedRequest]:
     """The request's own items, and the prompt of the whole conversation; errors name fields of this API."""
     references = [item["id"] for item in wanted.items if item["type"] == REFERENCE]
-    known = await state.responses.output_items(references) if references else {}
+    known = await state.responses.output_items(references, owner) if references else {}
     items = resolved(wanted.items, known)
     try:
-        chat = wanted.chat(await _earlier(state, wanted.previous_response_id), items)
+        chat = wanted.chat(await _earlier(state, wanted.previous_response_id, owner), items)
         return items, await prepare_chat_request(target, chat)
     except TemplateError as error:
         raise InvalidRequestError(str(error), param="input") from None
@@ -144,14 +153,15 @@ def _named(param: str | None, wanted: ResponsesRequest) -> str | None:
     return _FIELDS.get(param or "", param)
 
 
-async def _earlier(state: ServerState, response_id: str | None) -> list[Item]:
+async def _earlier(state: ServerState, response_id: str | None, owner: str) -> list[Item]:
     """The earlier conversation, up to and including the response to be continued."""
     if response_id is None:
         return []
-    chain = await state.responses.conversation(response_id)
+    memory = current_body()
+    chain = await state.responses.conversation(response_id, owner)
     if chain is None:
         problem = f"Previous response with id {response_id[:100]!r} not found"
-        if await state.responses.get(response_id) is not None:
+        if await state.responses.get(response_id, owner) is not None:
             problem = f"A response that {response_id!r} continues was deleted, or is too old"
         raise ApiError(400, f"{problem}; send the conversation as input.", "previous_response_id",
                        "previous_response_not_found")  # fmt: skip
@@ -160,15 +170,17 @@ async def _earlier(state: ServerState, response_id: str | None) -> list[Item]:
             400, f"Response {response_id!r} is {chain[-1].status}, so it cannot be continued.", "previous_response_id",
             "invalid_value",
         )  # fmt: skip
+    if memory is not None:
+        await memory.add(sum([await state.responses.size(one.body["id"], owner) for one in chain]))
     return [item for one in chain for item in (*one.items, *one.body["output"])]
 
 
-async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest) -> Response:
-    items, prepared = await _prepare(state, target, wanted)
+async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest, owner: str) -> Response:
+    items, prepared = await _prepare(state, target, wanted, owner)
     writer = ResponseWriter(wanted, target.name, target.llm.tokenizer)
     generation = Generation(state, target, prepared)
     if wanted.stream:
-        return await _stream(state, generation, writer, items, store=wanted.store)
+        return await _stream(state, generation, writer, items, owner if wanted.store else None)
     try:
         await generation.start()
         async for chunk in generation.chunks():
@@ -178,13 +190,16 @@ async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest) 
     finally:
         await generation.close()
     if wanted.store:
-        await state.responses.insert(writer.response, items)
+        await state.responses.insert(writer.response, items, owner)
     return JSONResponse(writer.response)
 
 
 async def _stream(
-    state: ServerState, generation: Generation, writer: ResponseWriter, items: list[Item], *, store: bool
+    state: ServerState, generation: Generation, writer: ResponseWriter, items: list[Item], owner: str | None
 ) -> Response:
+    """Answer as a stream, and store that for its owner; None does not store it."""
+    store = owner is not None
+
     async def close() -> None:
         await generation.close()
         if not writer.ended:
@@ -194,9 +209,9 @@ async def _stream(
 
     # Before the response begins, so that a full queue is a 429 and not a broken stream.
     await generation.start()
-    if store:
+    if owner is not None:
         try:
-            await state.responses.insert(writer.response, items)
+            await state.responses.insert(writer.response, items, owner)
         except BaseException:  # the response may be stored already, unfinished; `close` ends it
             await close()
             raise

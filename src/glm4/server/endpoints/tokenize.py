@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -13,10 +14,13 @@ from glm4.api.openai import parse_chat
 from glm4.api.openai.fields import CHAT_FIELDS, read_fields
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.server.endpoints.chat_completions import prepare_chat_request
-from glm4.server.generation import prepare
+from glm4.server.memory import parse, prepare
 from glm4.server.registry import Target
 from glm4.server.state import server_state
 from glm4.tokenizer.base import ROLES
+
+MAX_IDS = 1 << 20
+"""Ids in one answer, unless the context holds more."""
 
 TOKENIZE_FIELDS: Mapping[str, Field] = {
     "model": Field(STRING, text),
@@ -40,21 +44,21 @@ async def tokenize(request: Request) -> Response:
     """Ids of a raw prompt, or of a rendered conversation."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    given = read_fields(body, TOKENIZE_FIELDS)
+    target = state.target(request, body)
+    given = await parse(lambda: read_fields(body, TOKENIZE_FIELDS))
     sources = [name for name in ("prompt", "content", "messages") if name in given]
     if len(sources) != 1:
         raise InvalidRequestError("give exactly one of prompt, content and messages", param="prompt")
     if sources == ["messages"]:
-        chat = parse_chat(
-            {name: body[name] for name in given if name in CHAT_FIELDS}, target.llm.default_sampling_params()
-        )
+        fields = {name: body[name] for name in given if name in CHAT_FIELDS}
+        chat = await parse(lambda: parse_chat(fields, target.llm.default_sampling_params()))
         ids = (await prepare_chat_request(target, chat.request)).prompt_ids
     else:
         native = sources == ["content"]
-        parse = given.get("parse_special", native or state.config.parse_special or _is_raw(given))
-        ids = await prepare(lambda: _encode(target, given, given[sources[0]], native=native, parse=parse))
-    return JSONResponse(_tokens(target, ids, given))
+        special = given.get("parse_special", native or state.config.parse_special or _is_raw(given))
+        encode = partial(_encode, target, given, given[sources[0]], native=native, special=special)
+        ids = await prepare(target.longest_text, encode)
+    return await parse(lambda: JSONResponse(_tokens(target, ids, given)))
 
 
 def _is_raw(given: Mapping[str, Any]) -> bool:
@@ -62,12 +66,17 @@ def _is_raw(given: Mapping[str, Any]) -> bool:
     return given.get("add_special_tokens") is False
 
 
-def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool, parse: bool) -> list[int]:
+def _encode(target: Target, given: Mapping[str, Any], source: str, *, native: bool, special: bool) -> list[int]:
     """Ids of a text; llama.cpp's form adds no prefix unless asked, vLLM's does."""
     tokenizer = target.llm.tokenizer
     prefix = given.get("add_special_tokens", given.get("add_special", not native))
-    encode = tokenizer.encode_prompt if prefix else tokenizer.encode
-    return encode(source, allow_special=parse)
+    encode, most = tokenizer.encode_prompt if prefix else tokenizer.encode, target.llm.info.max_model_len
+    ids = encode(source, allow_special=special, most=most)
+    if len(ids) > max(MAX_IDS, most):
+        raise InvalidRequestError(
+            f"the text has {len(ids)} tokens; send it in parts of at most {MAX_IDS}", param="prompt"
+        )
+    return ids
 
 
 def _tokens(target: Target, ids: Sequence[int], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,12 +100,12 @@ async def detokenize(request: Request) -> Response:
     """The text of ids, special tokens included."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    given = read_fields(body, DETOKENIZE_FIELDS)
+    target = state.target(request, body)
+    given = await parse(lambda: read_fields(body, DETOKENIZE_FIELDS))
     if "tokens" not in given:
         raise InvalidRequestError("tokens is missing", param="tokens")
     try:
-        decoded = target.llm.tokenizer.decode(given["tokens"], skip_special_tokens=False)
+        decoded = await parse(lambda: target.llm.tokenizer.decode(given["tokens"], skip_special_tokens=False))
     except TokenizerError as error:
         raise InvalidRequestError(str(error), param="tokens") from None
     return JSONResponse({"prompt": decoded, "content": decoded})
@@ -129,8 +138,8 @@ async def render(request: Request) -> Response:
     """The prompt a chat body becomes, as text and ids, without answering it."""
     state = server_state(request)
     body = await state.read(request)
-    target = state.target(body)
-    chat = parse_chat(body, target.llm.default_sampling_params())
+    target = state.target(request, body)
+    chat = await parse(lambda: parse_chat(body, target.llm.default_sampling_params()))
     prepared = await prepare_chat_request(target, chat.request)
     ids = prepared.prompt_ids
     prompt = target.llm.tokenizer.decode(ids, skip_special_tokens=False)

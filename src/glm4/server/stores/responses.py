@@ -3,6 +3,8 @@
 A commit is on disk before a method returns (write-ahead log, synchronous=FULL): what a client was told is stored
 survives a crash of the process or the machine. Several processes may share a file. Anyone who can read the file can
 read the conversations, so only its owner can read it; it is not encrypted.
+
+A response belongs to the key it was made with (`owner`, see `identity.key_id`); for others it does not exist.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glm4.errors import StoreError
+from glm4.errors import InvalidRequestError, StoreError
 from glm4.server.stores.thread import OwnThread, on_thread
 
 _APPLICATION_ID = 0x474C4D34  # "GLM4", in the header of the file
-_VERSION = 1
+_VERSION = 2
+MAX_CHAIN = 1000
+"""Responses of one conversation, each continuing the one before."""
+MAX_CHAIN_BYTES = 64 << 20
 _WAIT_SECONDS = 30.0
 
 _SCHEMA = """
@@ -32,7 +37,8 @@ CREATE TABLE responses (
     used REAL NOT NULL,      -- when it, or a response that continues it, was stored last
     bytes INTEGER NOT NULL,
     input TEXT NOT NULL,     -- JSON: what its request added to the conversation
-    body TEXT NOT NULL       -- JSON: the response object
+    body TEXT NOT NULL,      -- JSON: the response object
+    owner TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX responses_by_use ON responses (used);
 CREATE TABLE items (         -- where an output item is to be found
@@ -50,13 +56,13 @@ CREATE TRIGGER removed AFTER DELETE ON responses BEGIN UPDATE total SET bytes = 
 """
 
 _WRITE = """
-INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
+INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
 SET status = excluded.status, used = excluded.used, bytes = excluded.bytes, body = excluded.body
 """
-# A conversation that continues is kept as a whole.
+# A conversation that continues is kept as a whole. UNION ends in a circle, too.
 _TOUCH = """
 WITH RECURSIVE chain (id) AS (
-    VALUES (?) UNION SELECT previous FROM responses JOIN chain USING (id) WHERE previous IS NOT NULL
+    VALUES (?) UNION SELECT previous FROM responses JOIN chain USING (id) WHERE previous IS NOT NULL LIMIT ?
 )
 UPDATE responses SET used = ? WHERE id IN (SELECT id FROM chain)
 """
@@ -82,6 +88,7 @@ class ResponseStore:
         path: the file, created if missing (with its folder); None keeps everything in memory.
         max_bytes: maximum bytes of JSON text; beyond that the responses unused for the longest time are dropped.
         max_age: seconds a response is kept after it, or a response that continues it, was stored.
+        shares_old: every owner may also read responses that have none, as servers without keys store them.
         clock: seconds since the epoch.
 
     Raises:
@@ -89,12 +96,19 @@ class ResponseStore:
     """
 
     def __init__(
-        self, path: Path | None, max_bytes: int, max_age: float, clock: Callable[[], float] = time.time
+        self,
+        path: Path | None,
+        max_bytes: int,
+        max_age: float,
+        clock: Callable[[], float] = time.time,
+        *,
+        shares_old: bool = True,
     ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._clock = clock
+        self._shares_old = shares_old
         if path is not None:
             _make_private(path)
         with self._errors("opened"):
@@ -123,47 +137,49 @@ class ResponseStore:
                     run(statement)
                 run(f"PRAGMA application_id = {_APPLICATION_ID}")
                 run(f"PRAGMA user_version = {_VERSION}")
+            elif belongs == (_APPLICATION_ID, 1):
+                run("ALTER TABLE responses ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
+                run(f"PRAGMA user_version = {_VERSION}")
             elif belongs != (_APPLICATION_ID, _VERSION):
                 raise sqlite3.DatabaseError("it belongs to another program or version")
             self._purge()
             self._end_interrupted()
 
-    def get(self, response_id: str) -> StoredResponse | None:
+    def get(self, response_id: str, owner: str = "") -> StoredResponse | None:
         """A response, or None."""
         with self._errors("read"):
-            return self._stored(response_id)
+            row = self._row(response_id, owner)
+        return None if row is None else StoredResponse(*map(json.loads, row))
 
-    def conversation(self, response_id: str) -> list[StoredResponse] | None:
-        """A response and all it continues, oldest first; None if one of them is missing."""
-        chain: list[StoredResponse] = []
-        at: str | None = response_id
-        with self._errors("read"), self._transaction("DEFERRED"):
-            while at is not None:
-                found = self._stored(at)
-                if found is None:
-                    return None
-                chain.append(found)
-                at = found.body["previous_response_id"]
-        return chain[::-1]
+    def size(self, response_id: str, owner: str = "") -> int:
+        """Bytes of a response's text; 0 if there is no such response."""
+        with self._errors("read"):
+            row = self._connection.execute(
+                "SELECT length(CAST(body AS BLOB)) + length(CAST(input AS BLOB)) FROM responses"
+                " WHERE id = ? AND used >= ? AND owner IN (?, ?)",
+                (response_id, self._oldest(), *self._owners(owner)),
+            ).fetchone()
+        return 0 if row is None else int(row[0])
 
-    def output_items(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Those of these output items that exist."""
-        found = {item_id: self.output_item(item_id) for item_id in ids}
-        return {item_id: item for item_id, item in found.items() if item is not None}
+    def get_within(self, response_id: str, owner: str, room: int) -> tuple[StoredResponse | None, int]:
+        """A response (None if there is no such one, or it is longer than `room` bytes), and its length in bytes."""
+        size = self.size(response_id, owner)
+        return (self.get(response_id, owner) if 0 < size <= room else None), size
 
-    def output_item(self, item_id: str) -> dict[str, Any] | None:
+    def output_item(self, item_id: str, owner: str = "") -> dict[str, Any] | None:
         """An item of a response's output, or None."""
         with self._errors("read"):
             row = self._connection.execute(
-                "SELECT body FROM items JOIN responses ON responses.id = response WHERE items.id = ? AND used >= ?",
-                (item_id, self._oldest()),
+                "SELECT body FROM items JOIN responses ON responses.id = response"
+                " WHERE items.id = ? AND used >= ? AND owner IN (?, ?)",
+                (item_id, self._oldest(), *self._owners(owner)),
             ).fetchone()
         if row is None:
             return None
         output: list[dict[str, Any]] = json.loads(row[0])["output"]
         return next((item for item in output if item["id"] == item_id), None)
 
-    def insert(self, body: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
+    def insert(self, body: dict[str, Any], items: Sequence[dict[str, Any]], owner: str = "") -> None:
         """Store a new response; it is on disk when this returns.
 
         Raises:
@@ -171,21 +187,24 @@ class ResponseStore:
         """
         with self._errors("written"), self._transaction():
             self._purge()
-            self._write(body, _json(items))
+            self._write(body, _json(items), owner)
 
     def finish(self, body: dict[str, Any]) -> bool:
         """Store the end of a response that was stored unfinished; False if it was deleted in the meantime."""
         with self._errors("written"), self._transaction():
-            row = self._row(body["id"])
+            row: tuple[str, str] | None = self._connection.execute(
+                "SELECT input, owner FROM responses WHERE id = ? AND used >= ?", (body["id"], self._oldest())
+            ).fetchone()
             if row is not None:
-                self._write(body, row[1])
+                self._write(body, *row)
         return row is not None
 
-    def delete(self, response_id: str) -> bool:
+    def delete(self, response_id: str, owner: str = "") -> bool:
         """Delete a response; False if it did not exist."""
         with self._errors("written"), self._transaction():
-            known = self._row(response_id) is not None
-            self._connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+            known = self._row(response_id, owner) is not None
+            if known:
+                self._connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
         return known
 
     def close(self) -> None:
@@ -194,20 +213,20 @@ class ResponseStore:
 
     # Inside a transaction
 
-    def _row(self, response_id: str) -> tuple[str, str] | None:
+    def _row(self, response_id: str, owner: str) -> tuple[str, str] | None:
         row: tuple[str, str] | None = self._connection.execute(
-            "SELECT body, input FROM responses WHERE id = ? AND used >= ?", (response_id, self._oldest())
+            "SELECT body, input FROM responses WHERE id = ? AND used >= ? AND owner IN (?, ?)",
+            (response_id, self._oldest(), *self._owners(owner)),
         ).fetchone()
         return row
 
-    def _stored(self, response_id: str) -> StoredResponse | None:
-        row = self._row(response_id)
-        return None if row is None else StoredResponse(*map(json.loads, row))
+    def _owners(self, owner: str) -> tuple[str, str]:
+        return owner, "" if self._shares_old else owner
 
     def _oldest(self) -> float:
         return self._clock() - self._max_age
 
-    def _write(self, body: dict[str, Any], given: str) -> None:
+    def _write(self, body: dict[str, Any], given: str, owner: str) -> None:
         """Store a response, new or changed, and enforce the limits."""
         text = _json(body)
         size = len(given.encode()) + len(text.encode())
@@ -217,8 +236,8 @@ class ResponseStore:
                 "raise the limit, or send store: false"
             )
         run, now, previous = self._connection.execute, self._clock(), body["previous_response_id"]
-        run(_WRITE, (body["id"], previous, body["status"], now, size, given, text))
-        run(_TOUCH, (previous, now))
+        run(_WRITE, (body["id"], previous, body["status"], now, size, given, text, owner))
+        run(_TOUCH, (previous, MAX_CHAIN, now))
         rows = [(item["id"], body["id"]) for item in body["output"]]
         self._connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", rows)
         self._shrink(body["id"])
@@ -291,11 +310,48 @@ def _json(value: Any) -> str:
 
 
 class ThreadedResponseStore(OwnThread[ResponseStore]):
-    """A `ResponseStore` on a thread of its own."""
+    """A `ResponseStore` on a thread of its own. Each call does little, so that none delays the others for long."""
 
     get = on_thread(ResponseStore.get)
-    conversation = on_thread(ResponseStore.conversation)
-    output_items = on_thread(ResponseStore.output_items)
+    size = on_thread(ResponseStore.size)
+    get_within = on_thread(ResponseStore.get_within)
+    output_item = on_thread(ResponseStore.output_item)
     insert = on_thread(ResponseStore.insert)
     finish = on_thread(ResponseStore.finish)
     delete = on_thread(ResponseStore.delete)
+
+    async def output_items(self, ids: Sequence[str], owner: str = "") -> dict[str, dict[str, Any]]:
+        """Those of these output items that exist."""
+        found = {item_id: await self.output_item(item_id, owner) for item_id in ids}
+        return {item_id: item for item_id, item in found.items() if item is not None}
+
+    async def conversation(self, response_id: str, owner: str = "") -> list[StoredResponse] | None:
+        """A response and all it continues, oldest first; None if one of them is missing.
+
+        Raises:
+            InvalidRequestError: they continue each other, are too many or too long.
+        """
+        chain: dict[str, StoredResponse] = {}
+        at: str | None = response_id
+        room = MAX_CHAIN_BYTES
+        while at is not None:
+            if at in chain:
+                raise _not_continued("its stored responses continue each other; the store was altered")
+            if len(chain) == MAX_CHAIN:
+                raise _not_continued(f"it has more than {MAX_CHAIN} responses")
+            found, size = await self.get_within(at, owner, room)
+            room -= size
+            if room < 0:
+                raise _not_continued(f"it is longer than {MAX_CHAIN_BYTES >> 20} MB")
+            if found is None:
+                return None
+            chain[at] = found
+            at = found.body["previous_response_id"]
+        return list(chain.values())[::-1]
+
+
+def _not_continued(reason: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"this conversation cannot be continued: {reason}. Send what matters of it as input",
+        param="previous_response_id",
+    )
