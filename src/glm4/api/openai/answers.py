@@ -190,8 +190,11 @@ def prompt_logprobs(
 def echoed(
     ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None], num_added: int
 ) -> tuple[Sequence[int], Sequence[TokenLogprobs | None]]:
-    """Tokens of an echoed prompt and their log-probabilities, without the prefix, which is not in the echoed text."""
-    return ids[num_added:], logprobs[num_added:]
+    """Tokens of an echoed prompt and their log-probabilities, without the prefix, which is not in the echoed text.
+
+    The first token never has one: clients rely on that.
+    """
+    return ids[num_added:], [None, *logprobs[num_added + 1 :]]
 
 
 def prompt_text(prompt: str | None, ids: Sequence[int], tokenizer: Tokenizer) -> str:
