@@ -128,7 +128,7 @@ def test_help_of_every_command_has_examples_that_parse(name: str, capsys: pytest
 def test_wrong_usage_is_one_line_and_exit_code_2(
     args: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     assert main(args) == 2
     shown = capsys.readouterr()
     assert shown.out == ""

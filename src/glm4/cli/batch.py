@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 glm4 batch requests.jsonl answers.jsonl
 glm4 batch requests.jsonl answers.jsonl -m glm-4-9b-chat --max-num-seqs 16
-grep '"a1"' requests.jsonl | glm4 batch - -
+glm4 batch - - < requests.jsonl
 """
 
 _LINE_SECONDS = 10.0
