@@ -1,4 +1,4 @@
-"""Run the suites of other projects against our server: `python tests/peers/run.py [llama_cpp] [vllm] [harnesses]`.
+"""Run the suites of other projects against our server: `python tests/peers/run.py [NAME …]`, by default all.
 
 Makes an environment of its own (.venv-peers) with what the suites import, fetches their sources once, and prints what
 passed. Exits with 1 when a case failed that is not on the list of those left out, or when fewer pass than promised.
@@ -13,7 +13,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,33 +148,39 @@ def run(suite: Suite, folder: Path, workers: int) -> Counter[str]:
 def main() -> int:
     """Run the suites that were named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*(suite.name for suite in SUITES), "harnesses"]
+    names = [*(suite.name for suite in SUITES), "harnesses", "clients"]
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(names))
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="suites' tests at a time")
     options = parser.parse_args()
     if not set(options.suites) <= set(names):
         parser.error(f"a suite is one of {', '.join(names)}")
-    if not options.suites or "harnesses" in options.suites:
+    chosen = options.suites or names
+    good = True
+    if "harnesses" in chosen:
         import harnesses
 
         harnesses.main()
-        if options.suites == ["harnesses"]:
-            return 0
+    if "clients" in chosen:
+        good &= not subprocess.run([sys.executable, str(HERE / "clients/run.py")], check=False).returncode
+    suites = [suite for suite in SUITES if suite.name in chosen]
+    return 0 if (not suites or run_suites(suites, options.workers)) and good else 1
+
+
+def run_suites(suites: Sequence[Suite], workers: int) -> bool:
+    """Run test suites; returns whether all that should pass did."""
     environment()
     import fetch
 
     good = True
     with warm_start():
-        for suite in SUITES:
-            if options.suites and suite.name not in options.suites:
-                continue
+        for suite in suites:
             folder = fetch.fetch(getattr(fetch, suite.release), PEERS / "sources")
             started = time.monotonic()
-            counts = run(suite, folder, options.workers)
+            counts = run(suite, folder, workers)
             good &= counts["passed"] >= suite.promised and not counts["failure"] + counts["error"]
             shown = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
             print(f"{suite.name}: {shown or 'nothing ran'}; {time.monotonic() - started:.0f} s")
-    return 0 if good else 1
+    return good
 
 
 if __name__ == "__main__":

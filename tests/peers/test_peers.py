@@ -23,17 +23,9 @@ from deselection import read_list  # noqa: E402
 
 @pytest.mark.peers
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("suite", ["llama_cpp", "vllm", "harnesses"])
+@pytest.mark.parametrize("suite", ["llama_cpp", "vllm", "harnesses", "clients"])
 def test_peer_suite(suite: str) -> None:
     subprocess.run([sys.executable, str(HERE / "run.py"), suite], check=True)
-
-
-@pytest.mark.peers
-@pytest.mark.starter
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("environment", ["openai1", "agents", "litellm"])
-def test_client_libraries(environment: str) -> None:
-    subprocess.run([sys.executable, str(HERE / "clients/run.py"), environment], check=True)
 
 
 @pytest.mark.parametrize("name", ["llama_cpp_deselected.txt", "vllm_deselected.txt"])
