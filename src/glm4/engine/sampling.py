@@ -190,12 +190,15 @@ def token_logprobs(logprobs: Float, token_id: int, num_top: int) -> TokenLogprob
         logprobs: float32 [vocab_size], log-softmax of the raw logits.
     """
     top: Sequence[tuple[int, float]] = ()
-    if num_top:
+    if num_top == 1:  # what scoring asks for, of every token of a prompt
+        index = int(np.argmax(logprobs))
+        top = [(index, float(logprobs[index]))]
+    elif num_top:
         best = largest(logprobs, num_top)
         best = best[np.argsort(-logprobs[best], kind="stable")]
         top = [(int(index), float(logprobs[index])) for index in best]
     own = logprobs[token_id]
-    return TokenLogprobs(token_id, float(own), int((logprobs > own).sum()) + 1, tuple(top))
+    return TokenLogprobs(token_id, float(own), int(np.count_nonzero(logprobs > own)) + 1, tuple(top))
 
 
 def _check_finite(value: np.floating) -> None:
