@@ -96,8 +96,8 @@ def _begins_ids(values: Sequence[object]) -> bool:
 
 
 def _is_integer(value: object) -> bool:
-    """True for Python's and NumPy's integers; an array has `__index__`, too."""
-    if isinstance(value, bool) or hasattr(value, "__len__"):
+    """True for Python's and NumPy's integers. An array has `__index__`, too, and so have older NumPy's booleans."""
+    if type(value).__name__ in ("bool", "bool_") or hasattr(value, "__len__"):
         return False
     try:
         index(cast(int, value))
