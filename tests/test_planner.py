@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glm4.errors import InvalidRequestError, OutOfMemoryError
@@ -164,6 +164,7 @@ def test_kv_dtype_auto_follows_the_weights() -> None:
     batch=st.integers(1, 32),
     dtype=st.sampled_from(["auto", *PRECISIONS]),
 )
+@example("glm-4-9b", 10_056_022_976, 1, "auto")
 def test_largest_context_fits_and_the_next_page_does_not(name: str, available: int, batch: int, dtype: str) -> None:
     config = SHAPES[name]
     best = plan(config, dtype=dtype, batch=batch, available_memory=available)
@@ -176,8 +177,8 @@ def test_largest_context_fits_and_the_next_page_does_not(name: str, available: i
     else:
         assert not best.fits
     following = best.largest_context + 1
-    if following <= config.max_position_embeddings:
-        assert not plan(config, dtype=dtype, batch=batch, available_memory=available, context=following).fits
+    if following <= config.max_position_embeddings:  # in the same format: "auto" may go on to a smaller one
+        assert not plan(config, dtype=best.dtype, batch=batch, available_memory=available, context=following).fits
 
 
 @pytest.mark.parametrize(("long", "short"), [("float32", "fp32"), ("bfloat16", "bf16")])
