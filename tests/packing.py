@@ -21,6 +21,15 @@ from glm4.model.precision import PRECISIONS, named_precision
 from glm4.model.tensors import EXTRAS, FREQUENT_HEAD, FREQUENT_TOKENS, Extras, head_name
 from glm4.requests.processor import Processor
 
+ODD: dict[str, Any] = {
+    "hidden_size": 72,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 24,
+    "intermediate_size": 100,
+}
+"""Hidden 96 and 40 rows of biases: sizes that leave partial blocks and vectors of odd lengths."""
+
 CHANNEL_SCALES = tuple(row.name.removeprefix("layers.{i}.") for row in EXTRAS["channel_scales"].tensors)
 
 

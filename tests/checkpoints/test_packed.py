@@ -28,17 +28,9 @@ from glm4.kernels.formats import FORMATS, PackedWeight, packed_nbytes
 from glm4.loading.weights import load_model
 from glm4.model.precision import PRECISIONS
 from model_driver import forced_logits
-from packing import pack_folder
+from packing import ODD, pack_folder
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
-# hidden 96 and 40 rows of biases: sizes that leave partial blocks and vectors of odd lengths
-ODD: dict[str, Any] = {
-    "hidden_size": 72,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "head_dim": 24,
-    "intermediate_size": 100,
-}
 
 
 def make_source(root: Path, name: str) -> Path:

@@ -15,7 +15,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,15 +24,8 @@ from glm4.kernels import _native, get_kernels
 from glm4.kernels.base import Kernels
 from glm4.loading.packed_cache import VERSIONS
 from golden_models import GOLDEN, Tensors, TinyModel, draw, file_tensors
-from packing import pack_folder, pack_loaded
+from packing import ODD, pack_folder, pack_loaded
 
-ODD: dict[str, Any] = {
-    "hidden_size": 72,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "head_dim": 24,
-    "intermediate_size": 100,
-}
 WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}  # what super-blocks of 256 need
 IDS = np.array([3, 17, 40, 200], np.float32)
 

@@ -10,7 +10,6 @@ Not covered: what answers take that their clients have not read. Streams are mer
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import anyio
 
 from glm4.server.errors import ApiError, busy
+from glm4.system.cpus import default_num_threads
 
 _T = TypeVar("_T")
 
@@ -120,7 +120,7 @@ class RequestMemory:
         self.bodies = Budget(parts.bodies, timeout)
         self.preparing = Budget(parts.preparing, timeout)
         # Half of the processors: the engine and the other requests go on meanwhile.
-        self.lanes = Budget(max(1, (os.cpu_count() or 2) // 2), timeout)
+        self.lanes = Budget(max(1, default_num_threads() // 2), timeout)
 
     def body(self) -> BodyMemory:
         """The memory of a new request's body; release it when the request has ended."""
