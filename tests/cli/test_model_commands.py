@@ -84,7 +84,7 @@ def test_models_shows_a_long_name_whole(
     assert name in "".join(line.split("  ")[0].strip() for line in table.splitlines())
 
 
-def test_models_shows_licence_and_attribution_of_what_is_installed(
+def test_models_shows_license_and_attribution_of_what_is_installed(
     capsys: pytest.CaptureFixture[str], installed: Path
 ) -> None:
     assert main(["models"]) == 0
@@ -106,7 +106,7 @@ def test_models_shows_licence_and_attribution_of_what_is_installed(
 def test_models_json(capsys: pytest.CaptureFixture[str], installed: Path) -> None:
     assert main(["models", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert [(row["name"], row["licence"], row["path"]) for row in answer["installed"]] == [
+    assert [(row["name"], row["license"], row["path"]) for row in answer["installed"]] == [
         ("smoke", "Apache-2.0", str(installed))
     ]
     known = {row["name"]: row for row in answer["known"]}

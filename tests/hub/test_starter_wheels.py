@@ -45,15 +45,15 @@ def folder_of(source: StarterSource) -> Path:
     return store.model_folder(source.name)
 
 
-def test_installs_with_licence_notice_and_record(index: Path) -> None:
+def test_installs_with_license_notice_and_record(index: Path) -> None:
     source, whole = make_source(index)
     seen: list[tuple[str, float, float]] = []
     file = install(source, progress=lambda *report: seen.append(report))
     assert file.read_bytes() == whole
     assert sorted(path.name for path in file.parent.iterdir()) == ["LICENSE", "NOTICE", "model.gguf", "source.json"]
-    licence = (file.parent / "LICENSE").read_bytes()
+    license = (file.parent / "LICENSE").read_bytes()
     # The text as the Apache Software Foundation publishes it.
-    assert hashlib.sha256(licence).hexdigest() == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    assert hashlib.sha256(license).hexdigest() == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
     notice = (file.parent / "NOTICE").read_text()
     assert "Toy-1M" in notice
     assert "the testers" in notice

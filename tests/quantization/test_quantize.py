@@ -58,12 +58,12 @@ def test_slabs_give_the_file_that_whole_tensors_give(
     source: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loader, "SLAB_NBYTES", 40 * 4 * 64)  # one row block a slab
-    (source / "LICENSE").write_text("the model's licence")
+    (source / "LICENSE").write_text("the model's license")
     quantize(source, tmp_path / "a", target)
     whole = pack_folder(source, tmp_path / "b", target, get_kernels())
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert {*files(tmp_path / "a")} == {*files(whole), "quantization_report.json"}
-    assert (tmp_path / "a" / "LICENSE").read_text() == "the model's licence"
+    assert (tmp_path / "a" / "LICENSE").read_text() == "the model's license"
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
 
 

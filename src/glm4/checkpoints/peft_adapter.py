@@ -72,7 +72,7 @@ _TABLES: Mapping[str, Mapping[str, _Modules]] = MappingProxyType(
 )
 _FACTOR = re.compile(r"base_model\.model\.((.+\.layers\.)([0-9]{1,4})\.(.+))\.lora_([AB])\.weight", re.ASCII)
 
-_HONOURED = frozenset({
+_HONORED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
     "layers_to_transform", "exclude_modules", "init_lora_weights",
 })  # fmt: skip
@@ -236,7 +236,7 @@ class _Settings:
                 f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported"
             )
         for key, value in settings.items():
-            if key not in _HONOURED and key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, "none"):
+            if key not in _HONORED and key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, "none"):
                 raise UnsupportedModelError(f"{where}: {key!r:.60} is set to {value!r:.60}, which is not supported")
         init = settings.get("init_lora_weights", True)
         if not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INITS):

@@ -129,7 +129,7 @@ def _installed_row(model: InstalledModel) -> dict[str, Any]:
         "name": model.name,
         "model": model.model,
         "authors": model.authors,
-        "licence": model.license,
+        "license": model.license,
         "bytes": model.nbytes,
         "source": model.source,
         "path": str(model.path),
@@ -143,7 +143,7 @@ def _row(variant: Variant) -> dict[str, Any]:
         "title": variant.title,
         "repository": variant.repo_id,
         "modelscope": variant.modelscope_id,
-        "licence": variant.license,
+        "license": variant.license,
         "bytes": variant.size_bytes or None,
         "parameters": variant.parameters or None,
         "context": variant.context or None,
@@ -160,13 +160,13 @@ def _table(title: str, last: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
     table.add_column("name", no_wrap=all(len(row["name"]) <= _USUAL_NAME for row in rows), overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
-    for heading, width, justify in (("context", 40, "right"), ("licence", 60, "left"), (last, 72, "left")):
+    for heading, width, justify in (("context", 40, "right"), ("license", 60, "left"), (last, 72, "left")):
         if stdout().width >= width:
             table.add_column(heading, justify=justify, no_wrap=heading != last)  # type: ignore[arg-type]
     for row in rows:
         size = human_bytes(row["bytes"]) if row["bytes"] else "?"
         about = row.get("source") or row["notes"] or row["title"]
-        cells = (row["name"], size, _tokens(row["context"]), row["licence"], about)
+        cells = (row["name"], size, _tokens(row["context"]), row["license"], about)
         table.add_row(*cells[: len(table.columns)])
     return table
 

@@ -92,7 +92,7 @@ def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path
         "file": MODEL_FILE,
         "bytes": source.nbytes,
         "sha256": source.sha256,
-        "licence": source.license,
+        "license": source.license,
         "source": dict(origin),
         "installed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
