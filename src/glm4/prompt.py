@@ -5,10 +5,16 @@ A leaf module: renderers build prompts, the engine runs them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from glm4.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Prompt:
     Attributes:
         ids: must not be modified afterwards.
         spans: in order, without overlaps.
+        pixels: digest of each image -> uint8 [size, size, 3], RGB, at the size the model takes; must not be modified.
 
     Raises:
         InvalidRequestError: a span is malformed or lies outside the ids.
@@ -52,6 +59,9 @@ class Prompt:
 
     ids: Sequence[int]
     spans: tuple[MediaSpan, ...] = ()
+    pixels: Mapping[str, NDArray[np.uint8]] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         end = 0

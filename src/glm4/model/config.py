@@ -1,4 +1,4 @@
-"""`ModelConfig`: the shape of a GLM-4 text model, whatever file format it came from."""
+"""`ModelConfig`: the shape of a GLM-4 model, whatever file format it came from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,72 @@ Architecture = Literal["glm", "glm4"]
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """Shape and constants of the tower that turns a picture into rows of the text model.
+
+    Attributes:
+        image_size: pixels of each side of the picture.
+        patch_size: pixels of each side of a patch; the image is `grid` x `grid` patches, and `grid` is even.
+        scaling_factor: the rows are divided by it.
+        begin_id, end_id: the tokens whose place the first and the last row take.
+    """
+
+    num_hidden_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float
+    scaling_factor: float
+    begin_id: int
+    end_id: int
+    in_channels: int = 3
+
+    @property
+    def grid(self) -> int:
+        """Patches of each side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a picture."""
+        return self.grid**2
+
+    @property
+    def num_positions(self) -> int:
+        """Rows inside the tower: one per patch, and the class embedding before them."""
+        return self.num_patches + 1
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a picture in the text model: one per 2 x 2 patches, and those of the begin and end tokens."""
+        return (self.grid // 2) ** 2 + 2
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of each attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused projection of queries, keys and values."""
+        return 3 * self.hidden_size
+
+    @property
+    def patch_columns(self) -> int:
+        """Numbers of a patch."""
+        return self.in_channels * self.patch_size**2
+
+    @property
+    def merged_columns(self) -> int:
+        """Numbers of 2 x 2 patches behind the layers."""
+        return 4 * self.hidden_size
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a text model. Names follow Hugging Face's configuration keys.
+    """Shape and constants of a model. Names follow Hugging Face's configuration keys.
 
     Attributes:
         architecture: "glm" (pre-norm) or "glm4" (two more norms per layer, after attention and after the MLP).
@@ -18,6 +82,7 @@ class ModelConfig:
             2i with 2i+1; the weight loader permutes such rows, the forward pass only knows adjacent pairs.
         attention_bias: query, key and value projections have a bias.
         eos_token_ids: ids that end a turn.
+        vision: the tower of a model that sees; None for a text model.
     """
 
     architecture: Architecture
@@ -37,6 +102,7 @@ class ModelConfig:
     rotary_half_split: bool = False
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    vision: VisionConfig | None = None
 
     @property
     def rotary_dim(self) -> int:
