@@ -197,7 +197,7 @@ def random_model(config: ModelConfig, precision: Precision, kernels: Kernels, se
         if len(tensor.shape) == 2:
             scale = 1.0 if name == "embed_tokens" else tensor.shape[1] ** -0.5
             tensors[name] = random_packed(precision.format_of(name), *tensor.shape, rng, scale)
-        elif tensor.row.part == "norms":
+        elif tensor.row.part == "norms" or tensor.name.endswith("norm"):
             tensors[name] = np.ones(tensor.shape, np.float32)
         else:
             tensors[name] = (0.02 * rng.standard_normal(tensor.shape)).astype(np.float32)
