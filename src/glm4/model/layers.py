@@ -120,7 +120,16 @@ class ModelWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed matrices."""
-        return sum(tensor.nbytes for tensor in self.tensors.values() if isinstance(tensor, PackedWeight))
+        return _packed_nbytes(self.tensors)
+
+    @property
+    def language_nbytes(self) -> int:
+        """The same without the vision tower, which a step with tokens does not read."""
+        return _packed_nbytes({name: tensor for name, tensor in self.tensors.items() if not name.startswith("vision.")})
+
+
+def _packed_nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, PackedWeight))
 
 
 def _vision(tensors: Mapping[str, Tensor]) -> VisionWeights | None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from glm4.kernels.base import Kernels
 from glm4.model.config import ModelConfig, VisionConfig
-from glm4.model.kv_cache import PAGE_SIZE, cache_arrays, pages_for
+from glm4.model.kv_cache import KV_DTYPES, PAGE_SIZE, cache_arrays, pages_for
 from glm4.model.layers import Float, VisionLayerWeights, VisionWeights
 
 # Mean and standard deviation of red, green and blue that CLIP's towers are trained with.
@@ -218,14 +218,13 @@ def tower_kv_dtype(format: str) -> str:
     return "fp32" if format == "fp32" else "fp16"
 
 
-def encoding_nbytes(config: ModelConfig, precision: str) -> int:
-    """Bytes that one picture takes inside the tower, its result included."""
+def encoding_nbytes(config: ModelConfig, format: str) -> int:
+    """Bytes that one picture takes inside the tower, its result included; `format` is that of the patch matrix."""
     vision = config.vision
     if vision is None:
         return 0
-    kv_dtype = tower_kv_dtype(precision)
     pages = pages_for(vision.num_positions) * PAGE_SIZE
-    item = {"fp32": 4, "fp16": 2, "int8": 1}[kv_dtype]
+    item = np.dtype(KV_DTYPES[tower_kv_dtype(format)]).itemsize
     rows = 4 * vision.num_positions * vision.hidden_size * 2 + 4 * vision.num_rows * config.hidden_size
     cache = 2 * pages * vision.num_attention_heads * (vision.head_dim + 4) * item
     widest = max(vision.qkv_size + vision.hidden_size, 2 * vision.intermediate_size, 4 * config.intermediate_size)
