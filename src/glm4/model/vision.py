@@ -106,7 +106,7 @@ class Encoding:
 
     def advance(self, max_rows: int) -> None:
         """Work for about as long as the text model takes for `max_rows` rows, or a little longer; at least a piece."""
-        left = max_rows * _text_operations(self._tower.text_config)
+        left = max_rows * text_operations(self._tower.text_config)
         while self.result is None:
             one = self._passes[self._index]
             rows = min(PIECE_ROWS, max(_LEAST_ROWS, left // one.operations))
@@ -132,8 +132,7 @@ class Encoding:
             seen = 2 * config.num_positions * width
             passes.append(_Pass(project, config.num_positions, width * config.qkv_size))
             passes.append(_Pass(mix, config.num_positions, seen + width * width + 2 * width * inner))
-        merged = text.hidden_size * (config.merged_columns + text.hidden_size + 3 * text.intermediate_size)
-        passes.append(_Pass(self._project, config.num_rows - 2, merged))
+        passes.append(_Pass(self._project, config.num_rows - 2, _merged_operations(text, config)))
         return passes
 
     def _embed(self, start: int, stop: int) -> None:
@@ -206,11 +205,30 @@ class Encoding:
         return rows
 
 
-def _text_operations(config: ModelConfig) -> int:
+def text_operations(config: ModelConfig) -> int:
     """Multiplications of one row of the text model, without attention and head."""
     width = config.hidden_size
     layer = width * (config.qkv_size + config.query_size) + 3 * width * config.intermediate_size
     return config.num_hidden_layers * layer
+
+
+def tower_operations(config: ModelConfig) -> tuple[int, int]:
+    """Multiplications of one picture: of all matrix products, and of attention; (0, 0) for a text model."""
+    vision = config.vision
+    if vision is None:
+        return 0, 0
+    width, positions = vision.hidden_size, vision.num_positions
+    layer = width * (vision.qkv_size + width) + 2 * width * vision.intermediate_size
+    ends = vision.num_patches * width * vision.patch_columns + (vision.num_rows - 2) * _merged_operations(
+        config, vision
+    )
+    layers = vision.num_hidden_layers
+    return layers * positions * layer + ends, layers * 2 * positions**2 * width
+
+
+def _merged_operations(config: ModelConfig, vision: VisionConfig) -> int:
+    """Multiplications of one row of the picture behind the layers."""
+    return config.hidden_size * (vision.merged_columns + config.hidden_size + 3 * config.intermediate_size)
 
 
 def tower_kv_dtype(format: str) -> str:
