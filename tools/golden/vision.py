@@ -1,8 +1,8 @@
 """GLM-4V in torch, and what is recorded of it: the EVA2-CLIP tower, the projector and the ChatGLM text model.
 
-Written after vision.py and modeling_chatglm.py beside the weights of THUDM/glm-4v-9b, with their module names, so that a
-checkpoint's tensors load as they are. Only the text half has a second implementation to be compared with: transformers'
-GLM, given the picture's rows as `inputs_embeds` at the positions of `row_positions`.
+Written from the published facts about the code beside the weights of THUDM/glm-4v-9b, with its module names, so that a
+checkpoint's tensors load as they are. Only the text half has a second implementation to be compared with:
+transformers' GLM, given the picture's rows as `inputs_embeds` at the positions of `row_positions`.
 """
 
 from __future__ import annotations
