@@ -107,6 +107,15 @@ def test_formats_that_are_left_out(decoder: ImageDecoder, name: str) -> None:
     assert "send PNG, JPEG" in refusal(decoder, encoded(picture().convert(mode), name))
 
 
+def test_plugins_that_are_left_out_are_not_even_loaded(decoder: ImageDecoder) -> None:
+    decoder.decode(encoded(picture(), "PNG"))
+    refusal(decoder, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    code = b"','.join(name for name in __import__('sys').modules if name.endswith('ImagePlugin')).encode()"
+    loaded = decoder._helper.call("builtins:eval", code).decode().split(",")
+    assert "PIL.PngImagePlugin" in loaded
+    assert not {f"PIL.{name}ImagePlugin" for name in ("Eps", "Psd", "Fpx", "Wmf", "Fits", "Iptc", "Pdf")} & {*loaded}
+
+
 def test_a_picture_of_one_pixel_is_a_picture(decoder: ImageDecoder) -> None:
     pixels = decoder.decode(encoded(Image.new("RGB", (1, 1), (10, 200, 30)), "PNG"))
     np.testing.assert_array_equal(pixels, np.broadcast_to(np.array([10, 200, 30], np.uint8), (SIZE, SIZE, 3)))
@@ -306,6 +315,7 @@ def test_other_data(decoder: ImageDecoder) -> None:
     assert "not an image" in refusal(decoder, chinese * 9)
 
 
+@pytest.mark.thorough
 def test_damaged_files_end_in_pixels_or_an_error(decoder: ImageDecoder) -> None:
     rng = np.random.default_rng(5)
     for name in FORMATS:
