@@ -32,7 +32,8 @@ _FORMATS = {
 _WANTED = "send PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF"
 _SIGNATURES = (
     ("PNG", 0, b"\x89PNG"), ("JPEG", 0, b"\xff\xd8\xff"), ("GIF", 0, b"GIF8"), ("WebP", 8, b"WEBP"),
-    ("AVIF", 8, b"avi"), ("BMP", 0, b"BM"), ("TIFF", 0, b"II*\0"), ("TIFF", 0, b"MM\0*"), ("QOI", 0, b"qoif"), ("JPEG 2000", 4, b"jP  "),
+    ("AVIF", 8, b"avi"), ("BMP", 0, b"BM"), ("TIFF", 0, b"II*\0"), ("TIFF", 0, b"MM\0*"), ("QOI", 0, b"qoif"),
+    ("JPEG 2000", 4, b"jP  "),
 )  # fmt: skip
 _OTHER_SIGNATURES = (
     ("a PDF document", 0, b"%PDF"), ("PostScript", 0, b"%!PS"), ("Photoshop's PSD", 0, b"8BPS"),
