@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from glm4.backends.base import Backend, BackendInfo
 from glm4.chat.chat_request import ChatOptions, ChatRequest, Conversation
 from glm4.chat.dialects.table import Dialect
+from glm4.chat.local_images import with_local_images
 from glm4.engine.protocol import AdapterInfo, EngineStats
 from glm4.errors import Glm4Error, InvalidRequestError, ModelClosedError, request_error
 from glm4.hub.store import Progress
@@ -48,7 +49,8 @@ class LLM:
         backend: "local" computes in this process; "remote" asks an OpenAI-compatible server (`base_url`), and needs
             only the model's tokenizer and configuration here.
         progress: called with (stage, done, total) while downloading and loading.
-        options: how to run it: attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`.
+        options: how to run it: attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`; for
+            models that see, those of `requests.image_inputs.ImageOptions`, too.
 
     The first load of a large model saves its int8, int4 or stored weights packed on disk; later loads only map a file
     (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then the packed copy.
@@ -122,14 +124,20 @@ class LLM:
         return self._open_inputs().chat(request)
 
     def render(self, request: ChatRequest) -> Prompt:
-        """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors."""
+        """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors.
+
+        Pictures have their rows, but are not fetched or decoded: such a prompt can be counted, and not run.
+        """
         return self._open_inputs().conversation(request)[0]
 
     def prepare_chat(
         self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
     ) -> PreparedRequest:
-        """`prepare` for a plain list of messages; options are the attributes of `ChatRequest`."""
-        return self.prepare(ChatRequest.of(messages, params, **options))
+        """`prepare` for a plain list of messages; options are the attributes of `ChatRequest`.
+
+        Messages may have pictures as Python programs have them, paths among them; see `chat`.
+        """
+        return self.prepare(ChatRequest.of(with_local_images(messages), params, **options))
 
     def prepare_prompt(
         self,
@@ -268,6 +276,8 @@ class LLM:
 
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), one message, or a list of lists.
+                Models that see take `{"type": "image", "image": …}` as a part: a path, bytes, a URL, a NumPy array or
+                an image of Pillow; see `chat.local_images`.
             sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
             use_tqdm: accepted for programs written for vLLM; there is no progress bar.
             lora_request: must be None: `load_adapter` and `adapter` take its place.
