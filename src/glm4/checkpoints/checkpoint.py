@@ -136,7 +136,7 @@ class Checkpoint:
         self._check_pieces(name)
         pieces = self.tensor_map.recipes[name].pieces
         if len(pieces) == 1:
-            tensor = self.source.read(pieces[0].name)
+            tensor = self.source.read(pieces[0].name).reshape(shape)
         else:
             tensor = np.empty(shape, np.float32)
             start = 0
@@ -158,13 +158,14 @@ class Checkpoint:
         if not 0 <= start <= stop <= shape[0]:
             raise TensorError(f"{self.path}: {name} of shape {shape} has no rows {start}..{stop}")
         if self._is_reordered(name):
-            rows: Float32 = self.load(name)[start:stop].copy()
-            return rows
+            whole: Float32 = self.load(name)[start:stop].copy()
+            return whole
         self._check_pieces(name)
-        found = [self.source.read_rows(*part) for part in self._parts(name, start, stop)]
+        found: list[Float32] = [self.source.read_rows(*part) for part in self._parts(name, start, stop)]
         if not found:
             return np.empty((0, *shape[1:]), np.float32)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        rows = found[0] if len(found) == 1 else np.concatenate(found)
+        return rows.reshape(stop - start, *shape[1:])
 
     def has_codes(self, name: str) -> bool:
         """Whether the file has a canonical matrix, in all its pieces, as 4-bit codes in groups of 32 columns."""

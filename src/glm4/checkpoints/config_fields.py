@@ -41,16 +41,16 @@ class Fields:
         return CheckpointError(f"{self.where}: {self._prefix + key} must be {expected}, not {shown}")
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """Whether the key is present and not null."""
         return self._get(key) is not None
 
-    def text(self, key: str, default: str) -> str:
-        """A text; `default` if the key is absent."""
+    def text(self, key: str, *, default: str) -> str:
+        """A string; `default` if the key is absent."""
         value = self._get(key)
         if value is None:
             return default
         if not isinstance(value, str):
-            raise self._fault(key, "a text")
+            raise self._fault(key, "a string")
         return value
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:

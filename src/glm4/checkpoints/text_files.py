@@ -22,6 +22,8 @@ from glm4.checkpoints.side_files import (
 )
 from glm4.checkpoints.tensor_source import MappedFile
 from glm4.checkpoints.vision_config import image_layout, read_vision_config
+from glm4.errors import CheckpointError
+from glm4.model.config import VisionConfig
 from glm4.prompt import ImageLayout
 from glm4.variants import VARIANTS, Variant, find_variant
 
@@ -31,7 +33,6 @@ _CHATGLM_NAMES = {
     "max_position_embeddings": "seq_length",
     "vocab_size": "padded_vocab_size",
 }
-_SEEING_TYPES = ("chatglm", "glm")  # glm-4v-9b's own files, and packed ones; others have towers of other kinds
 _GGUF_NAMES = {
     "num_hidden_layers": "block_count",
     "hidden_size": "embedding_length",
@@ -97,7 +98,7 @@ def _from_folder(folder: Path, variant: Variant | None) -> TextFiles:
         variant = VARIANTS.get(str(settings["quantization_config"].get("variant")))
     fields = Fields(settings, str(file))
     model_type = str(settings.get("model_type", "(none)"))
-    vision = read_vision_config(fields) if model_type in _SEEING_TYPES else None
+    vision = _vision(fields)
     facts = settings | {name: settings[theirs] for name, theirs in _CHATGLM_NAMES.items() if theirs in settings}
     facts["vision_layers"] = 0 if vision is None else vision.num_hidden_layers
     generation, _ = read_generation_config(folder)
@@ -137,6 +138,14 @@ def _from_gguf(file: Path, variant: Variant | None) -> TextFiles:
         context=_count(facts, "max_position_embeddings"),
         gguf_metadata=metadata,
     )
+
+
+def _vision(fields: Fields) -> VisionConfig | None:
+    """The tower of a model that sees; None if there is none of glm-4v-9b's kind, which our engine would refuse."""
+    try:
+        return read_vision_config(fields)
+    except CheckpointError:
+        return None
 
 
 def _mended(template: str | None) -> str | None:
