@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from glm4.backends.base import Backend, BackendInfo
 from glm4.chat.chat_request import ChatOptions, ChatRequest, Conversation
 from glm4.chat.dialects.table import Dialect
-from glm4.chat.local_images import with_local_images
 from glm4.engine.protocol import AdapterInfo, EngineStats
 from glm4.errors import Glm4Error, InvalidRequestError, ModelClosedError, request_error
 from glm4.hub.store import Progress
@@ -27,6 +26,7 @@ from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.prompt import Prompt
 from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptOptions
+from glm4.requests.local_images import with_local_images
 from glm4.requests.processor import Processor
 from glm4.requests.prompt_forms import PromptLike, read_conversations, read_prompts
 from glm4.requests.running_requests import RunningRequests
@@ -277,7 +277,7 @@ class LLM:
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), one message, or a list of lists.
                 Models that see take `{"type": "image", "image": …}` as a part: a path, bytes, a URL, a NumPy array or
-                an image of Pillow; see `chat.local_images`.
+                an image of Pillow; see `requests.local_images`.
             sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
             use_tqdm: accepted for programs written for vLLM; there is no progress bar.
             lora_request: must be None: `load_adapter` and `adapter` take its place.

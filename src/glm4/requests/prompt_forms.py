@@ -10,11 +10,11 @@ from operator import index
 from typing import Any, NamedTuple, NoReturn, cast
 
 from glm4.chat.chat_request import Conversation
-from glm4.chat.local_images import read_image
 from glm4.chat.messages import Message
 from glm4.chat.parts import ImagePart
 from glm4.errors import InvalidRequestError
 from glm4.prompt import Prompt
+from glm4.requests.local_images import read_image
 
 PromptLike = str | Sequence[int] | Prompt | Mapping[str, Any]
 """Text, token ids (a list or an array), a `Prompt`, or vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
