@@ -87,7 +87,8 @@ def test_the_prompt_of_a_picture_has_its_pixels(text: Processor) -> None:
     (span,) = prompt.spans
     assert span == MediaSpan(4, ROWS, "image", str(ImagePart(CAT).digest), (0, 1, 1, 1, 1, 2))
     pixels = prompt.pixels[span.digest]
-    assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
+    assert pixels.shape == (SIZE, SIZE, 3)
+    assert pixels.dtype == np.uint8
     assert set(pixels.ravel()) == {40}
     (output,) = llm.chat(ask(CAT), PARAMS)
     assert output.prompt_token_ids == list(prompt.ids)
@@ -250,14 +251,14 @@ def test_raw_prompts_have_pictures_in_their_places(text: Processor) -> None:
     llm = llm_of(text)
     prefix, rows = list(text.tokenizer.prefix_ids), [BEGIN, *[END_OF_TEXT] * 4, END]
     digest = str(ImagePart(CAT).digest)
-    words = {"prompt": f"a{MARKS}b", "multi_modal_data": {"image": CAT}}
+    words: dict[str, Any] = {"prompt": f"a{MARKS}b", "multi_modal_data": {"image": CAT}}
     prepared = llm.prepare_prompt(words, PARAMS, parse_special=True)
     assert list(prepared.prompt_ids) == [*prefix, 97, *rows, 98]
     assert prepared.prompt.spans == (MediaSpan(len(prefix) + 1, ROWS, "image", digest, (0, 1, 1, 1, 1, 2)),)
     assert set(prepared.prompt.pixels) == {digest}
     assert prepared.text == f"a{MARKS}b"
     assert prepared.num_added_ids == len(prefix)
-    ids = {"prompt_token_ids": [97, *PLACE], "multi_modal_data": {"image": [CAT]}}
+    ids: dict[str, Any] = {"prompt_token_ids": [97, *PLACE], "multi_modal_data": {"image": [CAT]}}
     assert list(llm.prepare_prompt(ids, PARAMS).prompt_ids) == [97, *rows]
     assert len(llm.generate([words, ids], PARAMS, parse_special=True)) == 2
     whole = llm.prepare_chat(ask(CAT), PARAMS).prompt

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from glm4.chat.parts import ImagePart, refusal
 from glm4.errors import InvalidRequestError, shown
 
-_URLS = ("data:", "http://", "https://")
-
 _T = TypeVar("_T")
+_URLS = ("data:", "http://", "https://")
 
 
 def with_local_images(messages: _T) -> _T:
@@ -29,8 +28,8 @@ def with_local_images(messages: _T) -> _T:
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         return messages
-    read: Any = [_with_parts(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return read
+    read = [_with_parts(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    return cast(_T, read)
 
 
 def read_image(value: object, where: str) -> ImagePart:

@@ -104,7 +104,7 @@ def _read_images(given: object) -> tuple[ImagePart, ...]:
     """The pictures of vLLM's `multi_modal_data`."""
     name = "multi_modal_data"
     if not isinstance(given, Mapping) or set(given) - {"image"}:
-        raise InvalidRequestError(f"{name} is {{'image': a picture or a list of pictures}}", param=name)
+        _refuse(f"{name} is {{'image': a picture or a list of pictures}}; nothing else is supported")
     images = given.get("image", [])
     listed = list(images) if isinstance(images, (list, tuple)) else [images]
     return tuple(read_image(image, f"{name}.image[{at}]") for at, image in enumerate(listed))
