@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +16,7 @@ from glm4 import LLM, ImagePart, Message, SamplingParams, TextPart
 from glm4.backends.base import Capability
 from glm4.backends.scripted import ScriptedBackend
 from glm4.chat.chat_request import ChatRequest
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.text_files import read_text_files
 from glm4.errors import InvalidRequestError, PromptTooLongError, TokenizerError
 from glm4.multimodal.fetch import Fetcher, FetchPolicy
@@ -27,16 +27,8 @@ from glm4.requests.image_inputs import ImageInputs, ImageOptions
 from glm4.requests.processor import Processor
 from glm4.requests.requirements import GRAMMARS
 from tiny import VOCAB_SIZE, special_id, tiny_model, write_folder
+from vision_folder import BEGIN, END, END_OF_TEXT, MARKS, ROWS, SIZE, write_vision_folder
 
-BEGIN, END_OF_TEXT, END = map(special_id, ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>"))
-SIZE, ROWS = 56, 6
-VISION: dict[str, Any] = {
-    "num_hidden_layers": 2, "hidden_size": 48, "num_heads": 4, "intermediate_size": 96, "image_size": SIZE,
-    "patch_size": 14, "num_positions": 17, "in_channels": 3, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
-    "scaling_factor": 8, "dropout_prob": 0.0,
-}  # fmt: skip
-SEES = {"vision_config": VISION, "boi_token_id": BEGIN, "eoi_token_id": END}
-MARKS = "<|begin_of_image|><|endoftext|><|end_of_image|>"
 PLACE = [BEGIN, END_OF_TEXT, END]
 PARAMS = SamplingParams(temperature=0.0, max_tokens=4)
 CAT, DOG = (encode_picture(np.full((9, 12, 3), shade, np.uint8)) for shade in (40, 200))
@@ -44,7 +36,7 @@ CAT, DOG = (encode_picture(np.full((9, 12, 3), shade, np.uint8)) for shade in (4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("sees"), tiny_model("chatglm"), config=SEES, chat_template=None)
+    return write_vision_folder(tmp_path_factory.mktemp("sees"))
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +64,12 @@ def address(url: str) -> list[Any]:
     return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
 
 
+def test_a_checkpoint_says_how_a_picture_stands_in_prompts(folder: Path) -> None:
+    with open_checkpoint(folder) as checkpoint:
+        assert checkpoint.text_files.image == read_text_files(folder).image
+        assert checkpoint.variant == read_text_files(folder).variant
+
+
 def test_config_json_says_how_a_picture_stands_in_prompts(folder: Path, tmp_path: Path) -> None:
     files = read_text_files(folder)
     assert files.image == ImageLayout(SIZE, ROWS, BEGIN, END, most=1)
@@ -82,7 +80,7 @@ def test_config_json_says_how_a_picture_stands_in_prompts(folder: Path, tmp_path
 def test_the_prompt_of_a_picture_has_its_pixels(text: Processor) -> None:
     llm = llm_of(text)
     prompt = llm.prepare_chat(ask(CAT), PARAMS).prompt
-    ids = [*text.tokenizer.prefix_ids, special_id("<|user|>"), 10, BEGIN, *[END_OF_TEXT] * 4, END, *b"hi"]
+    ids = [*text.tokenizer.prefix_ids, special_id("<|user|>"), 10, BEGIN, *[END_OF_TEXT] * (ROWS - 2), END, *b"hi"]
     assert list(prompt.ids) == [*ids, special_id("<|assistant|>")]
     (span,) = prompt.spans
     assert span == MediaSpan(4, ROWS, "image", str(ImagePart(CAT).digest), (0, 1, 1, 1, 1, 2))
@@ -249,7 +247,7 @@ def test_options_are_checked(folder: Path, domains: Any) -> None:
 
 def test_raw_prompts_have_pictures_in_their_places(text: Processor) -> None:
     llm = llm_of(text)
-    prefix, rows = list(text.tokenizer.prefix_ids), [BEGIN, *[END_OF_TEXT] * 4, END]
+    prefix, rows = list(text.tokenizer.prefix_ids), [BEGIN, *[END_OF_TEXT] * (ROWS - 2), END]
     digest = str(ImagePart(CAT).digest)
     words: dict[str, Any] = {"prompt": f"a{MARKS}b", "multi_modal_data": {"image": CAT}}
     prepared = llm.prepare_prompt(words, PARAMS, parse_special=True)
@@ -307,9 +305,8 @@ def test_too_long_prompts_count_the_rows(text: Processor) -> None:
 
 
 def test_the_marks_are_those_that_the_configuration_names(folder: Path, tmp_path: Path) -> None:
-    settings = json.loads((folder / "config.json").read_text())
     for changes in ({"boi_token_id": END, "eoi_token_id": BEGIN}, {"boi_token_id": 5}):
-        other = write_folder(tmp_path / str(changes["boi_token_id"]), tiny_model("chatglm"), config=SEES | changes)
+        other = write_vision_folder(tmp_path / str(changes["boi_token_id"]), config=changes)
         with pytest.raises(TokenizerError, match="pictures begin with token"):
             Processor.open(other)
-    assert settings["boi_token_id"] == BEGIN
+    assert Processor.open(folder).image == ImageLayout(SIZE, ROWS, BEGIN, END)

@@ -1,10 +1,9 @@
-"""From a message with a picture to shared pages, through the whole of `LLM`; what rows hold is not computed here."""
+"""From a message with a picture to shared pages, through the whole of `LLM` with a tiny GLM-4V."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,36 +12,32 @@ from glm4 import LLM, AudioPart, ImagePart, Message, SamplingParams, TextPart
 from glm4.errors import InvalidRequestError
 from glm4.model.kv_cache import PAGE_SIZE
 from glm4.multimodal.image import encode_picture
-from glm4.prompt import ImageLayout, Prompt
+from glm4.prompt import Prompt
 from glm4.requests.assistant_prefill import AssistantPrefill
-from glm4.requests.image_inputs import ImageInputs, ImageOptions
-from tiny import special_id, write_folder
+from vision_folder import BEGIN, END, END_OF_TEXT, ROWS, write_vision_folder
 
-ROWS = 70
-BEGIN, PATCH, END = map(special_id, ("<|begin_of_image|>", "<|endoftext|>", "<|end_of_image|>"))
 PARAMS = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 CAT, DOG, RAW = (encode_picture(np.full((9, 12, 3), shade, np.uint8)) for shade in (40, 120, 200))
 
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = write_folder(tmp_path_factory.mktemp("model"))
-    with LLM(str(folder), dtype="fp32", max_model_len=512, max_num_seqs=4) as text:
-        images = ImageInputs.of(ImageLayout(28, ROWS, BEGIN, END), ImageOptions())
-        yield LLM.from_backend(text.backend, replace(text.processor, images=images))
-        images.close()
+    folder = write_vision_folder(tmp_path_factory.mktemp("model"))
+    with LLM(str(folder), dtype="fp32", max_model_len=512, max_num_seqs=4) as llm:
+        yield llm
 
 
 def question(data: bytes, text: str = "What is this? <|endoftext|>") -> list[Message]:
-    return [Message("user", [TextPart("Look: "), ImagePart(data), TextPart(text)])]
+    system = Message("system", "You see pictures, and answer briefly.")
+    return [system, Message("user", [TextPart("Look: "), ImagePart(data), TextPart(text)])]
 
 
 def test_the_prompt_says_which_rows_are_the_picture(llm: LLM) -> None:
     prepared = llm.prepare_chat(question(CAT), PARAMS)
     (span,) = prepared.prompt.spans
     ids = list(prepared.prompt_ids)
-    assert ids[span.start : span.end] == [BEGIN, *[PATCH] * (ROWS - 2), END]
-    assert ids.count(PATCH) == ROWS - 2  # what the user spelled is text
+    assert ids[span.start : span.end] == [BEGIN, *[END_OF_TEXT] * (ROWS - 2), END]
+    assert ids.count(END_OF_TEXT) == ROWS - 2  # what the user spelled is text
     assert span.digest == ImagePart(CAT).digest
     (request,) = [prepared.sample("r", frozenset(), 0)]
     assert request.prompt is prepared.prompt
@@ -76,7 +71,9 @@ def test_raw_prompts_carry_spans(llm: LLM) -> None:
         assert output.prompt is None
         assert output.outputs[0].token_ids == whole.outputs[0].token_ids
         assert output.metrics.num_cached_tokens == (len(prompt) - 1) // PAGE_SIZE * PAGE_SIZE
-    counted = Prompt(prompt.ids, tuple(replace(span, digest="x", offsets=None) for span in prompt.spans))
+    (span,) = prompt.spans
+    pixels = {"x": prompt.pixels[span.digest]}
+    counted = Prompt(prompt.ids, (replace(span, digest="x", offsets=None),), pixels)
     (other,) = llm.generate(counted, PARAMS.replace(logprobs=1))
     (same,) = llm.generate(prompt, PARAMS.replace(logprobs=1))
     assert [e.logprob for e in other.outputs[0].logprobs or ()] != [e.logprob for e in same.outputs[0].logprobs or ()]
@@ -86,5 +83,5 @@ def test_what_it_has_no_place_for_is_refused(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         llm.chat([*question(CAT), Message("user", [AudioPart(b"x")])])
     assert str(caught.value) == (
-        "messages[1].content[0]: this model takes text and image; cannot use a content part of type 'audio'"
+        "messages[2].content[0]: this model takes text and image; cannot use a content part of type 'audio'"
     )
