@@ -51,10 +51,10 @@ IGNORED = -100
 def shape(ids: dict[str, int]) -> vm.TinyVision:
     text = gm.TinyModel(
         "glm-4v-trained", 0, "chatglm", vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128,
-        num_hidden_layers=3, head_dim=16, max_position_embeddings=1024,
+        num_hidden_layers=2, head_dim=16, max_position_embeddings=1024,
     )  # fmt: skip
     return vm.TinyVision(
-        text, num_hidden_layers=4, hidden_size=64, intermediate_size=192,
+        text, num_hidden_layers=3, hidden_size=64, intermediate_size=192, image_size=64, patch_size=8,
         end_of_text=ids["<|endoftext|>"], begin_of_image=ids["<|begin_of_image|>"],
         end_of_image=ids["<|end_of_image|>"],
     )  # fmt: skip
@@ -194,7 +194,7 @@ def initialize(model: vision.GLM4V) -> None:
             nn.init.normal_(value, std=0.1)
 
 
-def train(model: vision.GLM4V, batches: Batches, steps: int, rate: float) -> None:
+def train(model: vision.GLM4V, batches: Batches, steps: int, rate: float, test: Pictures) -> None:
     matrices = [value for value in model.parameters() if value.ndim >= 2]
     vectors = [value for value in model.parameters() if value.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -212,8 +212,9 @@ def train(model: vision.GLM4V, batches: Batches, steps: int, rate: float) -> Non
         schedule.step()
         optimizer.zero_grad()
         mean = loss.item() if step == 0 else 0.99 * mean + 0.01 * loss.item()
-        if step % 200 == 199:
-            print(f"  step {step + 1}: loss {mean:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+        if step % 250 == 249:
+            seconds, right = time.monotonic() - start, accuracy(model, batches.renderer, test)
+            print(f"  step {step + 1}: loss {mean:.4f}, {seconds:.0f} s, {right}", flush=True)
 
 
 @torch.no_grad()
@@ -234,7 +235,7 @@ def accuracy(model: vision.GLM4V, renderer: Renderer, pictures: Pictures, shift:
             expected = [renderer.encode(pictures.answers[index][kind][language])[0] for index in where]
             right.setdefault(kind, []).extend(a == b for a, b in zip(found, expected, strict=True))
     all_answers = [one for answers in right.values() for one in answers]
-    return {kind: float(np.mean(answers)) for kind, answers in {**right, "all": all_answers}.items()}
+    return {kind: float(np.mean(answers).round(4)) for kind, answers in {**right, "all": all_answers}.items()}
 
 
 def save(folder: Path, model: vision.GLM4V, tiny: vm.TinyVision) -> None:
@@ -269,9 +270,9 @@ def main(argv: list[str] | None = None) -> int:
     initialize(model)
     size = sum(value.numel() for value in model.parameters())
     print(f"{size:,} parameters, {len(scenes.answers):,} scenes, {len(digits.answers):,} digits", flush=True)
-    train(model, Batches(renderer, scenes, digits, 2), args.steps, args.rate)
+    test = Pictures.of(vp.held_out(200), tiny.image_size)
+    train(model, Batches(renderer, scenes, digits, 2), args.steps, args.rate, test)
     save(args.out, model, tiny)
-    test = Pictures.of(vp.held_out(500), tiny.image_size)
     for bits in (16, 4):
         with rounded_weights(model, bits):
             print(f"{bits} bits", accuracy(model, renderer, test), "others", accuracy(model, renderer, test, 1))
