@@ -6,7 +6,6 @@ model, a single file with a known hash, is fetched here instead; endpoint, token
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import queue
@@ -22,6 +21,7 @@ from typing import IO, Any
 
 from glm4.errors import DownloadError, HashMismatchError
 from glm4.hub.store import disk_full
+from glm4.system.certificates import tls_context
 
 PROBE_SECONDS = 4.5
 _READ_SECONDS = 10.0
@@ -60,7 +60,7 @@ def probe(url: str, headers: Mapping[str, str], nbytes: int, sha256: str) -> str
 
 def _head(url: str, headers: Mapping[str, str], nbytes: int, sha256: str) -> str | None:
     try:
-        opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=_tls()))
+        opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=tls_context()))
         with opener.open(_request(url, headers, "HEAD"), timeout=PROBE_SECONDS) as response:
             answer: Message = response.headers
     except urllib.error.HTTPError as error:
@@ -81,7 +81,7 @@ def _first_byte(url: str, headers: Mapping[str, str]) -> str | None:
     request = _request(url, headers, "GET")
     request.add_header("Range", "bytes=0-0")
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS, context=_tls()) as response:  # noqa: S310 - see _request
+        with urllib.request.urlopen(request, timeout=PROBE_SECONDS, context=tls_context()) as response:  # noqa: S310 - see _request
             return None if response.read(1) else "the file there is empty"
     except urllib.error.HTTPError as error:
         error.close()
@@ -134,7 +134,7 @@ def _continue(
     request = _request(url, headers, "GET")
     if 0 < done < nbytes:
         request.add_header("Range", f"bytes={done}-")
-    with urllib.request.urlopen(request, timeout=_READ_SECONDS, context=_tls()) as response:  # noqa: S310 - see _request
+    with urllib.request.urlopen(request, timeout=_READ_SECONDS, context=tls_context()) as response:  # noqa: S310 - see _request
         if response.status != 206:
             done = 0  # the server sends the whole file
         length = response.headers.get("Content-Length")
@@ -166,20 +166,6 @@ def _request(url: str, headers: Mapping[str, str], method: str) -> urllib.reques
         # Not sent after a redirect: the token is for the hub, not for the host that stores the file.
         request.add_unredirected_header(name, value)
     return request
-
-
-def _tls() -> ssl.SSLContext:
-    """The system's certificates, certifi's (Python on macOS has no others), and the user's own bundle."""
-    context = ssl.create_default_context()
-    with contextlib.suppress(ImportError, OSError):
-        import certifi
-
-        context.load_verify_locations(certifi.where())
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
-        if bundle := os.environ.get(name):
-            with contextlib.suppress(OSError):
-                context.load_verify_locations(bundle)
-    return context
 
 
 def http_reason(status: int) -> str:
