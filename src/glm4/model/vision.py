@@ -166,7 +166,8 @@ class Encoding:
         lengths = np.array([config.num_positions], np.int32)
 
         def project(encoding: Encoding, start: int, stop: int) -> None:
-            qkv = kernels.linear(encoding.hidden[start:stop], layer.qkv, layer.qkv_bias).reshape(-1, 3 * heads, shape[2])
+            qkv = kernels.linear(encoding.hidden[start:stop], layer.qkv, layer.qkv_bias)
+            qkv = qkv.reshape(-1, 3 * heads, config.head_dim)
             encoding._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
             slots = np.arange(start, stop, dtype=np.int64)
             kernels.store_kv(qkv[:, heads : 2 * heads], qkv[:, 2 * heads :], encoding._keys, encoding._values, slots)
