@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ ROWS = tiny_vision.VISION.num_rows
 NBYTES = 4 * ROWS * tiny_vision.CONFIG.hidden_size
 
 
-def backend(**options: int) -> LocalBackend:
+def backend(**options: Any) -> LocalBackend:
     made = LocalOptions(dtype="fp32", max_model_len=64, enable_prefix_caching=False, **options)
     return LocalBackend.random(tiny_vision.CONFIG, made)
 

@@ -29,7 +29,7 @@ MODELS = {dtype: random_model(CONFIG, PRECISIONS[dtype], get_kernels(), seed=2) 
 PLACEHOLDER = 7
 STEPS = 6
 # A tower's piece beside other requests is as small as it can be, so that a picture takes many steps.
-SLOW = {"max_prefill_beside_decode": 1, "max_num_batched_tokens": 24, "max_speculative_rows": 0}
+SLOW: dict[str, Any] = {"max_prefill_beside_decode": 1, "max_num_batched_tokens": 24, "max_speculative_rows": 0}
 
 Answer = list[tuple[int, object]]
 

@@ -76,9 +76,9 @@ def test_what_is_missing_is_named(text: Processor, option: str) -> None:
 
 
 def test_a_model_that_reads_text_only_is_named_where_its_backend_could(tmp_path: Path) -> None:
-    with LLM(str(write_folder(tmp_path)), dtype="fp32", max_model_len=64) as llm:
-        with pytest.raises(InvalidRequestError) as caught:
-            NEEDS["pictures or sounds"][2](llm)
+    folder, ask = write_folder(tmp_path), NEEDS["pictures or sounds"][2]
+    with LLM(str(folder), dtype="fp32", max_model_len=64) as llm, pytest.raises(InvalidRequestError) as caught:
+        ask(llm)
     assert str(caught.value) == "this model takes no pictures or sounds; do without, or load one that does"
     assert caught.value.param == "prompt"
 
