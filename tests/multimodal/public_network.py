@@ -1,9 +1,9 @@
-"""An internet of two machines with public addresses, made of network namespaces; fetches within it, and prints what came.
+"""Two machines with public addresses, made of network namespaces: fetches between them, and prints what came.
 
 unshare --map-root-user --net python public_network.py
 
-The fetcher's policy is the default one: every check of addresses is on, and ports are 80 and 443. A second machine serves
-`pictures.test`; this one has a service that nobody outside may reach, on loopback and on its own public address.
+The fetcher's policy is the default one: every check of addresses is on, and ports are 80 and 443. A second machine
+serves `pictures.test`; this one has a service that nobody may reach, on loopback and on its own public address.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import gzip
 import socket
 import threading
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -320,7 +321,13 @@ def test_a_gzip_bomb_is_refused_within_the_bound(layers: int) -> None:
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
     encoding = ", ".join(["gzip"] * layers)
     with site({"/": page(bomb, f"Content-Encoding: {encoding}")}) as pictures:
-        message = refusal(fetcher_of(pictures), pictures.at("/"))
+        tracemalloc.start()
+        try:
+            message = refusal(fetcher_of(pictures), pictures.at("/"))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 8 << 20  # the first block alone is 64 MiB
     assert ("larger than 1,048,576" if layers == 1 else "compressed in an unknown way ('gzip, gzip')") in message
 
 
