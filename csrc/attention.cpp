@@ -1,4 +1,4 @@
-// Causal grouped-query attention over the paged cache, for prefill and decode.
+// Grouped-query attention, causal or not, over the paged cache, for prefill and decode.
 //
 // A tile is up to QUERIES queries that share a KV head (a query is one token and one head of the group). It walks the
 // context block by block with an online softmax; blocks form chunks of about a thousand keys, each summed from scratch
@@ -36,8 +36,9 @@ struct Tile {
 
     int64_t row(const Attention& a, int64_t i) const { return a.query_starts[sequence] + (first + i) / group_of(a); }
     int64_t head(const Attention& a, int64_t i) const { return kv_head * group_of(a) + (first + i) % group_of(a); }
-    // Keys that query i may see.
+    // Keys that query i may see; without the causal mask all of its sequence.
     int64_t visible(const Attention& a, int64_t i) const {
+        if (!a.causal) return a.context_lens[sequence];
         return a.context_lens[sequence] - (a.query_starts[sequence + 1] - row(a, i)) + 1;
     }
     int64_t chunks(const Attention& a) const {

@@ -201,6 +201,16 @@ void rms_norm(nb::handle x_, nb::handle weight_, double eps, nb::handle out_) {
     run([&](const Kernels& k) { k.rms_norm(from, scale, static_cast<float>(eps), x.dim(0), x.dim(1), to); });
 }
 
+void layer_norm(nb::handle x_, nb::handle weight_, nb::handle bias_, double eps, nb::handle out_) {
+    const Array x(x_, "layer_norm: x", 2), weight(weight_, "layer_norm: weight", 1), bias(bias_, "layer_norm: bias", 1),
+        out(out_, "layer_norm: out", 2, true);
+    for (const Array* same : {&weight, &bias}) check_dim(*same, 0, x.dim(1));
+    for (int axis : {0, 1}) check_dim(out, axis, x.dim(axis));
+    const float *from = x.data<float>(), *scale = weight.data<float>(), *shift = bias.data<float>();
+    float* to = out.data<float>();
+    run([&](const Kernels& k) { k.layer_norm(from, scale, shift, static_cast<float>(eps), x.dim(0), x.dim(1), to); });
+}
+
 void rotary(nb::handle x_, nb::handle cos_, nb::handle sin_) {
     const Array x(x_, "rotary: x", 3, true), cos(cos_, "rotary: cos", 2), sin(sin_, "rotary: sin", 2);
     const Rows rows = x.rows();
@@ -223,6 +233,12 @@ void swiglu(nb::handle gate_up_, nb::handle out_) {
     const float* from = gate_up.data<float>();
     float* to = out.data<float>();
     run([&](const Kernels& k) { k.swiglu(from, out.dim(0), out.dim(1), to); });
+}
+
+void gelu(nb::handle x_) {
+    const Array x(x_, "gelu_: x", 2, true);
+    float* to = x.data<float>();
+    run([&](const Kernels& k) { k.gelu(to, x.size()); });
 }
 
 void add(nb::handle x_, nb::handle y_) {
@@ -299,14 +315,14 @@ void check_sequences(const Attention& a) {
 }
 
 void paged_attention(nb::handle q_, nb::handle k_cache_, nb::handle v_cache_, nb::handle tables_, nb::handle starts_,
-                     nb::handle lens_, double scale, nb::handle out_) {
+                     nb::handle lens_, double scale, bool causal, nb::handle out_) {
     const Array q(q_, "paged_attention: q", 3), tables(tables_, "paged_attention: block_tables", 2);
     const Array starts(starts_, "paged_attention: query_starts", 1), lens(lens_, "paged_attention: context_lens", 1);
     const Array k_cache(k_cache_, "paged_attention: k_cache", 4), v_cache(v_cache_, "paged_attention: v_cache", 4);
     const Array out(out_, "paged_attention: out", 3, true);
     const Cache cache = cache_of(k_cache, v_cache);
     Attention a{q.rows(), cache, tables.data<int32_t>(), tables.dim(1), starts.data<int32_t>(),
-                lens.data<int32_t>(), lens.dim(0), static_cast<float>(scale), out.data<float>()};
+                lens.data<int32_t>(), lens.dim(0), static_cast<float>(scale), causal, out.data<float>()};
     for (int i = 0; i < 3; ++i) check_dim(out, i, q.dim(i));
     check_dim(q, 2, cache.dim);
     check(cache.kv_heads > 0 && a.q.heads % cache.kv_heads == 0,
@@ -363,8 +379,10 @@ NB_MODULE(_native, m) {
     m.def("linear", &linear, arg, arg, arg, arg, arg, none, arg);
     m.def("embedding", &embedding);
     m.def("rms_norm", &rms_norm);
+    m.def("layer_norm", &layer_norm);
     m.def("rotary", &rotary);
     m.def("swiglu", &swiglu);
+    m.def("gelu", &gelu);
     m.def("add", &add);
     m.def("log_softmax", &log_softmax);
     m.def("store_kv", &store_kv);

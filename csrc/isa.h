@@ -77,6 +77,7 @@ struct Attention {
     const int32_t* context_lens;
     int64_t sequences;
     float scale;
+    bool causal;  // a row sees the keys up to its own; else all of its sequence
     float* out;
 };
 
@@ -139,9 +140,12 @@ struct Kernels {
     void (*store_kv)(const Rows& k, const Rows& v, const Cache& cache, const int64_t* slots);
 
     void (*rms_norm)(const float* x, const float* weight, float eps, int64_t rows, int64_t cols, float* out);
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int64_t rows, int64_t cols,
+                       float* out);
     void (*rotary)(float* x, int64_t rows, int64_t row_stride, int64_t heads, int64_t dim, const float* cos,
                    const float* sin, int64_t half);
     void (*swiglu)(const float* gate_up, int64_t rows, int64_t half, float* out);
+    void (*gelu)(float* x, int64_t size);
     void (*add)(float* x, const float* y, int64_t size);
     void (*log_softmax)(const float* x, int64_t rows, int64_t cols, float* out);
 };

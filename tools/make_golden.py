@@ -17,14 +17,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tools", "tests", "src")]
 
 import golden_models as gm  # noqa: E402
-from golden import adapters, rope, starter, tiny  # noqa: E402
+from golden import adapters, rope, starter, tiny, vision  # noqa: E402
 from golden.files import write_json  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
-        "--only", choices=["tiny", "adapters", "starter", "smoke"], help="record one kind of file (default: all)"
+        "--only",
+        choices=["tiny", "adapters", "vision", "starter", "smoke"],
+        help="record one kind of file (default: all)",
     )
     parser.add_argument(
         "--starter", type=Path, metavar="GGUF", help="the starter's file (default: what `glm4 pull` stores)"
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs: dict[str, Callable[[], list[Path]]] = {
         "tiny": lambda: [*tiny.record(args.out / "tiny"), *rope.record(args.out)],
         "adapters": lambda: adapters.record(args.out / "adapters"),
+        "vision": lambda: vision.record(args.out / "vision"),
         "starter": lambda: starter.record("starter", args.starter or installed("starter"), args.out),
         "smoke": lambda: starter.record("smoke", args.smoke or installed("smoke"), args.out),
     }
@@ -50,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             start = time.monotonic()
             written += job()
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
-    packages = ("torch", "transformers", "peft", "numpy", "gguf")
+    packages = ("torch", "transformers", "peft", "numpy", "gguf", "pillow")
     versions = {package: importlib.metadata.version(package) for package in packages}
     write_json(args.out / "versions.json", versions)
     print_table([*written, args.out / "versions.json"], args.out)

@@ -224,7 +224,7 @@ def bytes_per_step(backend: LocalBackend, question: Question) -> float:
     """Bytes of weights and KV cache that one decode step has to read."""
     weights, config = backend.model.weights, backend.model.config
     # From an embedding that is not also the head, a step reads one row per sequence.
-    read = weights.nbytes - (0 if weights.lm_head is weights.embed_tokens else weights.embed_tokens.nbytes)
+    read = weights.language_nbytes - (0 if weights.lm_head is weights.embed_tokens else weights.embed_tokens.nbytes)
     context = question.context + question.new / 2
     cache = context / PAGE_SIZE * page_nbytes(config, backend.engine.cache.kv_dtype) * question.batch
     return float(read + cache)

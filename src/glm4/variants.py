@@ -42,7 +42,8 @@ class Variant:
         notes: one or two sentences a user should know.
         sampling: `SamplingParams` fields that override our defaults; the checkpoint's generation_config.json overrides
             them.
-        signature: metadata values that distinguish this row from others of its model type.
+        signature: metadata values that distinguish this row from others of its model type; without "vision_layers", a
+            model that sees does not match.
     """
 
     name: str
@@ -92,18 +93,20 @@ def find_variant(model_type: str, facts: Mapping[str, object], chat_template: st
 
     Args:
         model_type: `model_type` of config.json or `general.architecture` of a GGUF file.
-        facts: metadata values by `ModelConfig` field name, plus "basename" (GGUF `general.basename`) where known.
+        facts: metadata values by `ModelConfig` field name, plus "basename" (GGUF `general.basename`) where known, and
+            "vision_layers", the layers of its tower, for a model that sees.
         chat_template: text of the checkpoint's chat template, if it has one.
 
     Raises:
         UnsupportedModelError: see `choose_dialect`.
     """
     dialect = choose_dialect(model_type, chat_template)
+    facts = {"vision_layers": 0, **facts}
     for variant in VARIANTS.values():
         if (
             model_type in variant.model_types
             and dialect == variant.dialect
-            and all(facts.get(key) == value for key, value in variant.signature.items())
+            and all(facts.get(key) == value for key, value in {"vision_layers": 0, **variant.signature}.items())
         ):
             return variant
     return Variant(
@@ -143,6 +146,7 @@ _BF16 = 2  # bytes per parameter as published
 
 _9B = 9_399_951_360
 _9B_1M = 9_483_857_920
+_4V_9B = 13_906_320_896
 _9B_0414 = 9_400_279_040
 _32B_0414 = 32_566_081_536
 _EDGE_1_5B = 1_593_427_968
@@ -190,6 +194,7 @@ def _signature(layers: int, hidden: int, kv_heads: int, **more: int | str) -> di
 _CHAT = _signature(40, 4096, 2, max_position_embeddings=131072)
 _CHAT_1M = _signature(40, 4096, 4, max_position_embeddings=1048576)
 _BASE = _signature(40, 4096, 2, max_position_embeddings=8192)
+_SEES = _signature(40, 4096, 2, vision_layers=63)
 _LAYERS_9B = _signature(40, 4096, 2)
 _LAYERS_32B = {"num_hidden_layers": 61, "hidden_size": 6144}
 # LongWriter and LongCite have the metadata of glm-4-9b-chat, so they never match a file on disk.
@@ -209,6 +214,8 @@ _ROWS = (
          notes="A base model: it continues text and was not trained to chat.", signature=_BASE),
     _glm("glm-4-9b-hf", "GLM-4-9B (base, Hugging Face layout)", "glm-4-9b-hf", ("glm",), "glm4", "glm-4", _9B, 8192,
          notes="A base model: it continues text and was not trained to chat.", signature=_BASE),
+    _glm("glm-4v-9b", "GLM-4V-9B", "glm-4v-9b", ("chatglm",), "glm4", "glm-4", _4V_9B, 8192,
+         notes="Sees: one picture per conversation.", signature=_SEES),
     _glm("longwriter-glm4-9b", "LongWriter-GLM4-9B", "LongWriter-glm4-9b", ("chatglm", "glm"), "glm4", "glm-4", _9B,
          131072, notes="Trained for answers of 10,000 words and more.",
          sampling={"temperature": 0.5, "top_p": 0.8, "top_k": 50, "max_tokens": 32768}, signature=_BY_NAME_ONLY),
@@ -266,6 +273,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "glm-4": "glm-4-9b-chat",
         "glm4": "glm-4-9b-chat",
         "glm-4-9b-base": "glm-4-9b",
+        "glm-4v": "glm-4v-9b",
         "glm-4-1m": "glm-4-9b-chat-1m",
         "glm-z1": "glm-z1-9b-0414",
         "glm-edge": "glm-edge-1.5b-chat",

@@ -181,7 +181,8 @@ REFUSED_CHATGLM = {
     "sliding_window": 4096,
     "num_experts": 8,
     "quantization_config": {"quant_method": "bitsandbytes"},
-    "vision_config": {"hidden_size": 1792},
+    "vision_tower": "eva",
+    "audio_config": {},
 }
 REFUSED_HF = {
     "hidden_act": "gelu",
@@ -203,7 +204,8 @@ REFUSED_HF = {
     "rope_interleave": False,
     "quantization_config": {"quant_method": "awq", "bits": 4},
     "compression_config": {"format": "fp8"},
-    "vision_config": {"hidden_size": 1792},
+    "vision_tower": "eva",
+    "audio_config": {},
 }
 
 
@@ -244,6 +246,8 @@ def test_vision_models_are_told_apart() -> None:
     with pytest.raises(UnsupportedModelError, match="vision part"):
         read(HF, model_type="glm4v")
     with pytest.raises(UnsupportedModelError, match="glm-4v"):
+        read(CHAT, audio_config={})
+    with pytest.raises(CheckpointError, match="vision_config lacks num_hidden_layers"):
         read(CHAT, vision_config={})
 
 

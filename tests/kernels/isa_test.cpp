@@ -113,12 +113,16 @@ void check_attention(const Kernels& ours, const Kernels& portable, CacheType typ
         Floats found(q.size()), expected(q.size());
         const std::vector<int32_t> starts{0, rows}, contexts{static_cast<int32_t>(tokens)};
         Attention args{{q.data(), rows, width, kv_heads * group, dim}, cache, table.data(), 4, starts.data(), contexts.data(),
-                       1, 0.3f, found.data()};
-        Scratch a(ours.attention_scratch(args, num_threads())), b(portable.attention_scratch(args, num_threads()));
-        ours.attention(args, a.data);
-        args.out = expected.data();
-        portable.attention(args, b.data);
-        require_close(found, expected, type == kCacheInt8 ? 2e-4f : 5e-6f, "attention over " + what);
+                       1, 0.3f, true, found.data()};
+        for (const bool causal : {true, false}) {
+            args.causal = causal;
+            Scratch a(ours.attention_scratch(args, num_threads())), b(portable.attention_scratch(args, num_threads()));
+            args.out = found.data();
+            ours.attention(args, a.data);
+            args.out = expected.data();
+            portable.attention(args, b.data);
+            require_close(found, expected, type == kCacheInt8 ? 2e-4f : 5e-6f, "attention over " + what);
+        }
     }
 }
 
@@ -134,6 +138,8 @@ void check_elementwise(const Kernels& ours, const Kernels& portable) {
             require_close(found, expected, tolerance, what);
         };
         compare("rms_norm", [&](const Kernels& k, float* out) { k.rms_norm(x.data(), weight.data(), 1e-6f, rows, 2 * cols, out); }, 2e-6f);
+        compare("layer_norm", [&](const Kernels& k, float* out) { k.layer_norm(x.data(), weight.data(), x.data(), 1e-6f, rows, 2 * cols, out); }, 5e-6f);
+        compare("gelu", [&](const Kernels& k, float* out) { k.gelu(out, rows * 2 * cols); }, 5e-7f);
         compare("swiglu", [&](const Kernels& k, float* out) { k.swiglu(x.data(), rows, cols, out); }, 2e-6f);
         compare("log_softmax", [&](const Kernels& k, float* out) { k.log_softmax(x.data(), rows, 2 * cols, out); }, 2e-6f);
         compare("add", [&](const Kernels& k, float* out) { k.add(out, x.data(), rows * 2 * cols); }, 0.0f);

@@ -71,9 +71,14 @@ class Sequences:
         return cls(keys, values, k_cache, v_cache, tables)
 
     def attend(
-        self, kernels: Kernels, queries: list[np.ndarray], contexts: list[int], scale: float = 0.3
+        self,
+        kernels: Kernels,
+        queries: list[np.ndarray],
+        contexts: list[int],
+        scale: float = 0.3,
+        causal: bool = True,
     ) -> list[np.ndarray]:
-        """Attention of each sequence's queries, which are the last rows of its context."""
+        """Attention of each sequence's queries, which are the last rows of its context if causal."""
         starts = np.cumsum([0, *(len(q) for q in queries)]).astype(np.int32)
         out = kernels.paged_attention(
             np.concatenate(queries),
@@ -83,17 +88,19 @@ class Sequences:
             starts,
             np.array(contexts, np.int32),
             scale,
+            causal,
         )
         return [out[starts[i] : starts[i + 1]] for i in range(len(queries))]
 
-    def oracle(self, s: int, q: np.ndarray, context: int, scale: float = 0.3) -> np.ndarray:
+    def oracle(self, s: int, q: np.ndarray, context: int, scale: float = 0.3, causal: bool = True) -> np.ndarray:
         """The textbook formula in float64."""
         group = q.shape[1] // self.keys[s].shape[1]
         k = np.repeat(self.keys[s][:context].astype(np.float64), group, axis=1)
         v = np.repeat(self.values[s][:context].astype(np.float64), group, axis=1)
         scores = np.einsum("mhd,khd->mhk", q.astype(np.float64), k) * scale
         positions = context - len(q) + np.arange(len(q))
-        scores[np.broadcast_to(np.arange(context) > positions[:, None, None], scores.shape)] = -np.inf
+        if causal:
+            scores[np.broadcast_to(np.arange(context) > positions[:, None, None], scores.shape)] = -np.inf
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
         return np.einsum("mhk,khd->mhd", weights, v)
@@ -111,35 +118,46 @@ CASES = [  # kv heads, group, head dim, page size
     (3, 2, 20, 32),
     (2, 7, 72, 64),
     (1, 5, 33, 32),
+    (3, 1, 112, 32),
 ]
-INT8_CASES = [(1, 1, 16, 16), (2, 16, 128, 32), (4, 3, 64, 48), (3, 2, 80, 32), (2, 7, 64, 64), (1, 9, 96, 256)]
+INT8_CASES = [
+    (1, 1, 16, 16),
+    (2, 16, 128, 32),
+    (4, 3, 64, 48),
+    (3, 2, 80, 32),
+    (2, 7, 64, 64),
+    (1, 9, 96, 256),
+    (3, 1, 112, 32),
+]
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention_against_float64(
-    any_kernels: Kernels, rng: np.random.Generator, case: tuple[int, int, int, int], dtype: type
+    any_kernels: Kernels, rng: np.random.Generator, case: tuple[int, int, int, int], dtype: type, causal: bool
 ) -> None:
     kv_heads, group, dim, page_size = case
     lengths = [1, 40, 97, 64]
     cached = Sequences.make(any_kernels, rng, lengths, kv_heads=kv_heads, dim=dim, dtype=dtype, page_size=page_size)
     qs = [queries(rng, rows, kv_heads * group, dim) for rows in (1, 40, 9, 1)]
-    for s, out in enumerate(cached.attend(any_kernels, qs, lengths)):
-        expected = cached.oracle(s, qs[s], lengths[s])
+    for s, out in enumerate(cached.attend(any_kernels, qs, lengths, causal=causal)):
+        expected = cached.oracle(s, qs[s], lengths[s], causal=causal)
         assert np.abs(out - expected).max() < 2e-6 * max(1.0, float(np.abs(expected).max()))
 
 
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("case", INT8_CASES, ids=str)
 def test_int8_attention_against_float64(
-    any_kernels: Kernels, rng: np.random.Generator, case: tuple[int, int, int, int]
+    any_kernels: Kernels, rng: np.random.Generator, case: tuple[int, int, int, int], causal: bool
 ) -> None:
     """Against the cached numbers: what is left is the 16-bit rounding of queries and weights."""
     kv_heads, group, dim, page_size = case
     lengths = [1, 40, 97, 64, 333]
     cached = Sequences.make(any_kernels, rng, lengths, kv_heads=kv_heads, dim=dim, dtype=np.int8, page_size=page_size)
     qs = [queries(rng, rows, kv_heads * group, dim) for rows in (1, 40, 9, 1, 2)]
-    for s, out in enumerate(cached.attend(any_kernels, qs, lengths)):
-        expected = cached.oracle(s, qs[s], lengths[s])
+    for s, out in enumerate(cached.attend(any_kernels, qs, lengths, causal=causal)):
+        expected = cached.oracle(s, qs[s], lengths[s], causal=causal)
         assert np.abs(out - expected).max() < 2e-4 * max(1.0, float(np.abs(expected).max()))
 
 
@@ -206,6 +224,49 @@ def test_chunks_and_neighbours_change_nothing(any_kernels: Kernels, rng: np.rand
             part = cached.attend(any_kernels, [qs[0][first:last], qs[1][69:]], [last, 70])
             np.testing.assert_array_equal(part[0], whole[0][first:last])
             np.testing.assert_array_equal(part[1], whole[1][69:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
+def test_without_the_mask_any_rows_at_a_time(native: Kernels, rng: np.random.Generator, dtype: type) -> None:
+    """A row's result is the same wherever it stands in whatever batch, alone too, and for every number of threads."""
+    lengths = [1301, 70]  # more than a chunk of keys, and an odd number of rows
+    cached = Sequences.make(native, rng, lengths, kv_heads=2, dim=112, dtype=dtype)
+    qs = [queries(rng, length, 2, 112) for length in lengths]
+    whole = cached.attend(native, qs, lengths, 0.1, causal=False)
+    for s in range(2):
+        expected = cached.oracle(s, qs[s], lengths[s], 0.1, causal=False)
+        assert np.abs(whole[s] - expected).max() < (2e-4 if dtype is np.int8 else 1e-5)
+    for threads in (1, 2, 8):
+        native.set_num_threads(threads)
+        for first, last in [(0, 1301), (0, 1), (3, 10), (64, 128), (640, 1300), (1300, 1301)]:
+            other = slice(69, 70) if last - first < 100 else slice(0, 0)
+            part = cached.attend(native, [qs[0][first:last], qs[1][other]], lengths, 0.1, causal=False)
+            np.testing.assert_array_equal(part[0], whole[0][first:last])
+            np.testing.assert_array_equal(part[1], whole[1][other])
+
+
+def test_without_the_mask_the_twin_takes_any_rows(reference: Kernels, rng: np.random.Generator) -> None:
+    cached = Sequences.make(reference, rng, [70], kv_heads=2, dim=16)
+    q = queries(rng, 70, 4, 16)
+    whole = cached.attend(reference, [q], [70], causal=False)[0]
+    for first, last in [(0, 1), (5, 40), (69, 70)]:
+        part = cached.attend(reference, [q[first:last]], [70], causal=False)[0]
+        np.testing.assert_array_equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int8])
+def test_without_the_mask_a_token_that_is_no_number_spoils_all(
+    any_kernels: Kernels, rng: np.random.Generator, dtype: type
+) -> None:
+    cached = Sequences.make(any_kernels, rng, [40, 40], kv_heads=2, dim=16, dtype=dtype)
+    v = rng.standard_normal((1, 2, 16), dtype=np.float32)
+    v[0, 1, 3] = np.nan
+    slot = np.array([cached.tables[0, 1] * PAGE + 7], np.int64)
+    any_kernels.store_kv(v, v, cached.k_cache, cached.v_cache, slot)
+    spoiled, intact = cached.attend(any_kernels, [queries(rng, 40, 2, 16)] * 2, [40, 40], causal=False)
+    assert np.isfinite(spoiled[:, 0]).all()
+    assert np.isnan(spoiled[:, 1]).any(axis=1).all()
+    assert np.isfinite(intact).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.int8])

@@ -55,6 +55,13 @@ ELEMENTWISE: list[tuple[str, Callable[[Kernels], object]]] = [
     ("norm width", lambda k: k.rms_norm(zeros(2, 8), zeros(9), 1e-5)),
     ("norm float64", lambda k: k.rms_norm(zeros(2, 8, dtype=np.float64), zeros(8), 1e-5)),
     ("norm weight strided", lambda k: k.rms_norm(zeros(2, 8), zeros(16)[::2], 1e-5)),
+    ("layer norm weight", lambda k: k.layer_norm(zeros(2, 8), zeros(9), zeros(8), 1e-5)),
+    ("layer norm bias", lambda k: k.layer_norm(zeros(2, 8), zeros(8), zeros(7), 1e-5)),
+    ("layer norm vector", lambda k: k.layer_norm(zeros(8), zeros(8), zeros(8), 1e-5)),
+    ("layer norm float64", lambda k: k.layer_norm(zeros(2, 8), zeros(8), zeros(8, dtype=np.float64), 1e-5)),
+    ("gelu vector", lambda k: k.gelu_(zeros(8))),
+    ("gelu float16", lambda k: k.gelu_(zeros(2, 8, dtype=np.float16))),
+    ("gelu strided", lambda k: k.gelu_(zeros(2, 16)[:, ::2])),
     ("rotary too wide", lambda k: k.rotary(zeros(2, 1, 8), zeros(2, 5), zeros(2, 5))),
     ("rotary rows", lambda k: k.rotary(zeros(2, 1, 8), zeros(3, 4), zeros(3, 4))),
     ("rotary sin", lambda k: k.rotary(zeros(2, 1, 8), zeros(2, 4), zeros(2, 3))),
@@ -95,6 +102,8 @@ def test_read_only_outputs_are_refused(native: Kernels) -> None:
     x.flags.writeable = False
     with pytest.raises(ValueError, match="writable"):
         native.add_(x, zeros(2, 8))
+    with pytest.raises(ValueError, match="writable"):
+        native.gelu_(x)
     with pytest.raises(ValueError, match="writable"):
         native.rotary(x.reshape(1, 2, 8), zeros(1, 4), zeros(1, 4))
 
@@ -139,8 +148,9 @@ class Cache:
         self.starts, self.lens = np.array([0, 2, 3], np.int32), np.array([20, 16], np.int32)
         self.k, self.v, self.slots = zeros(2, 2, 8), zeros(2, 2, 8), np.array([0, 79], np.int64)
 
-    def attend(self, kernels: Kernels) -> np.ndarray:
-        return kernels.paged_attention(self.q, self.k_cache, self.v_cache, self.tables, self.starts, self.lens, 1.0)
+    def attend(self, kernels: Kernels, causal: bool = True) -> np.ndarray:
+        caches = self.k_cache, self.v_cache
+        return kernels.paged_attention(self.q, *caches, self.tables, self.starts, self.lens, 1.0, causal)
 
     def store(self, kernels: Kernels) -> None:
         kernels.store_kv(self.k, self.v, self.k_cache, self.v_cache, self.slots)
@@ -197,8 +207,9 @@ def test_lying_attention_arguments(any_kernels: Kernels, spoiled: dict[str, Any]
     assert cache.attend(any_kernels).shape == (3, 4, 8)
     for name, value in spoiled.items():
         setattr(cache, name, value)
-    with pytest.raises(ValueError):
-        cache.attend(any_kernels)
+    for causal in (True, False):
+        with pytest.raises(ValueError):
+            cache.attend(any_kernels, causal)
 
 
 @pytest.mark.parametrize("page", [-1, 5, 2**31 - 1, -(2**31)])

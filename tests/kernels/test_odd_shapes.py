@@ -58,12 +58,16 @@ def test_elementwise(native: Kernels, reference: Kernels, rng: np.random.Generat
     for rows in ROWS:
         x, y, both = gaussian(rng, rows, width), gaussian(rng, rows, width), gaussian(rng, rows, 2 * width) * 3
         assert_close(native.rms_norm(x, scale, 1e-6), reference.rms_norm(x, scale, 1e-6), 2e-6)
+        assert_close(native.layer_norm(x, scale, y[0], 1e-6), reference.layer_norm(x, scale, y[0], 1e-6), 5e-6)
         assert_close(native.swiglu(both), reference.swiglu(both), 2e-6)
         assert_close(native.log_softmax(both), reference.log_softmax(both), 2e-6)
         ours, twins = x.copy(), x.copy()
         native.add_(ours, y)
         reference.add_(twins, y)
         np.testing.assert_array_equal(ours, twins)
+        native.gelu_(ours)
+        reference.gelu_(twins)
+        assert_close(ours, twins, 5e-7)
 
 
 @pytest.mark.parametrize(("heads", "dim", "half"), [(1, 2, 1), (3, 10, 5), (5, 48, 12), (2, 72, 33), (7, 34, 16)])
@@ -83,7 +87,9 @@ def new_cache(dtype: type, pages: int, heads: int, dim: int, page: int) -> tuple
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", CACHES)
-@pytest.mark.parametrize(("kv_heads", "group", "dim", "page"), [(1, 3, 16, 16), (2, 16, 48, 32), (3, 1, 80, 48)])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "page"), [(1, 3, 16, 16), (2, 16, 48, 32), (3, 1, 80, 48), (2, 1, 112, 32)]
+)
 def test_store_kv_and_attention(
     native: Kernels,
     reference: Kernels,
@@ -112,8 +118,9 @@ def test_store_kv_and_attention(
             np.testing.assert_array_equal(ours, twins)
         q = gaussian(rng, 3 * rows, kv_heads * group, dim)
         starts = np.arange(4, dtype=np.int32) * rows
-        found, expected = (
-            kernels.paged_attention(q, *cache, tables, starts, np.array(contexts, np.int32), 0.2)
-            for kernels, cache in zip((native, reference), caches, strict=True)
-        )
-        assert_close(found, expected, 2e-4 if dtype is np.int8 else 5e-6)
+        for causal in (True, False):
+            found, expected = (
+                kernels.paged_attention(q, *cache, tables, starts, np.array(contexts, np.int32), 0.2, causal)
+                for kernels, cache in zip((native, reference), caches, strict=True)
+            )
+            assert_close(found, expected, 2e-4 if dtype is np.int8 else 5e-6)

@@ -96,6 +96,7 @@ def twin_digests() -> dict[str, str]:
         **linear_digests(),
         **{f"attention {np.dtype(d)}": attention_digest(d) for d in (np.float32, np.float16, np.int8)},
         "rms_norm": digest(TWIN.rms_norm(wide, weight, 1e-5)),
+        "layer_norm": digest(TWIN.layer_norm(wide, weight, weight, 1e-5)),
         "log_softmax": digest(TWIN.log_softmax(wide)),
         "rounding": rounding_digest(),
     }

@@ -87,6 +87,11 @@ def test_it_shares_nothing_with_this_process(helper: Helper, tmp_path: os.PathLi
         assert len(names.split(",")) <= 8
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's way of choosing a process")
+def test_it_is_the_first_to_end_when_memory_runs_out(helper: Helper) -> None:
+    assert helper.call(EVAL, b"open('/proc/self/oom_score_adj', 'rb').read()") == b"1000\n"
+
+
 def test_each_new_process_is_set_up(tmp_path: os.PathLike[str]) -> None:
     calls: list[int] = []
 

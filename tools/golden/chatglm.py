@@ -1,7 +1,10 @@
-"""The original ChatGLM module tree of GLM-4 in torch, as far as adapters see it: fused linears under their own names.
+"""The original ChatGLM module tree of GLM-4 in torch: fused linears under their own names.
 
-transformers has no such class (the published one is code beside the weights), and adapters trained on it carry its
-names and row order. `build` compares the logits with transformers' own GLM before anything is recorded.
+transformers has no such class (the published one is code beside the weights). Adapters trained on it have its names and
+row order, and it is the text half of GLM-4V. The logits are compared with transformers' own GLM before anything is
+recorded.
+
+Activations are [..., T, channels]: one sequence, or a batch of sequences of one length.
 """
 
 from __future__ import annotations
@@ -33,20 +36,21 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(model.hidden_size, rows, bias=model.attention_bias)
         self.dense = nn.Linear(model.query_size, model.hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        m, length = self.model, len(x)
+    def forward(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        m = self.model
         sizes = [m.query_size, m.key_value_size, m.key_value_size]
-        q, k, v = (part.view(length, -1, m.head_dim) for part in self.query_key_value(x).split(sizes, dim=-1))
-        q, k = self.rotate(q), self.rotate(k)
+        parts = self.query_key_value(x).split(sizes, dim=-1)
+        q, k, v = (part.reshape(*x.shape[:-1], -1, m.head_dim) for part in parts)
+        q, k = self.rotate(q, positions), self.rotate(k, positions)
         group = m.num_attention_heads // m.num_key_value_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        heads = functional.scaled_dot_product_attention(*(t.transpose(0, 1) for t in (q, k, v)), is_causal=True)
-        return self.dense(heads.transpose(0, 1).reshape(length, -1))
+        k, v = k.repeat_interleave(group, -2), v.repeat_interleave(group, -2)
+        heads = functional.scaled_dot_product_attention(*(t.transpose(-3, -2) for t in (q, k, v)), is_causal=True)
+        return self.dense(heads.transpose(-3, -2).flatten(-2))
 
-    def rotate(self, x: torch.Tensor) -> torch.Tensor:
+    def rotate(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         rotary = self.model.rotary_dim
         frequencies = 1.0 / self.model.rope_theta ** (torch.arange(0, rotary, 2, dtype=torch.float32) / rotary)
-        angles = torch.outer(torch.arange(len(x), dtype=torch.float32), frequencies)[:, None, :]
+        angles = (positions[..., None].float() * frequencies)[..., None, :]
         turned, rest = x[..., :rotary], x[..., rotary:]
         # Pairs stand side by side, or (original_rope: false) half of the rotated channels apart.
         shape = (2, rotary // 2) if self.model.half_split else (rotary // 2, 2)
@@ -75,13 +79,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = Norm(model.hidden_size, model.rms_norm_eps)
         self.mlp = Mlp(model)
 
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        h = h + self.self_attention(self.input_layernorm(h))
+    def forward(self, h: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        h = h + self.self_attention(self.input_layernorm(h), positions)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
 class ChatGLM(nn.Module):
-    """ids [T] to logits [T, V], all positions from 0."""
+    """ids [..., T] to logits [..., T, V]."""
 
     def __init__(self, model: gm.TinyModel) -> None:
         super().__init__()
@@ -96,9 +100,13 @@ class ChatGLM(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         parts: Any = self.transformer
-        h = parts["embedding"]["word_embeddings"](ids)
+        return self.run(parts["embedding"]["word_embeddings"](ids), torch.arange(ids.shape[-1]))
+
+    def run(self, h: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits [..., T, V] of input rows h [..., T, hidden] at `positions` [T] or [..., T]."""
+        parts: Any = self.transformer
         for block in parts["encoder"]["layers"]:
-            h = block(h)
+            h = block(h, positions)
         return parts["output_layer"](parts["encoder"]["final_layernorm"](h))
 
 

@@ -31,6 +31,7 @@ from glm4.checkpoints.side_files import (
 from glm4.checkpoints.tensor_names import TensorMap, map_tensors
 from glm4.checkpoints.tensor_source import Float32, TensorInfo, TensorSource
 from glm4.checkpoints.text_files import TextFiles
+from glm4.checkpoints.vision_config import image_layout
 from glm4.errors import TensorError
 from glm4.kernels.group_codes import GroupCodes, concatenated
 from glm4.model.config import ModelConfig
@@ -98,6 +99,7 @@ class Checkpoint:
             context=self.config.max_position_embeddings,
             gguf_metadata=self.gguf_metadata,
             packed=self.packed is not None,
+            image=image_layout(self.config.vision),
         )
 
     @property
@@ -134,7 +136,7 @@ class Checkpoint:
         self._check_pieces(name)
         pieces = self.tensor_map.recipes[name].pieces
         if len(pieces) == 1:
-            tensor = self.source.read(pieces[0].name)
+            tensor = self.source.read(pieces[0].name).reshape(shape)
         else:
             tensor = np.empty(shape, np.float32)
             start = 0
@@ -156,13 +158,14 @@ class Checkpoint:
         if not 0 <= start <= stop <= shape[0]:
             raise TensorError(f"{self.path}: {name} of shape {shape} has no rows {start}..{stop}")
         if self._is_reordered(name):
-            rows: Float32 = self.load(name)[start:stop].copy()
-            return rows
+            whole: Float32 = self.load(name)[start:stop].copy()
+            return whole
         self._check_pieces(name)
-        found = [self.source.read_rows(*part) for part in self._parts(name, start, stop)]
+        found: list[Float32] = [self.source.read_rows(*part) for part in self._parts(name, start, stop)]
         if not found:
             return np.empty((0, *shape[1:]), np.float32)
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        rows = found[0] if len(found) == 1 else np.concatenate(found)
+        return rows.reshape(stop - start, *shape[1:])
 
     def has_codes(self, name: str) -> bool:
         """Whether the file has a canonical matrix, in all its pieces, as 4-bit codes in groups of 32 columns."""
@@ -332,7 +335,8 @@ def _assemble(
     if template is not None and (mended := undouble_braces(template)) != template:
         template = mended
         notes.append("the chat template's tool-call example had doubled braces, which were fixed")
-    facts = {**asdict(config), "basename": metadata.get("general.basename")}
+    vision_layers = 0 if config.vision is None else config.vision.num_hidden_layers
+    facts = {**asdict(config), "basename": metadata.get("general.basename"), "vision_layers": vision_layers}
     extras = source.precision.extras if isinstance(source, PackedSource) else NO_EXTRAS
     tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, extras=extras)
     if embedding is None and config.tie_word_embeddings and any("inv_freq" not in name for name in tensor_map.ignored):

@@ -40,6 +40,19 @@ class Fields:
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         return CheckpointError(f"{self.where}: {self._prefix + key} must be {expected}, not {shown}")
 
+    def has(self, key: str) -> bool:
+        """Whether the key is present and not null."""
+        return self._get(key) is not None
+
+    def text(self, key: str, *, default: str) -> str:
+        """A string; `default` if the key is absent."""
+        value = self._get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self._fault(key, "a string")
+        return value
+
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """An integer in [low, high]; `default` if the key is absent, an error if there is no default."""
         value = self._get(key)

@@ -17,6 +17,7 @@ import numpy as np
 from glm4.checkpoints.config_fields import Fields, Layout
 from glm4.checkpoints.config_refusals import refuse_chatglm_options, refuse_gguf_options, refuse_hf_options
 from glm4.checkpoints.gguf_choice import companion_kind
+from glm4.checkpoints.vision_config import read_vision_config
 from glm4.errors import CheckpointError, UnsupportedModelError
 from glm4.model.config import ModelConfig
 
@@ -57,7 +58,9 @@ def config_from_json(data: Mapping[str, Any], where: str) -> ParsedConfig:
     model_type = data.get("model_type")
     if model_type not in JSON_MODEL_TYPES:
         if isinstance(model_type, str) and model_type.startswith("glm4v"):
-            raise UnsupportedModelError(f"{where}: this build runs text models; {model_type} needs a vision part")
+            raise UnsupportedModelError(
+                f"{where}: {model_type} has another vision part than glm-4v-9b, which this build does not run"
+            )
         raise UnsupportedModelError(
             f"{where}: model_type is {model_type!r}; this build runs {', '.join(JSON_MODEL_TYPES)} "
             f"(and GGUF files of {', '.join(GGUF_ARCHITECTURES)})"
@@ -93,6 +96,7 @@ def _from_chatglm(fields: Fields) -> ModelConfig:
         rotary_half_split=not fields.boolean("original_rope", default=True),
         eos_token_ids=fields.token_ids("eos_token_id"),
         pad_token_id=fields.token_id("pad_token_id"),
+        vision=read_vision_config(fields),
     )
 
 
@@ -120,6 +124,7 @@ def _from_hugging_face(fields: Fields, model_type: str) -> ModelConfig:
         tie_word_embeddings=fields.boolean("tie_word_embeddings", default=False),
         eos_token_ids=fields.token_ids("eos_token_id"),
         pad_token_id=fields.token_id("pad_token_id"),
+        vision=read_vision_config(fields),  # only packed checkpoints have one
     )
 
 
@@ -196,6 +201,9 @@ def _finish(config: ModelConfig, fields: Fields, model_type: str, layout: Layout
             f"{where}: head_dim {config.head_dim} with partial_rotary_factor {config.partial_rotary_factor:g} rotates "
             f"{config.rotary_dim} channels; it must be an even number of at least 2"
         )
+    ids = () if config.vision is None else (config.vision.begin_id, config.vision.end_id)
+    if any(token >= config.vocab_size for token in ids):
+        raise CheckpointError(f"{where}: boi_token_id or eoi_token_id lies outside the vocabulary")
     if config.vocab_size > 1 << 20:
         raise CheckpointError(f"{where}: a vocabulary of {config.vocab_size} tokens is more than 2^20")
     notes: list[str] = []

@@ -138,10 +138,10 @@ def _refuse_rope_scaling(data: Mapping[str, Any], key: str, where: str) -> None:
 
 
 def _refuse_vision(data: Mapping[str, Any], where: str) -> None:
-    for key in ("vision_config", "vision_tower", "audio_config"):
+    for key in ("vision_tower", "audio_config"):
         if data.get(key) is not None:
             raise UnsupportedModelError(
-                f"{where} has {key}: this build runs text models; glm-4v and similar models need the vision part"
+                f"{where} has {key}: this build runs text models and glm-4v-9b, whose vision part is another"
             )
 
 

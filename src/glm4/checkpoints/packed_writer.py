@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.packed_format import ALIGNMENT, CHECKSUMS, PackedInfo, checksum, packed_table, section_of
 from glm4.checkpoints.tensor_source import TensorInfo
+from glm4.checkpoints.vision_config import vision_settings
 from glm4.model.config import ModelConfig
 from glm4.model.precision import Precision
 
@@ -126,6 +127,7 @@ def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> 
         **{key: values[key] for key in _SAME_NAME},
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
+        **({} if config.vision is None else vision_settings(config.vision)),
         "quantization_config": section_of(info),
     }
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

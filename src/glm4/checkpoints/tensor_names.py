@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from glm4.checkpoints.config_fields import Layout
 from glm4.model.config import ModelConfig
-from glm4.model.tensors import NO_EXTRAS, Extras, ModelTensor, Source, model_tensors, row_of
+from glm4.model.tensors import NO_EXTRAS, Extras, ModelTensor, Source, file_shape, model_tensors, row_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A canonical tensor: `pieces` stacked along the rows give `shape`; `rotary` as in `TensorRow`."""
+    """A canonical tensor: `pieces` stacked along the rows give the numbers of `shape`; `rotary` as in `TensorRow`."""
 
     name: str
     shape: tuple[int, ...]
@@ -75,8 +75,9 @@ def map_tensors(
     recipes: dict[str, Recipe] = {}
     for name, tensor in model_tensors(config, extras).items():
         source = embedding if name == "embed_tokens" and embedding else tensor.row.sources.get(layout, tensor.row.name)
+        shape = tensor.shape if layout == "packed" else file_shape(tensor, config)
         ways = source if isinstance(source, tuple) else (source,)
-        pieces = _choose([_pieces(way, tensor, config) for way in ways], names)
+        pieces = _choose([_pieces(way, tensor, shape, config) for way in ways], names)
         recipes[name] = Recipe(name, tensor.shape, pieces, tensor.row.rotary)
     needed = {piece.name for recipe in recipes.values() for piece in recipe.pieces}
     spare = [name for name in names if name not in needed]
@@ -91,8 +92,8 @@ def map_tensors(
     )
 
 
-def _pieces(source: Source, tensor: ModelTensor, config: ModelConfig) -> tuple[Piece, ...]:
-    rows, *columns = tensor.shape
+def _pieces(source: Source, tensor: ModelTensor, shape: tuple[int, ...], config: ModelConfig) -> tuple[Piece, ...]:
+    rows, *columns = shape
     sizes = {source: rows} if isinstance(source, str) else {n: getattr(config, size) for n, size in source.items()}
     return tuple(Piece(name.replace("{i}", str(tensor.index)), (size, *columns)) for name, size in sizes.items())
 

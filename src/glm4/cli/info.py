@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,6 +108,7 @@ def describe(checkpoint: Checkpoint, is_starter: bool = False) -> dict[str, Any]
         "rope_theta": config.rope_theta,
         "rotary_dim": config.rotary_dim,
         "rms_norm_eps": config.rms_norm_eps,
+        "vision": None if config.vision is None else {**asdict(config.vision), "tokens": config.vision.num_rows},
         "dialect": variant.dialect,
         "template": template,
         "stop_tokens": _stop_tokens(checkpoint),
@@ -184,6 +186,7 @@ def _summary(facts: dict[str, Any]) -> Table:
         ("vocabulary", f"{facts['vocab_size']:,}" + (", head tied to embedding" if facts["tied_embeddings"] else "")),
         ("context", f"{facts['context']:,} tokens"),
         ("RoPE", f"theta {facts['rope_theta']:,.0f}, {facts['rotary_dim']} of {facts['head_dim']} channels"),
+        *((("vision", _vision(facts["vision"])),) if facts["vision"] else ()),
         ("stop tokens", ", ".join(f"{name} ({token})" for name, token in facts["stop_tokens"].items()) or "none"),
         ("sampling", ", ".join(f"{k} {v}" for k, v in facts["sampling_defaults"].items()) or "our defaults"),
         ("dialect", facts["dialect"]),
@@ -196,6 +199,14 @@ def _summary(facts: dict[str, Any]) -> Table:
     for label, value in rows:
         table.add_row(label, printable(value))
     return table
+
+
+def _vision(vision: dict[str, Any]) -> str:
+    side = vision["image_size"]
+    return (
+        f"{vision['num_hidden_layers']} layers of {vision['hidden_size']}; "
+        f"a picture becomes {side} x {side} pixels and {vision['tokens']:,} tokens"
+    )
 
 
 def _kept(stored: dict[str, Any]) -> str:

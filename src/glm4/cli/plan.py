@@ -57,8 +57,9 @@ def plan(
         dtype = packed_dtype(dtype, packed)
     about: dict[str, Any] = {"kv_dtype": kv_dtype, "stored": stored, "mapped": mapped}
     result = plan_memory(config, dtype=dtype, context=context, batch=batch, **about)
+    picture = _picture(config, result.dtype, packed or stored)
     if as_json:
-        console.print_json(_as_dict(result, name, config, memory.total_memory()))
+        console.print_json(_as_dict(result, name, config, memory.total_memory()) | {"picture": picture})
         return
 
     def fits(dtype: str, batch: int) -> bool:
@@ -66,6 +67,29 @@ def plan(
 
     smaller = [name for name in _SMALLER.get(result.dtype, ()) if packed is None and fits(name, batch)]
     _show(result, name, memory.total_memory(), _advice(smaller, batch > 1 and fits(dtype, 1)))
+    if picture is not None:
+        console.stdout().print(
+            f"A picture takes {picture['tokens']:,} tokens. An answer about one begins after about "
+            f"{picture['first_token_seconds']:,.0f} s here, {picture['tower_seconds']:,.0f} s of it to look at it, "
+            "once per picture."
+        )
+
+
+def _picture(config: ModelConfig, dtype: str, own: Precision | None) -> dict[str, Any] | None:
+    """What a picture costs; None if the model does not see."""
+    from glm4.first_token import time_to_first_token
+    from glm4.kernels import get_kernels
+    from glm4.model.precision import named_precision
+
+    seconds = time_to_first_token(config, named_precision(dtype, own), get_kernels("auto"))
+    if seconds is None or config.vision is None:
+        return None
+    return {
+        "tokens": config.vision.num_rows,
+        "tower_seconds": seconds.tower,
+        "prompt_seconds": seconds.prompt,
+        "first_token_seconds": seconds.total,
+    }
 
 
 class FoundModel(NamedTuple):

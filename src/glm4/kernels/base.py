@@ -97,6 +97,9 @@ class Kernels(Protocol):
     def rms_norm(self, x: F32, weight: F32, eps: float) -> F32:
         """x / sqrt(mean(x^2) + eps) * weight for each row of x [M, H]."""
 
+    def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> F32:
+        """(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias for each row of x [M, H]."""
+
     def rotary(self, x: F32, cos: F32, sin: F32) -> None:
         """Rotates in place the adjacent pairs among the first R channels of each head.
 
@@ -105,6 +108,12 @@ class Kernels(Protocol):
 
     def swiglu(self, gate_up: F32) -> F32:
         """silu(first half) * second half of each row: [M, 2F] to [M, F]."""
+
+    def gelu_(self, x: F32) -> None:
+        """x = x * P(x) in place, P the standard normal distribution (GELU's erf form); x [M, F].
+
+        -inf becomes 0, the limit. The compiled kernels are within 2e-7 and a rounding of x.
+        """
 
     def add_(self, x: F32, y: F32) -> None:
         """x += y, both [M, H]."""
@@ -128,12 +137,14 @@ class Kernels(Protocol):
         query_starts: I32,
         context_lens: I32,
         scale: float,
+        causal: bool = True,
     ) -> F32:
-        """Causal grouped-query attention of q [M, heads, D] (row stride allowed) over cached keys and values.
+        """Grouped-query attention of q [M, heads, D] (row stride allowed) over cached keys and values.
 
         Sequence s owns rows query_starts[s]:query_starts[s+1] and context_lens[s] cached tokens, those rows
-        included; its pages are block_tables[s], padded with -1. Returns [M, heads, D]. Over an int8 cache the compiled
-        kernels round scaled queries, and the weights of each block of keys, to 16 bits.
+        included; its pages are block_tables[s], padded with -1. If causal, they are the last tokens and each sees those
+        up to itself; otherwise every row sees all context_lens[s] tokens. Returns [M, heads, D]. Over an int8 cache the
+        compiled kernels round scaled queries, and the weights of each block of keys, to 16 bits.
         """
 
     def set_num_threads(self, n: int) -> None:

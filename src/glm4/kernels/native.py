@@ -86,6 +86,11 @@ class NativeKernels:
         _native.rms_norm(x, weight, eps, out)
         return out
 
+    def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> F32:
+        out = np.empty(np.shape(x), dtype=np.float32)
+        _native.layer_norm(x, weight, bias, eps, out)
+        return out
+
     def rotary(self, x: F32, cos: F32, sin: F32) -> None:
         _native.rotary(x, cos, sin)
 
@@ -95,6 +100,9 @@ class NativeKernels:
         out = np.empty((gate_up.shape[0], gate_up.shape[1] // 2), dtype=np.float32)
         _native.swiglu(gate_up, out)
         return out
+
+    def gelu_(self, x: F32) -> None:
+        _native.gelu(x)
 
     def add_(self, x: F32, y: F32) -> None:
         _native.add(x, y)
@@ -116,9 +124,10 @@ class NativeKernels:
         query_starts: I32,
         context_lens: I32,
         scale: float,
+        causal: bool = True,
     ) -> F32:
         out = np.empty(np.shape(q), dtype=np.float32)
-        _native.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, out)
+        _native.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, causal, out)
         return out
 
     def set_num_threads(self, n: int) -> None:

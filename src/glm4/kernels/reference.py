@@ -8,6 +8,8 @@ have a fixed order (`ordered_sums`), so that a row has the same bits in every ba
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -66,6 +68,9 @@ def quantize_activations(x: F32, group: int) -> tuple[NDArray[np.int8], F32]:
     scales = np.where(usable, safe / np.float32(127), np.where(finite, np.float32(0), np.float32(np.nan)))
     clean = np.where(finite[:, :, None], groups, np.float32(0))
     return np.rint(clean * inverse[:, :, None]).astype(np.int8), scales.astype(np.float32)
+
+
+_ERFC = np.frompyfunc(math.erfc, 1, 1)
 
 
 def exp_normalize(scores: F32) -> F32:
@@ -207,6 +212,17 @@ class ReferenceKernels:
         variance = (total / np.float32(x.shape[1]))[:, None]
         return np.asarray(x / np.sqrt(variance + np.float32(eps)) * weight, dtype=np.float32)
 
+    def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> F32:
+        _check_array("layer_norm: x", x, 2)
+        for name, values in (("weight", weight), ("bias", bias)):
+            _check_array(f"layer_norm: {name}", values, 1)
+            _check(x.shape[1] == len(values), f"layer_norm: x has {x.shape[1]} columns, the {name} {len(values)}")
+        columns = x.T.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a row with an infinity becomes NaN
+            centered = columns - ordered_sum(columns.copy()) / len(columns)
+        variance = ordered_sum(np.square(centered)) / len(columns)
+        return np.ascontiguousarray((centered / np.sqrt(variance + eps)).T * weight + bias, np.float32)
+
     def rotary(self, x: F32, cos: F32, sin: F32) -> None:
         _check_array("rotary: x", x, 3, strided=True)
         _check_array("rotary: cos", cos, 2)
@@ -225,6 +241,11 @@ class ReferenceKernels:
         gate, up = np.split(gate_up, 2, axis=1)
         with np.errstate(over="ignore"):  # exp(-gate) = inf gives the right limit, -0
             return np.asarray(gate / (np.float32(1) + np.exp(-gate)) * up, dtype=np.float32)
+
+    def gelu_(self, x: F32) -> None:
+        _check_array("gelu_: x", x, 2)
+        size = np.minimum(np.abs(x), np.float32(40)).astype(np.float64)  # P(-40) is 0 in float32, and so is its product
+        x[:] = np.maximum(x, 0) - size * 0.5 * _ERFC(size / math.sqrt(2)).astype(np.float64)
 
     def add_(self, x: F32, y: F32) -> None:
         _check_array("add_: x", x, 2)
@@ -265,6 +286,7 @@ class ReferenceKernels:
         query_starts: I32,
         context_lens: I32,
         scale: float,
+        causal: bool = True,
     ) -> F32:
         pages, kv_heads, dim, page_size = _check_cache("paged_attention", k_cache, v_cache)
         _check_attention(q, pages, kv_heads, dim, page_size, block_tables, query_starts, context_lens)
@@ -279,7 +301,7 @@ class ReferenceKernels:
                 values.swapaxes(0, 1).reshape(kv_heads, -1, dim),
             )
             for row in range(start, stop):  # one row at a time, over exactly what it sees: independent of chunking
-                visible = context - (stop - row) + 1
+                visible = context - (stop - row) + 1 if causal else context
                 query = q[row].reshape(kv_heads, group, dim) * np.float32(scale)
                 weights = exp_normalize(ordered_matmul(query, keys[:, :visible].swapaxes(1, 2)))
                 out[row] = ordered_matmul(weights, values[:, :visible]).reshape(-1, dim)

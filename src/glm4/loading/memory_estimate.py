@@ -17,12 +17,13 @@ from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import CACHE_SHARE, PAGE_SIZE, page_nbytes, pages_for, resolve_kv_dtype
 from glm4.model.precision import Precision, precision_candidates, tensor_nbytes
 from glm4.model.tensors import model_tensors
+from glm4.model.vision import encoding_nbytes
 from glm4.system.memory import Room
 
 PROGRAM_BYTES = 55_000_000  # interpreter and libraries, and the vocabulary of a packed checkpoint
 # Of the vocabulary otherwise: the file's metadata, the tokenizer's tables, and what reading and saving them leaves.
 ENTRY_BYTES = 1_600
-AUTO_CONTEXT = 2048  # "auto" takes a smaller format rather than a context below this
+AUTO_CONTEXT = 2048  # "auto" takes a smaller format rather than a context below this (and a picture)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,14 @@ class MemoryEstimate:
         buffers = 4 * rows * (3 * hidden + widest) + 2 * rows * max(inner, hidden)  # the latter: quantized to int8
         rotary_table = 4 * config.rotary_dim * context
         logits = 4 * 4 * config.vocab_size * min(sequences, 64)  # with the copies that sampling makes
-        return buffers + rotary_table + logits
+        return buffers + rotary_table + logits + self.picture
+
+    @property
+    def picture(self) -> int:
+        """What a picture takes on its way through the tower; 0 for a text model."""
+        if self.config.vision is None:
+            return 0
+        return encoding_nbytes(self.config, self.precision.format_of("vision.patch"))
 
     def total(self, context: int, sequences: int = 1) -> int:
         """Peak bytes: while loading or while running, whichever is more."""
@@ -174,7 +182,8 @@ def choose_precision(
         InvalidRequestError: as `estimates`.
     """
     candidates = estimates(config, wanted, stored, mapped)
-    context = min(wanted.context or AUTO_CONTEXT, config.max_position_embeddings)
+    rows = 0 if config.vision is None else config.vision.num_rows
+    context = min(wanted.context or AUTO_CONTEXT + rows, config.max_position_embeddings)
     if wanted.cache_nbytes is not None:  # what it allows is known, however long the context
         context = 1
     for estimate in candidates:

@@ -191,14 +191,21 @@ def floats(stored: Float | GroupCodes) -> Float:
 
 def random_model(config: ModelConfig, precision: Precision, kernels: Kernels, seed: int = 0) -> Transformer:
     """A model of the given shape with random weights, built directly in the packed format (for benchmarks)."""
+    return Transformer(config, ModelWeights(random_tensors(config, precision, seed)), kernels)
+
+
+def random_tensors(config: ModelConfig, precision: Precision, seed: int = 0, prefix: str = "") -> dict[str, Tensor]:
+    """Random weights by canonical name: those of a whole model, or the part of it whose names begin with `prefix`."""
     rng = np.random.default_rng(seed)
     tensors: dict[str, Tensor] = {}
     for name, tensor in model_tensors(config).items():
+        if not name.startswith(prefix):
+            continue
         if len(tensor.shape) == 2:
             scale = 1.0 if name == "embed_tokens" else tensor.shape[1] ** -0.5
             tensors[name] = random_packed(precision.format_of(name), *tensor.shape, rng, scale)
-        elif tensor.row.part == "norms":
+        elif tensor.row.part == "norms" or name.endswith("norm"):
             tensors[name] = np.ones(tensor.shape, np.float32)
         else:
             tensors[name] = (0.02 * rng.standard_normal(tensor.shape)).astype(np.float32)
-    return Transformer(config, ModelWeights(tensors), kernels)
+    return tensors

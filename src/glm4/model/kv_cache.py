@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm4.errors import InvalidRequestError
 from glm4.kernels import int8_cache
@@ -53,18 +54,27 @@ def resolve_kv_dtype(kv_dtype: str, precision: str, config: ModelConfig) -> str:
 def page_nbytes(config: ModelConfig, kv_dtype: str) -> int:
     """Bytes of one page: keys and values of `PAGE_SIZE` tokens in every layer."""
     itemsize = np.dtype(KV_DTYPES[kv_dtype]).itemsize
-    per_token = config.num_key_value_heads * _row_size(config, kv_dtype) * itemsize
+    per_token = config.num_key_value_heads * _row_size(config.head_dim, kv_dtype) * itemsize
     return 2 * config.num_hidden_layers * PAGE_SIZE * per_token
 
 
-def _row_size(config: ModelConfig, kv_dtype: str) -> int:
+def _row_size(head_dim: int, kv_dtype: str) -> int:
     """Numbers per token and head, the bytes of its scale included."""
-    return config.head_dim + (int8_cache.SCALE_NBYTES if kv_dtype == "int8" else 0)
+    return head_dim + (int8_cache.SCALE_NBYTES if kv_dtype == "int8" else 0)
 
 
 def pages_for(num_tokens: int) -> int:
     """Pages that hold `num_tokens` tokens."""
     return -(-num_tokens // PAGE_SIZE)
+
+
+def cache_arrays(
+    num_pages: int, num_heads: int, head_dim: int, kv_dtype: str
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Keys and values of one layer, for `Kernels.store_kv` and `Kernels.paged_attention`; zeros."""
+    dim, dtype = _row_size(head_dim, kv_dtype), KV_DTYPES[kv_dtype]
+    keys = np.zeros((num_pages, num_heads, dim, PAGE_SIZE), dtype)
+    return keys, np.zeros((num_pages, num_heads, PAGE_SIZE, dim), dtype)
 
 
 class KVCache:
@@ -76,12 +86,11 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, num_pages: int, kv_dtype: str = "fp16") -> None:
-        heads, dim, dtype = config.num_key_value_heads, _row_size(config, kv_dtype), KV_DTYPES[kv_dtype]
-        layers = range(config.num_hidden_layers)
         self.num_pages = num_pages
         self.kv_dtype = kv_dtype
-        self.keys = [np.zeros((num_pages, heads, dim, PAGE_SIZE), dtype) for _ in layers]
-        self.values = [np.zeros((num_pages, heads, PAGE_SIZE, dim), dtype) for _ in layers]
+        heads, dim = config.num_key_value_heads, config.head_dim
+        layers = [cache_arrays(num_pages, heads, dim, kv_dtype) for _ in range(config.num_hidden_layers)]
+        self.keys, self.values = [keys for keys, _ in layers], [values for _, values in layers]
         # Popped from the end: low page numbers first, so a short run touches little memory.
         self._free = list(range(num_pages - 1, -1, -1))
 

@@ -40,6 +40,50 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
+class VisionLayerWeights:
+    """Weights of one block of the vision tower."""
+
+    qkv: PackedWeight
+    qkv_bias: Float
+    o: PackedWeight
+    o_bias: Float
+    input_layernorm: Float
+    input_layernorm_bias: Float
+    fc1: PackedWeight
+    fc1_bias: Float
+    fc2: PackedWeight
+    fc2_bias: Float
+    post_attention_layernorm: Float
+    post_attention_layernorm_bias: Float
+
+
+@dataclass(frozen=True)
+class VisionWeights:
+    """Weights of the vision tower: patches, blocks, the convolution that merges 2 x 2 patches, and the projector.
+
+    Attributes:
+        positions: one row per position, added to the class embedding and the patches.
+        begin, end: the rows of the tokens around a picture, [hidden_size].
+    """
+
+    patch: PackedWeight
+    patch_bias: Float
+    class_embedding: Float
+    positions: PackedWeight
+    layers: tuple[VisionLayerWeights, ...]
+    merge: PackedWeight
+    merge_bias: Float
+    projector: PackedWeight
+    projector_norm: Float
+    projector_norm_bias: Float
+    projector_gate: PackedWeight
+    projector_up: PackedWeight
+    projector_down: PackedWeight
+    begin: Float
+    end: Float
+
+
+@dataclass(frozen=True)
 class FrequentTokens:
     """A second copy of some rows of the head, in a finer format: those of the tokens that are most often likely.
 
@@ -58,31 +102,52 @@ class ModelWeights:
     Attributes:
         tensors: by canonical name (`model/tensors.py`): matrices packed, vectors float32. The other attributes view it.
         lm_head: the same object as `embed_tokens` when they are tied.
+        vision: of a model that sees.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.embed_tokens = cast(PackedWeight, tensors.get("embed_tokens"))
-        self.layers = _layers(tensors)
+        self.layers = tuple(LayerWeights(**layer) for layer in _stack(tensors, "layers.", LayerWeights))
         self.norm = cast(Float, tensors.get("norm"))
         self.lm_head = cast(PackedWeight, tensors.get("lm_head", self.embed_tokens))
         self.frequent: FrequentTokens | None = None
         if FREQUENT_HEAD in tensors:
             ids, head = cast(Float, tensors[FREQUENT_TOKENS]), cast(PackedWeight, tensors[FREQUENT_HEAD])
             self.frequent = FrequentTokens(ids.astype(np.intp), head)
+        self.vision = _vision(tensors)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed matrices."""
-        return sum(tensor.nbytes for tensor in self.tensors.values() if isinstance(tensor, PackedWeight))
+        return _packed_nbytes(self.tensors)
+
+    @property
+    def language_nbytes(self) -> int:
+        """The same without the vision tower, which a step with tokens does not read."""
+        return _packed_nbytes({name: tensor for name, tensor in self.tensors.items() if not name.startswith("vision.")})
 
 
-def _layers(tensors: Mapping[str, Tensor]) -> tuple[LayerWeights, ...]:
-    keys = {field.name for field in fields(LayerWeights)}
+def _packed_nbytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, PackedWeight))
+
+
+def _vision(tensors: Mapping[str, Tensor]) -> VisionWeights | None:
+    if "vision.patch" not in tensors:
+        return None
+    layers = _stack(tensors, "vision.layers.", VisionLayerWeights)
+    single: dict[str, Any] = {
+        field.name: tensors["vision." + field.name] for field in fields(VisionWeights) if field.name != "layers"
+    }
+    return VisionWeights(layers=tuple(VisionLayerWeights(**layer) for layer in layers), **single)
+
+
+def _stack(tensors: Mapping[str, Tensor], stack: str, kind: type) -> list[dict[str, Any]]:
+    """The tensors of each layer of a stack, by the names of the fields of a dataclass."""
+    keys = {field.name for field in fields(kind)}
     layers: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
-        stack, _, rest = name.partition(".")
-        index, _, key = rest.partition(".")
-        if stack == "layers" and key in keys:
+        index, _, key = name.removeprefix(stack).partition(".")
+        if name.startswith(stack) and key in keys:
             layers.setdefault(int(index), {})[key] = tensor
-    return tuple(LayerWeights(**layers[index]) for index in sorted(layers))
+    return [layers[index] for index in sorted(layers)]

@@ -31,7 +31,8 @@ class Precision:
 
     def format_of(self, name: str) -> str:
         """Weight format of a matrix, by its canonical name."""
-        usual = {"linear": self.linear, "embedding": self.embedding}
+        fine = "fp32" if self.linear == "fp32" else "bf16"
+        usual = {"linear": self.linear, "embedding": self.embedding, "fine": fine}
         format = row_of(name).format
         return self.exceptions.get(name, usual[format]) if format in usual else format
 

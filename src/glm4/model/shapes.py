@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from glm4.model.config import ModelConfig
+from glm4.model.config import ModelConfig, VisionConfig
 
 _CHAT = ModelConfig(
     architecture="glm",
@@ -28,6 +28,21 @@ _CHAT = ModelConfig(
 )
 _CHAT_1M = replace(_CHAT, num_key_value_heads=4, max_position_embeddings=1048576, rope_theta=1.0e8)
 _BASE = replace(_CHAT, max_position_embeddings=8192, rope_theta=1.0e4)
+_4V = replace(
+    _BASE,
+    vision=VisionConfig(
+        num_hidden_layers=63,
+        hidden_size=1792,
+        num_attention_heads=16,
+        intermediate_size=15360,
+        image_size=1120,
+        patch_size=14,
+        layer_norm_eps=1e-6,
+        scaling_factor=8.0,
+        begin_id=151339,
+        end_id=151340,
+    ),
+)
 _9B_0414 = replace(
     _CHAT,
     architecture="glm4",
@@ -110,6 +125,7 @@ SHAPES: dict[str, ModelConfig] = {
     "glm-4-9b-chat-1m-hf": _CHAT_1M,
     "glm-4-9b": _BASE,
     "glm-4-9b-hf": _BASE,
+    "glm-4v-9b": _4V,
     "longwriter-glm4-9b": _CHAT,
     "longcite-glm4-9b": _CHAT,
     "glm-4-9b-0414": _9B_0414,

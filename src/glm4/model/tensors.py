@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -46,9 +47,10 @@ class TensorRow:
         name: canonical; `{i}` is the index of a layer in its stack (`STACKS`).
         shape: (rows, columns) of a matrix, (numbers,) of a vector: attributes of `ModelConfig` or keys of `EXTRAS`.
         part: of the model, for memory plans.
-        format: of a matrix: "linear" or "embedding", which the precision decides, or a fixed weight format.
+        format: of a matrix: "linear", "embedding" or "fine", which the precision decides, or a fixed weight format.
         sources: layout of a file -> its tensors; a tuple lists alternatives. A layout not listed (such as that of
             packed checkpoints) has the tensor under its canonical name.
+        file_shape: sizes, or attributes of `ModelConfig`, of the tensor in a file that has further dimensions.
         rotary: the rows belong to queries and keys, so their order depends on the file (`rotary_half_split`).
         when: which models have it.
         check: requirement on a vector.
@@ -59,6 +61,7 @@ class TensorRow:
     part: str
     format: str = ""
     sources: Mapping[str, Source | tuple[Source, ...]] = field(default_factory=dict)
+    file_shape: tuple[str | int, ...] = ()
     rotary: bool = False
     when: Callable[[ModelConfig], bool] = lambda config: True
     check: Check | None = None
@@ -110,10 +113,10 @@ def model_tensors(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, 
             stacks.setdefault(row.stack, []).append(row)
     made: dict[str, ModelTensor] = {}
     for stack, rows in stacks.items():
-        for index in range(getattr(config, STACKS[stack]) if stack in STACKS else 1):
+        for index in range(attrgetter(STACKS[stack])(config) if stack in STACKS else 1):
             for row in rows:
                 name = row.name.replace("{i}", str(index))
-                shape = tuple(int(extras[size] if size in extras else getattr(config, size)) for size in row.shape)
+                shape = tuple(int(extras[size] if size in extras else attrgetter(size)(config)) for size in row.shape)
                 made[name] = ModelTensor(name, shape, row, index)
     return made
 
@@ -146,6 +149,12 @@ def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return {n.removeprefix(first): shape for n, shape in all_matrices(config).items() if n.startswith(first)}
 
 
+def file_shape(tensor: ModelTensor, config: ModelConfig) -> tuple[int, ...]:
+    """Shape of a tensor in a file of the original layout; its numbers are in the same order."""
+    sizes = tensor.row.file_shape
+    return tuple(size if isinstance(size, int) else attrgetter(size)(config) for size in sizes) or tensor.shape
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Number of trainable parameters of a model."""
     return sum(math.prod(tensor.shape) for tensor in model_tensors(config).values())
@@ -161,7 +170,7 @@ _TABLE, _VECTOR = ("vocab_size", "hidden_size"), ("hidden_size",)
 _PREFIXES = {"chatglm": "transformer.encoder.layers.{i}.", "hf": "model.layers.{i}.", "gguf": "blk.{i}."}
 
 # Name prefix of a stack of layers -> the number of layers, an attribute of ModelConfig.
-STACKS: dict[str, str] = {"layers.": "num_hidden_layers"}
+STACKS: dict[str, str] = {"layers.": "num_hidden_layers", "vision.layers.": "vision.num_hidden_layers"}
 
 
 def _layer(name: str, shape: tuple[str, ...], part: str, format: str = "", **more: Any) -> TensorRow:
@@ -184,6 +193,52 @@ def _qkv(pattern: str) -> Source:
 def _sandwich(config: ModelConfig) -> bool:
     return config.architecture == "glm4"
 
+
+def _seen(
+    name: str, source: str, shape: tuple[str, ...], format: str = "", file: tuple[str | int, ...] = ()
+) -> TensorRow:
+    """A row for the vision tower; `source` is its name in original files."""
+    sources = {"chatglm": "transformer.vision." + source}
+    return TensorRow(
+        "vision." + name, shape, "vision", format, sources, file, when=lambda config: config.vision is not None
+    )
+
+
+def _tower_layer(name: str, source: str, rows: str, columns: str) -> tuple[TensorRow, TensorRow]:
+    """A matrix and its bias, for each layer of the tower."""
+    to, file = "layers.{i}." + name, f"transformer.layers.{{i}}.{source}"
+    rows, columns = "vision." + rows, "vision." + columns
+    return _seen(to, file + ".weight", (rows, columns), "linear"), _seen(to + "_bias", file + ".bias", (rows,))
+
+
+def _tower_norm(name: str, source: str, size: str) -> tuple[TensorRow, TensorRow]:
+    return _seen(name, source + ".weight", (size,)), _seen(name + "_bias", source + ".bias", (size,))
+
+
+_WIDTH = "vision.hidden_size"
+# The model's eyes. What few numbers pass through stays "fine"; convolutions are matrices over their patches.
+_VISION: tuple[TensorRow, ...] = (
+    _seen("patch", "patch_embedding.proj.weight", (_WIDTH, "vision.patch_columns"), "fine",
+        (_WIDTH, "vision.in_channels", "vision.patch_size", "vision.patch_size")),
+    _seen("patch_bias", "patch_embedding.proj.bias", (_WIDTH,)),
+    _seen("class_embedding", "patch_embedding.cls_embedding", (_WIDTH,), "", (1, _WIDTH)),
+    _seen("positions", "patch_embedding.position_embedding.weight", ("vision.num_positions", _WIDTH), "fine"),
+    *_tower_layer("qkv", "attention.query_key_value", "qkv_size", "hidden_size"),
+    *_tower_layer("o", "attention.dense", "hidden_size", "hidden_size"),
+    *_tower_norm("layers.{i}.input_layernorm", "transformer.layers.{i}.input_layernorm", _WIDTH),
+    *_tower_layer("fc1", "mlp.fc1", "intermediate_size", "hidden_size"),
+    *_tower_layer("fc2", "mlp.fc2", "hidden_size", "intermediate_size"),
+    *_tower_norm("layers.{i}.post_attention_layernorm", "transformer.layers.{i}.post_attention_layernorm", _WIDTH),
+    _seen("merge", "conv.weight", ("hidden_size", "vision.merged_columns"), "linear", ("hidden_size", _WIDTH, 2, 2)),
+    _seen("merge_bias", "conv.bias", _VECTOR),
+    _seen("projector", "linear_proj.linear_proj.weight", ("hidden_size", "hidden_size"), "linear"),
+    *_tower_norm("projector_norm", "linear_proj.norm1", "hidden_size"),
+    _seen("projector_gate", "linear_proj.gate_proj.weight", ("intermediate_size", "hidden_size"), "linear"),
+    _seen("projector_up", "linear_proj.dense_h_to_4h.weight", ("intermediate_size", "hidden_size"), "linear"),
+    _seen("projector_down", "linear_proj.dense_4h_to_h.weight", ("hidden_size", "intermediate_size"), "linear"),
+    _seen("begin", "boi", _VECTOR, "", (1, 1, "hidden_size")),
+    _seen("end", "eoi", _VECTOR, "", (1, 1, "hidden_size")),
+)  # fmt: skip
 
 TENSORS: dict[str, TensorRow] = {
     row.name: row
@@ -225,6 +280,7 @@ TENSORS: dict[str, TensorRow] = {
             "hf": "lm_head.weight",
             "gguf": "output.weight",
         }, when=lambda config: not config.tie_word_embeddings),
+        *_VISION,
     )
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ Everything with more than a few operations per number is a kernel; this file is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -24,10 +25,15 @@ from glm4.model.kv_cache import KVCache
 from glm4.model.layers import Float, Matrix, ModelWeights
 from glm4.model.lora import add_adapters
 from glm4.model.rotary import RotaryTable
+from glm4.model.vision import VisionTower
 
 
 class Transformer:
-    """A GLM-4 text model on one kernel set."""
+    """A GLM-4 model on one kernel set.
+
+    Attributes:
+        vision: what turns pictures into rows; None for a text model.
+    """
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, kernels: Kernels) -> None:
         self.config = config
@@ -35,14 +41,25 @@ class Transformer:
         self.kernels = kernels
         self.rotary = RotaryTable(config.rotary_dim, config.rope_theta)
         self._scale = config.head_dim**-0.5
+        self.vision: VisionTower | None = None
+        if config.vision is not None and weights.vision is not None:
+            self.vision = VisionTower(config, weights.vision, kernels)
 
-    def forward(self, ids: NDArray[np.int32], batch: ForwardBatch, cache: KVCache) -> Float:
+    def forward(
+        self, ids: NDArray[np.int32], batch: ForwardBatch, cache: KVCache, rows: Sequence[tuple[int, Float]] = ()
+    ) -> Float:
         """Run `ids` [T] through all layers and store their keys and values.
+
+        Args:
+            rows: (first row, float32 [n, hidden_size]): inputs that take the place of the ids' embeddings.
 
         Returns:
             float32 [T, hidden_size], before the final norm (see `logits`).
         """
-        return self.run_layers(self.kernels.embedding(self.weights.embed_tokens, ids), batch, cache)
+        h = self.kernels.embedding(self.weights.embed_tokens, ids)
+        for start, inputs in rows:
+            h[start : start + len(inputs)] = inputs
+        return self.run_layers(h, batch, cache)
 
     def run_layers(self, h: Float, batch: ForwardBatch, cache: KVCache) -> Float:
         """The layers alone: changes `h` [T, hidden_size] in place and returns it."""
