@@ -72,7 +72,7 @@ def test_a_private_host_may_be_in_a_private_network_and_nowhere_else() -> None:
         ("http://ＥＸＡＭＰＬＥ.com/", "http://example.com/"),
         ("http://127.0.0.1/", "http://127.0.0.1/"),
         ("http://１２７.０.０.１/", "http://127.0.0.1/"),
-        ("http://[::FFFF:127.0.0.1]:8080/", "http://[::ffff:7f00:1]:8080/"),
+        ("http://[2606:4700:0:0::FFFF]:8080/", "http://[2606:4700::ffff]:8080/"),
         ("http://[0:0::1]/", "http://[::1]/"),
         ("http://a/|^{}<>\"`'", "http://a/%7C%5E%7B%7D%3C%3E%22%60'"),
     ],

@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import AF_INET, AF_INET6, socket
 
+import pytest
+
+from glm4.errors import InvalidRequestError
 from glm4.multimodal.fetch import Fetcher, FetchPolicy
 
 CERTIFICATE = Path(__file__).with_name("pictures_test.pem")
@@ -176,3 +179,15 @@ def fetcher_of(
         total_timeout=total_timeout,
     )
     return Fetcher(policy, resolve=resolve or names())
+
+
+def refusal(fetcher: Fetcher, url: str, kinds: tuple[str, ...] = ("image/",)) -> str:
+    """The message of the refusal; it names the field, and no address to which a name was resolved."""
+    with pytest.raises(InvalidRequestError) as caught:
+        fetcher.fetch(url, kinds=kinds, where="messages[0].content[1]")
+    message = str(caught.value)
+    assert caught.value.param == "messages[0].content[1]"
+    assert message.startswith("messages[0].content[1]: the address cannot be fetched: ")
+    assert f"//{NAME}" not in url or "redirects" in message or "127.0.0" not in message
+    assert "Errno" not in message
+    return message
