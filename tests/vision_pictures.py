@@ -1,4 +1,4 @@
-"""Pictures with questions whose answers are known: what the trained tiny GLM-4V of tests/golden/vision saw and is asked.
+"""Pictures with questions whose answers are known, for the trained tiny GLM-4V of tests/golden/vision.
 
 Drawn in NumPy from a seed, at many sizes and aspect ratios; the model's own preprocessing makes them its size. Scenes
 are laid out in the unit square, so that resizing without regard to the aspect ratio gives round circles again.
@@ -47,7 +47,7 @@ def draw_scene(rng: np.random.RandomState) -> Picture:
     """One circle and some squares, apart from each other, on a background of two tones with noise."""
     colors = rng.permutation(len(COLORS))
     count = int(rng.randint(1, MAX_SQUARES + 1))
-    sizes = np.concatenate([rng.uniform(0.12, 0.16, 1), rng.uniform(0.085, 0.12, count)])
+    sizes = np.concatenate([rng.uniform(0.17, 0.21, 1), rng.uniform(0.085, 0.11, count)])
     centers = _apart(rng, sizes)
     canvas, x, y = _background(rng, rng.uniform(100, 160) + rng.uniform(-22, 22, 3))
     for index, ((cx, cy), size) in enumerate(zip(centers, sizes, strict=True)):
@@ -68,7 +68,7 @@ def _apart(rng: np.random.RandomState, sizes: NDArray[np.float64]) -> list[NDArr
             for _ in range(30):
                 center = rng.uniform(size + 0.02, 0.98 - size, 2)
                 pairs = zip(centers, sizes, strict=False)
-                if all(np.abs(center - other).max() > size + far + 0.04 for other, far in pairs):
+                if all(np.abs(center - other).max() > size + far + 0.03 for other, far in pairs):
                     centers.append(center)
                     break
         if len(centers) == len(sizes):
@@ -110,7 +110,7 @@ def _background(rng: np.random.RandomState, tone: NDArray[np.float64]) -> tuple[
 
 
 def _noisy(rng: np.random.RandomState, canvas: Floats) -> Pixels:
-    strength = rng.randint(1, 25)
+    strength = rng.randint(1, 16)
     noise = rng.randint(-strength, strength + 1, canvas.shape)
     return (canvas + noise).clip(0, 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Trains a GLM-4V of under a million parameters to answer questions about pictures: `python tools/train_tiny_vision.py`.
+"""Trains a GLM-4V of 0.4 million parameters to answer questions about pictures: `python tools/train_tiny_vision.py`.
 
 Writes tests/golden/vision/trained (a checkpoint in glm-4v-9b's layout, bfloat16) and tests/golden/vision/digits.npz.
 Needs the golden extra (`make golden` installs it in .venv-golden) and some minutes on two cores. The model is the torch
@@ -194,7 +194,7 @@ def initialize(model: vision.GLM4V) -> None:
             nn.init.normal_(value, std=0.1)
 
 
-def train(model: vision.GLM4V, batches: Batches, steps: int, rate: float) -> None:
+def train(model: vision.GLM4V, batches: Batches, steps: int, rate: float, test: Pictures) -> None:
     matrices = [value for value in model.parameters() if value.ndim >= 2]
     vectors = [value for value in model.parameters() if value.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -212,11 +212,11 @@ def train(model: vision.GLM4V, batches: Batches, steps: int, rate: float) -> Non
         schedule.step()
         optimizer.zero_grad()
         mean = loss.item() if step == 0 else 0.99 * mean + 0.01 * loss.item()
-        if step % 200 == 199:
-            print(f"  step {step + 1}: loss {mean:.4f}, {time.monotonic() - start:.0f} s", flush=True)
+        if step % 500 == 499:
+            seconds, right = time.monotonic() - start, accuracy(model, batches.renderer, test)
+            print(f"  step {step + 1}: loss {mean:.4f}, {seconds:.0f} s, {right}", flush=True)
 
 
-@torch.no_grad()
 def accuracy(model: vision.GLM4V, renderer: Renderer, pictures: Pictures, shift: int = 0) -> dict[str, float]:
     """Part of the questions in both languages answered rightly, by kind.
 
@@ -228,13 +228,14 @@ def accuracy(model: vision.GLM4V, renderer: Renderer, pictures: Pictures, shift:
         where = [index for index, answers in enumerate(pictures.answers) if kind in answers]
         shown = torch.from_numpy(pictures.pixels[np.roll(where, -shift)])
         for language, question in enumerate(vp.QUESTIONS[kind]):
-            ids = torch.tensor(renderer.encode(question) + [renderer.ids["<|assistant|>"], *renderer.encode("\n")])
-            logits = conversation_logits(model, renderer, shown, ids.expand(len(where), -1))
+            ids = torch.tensor([*renderer.encode(question), renderer.ids["<|assistant|>"], *renderer.encode("\n")])
+            with torch.no_grad():
+                logits = conversation_logits(model, renderer, shown, ids.expand(len(where), -1))
             found = logits[:, -1].argmax(-1).tolist()
             expected = [renderer.encode(pictures.answers[index][kind][language])[0] for index in where]
             right.setdefault(kind, []).extend(a == b for a, b in zip(found, expected, strict=True))
     all_answers = [one for answers in right.values() for one in answers]
-    return {kind: float(np.mean(answers)) for kind, answers in {**right, "all": all_answers}.items()}
+    return {kind: float(np.mean(answers).round(4)) for kind, answers in {**right, "all": all_answers}.items()}
 
 
 def save(folder: Path, model: vision.GLM4V, tiny: vm.TinyVision) -> None:
@@ -269,9 +270,9 @@ def main(argv: list[str] | None = None) -> int:
     initialize(model)
     size = sum(value.numel() for value in model.parameters())
     print(f"{size:,} parameters, {len(scenes.answers):,} scenes, {len(digits.answers):,} digits", flush=True)
-    train(model, Batches(renderer, scenes, digits, 2), args.steps, args.rate)
+    test = Pictures.of(vp.held_out(200), tiny.image_size)
+    train(model, Batches(renderer, scenes, digits, 2), args.steps, args.rate, test)
     save(args.out, model, tiny)
-    test = Pictures.of(vp.held_out(500), tiny.image_size)
     for bits in (16, 4):
         with rounded_weights(model, bits):
             print(f"{bits} bits", accuracy(model, renderer, test), "others", accuracy(model, renderer, test, 1))

@@ -43,6 +43,7 @@ class ModelOptions(TypedDict, total=False):
     speculation: bool
     max_adapters: int
     adapter_memory: int
+    picture_cache_memory: int
     # RemoteOptions
     base_url: str
     remote_model: str | None

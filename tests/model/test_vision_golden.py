@@ -74,7 +74,7 @@ def logits(case: Case, ids: NDArray[np.int32], positions: Positions, chunks: Seq
     out = []
     for number, (start, stop) in enumerate(zip([0, *chunks], chunks, strict=False)):
         first, last = max(start, case.first), min(stop, case.first + case.tiny.num_rows)
-        rows = ()
+        rows: tuple[tuple[int, Float], ...] = ()
         if first < last:
             rows = ((beside + first - start, case.rows[first - case.first : last - case.first]),)
         counted = np.arange(beside * number, beside * (number + 1), dtype=np.int32)

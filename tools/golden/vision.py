@@ -225,7 +225,6 @@ def compute(shape: vm.TinyVision) -> dict[str, NDArray[Any]]:
     return {name: value.numpy() for name, value in arrays.items()}
 
 
-@torch.no_grad()
 def record(folder: Path) -> list[Path]:
     """One .npz per model. The prompt is text, a picture and text (`vision_models`), T rows in all.
 
@@ -236,6 +235,7 @@ def record(folder: Path) -> list[Path]:
     written = []
     for name, shape in vm.VISION_MODELS.items():
         path = folder / f"{name}.npz"
-        write_npz(path, compute(shape))
+        with torch.no_grad():
+            write_npz(path, compute(shape))
         written.append(path)
     return written
