@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.chat.parts import ImagePart, refusal
-from glm4.chat.pictures import images_of
+from glm4.chat.pictures import has_addresses, images_of
 from glm4.errors import InvalidRequestError, shown
 from glm4.prompt import ImageLayout, Prompt
 
@@ -82,10 +82,9 @@ class ImageInputs:
         Raises:
             InvalidRequestError: addresses are not allowed, or this one is not, or it leads to no picture.
         """
-        images = images_of(request.messages)
-        if all(part.url is None for part in images):
+        if not has_addresses(request.messages):
             return request
-        found = iter([self.fetch(part) for part in images])
+        found = iter([self.fetch(part) for part in images_of(request.messages)])
 
         def replaced(message: Message) -> Message:
             return replace(message, content=[next(found) if isinstance(p, ImagePart) else p for p in message.content])
