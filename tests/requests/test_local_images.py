@@ -168,8 +168,8 @@ def test_no_request_can_name_a_file(file: Path) -> None:
             parse_message({"messages": messages, "max_tokens": 5}, SamplingParams())
     for url in (named, f"file://{named}"):
         item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+        asked = parse_responses({"input": [item]}, SamplingParams(), thinks=False)
         with pytest.raises(InvalidRequestError, match="must be a data: URL or begin with http"):
-            asked = parse_responses({"input": [item]}, SamplingParams(), thinks=False)
             asked.chat([], asked.items)
     with pytest.raises(InvalidRequestError, match="unknown message field 'image'"):
         parse_chat({"messages": [{"role": "user", "image": named, "content": "a"}]}, SamplingParams())
