@@ -120,6 +120,7 @@ class LLM:
 
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
+            BusyError: too many pictures are being decoded.
         """
         return self._open_inputs().chat(request)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ class ImageOptions:
         domains = self.media_domains
         if domains is None:
             return
-        listed = not isinstance(domains, (str, bytes)) and isinstance(domains, Iterable)
+        listed = isinstance(domains, Sequence) and not isinstance(domains, (str, bytes))
         if not listed or not all(isinstance(one, str) and one.strip() for one in domains):
             raise InvalidRequestError(
                 f"media_domains is a list of host names, or ['*'] for every public one, not {shown(domains)}",
