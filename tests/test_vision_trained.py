@@ -74,7 +74,8 @@ def test_held_out_pictures_in_float32(exact_answers: list[str]) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
 def test_other_formats_answer_as_well(dtype: str, exact_answers: list[str]) -> None:
     with LLM(str(CHECKPOINT), dtype=dtype) as llm:
-        assert llm.info.dtype == dtype
+        assert llm.info.execution is not None
+        assert llm.info.execution.dtype == dtype
         found = answers(llm, [[question.turn(question.picture)] for question in QUESTIONS])
     assert accuracy(found, QUESTIONS) >= accuracy(exact_answers, QUESTIONS) - 0.01
 
