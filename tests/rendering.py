@@ -7,6 +7,7 @@ from typing import Any
 from glm4.chat.chat_request import ChatRequest, Conversation
 from glm4.chat.dialects.base import TemplateDialect
 from glm4.chat.template.template import ChatTemplate
+from glm4.prompt import ImageLayout
 from glm4.tokenizer import Tokenizer
 
 
@@ -16,10 +17,12 @@ def render(
     *,
     tokenizer: Tokenizer,
     template: ChatTemplate | None = None,
+    image: ImageLayout | None = None,
     **options: Any,
 ) -> list[int]:
     """The ids of `TemplateDialect.render`; options are those of `ChatRequest.of`."""
-    return list(dialect.render(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template).ids)
+    request = ChatRequest.of(messages, **options)
+    return list(dialect.render(request, tokenizer=tokenizer, template=template, image=image).ids)
 
 
 def render_text(
@@ -28,10 +31,11 @@ def render_text(
     *,
     tokenizer: Tokenizer,
     template: ChatTemplate | None = None,
+    image: ImageLayout | None = None,
     **options: Any,
 ) -> str:
     """See `TemplateDialect.render_text`."""
-    return dialect.render_text(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template)
+    return dialect.render_text(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template, image=image)
 
 
 def loss_mask(
@@ -40,7 +44,8 @@ def loss_mask(
     *,
     tokenizer: Tokenizer,
     template: ChatTemplate | None = None,
+    image: ImageLayout | None = None,
     **options: Any,
 ) -> tuple[list[int], list[bool]]:
     """See `TemplateDialect.loss_mask`."""
-    return dialect.loss_mask(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template)
+    return dialect.loss_mask(ChatRequest.of(messages, **options), tokenizer=tokenizer, template=template, image=image)

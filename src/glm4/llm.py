@@ -26,6 +26,7 @@ from glm4.open_model import ModelOptions, OpenModel, open_model
 from glm4.outputs import EmbeddingOutput, RequestMetrics, RequestOutput, StreamChunk
 from glm4.prompt import Prompt
 from glm4.requests.input_processor import InputProcessor, PreparedRequest, PromptOptions
+from glm4.requests.local_images import with_local_images
 from glm4.requests.processor import Processor
 from glm4.requests.prompt_forms import PromptLike, read_conversations, read_prompts
 from glm4.requests.running_requests import RunningRequests
@@ -48,7 +49,8 @@ class LLM:
         backend: "local" computes in this process; "remote" asks an OpenAI-compatible server (`base_url`), and needs
             only the model's tokenizer and configuration here.
         progress: called with (stage, done, total) while downloading and loading.
-        options: how to run it: attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`.
+        options: how to run it: attributes of `backends.local.LocalOptions` or `backends.remote.RemoteOptions`; for
+            models that see, those of `requests.image_inputs.ImageOptions`, too.
 
     The first load of a large model saves its int8, int4 or stored weights packed on disk; later loads only map a file
     (see `packed_cache`; GLM4_PACKED_CACHE_GB=0 turns it off). `checkpoint` is then the packed copy.
@@ -122,14 +124,20 @@ class LLM:
         return self._open_inputs().chat(request)
 
     def render(self, request: ChatRequest) -> Prompt:
-        """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors."""
+        """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors.
+
+        Pictures have their rows, but are not fetched or decoded: such a prompt can be counted, and not run.
+        """
         return self._open_inputs().conversation(request)[0]
 
     def prepare_chat(
         self, messages: Conversation, params: SamplingParams | None = None, **options: Unpack[ChatOptions]
     ) -> PreparedRequest:
-        """`prepare` for a plain list of messages; options are the attributes of `ChatRequest`."""
-        return self.prepare(ChatRequest.of(messages, params, **options))
+        """`prepare` for a plain list of messages; options are the attributes of `ChatRequest`.
+
+        Messages may have pictures as Python programs have them, paths among them; see `chat`.
+        """
+        return self.prepare(ChatRequest.of(with_local_images(messages), params, **options))
 
     def prepare_prompt(
         self,
@@ -268,6 +276,8 @@ class LLM:
 
         Args:
             messages: a list of messages (dictionaries in OpenAI's form, or `Message`), one message, or a list of lists.
+                Models that see take `{"type": "image", "image": …}` as a part: a path, bytes, a URL, a NumPy array or
+                an image of Pillow; see `requests.local_images`.
             sampling_params: one for all, or one per conversation; None means `default_sampling_params()`.
             use_tqdm: accepted for programs written for vLLM; there is no progress bar.
             lora_request: must be None: `load_adapter` and `adapter` take its place.

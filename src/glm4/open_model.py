@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,6 +16,7 @@ from glm4.hub import resolve
 from glm4.hub.store import Progress
 from glm4.loading.cache_entries import discard
 from glm4.loading.packed_cache import BackgroundWrite, PackedCache
+from glm4.requests.image_inputs import ImageOptions
 from glm4.requests.processor import Processor
 from glm4.variants import Variant, get_variant
 
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 
 
 class ModelOptions(TypedDict, total=False):
-    """How to run a model: the options of all backends, for type checkers. The backends document what they mean."""
+    """How to run a model, for type checkers: the options of all backends, which document them, and `ImageOptions`."""
 
+    # ImageOptions, with every backend
+    allow_many_images: bool
+    media_domains: Sequence[str] | None
     # LocalOptions
     dtype: str
     max_model_len: int | None
@@ -39,6 +43,7 @@ class ModelOptions(TypedDict, total=False):
     speculation: bool
     max_adapters: int
     adapter_memory: int
+    picture_cache_memory: int
     # RemoteOptions
     base_url: str
     remote_model: str | None
@@ -82,47 +87,55 @@ def open_model(
         model: a name (`starter`, `glm-4-9b-chat`, `THUDM/glm-4-9b-chat-hf` …), a folder or a GGUF file.
         backend: a name of `backends.table`.
         progress: called with (stage, done, total) while downloading and loading.
-        options: attributes of the backend's options class.
+        options: attributes of the backend's options class and of `ImageOptions`.
 
     Raises:
         InvalidRequestError: there is no such backend or option; `.param` names it.
         Glm4Error: the model cannot be found, fetched, read, or does not fit; see `errors`.
     """
     row = backend_row(backend)
-    chosen = row.read_options(options or {})
+    given = dict(options or {})
+    names = [field.name for field in fields(ImageOptions)]
+    images = ImageOptions(**{name: given.pop(name) for name in names if name in given})
+    chosen = row.read_options(given)
     variant = get_variant(model)
     if row.name == "local":
-        return _open_local(resolve(model, progress=progress), variant, row, chosen, progress)
+        return _open_local(resolve(model, progress=progress), variant, row, chosen, images, progress)
     files = read_text_files(resolve(model, weights=False, progress=progress), variant=variant)
-    processor = Processor.of(files)
+    processor = Processor.of(files, images)
     vocab_size = files.vocab_size or processor.tokenizer.size
     source = ModelFiles(model, processor.tokenizer, vocab_size, files.context)
     return OpenModel(row.backend_class().load(source, chosen, progress), processor)
 
 
 def _open_local(
-    path: Path, variant: Variant | None, row: BackendRow, options: LocalOptions, progress: Progress | None
+    path: Path,
+    variant: Variant | None,
+    row: BackendRow,
+    options: LocalOptions,
+    images: ImageOptions,
+    progress: Progress | None,
 ) -> OpenModel:
     """Load weights into this process: the packed form if an earlier run saved it, else the original."""
     cache = PackedCache(path)
     cached = cache.find(options.wanted, variant)
     if cached is not None:
         try:
-            backend, processor = _load(cached, row, options, progress)
+            backend, processor = _load(cached, row, options, images, progress)
             return OpenModel(backend, processor, cached)
         except (CheckpointError, TokenizerError):  # damaged on disk: rebuild it from the original
             discard(cached.path)
     checkpoint = open_checkpoint(path, variant=variant)
-    backend, processor = _load(checkpoint, row, options, progress)
+    backend, processor = _load(checkpoint, row, options, images, progress)
     kept = cache.keep(checkpoint, processor.tokenizer, backend.model, backend.execution.dtype)
     return OpenModel(backend, processor, checkpoint, kept)
 
 
 def _load(
-    checkpoint: Checkpoint, row: BackendRow, options: LocalOptions, progress: Progress | None
+    checkpoint: Checkpoint, row: BackendRow, options: LocalOptions, images: ImageOptions, progress: Progress | None
 ) -> tuple[LocalBackend, Processor]:
     try:
-        processor = Processor.load(checkpoint)
+        processor = Processor.load(checkpoint, images)
         banned = processor.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
         return row.backend_class().load(checkpoint, options, banned, progress), processor
     except BaseException:

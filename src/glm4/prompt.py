@@ -45,6 +45,28 @@ class MediaSpan:
 
 
 @dataclass(frozen=True)
+class ImageLayout:
+    """How a picture stands in the prompts of a model that sees.
+
+    Attributes:
+        size: pixels of each side of the picture that the model takes.
+        num_rows: rows of a picture, at least 3: that of the begin token, those of its content, that of the end token.
+        begin_id, end_id: ids of the first and the last row.
+        most: pictures per conversation, as the model was trained; None does not limit them.
+    """
+
+    size: int
+    num_rows: int
+    begin_id: int
+    end_id: int
+    most: int | None = 1
+
+    def span(self, start: int, digest: str) -> MediaSpan:
+        """The rows of a picture that begins there; all rows of its content have one position."""
+        return MediaSpan(start, self.num_rows, "image", digest, (0, *[1] * (self.num_rows - 2), 2))
+
+
+@dataclass(frozen=True)
 class Prompt:
     """Token ids, one per row of the model's input, and the spans among them that stand for media.
 

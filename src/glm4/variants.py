@@ -42,7 +42,8 @@ class Variant:
         notes: one or two sentences a user should know.
         sampling: `SamplingParams` fields that override our defaults; the checkpoint's generation_config.json overrides
             them.
-        signature: metadata values that distinguish this row from others of its model type.
+        signature: metadata values that distinguish this row from others of its model type; without "vision_layers", a
+            model that sees does not match.
     """
 
     name: str
@@ -92,18 +93,20 @@ def find_variant(model_type: str, facts: Mapping[str, object], chat_template: st
 
     Args:
         model_type: `model_type` of config.json or `general.architecture` of a GGUF file.
-        facts: metadata values by `ModelConfig` field name, plus "basename" (GGUF `general.basename`) where known.
+        facts: metadata values by `ModelConfig` field name, plus "basename" (GGUF `general.basename`) where known, and
+            "vision_layers", the layers of its tower, for a model that sees.
         chat_template: text of the checkpoint's chat template, if it has one.
 
     Raises:
         UnsupportedModelError: see `choose_dialect`.
     """
     dialect = choose_dialect(model_type, chat_template)
+    facts = {"vision_layers": 0, **facts}
     for variant in VARIANTS.values():
         if (
             model_type in variant.model_types
             and dialect == variant.dialect
-            and all(facts.get(key) == value for key, value in variant.signature.items())
+            and all(facts.get(key) == value for key, value in {"vision_layers": 0, **variant.signature}.items())
         ):
             return variant
     return Variant(
@@ -270,6 +273,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "glm-4": "glm-4-9b-chat",
         "glm4": "glm-4-9b-chat",
         "glm-4-9b-base": "glm-4-9b",
+        "glm-4v": "glm-4v-9b",
         "glm-4-1m": "glm-4-9b-chat-1m",
         "glm-z1": "glm-z1-9b-0414",
         "glm-edge": "glm-edge-1.5b-chat",

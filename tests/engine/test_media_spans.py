@@ -15,7 +15,7 @@ from test_engine import CONFIG, engine, prompt
 from glm4.engine.engine import Engine
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.engine.sequence import prompt_positions
+from glm4.engine.sequence import Sequence, prompt_positions
 from glm4.engine.speculation import MAX_DRAFT, PromptLookup
 from glm4.errors import InvalidRequestError
 from glm4.kernels import get_kernels
@@ -27,6 +27,15 @@ from glm4.prompt import MediaSpan, Prompt
 from glm4.sampling_params import SamplingParams
 
 PLACEHOLDER = 7
+
+
+def add(made: Engine, request: GenerationRequest) -> None:
+    """Queue a request whose pictures have any number of rows: placeholders' embeddings, as if a tower had made them."""
+    sequence = Sequence(request, np.empty(0, np.int64), made.max_model_len)
+    rows = made.model.kernels.embedding(made.model.weights.embed_tokens, np.full(100, PLACEHOLDER, np.int32))
+    sequence.picture_rows = {span.digest: rows for span in request.prompt.spans}
+    made._sequences[request.request_id] = sequence
+    made.scheduler.add(sequence)
 
 
 def ask(name: str, wanted: Prompt, **options: object) -> GenerationRequest:
@@ -58,7 +67,7 @@ def pages_beside_each_other(first: Prompt, second: Prompt) -> tuple[list[int], l
     """Full pages of two prompts that run at the same time in one engine, both computed to the end."""
     made = engine(pages=32, max_num_seqs=2)
     for name, one in (("first", first), ("second", second)):
-        made.add_request(ask(name, one, max_tokens=100))
+        add(made, ask(name, one, max_tokens=100))
     made.step()
     while not all(s.num_new_tokens for s in made.scheduler.running):
         made.step()
@@ -69,9 +78,9 @@ def pages_beside_each_other(first: Prompt, second: Prompt) -> tuple[list[int], l
 def found_afterwards(first: Prompt, second: Prompt) -> int:
     """Pages of the first prompt, which has run to its end, that the second one finds."""
     made = engine(pages=32)
-    made.add_request(ask("first", first, max_tokens=1))
+    add(made, ask("first", first, max_tokens=1))
     made.step()
-    made.add_request(ask("second", second, max_tokens=1))
+    add(made, ask("second", second, max_tokens=1))
     (output,) = made.step()
     assert output.num_cached_tokens % PAGE_SIZE == 0
     return output.num_cached_tokens // PAGE_SIZE
@@ -115,7 +124,7 @@ def test_a_picture_shares_nothing_with_text_of_the_same_ids(wanted: Prompt) -> N
 def test_text_has_the_keys_it_always_had() -> None:
     made = engine(pages=8)
     ids = prompt(1, 70)
-    made.add_request(ask("a", Prompt(ids), max_tokens=1))
+    add(made, ask("a", Prompt(ids), max_tokens=1))
     made.step()
     (root,) = made.prefix_cache._roots.values()
     (first,) = root.children.values()
@@ -287,7 +296,7 @@ def test_chunked_prefill_and_decoding_behind_pictures(
     chunk: int, answer: list[tuple[int, NDArray[np.float32]]]
 ) -> None:
     made = reference(max_num_batched_tokens=chunk, max_prefill_beside_decode=chunk)
-    made.add_request(ask("a", WANTED, **OPTIONS))
+    add(made, ask("a", WANTED, **OPTIONS))
     check(run(made)["a"], answer)
 
 
@@ -297,7 +306,7 @@ def test_pages_from_the_cache(answer: list[tuple[int, NDArray[np.float32]]]) -> 
     head = Prompt(WANTED.ids[:70], SPANS[:1])
     longer = Prompt([*WANTED.ids, *(token for token, _ in answer), *TALK], SPANS)
     for name, wanted, cached in (("head", head, 0), ("all", WANTED, 64), ("again", WANTED, 96), ("more", longer, 128)):
-        made.add_request(ask(name, wanted, **OPTIONS))
+        add(made, ask(name, wanted, **OPTIONS))
         outputs = run(made)[name]
         assert outputs[0].num_cached_tokens == cached
         check(outputs, answer if wanted is WANTED else oracle(wanted))
@@ -307,7 +316,7 @@ def test_preemption(answer: list[tuple[int, NDArray[np.float32]]]) -> None:
     made = reference(pages=8, caching=False, max_num_seqs=4, max_num_batched_tokens=40)
     others = [ask(f"r{i}", Prompt(prompt(i, 30)), max_tokens=70) for i in range(2)]
     for item in (*others, ask("a", WANTED, **OPTIONS)):
-        made.add_request(item)
+        add(made, item)
     check(run(made)["a"], answer)
     assert made.scheduler.num_preemptions > 0
 
@@ -317,7 +326,7 @@ def test_guesses_stand_behind_the_last_position() -> None:
     found = {}
     for rows in (0, 8):
         made = reference(max_speculative_rows=rows, guess_cost=0.0)
-        made.add_request(ask("a", WANTED, **biased))
+        add(made, ask("a", WANTED, **biased))
         outputs = run(made)["a"]
         found[rows] = [token for output in outputs for token in output.token_ids]
         accepted = made.stats().num_accepted_tokens

@@ -38,7 +38,7 @@ NEEDS: dict[str, tuple[Set[Capability], str | None, Callable[[LLM], object]]] = 
     "min_tokens": ({Capability.MIN_TOKENS}, "min_tokens", lambda llm: llm.chat(CHAT, SamplingParams(min_tokens=1))),
     "adapters": ({Capability.ADAPTERS}, "model", lambda llm: llm.chat(CHAT, adapter="poems")),
     "pictures or sounds": (
-        {Capability.MEDIA}, "messages", lambda llm: llm.generate(Prompt([97, 98], (MediaSpan(0, 1, "image", "x"),))),
+        {Capability.MEDIA}, "prompt", lambda llm: llm.generate(Prompt([97, 98], (MediaSpan(0, 1, "image", "x"),))),
     ),
     "embeddings": ({Capability.EMBEDDINGS}, None, lambda llm: llm.embed("a")),
     "grammars (response_format)": (

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from glm4.errors import InvalidRequestError, shown
@@ -77,6 +79,21 @@ class MediaPart:
         return None if self.data is None else hashlib.sha256(self.data).hexdigest()
 
     @classmethod
+    def open(cls, path: str | os.PathLike[str], *, where: str = "", type: str = "") -> Self:
+        """A part from a file of this machine. For paths from the program itself, never from a request.
+
+        Raises:
+            InvalidRequestError: it cannot be read, is empty or too large.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_MEDIA_NBYTES + 1)
+        except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+            reason = getattr(error, "strerror", None) or str(error)
+            raise refusal(where, f"the {cls.kind} {shown(os.fspath(path))} cannot be read: {reason}") from None
+        return cls(data, where=where, type=type)
+
+    @classmethod
     def from_url(cls, url: str, *, where: str = "", type: str = "") -> Self:
         """A part from a URL; the bytes inside a `data:` URL are extracted.
 
@@ -140,7 +157,8 @@ def read_part(raw: object, where: str) -> Part:
     kind = raw.get("type")
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise refusal(where, f"content parts of type {shown(kind)} are not supported; {', '.join(_READERS)} are")
+        hint = "; pictures are sent as image_url" if kind == ImagePart.kind else ""
+        raise refusal(where, f"content parts of type {shown(kind)} are not supported; {', '.join(_READERS)} are{hint}")
     return reader(raw, where)
 
 

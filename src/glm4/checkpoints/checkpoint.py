@@ -31,6 +31,7 @@ from glm4.checkpoints.side_files import (
 from glm4.checkpoints.tensor_names import TensorMap, map_tensors
 from glm4.checkpoints.tensor_source import Float32, TensorInfo, TensorSource
 from glm4.checkpoints.text_files import TextFiles
+from glm4.checkpoints.vision_config import image_layout
 from glm4.errors import TensorError
 from glm4.kernels.group_codes import GroupCodes, concatenated
 from glm4.model.config import ModelConfig
@@ -98,6 +99,7 @@ class Checkpoint:
             context=self.config.max_position_embeddings,
             gguf_metadata=self.gguf_metadata,
             packed=self.packed is not None,
+            image=image_layout(self.config.vision),
         )
 
     @property
@@ -333,7 +335,8 @@ def _assemble(
     if template is not None and (mended := undouble_braces(template)) != template:
         template = mended
         notes.append("the chat template's tool-call example had doubled braces, which were fixed")
-    facts = {**asdict(config), "basename": metadata.get("general.basename")}
+    vision_layers = 0 if config.vision is None else config.vision.num_hidden_layers
+    facts = {**asdict(config), "basename": metadata.get("general.basename"), "vision_layers": vision_layers}
     extras = source.precision.extras if isinstance(source, PackedSource) else NO_EXTRAS
     tensor_map = map_tensors(config, parsed.layout, source.names(), embedding=embedding, extras=extras)
     if embedding is None and config.tie_word_embeddings and any("inv_freq" not in name for name in tensor_map.ignored):

@@ -21,6 +21,10 @@ from glm4.checkpoints.side_files import (
     undouble_braces,
 )
 from glm4.checkpoints.tensor_source import MappedFile
+from glm4.checkpoints.vision_config import image_layout, read_vision_config
+from glm4.errors import CheckpointError
+from glm4.model.config import VisionConfig
+from glm4.prompt import ImageLayout
 from glm4.variants import VARIANTS, Variant, find_variant
 
 _CHATGLM_NAMES = {
@@ -51,6 +55,7 @@ class TextFiles:
         context: the model's context length in tokens; None if unknown.
         gguf_metadata: every key of a GGUF file; empty for a folder.
         packed: the folder of a packed checkpoint, whose vocabulary has a table for a quick start.
+        image: how a picture stands in prompts; None if the model reads text only.
     """
 
     path: Path | None
@@ -62,6 +67,7 @@ class TextFiles:
     context: int | None = None
     gguf_metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
     packed: bool = False
+    image: ImageLayout | None = None
 
 
 def read_text_files(path: Path, *, variant: Variant | None = None) -> TextFiles:
@@ -90,21 +96,26 @@ def _from_folder(folder: Path, variant: Variant | None) -> TextFiles:
     packed = is_packed(settings)
     if packed and variant is None:
         variant = VARIANTS.get(str(settings["quantization_config"].get("variant")))
+    fields = Fields(settings, str(file))
+    model_type = str(settings.get("model_type", "(none)"))
+    vision = _vision(fields)
     facts = settings | {name: settings[theirs] for name, theirs in _CHATGLM_NAMES.items() if theirs in settings}
+    facts["vision_layers"] = 0 if vision is None else vision.num_hidden_layers
     generation, _ = read_generation_config(folder)
     template = _mended(read_chat_template(folder))
     more = generation.get("eos_token_id", [])
     vocab_size = _count(facts, "vocab_size")
-    stops = (*Fields(settings, str(file)).token_ids("eos_token_id"), *(more if isinstance(more, list) else [more]))
+    stops = (*fields.token_ids("eos_token_id"), *(more if isinstance(more, list) else [more]))
     return TextFiles(
         path=folder,
-        variant=variant or find_variant(str(settings.get("model_type", "(none)")), facts, template),
+        variant=variant or find_variant(model_type, facts, template),
         chat_template=template,
         generation_config=generation,
         eos_token_ids=tuple(i for i in dict.fromkeys(stops) if 0 <= i < (vocab_size or i + 1)),
         vocab_size=vocab_size,
         context=_count(facts, "max_position_embeddings"),
         packed=packed,
+        image=image_layout(vision),
     )
 
 
@@ -127,6 +138,14 @@ def _from_gguf(file: Path, variant: Variant | None) -> TextFiles:
         context=_count(facts, "max_position_embeddings"),
         gguf_metadata=metadata,
     )
+
+
+def _vision(fields: Fields) -> VisionConfig | None:
+    """The tower of a model that sees; None if there is none of glm-4v-9b's kind, which our engine would refuse."""
+    try:
+        return read_vision_config(fields)
+    except CheckpointError:
+        return None
 
 
 def _mended(template: str | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 from glm4.checkpoints.config_fields import Fields
 from glm4.errors import CheckpointError, UnsupportedModelError
 from glm4.model.config import VisionConfig
+from glm4.prompt import ImageLayout
 
 _MAX_SIDE = 4096  # pixels
 _MAX_GRID = 128  # patches of each side: 4 times as many rows of attention as any published model has
@@ -55,6 +56,13 @@ def read_vision_config(fields: Fields) -> VisionConfig | None:
             f"embedding are {config.num_positions}"
         )
     return config
+
+
+def image_layout(config: VisionConfig | None) -> ImageLayout | None:
+    """How a picture stands in prompts; None for a model without a tower."""
+    if config is None:
+        return None
+    return ImageLayout(config.image_size, config.num_rows, config.begin_id, config.end_id)
 
 
 def vision_settings(config: VisionConfig) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.adapters import AdapterTable
+from glm4.engine.pictures import PictureEncoder, check_pictures
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest, check_request
 from glm4.engine.sampling import token_logprobs
 from glm4.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
-from glm4.engine.sequence import Sequence
+from glm4.engine.sequence import Rows, Sequence
 from glm4.errors import GrammarError, InvalidRequestError
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
@@ -38,6 +39,7 @@ class Engine:
         max_model_len: prompt + output of one sequence; at most what the cache holds.
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
         max_adapters, max_adapter_nbytes: limits on the number of loaded LoRA adapters and on their total bytes.
+        picture_cache_nbytes: of what the vision tower made of pictures, kept for later requests.
 
     Attributes:
         adapters: the LoRA adapters that requests may name.
@@ -53,6 +55,7 @@ class Engine:
         enable_prefix_caching: bool = True,
         max_adapters: int = 16,
         max_adapter_nbytes: int = 2 << 30,
+        picture_cache_nbytes: int = 256 << 20,
     ) -> None:
         if max_model_len > cache.num_pages * PAGE_SIZE:
             raise ValueError(f"max_model_len {max_model_len} exceeds the cache's {cache.num_pages * PAGE_SIZE} tokens")
@@ -65,6 +68,8 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._seconds = 0.0  # spent in the model in this step
         self.adapters = AdapterTable(max_adapters, max_adapter_nbytes)
+        self._encoder = None if model.vision is None else PictureEncoder(model.vision, picture_cache_nbytes)
+        self._num_picture_hits = 0
         self._num_drafted = 0
         self._num_accepted = 0
 
@@ -73,12 +78,14 @@ class Engine:
 
         Raises:
             PromptTooLongError: no room for the prompt plus one new token.
-            InvalidRequestError: empty prompt, an id outside the vocabulary, a request id in use, or an unknown adapter.
+            InvalidRequestError: empty prompt, an id outside the vocabulary, a request id in use, an unknown adapter, or
+                media that the model cannot take (`check_pictures`).
         """
         vocab_size = self.model.config.vocab_size
         if request.request_id in self._sequences:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         check_request(request, vocab_size, self.max_model_len)
+        check_pictures(request.prompt, self.model.config.vision)
         ends = request.stop_ids | set(request.params.stop_token_ids)
         if request.params.min_tokens and len(ends) + len(self._banned_ids) >= vocab_size:
             raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
@@ -89,13 +96,27 @@ class Engine:
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
         sequence = Sequence(request, self._banned_ids, self.max_model_len)
         sequence.adapter = adapter
+        if self._encoder is None or not sequence.spans or self._has_pictures(self._encoder, sequence):
+            self.scheduler.add(sequence)
+        else:
+            self._encoder.add(sequence)
         self._sequences[request.request_id] = sequence
-        self.scheduler.add(sequence)
+
+    def _has_pictures(self, encoder: PictureEncoder, sequence: Sequence) -> bool:
+        """True if a new sequence does not have to wait for the tower."""
+        encoder.provide(sequence)
+        lacking = len(sequence.lacking_pictures())
+        if lacking and self.scheduler.finds_pictures(sequence):
+            lacking = 0
+        self._num_picture_hits += len({span.digest for span in sequence.spans}) - lacking
+        return not lacking
 
     def abort(self, request_id: str) -> None:
         """Drop a request immediately and free its pages; unknown ids are ignored."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
+            if self._encoder is not None:
+                self._encoder.remove(sequence)
             self.scheduler.remove(sequence)
 
     def close(self) -> None:
@@ -113,13 +134,14 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing. May be called from any thread; the numbers are then only roughly simultaneous."""
-        scheduler = self.scheduler
+        scheduler, encoder = self.scheduler, self._encoder
         # Copies, because another thread may add and remove in the meantime.
         running = {s.request.adapter for s in list(scheduler.running) if s.request.adapter is not None}
-        waiting = {s.request.adapter for s in list(scheduler.waiting) if s.request.adapter is not None}
+        queue = [*scheduler.waiting, *(encoder.waiting if encoder is not None else ())]
+        waiting = {s.request.adapter for s in queue if s.request.adapter is not None}
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(queue),
             kv_pages_used=self.prefix_cache.num_used_pages,
             kv_pages_total=self.cache.num_pages,
             prompt_score_nbytes=self.prefix_cache.score_nbytes,
@@ -130,10 +152,13 @@ class Engine:
             num_accepted_tokens=self._num_accepted,
             running_adapters=tuple(sorted(running)),
             waiting_adapters=tuple(sorted(waiting - running)),
+            pictures_encoded=0 if encoder is None else encoder.num_encoded,
+            picture_cache_hits=self._num_picture_hits,
+            encoding=None if encoder is None else encoder.progress,
         )
 
     def step(self) -> list[GenerationOutput]:
-        """Run one forward pass and sample where a sequence is ready for its next token.
+        """Run one forward pass and sample where a sequence is ready for its next token; encode a piece of a picture.
 
         What goes wrong in a sequence's own part of the step ends it with an error. An exception from here is about the
         bookkeeping that all sequences share.
@@ -141,8 +166,12 @@ class Engine:
         self._seconds = 0.0
         self.scheduler.admit()
         touched = self._begin_grammars()
-        scheduled = self.scheduler.schedule()
+        encoder = self._encoder
+        encoding = encoder is not None and encoder.has_work(self.scheduler.waiting)
+        scheduled = self.scheduler.schedule(encoding)
         touched += [sequence for sequence in self.scheduler.running if sequence.end is not None]
+        if encoder is not None:
+            touched += self._encode(encoder, encoding)
         if scheduled:
             decoding = all(item.sequence.num_remaining == 1 for item in scheduled)
             ready = self._compute(scheduled)
@@ -153,6 +182,18 @@ class Engine:
             if decoding:
                 self.scheduler.row_cost.record(sum(item.num_rows for item in scheduled), self._seconds)
         return [self._report(sequence) for sequence in touched]
+
+    def _encode(self, encoder: PictureEncoder, encoding: bool) -> list[Sequence]:
+        """The vision tower's part of the step; returns the sequences that it ended. Others enter the queue."""
+        done = encoder.advance(self.scheduler.encoder_rows) if encoding else []
+        for sequence in done:
+            if sequence.end is None:
+                self.scheduler.add(sequence)
+        while self.scheduler.lacking:
+            sequence = self.scheduler.lacking.pop(0)
+            encoder.provide(sequence)
+            (encoder if sequence.lacking_pictures() else self.scheduler).add(sequence)
+        return [sequence for sequence in done if sequence.end is not None]
 
     def _begin_grammars(self) -> list[Sequence]:
         """Append what grammars force at the start, to be computed with the prompt; returns sequences that end there.
@@ -217,7 +258,9 @@ class Engine:
 
     def _run_model(self, scheduled: list[ScheduledSequence]) -> NDArray[np.float32]:
         ids: list[int] = []
+        pictures: list[tuple[int, Rows]] = []
         for item in scheduled:
+            pictures += [(len(ids) + row, rows) for row, rows in item.sequence.next_picture_rows(item.num_tokens)]
             first = item.sequence.num_computed
             ids += item.sequence.ids[first : first + item.num_tokens]
             ids += item.draft
@@ -229,7 +272,7 @@ class Engine:
             positions=[s.sequence.next_positions(s.num_rows) for s in scheduled],
         )
         start = time.perf_counter()
-        hidden = self.model.forward(np.asarray(ids, np.int32), batch, self.cache)
+        hidden = self.model.forward(np.asarray(ids, np.int32), batch, self.cache, pictures)
         self._seconds += time.perf_counter() - start
         return hidden
 

@@ -123,7 +123,8 @@ class GenerationOutput:
             "abort", "error".
         stop_token_id: the stop id that ended it, if one did.
         logprobs: one entry per new token, if requested.
-        prompt_logprobs: set once, with the first output, if requested; entry 0 is None (nothing precedes it).
+        prompt_logprobs: set once, with the first output, if requested; entry 0 is None (nothing precedes it),
+            and so are those of rows that stand for media.
         num_cached_tokens: prompt tokens that came from a cache.
         embedding: float32 [hidden_size] of length 1, with the only output of a request with pooling.
         error: why the request ended with "error"; an output with one has no tokens.
@@ -146,7 +147,7 @@ class EngineStats:
 
     Attributes:
         num_running: requests that hold pages, now.
-        num_waiting: requests in the queue, now.
+        num_waiting: requests in the queue, now; those whose pictures are being encoded are among them.
         kv_pages_used: pages of the KV cache that running requests hold, now; those kept only for reuse are free.
         kv_pages_total: total number of pages.
         prompt_score_nbytes: memory of the log-probabilities kept beside pages, now.
@@ -157,6 +158,9 @@ class EngineStats:
         num_accepted_tokens: those of them that were accepted.
         running_adapters: names of the LoRA adapters that running requests use, now; sorted.
         waiting_adapters: those that only waiting requests use.
+        pictures_encoded: pictures that went through the vision tower.
+        picture_cache_hits: pictures of requests that did not have to, because what it made of them was still there.
+        encoding: fraction of the picture in the tower that is done, now; None if there is none.
     """
 
     num_running: int = 0
@@ -171,6 +175,9 @@ class EngineStats:
     num_accepted_tokens: int = 0
     running_adapters: tuple[str, ...] = ()
     waiting_adapters: tuple[str, ...] = ()
+    pictures_encoded: int = 0
+    picture_cache_hits: int = 0
+    encoding: float | None = None
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,23 @@ class ScheduledSequence:
 
 
 class Scheduler:
-    """Admission, fairness, preemption and page bookkeeping."""
+    """Admission, fairness, preemption and page bookkeeping.
+
+    Attributes:
+        waiting: the queue.
+        running: sequences that hold pages, in order of admission; the last one is preempted first.
+        lacking: sequences taken out of the queue because they need rows of pictures that they do not have: pages with
+            these were evicted. To be emptied by who can provide the rows.
+        encoder_rows: the vision tower's share of the last step planned, in rows of the text model.
+    """
 
     def __init__(self, config: SchedulerConfig, cache: PrefixCache) -> None:
         self.config = config
         self._cache = cache
         self.waiting: deque[Sequence] = deque()
-        # In order of admission; the last one is preempted first.
         self.running: list[Sequence] = []
+        self.lacking: list[Sequence] = []
+        self.encoder_rows = 0
         self.num_preemptions = 0
         self.num_looked_up_tokens = 0  # in the prefix cache
         self.num_found_tokens = 0
@@ -79,13 +88,16 @@ class Scheduler:
             scored = sequence.prompt_logprobs[: sequence.num_computed]
             self._cache.keep_beginning(sequence.ids, sequence.pages, sequence.num_shared_pages, scored, sequence.tree)
         self._release(sequence)
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        for place in (self.running, self.waiting, self.lacking):
+            if sequence in place:
+                place.remove(sequence)
 
-    def schedule(self) -> list[ScheduledSequence]:
-        """Plan the next step; empty when nothing is running or waiting."""
+    def schedule(self, encoding: bool = False) -> list[ScheduledSequence]:
+        """Plan the next step; empty when nothing is running or waiting.
+
+        Args:
+            encoding: a picture is in the vision tower, which takes part in the split of the budget as a prompt does.
+        """
         self.admit()
         planned: list[ScheduledSequence] = []
         running = [s for s in self.running if s.end is None]  # others failed while they were admitted
@@ -97,8 +109,10 @@ class Scheduler:
         if planned:
             budget = min(budget, self.config.max_prefill_beside_decode)
         prefilling = [s for s in running if s.num_remaining > 1 and s in self.running]
-        shares = fair_shares([s.num_remaining for s in prefilling], max(0, budget))
-        for sequence, share in zip(prefilling, shares, strict=True):
+        wants = [s.num_remaining for s in prefilling]
+        shares = fair_shares([*wants, *[budget] * encoding], max(0, budget))
+        self.encoder_rows = shares[-1] if encoding else 0
+        for sequence, share in zip(prefilling, shares, strict=False):
             if share:
                 self._plan(sequence, share, planned)
         return planned
@@ -107,6 +121,11 @@ class Scheduler:
         """Admit waiting sequences, as far as limits and pages allow."""
         while len(self.running) < self.config.max_num_seqs and (sequence := self._next()) is not None:
             sequence.attempt(self._hold, sequence)
+            if sequence.end is None and self._lacks_rows(sequence):
+                self._release(sequence)
+                self.waiting.remove(sequence)
+                self.lacking.append(sequence)
+                continue
             # Wait for room for the whole prompt: admitting earlier would only preempt another sequence.
             # One sequence alone always fits, because max_model_len never exceeds the cache.
             needed = pages_for(len(sequence.ids) + 1) - len(sequence.pages)
@@ -116,6 +135,17 @@ class Scheduler:
             sequence.attempt(self._begin, sequence)
             self.waiting.remove(sequence)  # usually the first
             self.running.append(sequence)
+
+    def finds_pictures(self, sequence: Sequence) -> bool:
+        """True if the prefix cache has everything up to the end of a sequence's last picture, now."""
+        self._hold(sequence)
+        lacks = self._lacks_rows(sequence)
+        self._release(sequence)
+        return not lacks
+
+    def _lacks_rows(self, sequence: Sequence) -> bool:
+        """True if rows of pictures are unknown behind the pages that a sequence holds."""
+        return bool(sequence.lacking_pictures(len(sequence.pages) * PAGE_SIZE))
 
     def _next(self) -> Sequence | None:
         """The first waiting sequence whose group may have another one running."""

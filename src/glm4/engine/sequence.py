@@ -18,6 +18,9 @@ from glm4.logprobs import TokenLogprobs
 from glm4.model.lora import LoraAdapter
 from glm4.prompt import Prompt
 
+Rows = NDArray[np.float32]
+"""Of one picture: float32 [num_rows, hidden_size]."""
+
 
 class Sequence:
     """Ids, cache pages and sampling state of one running request.
@@ -41,6 +44,8 @@ class Sequence:
         self.num_cached = 0  # prompt ids found in it
         self.was_admitted = False  # it has run before, but may be waiting again
         self.spans = request.prompt.spans
+        # By digest; read-only. Kept to the end, because a preemption may need them again.
+        self.picture_rows: dict[str, Rows] = {}
         self.lookup = PromptLookup(self.spans)
         self._prompt_positions = prompt_positions(request.prompt)
         self.sampler = Sampler(request, banned_ids)
@@ -98,6 +103,21 @@ class Sequence:
     def tree(self) -> Tree:
         """The prefix cache tree that its pages belong to."""
         return (0 if self.adapter is None else self.adapter.number), self.request.cache_salt
+
+    def lacking_pictures(self, first: int = 0) -> list[str]:
+        """Digests of the pictures whose rows are not known, of those that reach beyond row `first`; in order."""
+        lacking = (s.digest for s in self.spans if s.end > first and s.digest not in self.picture_rows)
+        return list(dict.fromkeys(lacking))
+
+    def next_picture_rows(self, count: int) -> list[tuple[int, Rows]]:
+        """Which of the next `count` rows are those of pictures: (the first one, counted from the next row; rows)."""
+        first, found = self.num_computed, list[tuple[int, Rows]]()
+        for span in self.spans:
+            start, stop = max(first, span.start), min(first + count, span.end)
+            if start < stop:
+                rows = self.picture_rows[span.digest][start - span.start : stop - span.start]
+                found.append((start - first, rows))
+        return found
 
     def next_positions(self, count: int) -> NDArray[np.int32]:
         """Positions of the next `count` rows to compute, which may extend beyond `ids`: int32 [count]."""
@@ -171,12 +191,20 @@ class Sequence:
             finish_reason=reason,
             stop_token_id=stop_token,
             logprobs=tuple(self.unreported_logprobs),
-            prompt_logprobs=tuple(self.prompt_logprobs) if scored else None,
+            prompt_logprobs=self._text_logprobs() if scored else None,
             num_cached_tokens=self.num_cached,
             embedding=self.embedding,
         )
         self.unreported, self.unreported_logprobs, self.reported = [], [], True
         return output
+
+    def _text_logprobs(self) -> tuple[TokenLogprobs | None, ...]:
+        """The prompt's log-probabilities, without those of placeholders: these say nothing."""
+        found = self.prompt_logprobs.copy()
+        for span in self.spans:
+            for row in range(span.start, min(span.end, len(found))):
+                found[row] = None
+        return tuple(found)
 
 
 def prompt_positions(prompt: Prompt) -> NDArray[np.int32] | None:

@@ -32,6 +32,7 @@ AVIF 1.1 GB and 2 s. WebP with alpha and JPEG 2000 need more and end at some 70 
 _REMEMBERED = 8
 _MOST_WAITING = 16
 _PATIENCE = 60.0  # seconds
+_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # PNG's numbers, by channels
 _INSTEAD = "send a smaller picture, as PNG or JPEG"
 
 
@@ -178,9 +179,6 @@ def _check_size(height: int, width: int) -> None:
         raise _refusal("", "the image has no pixels")
     if height * width > MAX_PIXELS:
         raise _refusal("", f"the image has more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller")
-
-
-_COLOR_TYPES = {1: 0, 3: 2, 4: 6}  # PNG's numbers, by channels
 
 
 def _png(array: NDArray[np.uint8]) -> bytes:

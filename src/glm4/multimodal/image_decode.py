@@ -19,6 +19,7 @@ import importlib
 import io
 import math
 from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -29,18 +30,18 @@ _FORMATS = {
     "TGA": "Tga",  # last, as it has no signature
 }  # fmt: skip
 _WANTED = "send PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF"
-_SIGNATURES = {
-    "PNG": (0, b"\x89PNG"), "JPEG": (0, b"\xff\xd8\xff"), "GIF": (0, b"GIF8"), "WebP": (8, b"WEBP"),
-    "AVIF": (8, b"avi"), "BMP": (0, b"BM"), "TIFF": (0, b"II*\0"), "TIFF ": (0, b"MM\0*"), "QOI": (0, b"qoif"),
-    "JPEG 2000": (4, b"jP  "),
-}  # fmt: skip
-_OTHER_SIGNATURES = {
-    "a PDF document": (0, b"%PDF"), "PostScript": (0, b"%!PS"), "Photoshop's PSD": (0, b"8BPS"),
-    "JPEG XL": (0, b"\xff\x0a"), "JPEG XL ": (4, b"JXL "), "HEIC": (8, b"hei"), "HEIC ": (8, b"mif1"),
-    "a video": (4, b"ftyp"), "a video ": (0, b"\x1a\x45\xdf\xa3"), "a video  ": (8, b"AVI "), "audio": (8, b"WAVE"),
-    "audio ": (0, b"OggS"), "audio  ": (0, b"ID3"), "a ZIP archive or an Office document": (0, b"PK\x03\x04"),
-    "a gzip archive": (0, b"\x1f\x8b"),
-}  # fmt: skip
+_SIGNATURES = (
+    ("PNG", 0, b"\x89PNG"), ("JPEG", 0, b"\xff\xd8\xff"), ("GIF", 0, b"GIF8"), ("WebP", 8, b"WEBP"),
+    ("AVIF", 8, b"avi"), ("BMP", 0, b"BM"), ("TIFF", 0, b"II*\0"), ("TIFF", 0, b"MM\0*"), ("QOI", 0, b"qoif"),
+    ("JPEG 2000", 4, b"jP  "),
+)  # fmt: skip
+_OTHER_SIGNATURES = (
+    ("a PDF document", 0, b"%PDF"), ("PostScript", 0, b"%!PS"), ("Photoshop's PSD", 0, b"8BPS"),
+    ("JPEG XL", 0, b"\xff\x0a"), ("JPEG XL", 4, b"JXL "), ("HEIC", 8, b"hei"), ("HEIC", 8, b"mif1"),
+    ("a video", 4, b"ftyp"), ("a video", 0, b"\x1a\x45\xdf\xa3"), ("a video", 8, b"AVI "), ("audio", 8, b"WAVE"),
+    ("audio", 0, b"OggS"), ("audio", 0, b"ID3"), ("a ZIP archive or an Office document", 0, b"PK\x03\x04"),
+    ("a gzip archive", 0, b"\x1f\x8b"),
+)  # fmt: skip
 
 _LARGE = 30_000_000  # pixels
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 0x0102, 0x0106
@@ -51,17 +52,16 @@ _UPRIGHT = {
 }  # fmt: skip
 
 
-def _import_plugins() -> list[str]:
+def _import_plugins() -> dict[str, ModuleType]:
     """Those of `_FORMATS` that this Pillow has; here, since imports do not belong into a call's limits."""
-    for name in ("Mpo", *_FORMATS.values()):  # JPEG's plugin imports Mpo when it needs it
+    found = {}
+    for name, module in {"MPO": "Mpo", **_FORMATS}.items():
         with suppress(ImportError):  # AVIF came with Pillow 11.3
-            plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
-            if name == "Avif":
-                vars(plugin)["DEFAULT_MAX_THREADS"] = 1  # the processors are there for the model
-    return [name for name in _FORMATS if name in Image.OPEN]
+            found[name] = importlib.import_module(f"PIL.{module}ImagePlugin")
+    return {name: module for name, module in found.items() if name in Image.OPEN}  # JPEG's plugin opens MPO
 
 
-_AVAILABLE = _import_plugins()
+_PLUGINS = _import_plugins()
 
 
 def decode(argument: bytes) -> bytes:
@@ -77,9 +77,11 @@ def decode(argument: bytes) -> bytes:
     line, _, data = argument.partition(b"\n")
     size, max_pixels = map(int, line.split())
     Image.MAX_IMAGE_PIXELS = max_pixels // 2  # Pillow warns above this, and fails above twice as many
+    if "AVIF" in _PLUGINS:
+        vars(_PLUGINS["AVIF"])["DEFAULT_MAX_THREADS"] = 1  # the processors are there for the model
     width = height = 0
     try:
-        with Image.open(io.BytesIO(data), formats=_AVAILABLE) as opened:
+        with Image.open(io.BytesIO(data), formats=list(_PLUGINS)) as opened:
             width, height = opened.size
             image = to_rgb(opened)
         return b"+" + image.resize((size, size), Image.Resampling.BICUBIC).tobytes()
@@ -90,10 +92,10 @@ def decode(argument: bytes) -> bytes:
     except Exception as error:  # a decoder may raise anything
         if isinstance(error, MemoryError) or "memory" in str(error).lower():
             raise MemoryError from None
-        text = f" ({error})" if isinstance(error, OSError) else ""
+        text = f" ({str(error)[:120]})" if isinstance(error, OSError) else ""
         # JPEG 2000's says the same when memory runs out.
         large = f", or takes too much memory at {width} x {height} pixels" if width * height > _LARGE else ""
-        reason = f"the file is damaged or incomplete{text}{large}; save it again as PNG or JPEG"
+        reason = f"the file is damaged, incomplete or unusual{text}{large}; save it again as PNG or JPEG"
     return b"-" + reason.encode()
 
 
@@ -154,12 +156,14 @@ def _upper_8_bits(wide: Image.Image, image: Image.Image) -> Image.Image:
 
 def _what_else(data: bytes) -> str:
     """What a file seems to be that no plugin opens."""
-    for name, (start, signature) in _SIGNATURES.items():
+    for name, start, signature in _SIGNATURES:
         if data.startswith(signature, start):
-            return f"it looks like {name.strip()}, but its header is damaged; save it again as PNG or JPEG"
-    for name, (start, signature) in _OTHER_SIGNATURES.items():
+            return (
+                f"it looks like {name}, but damaged, or of a kind that this Pillow does not know; save it again as PNG"
+            )
+    for name, start, signature in _OTHER_SIGNATURES:
         if data.startswith(signature, start):
-            return f"it looks like {name.strip()}, which is not supported; {_WANTED}"
+            return f"it looks like {name}, which is not supported; {_WANTED}"
     beginning = data[:4096].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     name = "text"
     if b"<svg" in beginning:

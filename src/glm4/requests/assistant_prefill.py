@@ -45,10 +45,8 @@ class AssistantPrefill:
     @classmethod
     def _find(cls, processor: Processor, request: ChatRequest, begun: str) -> AssistantPrefill:
         def render(*last: Message) -> str:
-            return processor.dialect.render_text(
-                replace(request, messages=(*request.messages, *last), add_generation_prompt=not last),
-                tokenizer=processor.tokenizer,
-                template=processor.template,
+            return processor.render_text(
+                replace(request, messages=(*request.messages, *last), add_generation_prompt=not last)
             )
 
         asked, probed = render(), render(Message("assistant", _PROBE))

@@ -16,8 +16,10 @@ from glm4.chat.call_grammar import callables
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.dialects.base import texts_of
 from glm4.chat.parsers.base import PlainParser, StreamParser
+from glm4.chat.parts import ImagePart
+from glm4.chat.pictures import check_number, check_parts, images_of, picture_prompt
 from glm4.engine.protocol import GenerationRequest, TokenConstraint
-from glm4.errors import PromptTooLongError
+from glm4.errors import InvalidRequestError, PromptTooLongError, TemplateError
 from glm4.prompt import Prompt
 from glm4.requests.assistant_prefill import AssistantPrefill
 from glm4.requests.declared_grammar import DeclaredGrammars
@@ -127,6 +129,8 @@ class InputProcessor:
 
     def close(self) -> None:
         """End what preparing requests has started."""
+        if self._processor.images is not None:
+            self._processor.images.close()
         if isinstance(self._grammars, GrammarCompiler):
             self._grammars.close()
 
@@ -138,10 +142,19 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
+        # Before anything is fetched or decoded.
+        check_parts(request.messages, processor.dialect.media, processor.image)
+        pictures = images_of(request.messages)
+        media = pictures[0].where if pictures else None
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
-        check_supported(self._info, prompt, params, adapter=request.adapter, grammar=form)
+        check_supported(self._info, params, media=media, adapter=request.adapter, grammar=form)
+        if processor.images is not None and pictures:
+            self._fitting(partial(self._check_texts, request), "messages")
+            request = processor.images.fetched(request)
+        prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
         self._check_length(prompt, "messages")
+        if processor.images is not None:
+            prompt = processor.images.with_pixels(prompt, images_of(request.messages))
         constraint = self._chat_constraint(request, params.structured_outputs)
         skip = params.skip_special_tokens
 
@@ -162,15 +175,22 @@ class InputProcessor:
     def conversation(self, request: ChatRequest) -> tuple[Prompt, AssistantPrefill | None]:
         """The prompt of a conversation, however long, and the beginning of the answer that it ends with.
 
+        No picture is fetched or decoded for it.
+
         Raises:
             InvalidRequestError, TemplateError: as `chat`.
             PromptTooLongError: it is many times as long as the context, and was not counted.
         """
-        # Before anything goes through the text. Even if a template left some of it out, it would be far too long.
-        self._processor.tokenizer.check_length(texts_of(request), self._max_model_len)
+        self._check_texts(request)
         asked, prefill = AssistantPrefill.split(self._processor, request)
         prompt = self._processor.render(asked, most=self._max_model_len)
         return prompt if prefill is None else prefill.after(prompt), prefill
+
+    def _check_texts(self, request: ChatRequest) -> None:
+        """Before anything goes through the text. Even if a template left some of it out, it would be far too long."""
+        image = self._processor.image
+        rows = 0 if image is None else len(images_of(request.messages)) * image.num_rows
+        self._processor.tokenizer.check_length(texts_of(request), self._max_model_len, rows)
 
     def prompt(
         self,
@@ -192,15 +212,18 @@ class InputProcessor:
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         tokenizer, embedding = self._processor.tokenizer, pooling is not None
-        source, given = read_prompt(prompt)
+        source, given, pictures = read_prompt(prompt)
+        form = _form_param(params)
+        media = pictures[0].where if pictures else "prompt" if isinstance(given, Prompt) and given.spans else None
+        if pictures:
+            self._check_pictures(pictures)
+        check_supported(self._info, params, media=media, adapter=adapter, embedding=embedding, grammar=form)
         num_added = 0
         if not isinstance(given, Prompt):
             written = source or "" if given is None else given
             encode = partial(_prompt_ids, written, tokenizer, most=self._max_model_len, **options)
             ids, num_added = self._fitting(encode, "prompt")
-            given = Prompt(ids)
-        form = _form_param(params)
-        check_supported(self._info, given, params, adapter=adapter, embedding=embedding, grammar=form)
+            given = self._with_pictures(ids, pictures) if pictures else Prompt(ids)
         self._check_length(given, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
@@ -211,6 +234,31 @@ class InputProcessor:
         return PreparedRequest(
             given, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
         )
+
+    def _check_pictures(self, pictures: Sequence[ImagePart]) -> None:
+        """As `check_parts`, for those of a raw prompt."""
+        image = self._processor.image
+        if image is None:
+            raise InvalidRequestError("this model takes text only; leave multi_modal_data out", param="prompt")
+        for count, part in enumerate(pictures, 1):
+            check_number(count, image, part.where)
+
+    def _with_pictures(self, ids: list[int], pictures: Sequence[ImagePart]) -> Prompt:
+        """A raw prompt with pictures in the places that it has for them."""
+        images, dialect = self._processor.images, self._processor.dialect
+        assert images is not None  # noqa: S101 (checked before)
+        marks = dialect.mark_ids(self._processor.tokenizer)
+        try:
+            prompt = picture_prompt(ids, marks, images.layout, pictures)
+        except TemplateError:
+            raise InvalidRequestError(
+                f"the prompt needs {''.join(dialect.picture_marks)} for each of its pictures ({len(pictures)}); in text"
+                " these are tokens only with parse_special=True",
+                param="prompt",
+            ) from None
+        self._check_length(prompt, "prompt")
+        found = [images.fetch(part) for part in pictures]
+        return images.with_pixels(picture_prompt(ids, marks, images.layout, found), found)
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to embed; see `LLM.prepare_embedding`."""

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 from glm4.chat.chat_request import Conversation
 from glm4.chat.messages import Message
+from glm4.chat.parts import ImagePart
 from glm4.errors import InvalidRequestError
 from glm4.prompt import Prompt
+from glm4.requests.local_images import read_image
 
 PromptLike = str | Sequence[int] | Prompt | Mapping[str, Any]
-"""Text, token ids (a list or an array), a `Prompt`, or vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`."""
+"""Text, token ids (a list or an array), a `Prompt`, or vLLM's `{"prompt": text}` and `{"prompt_token_ids": ids}`.
+
+The dictionaries may have `"multi_modal_data": {"image": …}` beside them: a picture in a form of `read_image`, or a list
+of them, one for every `<|begin_of_image|><|endoftext|><|end_of_image|>` of the prompt.
+"""
 
 _FORMS = "text, a list of token ids, {'prompt': text} or {'prompt_token_ids': ids}"
 _BYTES = (bytes, bytearray, memoryview)
@@ -29,16 +35,24 @@ def read_prompts(given: PromptLike | Sequence[PromptLike]) -> list[PromptLike]:
     return list(listed)
 
 
-def read_prompt(given: PromptLike) -> tuple[str | None, Prompt | list[int] | None]:
-    """A prompt's text, if it was given, and its ids; without ids the text has to be encoded.
+class RawPrompt(NamedTuple):
+    """A prompt's text, if it was given, its ids, and its pictures; without ids the text has to be encoded."""
+
+    text: str | None
+    ids: Prompt | list[int] | None
+    images: tuple[ImagePart, ...] = ()
+
+
+def read_prompt(given: PromptLike) -> RawPrompt:
+    """A prompt in any of the forms.
 
     Raises:
         InvalidRequestError: it is not a prompt.
     """
     if isinstance(given, str):
-        return given, None
+        return RawPrompt(given, None)
     if isinstance(given, Prompt):
-        return None, given
+        return RawPrompt(None, given)
     if isinstance(given, Mapping):
         return _read_mapping(given)
     if isinstance(given, _BYTES):
@@ -46,7 +60,7 @@ def read_prompt(given: PromptLike) -> tuple[str | None, Prompt | list[int] | Non
     listed = _listed(given)
     if not isinstance(listed, Sequence):
         _refuse(f"a prompt is {_FORMS}, not {type(given).__name__} ({str(given)[:40]})")
-    return None, _ids(listed)
+    return RawPrompt(None, _ids(listed))
 
 
 def read_conversations(given: Conversation | Sequence[Conversation]) -> list[Conversation]:
@@ -67,9 +81,10 @@ def read_conversations(given: Conversation | Sequence[Conversation]) -> list[Con
     return [cast(Conversation, given)]
 
 
-def _read_mapping(given: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
+def _read_mapping(given: Mapping[str, Any]) -> RawPrompt:
     known = {key: value for key, value in given.items() if value is not None}
     text, ids = known.pop("prompt", None), known.pop("prompt_token_ids", None)
+    images = _read_images(known.pop("multi_modal_data", {}))
     for key in known:
         hint = "; for messages there is `chat`" if key in ("role", "content", "messages") else ""
         _refuse(f"a prompt is {_FORMS}; {key!r} is not supported{hint}")
@@ -78,11 +93,21 @@ def _read_mapping(given: Mapping[str, Any]) -> tuple[str | None, list[int] | Non
     if ids is None:
         if text is None:
             _refuse(f"a prompt is {_FORMS}; this dictionary has neither")
-        return text, None
+        return RawPrompt(text, None, images)
     listed = _listed(ids)
     if isinstance(listed, (str, *_BYTES)) or not isinstance(listed, Sequence):
         _refuse(f"'prompt_token_ids' is a list of token ids, not {type(ids).__name__}")
-    return text, _ids(listed)
+    return RawPrompt(text, _ids(listed), images)
+
+
+def _read_images(given: object) -> tuple[ImagePart, ...]:
+    """The pictures of vLLM's `multi_modal_data`."""
+    name = "multi_modal_data"
+    if not isinstance(given, Mapping) or set(given) - {"image"}:
+        _refuse(f"{name} is {{'image': a picture or a list of pictures}}; nothing else is supported")
+    images = given.get("image", [])
+    listed = list(images) if isinstance(images, (list, tuple)) else [images]
+    return tuple(read_image(image, f"{name}.image[{at}]") for at, image in enumerate(listed))
 
 
 def _listed(value: object) -> object:

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from glm4.backends.base import BackendInfo, Capability
 from glm4.backends.table import BACKENDS
 from glm4.errors import InvalidRequestError
-from glm4.prompt import Prompt
 from glm4.sampling_params import SamplingParams
 
 _OPTIONS: Mapping[str, Capability] = MappingProxyType(
@@ -28,9 +27,9 @@ GRAMMARS = frozenset({Capability.COMPILED_GRAMMARS, Capability.DECLARED_GRAMMARS
 
 def check_supported(
     info: BackendInfo,
-    prompt: Prompt,
     params: SamplingParams,
     *,
+    media: str | None = None,
     adapter: str | None = None,
     embedding: bool = False,
     grammar: str | None = None,
@@ -38,6 +37,7 @@ def check_supported(
     """Refuse a request that asks for more than the backend can do.
 
     Args:
+        media: the field with a picture or sound, if there is one.
         adapter: name of the adapter it asks for.
         embedding: it asks for a vector.
         grammar: name of the field that makes its answer follow a grammar.
@@ -45,7 +45,7 @@ def check_supported(
     Raises:
         InvalidRequestError: `.param` names the option.
     """
-    for option, param, wanted in _needs(prompt, params, adapter, embedding, grammar):
+    for option, param, wanted in _needs(params, media, adapter, embedding, grammar):
         if info.capabilities.isdisjoint(wanted):
             able = [name for name, row in BACKENDS.items() if not row.capabilities.isdisjoint(wanted)]
             raise InvalidRequestError(
@@ -56,14 +56,14 @@ def check_supported(
 
 
 def _needs(
-    prompt: Prompt, params: SamplingParams, adapter: str | None, embedding: bool, grammar: str | None
+    params: SamplingParams, media: str | None, adapter: str | None, embedding: bool, grammar: str | None
 ) -> Iterator[tuple[str, str | None, frozenset[Capability]]]:
     """(option, request field, capabilities any one of which is enough) for everything the request asks for."""
     for name, capability in _OPTIONS.items():
         if getattr(params, name) != getattr(SamplingParams, name):
             yield name, name, frozenset({capability})
-    if prompt.spans:
-        yield "pictures or sounds", "messages", frozenset({Capability.MEDIA})
+    if media is not None:
+        yield "pictures or sounds", media, frozenset({Capability.MEDIA})
     if adapter is not None:
         yield "adapters", "model", frozenset({Capability.ADAPTERS})
     if embedding:

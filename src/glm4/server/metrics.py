@@ -142,4 +142,6 @@ class _EngineCollector(Collector):
             put(counter, "num_preemptions", "Requests preempted for lack of pages.", stats.num_preemptions)
             put(counter, "spec_decode_num_draft_tokens", "Draft tokens proposed.", stats.num_drafted_tokens)
             put(counter, "spec_decode_num_accepted_tokens", "Draft tokens accepted.", stats.num_accepted_tokens)
+            put(counter, "pictures_encoded", "Pictures that went through the vision tower.", stats.pictures_encoded)
+            put(counter, "picture_cache_hits", "Pictures that did not have to.", stats.picture_cache_hits)
         yield from families.values()

@@ -15,15 +15,18 @@ from glm4.chat.call_grammar import CallableTool, literal
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
-from glm4.chat.parts import TextPart, refusal
+from glm4.chat.parts import TextPart
+from glm4.chat.pictures import Marks, check_parts, check_places, images_of, picture_prompt, with_rows
 from glm4.chat.template.shield import Shield, texts
 from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.errors import InvalidRequestError, TokenizerError, shown
-from glm4.prompt import Prompt
+from glm4.prompt import ImageLayout, Prompt
 from glm4.tokenizer import Detokenizer, Tokenizer
 
 Tools = Sequence[Mapping[str, Any]]
 _SWITCH = "enable_thinking"  # the variable by which templates turn thinking off, where they can
+PICTURES = "pictures"
+"""Key of a prepared message: how many pictures it has. The template does not see it."""
 RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 """Variables of a chat template that a request sets by fields of its own."""
 
@@ -40,7 +43,12 @@ class TemplateDialect(ABC):
         answer_opening: what the model writes before an answer that is not a call; its parser drops it.
         call_opening: the same before calls.
         thinking_closing: what ends the thinking that precedes everything else, in dialects that have it.
-        media: kinds of content parts its prompts support, besides text.
+        media: kinds of content parts its prompts have a place for, besides text. Whether a checkpoint can use them is
+            its own affair: `image` says so.
+        picture_marks: the special tokens that stand where a picture is.
+        picture_template_name: our own template for checkpoints that see, if it is another one.
+
+    Methods take `image`, how a picture stands in prompts of this checkpoint; None if it does not see.
     """
 
     name: str
@@ -52,6 +60,8 @@ class TemplateDialect(ABC):
     call_opening: str = ""
     thinking_closing: str | None = None
     media: frozenset[str] = frozenset()
+    picture_marks: tuple[str, str, str] = ("", "", "")
+    picture_template_name: str = ""
 
     @property
     def thinks(self) -> bool:
@@ -80,6 +90,7 @@ class TemplateDialect(ABC):
         *,
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
+        image: ImageLayout | None = None,
         most: int | None = None,
     ) -> Prompt:
         """The prompt of a conversation, in which only the template's own markers are special tokens.
@@ -94,33 +105,57 @@ class TemplateDialect(ABC):
             PromptTooLongError: see `most`.
             TemplateError: the template failed or rejected the conversation.
         """
-        rendering = Rendering(self, request, tokenizer, template)
-        return Prompt(rendering.shield.encode(rendering.prompt(), most))
+        rendering = Rendering(self, request, tokenizer, template, image)
+        ids = rendering.shield.encode(rendering.prompt(), most)
+        if image is None:
+            return Prompt(ids)
+        return picture_prompt(ids, self.mark_ids(tokenizer), image, images_of(request.messages))
 
-    def render_text(self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None) -> str:
-        """The same prompt as human-readable text. Re-encoding it would trust what users wrote; use `render` instead."""
-        rendering = Rendering(self, request, tokenizer, template)
+    def render_text(
+        self,
+        request: ChatRequest,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        image: ImageLayout | None = None,
+    ) -> str:
+        """The same prompt as human-readable text, in which `picture_marks` stand for a picture.
+
+        Re-encoding it would trust what users wrote; use `render` instead.
+        """
+        rendering = Rendering(self, request, tokenizer, template, image)
         return rendering.shield.uncover(rendering.prompt())
 
     def loss_mask(
-        self, request: ChatRequest, *, tokenizer: Tokenizer, template: ChatTemplate | None = None
+        self,
+        request: ChatRequest,
+        *,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        image: ImageLayout | None = None,
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them the model should learn to produce.
 
-        Every assistant turn is trained, from the first token the model writes through the token that ends the turn.
+        Every assistant turn is trained, from the first token the model writes through the token that ends the turn;
+        rows of pictures are not.
         Where template text and model text meet inside one token (an answer that begins with a line break after
         ChatML's own), they are encoded separately, as they are in generation.
 
         Raises:
             InvalidRequestError: the template renders earlier turns differently once later ones follow.
         """
-        rendering = Rendering(self, request, tokenizer, template)
+        rendering = Rendering(self, request, tokenizer, template, image)
         ids: list[int] = []
         mask: list[bool] = []
+        places = 0
         for text, trained in self.segments(rendering):
             part = rendering.shield.encode(text)
+            if image is not None and not trained:
+                part, starts = with_rows(part, self.mark_ids(tokenizer), image)
+                places += len(starts)
             ids += part
             mask += [trained] * len(part)
+        check_places(places, len(images_of(request.messages)))
         return ids, mask
 
     @abstractmethod
@@ -158,9 +193,19 @@ class TemplateDialect(ABC):
     def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
         """The rendered conversation split into segments, each with whether it is trained."""
 
-    def choose_template(self, template: ChatTemplate | None) -> ChatTemplate:
+    def choose_template(self, template: ChatTemplate | None, image: ImageLayout | None = None) -> ChatTemplate:
         """The checkpoint's own template, or the dialect's if it has none."""
-        return template or default_template(self.template_name)
+        name = self.template_name if image is None else self.picture_template_name or self.template_name
+        return template or default_template(name)
+
+    def mark_ids(self, tokenizer: Tokenizer) -> Marks:
+        """Ids of `picture_marks`.
+
+        Raises:
+            TokenizerError: the vocabulary lacks one of them.
+        """
+        begin, content, end = map(tokenizer.special_id, self.picture_marks)
+        return begin, content, end
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end the model's turn, the tokenizer's own end-of-text ids included.
@@ -198,9 +243,14 @@ class Rendering:
     """One conversation being rendered by one template."""
 
     def __init__(
-        self, dialect: TemplateDialect, request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate | None
+        self,
+        dialect: TemplateDialect,
+        request: ChatRequest,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        image: ImageLayout | None,
     ) -> None:
-        self.template = dialect.choose_template(template)
+        self.template = dialect.choose_template(template, image)
         self.tokenizer = tokenizer
         self._add_generation_prompt = request.add_generation_prompt
         kwargs = dict(request.template_kwargs)
@@ -213,25 +263,32 @@ class Rendering:
                 " (include_reasoning = false hides the thinking)",
                 param="reasoning_effort",
             )
-        _check_parts(request.messages, dialect.media)
+        check_parts(request.messages, dialect.media, image)
         builtin = dialect.builtin_tools
         turns = [replace(m, tools=tuple(check_tools(m.tools, builtin))) if m.tools else m for m in request.messages]
         prepared, offered = dialect.prepare(turns, check_tools(request.tools, builtin))
         wants_tools = bool(offered) or any(message.get("tools") for message in prepared)
         if wants_tools and "tools" not in self.template.source:
             raise InvalidRequestError("this model's chat template has no place for tools", param="tools")
+        self._marks = "".join(dialect.picture_marks)
         self.shield = Shield(tokenizer, [prepared, offered, kwargs], self.template.source)
         self.messages = [self._cover(message) for message in prepared]
         self._tools = self.shield.cover(offered) or None
         self._kwargs = self.shield.cover(kwargs)
 
     def _cover(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Cover everything callers wrote except the role: it is one of ours, and templates compare it."""
-        model_text = message["role"] == "assistant"
-        return {
+        """Cover everything callers wrote except the role: it is one of ours, and templates compare it.
+
+        The marks of pictures are ours too, and come first, as the models were trained.
+        """
+        model_text, pictures = message["role"] == "assistant", message.pop(PICTURES, 0)
+        covered = {
             key: value if key == "role" else self.shield.cover(value, model_text=model_text)
             for key, value in message.items()
         }
+        if pictures:
+            covered["content"] = self._marks * pictures + covered["content"]
+        return covered
 
     def prompt(self) -> str:
         """The whole conversation as the request asks for it."""
@@ -267,16 +324,6 @@ class Rendering:
                 )
             turns.append((index, len(prompt), len(end)))
         return turns
-
-
-def _check_parts(messages: Sequence[Message], media: frozenset[str]) -> None:
-    """Reject parts the model cannot read. This is the only such check: parsers accept every part the APIs define."""
-    for index, message in enumerate(messages):
-        for number, part in enumerate(message.content):
-            if not isinstance(part, TextPart) and part.kind not in media:
-                where, kind = part.where or f"messages[{index}].content[{number}]", part.type or part.kind
-                reads = " and ".join(("text", *sorted(media))) if media else "text only"
-                raise refusal(where, f"this model takes {reads}; cannot use a content part of type {kind!r}")
 
 
 def check_tools(tools: Tools, builtin: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -2,6 +2,9 @@
 
 The model answers `\\n` and text, or `{tool}\\n{arguments}`; a call ends with `<|observation|>`. Text and a call in one
 answer are separated by `<|assistant|>`. Source: the checkpoint's chat template, THUDM/GLM-4.
+
+GLM-4V: a picture stands before the text of its message, wherever the message has it. Its code for prompts writes tools
+without a heading (our template `glm4v`); a checkpoint's own template has precedence. Source: glm-4v-9b's tokenizer.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.chat.call_grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
-from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_names
+from glm4.chat.dialects.base import PICTURES, Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.events import Event, TextDelta, merged
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import CallWriter, StreamParser, new_call_id
+from glm4.chat.parts import ImagePart
 from glm4.tokenizer import Tokenizer
 
 USER, ASSISTANT, OBSERVATION, END_OF_TEXT = "<|user|>", "<|assistant|>", "<|observation|>", "<|endoftext|>"
@@ -35,6 +39,9 @@ class GLM4Dialect(TemplateDialect):
     markers: Mapping[str, str] = MappingProxyType({ASSISTANT: SEGMENT})
     builtin_tools: tuple[str, ...] = RAW_TOOLS
     answer_opening = "\n"
+    media: frozenset[str] = frozenset({"image"})
+    picture_marks = ("<|begin_of_image|>", END_OF_TEXT, "<|end_of_image|>")
+    picture_template_name = "glm4v"
     name_ending = "\n"  # between a call's name and its arguments
 
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -92,6 +99,8 @@ def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for message in messages:
         text = message.text
         entry: dict[str, Any] = {"role": "observation" if message.role == "tool" else message.role, "content": text}
+        if pictures := sum(isinstance(part, ImagePart) for part in message.content):
+            entry[PICTURES] = pictures
         if message.metadata:
             entry["metadata"] = message.metadata
         if message.tools:

@@ -22,6 +22,7 @@ class GLM40414Dialect(GLM4Dialect):
     name = "glm4_0414"
     template_name = "glm4_0414"
     builtin_tools = ()
+    media = frozenset()  # none of these models sees in this way
     name_ending = " \n"
 
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

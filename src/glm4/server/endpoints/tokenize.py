@@ -129,7 +129,7 @@ async def tokenizer_info(request: Request) -> Response:
             "special_tokens": dict(tokenizer.special_tokens),
             **{role: tokenizer.roles.get(role) for role in ROLES},
             "eos_token": eos,
-            "chat_template": processor.dialect.choose_template(processor.template).source,
+            "chat_template": processor.chat_template.source,
         }
     )
 
