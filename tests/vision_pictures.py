@@ -115,10 +115,10 @@ def _noisy(rng: np.random.RandomState, canvas: Floats) -> Pixels:
     return (canvas + noise).clip(0, 255).astype(np.uint8)
 
 
-def held_out(scenes: int, seed: int = 900_000) -> list[Picture]:
-    """Pictures that training has not seen: `scenes` scenes, then each of the held-out digits once."""
+def held_out(scenes: int, num_digits: int, seed: int = 900_000) -> list[Picture]:
+    """Pictures that training has not seen: scenes, then held-out digits (of which the file has 360), each once."""
     rng = np.random.RandomState(seed)
     with np.load(DIGITS_FILE) as file:
-        digits, labels = file["images"], file["labels"]
+        digits, labels = file["images"][:num_digits], file["labels"][:num_digits]
     drawn = [draw_digit(rng, digit, int(label)) for digit, label in zip(digits, labels, strict=True)]
     return [draw_scene(rng) for _ in range(scenes)] + drawn
