@@ -115,7 +115,7 @@ def test_an_error_in_one_thread_is_its_own(llm: LLM, threads: ThreadPoolExecutor
     expected = ask(llm, TEXTS[0], LONG)
 
     def fail(*_: object) -> None:
-        for _ in llm.stream_generate(TEXTS[1], LONG):
+        for _chunk in llm.stream_generate(TEXTS[1], LONG):
             raise ZeroDivisionError
 
     with everybody_waits(llm, 3):
