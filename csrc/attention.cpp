@@ -228,19 +228,22 @@ struct Worker {
         const int64_t end = minimum(w.visible[count() - 1], start + stride);
         for (int64_t at = start; at < end; at += page_size) score_page(first_seeing(at), at, at - start);
         if constexpr (sizeof(T) == 1) {
+            const auto nbytes = static_cast<size_t>(page_size) * sizeof(float);
             for (int64_t at = start; at < end; at += page_size) {
-                memcpy(w.scales + at - start, scales(page(cache().v, at)), static_cast<size_t>(page_size) * sizeof(float));
+                memcpy(w.scales + at - start, scales(page(cache().v, at)), nbytes);
             }
         }
         for (int64_t i = first; i < count(); ++i) {
             const float factor = weigh(i, minimum(w.visible[i] - start, stride));
-            float* sums = w.sums + i * padded_dim(cache());
             if (factor == 1.0f) continue;
-            for (int64_t d = 0; d < padded_dim(cache()); d += LANES) vstore(sums + d, vmul(vload(sums + d), vset(factor)));
+            float* sums = w.sums + i * padded_dim(cache());
+            for (int64_t d = 0; d < padded_dim(cache()); ++d) sums[d] *= factor;
         }
         if constexpr (sizeof(T) == 2) {
             if (count() - first > WIDEN_QUERIES) {
-                for (int64_t at = start; at < end; at += page_size) widen(page(cache().v, at), w.wide + (at - start) * cache().dim);
+                for (int64_t at = start; at < end; at += page_size) {
+                    widen(page(cache().v, at), w.wide + (at - start) * cache().dim);
+                }
                 return values<float>(first, start, end);
             }
         }
@@ -250,21 +253,22 @@ struct Worker {
     // Turns a query's scores of a block into weights, for an int8 cache times the scales of their values and in int16.
     // Returns the factor by which its sums shrink.
     float weigh(int64_t i, int64_t visible) const {
-        float* scores = w.scores + i * block_keys(cache());
+        const int64_t first = i * block_keys(cache());
+        float* to = w.scores + first;
         if constexpr (sizeof(T) == 1) {
             Largest largest;
-            const float factor = softmax_block(scores, visible, w.state[i], [&](int64_t at, vf weight) {
+            const float factor = softmax_block(to, visible, w.state[i], [&](int64_t at, vf weight) {
+                const int seen = static_cast<int>(minimum<int64_t>(LANES, visible - at));
                 // What follows the last visible key may be anything.
-                const vf scale = at + LANES <= visible ? vload(w.scales + at)
-                                                       : vload_n(w.scales + at, static_cast<int>(visible - at));
+                const vf scale = seen == LANES ? vload(w.scales + at) : vload_n(w.scales + at, seen);
                 const vf product = vmul(weight, scale);
-                vstore(scores + at, product);
+                vstore(to + at, product);
                 largest.add(product);
             });
-            w.weight_scales[i] = quantize_int16(scores, round_up(visible, LANES), largest.value(), w.weights + i * block_keys(cache()));
+            w.weight_scales[i] = quantize_int16(to, round_up(visible, LANES), largest.value(), w.weights + first);
             return factor;
         } else {
-            return softmax_block(scores, visible, w.state[i], [&](int64_t at, vf weight) { vstore(scores + at, weight); });
+            return softmax_block(to, visible, w.state[i], [&](int64_t at, vf weight) { vstore(to + at, weight); });
         }
     }
 
@@ -333,13 +337,15 @@ struct Worker {
         }
     }
 
-    // Adds the weighted values of a block. Only queries that see the same part of it go together: what follows a query's
-    // last key belongs to others and may not even be finite. The pages a query sees whole are summed at once, then its
-    // part of the next one.
+    // Adds the weighted values of a block. Only queries that see the same part of it go together: what follows a
+    // query's last key belongs to others and may not even be finite. The pages a query sees whole are summed at once,
+    // then its part of the next one.
     template <class U>
     void values(int64_t first, int64_t start, int64_t end) const {
         const int64_t dim = cache().dim, page_size = cache().page_size, stride = block_keys(cache());
-        const int64_t vectors = (dim + LANES - 1) / LANES, steps = (count() - first + QUERY_STEP - 1) / QUERY_STEP;
+        const int64_t vectors = (dim + LANES - 1) / LANES, slices = (vectors + CHANNEL_STEP - 1) / CHANNEL_STEP;
+        const int64_t rows = sizeof(U) == 1 ? page_size / 2 : page_size;
+        const int64_t iterations = rows * slices * ((count() - first + QUERY_STEP - 1) / QUERY_STEP);
         const U* pages[BLOCK_KEYS / 16 + 1];
         Ahead next[BLOCK_KEYS / 16 + 1];
         for (int64_t at = start, p = 0; at < end; at += page_size, ++p) {
@@ -348,7 +354,7 @@ struct Worker {
             } else {
                 pages[p] = w.wide + (at - start) * dim;
             }
-            next[p] = ahead(cache().k, at + stride, page_size / (sizeof(U) == 1 ? 2 : 1) * steps * ((vectors + CHANNEL_STEP - 1) / CHANNEL_STEP));
+            next[p] = ahead(cache().k, at + stride, iterations);
         }
         const auto whole = [&](int64_t i) {
             const int64_t seen = w.visible[i] - start;
@@ -377,7 +383,8 @@ struct Worker {
         float* sums = w.sums + i * stride + channel;
         with_count<QUERY_STEP>(n, [&](auto step) {
             if constexpr (sizeof(U) == 1) {
-                value_step_int8<step.value, NV>(w.weights + at, w_stride, w.weight_scales + i, pages, channel, sums, stride);
+                value_step_int8<step.value, NV>(w.weights + at, w_stride, w.weight_scales + i, pages, channel, sums,
+                                                stride);
             } else {
                 value_step<U, step.value, NV>(w.scores + at, w_stride, pages, channel, sums, stride);
             }

@@ -259,8 +259,8 @@ struct Largest {
     GLM4_MEMBER float value() const { return vreduce_max(top) + vreduce_add(check); }
 };
 
-// to[i] = x[i] / scale as int16, where the returned scale maps `largest`, that of x, to 32767. n is a multiple of LANES.
-// If it is NaN, so are the scale and every result.
+// to[i] = x[i] / scale as int16, where the returned scale maps `largest`, that of x, to 32767; n is a multiple of
+// LANES. If it is NaN, so are the scale and every result.
 inline float quantize_int16(const float* x, int64_t n, float largest, int16_t* to) {
     const bool usable = largest >= 1e-30f;  // below it 1 / scale is infinite
     const vf inverse = vset(usable ? kMaxInt16 / largest : 0.0f);
