@@ -110,7 +110,7 @@ class MemoryEstimate:
         """What a picture takes on its way through the tower; 0 for a text model."""
         if self.config.vision is None:
             return 0
-        return encoding_nbytes(self.config, self.precision.format_of("vision.patch"))
+        return encoding_nbytes(self.config, self.precision.format_of("vision.layers.0.qkv"))
 
     def pictures(self, sequences: int = 1) -> int:
         """What the tower made of pictures: as many as are kept, and those that requests beside one of them hold."""
