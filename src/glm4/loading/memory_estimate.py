@@ -76,7 +76,7 @@ class MemoryEstimate:
         """Interpreter, libraries, tokenizer."""
         return PROGRAM_BYTES + (0 if self.mapped else ENTRY_BYTES * self.config.vocab_size)
 
-    @property
+    @cached_property
     def loading(self) -> int:
         """Needed only while loading, beyond all weights: a slab being packed, its packed copy, and the next one being
         read, in fp32, while later weights are not there yet. Matrices with rotary rows are read whole.
