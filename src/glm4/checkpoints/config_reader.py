@@ -153,7 +153,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
     head_dim = fields.integer("attention.key_length", 1, 1024, default=hidden // heads)
     rotary_default = head_dim // 2 if name in ("chatglm", "glm4") else head_dim
     rotary_dim = fields.integer("rope.dimension_count", 2, head_dim, default=rotary_default)
-    eos = (*vocabulary.token_ids("eos_token_id"), *vocabulary.token_ids("eot_token_id"))
+    eos = [token for name in ("eos", "eot", "eom") for token in vocabulary.token_ids(f"{name}_token_id")]
     config = ModelConfig(
         architecture="glm4" if name == "glm4" else "glm",
         vocab_size=source.info("token_embd.weight").shape[0],
@@ -171,7 +171,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
         tie_word_embeddings="output.weight" not in names,
         # llama files have interleaved rows already (their converter permutes), as do chatglm and glm4; qwen2 does not.
         rotary_half_split=name == "qwen2",
-        eos_token_ids=eos,
+        eos_token_ids=tuple(eos),
         pad_token_id=vocabulary.token_id("padding_token_id"),
     )
     return _finish(config, fields, name, "gguf")

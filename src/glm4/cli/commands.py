@@ -45,6 +45,7 @@ COMMANDS: dict[str, CommandRow] = {
     "models": CommandRow("glm4.cli.models", _MODELS, "List installed and known models."),
     "info": CommandRow("glm4.cli.info", _MODELS, "Describe a model: architecture, context, tensors."),
     "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
+    "export": CommandRow("glm4.cli.export", _MODELS, "Write a model as GGUF, for llama.cpp and Ollama."),
     "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
     "completion": CommandRow("glm4.cli.completion", _TERMINAL, "Print a script that completes commands in your shell."),
 }

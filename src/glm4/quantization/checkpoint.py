@@ -9,7 +9,6 @@ of rows.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
@@ -24,7 +23,7 @@ from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.packed_format import is_packed, packed_shapes
 from glm4.checkpoints.packed_writer import packed_file_nbytes
 from glm4.checkpoints.safetensors import SINGLE_FILE
-from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
+from glm4.errors import CheckpointError, InvalidRequestError
 from glm4.kernels import get_kernels
 from glm4.loading.packed_folder import folder_nbytes, write_packed_checkpoint
 from glm4.loading.weights import kept_codes
@@ -38,6 +37,7 @@ from glm4.quantization.layer_rounder import corrects
 from glm4.quantization.report import QuantizationReport
 from glm4.requests.processor import Processor
 from glm4.system.atomic_folder import atomic_folder
+from glm4.system.disk_space import check_space
 
 Progress = Callable[[str, float, float], None]
 
@@ -88,7 +88,7 @@ def quantize(
     if calibrate:
         coded = kept_codes(checkpoint, precision)
         precision = replace(precision, extras=calibrated_extras(checkpoint.config, precision, coded))
-    _check_space(folder, folder_nbytes(checkpoint, precision))
+    check_space(folder, folder_nbytes(checkpoint, precision))
     report = QuantizationReport(precision.name, num_parameters(checkpoint.config))
     with atomic_folder(folder) as partial:
         if calibrate:
@@ -219,16 +219,3 @@ def _is_ours(folder: Path) -> bool:
         return is_packed(read_json_object(folder / "config.json"))
     except CheckpointError:
         return False
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    """The disk must hold the new checkpoint next to an old one, which is deleted only when the new one is complete."""
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise DiskFullError(
-            f"no room in {parent}: the packed model takes {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "free some space or write to another disk (-o)"
-        )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from glm4.errors import DiskFullError, InvalidRequestError
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def partial_of(target: Path) -> Path:
@@ -41,7 +41,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _sync(partial)
             _put_in_place(partial, target)
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in NO_ROOM:
                 raise DiskFullError(f"no room left in {target.parent} while writing {target.name}") from error
             raise
 

@@ -139,13 +139,26 @@ def _merges(metadata: Mapping[str, Any], names: set[str]) -> list[tuple[str, str
 
 
 def _build(pieces: Mapping[int, str], merges: list[tuple[str, str]], pre: PreTokenizer) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, models, normalizers
+    from tokenizers import Tokenizer, models
 
     vocab = {piece: i for i, piece in pieces.items()}
     if len(vocab) != len(pieces):
         raise TokenizerError("the GGUF vocabulary lists a token twice; it is damaged")
     with library_errors("GGUF vocabulary"):
         core = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))
+    return _prepare(core, pre)
+
+
+def empty_core(pre: PreTokenizer) -> tokenizers.Tokenizer:
+    """The library's tokenizer with these preparations and no vocabulary."""
+    from tokenizers import Tokenizer, models
+
+    return _prepare(Tokenizer(models.BPE()), pre)
+
+
+def _prepare(core: tokenizers.Tokenizer, pre: PreTokenizer) -> tokenizers.Tokenizer:
+    from tokenizers import normalizers
+
     if pre.nfc:
         core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre.split()

@@ -95,7 +95,7 @@ class ByteLevelBPE(Tokenizer):
         """Bytes that the vocabulary lacks, so that they yield no token."""
         pieces = self._pieces
         known = pieces.alphabet() if isinstance(pieces, VocabularyTable) else set(pieces.values())
-        return bytes(byte for character, byte in _byte_alphabet().items() if character not in known)
+        return bytes(byte for character, byte in byte_alphabet().items() if character not in known)
 
     @cached_property
     def _keeps_text(self) -> bool:
@@ -109,7 +109,7 @@ class ByteLevelBPE(Tokenizer):
         piece = self._pieces.get(token_id)
         if piece is None:
             return None
-        table = _byte_alphabet()
+        table = byte_alphabet()
         try:
             return bytes([table[character] for character in piece])
         except KeyError:
@@ -117,7 +117,7 @@ class ByteLevelBPE(Tokenizer):
 
 
 @lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character → byte of the GPT-2 byte-level alphabet: printable Latin-1 as itself, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in printable}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from glm4.errors import TokenizerError
@@ -76,6 +76,11 @@ class TiktokenTokenizer(Tokenizer):
         for start, end in _chunks(text):
             ids += self._encoding.encode_ordinary(text[start:end])
         return ids
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The bytes of every rank."""
+        return self._pieces
 
     def _kept_bytes(self, text: str) -> int:
         return len(text.encode())

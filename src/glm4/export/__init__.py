@@ -1,0 +1,1 @@
+"""Checkpoints written for other runtimes. Entry point: `gguf.export_gguf`."""

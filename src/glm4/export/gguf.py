@@ -1,0 +1,238 @@
+"""`export_gguf`: a checkpoint as one GGUF file, a slab of rows at a time, atomically."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm4.checkpoints.checkpoint import Checkpoint
+from glm4.checkpoints.gguf_encoders import ENCODINGS, Encoding, quantize
+from glm4.checkpoints.gguf_writer import file_nbytes, header_bytes, write_tensors
+from glm4.errors import CheckpointError, InvalidRequestError
+from glm4.export.chat_template import exported_template
+from glm4.export.gguf_layout import ARCHITECTURES, Architecture, FilePart, file_parts, model_keys
+from glm4.model.config import ModelConfig
+from glm4.model.tensors import num_parameters
+from glm4.requests.processor import Processor
+from glm4.system.atomic_file import atomic_file
+from glm4.system.disk_space import check_space
+from glm4.tokenizer.gguf_saving import MOST_STOPS, gguf_special_ids, gguf_vocabulary
+
+Progress = Callable[[str, float, float], None]
+
+DTYPES = tuple(ENCODINGS)
+SLAB_NBYTES = 32 << 20
+_LARGEST_FLOAT16 = 65504
+_WIDE = ("f32", "bf16")  # types with the range of float32
+_QUANTIZATION_VERSION = 2
+# Names of sampling defaults, as `side_files.py` reads them.
+_SAMPLING = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        architecture: `general.architecture` of the file.
+        dtype: of its matrices, one of DTYPES.
+        nbytes: size of the file.
+        notes: what a user should know about the file.
+    """
+
+    architecture: str
+    dtype: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "tensors": self.tensors,
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "notes": list(self.notes),
+        }
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    file: Path,
+    dtype: str = "bf16",
+    *,
+    force: bool = False,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write `checkpoint` as a GGUF file for llama.cpp and programs built on it, and for this package.
+
+    At most some 200 MB of weights are held at a time. The file appears complete or not at all.
+
+    Args:
+        checkpoint: opened; of any kind but "packed", and without a vision tower.
+        file: must not exist, unless `force` is given and it is a file.
+        dtype: of the matrices, one of DTYPES; the head has q8_0 beside 4-bit types, vectors stay f32.
+        name: `general.name`; None uses the name of the checkpoint's file or folder.
+        progress: called with ("exporting", done, total) in bytes of the file.
+
+    Raises:
+        InvalidRequestError: unknown dtype, a model that GGUF cannot express, or `file` may not be replaced.
+        DiskFullError: before anything is written, or while writing.
+        CheckpointError, TokenizerError: the source cannot be read.
+    """
+    architecture = _checked_source(checkpoint, dtype)
+    _check_file(checkpoint, file, force)
+    checkpoint.check()
+    text = Processor.load(checkpoint)
+    title = name or checkpoint.path.resolve().name.removesuffix(".gguf")
+    metadata = _general_keys(checkpoint, architecture, dtype, title)
+    metadata |= model_keys(checkpoint.config, architecture)
+    text_keys, notes = _text_keys(checkpoint, text, architecture)
+    metadata |= text_keys
+    parts = list(file_parts(checkpoint.config, architecture, dtype))
+    tensors = [part.planned for part in parts]
+    header = header_bytes(metadata, tensors)
+    total = file_nbytes(header, tensors)
+    check_space(file, total)
+    with atomic_file(file) as out:
+        out.write(header)
+        write_tensors(out, tensors, _reported(_encoded(checkpoint, parts, architecture), len(header), total, progress))
+    return ExportReport(architecture.name, dtype, len(tensors), num_parameters(checkpoint.config), total, notes)
+
+
+def _checked_source(checkpoint: Checkpoint, dtype: str) -> Architecture:
+    if dtype not in ENCODINGS:
+        raise InvalidRequestError(f"a GGUF file is written as {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
+    if checkpoint.packed is not None:
+        raise InvalidRequestError(
+            f"{checkpoint.path} is packed as {checkpoint.packed.precision.name}; exporting it would lose quality a "
+            "second time. Start from the original model",
+            param="model",
+        )
+    if checkpoint.config.vision is not None:
+        raise InvalidRequestError(
+            f"{checkpoint.path} sees pictures, and its vision tower has no GGUF architecture that computes it; only "
+            "text models are exported",
+            param="model",
+        )
+    return ARCHITECTURES[checkpoint.model_type]
+
+
+def _check_file(checkpoint: Checkpoint, file: Path, force: bool) -> None:
+    """Refuse to overwrite anything without `force`, and with it anything that is not a plain file, or the source."""
+    if file.suffix != ".gguf":
+        raise InvalidRequestError(f"{file}: the name of a GGUF file ends with .gguf", param="output")
+    if not file.exists() and not file.is_symlink():
+        return
+    if file.resolve() == checkpoint.path.resolve():
+        raise InvalidRequestError(f"{file} is the model to be exported; choose another name", param="output")
+    if file.is_symlink() or not file.is_file():
+        raise InvalidRequestError(
+            f"{file} is not a plain file and is not replaced; choose another name", param="output"
+        )
+    if not force:
+        raise InvalidRequestError(f"{file} exists; --force replaces it", param="output")
+
+
+def _general_keys(checkpoint: Checkpoint, architecture: Architecture, dtype: str, title: str) -> dict[str, Any]:
+    keys: dict[str, Any] = {"architecture": architecture.name, "type": "model", "name": title}
+    if isinstance(basename := checkpoint.gguf_metadata.get("general.basename"), str):
+        keys["basename"] = basename  # by which the starters are recognized
+    keys["file_type"] = ENCODINGS[dtype].file_type
+    if dtype.startswith("q"):
+        keys["quantization_version"] = _QUANTIZATION_VERSION
+    generation = checkpoint.generation_config
+    if generation.get("do_sample") is not False:
+        for ours, theirs in _SAMPLING.items():
+            if (value := generation.get(ours)) is not None:
+                keys[f"sampling.{theirs}"] = int(value) if ours == "top_k" else float(value)
+    return {f"general.{key}": value for key, value in keys.items()}
+
+
+def _text_keys(
+    checkpoint: Checkpoint, text: Processor, architecture: Architecture
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Vocabulary, special ids and chat template; and notes for the user."""
+    config, tokenizer, dialect = checkpoint.config, text.tokenizer, text.dialect
+    pre = architecture.pre or checkpoint.gguf_metadata["tokenizer.ggml.pre"]
+    known = [tokenizer.added_tokens[name].id for name in dialect.stop_names if name in tokenizer.added_tokens]
+    stops = list(dict.fromkeys([*known, *sorted(text.stop_ids)]))
+    padding = stops[0] if config.pad_token_id is None else config.pad_token_id
+    keys = gguf_vocabulary(tokenizer, config.vocab_size, pre) | gguf_special_ids(tokenizer, stops, padding)
+    if architecture.name in ("chatglm", "glm4"):
+        keys["tokenizer.ggml.unknown_token_id"] = stops[0]
+    on_message = not dialect.prepare((), [{"type": "function"}])[1]
+    keys["tokenizer.chat_template"] = exported_template(text.chat_template, on_message=on_message)
+    left = stops[MOST_STOPS:]
+    notes = (f"GGUF has room for {MOST_STOPS} ids that end an answer; left out: {left}",) if left else ()
+    return keys, notes
+
+
+def _encoded(
+    checkpoint: Checkpoint, parts: list[FilePart], architecture: Architecture
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """The file's tensors, a slab of rows at a time."""
+    for name, pieces in groupby(parts, key=lambda part: part.name):
+        whole: NDArray[np.float32] | None = None
+        for part in pieces:
+            if part.rotary and whole is None:  # its rows may change places within a head
+                whole = checkpoint.load(name)
+                if architecture.half_split:
+                    split_rotary_rows(whole, checkpoint.config)
+            shape = part.planned.shape
+            step = max(1, SLAB_NBYTES // (4 * shape[-1])) if len(shape) == 2 else shape[0]
+            for start in range(part.start, part.stop, step):
+                stop = min(start + step, part.stop)
+                values = checkpoint.load_rows(name, start, stop) if whole is None else whole[start:stop]
+                _check_range(values, part.encoding, f"{checkpoint.path}: {name}")
+                yield part.planned.name, quantize(values, part.encoding)
+
+
+def _check_range(values: NDArray[np.float32], encoding: Encoding, where: str) -> None:
+    largest = float(np.abs(values).max())
+    if not np.isfinite(largest):
+        raise CheckpointError(f"{where} holds numbers that are not finite; the checkpoint is damaged")
+    if largest > _LARGEST_FLOAT16 and encoding not in [ENCODINGS[name] for name in _WIDE]:
+        raise InvalidRequestError(
+            f"{where} holds {largest:g}, more than float16 can express; export it as bf16 or f32", param="dtype"
+        )
+
+
+def split_rotary_rows(tensor: NDArray[np.float32], config: ModelConfig) -> None:
+    """Reorders the adjacent rotary pairs of a fused qkv weight or bias to half-split rows, in place.
+
+    The inverse of `interleave_rotary_rows`: old[2i] becomes new[i], old[2i+1] becomes new[i + r/2].
+    """
+    heads = config.num_attention_heads + config.num_key_value_heads
+    rotary = config.rotary_dim
+    rows = tensor[: heads * config.head_dim].reshape(heads, config.head_dim, -1)[:, :rotary]
+    pairs = rows.reshape(heads, rotary // 2, 2, rows.shape[-1])
+    rows[...] = pairs.transpose(0, 2, 1, 3).reshape(rows.shape)
+
+
+def _reported(
+    parts: Iterator[tuple[str, NDArray[np.uint8]]], done: int, total: int, progress: Progress | None
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for name, data in parts:
+        yield name, data
+        done += data.nbytes
+        if progress is not None:
+            progress("exporting", done, total)
+    if progress is not None:
+        progress("exporting", total, total)

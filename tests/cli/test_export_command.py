@@ -1,0 +1,65 @@
+"""`glm4 export`, through the command line, and a chat with what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from processes import run
+
+from glm4.cli import main
+from tiny import write_gguf
+
+
+def test_export_then_describe_then_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write_gguf(tmp_path / "m.gguf", "chatglm"), tmp_path / "out.gguf"
+    assert main(["export", str(source), "--to", "gguf", "--dtype", "q8_0", "-o", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("chatglm, q8_0: 17 tensors, ")
+    assert shown.endswith(f"{out}\n")
+    assert main(["info", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dtypes"]["Q8_0"] == 10
+    answer = run("chat", "-m", str(out), "hello", "--max-tokens", "3", home=tmp_path / "home")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_export_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write_gguf(tmp_path / "m.gguf", "qwen2"), tmp_path / "out.gguf"
+    assert main(["export", str(source), "--to", "gguf", "-o", str(out), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == {
+        "path": str(out),
+        "architecture": "qwen2",
+        "dtype": "bf16",
+        "tensors": 26,
+        "parameters": report["parameters"],
+        "bytes": out.stat().st_size,
+        "notes": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--to", "onnx", "-o", "out.gguf"], "--to is gguf"),
+        (["--to", "gguf", "-o", "-"], "standard output cannot"),
+        (["--to", "gguf", "-o", "out.gguf", "--dtype", "q2_k"], "not 'q2_k'"),
+        (["--to", "gguf", "-o", "m.gguf"], "is the model to be exported"),
+        (["--to", "gguf", "-o", "old.gguf"], "--force replaces it"),
+        (["--to", "gguf"], "missing option"),
+    ],
+)
+def test_mistakes(
+    options: list[str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_gguf(tmp_path / "m.gguf", "qwen2")
+    (tmp_path / "old.gguf").write_bytes(b"old")
+    assert main(["export", "m.gguf", *options]) == 2
+    assert says in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "old.gguf"]
