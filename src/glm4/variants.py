@@ -61,6 +61,11 @@ class Variant:
     sampling: Mapping[str, float | int] = field(default_factory=lambda: MappingProxyType({}))
     signature: Mapping[str, int | float | str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def sees(self) -> bool:
+        """True for a model that takes pictures."""
+        return bool(self.signature.get("vision_layers"))
+
 
 def choose_dialect(model_type: str, chat_template: str | None) -> DialectName:
     """The dialect of a checkpoint, from its model type and the text of its chat template.

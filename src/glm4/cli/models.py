@@ -134,6 +134,7 @@ def _installed_row(model: InstalledModel) -> dict[str, Any]:
         "source": model.source,
         "path": str(model.path),
         "context": model.variant.context if model.variant is not None else None,
+        "sees": model.variant is not None and model.variant.sees,
     }
 
 
@@ -147,6 +148,7 @@ def _row(variant: Variant) -> dict[str, Any]:
         "bytes": variant.size_bytes or None,
         "parameters": variant.parameters or None,
         "context": variant.context or None,
+        "sees": variant.sees,
         "notes": variant.notes,
     }
 

@@ -11,6 +11,7 @@ from glm4.chat.answer import Answer
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.events import Event
 from glm4.chat.messages import Message
+from glm4.chat.pictures import images_of
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.render import View
 
@@ -54,7 +55,8 @@ def answer(
         view.show(new)
 
     with view:
-        output = run_request(llm, ChatRequest.of(messages, params, adapter=adapter), show)
+        request = ChatRequest.of(messages, params, adapter=adapter)
+        output = run_request(llm, request, show, looking=view.looking if images_of(request.messages) else None)
     if output is not None:
         return Reply(output.outputs[0].as_message(), output, interrupted=False)
     # An unfinished call is useless; text and reasoning are kept.
@@ -66,12 +68,14 @@ def run_request(
     request: Request,
     show: Callable[[Sequence[Event]], None] | None = None,
     count: Callable[[int], None] | None = None,
+    looking: Callable[[float | None], None] | None = None,
 ) -> RequestOutput | None:
     """Run one request to completion, or until Ctrl-C; None if it was stopped.
 
     Args:
         show: called with the events of each step.
         count: called after each step with the number of tokens so far.
+        looking: called after each step until the first token: the share of a picture that is encoded, see `View`.
 
     Raises:
         Glm4Error: the request failed.
@@ -79,6 +83,8 @@ def run_request(
     tokens = 0
     with Interrupt() as interrupt, silent_keyboard(), contextlib.closing(llm.run_steps([("cli", request)])) as steps:
         while not interrupt.requested and (chunks := next(steps, None)) is not None:
+            if looking is not None and tokens == 0:
+                looking(llm.stats().encoding)
             for chunk in chunks:
                 if show is not None:
                     show(chunk.events)
