@@ -15,12 +15,16 @@ SIZE, ROWS = MODEL.image_size, MODEL.num_rows
 
 
 def write_vision_folder(
-    folder: Path, *, config: dict[str, Any] | None = None, chat_template: str | None = None
+    folder: Path,
+    *,
+    model: TinyVision = MODEL,
+    config: dict[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> Path:
     """A checkpoint in glm-4v-9b's layout, without a chat template unless it is given.
 
     Args:
         config: keys of config.json to change.
     """
-    settings = vision_config_json(MODEL) | (config or {})
-    return write_folder(folder, MODEL.text, tensors=draw_files(MODEL), config=settings, chat_template=chat_template)
+    settings = vision_config_json(model) | (config or {})
+    return write_folder(folder, model.text, tensors=draw_files(model), config=settings, chat_template=chat_template)

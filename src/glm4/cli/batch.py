@@ -63,8 +63,8 @@ def batch(
         if progress.skipped and job.remaining:
             notice(f"{name} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
-            pictures = {"allow_many_images": allow_many_images, "media_domains": media_domains}
-            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **engine.for_llm(), **pictures)
+            more = {"allow_many_images": allow_many_images, "media_domains": media_domains, **engine.for_llm()}
+            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **more)
             with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
                 progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:

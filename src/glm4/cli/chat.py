@@ -88,7 +88,7 @@ def _pictures(names: Sequence[str], model: str, backend: str, *, many: bool) -> 
         return []
     if len(names) > 1 and not many:
         raise UsageError(
-            "one picture per conversation is what GLM-4V was trained with; --allow-many-images goes beyond it"
+            "there can be one picture per conversation, as in training; --allow-many-images goes beyond it"
         )
     options.import_engine(backend)
     from glm4.cli.pictures import check_sees, read_picture

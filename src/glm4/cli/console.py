@@ -218,8 +218,8 @@ def progress() -> Iterator[ProgressCallback]:
     """Progress of one long operation on standard error, for as long as the `with` block runs.
 
     Yields `report(stage, done, total)`. Each new stage gets its own bar; totals of a megabyte or more are shown as
-    bytes with a speed, smaller ones as counts, that of 1 as percent; a total of 0 means "unknown". Without a terminal, a plain line
-    appears every few seconds instead. The bars disappear when the block ends.
+    bytes with a speed, smaller ones as counts, that of 1 as percent; a total of 0 means "unknown". Without a terminal,
+    a plain line appears every few seconds instead. The bars disappear when the block ends.
     """
     if not is_terminal(sys.stderr):
         yield _PlainProgress()

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from glm4.chat.messages import Message
-from glm4.chat.pictures import check_number, images_of
+from glm4.chat.pictures import images_of
 from glm4.cli.console import notice
 from glm4.cli.pictures import bracketed, read_picture, takes_text_only
+from glm4.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from glm4.chat.parts import ImagePart
@@ -39,15 +40,12 @@ class Attachments:
         """What waits, as a conversation shows it; "" for nothing."""
         return " ".join(bracketed(self.waiting))
 
-    def add(self, name: str, messages: Sequence[Message]) -> bool:
+    def add(self, name: str, messages: Sequence[Message]) -> None:
         """Attach a picture, and say so; one that takes the place of the only possible one replaces it.
 
         Args:
             name: path or address.
             messages: the conversation so far.
-
-        Returns:
-            False if the conversation has this picture already.
 
         Raises:
             Glm4Error: the model does not see, the conversation has a picture already, or this cannot be read as one.
@@ -58,13 +56,17 @@ class Attachments:
         earlier = images_of(messages)
         if picture.digest in {one.digest for one in (*earlier, *self.waiting)}:
             notice(f"{picture.where} is in the conversation already.")
-            return False
+            return
         kept = [] if self._layout.most == 1 else self.waiting
-        check_number(len(earlier) + len(kept) + 1, self._layout, picture.where)
+        if self._layout.most is not None and len(earlier) + len(kept) >= self._layout.most:
+            raise InvalidRequestError(
+                f"{picture.where}: the model was trained with one picture per conversation, and this one has"
+                f" {' '.join(bracketed(earlier))}; /clear begins another, and `glm4 chat --allow-many-images` goes"
+                " beyond that training"
+            )
         instead = f", instead of {self.names}" if self.waiting and not kept else ""
         self.waiting = [*kept, picture]
-        notice(f"[{picture.where}] is attached to your next message{instead}; /image none removes it.")
-        return True
+        notice(f"[{picture.where}] is attached{instead}.")
 
     def show(self) -> None:
         """Say what waits."""

@@ -117,7 +117,7 @@ class Repl:
                 "glm4 chat -m glm-4-9b-chat"
             )
         if self._attachments.model_sees:
-            console.notice("It sees: /image FILE, or a picture's path pasted or dropped here, attaches a picture.")
+            console.notice("This model sees: /image FILE attaches a picture, and so does a file dropped here.")
         console.notice(
             '/help shows the commands. Alt-Enter makes a new line, """ begins and ends a block, Ctrl-D leaves.'
         )
