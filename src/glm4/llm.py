@@ -120,8 +120,17 @@ class LLM:
 
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
+            BusyError: too many pictures are being decoded.
         """
         return self._open_inputs().chat(request)
+
+    def fetched(self, request: ChatRequest) -> ChatRequest:
+        """The request with pictures in place of their addresses, which `prepare` would fetch. Thread-safe; may wait.
+
+        Raises:
+            InvalidRequestError: the request can never run, or an address is refused or leads to no picture.
+        """
+        return self._open_inputs().fetched(request)
 
     def render(self, request: ChatRequest) -> Prompt:
         """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors.

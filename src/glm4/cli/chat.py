@@ -32,7 +32,7 @@ def chat(
     model: options.Model = "starter",
     system: Annotated[str | None, Option(metavar="TEXT", help="Instructions the model follows throughout.")] = None,
     image: Annotated[
-        list[str] | None, Option(metavar="FILE", help="A picture to ask about, or its http(s) address.")
+        list[str] | None, Option(metavar="FILE", help="A picture to ask about: a file, or an http(s) address.")
     ] = None,
     plain: Annotated[bool, Option("--plain", help="Print the answer as it is, without rendering Markdown.")] = False,
     engine: options.EngineOptions,

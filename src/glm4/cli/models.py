@@ -168,6 +168,7 @@ def _table(title: str, last: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         size = human_bytes(row["bytes"]) if row["bytes"] else "?"
         about = row.get("source") or row["notes"] or row["title"]
+        about += "; sees pictures" if row["sees"] and "source" in row else ""
         cells = (row["name"], size, _tokens(row["context"]), row["license"], about)
         table.add_row(*cells[: len(table.columns)])
     return table

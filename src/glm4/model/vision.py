@@ -37,11 +37,17 @@ PIECE_ROWS = 512
 _LEAST_ROWS = 32
 
 
+_Run = Callable[["Encoding", int, int], None]
+
+
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over rows: `run(start, stop)`, each row about `operations` multiplications."""
+    """One pass over rows: `run(encoding, start, stop)`, each row about `operations` multiplications.
 
-    run: Callable[[int, int], None]
+    It does not refer to the encoding itself: its buffers are freed with the last reference to it.
+    """
+
+    run: _Run
     num_rows: int
     operations: int
 
@@ -111,7 +117,7 @@ class Encoding:
             one = self._passes[self._index]
             rows = min(PIECE_ROWS, max(_LEAST_ROWS, left // one.operations))
             stop = min(self._row + rows, one.num_rows)
-            one.run(self._row, stop)
+            one.run(self, self._row, stop)
             self._done += (stop - self._row) * one.operations
             left -= (stop - self._row) * one.operations
             self._row = stop
@@ -126,13 +132,13 @@ class Encoding:
     def _plan(self) -> list[_Pass]:
         config, text = self._tower.config, self._tower.text_config
         width, inner = config.hidden_size, config.intermediate_size
-        passes = [_Pass(self._embed, config.num_patches, width * config.patch_columns)]
+        passes = [_Pass(Encoding._embed, config.num_patches, width * config.patch_columns)]
         for layer in self._tower.weights.layers:
             project, mix = self._layer(layer)
             seen = 2 * config.num_positions * width
             passes.append(_Pass(project, config.num_positions, width * config.qkv_size))
             passes.append(_Pass(mix, config.num_positions, seen + width * width + 2 * width * inner))
-        passes.append(_Pass(self._project, config.num_rows - 2, _merged_operations(text, config)))
+        passes.append(_Pass(Encoding._project, config.num_rows - 2, _merged_operations(text, config)))
         return passes
 
     def _embed(self, start: int, stop: int) -> None:
@@ -152,24 +158,25 @@ class Encoding:
             position = kernels.embedding(weights.positions, np.zeros(1, np.int32))
             self.hidden[0] = weights.class_embedding + position[0]
 
-    def _layer(self, layer: VisionLayerWeights) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
+    def _layer(self, layer: VisionLayerWeights) -> tuple[_Run, _Run]:
         """The two passes of a layer: keys and values of all rows first, then everything else row by row."""
         config, kernels = self._tower.config, self._kernels
         heads, eps = config.num_attention_heads, config.layer_norm_eps
         shape, scale = (-1, heads, config.head_dim), config.head_dim**-0.5
         lengths = np.array([config.num_positions], np.int32)
 
-        def project(start: int, stop: int) -> None:
-            qkv = kernels.linear(self.hidden[start:stop], layer.qkv, layer.qkv_bias).reshape(-1, 3 * heads, shape[2])
-            self._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
+        def project(encoding: Encoding, start: int, stop: int) -> None:
+            qkv = kernels.linear(encoding.hidden[start:stop], layer.qkv, layer.qkv_bias)
+            qkv = qkv.reshape(-1, 3 * heads, config.head_dim)
+            encoding._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
             slots = np.arange(start, stop, dtype=np.int64)
-            kernels.store_kv(qkv[:, heads : 2 * heads], qkv[:, 2 * heads :], self._keys, self._values, slots)
+            kernels.store_kv(qkv[:, heads : 2 * heads], qkv[:, 2 * heads :], encoding._keys, encoding._values, slots)
 
-        def mix(start: int, stop: int) -> None:
-            x, queries = self.hidden[start:stop], self._queries[start:stop].reshape(shape)
+        def mix(encoding: Encoding, start: int, stop: int) -> None:
+            x, queries = encoding.hidden[start:stop], encoding._queries[start:stop].reshape(shape)
             starts = np.array([0, stop - start], np.int32)
             attended = kernels.paged_attention(
-                queries, self._keys, self._values, self._table, starts, lengths, scale, causal=False
+                queries, encoding._keys, encoding._values, encoding._table, starts, lengths, scale, causal=False
             )
             y = kernels.linear(attended.reshape(stop - start, -1), layer.o, layer.o_bias)
             kernels.add_(x, kernels.layer_norm(y, layer.input_layernorm, layer.input_layernorm_bias, eps))

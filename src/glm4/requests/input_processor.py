@@ -142,15 +142,7 @@ class InputProcessor:
         """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        # Before anything is fetched or decoded.
-        check_parts(request.messages, processor.dialect.media, processor.image)
-        pictures = images_of(request.messages)
-        media = pictures[0].where if pictures else None
-        form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
-        check_supported(self._info, params, media=media, adapter=request.adapter, grammar=form)
-        if processor.images is not None and pictures:
-            self._fitting(partial(self._check_texts, request), "messages")
-            request = processor.images.fetched(request)
+        request = self.fetched(request)
         prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
         self._check_length(prompt, "messages")
         if processor.images is not None:
@@ -171,6 +163,25 @@ class InputProcessor:
             constraint=constraint,
             max_tool_calls=None if request.parallel_tool_calls else 1,
         )
+
+    def fetched(self, request: ChatRequest) -> ChatRequest:
+        """The request with pictures in place of their addresses; the same one if it has none.
+
+        `chat` does it, too. A server does it first, elsewhere: it waits for other machines, for seconds per picture.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `chat`, before anything is fetched; or an address is refused.
+        """
+        processor, params = self._processor, request.params or self._processor.defaults
+        check_parts(request.messages, processor.dialect.media, processor.image)
+        pictures = images_of(request.messages)
+        media = pictures[0].where if pictures else None
+        form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
+        check_supported(self._info, params, media=media, adapter=request.adapter, grammar=form)
+        if processor.images is None or not pictures:
+            return request
+        self._fitting(partial(self._check_texts, request), "messages")
+        return processor.images.fetched(request)
 
     def conversation(self, request: ChatRequest) -> tuple[Prompt, AssistantPrefill | None]:
         """The prompt of a conversation, however long, and the beginning of the answer that it ends with.

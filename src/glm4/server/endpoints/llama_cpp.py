@@ -79,7 +79,7 @@ async def props(request: Request) -> Response:
             "default_generation_settings": {"n_ctx": target.llm.info.max_model_len, "params": settings},
             "total_slots": target.llm.info.max_num_seqs,
             "model_alias": target.model.name,
-            "chat_template": processor.dialect.choose_template(processor.template).source,
+            "chat_template": processor.chat_template.source,
             "modalities": {"vision": False, "audio": False},
             "build_info": f"glm4 {__version__}",
             "is_sleeping": False,
