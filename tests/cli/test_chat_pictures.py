@@ -122,6 +122,7 @@ def test_the_conversation(model: str, pictures: Path, tmp_path: Path) -> None:
     saved, dog = tmp_path / "talk.json", str(pictures / "my dog.png").replace(" ", "\\ ")
     with terminal("chat", "-m", model, *FAST, "--plain", home=tmp_path, HOME=str(pictures)) as screen:
         screen.expect("This model sees")
+        screen.expect(">>> ")
         screen.send("/image ~/nothing.png\r")
         screen.expect("No such file or directory")
         screen.send("/image\r")
