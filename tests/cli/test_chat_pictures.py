@@ -289,7 +289,7 @@ class _Pictures(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path.startswith("/away"):
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/cat.png")  # type: ignore[attr-defined]
+            self.send_header("Location", f"http://{self.headers['Host'].replace('127.0.0.1', 'localhost')}/cat.png")
             self.end_headers()
             return
         body = png("red")
