@@ -302,12 +302,30 @@ def test_whatever_comes_and_goes_the_others_get_their_answers(seed: int, answers
     assert made.prefix_cache.num_used_pages == 0
 
 
+def test_a_pass_too_large_for_the_memory_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, forward, refused = engine(), MODELS["fp32"].forward, list[int]()
+
+    def limited(ids: NDArray[np.int32], *rest: Any) -> NDArray[np.float32]:
+        if len(ids) > 110:
+            refused.append(len(ids))
+            raise MemoryError
+        return forward(ids, *rest)
+
+    monkeypatch.setattr(made.model, "forward", limited)
+    found = run(made, *(REQUESTS[name] for name in ("first", "again", "other", "ends")))
+    monkeypatch.undo()
+    assert refused
+    assert found == {name: alone(REQUESTS[name]) for name in found}
+
+
 @pytest.mark.parametrize("where", ["start", "later"])
 def test_a_picture_that_fails_ends_those_who_wait_for_it(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = Encoding.advance
+    advance, tries = Encoding.advance, 0
 
     def break_one(encoding: Encoding, max_rows: int) -> None:
+        nonlocal tries
         if encoding._pixels is PIXELS["a"] and (where == "start" or encoding.progress > 0.5):
+            tries += 1
             raise RuntimeError("broken")
         advance(encoding, max_rows)
 
@@ -322,6 +340,7 @@ def test_a_picture_that_fails_ends_those_who_wait_for_it(where: str, monkeypatch
         failed |= {output.request_id: output for output in outputs if output.error is not None}
         take(found, [output for output in outputs if output.error is None])
     assert failed.keys() == {"first", "both"}
+    assert tries == 1
     for output in failed.values():
         assert isinstance(output.error, InternalError)
         assert (output.finish_reason, output.token_ids) == ("error", ())

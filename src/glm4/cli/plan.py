@@ -149,7 +149,7 @@ def _as_dict(plan: MemoryPlan, name: str, config: ModelConfig, machine: int) -> 
     from glm4.model.tensors import num_parameters
 
     facts = ("dtype", "kv_dtype", "context", "batch", "fits", "largest_context", "model_context")
-    sizes = ("kv_cache", "activations", "loading", "runtime", "total", "available")
+    sizes = ("kv_cache", "activations", "pictures", "loading", "runtime", "total", "available")
     return {
         "model": name,
         "parameters": num_parameters(config),
@@ -193,8 +193,10 @@ def _rows(plan: MemoryPlan) -> list[tuple[str, int, str]]:
     rows = [(f"weights: {part}", nbytes, "blue") for part, nbytes in plan.weights.items() if nbytes]
     rows.append(("KV cache", plan.kv_cache, "magenta"))
     rows.append(("activations", plan.activations, "cyan"))
+    if plan.pictures:
+        rows.append(("pictures kept", plan.pictures, "cyan"))
     rows.append(("program", plan.runtime, "dim"))
-    if plan.loading > plan.kv_cache + plan.activations:
+    if plan.loading > plan.running:
         rows.append(("while loading only", plan.loading, "yellow"))
     return rows
 

@@ -25,7 +25,8 @@ class SchedulerConfig:
     Attributes:
         max_num_seqs: sequences that may hold pages at the same time.
         max_num_batched_tokens: rows of one forward pass when only prefill runs.
-        max_prefill_beside_decode: prefill rows of a pass that also decodes; bounds how long a stream stalls.
+        max_prefill_beside_decode: prefill rows of a pass that also decodes, the vision tower's share among them; bounds
+            how long a stream stalls.
         max_speculative_rows: decode rows of a pass, draft tokens included; 0 disables drafts. Up to about eight rows
             cost little more than one, because reading the weights dominates.
         guess_cost: cost of a draft token, as a fraction of a step; None measures it.
