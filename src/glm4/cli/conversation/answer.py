@@ -29,11 +29,13 @@ class Reply:
         message: the assistant turn, possibly incomplete.
         output: the engine's output; None if the answer was stopped.
         interrupted: the user stopped it.
+        looked: the model had to look at a picture first, which took more than one step.
     """
 
     message: Message
     output: RequestOutput | None
     interrupted: bool
+    looked: bool = False
 
 
 def answer(
@@ -49,16 +51,22 @@ def answer(
         Glm4Error: the conversation cannot be rendered.
     """
     so_far = Answer()
+    looked = False
 
     def show(new: Sequence[Event]) -> None:
         so_far.add(new)
         view.show(new)
 
+    def looking(share: float | None) -> None:
+        nonlocal looked
+        looked = looked or share is not None
+        view.looking(share)
+
     with view:
         request = ChatRequest.of(messages, params, adapter=adapter)
-        output = run_request(llm, request, show, looking=view.looking if images_of(request.messages) else None)
+        output = run_request(llm, request, show, looking=looking if images_of(request.messages) else None)
     if output is not None:
-        return Reply(output.outputs[0].as_message(), output, interrupted=False)
+        return Reply(output.outputs[0].as_message(), output, interrupted=False, looked=looked)
     # An unfinished call is useless; text and reasoning are kept.
     return Reply(replace(so_far.message(), tool_calls=()), None, interrupted=True)
 
