@@ -287,12 +287,11 @@ class Repl:
         metrics = self._last.output.metrics
         used, size = self._context_used(self._last.output)
         ttft, decode, looked = metrics.ttft, metrics.decode_tokens_per_second, self._last.looked
+        included = ", looking at the picture included" if looked else ""
         fresh = metrics.num_prompt_tokens - metrics.num_cached_tokens
         rows = {
             "prompt": f"{metrics.num_prompt_tokens:,} tokens ({metrics.num_cached_tokens:,} from the cache)",
-            "first token": f"after {ttft:.2f} s{', looking at the picture included' if looked else ''}"
-            if ttft
-            else "-",
+            "first token": f"after {ttft:.2f} s{included}" if ttft is not None else "-",
             "prefill": f"{fresh / ttft:.1f} tokens/s" if ttft and not looked else "-",
             "answer": f"{metrics.num_generated_tokens:,} tokens",
             "decode": f"{decode:.1f} tokens/s" if decode is not None else "-",
