@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 from processes import run, terminal
 
-from glm4 import LLM
+from glm4 import LLM, ImagePart, Message, TextPart
 from glm4.cli import console, main
+from glm4.cli.conversation.conversation import Conversation, Turn, save
 from glm4.cli.pictures import pasted_picture, plain_path, read_picture
 from glm4.errors import InvalidRequestError
 from tiny import write_folder
@@ -173,8 +174,13 @@ def test_the_conversation(model: str, pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_conversation_with_a_model_that_reads_text_only(pictures: Path, tmp_path: Path) -> None:
-    text = str(write_folder(tmp_path / "text"))
+    text, saved = str(write_folder(tmp_path / "text")), tmp_path / "talk.json"
+    message = Message("user", [ImagePart(png("red")), TextPart("what?")])
+    save(Conversation([Turn(message)]), "glm-4v-9b", saved)
     with terminal("chat", "-m", text, *FAST, "--plain", home=tmp_path) as screen:
+        screen.expect(">>> ")
+        screen.send(f"/load {saved}\r")
+        screen.expect("talk.json has a picture: ")
         screen.expect(">>> ")
         screen.send(f"/image {pictures / 'cat.png'}\r")
         screen.expect("takes text only; a model")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glm4.chat.messages import Message
 from glm4.chat.parts import TextPart
+from glm4.chat.pictures import images_of
 from glm4.cli import console
 from glm4.cli.console import printable
 from glm4.cli.conversation import conversation
@@ -21,7 +22,7 @@ from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.line_editor import LineEditor
 from glm4.cli.conversation.view import make_view
 from glm4.cli.options import adapter_name
-from glm4.cli.pictures import pasted_picture, plain_path, shown_text
+from glm4.cli.pictures import pasted_picture, plain_path, shown_text, takes_text_only
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -231,6 +232,8 @@ class Repl:
     def _command_load(self, argument: str) -> None:
         path = _path(argument, "load")
         loaded, model = conversation.load(path)
+        if images_of(loaded.messages) and not self._attachments.model_sees:
+            raise InvalidRequestError(f"{path} has a picture: {takes_text_only(self._model)}")
         self._conversation, self._last = loaded, None
         self._attachments.waiting = []
         console.notice(f"Loaded {len(loaded.turns)} messages from {path}.")
