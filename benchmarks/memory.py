@@ -29,7 +29,6 @@ import numpy as np
 
 import harness
 from contenders import LlamaCpp
-from sparse_checkpoint import write_sparse
 from glm4 import LLM, SamplingParams
 from glm4 import benchmark as speed
 from glm4.backends.local import LocalBackend, LocalOptions
@@ -48,6 +47,7 @@ from glm4.model.shapes import SHAPES
 from glm4.planner import plan
 from glm4.prompt import MediaSpan, Prompt
 from glm4.variants import get_variant
+from sparse_checkpoint import write_sparse
 
 NEW = 8
 

@@ -76,7 +76,7 @@ class MemoryEstimate:
         """Interpreter, libraries, tokenizer."""
         return PROGRAM_BYTES + (0 if self.mapped else ENTRY_BYTES * self.config.vocab_size)
 
-    @property
+    @cached_property
     def loading(self) -> int:
         """Needed only while loading, beyond all weights: a slab being packed, its packed copy, and the next one being
         read, in fp32, while later weights are not there yet. Matrices with rotary rows are read whole.
@@ -110,7 +110,7 @@ class MemoryEstimate:
         """What a picture takes on its way through the tower; 0 for a text model."""
         if self.config.vision is None:
             return 0
-        return encoding_nbytes(self.config, self.precision.format_of("vision.patch"))
+        return encoding_nbytes(self.config, self.precision.format_of("vision.layers.0.qkv"))
 
     def pictures(self, sequences: int = 1) -> int:
         """What the tower made of pictures: as many as are kept, and those that requests beside one of them hold."""
