@@ -23,8 +23,10 @@ from glm4.cli import console, main
 from glm4.cli.conversation.conversation import Conversation, Turn, save
 from glm4.cli.pictures import pasted_picture, plain_path, read_picture
 from glm4.errors import InvalidRequestError
+from golden_models import GOLDEN
 from tiny import write_folder
 from vision_folder import MODEL, write_vision_folder
+from vision_pictures import QUESTIONS, held_out
 
 FAST = ("--dtype", "fp32", "--context", "2048", "--temperature", "0", "--max-tokens", "8")
 
@@ -79,6 +81,19 @@ def test_a_question_about_a_picture(model: str, pictures: Path, capsys: pytest.C
         shown[name] = capsys.readouterr().out
         assert shown[name].rstrip("\n") == answers(model, pictures / name).rstrip("\n")
     assert shown["cat.png"] != shown["my dog.png"]
+
+
+def test_a_model_that_was_trained_answers_about_what_it_sees(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = str(GOLDEN / "vision" / "trained")
+    for picture in held_out(2, 3):
+        Image.fromarray(picture.pixels).save(tmp_path / "picture.png")
+        kind = "digit" if "digit" in picture.answers else "color"
+        words = ["chat", "-m", trained, "--temperature", "0", "--image", str(tmp_path / "picture.png")]
+        for question, answer in zip(QUESTIONS[kind], picture.answers[kind], strict=True):
+            assert main([*words, question]) == 0
+            assert capsys.readouterr().out.strip() == answer
 
 
 def test_two_pictures_need_an_option(model: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
