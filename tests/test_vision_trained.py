@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 import golden_models as gm
@@ -81,16 +80,17 @@ def test_other_formats_answer_as_well(dtype: str, exact_answers: list[str]) -> N
 
 
 @pytest.mark.parametrize("kind", list(vp.QUESTIONS))
-def test_it_is_the_picture_that_it_answers_from(kind: str, exact: LLM, exact_answers: list[str]) -> None:
-    """With another question's picture it describes that one, so it is right about its own as often as chance has it."""
-    rows = [index for index, question in enumerate(QUESTIONS) if question.kind == kind and question.language == 0]
-    own, others = [QUESTIONS[i] for i in rows], [QUESTIONS[i] for i in np.roll(rows, 1)]
+def test_it_is_the_picture_that_it_answers_from(kind: str, exact: LLM) -> None:
+    """With another question's picture it describes that one, and is right about its own as often as chance has it."""
+    own = [question for question in QUESTIONS if question.kind == kind]
+    others = own[1:] + own[:1]
     found = answers(exact, [[mine.turn(other.picture)] for mine, other in zip(own, others, strict=True)])
-    assert found == [exact_answers[i] for i in np.roll(rows, 1)]
-    labels = Counter(question.answer for question in own)
+    shown = [Question(other.picture, kind, mine.language) for mine, other in zip(own, others, strict=True)]
+    assert accuracy(found, shown) >= 0.93
+    labels = Counter(question.picture.answers[kind] for question in own)
     chance = sum((count / len(own)) ** 2 for count in labels.values())
     assert chance < 0.3
-    assert accuracy(found, own) <= chance + 0.1  # three standard deviations at the most
+    assert accuracy(found, own) < chance + 0.1
 
 
 def test_a_picture_is_kept_in_later_turns(exact: LLM) -> None:

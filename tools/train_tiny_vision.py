@@ -251,7 +251,7 @@ def save(folder: Path, model: vision.GLM4V, tiny: vm.TinyVision) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=gm.GOLDEN / "vision" / "trained", help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)

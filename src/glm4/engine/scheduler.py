@@ -17,6 +17,10 @@ from glm4.engine.sequence import Sequence
 from glm4.engine.speculation import RowCost
 from glm4.model.kv_cache import PAGE_SIZE, pages_for
 
+# Of the vision tower's work in a step, in rows of the text model: about one of GLM-4V's 63 layers. More would save
+# nothing, and delay aborts and whoever comes next.
+_ENCODER_ROWS = 64
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -112,7 +116,7 @@ class Scheduler:
         prefilling = [s for s in running if s.num_remaining > 1 and s in self.running]
         wants = [s.num_remaining for s in prefilling]
         shares = fair_shares([*wants, *[budget] * encoding], max(0, budget))
-        self.encoder_rows = shares[-1] if encoding else 0
+        self.encoder_rows = min(shares[-1], _ENCODER_ROWS) if encoding else 0
         for sequence, share in zip(prefilling, shares, strict=False):
             if share:
                 self._plan(sequence, share, planned)

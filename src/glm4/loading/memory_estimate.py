@@ -104,7 +104,7 @@ class MemoryEstimate:
         rotary_table = 4 * config.rotary_dim * context
         logits = 4 * 4 * config.vocab_size * min(sequences, 64)  # with the copies that sampling makes
         # A picture is encoded between forward passes, so only what is held in between adds up.
-        held, piece = encoding_nbytes(config, self.precision.format_of("vision.patch"))
+        held, piece = encoding_nbytes(config, self.precision.format_of("vision.layers.0.qkv"))
         return max(buffers, piece) + rotary_table + logits + held
 
     def pictures(self, sequences: int = 1) -> int:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.kernels import int8_cache
 from glm4.kernels.base import Kernels
 from glm4.model.config import ModelConfig, VisionConfig
 from glm4.model.kv_cache import KV_DTYPES, PAGE_SIZE, cache_arrays, pages_for
@@ -66,7 +67,7 @@ class VisionTower:
         self.text_config = config
         self.weights = weights
         self.kernels = kernels
-        self.kv_dtype = tower_kv_dtype(weights.patch.format)
+        self.kv_dtype = tower_kv_dtype(weights.layers[0].qkv.format, self.config.head_dim)
 
     def start(self, pixels: NDArray[np.uint8]) -> Encoding:
         """Begin with a picture: uint8 [image_size, image_size, 3], RGB.
@@ -100,6 +101,7 @@ class Encoding:
         pages = pages_for(config.num_positions)
         self._keys, self._values = cache_arrays(pages, config.num_attention_heads, config.head_dim, tower.kv_dtype)
         self._table = np.arange(pages, dtype=np.int32)[None, :]
+        self._mean_key: Float = np.zeros((config.num_attention_heads, config.head_dim), np.float32)
         self._passes = self._plan()
         self._operations = sum(one.num_rows * one.operations for one in self._passes)
         self._done = 0  # of them
@@ -169,8 +171,16 @@ class Encoding:
             qkv = kernels.linear(encoding.hidden[start:stop], layer.qkv, layer.qkv_bias)
             qkv = qkv.reshape(-1, 3 * heads, config.head_dim)
             encoding._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
+            # What all keys have in common adds the same to all scores of a query, which its softmax ignores. Without it
+            # (channels with large biases, for one) a key's other channels keep their digits in 8 bits.
+            if start == 0:
+                mean = encoding.hidden.mean(axis=0, dtype=np.float64).astype(np.float32)[None, :]
+                mean_qkv = kernels.linear(mean, layer.qkv, layer.qkv_bias).reshape(3, heads, config.head_dim)
+                encoding._mean_key = mean_qkv[1]
+            keys = qkv[:, heads : 2 * heads]
+            keys -= encoding._mean_key
             slots = np.arange(start, stop, dtype=np.int64)
-            kernels.store_kv(qkv[:, heads : 2 * heads], qkv[:, 2 * heads :], encoding._keys, encoding._values, slots)
+            kernels.store_kv(keys, qkv[:, 2 * heads :], encoding._keys, encoding._values, slots)
 
         def mix(encoding: Encoding, start: int, stop: int) -> None:
             x, queries = encoding.hidden[start:stop], encoding._queries[start:stop].reshape(shape)
@@ -238,21 +248,23 @@ def _merged_operations(config: ModelConfig, vision: VisionConfig) -> int:
     return config.hidden_size * (vision.merged_columns + config.hidden_size + 3 * config.intermediate_size)
 
 
-def tower_kv_dtype(format: str) -> str:
-    """Format of the tower's keys and values, by that of its patch matrix."""
+def tower_kv_dtype(format: str, head_dim: int) -> str:
+    """Format of the tower's keys and values, by the weight format of its layers."""
+    if format in ("int8", "int4") and int8_cache.is_supported(head_dim):
+        return "int8"
     return "fp32" if format == "fp32" else "fp16"
 
 
 def encoding_nbytes(config: ModelConfig, format: str) -> tuple[int, int]:
     """Bytes that one picture takes inside the tower, its result included, and of the buffers of a piece.
 
-    (0, 0) for a text model; `format` is that of the patch matrix.
+    (0, 0) for a text model; `format` is that of its layers.
     """
     vision = config.vision
     if vision is None:
         return 0, 0
     pages = pages_for(vision.num_positions) * PAGE_SIZE
-    item = np.dtype(KV_DTYPES[tower_kv_dtype(format)]).itemsize
+    item = np.dtype(KV_DTYPES[tower_kv_dtype(format, vision.head_dim)]).itemsize
     rows = 4 * vision.num_positions * vision.hidden_size * 2 + 4 * vision.num_rows * config.hidden_size
     cache = 2 * pages * vision.num_attention_heads * (vision.head_dim + 4) * item
     widest = max(vision.qkv_size + vision.hidden_size, 2 * vision.intermediate_size, 4 * config.intermediate_size)

@@ -98,7 +98,7 @@ async def slots(request: Request) -> Response:
 async def apply_template(request: Request) -> Response:
     """The prompt a chat body becomes, as text."""
     target, prepared = await _prepared(request)
-    return JSONResponse({"prompt": target.llm.tokenizer.decode(prepared.prompt_ids, skip_special_tokens=False)})
+    return JSONResponse({"prompt": target.llm.processor.text_of(prepared.prompt)})
 
 
 async def input_tokens(request: Request) -> Response:

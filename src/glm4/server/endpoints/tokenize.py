@@ -142,5 +142,5 @@ async def render(request: Request) -> Response:
     chat = await parse(lambda: parse_chat(body, target.llm.default_sampling_params()))
     prepared = await prepare_chat_request(target, chat.request)
     ids = prepared.prompt_ids
-    prompt = target.llm.tokenizer.decode(ids, skip_special_tokens=False)
+    prompt = target.llm.processor.text_of(prepared.prompt)
     return JSONResponse({"prompt": prompt, "prompt_token_ids": ids, "count": len(ids)})
