@@ -188,7 +188,7 @@ def test_info_and_plan(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["info", str(folder)]) == 0
         assert f"a picture becomes {SIZE} x {SIZE} pixels" in capsys.readouterr().out
         assert main(["plan", str(folder)]) == 0
-        assert f"A picture takes {ROWS} tokens." in " ".join(capsys.readouterr().out.split())
+        assert f"A picture takes {ROWS} tokens of the context." in " ".join(capsys.readouterr().out.split())
     assert facts[0]["vision"] == facts[1]["vision"]
     assert (facts[0]["vision"]["begin_id"], facts[0]["vision"]["end_id"]) == (BEGIN, END)
     assert facts[0]["parameters"] == facts[1]["parameters"] == plans[0]["parameters"]
