@@ -123,6 +123,21 @@ class LLM:
         """
         return self._open_inputs().chat(request)
 
+    def fetch_pictures(self, request: ChatRequest) -> ChatRequest:
+        """The first third of `prepare`: wait for the files of pictures that are addresses. Thread-safe."""
+        return self._open_inputs().fetched(request)
+
+    def prepare_text(self, request: ChatRequest) -> PreparedRequest:
+        """The second third of `prepare`: all that takes this process's processor time. Thread-safe.
+
+        A request with pictures cannot be added yet, but its prompt has their rows.
+        """
+        return self._open_inputs().encoded(request)
+
+    def decode_pictures(self, prepared: PreparedRequest) -> PreparedRequest:
+        """The last third of `prepare`: wait for the process that decodes pictures. Thread-safe."""
+        return self._open_inputs().decoded(prepared)
+
     def render(self, request: ChatRequest) -> Prompt:
         """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors.
 
@@ -148,6 +163,18 @@ class LLM:
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         """`prepare` for a raw prompt: text (encoded with the model's usual prefix), or ids; see `PromptLike`."""
+        inputs = self._open_inputs()
+        return inputs.decoded(inputs.prompt(prompt, params, adapter=adapter, **options))
+
+    def prepare_text_prompt(
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> PreparedRequest:
+        """`prepare_prompt` but for `decode_pictures`."""
         return self._open_inputs().prompt(prompt, params, adapter=adapter, **options)
 
     def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:

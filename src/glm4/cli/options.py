@@ -58,6 +58,25 @@ Lora = Annotated[
     str | None,
     Option(metavar="FOLDER", panel=ENGINE, help="A LoRA adapter of this model (PEFT's format) to answer with."),
 ]
+AllowManyImages = Annotated[
+    bool,
+    Option(
+        "--allow-many-images",
+        panel=ENGINE,
+        help="More than one picture per conversation, which goes beyond what GLM-4V was trained with.",
+    ),
+]
+MediaDomains = Annotated[
+    list[str] | None,
+    Option(
+        "--media-domains",
+        "--allowed-media-domains",
+        metavar="HOST",
+        panel=ENGINE,
+        help="Fetch pictures that requests name by http(s) address from this host; .example.com is all names below it,"
+        " too, and '*' every public host. May be repeated; without it nothing is fetched.",
+    ),
+]
 MaxTokens = Annotated[int | None, Option(metavar="TOKENS", panel=_SAMPLING, min=1, help="Longest answer, in tokens.")]
 
 
