@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.routing import Route
 
@@ -31,15 +32,17 @@ from glm4.cli.conversation import repl
 from glm4.cli.parameters import declared
 from glm4.cli.parser import read
 from glm4.model.shapes import SHAPES
+from glm4.multimodal.image import encode_picture
 from glm4.planner import plan
 from glm4.server.app import create_app
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.variants import VARIANTS, get_variant
 from live import serve
 from tiny import gguf_model, write_folder, write_gguf
+from vision_folder import write_vision_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("models", "batch", "python", "serving", "operating", "structured", "adapters", "troubleshooting")
+GUIDES = ("models", "batch", "python", "serving", "operating", "structured", "pictures", "adapters", "troubleshooting")
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
 DEVELOPER_PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/decisions.md"]  # in English only
@@ -224,25 +227,26 @@ def test_environment_variables_exist() -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Stand-ins for the starter (a qwen2 GGUF file) and for GLM-4 (a folder), with their dialects' own templates."""
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Stand-ins for the starter (a qwen2 GGUF file), GLM-4 and GLM-4V (folders), with their dialects' own templates."""
     folder = tmp_path_factory.mktemp("models")
     # No unnamed rows: random weights would put them among the likeliest tokens, where the page decodes them.
     model = gguf_model("qwen2", max_position_embeddings=32768, vocab_size=260)
     metadata = {"tokenizer.chat_template": None}
-    return write_gguf(folder / "m.gguf", "qwen2", model, metadata=metadata), write_folder(
-        folder / "m", chat_template=None
-    )
+    starter = write_gguf(folder / "m.gguf", "qwen2", model, metadata=metadata)
+    return starter, write_folder(folder / "m", chat_template=None), write_vision_folder(folder / "sees")
 
 
 @pytest.fixture
-def tiny_models(checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_models(checkpoints: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Names load tiny checkpoints; everything else of `LLM`, the name's row in `variants.py` included, is real."""
 
     def resolve(name: str, **_: object) -> Path:
         variant = get_variant(name)
         assert variant is not None, f"no model {name!r}"
-        return checkpoints[0] if variant.dialect == "chatml" else checkpoints[1]
+        if variant.dialect == "chatml":
+            return checkpoints[0]
+        return checkpoints[2 if "vision_layers" in variant.signature else 1]
 
     monkeypatch.setattr("glm4.open_model.resolve", resolve)
 
@@ -263,11 +267,12 @@ def close_models(session: dict[str, Any]) -> None:
 @pytest.mark.parametrize("page", [page for page in ENGLISH if blocks(page, "python")])
 @pytest.mark.usefixtures("tiny_models")
 def test_python_blocks_run(
-    page: str, tmp_path: Path, checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    page: str, tmp_path: Path, checkpoints: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From top to bottom in one session, as a reader would."""
     monkeypatch.chdir(tmp_path)
     write_poems_adapter(tmp_path, checkpoints[0])
+    (tmp_path / "cat.png").write_bytes(encode_picture(np.zeros((30, 40, 3), np.uint8)))
     session: dict[str, Any] = {"__name__": "__main__"}
     with contextlib.ExitStack() as stack:
         stack.callback(close_models, session)

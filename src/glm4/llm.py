@@ -120,22 +120,32 @@ class LLM:
 
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
+            BusyError: too many pictures are being decoded.
         """
         return self._open_inputs().chat(request)
 
-    def fetch_pictures(self, request: ChatRequest) -> ChatRequest:
-        """The first third of `prepare`: wait for the files of pictures that are addresses. Thread-safe."""
+    def fetched(self, request: ChatRequest) -> ChatRequest:
+        """The request with pictures in place of their addresses, which `prepare` would fetch. Thread-safe; may wait.
+
+        Raises:
+            InvalidRequestError: the request can never run, or an address is refused or leads to no picture.
+        """
         return self._open_inputs().fetched(request)
 
     def prepare_text(self, request: ChatRequest) -> PreparedRequest:
-        """The second third of `prepare`: all that takes this process's processor time. Thread-safe.
+        """`prepare` without its waiting, `fetched` before it and `decode_pictures` after it. Thread-safe.
 
         A request with pictures cannot be added yet, but its prompt has their rows.
         """
         return self._open_inputs().encoded(request)
 
     def decode_pictures(self, prepared: PreparedRequest) -> PreparedRequest:
-        """The last third of `prepare`: wait for the process that decodes pictures. Thread-safe."""
+        """What `prepare_text` or `prepare_text_prompt` returned, to be added. Thread-safe; may wait for a process.
+
+        Raises:
+            InvalidRequestError: a picture is damaged, too large or not a picture.
+            BusyError: too many are being decoded.
+        """
         return self._open_inputs().decoded(prepared)
 
     def render(self, request: ChatRequest) -> Prompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.llm import LLM
 from glm4.open_model import ModelOptions
 from glm4.prompt import Prompt
+from glm4.requests.image_inputs import ImageOptions
 from glm4.sampling_params import SamplingParams
 from live import config, serve
 from tiny import VOCAB_SIZE, write_folder
@@ -136,7 +138,7 @@ def test_every_row_names_what_there_is() -> None:
 
 
 def test_the_options_for_type_checkers_are_the_backends_own() -> None:
-    names = set(LocalOptions.__dataclass_fields__) | set(RemoteOptions.__dataclass_fields__)
+    names = {field.name for one in (LocalOptions, RemoteOptions, ImageOptions) for field in fields(one)}
     assert set(ModelOptions.__annotations__) == names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,12 +101,15 @@ def test_our_template_differs_from_that_of_text_models_in_the_tools_alone() -> N
 
 
 def test_the_checkpoints_own_template_writes_it(glm4: Tokenizer) -> None:
-    own = ChatTemplate(
-        "[gMASK]<sop>{% for item in messages %}<|{{ item['role'] }}|>{{ item['metadata'] }}\n{{ item['content'] }}"
-        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
+    """Templates are GLM-4's: the content of a message is a text, and written as it is."""
+    published = Path(__file__).parents[1] / "golden/templates/glm-4-9b-chat.jinja"
+    own = ChatTemplate(published.read_text(encoding="utf-8"))
     ids = render(GLM4V, ask("你好", CAT), tokenizer=glm4, template=own, image=SMALL)
     assert ids == [*PREFIX, USER, NEWLINE, *ROWS, *HELLO, ASSISTANT]
+    tools = render_text(GLM4V, ask(CAT), tokenizer=glm4, template=own, image=SMALL, tools=[WEATHER])
+    assert "你是一个名为 ChatGLM 的" in tools
+    assert "# 可用工具" in tools
+    assert tools.endswith(f"<|user|>\n{MARKS}<|assistant|>")
 
 
 @pytest.mark.parametrize(

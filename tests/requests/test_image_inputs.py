@@ -16,6 +16,7 @@ from glm4 import LLM, ImagePart, Message, SamplingParams, TextPart
 from glm4.backends.base import Capability
 from glm4.backends.scripted import ScriptedBackend
 from glm4.chat.chat_request import ChatRequest
+from glm4.chat.pictures import has_addresses
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.text_files import read_text_files
 from glm4.errors import InvalidRequestError, PromptTooLongError, TokenizerError
@@ -24,6 +25,7 @@ from glm4.multimodal.image import encode_picture
 from glm4.open_model import open_model
 from glm4.prompt import ImageLayout, MediaSpan, Prompt
 from glm4.requests.image_inputs import ImageInputs, ImageOptions
+from glm4.requests.local_images import with_local_images
 from glm4.requests.processor import Processor
 from glm4.requests.requirements import GRAMMARS
 from tiny import VOCAB_SIZE, special_id, tiny_model, write_folder
@@ -124,6 +126,17 @@ def test_the_second_picture_is_refused_unless_it_is_allowed(folder: Path, text: 
     assert [int(prompt.pixels[span.digest][0, 0, 0]) for span in prompt.spans] == [40, 200, 40]
 
 
+def test_closing_the_model_ends_the_process_that_decodes(folder: Path) -> None:
+    with LLM(str(folder), dtype="fp32", max_model_len=64) as llm:
+        assert llm.chat(ask(CAT), PARAMS)[0].outputs[0].token_ids
+        images = llm.processor.images
+        assert images is not None
+        process = images.decoder._helper._process
+        assert process is not None
+        assert process.poll() is None
+    assert process.poll() is not None
+
+
 def test_damaged_pictures_are_named(text: Processor) -> None:
     with pytest.raises(InvalidRequestError, match="the image cannot be decoded") as caught:
         llm_of(text).chat(ask(b"not a picture"), PARAMS)
@@ -168,6 +181,9 @@ def test_a_request_that_cannot_run_is_refused_before_anything_is_fetched_or_deco
     llm = llm_of(replace(text, images=images), frozenset(Capability) - missing, length)
     with pytest.raises(InvalidRequestError, match=problem):
         llm.chat(messages, PARAMS)
+    if "has 311 tokens" not in problem:  # known once it is encoded
+        with pytest.raises(InvalidRequestError, match=problem):
+            llm.fetched(ChatRequest.of(with_local_images(messages), PARAMS))
     assert not watched.asked
     assert not llm.has_unfinished_requests()
 
@@ -212,6 +228,12 @@ def test_addresses_are_fetched_where_that_is_allowed(text: Processor, site: str)
     llm = llm_of(replace(text, images=replace(text.images, fetcher=fetcher)))
     prompt = llm.prepare_chat(address(f"{site}/cat.png"), PARAMS).prompt
     assert prompt == llm.prepare_chat([Message("user", [ImagePart(CAT)])], PARAMS).prompt
+    asked = ChatRequest.of(address(f"{site}/cat.png"), PARAMS)
+    found = llm.fetched(asked)
+    assert found.messages == (Message("user", [ImagePart(CAT)]),)
+    assert has_addresses(asked.messages)
+    assert not has_addresses(found.messages)
+    assert llm.fetched(found) is found
     assert set(prompt.pixels) == {ImagePart(CAT).digest}
     raw = llm.prepare_prompt({"prompt_token_ids": PLACE, "multi_modal_data": {"image": f"{site}/cat.png"}}, PARAMS)
     assert raw.prompt.spans[0].digest == ImagePart(CAT).digest

@@ -14,6 +14,7 @@ from PIL import Image
 from glm4 import ImagePart, Message, SamplingParams, TextPart
 from glm4.api.anthropic import parse_message
 from glm4.api.openai import parse_chat, parse_completion
+from glm4.api.responses.request import parse_responses
 from glm4.chat import parts
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import as_messages
@@ -165,6 +166,11 @@ def test_no_request_can_name_a_file(file: Path) -> None:
             parse_chat({"messages": messages}, SamplingParams())
         with pytest.raises(InvalidRequestError):
             parse_message({"messages": messages, "max_tokens": 5}, SamplingParams())
+    for url in (named, f"file://{named}"):
+        item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+        asked = parse_responses({"input": [item]}, SamplingParams(), thinks=False)
+        with pytest.raises(InvalidRequestError, match="must be a data: URL or begin with http"):
+            asked.chat([], asked.items)
     with pytest.raises(InvalidRequestError, match="unknown message field 'image'"):
         parse_chat({"messages": [{"role": "user", "image": named, "content": "a"}]}, SamplingParams())
     with pytest.raises(InvalidRequestError, match=r"'image' are not supported; .*; pictures are sent as image_url"):

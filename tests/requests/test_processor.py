@@ -16,6 +16,7 @@ from glm4.errors import CheckpointError, ModelNotFoundError, TokenizerError, Uns
 from glm4.requests.processor import Processor
 from glm4.variants import get_variant
 from tiny import VOCAB_SIZE, special_id, tiny_model, write_folder, write_gguf
+from vision_folder import write_vision_folder
 
 CHAT = ChatRequest.of([{"role": "user", "content": "hello, 世界"}])
 
@@ -23,14 +24,16 @@ CHAT = ChatRequest.of([{"role": "user", "content": "hello, 世界"}])
 def make(root: Path, kind: str) -> Path:
     if kind.startswith("gguf"):
         return write_gguf(root / "m.gguf", "qwen2" if kind == "gguf-qwen2" else "chatglm")
+    if kind == "vision":
+        return write_vision_folder(root / "m")
     model = tiny_model("chatglm" if kind == "chatglm" else "hf")
     return write_folder(root / "m", model, generation_config={"temperature": 0.4, "eos_token_id": [258, 9999, -1]})
 
 
-@pytest.mark.parametrize("kind", ["hf", "chatglm", "gguf-chatglm", "gguf-qwen2", "packed"])
+@pytest.mark.parametrize("kind", ["hf", "chatglm", "gguf-chatglm", "gguf-qwen2", "packed", "vision", "vision-packed"])
 def test_it_is_the_open_checkpoints(tmp_path: Path, kind: str) -> None:
-    path = make(tmp_path, "gguf-qwen2" if kind == "packed" else kind)
-    if kind == "packed":
+    path = make(tmp_path, "gguf-qwen2" if kind == "packed" else kind.removesuffix("-packed"))
+    if kind.endswith("packed"):
         assert main(["quantize", str(path), "--to", "int8", "-o", str(tmp_path / "out")]) == 0
         path = tmp_path / "out"
     with open_checkpoint(path) as checkpoint:
@@ -38,6 +41,8 @@ def test_it_is_the_open_checkpoints(tmp_path: Path, kind: str) -> None:
     ours, files = Processor.open(path), read_text_files(path)
     assert ours.dialect is theirs.dialect
     assert ours.defaults == theirs.defaults
+    assert ours.image == theirs.image
+    assert (ours.image is not None) == kind.startswith("vision")
     assert ours.stop_ids == theirs.stop_ids
     assert ours.render(CHAT) == theirs.render(CHAT)
     assert (files.vocab_size, files.context, files.packed) == (known.vocab_size, known.context, known.packed)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from glm4.chat.messages import Message
-from glm4.chat.parts import ImagePart, Part, TextPart, refusal
+from glm4.chat.parts import ImagePart, MediaPart, TextPart, refusal
 from glm4.errors import TemplateError
 from glm4.prompt import ImageLayout, Prompt
 
@@ -27,6 +27,11 @@ def images_of(messages: Sequence[Message]) -> list[ImagePart]:
     ]
 
 
+def has_addresses(messages: Sequence[Message]) -> bool:
+    """Whether a picture of a conversation has yet to be fetched."""
+    return any(part.url is not None for part in images_of(messages))
+
+
 def check_parts(messages: Sequence[Message], media: frozenset[str], image: ImageLayout | None) -> None:
     """Refuse parts that the model cannot read. The only such check: parsers accept every part that the APIs define.
 
@@ -40,8 +45,6 @@ def check_parts(messages: Sequence[Message], media: frozenset[str], image: Image
     readable = media if image is not None else media - {ImagePart.kind}
     seen = 0
     for message, part, where in _located(messages):
-        if isinstance(part, TextPart):
-            continue
         if part.kind not in readable:
             reads = " and ".join(("text", *sorted(readable))) if readable else "text only"
             kind = part.type or part.kind
@@ -116,9 +119,9 @@ def picture_prompt(ids: Sequence[int], marks: Marks, image: ImageLayout, images:
     return Prompt(rows, tuple(image.span(at, name) for at, name in zip(starts, names, strict=True)))
 
 
-def _located(messages: Sequence[Message]) -> Iterator[tuple[Message, Part, str]]:
-    """Every part with its message and its location in the request."""
+def _located(messages: Sequence[Message]) -> Iterator[tuple[Message, MediaPart, str]]:
+    """Every part that is not text, with its message and its location in the request."""
     for index, message in enumerate(messages):
         for number, part in enumerate(message.content):
-            where = "" if isinstance(part, TextPart) else part.where
-            yield message, part, where or f"messages[{index}].content[{number}]"
+            if not isinstance(part, TextPart):
+                yield message, part, part.where or f"messages[{index}].content[{number}]"

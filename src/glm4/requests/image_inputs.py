@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.chat.parts import ImagePart, refusal
-from glm4.chat.pictures import images_of
+from glm4.chat.pictures import has_addresses, images_of
 from glm4.errors import InvalidRequestError, shown
 from glm4.prompt import ImageLayout, Prompt
 
@@ -47,7 +47,7 @@ class ImageOptions:
         domains = self.media_domains
         if domains is None:
             return
-        listed = not isinstance(domains, (str, bytes)) and isinstance(domains, Iterable)
+        listed = isinstance(domains, Sequence) and not isinstance(domains, (str, bytes))
         if not listed or not all(isinstance(one, str) and one.strip() for one in domains):
             raise InvalidRequestError(
                 f"media_domains is a list of host names, or ['*'] for every public one, not {shown(domains)}",
@@ -82,10 +82,9 @@ class ImageInputs:
         Raises:
             InvalidRequestError: addresses are not allowed, or this one is not, or it leads to no picture.
         """
-        images = images_of(request.messages)
-        if all(part.url is None for part in images):
+        if not has_addresses(request.messages):
             return request
-        found = iter([self.fetch(part) for part in images])
+        found = iter([self.fetch(part) for part in images_of(request.messages)])
 
         def replaced(message: Message) -> Message:
             return replace(message, content=[next(found) if isinstance(p, ImagePart) else p for p in message.content])

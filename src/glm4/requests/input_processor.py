@@ -145,15 +145,16 @@ class InputProcessor:
         return self.decoded(self.encoded(self.fetched(request)))
 
     def fetched(self, request: ChatRequest) -> ChatRequest:
-        """The request with the bytes of pictures that are addresses, if all else that is checked early is good.
+        """The request with pictures in place of their addresses; the same one if it has none.
+
+        `chat` does it, too. A server does it first, elsewhere: it waits for other machines, for seconds per picture.
 
         Raises:
-            InvalidRequestError, PromptTooLongError: as `chat`.
+            InvalidRequestError, PromptTooLongError: as `chat`, before anything is fetched; or an address is refused.
         """
         images = self._processor.images
-        if images is None or all(part.url is None for part in images_of(request.messages)):
+        if not self._checked_pictures(request) or images is None:
             return request
-        self._checked_pictures(request)
         self._fitting(partial(self._check_texts, request), "messages")
         return images.fetched(request)
 

@@ -29,7 +29,7 @@ async def prepare_chat(target: Target, request: ChatRequest, *, runs: bool = Tru
         return await prepare(target.longest_text, partial(llm.prepare_text, request), aside=sent)
     pixels = len(pictures) * image.nbytes
     await body.hold_pictures(pixels + sum(part.url is not None for part in pictures) * MAX_MEDIA_NBYTES)
-    request = await body.wait(partial(llm.fetch_pictures, request))
+    request = await body.wait(partial(llm.fetched, request))
     prepared = await prepare(target.longest_text, partial(llm.prepare_text, request), aside=sent)
     del request  # and the files that were fetched
     prepared = await body.wait(partial(llm.decode_pictures, prepared))
