@@ -240,7 +240,7 @@ def test_budgets_are_given_out_in_order() -> None:
 
 def test_who_waits_too_long_for_memory_is_told_to_come_back() -> None:
     async def run() -> None:
-        owner = RequestMemory(Shares(100, 100, 0), timeout=0.01)
+        owner = RequestMemory(Shares(100, 100, 0, 100), timeout=0.01)
         held, late = owner.body(), owner.body()
         await held.grow(100 // memory.BODY_COST)
         with pytest.raises(ApiError) as refused:
