@@ -7,22 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 from fuzzing import Fuzzer, Mutation, mutations
-from good_requests import GOOD
+from good_requests import GOOD, WITH_PICTURES
 from neighbor import Neighbor
 
 from glm4.llm import LLM
 from live import LiveServer, config, serve
-from tiny import write_folder
+from vision_folder import write_vision_folder
 
 SEED = 14
+ALL = [*GOOD, *WITH_PICTURES]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     # Greedy by default, so that an answer without a temperature can be compared, too.
-    folder = write_folder(
-        tmp_path_factory.mktemp("model") / "m", chat_template=None, generation_config={"do_sample": False}
-    )
+    folder = write_vision_folder(tmp_path_factory.mktemp("model") / "m", generation_config={"do_sample": False})
     llm = LLM(str(folder), dtype="fp32", max_num_seqs=8, max_model_len=2048)
     with serve(config("tiny", allowed_origins=("localhost",)), llm) as running:
         yield running
@@ -36,7 +35,7 @@ def report(mutation: Mutation, finding: str) -> str:
 
 def test_the_good_requests_are_answered(server: LiveServer) -> None:
     with server.client() as client:
-        for good in GOOD:
+        for good in ALL:
             response = client.post(good.path, json=good.body)
             assert response.status_code == 200, (good, response.text)
 
@@ -47,7 +46,7 @@ def test_mutated_requests(server: LiveServer, count: int) -> None:
         fuzzer = Fuzzer(client)
         found = [
             report(mutation, finding)
-            for mutation in mutations(GOOD, SEED + count, count)
+            for mutation in mutations(ALL, SEED + count, count)
             for finding in fuzzer.findings(mutation)
         ]
     assert not found, f"{len(found)} findings:\n" + "\n".join(found)
