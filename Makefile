@@ -7,7 +7,8 @@ ARGS   ?=
 JOBS   ?= 2
 
 # What `make test-fast` leaves out: servers, programs, downloads, calibration.
-UNHURRIED := server peers cli hub quantization benchmarks batch
+UNHURRIED := server peers cli hub quantization benchmarks batch \
+  multimodal/test_fetch.py multimodal/test_fetch_limits.py multimodal/test_public_network.py
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)

@@ -110,7 +110,8 @@ struct Workspace {
     float* all_sums;    // of the chunks before it
     float* scores;      // [block keys]
     int16_t* weights;   // [block keys], int8 cache only
-    float* page;        // one page in float32, float16 cache only
+    float* wide;        // a block's pages in float32, float16 cache only
+    float* scales;      // of a block's values, int8 cache only
     Softmax* state;     // of the chunk
     Softmax* all_state;
     float* query_scales;
@@ -133,7 +134,8 @@ int64_t lay_out(const Cache& c, float* base, Workspace& w) {
     w.all_sums = take(wide);
     w.scores = take(block);
     w.weights = reinterpret_cast<int16_t*>(take(int8 ? block / 2 : 0));
-    w.page = take(c.type == kCacheFp16 ? c.dim * c.page_size + LANES : 0);
+    w.wide = take(c.type == kCacheFp16 ? c.dim * block_keys(c) + LANES : 0);
+    w.scales = take(int8 ? block_keys(c) : 0);
     w.state = reinterpret_cast<Softmax*>(take(2 * QUERIES));
     w.all_state = reinterpret_cast<Softmax*>(take(2 * QUERIES));
     w.query_scales = take(QUERIES);
@@ -194,8 +196,13 @@ struct Worker {
         float* to = w.queries + i * stride;
         w.visible[i] = task.tile.visible(a, i);
         if constexpr (sizeof(T) == 1) {
-            for (int64_t d = 0; d < dim; ++d) w.sums[d] = q[d] * a.scale;
-            w.query_scales[i] = quantize_int16(w.sums, dim, reinterpret_cast<int16_t*>(to));
+            Largest largest;
+            for (int64_t d = 0; d < dim; d += LANES) {
+                const vf scaled = vmul(vload(q + d), vset(a.scale));
+                vstore(w.sums + d, scaled);
+                largest.add(scaled);
+            }
+            w.query_scales[i] = quantize_int16(w.sums, dim, largest.value(), reinterpret_cast<int16_t*>(to));
         } else {
             for (int64_t d = 0; d < dim; ++d) to[d] = q[d] * a.scale;
         }
@@ -220,16 +227,49 @@ struct Worker {
         const int64_t first = first_seeing(start);
         const int64_t end = minimum(w.visible[count() - 1], start + stride);
         for (int64_t at = start; at < end; at += page_size) score_page(first_seeing(at), at, at - start);
-        for (int64_t i = first; i < count(); ++i) {
-            const int64_t visible = minimum(w.visible[i] - start, stride);
-            float* sums = w.sums + i * padded_dim(cache());
-            const float factor = softmax_block(w.scores + i * stride, visible, w.state[i]);
-            if (factor != 1.0f) {
-                for (int64_t d = 0; d < padded_dim(cache()); ++d) sums[d] *= factor;
+        if constexpr (sizeof(T) == 1) {
+            const auto nbytes = static_cast<size_t>(page_size) * sizeof(float);
+            for (int64_t at = start; at < end; at += page_size) {
+                memcpy(w.scales + at - start, scales(page(cache().v, at)), nbytes);
             }
-            if constexpr (sizeof(T) == 1) quantize_weights(i, start, visible);
         }
-        for (int64_t at = start; at < end; at += page_size) value_page(first_seeing(at), at, at - start);
+        for (int64_t i = first; i < count(); ++i) {
+            const float factor = weigh(i, minimum(w.visible[i] - start, stride));
+            if (factor == 1.0f) continue;
+            float* sums = w.sums + i * padded_dim(cache());
+            for (int64_t d = 0; d < padded_dim(cache()); ++d) sums[d] *= factor;
+        }
+        if constexpr (sizeof(T) == 2) {
+            if (count() - first > WIDEN_QUERIES) {
+                for (int64_t at = start; at < end; at += page_size) {
+                    widen(page(cache().v, at), w.wide + (at - start) * cache().dim);
+                }
+                return values<float>(first, start, end);
+            }
+        }
+        values<T>(first, start, end);
+    }
+
+    // Turns a query's scores of a block into weights, for an int8 cache times the scales of their values and in int16.
+    // Returns the factor by which its sums shrink.
+    float weigh(int64_t i, int64_t visible) const {
+        const int64_t first = i * block_keys(cache());
+        float* to = w.scores + first;
+        if constexpr (sizeof(T) == 1) {
+            Largest largest;
+            const float factor = softmax_block(to, visible, w.state[i], [&](int64_t at, vf weight) {
+                const int seen = static_cast<int>(minimum<int64_t>(LANES, visible - at));
+                // What follows the last visible key may be anything.
+                const vf scale = seen == LANES ? vload(w.scales + at) : vload_n(w.scales + at, seen);
+                const vf product = vmul(weight, scale);
+                vstore(to + at, product);
+                largest.add(product);
+            });
+            w.weight_scales[i] = quantize_int16(to, round_up(visible, LANES), largest.value(), w.weights + first);
+            return factor;
+        } else {
+            return softmax_block(to, visible, w.state[i], [&](int64_t at, vf weight) { vstore(to + at, weight); });
+        }
     }
 
     // The page that holds the key at position `at`, in one of the two arrays, which have the same size.
@@ -249,15 +289,15 @@ struct Worker {
         return reinterpret_cast<const float*>(page + cache().dim * cache().page_size);
     }
 
-    const float* widen(const T* page) const {
-        for (int64_t i = 0; i < cache().dim * cache().page_size; i += LANES) vstore(w.page + i, load_cached(page + i));
-        return w.page;
+    const float* widen(const T* page, float* to) const {
+        for (int64_t i = 0; i < cache().dim * cache().page_size; i += LANES) vstore(to + i, load_cached(page + i));
+        return to;
     }
 
     void score_page(int64_t first, int64_t at, int64_t column) const {
         const T* keys = page(cache().k, at);
         if constexpr (sizeof(T) == 2) {
-            if (count() - first > WIDEN_QUERIES) return score(widen(keys), first, at, column);
+            if (count() - first > WIDEN_QUERIES) return score(widen(keys, w.wide), first, at, column);
         }
         score(keys, first, at, column);
     }
@@ -285,51 +325,70 @@ struct Worker {
         }
     }
 
-    void value_page(int64_t first, int64_t at, int64_t column) const {
-        const T* values = page(cache().v, at);
-        if constexpr (sizeof(T) == 2) {
-            if (count() - first > WIDEN_QUERIES) return value(widen(values), first, at, column);
-        }
-        value(values, first, at, column);
-    }
-
-    // Only queries that see the same part of the page go together: what follows a query's last key belongs to
-    // others and may not even be finite.
-    template <class U>
-    void value(const U* values, int64_t first, int64_t at, int64_t column) const {
-        const int64_t dim = cache().dim, page_size = cache().page_size;
-        const int64_t stride = padded_dim(cache()), w_stride = block_keys(cache());
-        const int64_t steps = (count() - first + QUERY_STEP - 1) / QUERY_STEP;
-        const int64_t rows = sizeof(U) == 1 ? page_size / 2 : page_size, vectors = stride / LANES / CHANNEL_STEP;
-        Ahead next = ahead(cache().k, at + block_keys(cache()), steps * rows * maximum<int64_t>(1, vectors));
-        const auto seen = [&](int64_t i) { return minimum(page_size, w.visible[i] - at); };
+    // Calls body(i, n, key(i)) for runs of at most QUERY_STEP queries from `first` on that have the same key(i).
+    template <class Key, class Body>
+    void for_runs(int64_t first, const Key& key, const Body& body) const {
         for (int64_t i = first; i < count();) {
-            const int64_t keys = seen(i);
+            const int64_t same = key(i);
             int n = 1;
-            while (n < QUERY_STEP && i + n < count() && seen(i + n) == keys) ++n;
-            float* sums = w.sums + i * stride;
-            with_count<QUERY_STEP>(n, [&](auto step) {
-                if constexpr (sizeof(U) == 1) {
-                    value_queries_int8<step.value>(w.weights + i * w_stride + column, w_stride, w.weight_scales + i,
-                                                   (keys + 1) / 2, values, dim, sums, stride, next);
-                } else {
-                    value_queries<U, step.value>(w.scores + i * w_stride + column, w_stride, keys, values, dim, sums,
-                                                 stride, next);
-                }
-            });
+            while (n < QUERY_STEP && i + n < count() && key(i + n) == same) ++n;
+            if (same > 0) body(i, n, same);
             i += n;
         }
     }
 
-    // Weights of the block times the scales of their values, as int16; zeros up to the next full vector.
-    void quantize_weights(int64_t i, int64_t start, int64_t visible) const {
-        const int64_t stride = block_keys(cache()), page_size = cache().page_size;
-        float* weights = w.scores + i * stride;
-        for (int64_t at = 0; at < visible; at += page_size) {
-            const float* scale = scales(page(cache().v, start + at));
-            for (int64_t j = 0; j < minimum(page_size, visible - at); ++j) weights[at + j] *= scale[j];
+    // Adds the weighted values of a block. Only queries that see the same part of it go together: what follows a
+    // query's last key belongs to others and may not even be finite. The pages a query sees whole are summed at once,
+    // then its part of the next one.
+    template <class U>
+    void values(int64_t first, int64_t start, int64_t end) const {
+        const int64_t dim = cache().dim, page_size = cache().page_size, stride = block_keys(cache());
+        const int64_t vectors = (dim + LANES - 1) / LANES, slices = (vectors + CHANNEL_STEP - 1) / CHANNEL_STEP;
+        const int64_t rows = sizeof(U) == 1 ? page_size / 2 : page_size;
+        const int64_t iterations = rows * slices * ((count() - first + QUERY_STEP - 1) / QUERY_STEP);
+        const U* pages[BLOCK_KEYS / 16 + 1];
+        Ahead next[BLOCK_KEYS / 16 + 1];
+        for (int64_t at = start, p = 0; at < end; at += page_size, ++p) {
+            if constexpr (sizeof(U) == sizeof(T)) {
+                pages[p] = page(cache().v, at);
+            } else {
+                pages[p] = w.wide + (at - start) * dim;
+            }
+            next[p] = ahead(cache().k, at + stride, iterations);
         }
-        w.weight_scales[i] = quantize_int16(weights, round_up(visible, LANES), w.weights + i * stride);
+        const auto whole = [&](int64_t i) {
+            const int64_t seen = w.visible[i] - start;
+            return seen >= stride ? block_pages(cache()) : seen / page_size;
+        };
+        const auto part = [&](int64_t i) {
+            const int64_t seen = w.visible[i] - start;
+            return seen >= stride ? 0 : seen % page_size;
+        };
+        for (int64_t v = 0; v < vectors; v += vectors_together(vectors - v)) {
+            with_count<CHANNEL_STEP>(vectors_together(vectors - v), [&](auto together) {
+                for_runs(first, whole, [&](int64_t i, int n, int64_t seen) {
+                    value<together.value>(i, n, 0, Pages<U>{pages, next, seen, page_size, dim}, v * LANES);
+                });
+                for_runs(first, part, [&](int64_t i, int n, int64_t seen) {
+                    const int64_t p = whole(i);
+                    value<together.value>(i, n, p * page_size, Pages<U>{pages + p, next + p, 1, seen, dim}, v * LANES);
+                });
+            });
+        }
+    }
+
+    template <int NV, class U>
+    void value(int64_t i, int n, int64_t column, const Pages<U>& pages, int64_t channel) const {
+        const int64_t stride = padded_dim(cache()), w_stride = block_keys(cache()), at = i * w_stride + column;
+        float* sums = w.sums + i * stride + channel;
+        with_count<QUERY_STEP>(n, [&](auto step) {
+            if constexpr (sizeof(U) == 1) {
+                value_step_int8<step.value, NV>(w.weights + at, w_stride, w.weight_scales + i, pages, channel, sums,
+                                                stride);
+            } else {
+                value_step<U, step.value, NV>(w.scores + at, w_stride, pages, channel, sums, stride);
+            }
+        });
     }
 };
 

@@ -1,4 +1,4 @@
-// Arithmetic of one page for up to QUERY_STEP queries: scores against its keys, and weighted sums of its values.
+// Arithmetic of up to QUERY_STEP queries: scores against the keys of a page, and weighted sums of the values of some.
 //
 // A lane is a key for scores and a channel for sums. A query's numbers come from the same operations in the same order
 // whatever the number of queries next to it.
@@ -14,7 +14,7 @@ namespace glm4::GLM4_ISA {
 #if defined(GLM4_AVX512)
 constexpr int QUERY_STEP = 8;
 constexpr int KEY_STEP = 2;
-constexpr int CHANNEL_STEP = 2;
+constexpr int CHANNEL_STEP = 3;
 #elif defined(GLM4_AVX2)
 constexpr int QUERY_STEP = 6;
 constexpr int KEY_STEP = 2;
@@ -105,32 +105,51 @@ void score_queries(const float* queries, int64_t q_stride, const T* keys, int64_
     }
 }
 
-// sums[q][channel] += sum over keys of weights[q][key] * values[key][channel]; the last vector may be partial.
+// Some pages of values: `count` of them, of which the first `keys` tokens of each are seen.
+template <class T>
+struct Pages {
+    const T* const* values;
+    Ahead* ahead;
+    int64_t count, keys, dim;
+};
+
+// How many of the vectors that are left go together: a single one at the end would wait for its loads.
+constexpr int vectors_together(int64_t left) {
+    const int step = static_cast<int>(minimum<int64_t>(left, CHANNEL_STEP));
+    return left - step == 1 && step > 2 ? step - 1 : step;
+}
+
+// sums[q][channel] += sum over keys of weights[q][key] * values[key][channel] for NV vectors of channels from `channel`
+// on, of which the last one may be partial.
 template <class T, int NQ, int NV>
-GLM4_INLINE void value_step(const float* weights, int64_t w_stride, int64_t keys, const T* values, int64_t dim, int last,
-                            float* sums, int64_t s_stride, Ahead& ahead) {
+void value_step(const float* weights, int64_t w_stride, const Pages<T>& pages, int64_t channel, float* sums,
+                int64_t s_stride) {
+    const int last = static_cast<int>(minimum<int64_t>(LANES, pages.dim - channel - (NV - 1) * LANES));
     vf sum[NQ][NV];
     GLM4_UNROLL
     for (int q = 0; q < NQ; ++q) {
         GLM4_UNROLL
         for (int v = 0; v < NV; ++v) sum[q][v] = vload(sums + q * s_stride + v * LANES);
     }
-    Ahead next = ahead;
-    for (int64_t key = 0; key < keys; ++key, values += dim) {
-        next.fetch();
-        vf value[NV];
-        GLM4_UNROLL
-        for (int v = 0; v + 1 < NV; ++v) value[v] = load_cached(values + v * LANES);
-        const T* tail = values + (NV - 1) * LANES;
-        value[NV - 1] = last == LANES ? load_cached(tail) : load_cached_n(tail, last);
-        GLM4_UNROLL
-        for (int q = 0; q < NQ; ++q) {
-            const vf w = vset(weights[q * w_stride + key]);
+    for (int64_t page = 0; page < pages.count; ++page, weights += pages.keys) {
+        const T* values = pages.values[page] + channel;
+        Ahead next = pages.ahead[page];
+        for (int64_t key = 0; key < pages.keys; ++key, values += pages.dim) {
+            next.fetch();
+            vf value[NV];
             GLM4_UNROLL
-            for (int v = 0; v < NV; ++v) sum[q][v] = vfma(value[v], w, sum[q][v]);
+            for (int v = 0; v + 1 < NV; ++v) value[v] = load_cached(values + v * LANES);
+            const T* tail = values + (NV - 1) * LANES;
+            value[NV - 1] = last == LANES ? load_cached(tail) : load_cached_n(tail, last);
+            GLM4_UNROLL
+            for (int q = 0; q < NQ; ++q) {
+                const vf w = vset(weights[q * w_stride + key]);
+                GLM4_UNROLL
+                for (int v = 0; v < NV; ++v) sum[q][v] = vfma(value[v], w, sum[q][v]);
+            }
         }
+        pages.ahead[page] = next;
     }
-    ahead = next;
     GLM4_UNROLL
     for (int q = 0; q < NQ; ++q) {
         GLM4_UNROLL
@@ -138,21 +157,8 @@ GLM4_INLINE void value_step(const float* weights, int64_t w_stride, int64_t keys
     }
 }
 
-template <class T, int NQ>
-void value_queries(const float* weights, int64_t w_stride, int64_t keys, const T* values, int64_t dim, float* sums,
-                   int64_t s_stride, Ahead& ahead) {
-    int64_t d = 0;
-    for (; d + CHANNEL_STEP * LANES <= dim; d += CHANNEL_STEP * LANES) {
-        value_step<T, NQ, CHANNEL_STEP>(weights, w_stride, keys, values + d, dim, LANES, sums + d, s_stride, ahead);
-    }
-    for (; d < dim; d += LANES) {
-        const int last = static_cast<int>(minimum<int64_t>(LANES, dim - d));
-        value_step<T, NQ, 1>(weights, w_stride, keys, values + d, dim, last, sums + d, s_stride, ahead);
-    }
-}
-
 // The int8 cache. Queries and weights are int16 with a scale each, keys and values int8 with a scale per token. A sum of
-// up to 512 products (channels of a head, or keys of a page) stays below 512 * 32767 * 127 < 2^31.
+// up to 512 products (channels of a head, or keys of a block) stays below 512 * 32767 * 127 < 2^31.
 
 // scores[q][key] = (queries[q] . key) * key_scales[key] * query_scales[q]; keys is [dim / 2][page_size][2].
 template <int NQ, int NV>
@@ -205,30 +211,33 @@ void score_queries_int8(const int16_t* queries, int64_t q_stride, const float* q
     }
 }
 
-// sums[q][channel] += weight_scales[q] * sum over `pairs` pairs of keys; values is [page_size / 2][dim][2].
+// sums[q][channel] += weight_scales[q] * sum over the pages' keys; a page is [page_size / 2][dim][2].
 template <int NQ, int NV>
-GLM4_INLINE void value_step_int8(const int16_t* weights, int64_t w_stride, const float* weight_scales, int64_t pairs,
-                                 const int8_t* values, int64_t dim, float* sums, int64_t s_stride, Ahead& ahead) {
+void value_step_int8(const int16_t* weights, int64_t w_stride, const float* weight_scales, const Pages<int8_t>& pages,
+                     int64_t channel, float* sums, int64_t s_stride) {
     vi sum[NQ][NV];
     GLM4_UNROLL
     for (int q = 0; q < NQ; ++q) {
         GLM4_UNROLL
         for (int v = 0; v < NV; ++v) sum[q][v] = viset(0);
     }
-    Ahead next = ahead;
-    for (int64_t pair = 0; pair < pairs; ++pair, values += 2 * dim) {
-        next.fetch();
-        vpairs value[NV];
-        GLM4_UNROLL
-        for (int v = 0; v < NV; ++v) value[v] = load_pairs(values + v * 2 * LANES);
-        GLM4_UNROLL
-        for (int q = 0; q < NQ; ++q) {
-            const vpairs w = set_pairs(load_pair(weights + q * w_stride + 2 * pair));
+    for (int64_t page = 0; page < pages.count; ++page, weights += pages.keys) {
+        const int8_t* values = pages.values[page] + 2 * channel;
+        Ahead next = pages.ahead[page];
+        for (int64_t key = 0; key < pages.keys; key += 2, values += 2 * pages.dim) {
+            next.fetch();
+            vpairs value[NV];
             GLM4_UNROLL
-            for (int v = 0; v < NV; ++v) sum[q][v] = vdot2(sum[q][v], value[v], w);
+            for (int v = 0; v < NV; ++v) value[v] = load_pairs(values + v * 2 * LANES);
+            GLM4_UNROLL
+            for (int q = 0; q < NQ; ++q) {
+                const vpairs w = set_pairs(load_pair(weights + q * w_stride + key));
+                GLM4_UNROLL
+                for (int v = 0; v < NV; ++v) sum[q][v] = vdot2(sum[q][v], value[v], w);
+            }
         }
+        pages.ahead[page] = next;
     }
-    ahead = next;
     GLM4_UNROLL
     for (int q = 0; q < NQ; ++q) {
         const vf scale = vset(weight_scales[q]);
@@ -240,34 +249,24 @@ GLM4_INLINE void value_step_int8(const int16_t* weights, int64_t w_stride, const
     }
 }
 
-template <int NQ>
-void value_queries_int8(const int16_t* weights, int64_t w_stride, const float* weight_scales, int64_t pairs,
-                        const int8_t* values, int64_t dim, float* sums, int64_t s_stride, Ahead& ahead) {
-    int64_t d = 0;
-    for (; d + CHANNEL_STEP * LANES <= dim; d += CHANNEL_STEP * LANES) {
-        value_step_int8<NQ, CHANNEL_STEP>(weights, w_stride, weight_scales, pairs, values + 2 * d, dim, sums + d,
-                                          s_stride, ahead);
-    }
-    for (; d < dim; d += LANES) {
-        value_step_int8<NQ, 1>(weights, w_stride, weight_scales, pairs, values + 2 * d, dim, sums + d, s_stride, ahead);
-    }
-}
-
-// to[i] = x[i] / scale as int16, where the returned scale maps the largest magnitude to 32767. n is a multiple of LANES.
-// A NaN or an infinity in x makes the scale, and so every result, NaN.
-inline float quantize_int16(const float* x, int64_t n, int16_t* to) {
+// The largest magnitude of what was added; NaN if any of it was not finite.
+struct Largest {
     vf top = vset(0.0f), check = vset(0.0f);
-    for (int64_t i = 0; i < n; i += LANES) {
-        const vf v = vload(x + i);
+    GLM4_MEMBER void add(vf v) {
         top = vmax(vabs(v), top);
         check = vfma(v, vset(0.0f), check);  // NaN where v is not finite
     }
-    const float largest = vreduce_max(top) + vreduce_add(check);
+    GLM4_MEMBER float value() const { return vreduce_max(top) + vreduce_add(check); }
+};
+
+// to[i] = x[i] / scale as int16, where the returned scale maps `largest`, that of x, to 32767; n is a multiple of
+// LANES. If it is NaN, so are the scale and every result.
+inline float quantize_int16(const float* x, int64_t n, float largest, int16_t* to) {
     const bool usable = largest >= 1e-30f;  // below it 1 / scale is infinite
     const vf inverse = vset(usable ? kMaxInt16 / largest : 0.0f);
     for (int64_t i = 0; i < n; i += LANES) {
         const vf clipped = vmax(vset(-kMaxInt16), vmin(vmul(vload(x + i), inverse), vset(kMaxInt16)));
-        store_int16(to + i, vround(clipped));
+        store_int16(to + i, clipped);
     }
     return usable ? largest / kMaxInt16 : largest * 0.0f;
 }
@@ -277,9 +276,11 @@ struct Softmax {
     float top, total;
 };
 
-// Turns the first `visible` scores of a block into weights relative to the running maximum, with zeros up to the next
-// full vector. Returns the factor by which everything summed so far shrinks.
-inline float softmax_block(float* scores, int64_t visible, Softmax& state) {
+// Calls each(i, weights) with the weights of the first `visible` scores of a block relative to the running maximum, a
+// vector at a time; after the last one come weights that are next to nothing. Returns the factor by which everything
+// summed so far shrinks.
+template <class Each>
+GLM4_INLINE float softmax_block(float* scores, int64_t visible, Softmax& state, const Each& each) {
     int64_t end = visible;
     for (; end % LANES != 0; ++end) scores[end] = kMinusInfinity;
     vf top = vload(scores);
@@ -288,13 +289,13 @@ inline float softmax_block(float* scores, int64_t visible, Softmax& state) {
     const float new_max = state.top > block_max ? state.top : block_max;
     vf total = vset(0.0f);
     for (int64_t i = 0; i < end; i += LANES) {
-        const vf weight = vexp(vsub(vload(scores + i), vset(new_max)));
-        vstore(scores + i, weight);
+        const vf weight = vexp_falling(vsub(vload(scores + i), vset(new_max)));
+        each(i, weight);
         total = vadd(total, weight);
     }
     float factor[LANES];
     factor[0] = 1.0f;
-    if (state.top != new_max) vstore(factor, vexp(vset(state.top - new_max)));
+    if (state.top != new_max) vstore(factor, vexp_falling(vset(state.top - new_max)));
     state.total = state.total * factor[0] + vreduce_add(total);
     state.top = new_max;
     return factor[0];

@@ -1,4 +1,4 @@
-// rms_norm, layer_norm, rotary, swiglu, gelu, add and log_softmax. Every row is computed by itself, in a fixed order of additions.
+// Norms, rotary, activations, add and log_softmax. Every row is computed by itself, in a fixed order of additions.
 #include <math.h>
 
 #include "isa.h"

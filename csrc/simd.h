@@ -115,6 +115,7 @@ GLM4_INLINE void vstore_half(uint16_t* p, vf x) {
 GLM4_INLINE vf vpow2(vf n) {  // n integral, -126..127
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
+GLM4_INLINE vf low_bits_to_exponent(vf x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(x), 23)); }
 GLM4_INLINE vf vload_bf16_even(const uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
 }
@@ -185,6 +186,7 @@ GLM4_INLINE void vstore_half(uint16_t* p, vf x) {
 GLM4_INLINE vf vpow2(vf n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
+GLM4_INLINE vf low_bits_to_exponent(vf x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(x), 23)); }
 GLM4_INLINE vi load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const vi*>(p)); }
 GLM4_INLINE vf vload_bf16_even(const uint16_t* p) { return _mm256_castsi256_ps(_mm256_slli_epi32(load_bytes(p), 16)); }
 GLM4_INLINE vf vload_bf16_odd(const uint16_t* p) {
@@ -238,6 +240,7 @@ GLM4_INLINE void vstore_half(uint16_t* p, vf x) {
 GLM4_INLINE vf vpow2(vf n) {
     return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));
 }
+GLM4_INLINE vf low_bits_to_exponent(vf x) { return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(x), 23)); }
 GLM4_INLINE vf vload_bf16_even(const uint16_t* p) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vld1q_u32(reinterpret_cast<const uint32_t*>(p)), 16));
 }
@@ -299,6 +302,7 @@ GLM4_INLINE vf vpow2(vf n) {
     const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
     return reinterpret_cast<vf>(bits);
 }
+GLM4_INLINE vf low_bits_to_exponent(vf x) { return reinterpret_cast<vf>(reinterpret_cast<vu>(x) << 23); }
 GLM4_INLINE vf vload_bf16_even(const uint16_t* p) {
     vu x;
     memcpy(&x, p, sizeof x);
@@ -424,22 +428,38 @@ GLM4_INLINE vf reciprocal(vf x) { return vselect_gt(vabs(x), vset(0.0f), vdiv(vs
 
 GLM4_INLINE vf round_clipped(vf x, float low, float high) { return vround(vmin(vset(high), vmax(vset(low), x))); }
 
-// e^x within 2 ulp: 0 below -104, infinity above 88.7, NaN for NaN. Range reduction and polynomial as in Cephes' expf.
-GLM4_INLINE vf vexp(vf x) {
-    x = vmin(vset(89.0f), vmax(vset(-105.0f), x));
-    const vf n = vround(vmul(x, vset(1.44269504088896341f)));
-    vf r = vfma(n, vset(-0.693359375f), x);
-    r = vfma(n, vset(2.12194440e-4f), r);
+// e^r for |r| <= ln(2) / 2, polynomial as in Cephes' expf.
+GLM4_INLINE vf vexp_reduced(vf r) {
     vf p = vset(1.9875691500e-4f);
     p = vfma(p, r, vset(1.3981999507e-3f));
     p = vfma(p, r, vset(8.3334519073e-3f));
     p = vfma(p, r, vset(4.1665795894e-2f));
     p = vfma(p, r, vset(1.6666665459e-1f));
     p = vfma(p, r, vset(5.0000001201e-1f));
-    p = vadd(vfma(p, vmul(r, r), r), vset(1.0f));
+    return vadd(vfma(p, vmul(r, r), r), vset(1.0f));
+}
+
+// e^x within 2 ulp: 0 below -104, infinity above 88.7, NaN for NaN. Range reduction as in Cephes' expf.
+GLM4_INLINE vf vexp(vf x) {
+    x = vmin(vset(89.0f), vmax(vset(-105.0f), x));
+    const vf n = vround(vmul(x, vset(1.44269504088896341f)));
+    vf r = vfma(n, vset(-0.693359375f), x);
+    r = vfma(n, vset(2.12194440e-4f), r);
+    const vf p = vexp_reduced(r);
     // 2^n in two factors: n may be below -126 or 128, where a single factor is not a normal number.
     const vf half = vround(vmul(n, vset(0.5f)));
     return vmul(vmul(p, vpow2(half)), vpow2(vsub(n, half)));
+}
+
+// e^x for x <= 0 in half the operations of vexp: within 2 ulp down to -87, about 1e-38 below, NaN for NaN. The sum with
+// 1.5 * 2^23 + 127 is rounded to an integer and has the exponent of 2^n in its low bits.
+GLM4_INLINE vf vexp_falling(vf x) {
+    x = vmax(vset(-87.0f), x);
+    const vf shift = vset(12583039.0f);
+    const vf exponent = vfma(x, vset(1.44269504088896341f), shift);
+    const vf n = vsub(exponent, shift);
+    const vf r = vfma(n, vset(2.12194440e-4f), vfma(n, vset(-0.693359375f), x));
+    return vmul(vexp_reduced(r), low_bits_to_exponent(exponent));
 }
 
 }  // namespace glm4::GLM4_ISA

@@ -20,8 +20,8 @@ GLM4_INLINE vi vdot2(vi sum, vpairs a, vpairs b) {
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
 }
-GLM4_INLINE void store_int16(int16_t* p, vf integral) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(integral)));
+GLM4_INLINE void store_int16(int16_t* p, vf x) {  // rounded to nearest even
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x)));
 }
 
 #elif defined(GLM4_AVX2)
@@ -36,8 +36,8 @@ GLM4_INLINE vi vdot2(vi sum, vpairs a, vpairs b) {
     pin(sum);  // a third off the time of attention
     return sum;
 }
-GLM4_INLINE void store_int16(int16_t* p, vf integral) {
-    const __m256i wide = _mm256_cvtps_epi32(integral);
+GLM4_INLINE void store_int16(int16_t* p, vf x) {
+    const __m256i wide = _mm256_cvtps_epi32(x);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
 }
@@ -50,7 +50,7 @@ GLM4_INLINE vpairs set_pairs(int32_t pair) { return vreinterpretq_s16_s32(vdupq_
 GLM4_INLINE vi vdot2(vi sum, vpairs a, vpairs b) {
     return vaddq_s32(sum, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
 }
-GLM4_INLINE void store_int16(int16_t* p, vf integral) { vst1_s16(p, vqmovn_s32(vcvtq_s32_f32(integral))); }
+GLM4_INLINE void store_int16(int16_t* p, vf x) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(x))); }
 
 #else
 
@@ -66,7 +66,8 @@ GLM4_INLINE vpairs set_pairs(int32_t pair) {
     return {viset(both[0]), viset(both[1])};
 }
 GLM4_INLINE vi vdot2(vi sum, vpairs a, vpairs b) { return sum + a.first * b.first + a.second * b.second; }
-GLM4_INLINE void store_int16(int16_t* p, vf integral) {
+GLM4_INLINE void store_int16(int16_t* p, vf x) {
+    const vf integral = vround(x);
     for (int i = 0; i < LANES; ++i) p[i] = static_cast<int16_t>(integral[i]);
 }
 

@@ -103,12 +103,12 @@ def test_a_pass_that_fails_for_some_rows_ends_only_their_requests(
     model, poison = backend_of(llm).model, np.float32(12345.0)
     forward, logits, prompt = model.forward, model.logits, llm.prepare_prompt(PROMPT).prompt.ids[:9]
 
-    def poisoned_forward(ids: Any, batch: Any, cache: Any) -> Any:
+    def poisoned_forward(ids: Any, batch: Any, *rest: Any) -> Any:
         spans = itertools.pairwise(batch.query_starts)
         ends = [end for start, end in spans if ids[start : start + 9].tolist() == prompt]
         if ends and name == "forward":
             raise BoomError("boom")
-        hidden = forward(ids, batch, cache)
+        hidden = forward(ids, batch, *rest)
         for end in ends:
             hidden[end - 1, 0] = poison
         return hidden
@@ -153,7 +153,7 @@ def test_a_step_that_fails_as_a_whole_ends_what_was_running(llm: LLM, monkeypatc
     llm.add("other", llm.prepare_prompt("other", GREEDY))
     scheduler = backend_of(llm).engine.scheduler
 
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise BoomError("boom")
 
     with monkeypatch.context() as patch:

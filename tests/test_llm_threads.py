@@ -114,8 +114,8 @@ def test_streams_chats_and_embeddings_on_threads_of_their_own(llm: LLM, threads:
 def test_an_error_in_one_thread_is_its_own(llm: LLM, threads: ThreadPoolExecutor) -> None:
     expected = ask(llm, TEXTS[0], LONG)
 
-    def fail() -> None:
-        for _ in llm.stream_generate(TEXTS[1], LONG):
+    def fail(*_: object) -> None:
+        for _chunk in llm.stream_generate(TEXTS[1], LONG):
             raise ZeroDivisionError
 
     with everybody_waits(llm, 3):
@@ -132,7 +132,7 @@ def test_an_error_in_one_thread_is_its_own(llm: LLM, threads: ThreadPoolExecutor
 def test_a_failing_step_ends_the_requests_of_all_threads(
     llm: LLM, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:

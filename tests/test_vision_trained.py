@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 import golden_models as gm
@@ -18,7 +17,7 @@ import vision_pictures as vp
 from glm4 import LLM, SamplingParams
 
 CHECKPOINT = gm.GOLDEN / "vision" / "trained"
-SCENES = 200
+SCENES, DIGITS = 100, 200
 PARAMS = SamplingParams(temperature=0.0, max_tokens=4)
 
 
@@ -38,7 +37,7 @@ class Question:
 
 QUESTIONS = [
     Question(picture, kind, (index + number) % 2)
-    for index, picture in enumerate(vp.held_out(SCENES))
+    for index, picture in enumerate(vp.held_out(SCENES, DIGITS))
     for number, kind in enumerate(picture.answers)
 ]
 
@@ -71,25 +70,27 @@ def test_held_out_pictures_in_float32(exact_answers: list[str]) -> None:
         assert accuracy([exact_answers[i] for i in rows], [QUESTIONS[i] for i in rows]) >= 0.93, kind
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_other_formats_answer_as_well(dtype: str, exact_answers: list[str]) -> None:
     with LLM(str(CHECKPOINT), dtype=dtype) as llm:
-        assert llm.info.dtype == dtype
+        assert llm.info.execution is not None
+        assert llm.info.execution.dtype == dtype
         found = answers(llm, [[question.turn(question.picture)] for question in QUESTIONS])
     assert accuracy(found, QUESTIONS) >= accuracy(exact_answers, QUESTIONS) - 0.01
 
 
 @pytest.mark.parametrize("kind", list(vp.QUESTIONS))
-def test_it_is_the_picture_that_it_answers_from(kind: str, exact: LLM, exact_answers: list[str]) -> None:
-    """With another question's picture it describes that one, so it is right about its own as often as chance has it."""
-    rows = [index for index, question in enumerate(QUESTIONS) if question.kind == kind and question.language == 0]
-    own, others = [QUESTIONS[i] for i in rows], [QUESTIONS[i] for i in np.roll(rows, 1)]
+def test_it_is_the_picture_that_it_answers_from(kind: str, exact: LLM) -> None:
+    """With another question's picture it describes that one, and is right about its own as often as chance has it."""
+    own = [question for question in QUESTIONS if question.kind == kind]
+    others = own[1:] + own[:1]
     found = answers(exact, [[mine.turn(other.picture)] for mine, other in zip(own, others, strict=True)])
-    assert found == [exact_answers[i] for i in np.roll(rows, 1)]
-    labels = Counter(question.answer for question in own)
+    shown = [Question(other.picture, kind, mine.language) for mine, other in zip(own, others, strict=True)]
+    assert accuracy(found, shown) >= 0.93
+    labels = Counter(question.picture.answers[kind] for question in own)
     chance = sum((count / len(own)) ** 2 for count in labels.values())
     assert chance < 0.3
-    assert accuracy(found, own) <= chance + 0.1  # three standard deviations at the most
+    assert accuracy(found, own) < chance + 0.1
 
 
 def test_a_picture_is_kept_in_later_turns(exact: LLM) -> None:

@@ -15,18 +15,22 @@ SIZE, ROWS = MODEL.image_size, MODEL.num_rows
 
 
 def write_vision_folder(
-    folder: Path, *, config: dict[str, Any] | None = None, generation_config: dict[str, Any] | None = None
+    folder: Path,
+    *,
+    model: TinyVision = MODEL,
+    config: dict[str, Any] | None = None,
+    generation_config: dict[str, Any] | None = None,
 ) -> Path:
     """A checkpoint in glm-4v-9b's layout, without a chat template.
 
     Args:
         config: keys of config.json to change.
     """
-    settings = vision_config_json(MODEL) | (config or {})
+    settings = vision_config_json(model) | (config or {})
     return write_folder(
         folder,
-        MODEL.text,
-        tensors=draw_files(MODEL),
+        model.text,
+        tensors=draw_files(model),
         config=settings,
         chat_template=None,
         generation_config=generation_config,

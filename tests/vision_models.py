@@ -7,8 +7,6 @@ text half is a `TinyModel` of the ChatGLM layout; the tower's tensors have the n
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,14 +166,3 @@ def draw_text(model: TinyVision) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     rng = np.random.RandomState(model.text.seed + 2)
     before, after = (rng.randint(2, BEGIN_OF_IMAGE, n).astype(np.int32) for n in (TEXT_BEFORE, TEXT_AFTER))
     return before, after
-
-
-def png(pixels: Pixels) -> bytes:
-    """A PNG file of uint8 [height, width, 3], without a picture library."""
-    height, width, _ = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )

@@ -24,7 +24,7 @@ COLORS = (
     ("white", "白色", (245, 245, 245)),
     ("black", "黑色", (15, 15, 15)),
 )
-MAX_SQUARES = 4
+MAX_SQUARES = 3
 DIGITS_FILE = Path(__file__).parent / "golden" / "vision" / "digits.npz"
 
 # kind of question -> English, Chinese
@@ -46,8 +46,8 @@ class Picture:
 def draw_scene(rng: np.random.RandomState) -> Picture:
     """One circle and some squares, apart from each other, on a background of two tones with noise."""
     colors = rng.permutation(len(COLORS))
-    count = int(rng.randint(1, MAX_SQUARES + 1))
-    sizes = np.concatenate([rng.uniform(0.17, 0.21, 1), rng.uniform(0.085, 0.11, count)])
+    count = int(rng.randint(MAX_SQUARES + 1))
+    sizes = np.concatenate([rng.uniform(0.16, 0.2, 1), rng.uniform(0.1, 0.13, count)])
     centers = _apart(rng, sizes)
     canvas, x, y = _background(rng, rng.uniform(100, 160) + rng.uniform(-22, 22, 3))
     for index, ((cx, cy), size) in enumerate(zip(centers, sizes, strict=True)):
@@ -115,10 +115,10 @@ def _noisy(rng: np.random.RandomState, canvas: Floats) -> Pixels:
     return (canvas + noise).clip(0, 255).astype(np.uint8)
 
 
-def held_out(scenes: int, seed: int = 900_000) -> list[Picture]:
-    """Pictures that training has not seen: `scenes` scenes, then each of the held-out digits once."""
+def held_out(scenes: int, num_digits: int, seed: int = 900_000) -> list[Picture]:
+    """Pictures that training has not seen: scenes, then held-out digits (of which the file has 360), each once."""
     rng = np.random.RandomState(seed)
     with np.load(DIGITS_FILE) as file:
-        digits, labels = file["images"], file["labels"]
+        digits, labels = file["images"][:num_digits], file["labels"][:num_digits]
     drawn = [draw_digit(rng, digit, int(label)) for digit, label in zip(digits, labels, strict=True)]
     return [draw_scene(rng) for _ in range(scenes)] + drawn

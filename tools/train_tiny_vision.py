@@ -1,8 +1,8 @@
 """Trains a GLM-4V of 0.4 million parameters to answer questions about pictures: `python tools/train_tiny_vision.py`.
 
 Writes tests/golden/vision/trained (a checkpoint in glm-4v-9b's layout, bfloat16) and tests/golden/vision/digits.npz.
-Needs the golden extra (`make golden` installs it in .venv-golden) and some minutes on two cores. The model is the torch
-reference of tools/golden/vision.py, the pictures are those of tests/vision_pictures.py and scikit-learn's digits.
+Run it with .venv-golden/bin/python, which `make golden` sets up; it takes some minutes on two cores. The model is the
+torch reference of tools/golden/vision.py, the pictures are those of tests/vision_pictures.py and scikit-learn's digits.
 
 Prompts have GLM-4's format. The weights are rounded to bfloat16 or to 4 bits in random steps, so that the model answers
 alike in every number format; gradients pass through the rounding.
@@ -251,7 +251,7 @@ def save(folder: Path, model: vision.GLM4V, tiny: vm.TinyVision) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=gm.GOLDEN / "vision" / "trained", help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     initialize(model)
     size = sum(value.numel() for value in model.parameters())
     print(f"{size:,} parameters, {len(scenes.answers):,} scenes, {len(digits.answers):,} digits", flush=True)
-    test = Pictures.of(vp.held_out(200), tiny.image_size)
+    test = Pictures.of(vp.held_out(300, HELD_OUT_DIGITS), tiny.image_size)
     train(model, Batches(renderer, scenes, digits, 2), args.steps, args.rate, test)
     save(args.out, model, tiny)
     for bits in (16, 4):

@@ -49,7 +49,7 @@ def time_to_first_token(config: ModelConfig, precision: Precision, kernels: Kern
     if vision is None:
         return None
     product = _product_seconds(kernels, precision.linear)
-    attention = _attention_seconds(kernels, vision.head_dim, tower_kv_dtype(precision.format_of("vision.patch")))
+    attention = _attention_seconds(kernels, vision.head_dim, tower_kv_dtype(precision.linear, vision.head_dim))
     matrices, scores = tower_operations(config)
     prompt = (vision.num_rows + _QUESTION_ROWS) * text_operations(config)
     return FirstToken(matrices * product + scores * attention, prompt * product)

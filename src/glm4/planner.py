@@ -30,7 +30,8 @@ class MemoryPlan:
             the other parts in the table of tensors.
         mapped: a packed file is used in place.
         kv_cache: whole pages for `batch` sequences of `context` tokens.
-        activations: buffers of one forward pass, RoPE table, logits.
+        activations: buffers of one forward pass and of a picture in the vision tower, RoPE table, logits.
+        pictures: what the tower made of pictures, kept for further questions about them.
         loading: needed only while loading, in addition to the weights: rows being packed, in fp32.
         runtime: interpreter, libraries, tokenizer.
         available: bytes this process may use.
@@ -50,6 +51,7 @@ class MemoryPlan:
     largest_context: int
     model_context: int
     mapped: bool = False
+    pictures: int = 0
 
     @property
     def total_weights(self) -> int:
@@ -59,7 +61,12 @@ class MemoryPlan:
     @property
     def total(self) -> int:
         """Peak bytes: while loading or while running, whichever is more."""
-        return self.total_weights + self.runtime + max(self.loading, self.kv_cache + self.activations)
+        return self.total_weights + self.runtime + max(self.loading, self.running)
+
+    @property
+    def running(self) -> int:
+        """Bytes needed only once the model is loaded."""
+        return self.kv_cache + self.activations + self.pictures
 
     @property
     def fits(self) -> bool:
@@ -115,6 +122,7 @@ def plan(
         largest_context=largest,
         model_context=config.max_position_embeddings,
         mapped=estimate.mapped,
+        pictures=estimate.pictures(batch),
     )
 
 

@@ -105,3 +105,14 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def short_ids(self) -> list[int]:
+        """The ids with at most three of each span, as a chat template writes it: begin, content, end."""
+        short: list[int] = []
+        at = 0
+        for span in self.spans:
+            inner = span.start + 1
+            short += [*self.ids[at:inner], *self.ids[inner : span.end - 1][:1]]
+            at = max(inner, span.end - 1)
+        return [*short, *self.ids[at:]]

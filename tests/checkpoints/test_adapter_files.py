@@ -22,6 +22,7 @@ from glm4.model.lora import LoraAdapter
 from tiny import safetensors_bytes
 
 STEM = "base_model.model.model.layers."
+TOWER = "base_model.model.transformer.vision."
 Q0 = STEM + "0.self_attn.q_proj.lora_A.weight"
 
 
@@ -124,6 +125,11 @@ def without(part: str) -> Callable[[gm.Tensors], gm.Tensors]:
         (with_tensor(STEM + "0.self_attn.q_proj.lora_B.bias", (64,)), "bias"),
         (with_tensor("base_model.model.lm_head.weight", (128, 64)), "lm_head"),
         (with_tensor("base_model.model.lm_head.lora_A.weight", (4, 64)), "lm_head"),
+        (
+            with_tensor(TOWER + "transformer.layers.0.attention.query_key_value.lora_A.weight", (4, 64)),
+            r"changes the vision tower, .*exclude_modules",
+        ),
+        (with_tensor(TOWER + "linear_proj.gate_proj.lora_B.weight", (96, 4)), "changes the vision tower"),
         (renamed("q_proj", "w_proj"), "w_proj"),
         (renamed("gate_up_proj", "gate_proj"), "gate_proj"),
         (renamed("layers.1.", "layers.2."), "layers.2"),

@@ -144,7 +144,7 @@ def test_one_more_row_is_quantized(
     source, wanted = write_source(tmp_path / "source")
     with open_checkpoint(source) as checkpoint:
         report = quantization.quantize(checkpoint, "int8", tmp_path / "out", calibrate=calibrate)
-    assert (report.kinds["expert"].tensors, report.kinds["proj"].tensors) == (2, 2)
+    assert (report.kinds["expert"].tensors, report.kinds["tower.proj"].tensors) == (2, 2)
     with open_checkpoint(tmp_path / "out") as packed:
         assert_held(load_model(packed, PRECISIONS["int8"], get_kernels()), wanted, "int8")
 

@@ -58,11 +58,28 @@ def test_pieces_do_not_matter(dtype: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert not np.array_equal(encode(seeing, 1, seed=1), whole)
 
 
-# float16 keys, and activations rounded to 8 bits: a last bit of float32 may decide how one of them is rounded.
-@pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-5), ("bf16", 1e-3), ("int8", 3e-2), ("int4", 3e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [("fp32", 1e-5), ("bf16", 1e-3), ("int8", 1e-3), ("int4", 1e-3)])
 def test_native_and_reference_agree(dtype: str, most: float) -> None:
-    native, twin = (encode(tower(get_kernels(name), dtype), 1 << 20) for name in ("native", "reference"))
-    assert float(np.linalg.norm(native - twin) / np.linalg.norm(twin)) < most
+    native, twin = (tower(get_kernels(name), dtype) for name in ("native", "reference"))
+    if native.kv_dtype == "int8":
+        # Compiled attention over it rounds to 16 bits, enough for some activation to be rounded to another 8 bits.
+        assert distance(encode(native, 1 << 20), encode(twin, 1 << 20)) < 6e-2
+        native.kv_dtype = twin.kv_dtype = "fp16"
+    assert distance(encode(native, 1 << 20), encode(twin, 1 << 20)) < most
+
+
+def distance(found: Rows, expected: Rows) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def test_what_all_keys_have_in_common_does_not_matter() -> None:
+    """A large bias in a few channels of the keys would otherwise take the digits of all others."""
+    kernels = get_kernels("native")
+    seeing = tower(kernels, "int8")
+    before = encode(seeing, 1 << 20)
+    for layer in seeing.weights.layers:
+        layer.qkv_bias[50:60] += 100  # of the keys, which are 48 to 95
+    assert distance(encode(seeing, 1 << 20), before) < 6e-2  # 0.2 with it
 
 
 def test_two_pictures_at_once_do_not_mix() -> None:

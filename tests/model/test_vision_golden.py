@@ -24,7 +24,7 @@ from glm4.model.shapes import SHAPES
 from glm4.model.tensors import model_tensors, num_parameters
 from glm4.model.transformer import Transformer
 from glm4.model.vision import VisionTower
-from glm4.multimodal.image import ImageDecoder
+from glm4.multimodal.image import ImageDecoder, encode_picture
 from model_driver import loaded
 
 TOLERANCE = 1e-4
@@ -178,7 +178,7 @@ def test_a_picture_file_gives_the_recorded_pixels(case: Case) -> None:
     """Resized as the original does: bicubic, antialiased, whatever the aspect ratio."""
     decoder = ImageDecoder(case.tiny.image_size)
     try:
-        pixels = decoder.decode(vm.png(vm.draw_picture(case.tiny)))
+        pixels = decoder.decode(encode_picture(vm.draw_picture(case.tiny)))
     finally:
         decoder.close()
     np.testing.assert_array_equal(pixels, case.golden["pixels"])

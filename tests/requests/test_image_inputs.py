@@ -95,6 +95,14 @@ def test_the_prompt_of_a_picture_has_its_pixels(text: Processor) -> None:
     assert len(output.prompt_token_ids or ()) == len(llm.prepare_chat(ask(), PARAMS).prompt) + ROWS
 
 
+def test_the_text_of_a_prompt_has_the_marks(text: Processor) -> None:
+    prompt = llm_of(text).prepare_chat(ask(CAT), PARAMS).prompt
+    assert text.text_of(prompt) == f"[gMASK]<sop><|user|>\n{MARKS}hi<|assistant|>"
+    assert text.text_of(Prompt([97, 98])) == "ab"
+    spans = tuple(MediaSpan(start, length, "image", "x") for start, length in ((0, 1), (1, 2), (3, 3), (6, 4), (10, 5)))
+    assert bytes(Prompt(list(b"abcdefghijklmnopq"), spans).short_ids) == b"abcdefghjklopq"
+
+
 def test_all_forms_of_a_picture_are_one(text: Processor, tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     path.write_bytes(CAT)

@@ -75,6 +75,14 @@ def test_what_is_missing_is_named(text: Processor, option: str) -> None:
     assert not llm.backend.has_unfinished_requests()
 
 
+def test_a_model_that_reads_text_only_is_named_where_its_backend_could(tmp_path: Path) -> None:
+    folder, ask = write_folder(tmp_path), NEEDS["pictures or sounds"][2]
+    with LLM(str(folder), dtype="fp32", max_model_len=64) as llm, pytest.raises(InvalidRequestError) as caught:
+        ask(llm)
+    assert str(caught.value) == "this model takes no pictures or sounds; do without, or load one that does"
+    assert caught.value.param == "prompt"
+
+
 def test_a_plain_request_needs_nothing(text: Processor) -> None:
     llm = llm_with(text, frozenset())
     params = SamplingParams(temperature=0.3, top_k=4, top_p=0.5, repetition_penalty=1.2, stop="x", stop_token_ids=[3])

@@ -87,7 +87,7 @@ def test_a_step_that_fails_as_a_whole_stops_the_model_and_health_says_so(
 ) -> None:
     llm = LLM(str(write_folder(tmp_path / "m")), dtype="fp32", max_model_len=512)
 
-    def fail() -> None:
+    def fail(*_: object) -> None:
         raise BoomError("boom")
 
     with serve(config(), llm) as server, server.client() as client:

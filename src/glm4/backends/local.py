@@ -89,6 +89,7 @@ class LocalOptions:
             self.max_model_len,
             rows=self.max_num_batched_tokens,
             cache_nbytes=self.kv_cache_memory,
+            picture_cache_nbytes=self.picture_cache_memory,
         )
 
 
@@ -159,6 +160,8 @@ class LocalBackend:
         mapped = () if packed is None else (packed.precision.name,)
         precision, chosen = _choose(checkpoint.config, options, checkpoint.stored_precision, mapped)
         model = load_model(checkpoint, precision, _kernels(options), progress)
+        if not mapped:
+            return_free_memory()  # slabs that were read and packed: up to 100 MB
         return cls(model, options, chosen, banned_ids, checkpoint.model_type)
 
     @classmethod

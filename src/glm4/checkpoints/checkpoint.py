@@ -19,7 +19,7 @@ from glm4.checkpoints.config_reader import ParsedConfig, config_from_gguf, confi
 from glm4.checkpoints.gguf import GGUFSource
 from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.locate import locate_weights
-from glm4.checkpoints.packed_format import PackedInfo, PackedSource, is_packed, parse_section
+from glm4.checkpoints.packed_format import PackedInfo, PackedSource, check_formats, is_packed, parse_section
 from glm4.checkpoints.safetensors import SINGLE_FILE, SafetensorsSource
 from glm4.checkpoints.side_files import (
     generation_from_gguf,
@@ -284,6 +284,7 @@ def _open_packed(folder: Path, settings: Mapping[str, Any], variant: Variant | N
     info: PackedInfo = parse_section(settings, where)
     plain = {key: value for key, value in settings.items() if key != "quantization_config"}
     parsed = config_from_json(plain, where)
+    check_formats(settings, info.precision, parsed.config, where)
     generation, notes = read_generation_config(folder)
     template = read_chat_template(folder)
     source = PackedSource(folder / SINGLE_FILE, parsed.config, info)

@@ -79,13 +79,13 @@ def is_packed(config: Mapping[str, Any]) -> bool:
     return isinstance(section, dict) and section.get("quant_method") == QUANT_METHOD
 
 
-def section_of(info: PackedInfo) -> dict[str, Any]:
+def section_of(info: PackedInfo, model: ModelConfig) -> dict[str, Any]:
     """The `quantization_config` to write."""
     return {
         "quant_method": QUANT_METHOD,
         "format_version": FORMAT_VERSION,
         "precision": _precision_of(info.precision),
-        "formats": _geometry(info.precision),
+        "formats": _geometry(info.precision, model),
         "weights": {"file": SINGLE_FILE, "nbytes": info.nbytes, "sha256": info.sha256},
         "variant": info.variant,
         "source_model_type": info.model_type,
@@ -95,9 +95,9 @@ def section_of(info: PackedInfo) -> dict[str, Any]:
     }
 
 
-def _geometry(precision: Precision) -> dict[str, dict[str, int]]:
-    """Block sizes of the formats a precision uses, as `config.json` records them."""
-    rows = [FORMATS[name] for name in precision.formats()]
+def _geometry(precision: Precision, model: ModelConfig) -> dict[str, dict[str, int]]:
+    """Block sizes of the formats of a model's matrices, as `config.json` records them."""
+    rows = [FORMATS[name] for name in precision.formats(model)]
     keys = ("row_block", "col_group", "cell_nbytes")
     return {row.name: {key: getattr(row, key) for key in keys} for row in rows}
 
@@ -124,7 +124,7 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
     """Reads and checks the `quantization_config` of a packed checkpoint.
 
     Raises:
-        UnsupportedModelError: another version of the format, or formats with a different layout in this build.
+        UnsupportedModelError: another version of the format, or a precision this build does not have.
         CheckpointError: a key is missing or has an invalid value.
     """
     section: Mapping[str, Any] = config["quantization_config"]
@@ -137,11 +137,8 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
     extras = _parse_extras(section, where)
     wanted = section.get("precision")
     precision = _parse_precision(wanted, extras)
-    if precision is None or section.get("formats") != _geometry(precision):
-        raise UnsupportedModelError(
-            f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
-            "recreate it with `glm4 quantize` from the original model"
-        )
+    if precision is None:
+        raise _other_formats(where, wanted)
     weights = section.get("weights")
     nbytes, digest = (weights.get("nbytes"), weights.get("sha256")) if isinstance(weights, dict) else (None, None)
     if type(nbytes) is not int or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
@@ -149,6 +146,24 @@ def parse_section(config: Mapping[str, Any], where: str) -> PackedInfo:
     texts = [section.get(key) for key in ("variant", "source_model_type", "source")]
     variant, model_type, source = (text if isinstance(text, str) and len(text) <= 1000 else "" for text in texts)
     return PackedInfo(precision, nbytes, digest, variant, model_type, source)
+
+
+def check_formats(config: Mapping[str, Any], precision: Precision, model: ModelConfig, where: str) -> None:
+    """Check that the formats of a packed checkpoint have the same layout in this build.
+
+    Raises:
+        UnsupportedModelError: they do not.
+    """
+    section: Mapping[str, Any] = config["quantization_config"]
+    if section.get("formats") != _geometry(precision, model):
+        raise _other_formats(where, section.get("precision"))
+
+
+def _other_formats(where: str, wanted: object) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{where}: packed with weight formats this build does not have ({wanted!r:.120}); "
+        "recreate it with `glm4 quantize` from the original model"
+    )
 
 
 def _parse_extras(section: Mapping[str, Any], where: str) -> Extras:

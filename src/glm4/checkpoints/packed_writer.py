@@ -128,7 +128,7 @@ def write_packed_config(folder: Path, config: ModelConfig, info: PackedInfo) -> 
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
         **({} if config.vision is None else vision_settings(config.vision)),
-        "quantization_config": section_of(info),
+        "quantization_config": section_of(info, config),
     }
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -70,6 +70,8 @@ _TABLES: Mapping[str, Mapping[str, _Modules]] = MappingProxyType(
         "chatglm": {_HF_LAYERS: _GLM, _CHATGLM_LAYERS: _CHATGLM},
     }
 )
+# Module names such as "query_key_value" select layers of glm-4v-9b's tower too, unless PEFT is told otherwise.
+_TOWER = re.compile(r"(?:^|\.)transformer\.vision\.", re.ASCII)
 _FACTOR = re.compile(r"base_model\.model\.((.+\.layers\.)([0-9]{1,4})\.(.+))\.lora_([AB])\.weight", re.ASCII)
 
 _HONORED = frozenset({
@@ -158,7 +160,7 @@ class AdapterFile:
         for name in sorted(self._source.names()):
             # Matching takes quadratic time, so the length is checked first.
             match = _FACTOR.fullmatch(name) if len(name) <= _MAX_NAME_LENGTH else None
-            if match is None:
+            if match is None or _TOWER.search(name):
                 raise UnsupportedModelError(f"{self.path}: {_why_refused(name)}")
             module, layers, layer, below, letter = match.groups()
             place = tables.get(layers, {}).get(below)
@@ -333,6 +335,11 @@ def _check_files(path: Path) -> None:
 def _why_refused(name: str) -> str:
     if len(name) > _MAX_NAME_LENGTH:
         return f"{name[:40]!r}… is not the name of a LoRA tensor; it has {len(name)} characters"
+    if _TOWER.search(name):
+        return (
+            f"{name!r} changes the vision tower, and only adapters of the text model's layers are supported; train it "
+            "with exclude_modules='.*vision.*'"
+        )
     if "lora_magnitude_vector" in name:
         return f"{name!r} belongs to a DoRA adapter; only plain LoRA is supported"
     if "lora_embedding_" in name:

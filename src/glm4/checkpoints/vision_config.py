@@ -10,6 +10,7 @@ from glm4.model.config import VisionConfig
 from glm4.prompt import ImageLayout
 
 _MAX_SIDE = 4096  # pixels
+_MAX_HEAD = 1024  # as in the text model
 _MAX_GRID = 128  # patches of each side: 4 times as many rows of attention as any published model has
 
 
@@ -44,6 +45,11 @@ def read_vision_config(fields: Fields) -> VisionConfig | None:
         raise CheckpointError(
             f"{inner.where}: hidden_size {config.hidden_size} is not a multiple of num_heads "
             f"{config.num_attention_heads}"
+        )
+    if config.head_dim > _MAX_HEAD:
+        raise CheckpointError(
+            f"{inner.where}: hidden_size {config.hidden_size} makes {config.num_attention_heads} heads (num_heads) of "
+            f"{config.head_dim} channels; at most {_MAX_HEAD} are supported"
         )
     if config.image_size % config.patch_size or config.grid % 2 or not 2 <= config.grid <= _MAX_GRID:
         raise CheckpointError(

@@ -168,7 +168,7 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
 
     with progress() as report:
         report("loading glm4", 0, 0)
-        _import_engine(options.get("backend", "local"))
+        import_engine(options.get("backend", "local"))
         from glm4.llm import LLM
 
         check_formats(options["dtype"], options["kv_cache_dtype"])
@@ -195,8 +195,8 @@ def check_formats(dtype: str, kv_dtype: str) -> None:
     check_kv_dtype(kv_dtype, "--kv-dtype")
 
 
-def _import_engine(backend: str) -> None:
-    """Import what `load_llm` needs, NumPy above all."""
+def import_engine(backend: str) -> None:
+    """Import what `load_llm` needs, NumPy above all. Nothing may import NumPy before it."""
     import gc
 
     from glm4.system.gc_pause import collection_paused

@@ -17,6 +17,10 @@ from glm4.engine.sequence import Sequence
 from glm4.engine.speculation import RowCost
 from glm4.model.kv_cache import PAGE_SIZE, pages_for
 
+# Of the vision tower's work in a step, in rows of the text model: about one of GLM-4V's 63 layers. More would save
+# nothing, and delay aborts and whoever comes next.
+_ENCODER_ROWS = 64
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -25,7 +29,8 @@ class SchedulerConfig:
     Attributes:
         max_num_seqs: sequences that may hold pages at the same time.
         max_num_batched_tokens: rows of one forward pass when only prefill runs.
-        max_prefill_beside_decode: prefill rows of a pass that also decodes; bounds how long a stream stalls.
+        max_prefill_beside_decode: prefill rows of a pass that also decodes, the vision tower's share among them; bounds
+            how long a stream stalls.
         max_speculative_rows: decode rows of a pass, draft tokens included; 0 disables drafts. Up to about eight rows
             cost little more than one, because reading the weights dominates.
         guess_cost: cost of a draft token, as a fraction of a step; None measures it.
@@ -111,7 +116,7 @@ class Scheduler:
         prefilling = [s for s in running if s.num_remaining > 1 and s in self.running]
         wants = [s.num_remaining for s in prefilling]
         shares = fair_shares([*wants, *[budget] * encoding], max(0, budget))
-        self.encoder_rows = shares[-1] if encoding else 0
+        self.encoder_rows = min(shares[-1], _ENCODER_ROWS) if encoding else 0
         for sequence, share in zip(prefilling, shares, strict=False):
             if share:
                 self._plan(sequence, share, planned)

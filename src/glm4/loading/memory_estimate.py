@@ -35,6 +35,7 @@ class Wanted:
         sequences: sequences of that length whose KV cache must fit at once.
         rows: of one forward pass.
         cache_nbytes: a size of the KV cache that the user chose, instead of a share of free memory.
+        picture_cache_nbytes: of what the vision tower made of pictures, kept.
     """
 
     dtype: str = "auto"
@@ -43,6 +44,7 @@ class Wanted:
     sequences: int = 1
     rows: int = 512
     cache_nbytes: int | None = None
+    picture_cache_nbytes: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class MemoryEstimate:
 
     Attributes:
         mapped: the weights are a packed file, used in place: loading takes no further memory.
+        picture_cache_nbytes: as in `Wanted`.
     """
 
     config: ModelConfig
@@ -58,6 +61,7 @@ class MemoryEstimate:
     kv_dtype: str
     rows: int
     mapped: bool
+    picture_cache_nbytes: int = 0
 
     @cached_property
     def weights(self) -> Mapping[str, int]:
@@ -72,7 +76,7 @@ class MemoryEstimate:
         """Interpreter, libraries, tokenizer."""
         return PROGRAM_BYTES + (0 if self.mapped else ENTRY_BYTES * self.config.vocab_size)
 
-    @property
+    @cached_property
     def loading(self) -> int:
         """Needed only while loading, beyond all weights: a slab being packed, its packed copy, and the next one being
         read, in fp32, while later weights are not there yet. Matrices with rotary rows are read whole.
@@ -106,11 +110,19 @@ class MemoryEstimate:
         """What a picture takes on its way through the tower; 0 for a text model."""
         if self.config.vision is None:
             return 0
-        return encoding_nbytes(self.config, self.precision.format_of("vision.patch"))
+        return encoding_nbytes(self.config, self.precision.format_of("vision.layers.0.qkv"))
+
+    def pictures(self, sequences: int = 1) -> int:
+        """What the tower made of pictures: as many as are kept, and those that requests beside one of them hold."""
+        vision = self.config.vision
+        if vision is None:
+            return 0
+        one = 4 * vision.num_rows * self.config.hidden_size
+        return (max(1, self.picture_cache_nbytes // one) + sequences - 1) * one
 
     def total(self, context: int, sequences: int = 1) -> int:
         """Peak bytes: while loading or while running, whichever is more."""
-        running = self.kv_cache(context, sequences) + self.activations(context, sequences)
+        running = self.kv_cache(context, sequences) + self.activations(context, sequences) + self.pictures(sequences)
         return sum(self.weights.values()) + self.program + max(self.loading, running)
 
     def available(self, room: Room) -> int:
@@ -165,6 +177,7 @@ def estimates(
             resolve_kv_dtype(wanted.kv_dtype, precision.name, config),
             wanted.rows,
             precision.name in mapped,
+            wanted.picture_cache_nbytes,
         )
         for precision in precision_candidates(wanted.dtype, config, stored)
     ]

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from glm4.errors import InvalidRequestError
 from glm4.kernels.formats import packed_nbytes
 from glm4.model.config import ModelConfig
-from glm4.model.tensors import EXTRAS, NO_EXTRAS, Extras, ModelTensor, all_matrices, model_tensors, row_of
+from glm4.model.tensors import NO_EXTRAS, Extras, ModelTensor, all_matrices, model_tensors, row_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,21 @@ class Precision:
 
     def format_of(self, name: str) -> str:
         """Weight format of a matrix, by its canonical name."""
-        fine = "fp32" if self.linear == "fp32" else "bf16"
-        usual = {"linear": self.linear, "embedding": self.embedding, "fine": fine}
-        format = row_of(name).format
+        usual, format = self._usual, row_of(name).format
         return self.exceptions.get(name, usual[format]) if format in usual else format
 
-    def formats(self) -> list[str]:
-        """Every format in use, sorted."""
-        extra = [row for key, value in self.extras.items() if value for row in EXTRAS[key].tensors]
-        fixed = {row.format for row in extra if len(row.shape) == 2}
-        return sorted({self.linear, self.embedding, *self.exceptions.values()} | fixed)
+    def formats(self, config: ModelConfig) -> list[str]:
+        """Every format that a model's matrices are in, sorted."""
+        usual = self._usual
+        rows = [row for row in rows_of(config, self.extras) if len(row.shape) == 2]
+        used = {usual.get(row.format, row.format) for row in rows}
+        return sorted({self.linear, self.embedding, *self.exceptions.values()} | used)
+
+    @property
+    def _usual(self) -> dict[str, str]:
+        """The formats of the table that a precision decides."""
+        fine = "fp32" if self.linear == "fp32" else "bf16"
+        return {"linear": self.linear, "embedding": self.embedding, "fine": fine}
 
 
 # int4 is int4 throughout: embedding and head in int8 would cost 0.5 bits per weight of a 9B model, and compensated

@@ -108,9 +108,8 @@ class ModelTensor:
 def model_tensors(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, ModelTensor]:
     """Every tensor of a model by canonical name, in model order."""
     stacks: dict[str, list[TensorRow]] = {}
-    for row in _rows(extras):
-        if row.when(config):
-            stacks.setdefault(row.stack, []).append(row)
+    for row in rows_of(config, extras):
+        stacks.setdefault(row.stack, []).append(row)
     made: dict[str, ModelTensor] = {}
     for stack, rows in stacks.items():
         for index in range(attrgetter(STACKS[stack])(config) if stack in STACKS else 1):
@@ -119,6 +118,11 @@ def model_tensors(config: ModelConfig, extras: Extras = NO_EXTRAS) -> dict[str, 
                 shape = tuple(int(extras[size] if size in extras else attrgetter(size)(config)) for size in row.shape)
                 made[name] = ModelTensor(name, shape, row, index)
     return made
+
+
+def rows_of(config: ModelConfig, extras: Extras = NO_EXTRAS) -> list[TensorRow]:
+    """The rows of the table that a model has tensors of."""
+    return [row for row in _rows(extras) if row.when(config)]
 
 
 def _rows(extras: Mapping[str, object]) -> Iterator[TensorRow]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.kernels import int8_cache
 from glm4.kernels.base import Kernels
 from glm4.model.config import ModelConfig, VisionConfig
 from glm4.model.kv_cache import KV_DTYPES, PAGE_SIZE, cache_arrays, pages_for
@@ -37,11 +38,17 @@ PIECE_ROWS = 512
 _LEAST_ROWS = 32
 
 
+_Run = Callable[["Encoding", int, int], None]
+
+
 @dataclass(frozen=True)
 class _Pass:
-    """One pass over rows: `run(start, stop)`, each row about `operations` multiplications."""
+    """One pass over rows: `run(encoding, start, stop)`, each row about `operations` multiplications.
 
-    run: Callable[[int, int], None]
+    It does not refer to the encoding itself: its buffers are freed with the last reference to it.
+    """
+
+    run: _Run
     num_rows: int
     operations: int
 
@@ -60,7 +67,7 @@ class VisionTower:
         self.text_config = config
         self.weights = weights
         self.kernels = kernels
-        self.kv_dtype = tower_kv_dtype(weights.patch.format)
+        self.kv_dtype = tower_kv_dtype(weights.layers[0].qkv.format, self.config.head_dim)
 
     def start(self, pixels: NDArray[np.uint8]) -> Encoding:
         """Begin with a picture: uint8 [image_size, image_size, 3], RGB.
@@ -94,6 +101,7 @@ class Encoding:
         pages = pages_for(config.num_positions)
         self._keys, self._values = cache_arrays(pages, config.num_attention_heads, config.head_dim, tower.kv_dtype)
         self._table = np.arange(pages, dtype=np.int32)[None, :]
+        self._mean_key: Float = np.zeros((config.num_attention_heads, config.head_dim), np.float32)
         self._passes = self._plan()
         self._operations = sum(one.num_rows * one.operations for one in self._passes)
         self._done = 0  # of them
@@ -111,7 +119,7 @@ class Encoding:
             one = self._passes[self._index]
             rows = min(PIECE_ROWS, max(_LEAST_ROWS, left // one.operations))
             stop = min(self._row + rows, one.num_rows)
-            one.run(self._row, stop)
+            one.run(self, self._row, stop)
             self._done += (stop - self._row) * one.operations
             left -= (stop - self._row) * one.operations
             self._row = stop
@@ -126,13 +134,13 @@ class Encoding:
     def _plan(self) -> list[_Pass]:
         config, text = self._tower.config, self._tower.text_config
         width, inner = config.hidden_size, config.intermediate_size
-        passes = [_Pass(self._embed, config.num_patches, width * config.patch_columns)]
+        passes = [_Pass(Encoding._embed, config.num_patches, width * config.patch_columns)]
         for layer in self._tower.weights.layers:
             project, mix = self._layer(layer)
             seen = 2 * config.num_positions * width
             passes.append(_Pass(project, config.num_positions, width * config.qkv_size))
             passes.append(_Pass(mix, config.num_positions, seen + width * width + 2 * width * inner))
-        passes.append(_Pass(self._project, config.num_rows - 2, _merged_operations(text, config)))
+        passes.append(_Pass(Encoding._project, config.num_rows - 2, _merged_operations(text, config)))
         return passes
 
     def _embed(self, start: int, stop: int) -> None:
@@ -152,24 +160,33 @@ class Encoding:
             position = kernels.embedding(weights.positions, np.zeros(1, np.int32))
             self.hidden[0] = weights.class_embedding + position[0]
 
-    def _layer(self, layer: VisionLayerWeights) -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
+    def _layer(self, layer: VisionLayerWeights) -> tuple[_Run, _Run]:
         """The two passes of a layer: keys and values of all rows first, then everything else row by row."""
         config, kernels = self._tower.config, self._kernels
         heads, eps = config.num_attention_heads, config.layer_norm_eps
         shape, scale = (-1, heads, config.head_dim), config.head_dim**-0.5
         lengths = np.array([config.num_positions], np.int32)
 
-        def project(start: int, stop: int) -> None:
-            qkv = kernels.linear(self.hidden[start:stop], layer.qkv, layer.qkv_bias).reshape(-1, 3 * heads, shape[2])
-            self._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
+        def project(encoding: Encoding, start: int, stop: int) -> None:
+            qkv = kernels.linear(encoding.hidden[start:stop], layer.qkv, layer.qkv_bias)
+            qkv = qkv.reshape(-1, 3 * heads, config.head_dim)
+            encoding._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
+            # What all keys have in common adds the same to all scores of a query, which its softmax ignores. Without it
+            # (channels with large biases, for one) a key's other channels keep their digits in 8 bits.
+            if start == 0:
+                mean = encoding.hidden.mean(axis=0, dtype=np.float64).astype(np.float32)[None, :]
+                mean_qkv = kernels.linear(mean, layer.qkv, layer.qkv_bias).reshape(3, heads, config.head_dim)
+                encoding._mean_key = mean_qkv[1]
+            keys = qkv[:, heads : 2 * heads]
+            keys -= encoding._mean_key
             slots = np.arange(start, stop, dtype=np.int64)
-            kernels.store_kv(qkv[:, heads : 2 * heads], qkv[:, 2 * heads :], self._keys, self._values, slots)
+            kernels.store_kv(keys, qkv[:, 2 * heads :], encoding._keys, encoding._values, slots)
 
-        def mix(start: int, stop: int) -> None:
-            x, queries = self.hidden[start:stop], self._queries[start:stop].reshape(shape)
+        def mix(encoding: Encoding, start: int, stop: int) -> None:
+            x, queries = encoding.hidden[start:stop], encoding._queries[start:stop].reshape(shape)
             starts = np.array([0, stop - start], np.int32)
             attended = kernels.paged_attention(
-                queries, self._keys, self._values, self._table, starts, lengths, scale, causal=False
+                queries, encoding._keys, encoding._values, encoding._table, starts, lengths, scale, causal=False
             )
             y = kernels.linear(attended.reshape(stop - start, -1), layer.o, layer.o_bias)
             kernels.add_(x, kernels.layer_norm(y, layer.input_layernorm, layer.input_layernorm_bias, eps))
@@ -231,18 +248,20 @@ def _merged_operations(config: ModelConfig, vision: VisionConfig) -> int:
     return config.hidden_size * (vision.merged_columns + config.hidden_size + 3 * config.intermediate_size)
 
 
-def tower_kv_dtype(format: str) -> str:
-    """Format of the tower's keys and values, by that of its patch matrix."""
+def tower_kv_dtype(format: str, head_dim: int) -> str:
+    """Format of the tower's keys and values, by the weight format of its layers."""
+    if format in ("int8", "int4") and int8_cache.is_supported(head_dim):
+        return "int8"
     return "fp32" if format == "fp32" else "fp16"
 
 
 def encoding_nbytes(config: ModelConfig, format: str) -> int:
-    """Bytes that one picture takes inside the tower, its result included; `format` is that of the patch matrix."""
+    """Bytes that one picture takes inside the tower, its result included; `format` is that of its layers."""
     vision = config.vision
     if vision is None:
         return 0
     pages = pages_for(vision.num_positions) * PAGE_SIZE
-    item = np.dtype(KV_DTYPES[tower_kv_dtype(format)]).itemsize
+    item = np.dtype(KV_DTYPES[tower_kv_dtype(format, vision.head_dim)]).itemsize
     rows = 4 * vision.num_positions * vision.hidden_size * 2 + 4 * vision.num_rows * config.hidden_size
     cache = 2 * pages * vision.num_attention_heads * (vision.head_dim + 4) * item
     widest = max(vision.qkv_size + vision.hidden_size, 2 * vision.intermediate_size, 4 * config.intermediate_size)

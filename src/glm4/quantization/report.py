@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 
 @dataclass
 class KindError:
-    """Sums over all tensors of one kind ("qkv", "down", "embed_tokens" …).
+    """Sums over all tensors of one kind ("qkv", "down", "vision.qkv", "embed_tokens" …).
 
     Attributes:
         format: weight format.
@@ -90,8 +90,9 @@ class QuantizationReport:
     calibration_tokens: int = 0
 
     def kind(self, name: str, format: str) -> KindError:
-        """The entry a canonical tensor belongs to: "layers.3.qkv" counts as "qkv"."""
-        return self.kinds.setdefault(name.rsplit(".", 1)[-1], KindError(format))
+        """The entry a canonical tensor belongs to: "layers.3.qkv" is a "qkv", "vision.layers.3.qkv" a "vision.qkv"."""
+        part, last = name.partition(".")[0], name.rpartition(".")[2]
+        return self.kinds.setdefault(last if part in ("layers", last) else f"{part}.{last}", KindError(format))
 
     @property
     def bits_per_weight(self) -> float:

@@ -95,6 +95,10 @@ class Processor:
             request, tokenizer=self.tokenizer, template=self.template, image=self.image, most=most
         )
 
+    def text_of(self, prompt: Prompt) -> str:
+        """A prompt for human readers, special tokens included; a picture is its marks."""
+        return self.tokenizer.decode(prompt.short_ids, skip_special_tokens=False)
+
     def render_text(self, request: ChatRequest) -> str:
         """The same as text; see `TemplateDialect.render_text`."""
         return self.dialect.render_text(request, tokenizer=self.tokenizer, template=self.template, image=self.image)

@@ -48,6 +48,10 @@ def check_supported(
     for option, param, wanted in _needs(params, media, adapter, embedding, grammar):
         if info.capabilities.isdisjoint(wanted):
             able = [name for name, row in BACKENDS.items() if not row.capabilities.isdisjoint(wanted)]
+            if info.name in able:
+                raise InvalidRequestError(
+                    f"this model takes no {option}; do without, or load one that does", param=param
+                )
             raise InvalidRequestError(
                 f"the {info.name} backend has no {option}; do without, or load the model with another backend"
                 f" ({', '.join(able)})",

@@ -50,14 +50,6 @@ async def prepare_prompts(
     return await body.wait(lambda: [llm.decode_pictures(prepared) for prepared in batch])
 
 
-def readable(target: Target, prepared: PreparedRequest) -> str:
-    """A prompt as text: special tokens by name, and only the first one of those that are the content of a picture."""
-    ids = list(prepared.prompt_ids)
-    for span in reversed(prepared.prompt.spans):
-        del ids[span.start + 2 : span.end - 1]
-    return target.llm.tokenizer.decode(ids, skip_special_tokens=False)
-
-
 def encoded_nbytes(pictures: Sequence[ImagePart]) -> int:
     """Bytes of a body that are pictures in base64."""
     return sum((len(part.data) + 2) // 3 * 4 for part in pictures if part.data is not None)

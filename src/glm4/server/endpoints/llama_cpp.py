@@ -27,7 +27,7 @@ from glm4.requests.input_processor import PreparedRequest
 from glm4.requests.prompt_forms import PromptLike
 from glm4.server.generation import Generation, whole_many
 from glm4.server.memory import parse
-from glm4.server.pictures import prepare_chat, prepare_prompts, readable
+from glm4.server.pictures import prepare_chat, prepare_prompts
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, event, until_disconnect
@@ -116,7 +116,7 @@ async def slots(request: Request) -> Response:
 async def apply_template(request: Request) -> Response:
     """The prompt a chat body becomes, as text."""
     target, prepared = await _prepared(request)
-    return JSONResponse({"prompt": readable(target, prepared)})
+    return JSONResponse({"prompt": target.llm.processor.text_of(prepared.prompt)})
 
 
 async def input_tokens(request: Request) -> Response:

@@ -14,7 +14,7 @@ from glm4.api.openai import parse_chat
 from glm4.api.openai.fields import CHAT_FIELDS, read_fields
 from glm4.errors import InvalidRequestError, TokenizerError
 from glm4.server.memory import parse, prepare
-from glm4.server.pictures import prepare_chat, readable
+from glm4.server.pictures import prepare_chat
 from glm4.server.registry import Target
 from glm4.server.state import server_state
 from glm4.tokenizer.base import ROLES
@@ -142,4 +142,5 @@ async def render(request: Request) -> Response:
     chat = await parse(lambda: parse_chat(body, target.llm.default_sampling_params()))
     prepared = await prepare_chat(target, chat.request, runs=False)
     ids = prepared.prompt_ids
-    return JSONResponse({"prompt": readable(target, prepared), "prompt_token_ids": ids, "count": len(ids)})
+    prompt = target.llm.processor.text_of(prepared.prompt)
+    return JSONResponse({"prompt": prompt, "prompt_token_ids": ids, "count": len(ids)})
