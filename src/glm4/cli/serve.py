@@ -161,6 +161,10 @@ def serve(
     from glm4.cli.server_logging import set_up_logging
 
     options.check_formats(engine.dtype, engine.kv_cache_dtype)
+    if media_domains is not None:
+        from glm4.requests.image_inputs import ImageOptions
+
+        ImageOptions(media_domains=media_domains)
     settings = engine.for_llm() | {
         "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
         "max_num_seqs": max_num_seqs,
