@@ -17,6 +17,8 @@ from live import LiveServer
 from vision_folder import ROWS
 
 MESSAGES: Any = ask(data_url(CAT))
+BLIND: Any = ask()
+DAMAGED: Any = ask(data_url(b"hello"))
 WORDS = "what is it?"
 OPTIONS: dict[str, Any] = {"model": "tiny", "temperature": 0, "max_tokens": 8}
 FOR_CLAUDE: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "extra_body": {"temperature": 0}}
@@ -57,7 +59,9 @@ def claude(server: LiveServer) -> Iterator[anthropic.Anthropic]:
 @pytest.fixture
 def expected(client: openai.OpenAI) -> str:
     answer = client.chat.completions.create(messages=MESSAGES, **OPTIONS)
-    blind = client.chat.completions.create(messages=ask(), **OPTIONS)  # type: ignore[call-overload]
+    blind = client.chat.completions.create(messages=BLIND, **OPTIONS)
+    assert answer.usage is not None
+    assert blind.usage is not None
     assert answer.usage.prompt_tokens == blind.usage.prompt_tokens + ROWS
     content = answer.choices[0].message.content
     assert content != blind.choices[0].message.content
@@ -103,7 +107,7 @@ def test_openai_responses(client: openai.OpenAI, expected: str) -> None:
 
 def test_openai_errors_name_the_part(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="cannot be decoded: it looks like text") as caught:
-        client.chat.completions.create(messages=ask(data_url(b"hello")), **OPTIONS)
+        client.chat.completions.create(messages=DAMAGED, **OPTIONS)
     assert caught.value.param == "messages[0].content[1]"
 
 
@@ -116,9 +120,10 @@ def test_anthropic(claude: anthropic.Anthropic, expected: str) -> None:
         used = stream.get_final_message().usage
     count = claude.messages.count_tokens(model="tiny", messages=TURN)
     assert count.input_tokens == used.input_tokens + (used.cache_read_input_tokens or 0)
-    bad = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "@"}}
+    part: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "@"}}
+    bad: Any = [{"role": "user", "content": [part]}]
     with pytest.raises(anthropic.BadRequestError, match=r"messages\.0\.content\.0: the image is not valid base64"):
-        claude.messages.create(messages=[{"role": "user", "content": [bad]}], **FOR_CLAUDE)
+        claude.messages.create(messages=bad, **FOR_CLAUDE)
 
 
 def test_anthropic_asynchronously(server: LiveServer, expected: str) -> None:

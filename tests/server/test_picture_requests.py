@@ -231,7 +231,7 @@ def test_streams_samples_tools_and_forms(client: httpx.Client) -> None:
     answer = chat(client, messages, n=2, logprobs=True, top_logprobs=2, prompt_logprobs=1)
     assert [choice["message"]["content"] for choice in answer["choices"]] == [expected] * 2
     assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
-    schema = {"type": "object", "properties": {"cat": {"type": "boolean"}}, "required": ["cat"]}
+    schema: dict[str, Any] = {"type": "object", "properties": {"cat": {"type": "boolean"}}, "required": ["cat"]}
     schema["additionalProperties"] = False
     form = {"type": "json_schema", "json_schema": {"name": "seen", "schema": schema}}
     seen = said(client, messages, response_format=form, max_tokens=100, ignore_eos=False)
