@@ -39,7 +39,7 @@ from glm4.checkpoints.safetensors import SINGLE_FILE
 from glm4.engine.protocol import GenerationRequest
 from glm4.hub import home, resolve
 from glm4.kernels import PackedWeight, get_kernels
-from glm4.loading.memory_estimate import estimates
+from glm4.loading.memory_estimate import PROGRAM_BYTES, estimates
 from glm4.loading.weights import random_model
 from glm4.model.config import ModelConfig
 from glm4.model.precision import PRECISIONS
@@ -159,7 +159,8 @@ def original_peak(
     seconds = json.loads(done.output)["seconds"]
     (estimate,) = estimates(config, original_options(config, dtype, context, pictures, threads).wanted)
     label = f"{name}, {dtype} from {nbytes / 1e9:.1f} GB in bf16 ({seconds:.0f} s)"
-    return Peak(label, done.peak_nbytes, estimate.total(context))
+    vocabulary = estimate.program - PROGRAM_BYTES  # there is no tokenizer beside the weights
+    return Peak(label, done.peak_nbytes, estimate.total(context) - vocabulary)
 
 
 def parse() -> argparse.Namespace:

@@ -246,7 +246,7 @@ def tiny_models(checkpoints: tuple[Path, Path, Path], monkeypatch: pytest.Monkey
         assert variant is not None, f"no model {name!r}"
         if variant.dialect == "chatml":
             return checkpoints[0]
-        return checkpoints[2 if "vision_layers" in variant.signature else 1]
+        return checkpoints[2 if variant.sees else 1]
 
     monkeypatch.setattr("glm4.open_model.resolve", resolve)
 
@@ -327,13 +327,16 @@ def test_batch_options_are_complete() -> None:
 
 
 def test_memory_figures_are_what_plan_says() -> None:
-    for page in ("README.md", "README_zh.md"):
+    for page, model, count in (
+        ("README.md", "glm-4-9b-chat", 4),
+        ("README_zh.md", "glm-4-9b-chat", 4),
+        ("docs/pictures.md", "glm-4v-9b", 3),
+        ("docs/zh/pictures.md", "glm-4v-9b", 3),
+    ):
         rows = re.findall(r"^\| `(\w+)` +\| ([\d.]+ GB) +\|", text_of(page), re.MULTILINE)
-        shown = {
-            dtype: human_bytes(plan(SHAPES["glm-4-9b-chat"], dtype=dtype, context=8192).total) for dtype, _ in rows
-        }
-        assert dict(rows) == shown
-        assert len(rows) == 4
+        shown = {dtype: human_bytes(plan(SHAPES[model], dtype=dtype, context=8192).total) for dtype, _ in rows}
+        assert dict(rows) == shown, page
+        assert len(rows) == count
 
 
 def test_model_tables_are_what_the_code_says() -> None:

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import tiny_vision
+from glm4.backends.local import LocalOptions
 from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.kernels import get_kernels
-from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
+from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision, estimates
 from glm4.loading.weights import random_model
 from glm4.model.kv_cache import CACHE_SHARE, KVCache, pages_for
 from glm4.model.precision import PRECISIONS, packed_dtype
@@ -252,6 +254,39 @@ def test_a_packed_file_needs_no_room_for_packing() -> None:
     config = SHAPES["starter"]
     assert plan(config, context=2048, available_memory=between).dtype == "int4"
     assert plan(config, context=2048, available_memory=between, mapped=("int8",)).dtype == "int8"
+
+
+def test_pictures_that_are_kept_have_room() -> None:
+    config, one = SHAPES["glm-4v-9b"], 4 * 1602 * 4096
+
+    def pictures(options: LocalOptions, sequences: int = 1) -> int:
+        return estimates(config, options.wanted)[0].pictures(sequences)
+
+    assert pictures(LocalOptions()) == 10 * one  # 256 MiB
+    assert pictures(LocalOptions(picture_cache_memory=3 * one - 1)) == 2 * one
+    assert pictures(LocalOptions(picture_cache_memory=0)) == one  # of the request that runs
+    assert pictures(LocalOptions(picture_cache_memory=0), sequences=4) == 4 * one
+    result = plan(config, dtype="int4", context=4096, batch=2)
+    assert result.pictures == 11 * one
+    assert result.total == total_without(result) + result.pictures
+    assert plan(CHAT).pictures == 0
+    # What is not kept is left for the context.
+    room = Room(8_790_000_000)
+    kept, none = (
+        estimates(config, LocalOptions("int4", picture_cache_memory=nbytes).wanted)[0].largest_context(room)
+        for nbytes in (10 * one, 0)
+    )
+    assert 0 < kept < none < config.max_position_embeddings
+
+
+def test_a_kept_picture_takes_what_the_tower_returns() -> None:
+    vision = tiny_vision.model(get_kernels()).vision
+    assert vision is not None
+    encoding = vision.start(tiny_vision.pixels())
+    while encoding.result is None:
+        encoding.advance(1 << 20)
+    (estimate,) = estimates(tiny_vision.CONFIG, Wanted("fp32", picture_cache_nbytes=0))
+    assert estimate.pictures() == encoding.result.nbytes
 
 
 def test_measures_this_machine_when_not_told() -> None:

@@ -61,6 +61,11 @@ class Variant:
     sampling: Mapping[str, float | int] = field(default_factory=lambda: MappingProxyType({}))
     signature: Mapping[str, int | float | str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def sees(self) -> bool:
+        """True for a model that takes pictures."""
+        return bool(self.signature.get("vision_layers"))
+
 
 def choose_dialect(model_type: str, chat_template: str | None) -> DialectName:
     """The dialect of a checkpoint, from its model type and the text of its chat template.
@@ -215,7 +220,7 @@ _ROWS = (
     _glm("glm-4-9b-hf", "GLM-4-9B (base, Hugging Face layout)", "glm-4-9b-hf", ("glm",), "glm4", "glm-4", _9B, 8192,
          notes="A base model: it continues text and was not trained to chat.", signature=_BASE),
     _glm("glm-4v-9b", "GLM-4V-9B", "glm-4v-9b", ("chatglm",), "glm4", "glm-4", _4V_9B, 8192,
-         notes="Sees: one picture per conversation.", signature=_SEES),
+         notes="Sees pictures, one per conversation.", signature=_SEES),
     _glm("longwriter-glm4-9b", "LongWriter-GLM4-9B", "LongWriter-glm4-9b", ("chatglm", "glm"), "glm4", "glm-4", _9B,
          131072, notes="Trained for answers of 10,000 words and more.",
          sampling={"temperature": 0.5, "top_p": 0.8, "top_k": 50, "max_tokens": 32768}, signature=_BY_NAME_ONLY),

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from glm4.batch.job import BatchJob, BatchProgress
 from glm4.chat.chat_request import ChatRequest
 from glm4.errors import BatchFileError, OutOfMemoryError
 from glm4.llm import LLM
+from glm4.multimodal.image import encode_picture
 from glm4.requests.input_processor import PreparedRequest
 from glm4.sampling_params import SamplingParams
 from scripted_llm import scripted_llm
 from tiny import write_folder
+from vision_folder import write_vision_folder
 
 
 def chat_line(custom_id: str | None, text: str = "hi", **body: Any) -> dict[str, Any]:
@@ -249,3 +253,52 @@ def test_odd_fields_get_a_row_that_names_them(tmp_path: Path, echo: LLM) -> None
         assert row["response"]["status_code"] == 400
         error = row["response"]["body"]["error"]
         assert (error["param"], error["code"]) == (name, "invalid_request")
+
+
+# Pictures
+
+
+def picture_line(custom_id: str, *urls: str) -> dict[str, Any]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    content = [*parts, {"type": "text", "text": "what?"}]
+    return chat_line(custom_id, messages=[{"role": "user", "content": content}], temperature=0, max_tokens=4)
+
+
+def data_url(shade: int) -> str:
+    encoded = base64.b64encode(encode_picture(np.full((9, 12, 3), shade, np.uint8))).decode()
+    return f"data:image/png;base64,{encoded}"
+
+
+def test_pictures_are_answered_and_bad_ones_cost_only_their_row(tmp_path: Path) -> None:
+    folder = str(write_vision_folder(tmp_path / "model"))
+    lines = [
+        picture_line("cat", data_url(30)),
+        picture_line("text", "data:image/png;base64," + base64.b64encode(b"not a picture").decode()),
+        picture_line("dog", data_url(220)),
+        picture_line("path", "file:///etc/hostname"),
+        picture_line("bare path", "cat.png"),
+        picture_line("address", "http://example.com/cat.png"),
+        picture_line("two", data_url(30), data_url(220)),
+        chat_line("words", "hi", temperature=0, max_tokens=4),
+    ]
+    source, output = write_input(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    options: dict[str, Any] = {"dtype": "fp32", "max_model_len": 256, "max_num_seqs": 2}
+    with LLM(folder, **options) as llm:
+        assert run_until(llm, source, output, stop_at=2).interrupted
+        progress = run(llm, source, output)  # goes on from there
+        assert (progress.done, progress.skipped >= 2) == (8, True)
+    found = rows(output)
+    for custom_id, problem in (
+        ("text", "the image cannot be decoded"),
+        ("path", "begin with http:// or https://"),
+        ("bare path", "begin with http:// or https://"),
+        ("address", "pictures are not fetched from addresses here"),
+        ("two", "one picture per conversation"),
+    ):
+        error = found[custom_id]["response"]["body"]["error"]
+        assert problem in error["message"]
+        assert error["param"] == f"messages[0].content[{1 if custom_id == 'two' else 0}]"
+    assert {name for name, row in found.items() if row["error"] is None} == {"cat", "dog", "words"}
+    answers = {name: row["response"]["body"] for name, row in found.items()}
+    assert text_of(found["cat"]) != text_of(found["dog"])
+    assert answers["cat"]["usage"]["prompt_tokens"] > answers["words"]["usage"]["prompt_tokens"]

@@ -38,7 +38,7 @@ def test_the_plan_is_within_a_tenth_of_the_peak(model: str, context: int) -> Non
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory differently")
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_pictures_are_in_the_plan(dtype: str) -> None:
-    """GLM-4V at its full width with few layers, quantized while loading, then asked about more pictures than it keeps."""
+    """GLM-4V in full width with few layers, quantized while loading and asked about more pictures than it keeps."""
     shape = SHAPES["glm-4v-9b"]
     assert shape.vision is not None
     tower = replace(shape.vision, num_hidden_layers=2, begin_id=1, end_id=2)

@@ -102,7 +102,7 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(tmp_path: Path, capsy
     tracemalloc.start()
     try:
         with open_checkpoint(folder) as checkpoint:
-            with pytest.raises(TensorError, match="lacks .* tensors: 'transformer.vision"):
+            with pytest.raises(TensorError, match=r"lacks .* tensors: 'transformer\.vision"):
                 checkpoint.check()
             assert checkpoint.config.vision is not None
             assert checkpoint.config.vision.num_rows == 4098
@@ -110,7 +110,7 @@ def test_sizes_that_the_weights_do_not_have_take_no_memory(tmp_path: Path, capsy
             LLM(str(folder), dtype="int4", max_model_len=64)
         values["vision_config"] |= {"hidden_size": 16, "num_heads": 2, "intermediate_size": 16}  # these would fit
         (folder / "config.json").write_text(json.dumps(values))
-        with pytest.raises(TensorError, match="lacks .* tensors: 'transformer.vision"):
+        with pytest.raises(TensorError, match=r"lacks .* tensors: 'transformer\.vision"):
             LLM(str(folder), dtype="int4", max_model_len=64)
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:

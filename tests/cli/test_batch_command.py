@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -10,10 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from processes import PROGRAM, environment, run, terminal
 
+from glm4.multimodal.image import encode_picture
 from tiny import write_folder
+from vision_folder import write_vision_folder
 
 ENGINE = ("--dtype", "fp32", "--context", "2048", "--max-num-seqs", "3")
 
@@ -178,3 +182,29 @@ def test_a_terminal_shows_a_bar(model: str, tmp_path: Path) -> None:
         screen.expect("tokens/s")
         screen.expect("11 of 11 answers in")
         assert screen.wait() == 0
+
+
+def test_options_for_pictures(tmp_path: Path) -> None:
+    picture = base64.b64encode(encode_picture(np.zeros((9, 12, 3), np.uint8))).decode()
+    lines = []
+    for name, urls in (("two", [f"data:image/png;base64,{picture}"] * 2), ("private", ["http://127.0.0.1/cat.png"])):
+        content: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        body = {"messages": [{"role": "user", "content": [*content, {"type": "text", "text": "?"}]}], "max_tokens": 3}
+        lines.append({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body})
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    model = str(write_vision_folder(tmp_path / "vision"))
+    files = ("batch", str(tmp_path / "in.jsonl"))
+    refused = run(*files, str(tmp_path / "a.jsonl"), "-m", model, *ENGINE, home=tmp_path)
+    assert refused.returncode == 1
+    found = contents(tmp_path / "a.jsonl")
+    assert "(`--allow-many-images`)" in found["two"]["message"]
+    assert "(`--media-domains`)" in found["private"]["message"]
+    options = ("--allow-many-images", "--media-domains", "example.com", "--media-domains", "127.0.0.1")
+    done = run(*files, str(tmp_path / "b.jsonl"), "-m", model, *ENGINE, *options, home=tmp_path)
+    assert done.returncode == 0
+    found = contents(tmp_path / "b.jsonl")
+    assert isinstance(found["two"], str)
+    assert "127.0.0.1 is unknown, or has an address that is not public" in found["private"]["message"]
+    wrong = run(*files, str(tmp_path / "c.jsonl"), "-m", model, *ENGINE, "--media-domains", "http://x/", home=tmp_path)
+    assert wrong.returncode == 2
+    assert b"is not a host; write a name such as example.com" in wrong.stderr

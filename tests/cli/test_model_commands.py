@@ -112,6 +112,7 @@ def test_models_json(capsys: pytest.CaptureFixture[str], installed: Path) -> Non
     known = {row["name"]: row for row in answer["known"]}
     assert set(known) == set(VARIANTS) - {"smoke"}
     assert known["glm-4-9b-chat"]["context"] == 131072
+    assert [name for name, row in known.items() if row["sees"]] == ["glm-4v-9b"]
     assert known["glm-4-9b-chat"]["bytes"] == 2 * known["glm-4-9b-chat"]["parameters"]
 
 

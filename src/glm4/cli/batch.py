@@ -37,6 +37,8 @@ def batch(
     model: options.Model = "starter",
     json_summary: Annotated[bool, Option("--json", help="Print a summary as JSON at the end.")] = False,
     engine: options.EngineOptions,
+    allow_many_images: options.AllowManyImages = False,
+    media_domains: options.MediaDomains = None,
     max_num_seqs: Annotated[
         int, Option(min=1, max=4096, metavar="N", panel=options.ENGINE, help="Requests answered at the same time.")
     ] = 8,
@@ -61,7 +63,8 @@ def batch(
         if progress.skipped and job.remaining:
             notice(f"{name} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
-            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **engine.for_llm())
+            more = {"allow_many_images": allow_many_images, "media_domains": media_domains, **engine.for_llm()}
+            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **more)
             with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
                 progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:

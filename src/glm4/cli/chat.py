@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
 from glm4.cli.parameters import Argument, Exit, Option, UsageError
 
 if TYPE_CHECKING:
+    from glm4.chat.parts import ImagePart, Part
     from glm4.llm import LLM
 
 EXAMPLES = """
@@ -16,6 +18,7 @@ glm4 chat
 glm4 chat "Why is the sky blue?"
 glm4 chat "Summarize this:" < report.txt
 glm4 chat -m glm-4-9b-chat --dtype int4 --system "Answer in Chinese."
+glm4 chat -m glm-4v-9b --image cat.png "What is this?"
 glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 """
 
@@ -28,8 +31,12 @@ def chat(
     *,
     model: options.Model = "starter",
     system: Annotated[str | None, Option(metavar="TEXT", help="Instructions the model follows throughout.")] = None,
+    image: Annotated[
+        list[str] | None, Option(metavar="FILE", help="A picture to ask about: a file, or an http(s) address.")
+    ] = None,
     plain: Annotated[bool, Option("--plain", help="Print the answer as it is, without rendering Markdown.")] = False,
     engine: options.EngineOptions,
+    allow_many_images: options.AllowManyImages = False,
     lora: options.Lora = None,
     max_tokens: options.MaxTokens = None,
     sampling: options.SamplingOptions,
@@ -40,6 +47,7 @@ def chat(
     input and commands (see /help there). The starter is a small model that shows the installation works; it is not
     GLM-4.
     """
+    from glm4.chat.parts import TextPart
     from glm4.cli.console import clean_text
 
     question = _question(prompt)
@@ -50,14 +58,16 @@ def chat(
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **engine.for_llm())
+        pictures = _pictures(image or [], model, engine.backend, many=allow_many_images)
+        more = engine.for_llm() | {"allow_many_images": allow_many_images}
+        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **more)
     with llm:
         if question is not None:
-            _answer_once(llm, question, system, params, plain=plain)
+            _answer_once(llm, [*pictures, TextPart(question)], system, params, plain=plain)
         else:
             from glm4.cli.conversation.repl import Repl
 
-            Repl(llm, model, system=system, params=params, plain=plain).run()
+            Repl(llm, model, system=system, params=params, plain=plain, pictures=pictures).run()
 
 
 def _question(prompt: str | None) -> str | None:
@@ -72,7 +82,24 @@ def _question(prompt: str | None) -> str | None:
     return text or None
 
 
-def _answer_once(llm: LLM, question: str, system: str | None, params: dict[str, Any], *, plain: bool) -> None:
+def _pictures(names: Sequence[str], model: str, backend: str, *, many: bool) -> list[ImagePart]:
+    """The pictures of `--image`; whatever is wrong with them is said before a model is fetched and loaded."""
+    if not names:
+        return []
+    if len(names) > 1 and not many:
+        raise UsageError(
+            "there can be one picture per conversation, as in training; --allow-many-images goes beyond it"
+        )
+    options.import_engine(backend)
+    from glm4.cli.pictures import check_sees, read_picture
+
+    check_sees(model)
+    return [read_picture(name) for name in names]
+
+
+def _answer_once(
+    llm: LLM, question: Sequence[Part], system: str | None, params: dict[str, Any], *, plain: bool
+) -> None:
     from glm4.chat.messages import Message
     from glm4.cli.console import EXIT_INTERRUPTED, notice
     from glm4.cli.conversation.answer import answer

@@ -218,8 +218,8 @@ def progress() -> Iterator[ProgressCallback]:
     """Progress of one long operation on standard error, for as long as the `with` block runs.
 
     Yields `report(stage, done, total)`. Each new stage gets its own bar; totals of a megabyte or more are shown as
-    bytes with a speed, smaller ones as counts; a total of 0 means "unknown". Without a terminal, a plain line
-    appears every few seconds instead. The bars disappear when the block ends.
+    bytes with a speed, smaller ones as counts, that of 1 as percent; a total of 0 means "unknown". Without a terminal,
+    a plain line appears every few seconds instead. The bars disappear when the block ends.
     """
     if not is_terminal(sys.stderr):
         yield _PlainProgress()
@@ -255,6 +255,8 @@ def _bars() -> Progress:
 def _amount(done: float, total: float) -> str:
     if max(done, total) >= 1e6:
         return human_bytes(done) + (f" of {human_bytes(total)}" if total else "")
+    if total == 1:
+        return f"{done:.0%}"
     return f"{done:g}/{total:g}" if total else f"{done:g}"
 
 
@@ -273,5 +275,5 @@ class _PlainProgress:
             self._stage, self._next = stage, now + self.interval
         elif now >= self._next:
             self._next = now + self.interval
-            share = f" ({100 * done / total:.0f}%)" if total else ""
+            share = f" ({100 * done / total:.0f}%)" if total > 1 else ""
             notice(f"{stage}: {_amount(done, total)}{share}")

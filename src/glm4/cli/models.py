@@ -134,6 +134,7 @@ def _installed_row(model: InstalledModel) -> dict[str, Any]:
         "source": model.source,
         "path": str(model.path),
         "context": model.variant.context if model.variant is not None else None,
+        "sees": model.variant is not None and model.variant.sees,
     }
 
 
@@ -147,6 +148,7 @@ def _row(variant: Variant) -> dict[str, Any]:
         "bytes": variant.size_bytes or None,
         "parameters": variant.parameters or None,
         "context": variant.context or None,
+        "sees": variant.sees,
         "notes": variant.notes,
     }
 
@@ -166,6 +168,7 @@ def _table(title: str, last: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         size = human_bytes(row["bytes"]) if row["bytes"] else "?"
         about = row.get("source") or row["notes"] or row["title"]
+        about += "; sees pictures" if row["sees"] and "source" in row else ""
         cells = (row["name"], size, _tokens(row["context"]), row["license"], about)
         table.add_row(*cells[: len(table.columns)])
     return table

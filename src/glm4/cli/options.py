@@ -58,6 +58,25 @@ Lora = Annotated[
     str | None,
     Option(metavar="FOLDER", panel=ENGINE, help="A LoRA adapter of this model (PEFT's format) to answer with."),
 ]
+AllowManyImages = Annotated[
+    bool,
+    Option(
+        "--allow-many-images",
+        panel=ENGINE,
+        help="More than one picture per conversation, which goes beyond what GLM-4V was trained with.",
+    ),
+]
+MediaDomains = Annotated[
+    list[str] | None,
+    Option(
+        "--media-domains",
+        "--allowed-media-domains",
+        metavar="HOST",
+        panel=ENGINE,
+        help="Fetch pictures that requests name by http(s) address from this host; .example.com is all names below it,"
+        " too, and '*' every public host. May be repeated; without it nothing is fetched.",
+    ),
+]
 MaxTokens = Annotated[int | None, Option(metavar="TOKENS", panel=_SAMPLING, min=1, help="Longest answer, in tokens.")]
 
 
@@ -149,7 +168,7 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
 
     with progress() as report:
         report("loading glm4", 0, 0)
-        _import_engine(options.get("backend", "local"))
+        import_engine(options.get("backend", "local"))
         from glm4.llm import LLM
 
         check_formats(options["dtype"], options["kv_cache_dtype"])
@@ -176,8 +195,8 @@ def check_formats(dtype: str, kv_dtype: str) -> None:
     check_kv_dtype(kv_dtype, "--kv-dtype")
 
 
-def _import_engine(backend: str) -> None:
-    """Import what `load_llm` needs, NumPy above all."""
+def import_engine(backend: str) -> None:
+    """Import what `load_llm` needs, NumPy above all. Nothing may import NumPy before it."""
     import gc
 
     from glm4.system.gc_pause import collection_paused

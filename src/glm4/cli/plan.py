@@ -69,9 +69,9 @@ def plan(
     _show(result, name, memory.total_memory(), _advice(smaller, batch > 1 and fits(dtype, 1)))
     if picture is not None:
         console.stdout().print(
-            f"A picture takes {picture['tokens']:,} tokens. An answer about one begins after about "
-            f"{picture['first_token_seconds']:,.0f} s here, {picture['tower_seconds']:,.0f} s of it to look at it, "
-            "once per picture."
+            f"A picture takes {picture['tokens']:,} tokens of the context. The first answer about one begins after "
+            f"some {_duration(picture['first_token_seconds'])} here: {_duration(picture['tower_seconds'])} to look at "
+            f"it, once per picture, and {_duration(picture['prompt_seconds'])} to read the prompt."
         )
 
 
@@ -90,6 +90,11 @@ def _picture(config: ModelConfig, dtype: str, own: Precision | None) -> dict[str
         "prompt_seconds": seconds.prompt,
         "first_token_seconds": seconds.total,
     }
+
+
+def _duration(seconds: float) -> str:
+    """As exact as an estimate is: "45 s", "23 min"."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 class FoundModel(NamedTuple):

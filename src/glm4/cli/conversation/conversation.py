@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,4 +201,6 @@ def _turn_from_dict(raw: object, where: str) -> Turn:
     interrupted = raw.pop("interrupted", False)
     if not isinstance(interrupted, bool):
         raise InvalidRequestError('"interrupted" must be true or false')
-    return Turn(Message.from_dict(raw, where), interrupted)
+    message = Message.from_dict(raw, where)
+    named = [part if isinstance(part, TextPart) else replace(part, where=part.kind) for part in message.content]
+    return Turn(replace(message, content=named), interrupted)

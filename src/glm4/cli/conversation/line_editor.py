@@ -59,10 +59,11 @@ class LineEditor:
         """The current text of the line."""
         return self._session.default_buffer.text
 
-    def read(self, interrupt: Interrupt) -> str:
+    def read(self, interrupt: Interrupt, *, attached: str = "") -> str:
         """One message or command, as typed; lines are separated by newlines.
 
         Args:
+            attached: what the message will have beside its text, shown in front of it.
             interrupt: collects a Ctrl-C that arrives before the prompt reads keys; it must not break the event loop,
                 and is passed on once the prompt runs.
 
@@ -70,11 +71,12 @@ class LineEditor:
             KeyboardInterrupt: Ctrl-C at an empty prompt. If there is text, Ctrl-C discards it and reading continues.
             EOFError: Ctrl-D at an empty prompt.
         """
+        prompt = f"{console.printable(attached)} >>> ".lstrip()
         while True:
             try:
                 text = self._session.prompt(
-                    ">>> ",
-                    prompt_continuation=lambda width, line, is_soft_wrap: "    " if is_soft_wrap else "... ",
+                    prompt,
+                    prompt_continuation=lambda width, line, is_soft_wrap: ("" if is_soft_wrap else "... ").rjust(width),
                     placeholder=FormattedText([("fg:ansibrightblack", "Message, or /help")]),
                     pre_run=partial(_pass_on, interrupt),
                 )
@@ -117,7 +119,7 @@ def _open_block(text: str) -> bool:
 
 
 class _CommandCompleter(Completer):
-    """TAB completes commands, the names after /params, and file names after /save and /load."""
+    """TAB completes commands, the names after /params, and file names after commands that take one."""
 
     def __init__(self, commands: Sequence[str], param_names: Sequence[str]) -> None:
         self._commands = commands
@@ -131,7 +133,7 @@ class _CommandCompleter(Completer):
             return
         if not space:
             yield from _matching(self._commands, text)
-        elif command in ("/save", "/load"):
+        elif command in ("/save", "/load", "/image"):
             yield from self._paths.get_completions(Document(argument), complete_event)
         elif command == "/params" and " " not in argument:
             yield from _matching(self._param_names, argument)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from glm4.chat.events import Event, EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.cli.console import printable
-from glm4.cli.conversation.render import call_text
+from glm4.cli.conversation.render import PictureBar, call_text
 
 _REFRESH_SECONDS = 0.08
 
@@ -32,6 +32,7 @@ class MarkdownView(EventVisitor[None]):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._status: Status | None = None
+        self._bar = PictureBar()
         self._live: Live | None = None
         self._pending = ""
         self._thinking = False
@@ -44,8 +45,17 @@ class MarkdownView(EventVisitor[None]):
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._bar.update(None)
         self._stop_status()
         self._finish_part()
+
+    def looking(self, share: float | None) -> None:
+        """A bar on standard error in the place of the status."""
+        if self._status is not None and share is not None:
+            self._status.stop()
+        self._bar.update(share)
+        if self._status is not None and share is None:
+            self._status.start()
 
     def show(self, events: Sequence[Event]) -> None:
         """Process events; redraws at most every `_REFRESH_SECONDS`."""

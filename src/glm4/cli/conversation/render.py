@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,6 +22,27 @@ class View(Protocol):
     def show(self, events: Sequence[Event]) -> None:
         """Show what arrived."""
 
+    def looking(self, share: float | None) -> None:
+        """Show how much of a picture the model has looked at; None when it has seen it."""
+
+
+class PictureBar:
+    """A progress bar on standard error while the model looks at a picture, which can take minutes."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._report: terminal.ProgressCallback | None = None
+
+    def update(self, share: float | None) -> None:
+        """Show the share that is done; None removes the bar."""
+        if share is None:
+            self._stack.close()
+            self._report = None
+            return
+        if self._report is None:
+            self._report = self._stack.enter_context(terminal.progress())
+        self._report("looking at the picture", share, 1)
+
 
 class PlainView(EventVisitor[None]):
     """The text as it arrives, on standard output. Reasoning goes to standard error, and only to a terminal."""
@@ -29,11 +51,13 @@ class PlainView(EventVisitor[None]):
         self._tty = sys.stdout.isatty()
         self._last = "\n"
         self._reasoning = False
+        self._bar = PictureBar()
 
     def __enter__(self) -> PlainView:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._bar.update(None)
         self._end_reasoning()
         if not self._last.endswith("\n") and error[0] is None:
             self._write("\n")
@@ -42,6 +66,10 @@ class PlainView(EventVisitor[None]):
         """Write the events' text and flush it."""
         for event in events:
             event.accept(self)
+
+    def looking(self, share: float | None) -> None:
+        """A bar on standard error."""
+        self._bar.update(share)
 
     def text(self, event: TextDelta) -> None:
         """Visible text goes to standard output."""

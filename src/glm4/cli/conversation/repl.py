@@ -5,23 +5,28 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glm4.chat.messages import Message
+from glm4.chat.parts import TextPart
+from glm4.chat.pictures import images_of
 from glm4.cli import console
 from glm4.cli.console import printable
 from glm4.cli.conversation import conversation
 from glm4.cli.conversation.answer import Reply, answer
+from glm4.cli.conversation.attachments import Attachments
 from glm4.cli.conversation.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
 from glm4.cli.conversation.line_editor import LineEditor
 from glm4.cli.conversation.view import make_view
 from glm4.cli.options import adapter_name
+from glm4.cli.pictures import pasted_picture, plain_path, shown_text, takes_text_only
 from glm4.errors import Glm4Error, InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
+    from glm4.chat.parts import ImagePart
     from glm4.llm import LLM
     from glm4.outputs import RequestOutput
 
@@ -45,6 +50,7 @@ class Repl:
         system: the first system message.
         params: sampling options given on the command line.
         plain: no Markdown rendering.
+        pictures: for the first message.
         editor: where lines come from; None creates one for the terminal.
     """
 
@@ -56,6 +62,7 @@ class Repl:
         system: str | None = None,
         params: dict[str, Any] | None = None,
         plain: bool = False,
+        pictures: Sequence[ImagePart] = (),
         editor: LineEditor | None = None,
     ) -> None:
         self._llm = llm
@@ -63,6 +70,7 @@ class Repl:
         self._plain = plain
         self._conversation = Conversation(params=dict(params or {}))
         self._conversation.system = system
+        self._attachments = Attachments(llm, model, pictures)
         self._last: Reply | None = None
         self._running = True
         self._editor = editor or LineEditor([f"/{name}" for name in COMMANDS], PARAM_NAMES)
@@ -74,7 +82,7 @@ class Repl:
         with silent_keyboard(), Interrupt() as interrupt:
             while self._running:
                 try:
-                    line = self._editor.read(interrupt)
+                    line = self._editor.read(interrupt, attached=self._attachments.names)
                     if line.strip():
                         self._handle(line)
                 except KeyboardInterrupt:
@@ -88,7 +96,7 @@ class Repl:
             if match:
                 self._run_command(match[1].lower(), (match[2] or "").strip())
             else:
-                self._ask(Message("user", _without_quotes(line)))
+                self._say(_without_quotes(line))
         except PromptTooLongError as error:
             console.error(str(error))
             console.notice(
@@ -109,11 +117,31 @@ class Repl:
                 "A small model that shows the installation works; it is not GLM-4. The real thing: "
                 "glm4 chat -m glm-4-9b-chat"
             )
+        if self._attachments.model_sees:
+            console.notice("This model sees: /image FILE attaches a picture, and so does a file dropped here.")
         console.notice(
             '/help shows the commands. Alt-Enter makes a new line, """ begins and ends a block, Ctrl-D leaves.'
         )
 
     # Answers
+
+    def _say(self, text: str) -> None:
+        """Send a message with the pictures that wait for it, one whose path is in the text among them."""
+        found = pasted_picture(text)
+        if found is not None and not self._attachments.model_sees:
+            console.notice("This model takes text only: the path is sent, not the picture.")
+        elif found is not None:
+            self._attachments.add(found[0], self._conversation.messages)
+            text = found[1]
+            if not text:
+                return
+        waiting, self._attachments.waiting = self._attachments.waiting, []
+        message = Message("user", [*waiting, TextPart(text)])
+        try:
+            self._ask(message)
+        finally:
+            if all(turn.message is not message for turn in self._conversation.turns):
+                self._attachments.waiting = waiting  # the message was taken back
 
     def _ask(self, message: Message, otherwise: list[Turn] | None = None) -> None:
         """Answer `message`; on failure, the conversation is reset to `otherwise` (default: its previous state)."""
@@ -183,12 +211,14 @@ class Repl:
         table.add_row("", "")
         table.add_row("Alt-Enter, Ctrl-J", "New line in a message; pasted lines stay together.")
         table.add_row('""" … """', "A message of several lines.")
+        table.add_row("path of a picture", "Pasted or dropped, before or after a message: attaches the picture.")
         table.add_row("Ctrl-C", "Stop the answer; it stays in the conversation as far as it got.")
         table.add_row("Up, Ctrl-R", "Earlier messages, also from earlier runs.")
         console.stdout().print(table)
 
     def _command_clear(self, argument: str) -> None:
         self._conversation.clear()
+        self._attachments.waiting = []
         self._last = None
         console.notice(
             "The conversation is empty" + (", the system message stays." if self._conversation.system else ".")
@@ -202,10 +232,21 @@ class Repl:
     def _command_load(self, argument: str) -> None:
         path = _path(argument, "load")
         loaded, model = conversation.load(path)
+        if images_of(loaded.messages) and not self._attachments.model_sees:
+            raise InvalidRequestError(f"{path} has a picture: {takes_text_only(self._model)}")
         self._conversation, self._last = loaded, None
+        self._attachments.waiting = []
         console.notice(f"Loaded {len(loaded.turns)} messages from {path}.")
         if model != self._model:
             console.notice(f"It was held with {model}; {self._model} goes on with it.")
+
+    def _command_image(self, argument: str) -> None:
+        if not argument:
+            self._attachments.show()
+        elif argument == "none":
+            self._attachments.remove()
+        else:
+            self._attachments.add(plain_path(argument), self._conversation.messages)
 
     def _command_system(self, argument: str) -> None:
         if argument:
@@ -248,12 +289,13 @@ class Repl:
             return
         metrics = self._last.output.metrics
         used, size = self._context_used(self._last.output)
-        ttft, decode = metrics.ttft, metrics.decode_tokens_per_second
+        ttft, decode, looked = metrics.ttft, metrics.decode_tokens_per_second, self._last.looked
+        included = ", looking at the picture included" if looked else ""
         fresh = metrics.num_prompt_tokens - metrics.num_cached_tokens
         rows = {
             "prompt": f"{metrics.num_prompt_tokens:,} tokens ({metrics.num_cached_tokens:,} from the cache)",
-            "first token": f"after {ttft:.2f} s" if ttft is not None else "-",
-            "prefill": f"{fresh / ttft:.1f} tokens/s" if ttft else "-",
+            "first token": f"after {ttft:.2f} s{included}" if ttft is not None else "-",
+            "prefill": f"{fresh / ttft:.1f} tokens/s" if ttft and not looked else "-",
             "answer": f"{metrics.num_generated_tokens:,} tokens",
             "decode": f"{decode:.1f} tokens/s" if decode is not None else "-",
             "context": f"{used:,} of {size:,} tokens used ({100 * used / size:.1f}%)",
@@ -272,7 +314,7 @@ class Repl:
     def _command_undo(self, argument: str) -> None:
         message = self._conversation.drop_last_exchange()
         self._last = None
-        console.notice(f"Removed: {printable(message.text)[:60]}" if message is not None else "Nothing to remove.")
+        console.notice(f"Removed: {shown_text(message)[:60]}" if message is not None else "Nothing to remove.")
 
     def _command_exit(self, argument: str) -> None:
         self._running = False
@@ -309,6 +351,7 @@ COMMANDS: dict[str, CommandHelp] = {
     "clear": CommandHelp("/clear", "Forget the conversation; the system message stays."),
     "save": CommandHelp("/save FILE", "Save the conversation as JSON."),
     "load": CommandHelp("/load FILE", "Go on with a saved conversation."),
+    "image": CommandHelp("/image [FILE]", "Attach a picture to the next message, or show what is; `none` removes it."),
     "system": CommandHelp("/system [TEXT]", "Show or set the system message."),
     "params": CommandHelp("/params [NAME VALUE]", "Show or set sampling options; the value `default` resets one."),
     "stats": CommandHelp("/stats", "Speed and size of the last answer."),
