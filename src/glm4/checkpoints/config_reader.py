@@ -153,7 +153,8 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
     head_dim = fields.integer("attention.key_length", 1, 1024, default=hidden // heads)
     rotary_default = head_dim // 2 if name in ("chatglm", "glm4") else head_dim
     rotary_dim = fields.integer("rope.dimension_count", 2, head_dim, default=rotary_default)
-    eos = [token for name in ("eos", "eot", "eom") for token in vocabulary.token_ids(f"{name}_token_id")]
+    ends = (*vocabulary.token_ids("eos_token_id"), *vocabulary.token_ids("eot_token_id"))
+    eom = vocabulary.token_id("eom_token_id")  # some files write 2**32 - 1 for none
     config = ModelConfig(
         architecture="glm4" if name == "glm4" else "glm",
         vocab_size=source.info("token_embd.weight").shape[0],
@@ -171,7 +172,7 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
         tie_word_embeddings="output.weight" not in names,
         # llama files have interleaved rows already (their converter permutes), as do chatglm and glm4; qwen2 does not.
         rotary_half_split=name == "qwen2",
-        eos_token_ids=tuple(eos),
+        eos_token_ids=ends if eom is None else (*ends, eom),
         pad_token_id=vocabulary.token_id("padding_token_id"),
     )
     return _finish(config, fields, name, "gguf")

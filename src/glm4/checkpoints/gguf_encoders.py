@@ -106,7 +106,7 @@ def _encode_q4_1(weights: Float32, blocks: Blocks) -> None:
 def _nibble_pairs(codes: NDArray[Any]) -> UInt8:
     """[n, 32] codes, rounded down -> uint8 [n, 16]: the first half in the low nibbles, the second in the high ones."""
     whole: UInt8 = codes.astype(np.uint8).clip(0, 15)
-    pairs: UInt8 = whole[:, :16] | (whole[:, 16:] << 4)
+    pairs: UInt8 = whole[:, :16] | np.left_shift(whole[:, 16:], 4, dtype=np.uint8)
     return pairs
 
 
