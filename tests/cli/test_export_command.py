@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,26 @@ def test_mistakes(
     assert main(["export", "m.gguf", *options]) == 2
     assert says in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "old.gguf"]
+
+
+_LIMITED = """
+import resource, signal, sys
+from glm4.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+sys.exit(main(["export", sys.argv[1], "--to", "gguf", "--dtype", "f32", "--force", "-o", sys.argv[2]]))
+"""
+
+
+def test_a_disk_that_fills_leaves_the_old_file(tmp_path: Path) -> None:
+    """A limit on the size of files fails like a full disk: in the middle of writing."""
+    source, out = write_gguf(tmp_path / "m.gguf", "qwen2"), tmp_path / "out" / "out.gguf"
+    out.parent.mkdir()
+    out.write_bytes(b"old")
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, str(source), str(out)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no room left" in done.stderr
+    assert out.read_bytes() == b"old"
+    assert list(out.parent.iterdir()) == [out]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from glm4.chat.template.template import ChatTemplate, default_template
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.export.chat_template import exported_template
 from glm4.requests.processor import Processor
-from glm4.tokenizer import load_tokenizer
+from glm4.tokenizer import Tokenizer, load_tokenizer
 from tiny import CHATML_TEMPLATE, GLM_TEMPLATE
 from vocabularies import glm4_gguf
 
@@ -52,6 +53,11 @@ TEMPLATES = {
 }
 
 
+@lru_cache(maxsize=1)
+def vocabulary() -> Tokenizer:
+    return load_tokenizer(None, gguf_metadata=glm4_gguf())
+
+
 def exported_text(name: str) -> str:
     return exported_template(ChatTemplate(TEMPLATES[name]), on_message=name in ("glm4", "published"))
 
@@ -65,18 +71,17 @@ def rendered(text: str, messages: list[dict[str, Any]], **variables: Any) -> str
 @pytest.mark.parametrize("as_object", [True, False])
 def test_tools_and_calls_in_the_form_of_other_programs(name: str, system: bool, as_object: bool) -> None:
     dialect = dialect_for("glm4" if name == "published" else name)
-    tokenizer = load_tokenizer(None, gguf_metadata=glm4_gguf())
     start = 0 if system else 1
     foreign = json.loads(json.dumps(FOREIGN[start:]))
     if as_object:
         foreign[2 - start]["tool_calls"][0]["function"]["arguments"] = json.loads(CALL)
     request = ChatRequest(messages=tuple(MESSAGES[start:]), tools=(TOOL,))
-    wanted = dialect.render_text(request, tokenizer=tokenizer, template=ChatTemplate(TEMPLATES[name]))
+    wanted = dialect.render_text(request, tokenizer=vocabulary(), template=ChatTemplate(TEMPLATES[name]))
     assert "可用工具" in wanted
     assert "<|observation|>\n21 °C" in wanted
     assert rendered(exported_text(name), foreign, tools=[TOOL]) == wanted
     # and this package passes GLM's form to the same text
-    own = dialect.render_text(request, tokenizer=tokenizer, template=ChatTemplate(exported_text(name)))
+    own = dialect.render_text(request, tokenizer=vocabulary(), template=ChatTemplate(exported_text(name)))
     assert own == wanted
 
 

@@ -60,7 +60,9 @@ def test_every_pre_tokenizer_is_recognized(pre: str, through: str, tmp_path: Pat
     assert load_tokenizer(None, gguf_metadata=other).encode("hello 123 w") == tokenizer.encode("hello 123 w")
 
 
-@pytest.mark.parametrize("name", ["smoke", "starter"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("starter", marks=pytest.mark.starter), pytest.param("smoke", marks=pytest.mark.smoke)]
+)
 def test_starters(name: str) -> None:
     source = installed_gguf(name)
     tokenizer = load_tokenizer(None, gguf_metadata=source)
