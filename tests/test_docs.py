@@ -42,7 +42,18 @@ from tiny import gguf_model, write_folder, write_gguf
 from vision_folder import write_vision_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = ("models", "batch", "python", "serving", "operating", "structured", "pictures", "adapters", "export", "troubleshooting")
+GUIDES = (
+    "models",
+    "batch",
+    "python",
+    "serving",
+    "operating",
+    "structured",
+    "pictures",
+    "adapters",
+    "export",
+    "troubleshooting",
+)
 PAIRS = [("README.md", "README_zh.md"), *((f"docs/{name}.md", f"docs/zh/{name}.md") for name in GUIDES)]
 ENGLISH = [english for english, _ in PAIRS]
 DEVELOPER_PAGES = ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/decisions.md"]  # in English only
