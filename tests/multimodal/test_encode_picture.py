@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from picture_files import encoded, pattern, picture, png16
 from PIL import Image
 
 from glm4.errors import InvalidRequestError
 from glm4.multimodal.image import ImageDecoder, encode_picture
+from picture_files import encoded, pattern, picture, png16
 
 SIZE = 28
 

@@ -16,6 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, features
+
+from glm4.errors import BusyError, InvalidRequestError
+from glm4.multimodal import image as module
+from glm4.multimodal.image import MAX_PIXELS, ImageDecoder
+from glm4.system.helper import Limits
 from picture_files import (
     by_pillow,
     encoded,
@@ -29,12 +35,6 @@ from picture_files import (
     slow_file,
     tiff,
 )
-from PIL import Image, features
-
-from glm4.errors import BusyError, InvalidRequestError
-from glm4.multimodal import image as module
-from glm4.multimodal.image import MAX_PIXELS, ImageDecoder
-from glm4.system.helper import Limits
 
 SIZE = 28
 WHERE = "messages[0].content[1]"
