@@ -10,6 +10,8 @@ import pytest
 from glm4.backends.remote import opening
 from glm4.backends.remote.completion import COMPLETIONS, GENERATE
 
+__all__ = ["COMPLETIONS", "GENERATE", "ROUTES", "over"]
+
 ROUTES = (GENERATE, COMPLETIONS)
 
 

@@ -355,8 +355,9 @@ def test_the_rank_is_the_servers_unless_it_counts_rows_that_are_left_out(server:
         server.models[0]["owned_by"] = owner
         server.plan += [raw(event(token_ids=[97], logprobs={"content": [entry]}, finish_reason="stop"))]
         with opened(server, folder) as llm:
-            (scored,) = llm.generate("abc", PARAMS.replace(logprobs=1))[0].outputs[0].logprobs or ()
-        ranks.append((scored.rank, scored.top))
+            logprobs = llm.generate("abc", PARAMS.replace(logprobs=1))[0].outputs[0].logprobs
+        assert logprobs is not None
+        ranks.append((logprobs[0].rank, logprobs[0].top))
     assert ranks == [(None, ((98, -0.2),)), (7, ((280, -0.1),))]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from glm4.backends.base import Capability
 from glm4.server.config import ANY_MODEL
 from glm4.server.errors import ApiError
 from glm4.server.registry import ModelRegistry, ServedModel
@@ -16,7 +17,10 @@ from glm4.server.state import server_state
 
 async def list_models(request: Request) -> Response:
     """Every name, aliases and adapters included."""
-    return JSONResponse({"object": "list", "data": list(_objects(server_state(request).models))})
+    data = list(_objects(server_state(request).models))
+    # llama.cpp's clients look there.
+    models = [{"name": one["id"], "model": one["id"], "capabilities": one["capabilities"]} for one in data]
+    return JSONResponse({"object": "list", "data": data, "models": models})
 
 
 async def retrieve_model(request: Request) -> Response:
@@ -41,6 +45,11 @@ def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
 
 def _object(model: ServedModel, name: str, *, root: str, parent: str | None) -> dict[str, Any]:
     length = model.llm.info.max_model_len if model.engine is not None else None
+    sees = (
+        model.engine is not None
+        and model.llm.processor.image is not None
+        and Capability.MEDIA in model.llm.info.capabilities
+    )
     return {
         "id": name,
         "object": "model",
@@ -49,4 +58,5 @@ def _object(model: ServedModel, name: str, *, root: str, parent: str | None) -> 
         "root": root,
         "parent": parent,
         "max_model_len": length,
+        "capabilities": ["completion", "multimodal"] if sees else ["completion"],
     }
