@@ -161,8 +161,8 @@ class EmbeddingOutput:
 class StreamChunk:
     """What one step produced for one sample.
 
-    `finish_reason` is set in a sample's last chunk; `output` in the request's last chunk; `prompt_logprobs` in a
-    sample's first one, if requested.
+    `finish_reason` is set in a sample's last chunk, with its `stop_reason` (see `CompletionOutput`); `output` in the
+    request's last chunk; `prompt_logprobs` in a sample's first one, if requested.
     """
 
     request_id: str
@@ -173,6 +173,7 @@ class StreamChunk:
     finish_reason: str | None = None
     output: RequestOutput | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    stop_reason: int | str | None = None
 
     def followed_by(self, later: StreamChunk) -> StreamChunk:
         """This chunk and a later one of the same sample, merged."""
@@ -185,6 +186,7 @@ class StreamChunk:
             finish_reason=later.finish_reason,
             output=later.output,
             prompt_logprobs=self.prompt_logprobs or later.prompt_logprobs,
+            stop_reason=later.stop_reason,
         )
 
     @property

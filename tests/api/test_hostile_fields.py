@@ -22,6 +22,7 @@ from glm4.api.llama_cpp import prompt_ids
 from glm4.api.openai import parse_chat, parse_completion
 from glm4.api.responses.items import resolved
 from glm4.api.responses.request import parse_input_tokens, parse_responses
+from glm4.api.vllm import parse_generate
 from glm4.batch.files import InputLine
 from glm4.batch.job import _request as batch_request
 from glm4.chat.chat_request import ChatRequest
@@ -75,6 +76,19 @@ FORMED = {
 COMPLETION = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 5, "echo": True, "logprobs": 1, "best_of": 2, "n": 2,
               "structured_outputs": {"regex": "a+"}, **SAMPLING}  # fmt: skip
 IDS = {"prompt": [5, 6, 7], "max_tokens": 0, "echo": True, "guided_json": SCHEMA}
+GENERATE: dict[str, Any] = {
+    "model": "tiny",
+    "token_ids": [5, 6, 7],
+    "request_id": "r-1",
+    "sampling_params": {**{name: SAMPLING[name] for name in SAMPLING if name not in ("stream", "user")},
+                        "max_tokens": 5, "logprobs": 1, "structured_outputs": {"json": SCHEMA}, "detokenize": True},
+    "stream": True,
+    "stream_options": {"include_usage": True},
+    "cache_salt": "s",
+    "return_token_ids": True,
+    "output_mode": "tokens",
+    "priority": 0,
+}  # fmt: skip
 RESPONSES = {
     "model": "tiny",
     "input": [
@@ -193,6 +207,11 @@ def completion(llm: LLM, body: Any) -> None:
         queue(llm, llm.prepare_prompt(prompt, wanted.params))
 
 
+def generate(llm: LLM, body: Any) -> None:
+    wanted = parse_generate(body, DEFAULTS)
+    queue(llm, llm.prepare_prompt(wanted.token_ids, wanted.params))
+
+
 def responses(llm: LLM, body: Any) -> None:
     wanted = parse_responses(body, DEFAULTS, thinks=False)
     queue(llm, llm.prepare(wanted.chat([], resolved(wanted.items, {}))))
@@ -228,6 +247,7 @@ READERS: dict[str, tuple[Read, dict[str, Any]]] = {
     "chat with a form": (chat, FORMED),
     "completion": (completion, COMPLETION),
     "completion of ids": (completion, IDS),
+    "token ids": (generate, GENERATE),
     "responses": (responses, RESPONSES),
     "input tokens": (input_tokens, COUNT),
     "messages": (anthropic, ANTHROPIC),

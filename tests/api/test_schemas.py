@@ -15,7 +15,7 @@ from glm4.api.schemas import components, schemas
 from glm4.chat.dialects.glm4 import RAW_TOOLS
 from glm4.chat.parts import AUDIO_FORMATS, DETAILS
 
-APIS = ("anthropic", "openai", "responses")
+APIS = ("anthropic", "openai", "responses", "vllm")
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -24,7 +24,9 @@ def test_every_schema_is_valid_and_used(api: str) -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
     with (resources.files("glm4.api") / api / "schemas.json").open(encoding="utf-8") as file:
         written = json.load(file)
-    with (resources.files("glm4.api") / api / f"{'request' if api == 'responses' else 'fields'}.py").open() as code:
+    with (
+        resources.files("glm4.api") / api / f"{'request' if api in ('responses', 'vllm') else 'fields'}.py"
+    ).open() as code:
         source = code.read()
     named = {name.rstrip("?[]") for name in strings(written)}
     for name in written:

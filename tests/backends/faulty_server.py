@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from glm4.backends.remote.completion import COMPLETIONS, GENERATE
+from glm4.backends.remote.opening import PROBE
 from glm4.tokenizer import Tokenizer
 
 CERTIFICATE = Path(__file__).with_name("self_signed.pem")
@@ -29,12 +31,13 @@ class FaultyServer(ThreadingHTTPServer):
     """Answers what `RemoteBackend.load` asks; then each completion does the next step of `plan`, or three tokens.
 
     Attributes:
-        bodies: of the completions, the probe left out.
+        bodies, paths: of the completions, the probes left out.
         hung_up: set when a client closes a connection that waits in `hang`.
         released: ends every `hang`.
         models: what /v1/models lists.
         routes: further answers by path: a JSON document, or None for 404.
         probe: the choice that answers the probe; None is what a server of ours says.
+        token_route: answers the probe of the token route; by default there is no such route.
     """
 
     daemon_threads = True
@@ -44,12 +47,14 @@ class FaultyServer(ThreadingHTTPServer):
         self.tokenizer = tokenizer
         self.plan: deque[Step] = deque()
         self.bodies: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         self.headers: list[Mapping[str, str]] = []
         self.hung_up = threading.Event()
         self.released = threading.Event()
         self.models: list[dict[str, Any]] = [{"id": "far", "object": "model", "max_model_len": 256}]
         self.routes: dict[str, Any] = {}
         self.probe: dict[str, Any] | None = None
+        self.token_route: Step = no_such_route
         self.scheme = "http"
 
     @property
@@ -79,13 +84,17 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"tokens": tokenizer.encode(self.body["prompt"])})
         elif self.path == "/detokenize":
             self.answer({"prompt": tokenizer.decode(self.body["tokens"], skip_special_tokens=False)})
-        elif self.path != "/v1/completions":
-            self.answer(None)
-        elif isinstance(self.body["prompt"], str):
+        elif self.path == GENERATE and self.body["token_ids"] == tokenizer.encode(PROBE):
+            with suppress(*HUNG_UP):
+                self.server.token_route(self)
+        elif self.path == COMPLETIONS and isinstance(self.body["prompt"], str):
             ids = [*tokenizer.prefix_ids, *tokenizer.encode(self.body["prompt"])]
             choice = {"text": "a", "token_ids": [97], "prompt_token_ids": ids}
             self.stream([self.server.probe or choice])
+        elif self.path not in (COMPLETIONS, GENERATE):
+            self.answer(None)
         else:
+            self.server.paths.append(self.path)
             self.server.bodies.append(self.body)
             self.server.headers.append(dict(self.headers))
             step = self.server.plan.popleft() if self.server.plan else tokens(3)
@@ -139,6 +148,17 @@ def tokens(count: int, *, then: Step | None = None, **more: Any) -> Step:
             handler.event(b"[DONE]")
 
     return step
+
+
+def no_such_route(handler: Handler) -> None:
+    """404."""
+    handler.answer(None)
+
+
+def by_id(handler: Handler) -> None:
+    """How a token route answers its probe."""
+    entry = {"token_id": 97, "logprob": -1.0, "rank": 1, "top_logprobs": []}
+    handler.stream([{"token_ids": [97], "logprobs": {"content": [entry]}, "finish_reason": "length"}])
 
 
 def drop(handler: Handler) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from remote_routes import COMPLETIONS, GENERATE, over
 
 from glm4.backends.base import Backend, Capability
 from glm4.backends.local import LocalBackend, LocalOptions
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module", params=["local", "remote", "scripted"])
+@pytest.fixture(scope="module", params=["local", "remote", "remote, completions", "scripted"])
 def backend(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
     if request.param == "scripted":
         yield ScriptedBackend(lambda prompt: [97] * 9, vocab_size=VOCAB_SIZE, max_model_len=256)
@@ -44,6 +45,7 @@ def backend(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
             return
         with (
             serve(config("tiny"), local) as server,
+            over(GENERATE if request.param == "remote" else COMPLETIONS),
             LLM(str(folder), backend="remote", base_url=server.url) as remote,
         ):
             yield remote.backend

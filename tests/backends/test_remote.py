@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from remote_routes import GENERATE, ROUTES, over
 
 from adapter_files import factors, write_adapter
 from glm4 import LLM, AsyncLLM, SamplingParams, StructuredOutputs
@@ -72,9 +73,13 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
         yield running
 
 
-@pytest.fixture(scope="module")
-def remote(server: LiveServer, text_only: Path) -> Iterator[LLM]:
-    with LLM(str(text_only), backend="remote", base_url=f"{server.url}/v1/", api_key=KEY) as made:
+@pytest.fixture(scope="module", params=ROUTES)
+def remote(request: pytest.FixtureRequest, server: LiveServer, text_only: Path) -> Iterator[LLM]:
+    with (
+        over(request.param),
+        LLM(str(text_only), backend="remote", base_url=f"{server.url}/v1/", api_key=KEY) as made,
+    ):
+        assert made.backend._endpoint.path == request.param  # type: ignore[attr-defined]
         yield made
 
 
@@ -84,6 +89,16 @@ def ids(llm: LLM, prompt: str, params: SamplingParams, **options: Any) -> list[l
 
 
 # The same answers
+
+
+def test_requests_go_to_the_token_route_where_there_is_one(
+    remote: LLM, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    route = request.node.callspec.params["remote"]
+    with caplog.at_level("INFO", logger="glm4.access"):
+        remote.generate(["abc", "def"], GREEDY)
+        until(lambda: len(caplog.messages) == 2, "both are logged")
+    assert {message.split()[1] for message in caplog.messages} == {route}
 
 
 def test_limits_are_the_servers(remote: LLM, local: LLM) -> None:
@@ -150,7 +165,7 @@ def test_stop_ids_and_stop_strings_of_the_caller(remote: LLM, local: LLM) -> Non
 
 
 def test_logprobs_are_the_models_own(remote: LLM, local: LLM) -> None:
-    params = GREEDY.replace(logprobs=3, repetition_penalty=1.5)
+    params = GREEDY.replace(logprobs=3, temperature=5.0, seed=2, repetition_penalty=1.5)
     far, near = (llm.generate("abc", params)[0].outputs[0].logprobs for llm in (remote, local))
     assert far is not None
     assert near is not None
@@ -158,7 +173,8 @@ def test_logprobs_are_the_models_own(remote: LLM, local: LLM) -> None:
     for theirs, ours in zip(far, near, strict=True):
         assert theirs.logprob == pytest.approx(ours.logprob, abs=1e-5)
         assert [token for token, _ in theirs.top] == [token for token, _ in ours.top]
-        assert theirs.rank == (ours.rank if ours.token_id in dict(ours.top) else None)
+        by_id = remote.backend._endpoint.path == GENERATE  # type: ignore[attr-defined]
+        assert theirs.rank == (ours.rank if by_id or ours.token_id in dict(ours.top) else None)
     (alone,) = remote.generate("abc", GREEDY.replace(logprobs=0))
     assert alone.outputs[0].logprobs is not None
     assert [entry.top for entry in alone.outputs[0].logprobs] == [()] * 12
@@ -343,8 +359,9 @@ def test_async_answers_are_the_same(server: LiveServer, folder: Path, local: LLM
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("route", ROUTES)
 def test_an_abort_and_a_new_request_get_through_while_a_step_waits(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, route: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The far model stands still; nothing but hanging up can end the first request, and it frees the far pages."""
     monkeypatch.setattr(backend, "STEP_WAIT", 600.0)  # only `wake` ends a step that waits
@@ -352,7 +369,8 @@ def test_an_abort_and_a_new_request_get_through_while_a_step_waits(
     with serve(config("tiny"), far) as server:
 
         async def scenario() -> None:
-            llm = await AsyncLLM.create(str(folder), backend="remote", base_url=server.url)
+            with over(route):
+                llm = await AsyncLLM.create(str(folder), backend="remote", base_url=server.url)
             steps = stepped(far)
             stream = await llm.submit(llm.llm.prepare_prompt("abc", SamplingParams(max_tokens=200, ignore_eos=True)))
             await asyncio.to_thread(until, lambda: steps.waits, "the far engine has it")

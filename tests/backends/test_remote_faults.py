@@ -10,7 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faulty_server import CERTIFICATE, FaultyServer, Step, drop, faulty_server, hang, raw, status, tokens
+from faulty_server import (
+    CERTIFICATE,
+    FaultyServer,
+    Step,
+    by_id,
+    drop,
+    faulty_server,
+    hang,
+    no_such_route,
+    raw,
+    status,
+    tokens,
+)
+from remote_routes import COMPLETIONS, GENERATE, ROUTES
 
 from glm4 import LLM, AsyncLLM, SamplingParams
 from glm4.backends.remote import RemoteOptions
@@ -33,10 +46,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture
-def server(folder: Path) -> Iterator[FaultyServer]:
+@pytest.fixture(params=ROUTES)
+def server(request: pytest.FixtureRequest, folder: Path) -> Iterator[FaultyServer]:
     with faulty_server(Processor.open(folder).tokenizer) as running:
+        running.token_route = by_id if request.param == GENERATE else no_such_route
         yield running
+        assert set(running.paths) <= {GENERATE if running.token_route is by_id else COMPLETIONS}
 
 
 def opened(server: FaultyServer, folder: Path, **options: Any) -> LLM:
@@ -230,10 +245,22 @@ def test_nonsense_is_refused(server: FaultyServer, folder: Path, step: Step, mat
         assert llm.generate("abc", PARAMS)[0].outputs[0].token_ids == [97, 98, 99]
 
 
-@pytest.mark.parametrize("logprobs", [{}, {"token_logprobs": [1]}, {"tokens": ["a"], "token_logprobs": ["high"]}])
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        {},
+        {"token_logprobs": [1]},
+        {"tokens": ["a"], "token_logprobs": ["high"]},
+        {"content": [{"token_id": 97, "logprob": -1.0, "top_logprobs": []}]},
+        {"content": [{"token_id": token, "logprob": -1.0, "top_logprobs": []} for token in (97, 99)]},
+        {"content": [{"token_id": token, "logprob": "high", "top_logprobs": []} for token in (97, 98)]},
+        {"content": [{"token_id": token, "logprob": -1.0, "top_logprobs": [5]} for token in (97, 98)]},
+        {"content": 5},
+    ],
+)
 def test_log_probabilities_of_another_form_are_refused(server: FaultyServer, folder: Path, logprobs: Any) -> None:
     server.plan += [raw(event(token_ids=[97, 98], logprobs=logprobs))]
-    with opened(server, folder) as llm, pytest.raises(RemoteError, match="not OpenAI's"):
+    with opened(server, folder) as llm, pytest.raises(RemoteError, match=r"not (OpenAI|vLLM)'s"):
         llm.generate("abc", PARAMS.replace(logprobs=1))
 
 
@@ -259,6 +286,7 @@ def test_nobody_listens(folder: Path) -> None:
 
 
 def test_ids_may_stand_in_the_log_probabilities_only(server: FaultyServer, folder: Path) -> None:
+    server.token_route = no_such_route
     server.probe = {"text": "a", "logprobs": {"tokens": ["token_id:97"], "token_logprobs": [-1.0]}}
     named = {"tokens": ["token_id:98"], "token_logprobs": [-0.5], "top_logprobs": [{"token_id:98": -0.5}]}
     server.plan += [tokens(3, token_ids=None, logprobs=named)] * 2
@@ -273,9 +301,64 @@ def test_ids_may_stand_in_the_log_probabilities_only(server: FaultyServer, folde
 
 
 def test_a_server_without_ids_is_refused(server: FaultyServer, folder: Path) -> None:
+    server.token_route = no_such_route
     server.probe = {"text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-1.0]}}
     with pytest.raises(RemoteError, match="return_token_ids"):
         opened(server, folder)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        status(403, "start me with --enable-scale-out"),
+        status(400, "unsupported field 'stream'"),
+        raw(b'{"choices": []}', content_type="application/json"),
+        raw(event(token_ids=[97], logprobs={"content": [{"token": "token_id:97", "logprob": -1.0}]})),
+        raw(event(token_ids=[97])),
+        raw(event(token_ids=[97], logprobs={"content": [{"token_id": 98}]})),
+        raw(event(token_ids=[])),
+        raw(b"data: {no\n\n"),
+    ],
+    ids=["off", "refuses", "no stream", "names", "no scores", "other scores", "no token", "no JSON"],
+)
+def test_a_token_route_of_another_kind_is_left_alone(server: FaultyServer, folder: Path, step: Step) -> None:
+    server.token_route = step
+    with opened(server, folder, max_retries=0) as llm:
+        assert llm.generate("abc", PARAMS)[0].outputs[0].token_ids == [97, 98, 99]
+    assert server.paths == [COMPLETIONS]
+
+
+def test_a_token_route_that_is_not_ready_is_tried_again(server: FaultyServer, folder: Path) -> None:
+    steps = [status(503, "loading"), by_id]
+    server.token_route = lambda handler: steps.pop(0)(handler)
+    with opened(server, folder) as llm:
+        llm.generate("abc", PARAMS)
+    assert server.paths == [GENERATE]
+    server.token_route = by_id
+
+
+def test_no_ids_are_sent_before_the_tokenizers_are_compared(server: FaultyServer, folder: Path) -> None:
+    server.routes["/tokenize"] = {"tokens": [1, 2, 3]}
+    asked: list[str] = []
+    server.token_route = lambda handler: asked.append(handler.path)
+    with pytest.raises(RemoteError, match="is not that of"):
+        opened(server, folder)
+    assert not asked
+
+
+def test_the_rank_is_the_servers_unless_it_counts_rows_that_are_left_out(server: FaultyServer, folder: Path) -> None:
+    server.token_route = by_id
+    entry = {"token_id": 97, "logprob": -3.0, "rank": 7, "top_logprobs": [
+        {"token_id": 280, "logprob": -0.1, "rank": 1}, {"token_id": 98, "logprob": -0.2, "rank": 2}]}  # fmt: skip
+    ranks = []
+    for owner in ("vllm", "glm4"):
+        server.models[0]["owned_by"] = owner
+        server.plan += [raw(event(token_ids=[97], logprobs={"content": [entry]}, finish_reason="stop"))]
+        with opened(server, folder) as llm:
+            logprobs = llm.generate("abc", PARAMS.replace(logprobs=1))[0].outputs[0].logprobs
+        assert logprobs is not None
+        ranks.append((logprobs[0].rank, logprobs[0].top))
+    assert ranks == [(None, ((98, -0.2),)), (7, ((280, -0.1),))]
 
 
 def test_a_tokenizer_that_cannot_be_compared_is_refused(server: FaultyServer, folder: Path) -> None:
@@ -300,11 +383,12 @@ def test_rows_without_a_token_are_kept_out_by_bias(server: FaultyServer, folder:
     with opened(server, folder) as llm:
         llm.generate("abc", PARAMS.replace(logit_bias={97: 2.0}, seed=3))
         unnamed = llm.tokenizer.unnamed_ids(llm.info.vocab_size).tolist()
-    bias = server.bodies[0]["logit_bias"]
+    options = server.bodies[0].get("sampling_params", server.bodies[0])
+    bias = options["logit_bias"]
     assert bias.pop("97") == 2.0
     assert bias == dict.fromkeys(map(str, unnamed), -100.0)
-    assert server.bodies[0]["seed"] == 3
-    assert server.bodies[0]["top_k"] == -1
+    assert options["seed"] == 3
+    assert options["top_k"] == -1
 
 
 # TLS

@@ -125,6 +125,14 @@ GOOD = [
     ),
     Good("/v1/completions", {**_SHORT, "prompt": [72, 101, 108], "temperature": 0.7, "seed": 11, "top_p": 0.9}),
     Good(
+        "/inference/v1/generate",
+        {
+            "model": "tiny",
+            "token_ids": [72, 101, 108],
+            "sampling_params": {"temperature": 0.0, "max_tokens": 5, "logprobs": 2, "stop_token_ids": [66], "top_k": 9},
+        },
+    ),
+    Good(
         "/v1/responses",
         {
             "model": "tiny",

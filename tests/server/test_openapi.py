@@ -35,8 +35,9 @@ from tiny import write_folder
 NAMES = ("not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance")
 # Per cent of the examples, by operation; those that take nothing have one only.
 SHARES = {
-    "post /v1/chat/completions": 20,
-    "post /v1/completions": 18,
+    "post /v1/chat/completions": 18,
+    "post /v1/completions": 15,
+    "post /inference/v1/generate": 5,
     "post /v1/responses": 13,
     "post /v1/messages": 13,
     "post /v1/embeddings": 6,

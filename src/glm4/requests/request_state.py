@@ -80,6 +80,7 @@ class RequestState:
             finish_reason=sample.output.finish_reason if sample.output is not None else None,
             output=self._output() if self.finished else None,
             prompt_logprobs=new.prompt_logprobs,
+            stop_reason=sample.output.stop_reason if sample.output is not None else None,
         )
 
     def _output(self) -> RequestOutput:

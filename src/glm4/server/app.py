@@ -125,7 +125,7 @@ def _api(config: ServerConfig, load: Loader | None) -> App:
         "api",
         operations=routes.API,
         public=routes.API_PUBLIC,
-        schemas={**components("openai"), **components("responses"), **components("anthropic")},
+        schemas={**components("openai"), **components("responses"), **components("anthropic"), **components("vllm")},
         state=ServerState(
             config,
             registry,

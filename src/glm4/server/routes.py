@@ -10,11 +10,15 @@ from starlette.routing import Route
 from glm4.api.anthropic.fields import COUNT_FIELDS, COUNT_REQUIRED, MESSAGE_FIELDS, MESSAGE_REQUIRED
 from glm4.api.openai.fields import CHAT_FIELDS, COMPLETION_FIELDS
 from glm4.api.responses.request import INPUT_TOKENS_FIELDS, RESPONSES_FIELDS
+from glm4.api.vllm.request import FIELDS as GENERATE_FIELDS
+from glm4.api.vllm.request import PATH as GENERATE
+from glm4.api.vllm.request import REQUIRED as GENERATE_REQUIRED
 from glm4.server.endpoints import (
     adapters,
     chat_completions,
     completions,
     embeddings,
+    generate,
     health,
     llama_cpp,
     messages,
@@ -66,6 +70,9 @@ API: tuple[Operation, ...] = (
     Operation("post", "/v1/embeddings", embeddings.embeddings, "Text",
         "Turn texts into vectors (mean-pooled hidden states)", "把文本变成向量（隐藏状态的均值）", "EmbeddingList",
         EMBEDDING_FIELDS, ("input",), {"input": ["first text", "second text"]}, errors=GENERATING),
+    Operation("post", GENERATE, generate.generate, "Tokens", "Continue token ids: ids in, ids out (vLLM's token route)",
+        "续写 token id：输入和输出都是 id（vLLM 的 token 接口）", "Generation", GENERATE_FIELDS, GENERATE_REQUIRED,
+        {"token_ids": [72, 105], "sampling_params": {"max_tokens": 8}}, events="GenerationChunk", errors=GENERATING),
     Operation("get", "/v1/models", models.list_models, "Models", "List the model names a request may use",
         "列出请求中 model 可取的名称", "ModelList"),
     Operation("get", "/v1/models/{model:path}", models.retrieve_model, "Models", "Describe one of them", "查看其中一个",

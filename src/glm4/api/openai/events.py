@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from glm4.tokenizer import Tokenizer
 
 
-class _Usage:
+class StreamUsage:
     """Running token counts of the requests of one response."""
 
     def __init__(self, stream: StreamOptions) -> None:
@@ -71,7 +71,7 @@ class ChatChunks(EventVisitor[_Delta]):
         self._tokenizer = tokenizer
         self._options = options
         self._prompt_ids = prompt_ids
-        self._usage = _Usage(stream)
+        self._usage = StreamUsage(stream)
         self._usage.started(0, len(prompt_ids))
         self._begun = envelope("chat.completion.chunk", new_id("chatcmpl"), model, options)
         self._seen: set[int] = set()
@@ -133,7 +133,7 @@ class TextChunks:
     def __init__(self, model: str, tokenizer: Tokenizer, request: CompletionRequest) -> None:
         self._tokenizer = tokenizer
         self._request = request
-        self._usage = _Usage(request.stream or StreamOptions())
+        self._usage = StreamUsage(request.stream or StreamOptions())
         self._begun = envelope("text_completion", new_id("cmpl"), model, request.response)
         self._prompts: dict[int, tuple[str, Sequence[int], int]] = {}
         self._choices: dict[int, _TextChoice] = {}

@@ -52,7 +52,8 @@ def _tools(name: str, value: Any) -> tuple[Mapping[str, Any], ...]:
     return tuple(value)
 
 
-def _stream_options(name: str, value: Any) -> Mapping[str, bool]:
+def read_stream_options(name: str, value: Any) -> Mapping[str, bool]:
+    """vLLM's `stream_options`."""
     known = ("include_usage", "continuous_usage_stats", "include_obfuscation")
     for key, one in mapping(name, value).items():
         if key not in known:
@@ -79,7 +80,7 @@ _COMMON = {
     **LABELS,
     "model": Field(STRING, text),
     "stream": Field(BOOLEAN, boolean),
-    "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
+    "stream_options": Field(_SCHEMAS["stream_options"], read_stream_options),
     "metadata": Field(_SCHEMAS["metadata"], _metadata),
     "structured_outputs": Field(_SCHEMAS["structured_outputs"], mapping),
     "cache_salt": SALT,

@@ -104,7 +104,7 @@ def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatBody:
     if "add_generation_prompt" in given:
         options["add_generation_prompt"] = given["add_generation_prompt"]
     request = ChatRequest.of(given["messages"], _chat_params(given, defaults), **options)
-    return ChatBody(request, given.get("model"), _stream(given), _response(given))
+    return ChatBody(request, given.get("model"), stream_options(given), _response(given))
 
 
 def with_effort(template_kwargs: Mapping[str, Any], effort: str | None) -> Mapping[str, Any]:
@@ -140,7 +140,7 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams) -> Compl
         model=given.get("model"),
         echo=given.get("echo", False),
         generate=not scoring_only,
-        stream=_stream(given),
+        stream=stream_options(given),
         response=_response(given),
         options=_prompt_options(given),
     )
@@ -206,18 +206,19 @@ def _structured(given: Mapping[str, Any]) -> dict[str, StructuredOutputs]:
     if len(forms) > 1:
         raise InvalidRequestError(f"{' and '.join(forms)} exclude each other", param=next(iter(forms)))
     for name in forms:
-        form = _response_format(forms[name]) if name == "response_format" else _structured_outputs(name, forms[name])
+        form = _response_format(forms[name]) if name == "response_format" else structured_outputs(name, forms[name])
         return {} if form is None else {"structured_outputs": form}
     return {}
 
 
-def _structured_outputs(name: str, wanted: Any) -> StructuredOutputs:
+def structured_outputs(name: str, wanted: Any) -> StructuredOutputs:
+    """vLLM's `structured_outputs`, or the older form of one of its members; errors name the field `name`."""
     if name in GUIDED:
         return StructuredOutputs(**{GUIDED[name]: wanted}, param=name)
     for key in wanted:
         if key not in _STRUCTURED:
-            raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"structured_outputs.{key}")
-    return StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None})
+            raise InvalidRequestError(f"unsupported field {shown(key)}", param=f"{name}.{key}")
+    return StructuredOutputs(**{key: one for key, one in wanted.items() if one is not None}, param=name)
 
 
 def _response_format(value: Mapping[str, Any]) -> StructuredOutputs | None:
@@ -254,7 +255,8 @@ def _schema(value: Any, param: str) -> Mapping[str, Any]:
     return value
 
 
-def _stream(given: Mapping[str, Any]) -> StreamOptions | None:
+def stream_options(given: Mapping[str, Any]) -> StreamOptions | None:
+    """How a body wants its answer streamed; None if it does not."""
     options = given.get("stream_options")
     if not given.get("stream"):
         if options:

@@ -14,7 +14,7 @@ from http.client import HTTPException
 
 from glm4.backends.base import STEP_WAIT, BackendInfo, ModelFiles
 from glm4.backends.remote.client import Exchange, Server
-from glm4.backends.remote.completion import CompletionReader, Endpoint, Piece, completion_body
+from glm4.backends.remote.completion import CompletionReader, Endpoint, Piece, request_body
 from glm4.backends.remote.opening import open_endpoint
 from glm4.backends.remote.options import RemoteOptions
 from glm4.backends.table import BACKENDS
@@ -275,7 +275,7 @@ class RemoteBackend:
             call.exchange = exchange
         reader = CompletionReader(call.request, self._endpoint, self._server)
         try:
-            exchange.send("POST", "/v1/completions", completion_body(call.request, self._endpoint))
+            exchange.send("POST", self._endpoint.path, request_body(call.request, self._endpoint))
             self._read(call, exchange, reader)
         finally:
             exchange.close()

@@ -214,4 +214,6 @@ def _error_of(body: bytes) -> tuple[str, str | None]:
         return json.dumps(value), None
     said = value.get("message") or value.get("error") or value.get("detail") or ""
     param = value.get("param")
-    return said if isinstance(said, str) else json.dumps(said), param if isinstance(param, str) else None
+    # The token route has the options one level deeper than the caller gave them.
+    field = param.removeprefix("sampling_params.") if isinstance(param, str) else None
+    return said if isinstance(said, str) else json.dumps(said), field

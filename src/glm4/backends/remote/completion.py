@@ -1,4 +1,4 @@
-"""The wire format: a `GenerationRequest` as a body for /v1/completions, and its streamed chunks as tokens.
+"""The wire format: a `GenerationRequest` as a body for the token route or /v1/completions, and its chunks as tokens.
 
 Names are vLLM's. Every option is sent explicitly, because servers take defaults from their model's files.
 """
@@ -17,6 +17,9 @@ from glm4.errors import RemoteError, RemoteUnavailableError
 from glm4.logprobs import TokenLogprobs
 from glm4.sampling_params import StructuredOutputs
 
+GENERATE = "/inference/v1/generate"
+COMPLETIONS = "/v1/completions"
+
 _PREFIX = "token_id:"
 _LEAST_TOP_P = 1e-9  # stands for 0, which vLLM does not take: only the most likely token is left
 _FORMS = ("json", "json_object", "regex", "choice", "grammar")
@@ -30,6 +33,7 @@ class Endpoint:
         model: the name it serves our model under.
         adapters: names of the LoRA adapters it serves for that model.
         vocab_size, max_model_len: its limits, if known.
+        path: the route that requests go to, `GENERATE` if the server has it.
         ids_in_logprobs: token ids arrive only as names in the log-probabilities.
         bias: logit_bias by id that keeps rows without a token from being sampled; empty if the server does that.
     """
@@ -38,16 +42,36 @@ class Endpoint:
     adapters: tuple[str, ...]
     vocab_size: int
     max_model_len: int
+    path: str
     ids_in_logprobs: bool
     bias: Mapping[str, float]
 
+    @property
+    def token_route(self) -> bool:
+        """Prompts, answers and log-probabilities are all by id."""
+        return self.path == GENERATE
 
-def completion_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str, Any]:
-    """The body of a streamed completion."""
-    params = request.params
+
+def request_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str, Any]:
+    """The body for `endpoint.path`."""
+    options, ids = _options(request, endpoint), list(request.prompt_ids)
     body: dict[str, Any] = {
         "model": request.adapter or endpoint.model,
-        "prompt": list(request.prompt_ids),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.cache_salt:
+        body["cache_salt"] = request.cache_salt
+    if endpoint.token_route:
+        return {**body, "token_ids": ids, "sampling_params": options}
+    if "logprobs" in options:
+        options["return_tokens_as_token_ids"] = True
+    return {**body, "prompt": ids, "return_token_ids": True, **options}
+
+
+def _options(request: GenerationRequest, endpoint: Endpoint) -> dict[str, Any]:
+    params = request.params
+    options: dict[str, Any] = {
         "max_tokens": token_limit(request, endpoint),
         "temperature": 0.0 if params.greedy else params.temperature,
         "top_p": params.top_p or _LEAST_TOP_P,
@@ -59,22 +83,17 @@ def completion_body(request: GenerationRequest, endpoint: Endpoint) -> dict[str,
         "min_tokens": params.min_tokens,
         "ignore_eos": params.ignore_eos,
         "stop_token_ids": sorted(end_ids(request)),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "return_token_ids": True,
     }
     bias = {**{str(token): value for token, value in (params.logit_bias or {}).items()}, **endpoint.bias}
     if bias:
-        body["logit_bias"] = bias
+        options["logit_bias"] = bias
     if params.seed is not None:
-        body["seed"] = _seed(params.seed, request.sample_index)
+        options["seed"] = _seed(params.seed, request.sample_index)
     if params.logprobs is not None or endpoint.ids_in_logprobs:
-        body |= {"logprobs": params.logprobs or 0, "return_tokens_as_token_ids": True}
+        options["logprobs"] = params.logprobs or 0
     if request.structured_outputs is not None:
-        body["structured_outputs"] = _form(request.structured_outputs)
-    if request.cache_salt:
-        body["cache_salt"] = request.cache_salt
-    return body
+        options["structured_outputs"] = _form(request.structured_outputs)
+    return options
 
 
 def token_limit(request: GenerationRequest, endpoint: Endpoint) -> int:
@@ -205,19 +224,36 @@ class CompletionReader:
 
     def _scores(self, ids: Sequence[int], logprobs: Any) -> list[TokenLogprobs]:
         try:
+            if self._endpoint.token_route:
+                entries = logprobs["content"] if ids else []
+                if [entry["token_id"] for entry in entries] != list(ids):
+                    raise ValueError
+                return [self._scored_by_id(entry) for entry in entries]
             own: list[float] = [float(value) for value in logprobs["token_logprobs"]] if ids else []
             tops = (logprobs.get("top_logprobs") or [None] * len(ids)) if ids else []
             if len(own) != len(ids) or len(tops) != len(ids):
                 raise ValueError
             return [self._score(*one) for one in zip(ids, own, tops, strict=True)]
         except (TypeError, KeyError, ValueError, AttributeError):
-            raise self._nonsense("log-probabilities in a form that is not OpenAI's") from None
+            form = "vLLM's" if self._endpoint.token_route else "OpenAI's"
+            raise self._nonsense(f"log-probabilities in a form that is not {form}") from None
+
+    def _scored_by_id(self, entry: Mapping[str, Any]) -> TokenLogprobs:
+        top = [(int(one["token_id"]), float(one["logprob"])) for one in entry["top_logprobs"]]
+        return self._ranked(int(entry["token_id"]), float(entry["logprob"]), top, entry.get("rank"))
 
     def _score(self, token: int, logprob: float, top: Mapping[str, float] | None) -> TokenLogprobs:
-        candidates = [(_id_of(name), float(value)) for name, value in (top or {}).items()]
+        return self._ranked(token, logprob, [(_id_of(name), float(value)) for name, value in (top or {}).items()])
+
+    def _ranked(
+        self, token: int, logprob: float, candidates: Sequence[tuple[int, float]], known: Any = None
+    ) -> TokenLogprobs:
+        """One position; `known`: the server's own rank, if it gives one."""
         named = [one for one in candidates if str(one[0]) not in self._endpoint.bias]  # the server cannot filter these
         likeliest = sorted(named, key=lambda one: -one[1])[: self._top]
         rank = next((place for place, one in enumerate(likeliest, 1) if one[0] == token), None)
+        if type(known) is int and not self._endpoint.bias:  # otherwise it counts what we leave out
+            rank = known
         return TokenLogprobs(token, logprob, rank, tuple(likeliest))
 
     def check_finished(self) -> None:

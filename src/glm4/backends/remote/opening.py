@@ -1,4 +1,4 @@
-"""What we check about a server before using it: its model, limits and tokenizer, and whether it returns token ids."""
+"""What we check about a server before using it: its model, limits and tokenizer, and how it returns token ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from glm4.backends.base import ModelFiles
 from glm4.backends.remote.client import Exchange, Server
-from glm4.backends.remote.completion import Endpoint
+from glm4.backends.remote.completion import COMPLETIONS, GENERATE, Endpoint
 from glm4.backends.remote.options import RemoteOptions
 from glm4.errors import Glm4Error, InvalidRequestError, ModelNotFoundError, RemoteError, RemoteUnavailableError
 
@@ -31,10 +31,12 @@ def open_endpoint(server: Server, options: RemoteOptions, files: ModelFiles) -> 
     entry = _choose(server, entries, options.remote_model, files.name)
     model = str(entry["id"])
     names = {str(one["id"]) for one in entries if _root(one) == _root(entry) and not one.get("parent")}
-    probe = _probe(server, options, model, PROBE)
+    probe = _probe(server, options, COMPLETIONS, _completion_probe(model))
     _compare(server, files, probe.get("prompt_token_ids"), _tokenized(server, options, model))
     _compare_specials(server, options, files, model)
-    ids_in_logprobs = not isinstance(probe.get("token_ids"), list)
+    # Only now, because an id that it does not know ends a vLLM server without a tokenizer.
+    token_route = _has_token_route(server, options, model, files)
+    ids_in_logprobs = not token_route and not isinstance(probe.get("token_ids"), list)
     if ids_in_logprobs and "token_id:" not in json.dumps(probe.get("logprobs")):
         raise RemoteError(
             f"{server.name} does not give token ids back; its /v1/completions must know return_token_ids (vLLM 0.10.2,"
@@ -46,6 +48,7 @@ def open_endpoint(server: Server, options: RemoteOptions, files: ModelFiles) -> 
         adapters=tuple(str(one["id"]) for one in entries if one.get("parent") in names),
         vocab_size=files.vocab_size,
         max_model_len=_context(server, entry, options, files),
+        path=GENERATE if token_route else COMPLETIONS,
         ids_in_logprobs=ids_in_logprobs,
         bias={str(token): -100.0 for token in banned},
     )
@@ -100,11 +103,10 @@ def _context(server: Server, entry: Mapping[str, Any], options: RemoteOptions, f
     return wanted
 
 
-def _probe(server: Server, options: RemoteOptions, model: str, prompt: str) -> Mapping[str, Any]:
-    """The first choice of a one-token completion, streamed like every other request."""
-    body = {
+def _completion_probe(model: str) -> dict[str, Any]:
+    return {
         "model": model,
-        "prompt": prompt,
+        "prompt": PROBE,
         "max_tokens": 1,
         "temperature": 0.0,
         "stream": True,
@@ -112,9 +114,27 @@ def _probe(server: Server, options: RemoteOptions, model: str, prompt: str) -> M
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
+
+
+def _has_token_route(server: Server, options: RemoteOptions, model: str, files: ModelFiles) -> bool:
+    """Whether the server continues ids, streams ids, and scores them by id; older vLLM streams none or names them."""
+    sampling = {"max_tokens": 1, "temperature": 0.0, "logprobs": 0}
+    body = {"model": model, "token_ids": files.tokenizer.encode(PROBE), "stream": True, "sampling_params": sampling}
+    try:
+        choice = _probe(server, options, GENERATE, body)
+        (token,), (entry,) = choice["token_ids"], choice["logprobs"]["content"]
+        return type(token) is int and entry["token_id"] == token
+    except RemoteUnavailableError:
+        raise
+    except (Glm4Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def _probe(server: Server, options: RemoteOptions, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The first choice of a one-token answer, streamed like every other request's."""
     exchange = Exchange(server, options.first_token_timeout)
     try:
-        exchange.send("POST", "/v1/completions", body)
+        exchange.send("POST", path, body)
         for data in exchange.events():
             if data.startswith(b"{"):
                 chunk = json.loads(data)
