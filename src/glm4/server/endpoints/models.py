@@ -28,25 +28,27 @@ async def retrieve_model(request: Request) -> Response:
     raise ApiError(404, f"the model {name!r} does not exist", "model", "model_not_found")
 
 
-def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
+def served_names(models: ModelRegistry) -> Iterator[tuple[ServedModel, str, str | None]]:
+    """What a request's `model` may be: the model, a name of it or of an adapter, and an adapter's parent."""
     for model in models.models:
         for name in model.spec.names or (model.name,):
             if name != ANY_MODEL:
-                yield _object(model, name, root=model.name, parent=None)
+                yield model, name, None
         if model.spec.names == (ANY_MODEL,):
-            yield _object(model, model.name, root=model.name, parent=None)
+            yield model, model.name, None
         for name in models.adapters(model):
-            yield _object(model, name, root=name, parent=model.name)
+            yield model, name, model.name
 
 
-def _object(model: ServedModel, name: str, *, root: str, parent: str | None) -> dict[str, Any]:
-    length = model.llm.info.max_model_len if model.engine is not None else None
-    return {
-        "id": name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "glm4",
-        "root": root,
-        "parent": parent,
-        "max_model_len": length,
-    }
+def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
+    for model, name, parent in served_names(models):
+        length = model.llm.info.max_model_len if model.engine is not None else None
+        yield {
+            "id": name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "glm4",
+            "root": model.name if parent is None else name,
+            "parent": parent,
+            "max_model_len": length,
+        }
