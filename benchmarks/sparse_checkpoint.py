@@ -31,7 +31,8 @@ def write_sparse(folder: Path, config: ModelConfig, shard_nbytes: int = SHARD_NB
                 size = 0
             shards[-1].append(piece)
             size += _nbytes(piece)
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, pieces in enumerate(shards, 1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         total += _write_shard(folder / name, pieces)

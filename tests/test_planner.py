@@ -271,7 +271,7 @@ def test_pictures_that_are_kept_have_room() -> None:
     assert result.total == total_without(result) + result.pictures
     assert plan(CHAT).pictures == 0
     # What is not kept is left for the context.
-    room = Room(8_900_000_000)
+    room = Room(8_790_000_000)
     kept, none = (
         estimates(config, LocalOptions("int4", picture_cache_memory=nbytes).wanted)[0].largest_context(room)
         for nbytes in (10 * one, 0)

@@ -14,11 +14,24 @@ MODEL = TinyVision(tiny_model("chatglm"), end_of_text=END_OF_TEXT, begin_of_imag
 SIZE, ROWS = MODEL.image_size, MODEL.num_rows
 
 
-def write_vision_folder(folder: Path, *, model: TinyVision = MODEL, config: dict[str, Any] | None = None) -> Path:
+def write_vision_folder(
+    folder: Path,
+    *,
+    model: TinyVision = MODEL,
+    config: dict[str, Any] | None = None,
+    generation_config: dict[str, Any] | None = None,
+) -> Path:
     """A checkpoint in glm-4v-9b's layout, without a chat template.
 
     Args:
         config: keys of config.json to change.
     """
     settings = vision_config_json(model) | (config or {})
-    return write_folder(folder, model.text, tensors=draw_files(model), config=settings, chat_template=None)
+    return write_folder(
+        folder,
+        model.text,
+        tensors=draw_files(model),
+        config=settings,
+        chat_template=None,
+        generation_config=generation_config,
+    )

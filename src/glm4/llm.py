@@ -132,6 +132,22 @@ class LLM:
         """
         return self._open_inputs().fetched(request)
 
+    def prepare_text(self, request: ChatRequest) -> PreparedRequest:
+        """`prepare` without its waiting, `fetched` before it and `decode_pictures` after it. Thread-safe.
+
+        A request with pictures cannot be added yet, but its prompt has their rows.
+        """
+        return self._open_inputs().encoded(request)
+
+    def decode_pictures(self, prepared: PreparedRequest) -> PreparedRequest:
+        """What `prepare_text` or `prepare_text_prompt` returned, to be added. Thread-safe; may wait for a process.
+
+        Raises:
+            InvalidRequestError: a picture is damaged, too large or not a picture.
+            BusyError: too many are being decoded.
+        """
+        return self._open_inputs().decoded(prepared)
+
     def render(self, request: ChatRequest) -> Prompt:
         """The prompt of a conversation, which may exceed the context. Thread-safe; see `prepare` for the errors.
 
@@ -157,6 +173,18 @@ class LLM:
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
         """`prepare` for a raw prompt: text (encoded with the model's usual prefix), or ids; see `PromptLike`."""
+        inputs = self._open_inputs()
+        return inputs.decoded(inputs.prompt(prompt, params, adapter=adapter, **options))
+
+    def prepare_text_prompt(
+        self,
+        prompt: PromptLike,
+        params: SamplingParams | None = None,
+        *,
+        adapter: str | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> PreparedRequest:
+        """`prepare_prompt` but for `decode_pictures`."""
         return self._open_inputs().prompt(prompt, params, adapter=adapter, **options)
 
     def prepare_embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:

@@ -61,6 +61,11 @@ class ImageLayout:
     end_id: int
     most: int | None = 1
 
+    @property
+    def nbytes(self) -> int:
+        """Of a picture's pixels."""
+        return 3 * self.size**2
+
     def span(self, start: int, digest: str) -> MediaSpan:
         """The rows of a picture that begins there; all rows of its content have one position."""
         return MediaSpan(start, self.num_rows, "image", digest, (0, *[1] * (self.num_rows - 2), 2))

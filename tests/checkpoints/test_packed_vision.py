@@ -188,7 +188,7 @@ def test_info_and_plan(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["info", str(folder)]) == 0
         assert f"a picture becomes {SIZE} x {SIZE} pixels" in capsys.readouterr().out
         assert main(["plan", str(folder)]) == 0
-        assert f"A picture takes {ROWS} tokens." in " ".join(capsys.readouterr().out.split())
+        assert f"A picture takes {ROWS} tokens of the context." in " ".join(capsys.readouterr().out.split())
     assert facts[0]["vision"] == facts[1]["vision"]
     assert (facts[0]["vision"]["begin_id"], facts[0]["vision"]["end_id"]) == (BEGIN, END)
     assert facts[0]["parameters"] == facts[1]["parameters"] == plans[0]["parameters"]
@@ -221,7 +221,10 @@ def test_adapters_change_the_text_model(source: Path, tmp_path: Path, packed: bo
         assert llm.chat(CHAT, GREEDY)[0].outputs[0].token_ids == plain
         tower = "base_model.model.transformer.vision.transformer.layers.0.attention.dense.lora_"
         size = MODEL.hidden_size
-        changed = {tower + "A.weight": np.ones((4, size)), tower + "B.weight": np.ones((size, 4))}
+        changed = {
+            tower + "A.weight": np.ones((4, size), np.float32),
+            tower + "B.weight": np.ones((size, 4), np.float32),
+        }
         bad = write_adapter(tmp_path / "bad", factors(config, 1) | changed, settings())
         with pytest.raises(UnsupportedModelError, match="changes the vision tower"):
             llm.load_adapter("bad", str(bad))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from glm4 import LLM
+from glm4.chat.parts import MAX_MEDIA_NBYTES
 from glm4.cli import main
 from glm4.cli.parameters import Exit
 from glm4.cli.serve import _preloaded
@@ -47,6 +48,8 @@ def test_a_preloaded_model_has_the_options_of_one_loaded_later(tmp_path: Path) -
         (["--kv-dtype", "int5"], "--kv-dtype must be one of"),
         (["--threads", "5000"], "invalid value for '--threads'"),
         (["--metrics-prefix", "a b"], "--metrics-prefix"),
+        (["--media-domains", "https://a.example/"], "is not a host"),
+        (["--picture-memory", "-1"], "invalid value for '--picture-memory'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_served(
@@ -86,6 +89,30 @@ def test_the_variable_names_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("GLM4_MODEL", value)
         assert main(["serve"]) == 0
         assert [spec.source for spec in configs.pop().models] == [source]
+
+
+def test_options_of_pictures_reach_every_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[ServerConfig] = []
+
+    def bind(config: ServerConfig) -> None:
+        configs.append(config)
+        raise Exit
+
+    monkeypatch.setattr("glm4.server.run.bind", bind)
+    assert main(["serve", "-m", "a=smoke", "-m", "b=smoke"]) == 0
+    hosts = ["--media-domains", "example.com", "--media-domains", ".example.org"]
+    given = [*hosts, "--allow-many-images", "--picture-memory", "0.5", "--max-body-mb", "64"]
+    assert main(["serve", "-m", "a=smoke", "-m", "b=smoke", *given]) == 0
+    plain, chosen = configs
+    for spec in plain.models:
+        assert (spec.options["allow_many_images"], spec.options["media_domains"]) == (False, None)
+        assert "picture_cache_memory" not in spec.options, "other backends have none"
+    for spec in chosen.models:
+        assert spec.options["allow_many_images"] is True
+        assert spec.options["media_domains"] == ["example.com", ".example.org"]
+        assert spec.options["picture_cache_memory"] == 500_000_000
+    assert chosen.max_body_bytes == 64 << 20
+    assert plain.max_body_bytes >= 4 * MAX_MEDIA_NBYTES // 3 + (1 << 20), "the largest picture, and what is around it"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

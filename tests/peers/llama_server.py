@@ -13,6 +13,8 @@ import os
 import sys
 from pathlib import Path
 
+SEES = "ggml-org/tinygemma3-GGUF"
+"""The suite's model that sees."""
 # Flags without a value, and flags with one, that change nothing here.
 _SWITCHES = (
     "--offline", "--cont-batching", "--reranking", "--metrics", "--kv-unified", "--swa-full", "--slots", "--no-slots",
@@ -77,7 +79,8 @@ def command(args: argparse.Namespace, models: Path) -> list[str]:
     origins = args.cors_origins or ("localhost" if args.tools else "*")
     names: list[str] = [*args.alias.split(","), "*"]  # llama-server answers to any name
     name, *further = names
-    source = f"{name}={checkpoint(models, template(args), args.temp)}"
+    sees = str(args.hf_repo).startswith(SEES)
+    source = f"{name}={checkpoint(models, template(args), args.temp, sees=sees)}"
     line = ["serve", "--model", source, "--preload", "--threads", "1"]
     line += ["--host", args.host, "--port", args.port, "--dtype", "fp32", "--context", str(context)]
     line += ["--max-num-seqs", str(args.parallel), "--log-level", "warning", "--allowed-origin", origins]

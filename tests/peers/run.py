@@ -51,7 +51,7 @@ _ASYNCIO = ("-o", "asyncio_mode=strict", "-o", "asyncio_default_fixture_loop_sco
 SUITES = (
     Suite(
         "llama_cpp", "LLAMA_CPP", "vendor/llama.cpp/tools/server/tests", "llama_cpp_plugin",
-        ("-p", "no:asyncio"), 150,
+        ("-p", "no:asyncio"), 163,
     ),
     Suite(
         "vllm", "VLLM", ".", "vllm_plugin",

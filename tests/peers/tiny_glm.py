@@ -21,20 +21,24 @@ sys.path.insert(0, str(TESTS))
 
 from golden_models import draw, file_tensors  # noqa: E402
 from tiny import special_id, tiny_model, write_folder  # noqa: E402
+from vision_models import TinyVision, draw_vision, vision_config_json  # noqa: E402
 
 GLM4_TEMPLATE = TESTS.parent / "src/glm4/chat/template/jinja/glm4.jinja"
 CONTEXT = 32768
 NEVER = -3.0
 
 
-def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.8, end_bias: float = NEVER) -> Path:
+def checkpoint(
+    cache: Path, template: str | None = None, temperature: float = 0.8, end_bias: float = NEVER, *, sees: bool = False
+) -> Path:
     """The folder of a checkpoint with this chat template (default: GLM-4's), written the first time.
 
     Args:
         end_bias: how likely the end of the answer is: 3 is as likely as a letter.
+        sees: it has a vision tower, and GLM-4V's own template.
     """
     source = GLM4_TEMPLATE.read_text() if template is None else template
-    key = hashlib.sha256(json.dumps([source, temperature, end_bias]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([source, temperature, end_bias, sees]).encode()).hexdigest()[:16]
     folder = cache / f"tiny-{key}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -51,11 +55,14 @@ def checkpoint(cache: Path, template: str | None = None, temperature: float = 0.
         if end_bias > NEVER:
             bias[ord('"')] = 4.2  # strings inside JSON end, too
         tensors["lm_head"][:, 0] = bias
+        marks = map(special_id, ("<|endoftext|>", "<|begin_of_image|>", "<|end_of_image|>"))
+        vision = TinyVision(model, 3, 48, 4, 96, 56, 14, 8.0, *marks)
         write_folder(
             partial,
             model,
-            tensors=file_tensors(model, tensors),
-            chat_template=source,
+            tensors=file_tensors(model, tensors) | (draw_vision(vision) if sees else {}),
+            config=vision_config_json(vision) if sees else None,
+            chat_template=None if sees else source,
             generation_config={"temperature": temperature, "do_sample": temperature > 0},
         )
         try:

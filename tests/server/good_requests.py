@@ -62,6 +62,52 @@ _ITEMS = [
     {"type": "function_call_output", "call_id": "c2", "output": "35 degrees"},
 ]
 
+_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAABCAIAAAB7QOjdAAAAD0lEQVR4nGO4oGAgsCABAAgXAjE2nQcNAAAAAElFTkSuQmCC"
+_URL = f"data:image/png;base64,{_PICTURE}"
+_SHOWN = [
+    {"role": "system", "content": "Be brief, please."},
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": _URL, "detail": "low"}},
+        ],
+    },
+    {"role": "assistant", "content": "A picture."},
+    {"role": "user", "content": "Of what?"},
+]
+_SHOWN_ITEM = {
+    "role": "user",
+    "content": [
+        {"type": "input_image", "image_url": _URL, "detail": "auto"},
+        {"type": "input_text", "text": "What is it?"},
+    ],
+}
+_SOURCE = {"type": "base64", "media_type": "image/png", "data": _PICTURE}
+_SHOWN_BLOCKS = [
+    {"role": "user", "content": [{"type": "image", "source": _SOURCE}, {"type": "text", "text": "What is it?"}]},
+]
+
+WITH_PICTURES = [
+    Good("/v1/chat/completions", {**_SHORT, "messages": _SHOWN}),
+    Good("/v1/chat/completions", {**_SHORT, "messages": _SHOWN[:2], "stream": True, "n": 2, "tools": [_TOOL]}),
+    Good("/v1/chat/completions/render", {"messages": _SHOWN}),
+    Good("/tokenize", {"messages": _SHOWN[:2], "return_token_strs": True}),
+    Good("/v1/responses", {"input": [_SHOWN_ITEM], "temperature": 0.0, "max_output_tokens": 5, "store": False}),
+    Good("/v1/responses/input_tokens", {"input": [_SHOWN_ITEM], "instructions": "Be brief."}),
+    Good("/v1/messages", {**_SHORT, "messages": _SHOWN_BLOCKS, "system": "Be brief."}),
+    Good("/v1/messages/count_tokens", {"model": "tiny", "messages": _SHOWN_BLOCKS}),
+    Good(
+        "/completion",
+        {
+            "prompt": {"prompt_string": "See <__media__>:", "multimodal_data": [_PICTURE]},
+            "temperature": 0.0,
+            "n_predict": 5,
+        },
+    ),
+]
+"""For a model that sees."""
+
 GOOD = [
     Good("/v1/chat/completions", {**_SHORT, "messages": _TALK, "logprobs": True, "top_logprobs": 2, "stop": ["zz"]}),
     Good("/v1/chat/completions", {**_SHORT, "messages": _TOOLS_USED, "tools": [_TOOL], "tool_choice": "auto"}),

@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
-import httpx
 import pytest
 from fuzzing import Fuzzer, Mutation, mutations
-from good_requests import GOOD
+from good_requests import GOOD, WITH_PICTURES
+from neighbor import Neighbor
 
 from glm4.llm import LLM
 from live import LiveServer, config, serve
-from tiny import write_folder
+from vision_folder import write_vision_folder
 
 SEED = 14
-_NEIGHBOR: dict[str, Any] = {
-    "messages": [{"role": "user", "content": "tell me everything"}],
-    "temperature": 0,
-    "max_tokens": 48,
-    "ignore_eos": True,
-    "logprobs": True,
-    "top_logprobs": 3,
-    "stream": True,
-}
+ALL = [*GOOD, *WITH_PICTURES]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     # Greedy by default, so that an answer without a temperature can be compared, too.
-    folder = write_folder(
-        tmp_path_factory.mktemp("model") / "m", chat_template=None, generation_config={"do_sample": False}
-    )
+    folder = write_vision_folder(tmp_path_factory.mktemp("model") / "m", generation_config={"do_sample": False})
     llm = LLM(str(folder), dtype="fp32", max_num_seqs=8, max_model_len=2048)
     with serve(config("tiny", allowed_origins=("localhost",)), llm) as running:
         yield running
-
-
-class Neighbor:
-    """Asks for the same greedy stream again and again, and keeps every distinct one."""
-
-    def __init__(self, server: LiveServer) -> None:
-        self.streams: Counter[str] = Counter()
-        self._server = server
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        with self._server.client() as client:
-            while not self._over.is_set():
-                self.streams[self._stream(client)] += 1
-
-    def _stream(self, client: httpx.Client) -> str:
-        text = client.post("/v1/chat/completions", json=_NEIGHBOR).text
-        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
-        choices = [choice for event in events for choice in event["choices"]]
-        content = "".join(choice["delta"].get("content") or "" for choice in choices)
-        tokens = [token for choice in choices for token in (choice.get("logprobs") or {}).get("content") or []]
-        return json.dumps([content, tokens])
-
-    def __enter__(self) -> Neighbor:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-        self._thread.join()
 
 
 def report(mutation: Mutation, finding: str) -> str:
@@ -79,7 +35,7 @@ def report(mutation: Mutation, finding: str) -> str:
 
 def test_the_good_requests_are_answered(server: LiveServer) -> None:
     with server.client() as client:
-        for good in GOOD:
+        for good in ALL:
             response = client.post(good.path, json=good.body)
             assert response.status_code == 200, (good, response.text)
 
@@ -90,7 +46,7 @@ def test_mutated_requests(server: LiveServer, count: int) -> None:
         fuzzer = Fuzzer(client)
         found = [
             report(mutation, finding)
-            for mutation in mutations(GOOD, SEED + count, count)
+            for mutation in mutations(ALL, SEED + count, count)
             for finding in fuzzer.findings(mutation)
         ]
     assert not found, f"{len(found)} findings:\n" + "\n".join(found)

@@ -2,7 +2,8 @@
 
 The model is real and its weights are random, so what passes here, the server does and not the model: formats, streams,
 usage, histories, and tool choice and structured output, which the grammar enforces. What needs a model that understands
-the question is marked below, each with its reason; `TestStarter` runs those with the starter model.
+the question is marked below, each with its reason; `Starter` runs those with the starter model, and `Seeing` those with
+pictures, with a model that sees.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from picture_server import CAT, seeing_server
 from sdk_server import KEY, random_server
 
 from glm4.llm import LLM
@@ -135,3 +139,41 @@ def test_with_a_model_that_understands(starter: LiveServer, name: str) -> None:
     suite = Starter(starter)
     test = getattr(ChatModelIntegrationTests, f"test_{name}")
     test(suite, ChatOpenAI(**suite.chat_model_params))
+
+
+class Seeing(TestRandomWeights):
+    """The same suite's tests of pictures. Their addresses are on the internet, so only files are sent."""
+
+    __test__ = False
+    supports_image_inputs = True
+    supports_anthropic_inputs = True
+    supports_image_tool_message = True
+
+    def __init__(self, server: LiveServer) -> None:
+        self._url = f"{server.url}/v1"
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    with seeing_server(tmp_path_factory.mktemp("sees"), keys=(KEY,), max_model_len=4096) as running:
+        yield running
+
+
+def run_with_pictures(seeing: LiveServer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(httpx, "get", lambda url, **options: httpx.Response(200, content=CAT))
+    suite = Seeing(seeing)
+    before = seeing.llm.stats()
+    getattr(ChatModelIntegrationTests, f"test_{name}")(suite, ChatOpenAI(**suite.chat_model_params))
+    after = seeing.llm.stats()
+    assert after.pictures_encoded + after.picture_cache_hits > before.pictures_encoded + before.picture_cache_hits
+
+
+@pytest.mark.parametrize("name", ["image_inputs", "anthropic_inputs"])
+def test_with_a_model_that_sees(seeing: LiveServer, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    run_with_pictures(seeing, monkeypatch, name)
+
+
+def test_pictures_of_tools_are_refused(seeing: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GLM-4V has no place for them."""
+    with pytest.raises(openai.BadRequestError, match="only messages of the user can have pictures"):
+        run_with_pictures(seeing, monkeypatch, "image_tool_message")

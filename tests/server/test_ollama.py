@@ -111,7 +111,7 @@ def test_a_tool_is_called_and_its_result_read(client: ollama.Client, stream: boo
         messages.append(ollama.Message(role="assistant", content=said, tool_calls=calls))
     else:
         answer = client.chat("tiny", messages, tools=[WEATHER])
-        calls, said = answer.message.tool_calls or [], answer.message.content
+        calls, said = answer.message.tool_calls or [], answer.message.content or ""
         assert answer.done_reason == "stop"
         messages.append(answer.message)
     (call,) = calls

@@ -15,7 +15,7 @@ from raw_http import refused
 from glm4.server import memory
 from glm4.server.body import MAX_CONTAINERS, MAX_VALUES
 from glm4.server.errors import ApiError
-from glm4.server.memory import Budget, RequestMemory, Shares, shares
+from glm4.server.memory import WAITING_THREADS, Budget, RequestMemory, Shares, WaitingThreads, shares
 from glm4.system.memory import available_memory, limit_memory
 from live import LiveServer, config, serve
 from scripted_llm import scripted_llm
@@ -240,7 +240,7 @@ def test_budgets_are_given_out_in_order() -> None:
 
 def test_who_waits_too_long_for_memory_is_told_to_come_back() -> None:
     async def run() -> None:
-        owner = RequestMemory(Shares(100, 100, 0), timeout=0.01)
+        owner = RequestMemory(Shares(100, 100, 0, 100), timeout=0.01)
         held, late = owner.body(), owner.body()
         await held.grow(100 // memory.BODY_COST)
         with pytest.raises(ApiError) as refused:
@@ -251,6 +251,46 @@ def test_who_waits_too_long_for_memory_is_told_to_come_back() -> None:
         held.release()
         held.release()
         assert owner.bodies.free == 100
+
+    asyncio.run(run())
+
+
+def test_pictures_wait_for_their_memory_and_a_large_one_is_alone() -> None:
+    async def run() -> None:
+        owner = RequestMemory(Shares(100, 100, 0, 10), timeout=60)
+        first, second = owner.body(), owner.body()
+        await first.hold_pictures(1000)  # more than there is: it has all
+        assert owner.pictures.free == 0
+        waiting = asyncio.ensure_future(second.hold_pictures(4))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await first.hold_pictures(6)  # its files are gone, its pixels are left
+        await waiting
+        assert owner.pictures.free == 0
+        for body in (first, second, second):
+            body.release()
+        assert owner.pictures.free == 10
+        owner.waiting.close()
+
+    asyncio.run(run())
+
+
+def test_who_is_canceled_while_a_thread_waits_gives_the_thread_back_at_its_end() -> None:
+    async def run() -> None:
+        threads, goes_on = WaitingThreads(60), threading.Event()
+        jobs = [asyncio.ensure_future(threads.run(lambda: goes_on.wait(60))) for _ in range(WAITING_THREADS)]
+        last = asyncio.ensure_future(threads.run(lambda: True))
+        await asyncio.sleep(0.01)
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        assert threads._free.free == 0, "they are still busy"
+        assert not last.done()
+        goes_on.set()
+        assert await last
+        while threads._free.free < WAITING_THREADS:
+            await asyncio.sleep(0.001)
+        threads.close()
 
     asyncio.run(run())
 

@@ -103,6 +103,18 @@ def serve(
             help="Memory for the KV cache. The default is what is needed, up to 60 % of what is free.",
         ),
     ] = None,
+    picture_memory: Annotated[
+        float | None,
+        Option(
+            min=0,
+            max=1e6,
+            metavar="GB",
+            panel=options.ENGINE,
+            help="Memory for pictures that the model has looked at, which need not be looked at again; 0.27 otherwise.",
+        ),
+    ] = None,
+    allow_many_images: options.AllowManyImages = False,
+    media_domains: options.MediaDomains = None,
     serving: ServingOptions,
     preload: Annotated[bool, Option("--preload", help="Open the port only once the models are loaded.")] = False,
     api_key: Annotated[
@@ -131,7 +143,7 @@ def serve(
             help="Memory of the whole server. The default is what the machine or container has.",
         ),
     ] = None,
-    max_body_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Longest request body.")] = 32,
+    max_body_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Longest request body.")] = 48,
     store_max_mb: Annotated[int, Option(min=1, metavar="MB", panel=_LIMITS, help="Responses kept, in all.")] = 256,
     store_max_days: Annotated[
         float, Option(min=0.001, metavar="DAYS", panel=_LIMITS, help="How long a response is kept unused.")
@@ -149,10 +161,18 @@ def serve(
     from glm4.cli.server_logging import set_up_logging
 
     options.check_formats(engine.dtype, engine.kv_cache_dtype)
+    if media_domains is not None:
+        from glm4.requests.image_inputs import ImageOptions
+
+        ImageOptions(media_domains=media_domains)
     settings = engine.for_llm() | {
         "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
         "max_num_seqs": max_num_seqs,
+        "allow_many_images": allow_many_images,
+        "media_domains": media_domains,
     }
+    if picture_memory is not None:
+        settings["picture_cache_memory"] = int(picture_memory * 1e9)
     models = [*([first] if first else []), *(model or [])]
     # The variable does not hold a list: a folder's name may contain spaces.
     specs = _specs(models or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], settings)

@@ -103,14 +103,9 @@ class MemoryEstimate:
         buffers = 4 * rows * (3 * hidden + widest) + 2 * rows * max(inner, hidden)  # the latter: quantized to int8
         rotary_table = 4 * config.rotary_dim * context
         logits = 4 * 4 * config.vocab_size * min(sequences, 64)  # with the copies that sampling makes
-        return buffers + rotary_table + logits + self.picture
-
-    @property
-    def picture(self) -> int:
-        """What a picture takes on its way through the tower; 0 for a text model."""
-        if self.config.vision is None:
-            return 0
-        return encoding_nbytes(self.config, self.precision.format_of("vision.layers.0.qkv"))
+        # A picture is encoded between forward passes, so only what is held in between adds up.
+        held, piece = encoding_nbytes(config, self.precision.format_of("vision.layers.0.qkv"))
+        return max(buffers, piece) + rotary_table + logits + held
 
     def pictures(self, sequences: int = 1) -> int:
         """What the tower made of pictures: as many as are kept, and those that requests beside one of them hold."""

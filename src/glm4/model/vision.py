@@ -255,14 +255,17 @@ def tower_kv_dtype(format: str, head_dim: int) -> str:
     return "fp32" if format == "fp32" else "fp16"
 
 
-def encoding_nbytes(config: ModelConfig, format: str) -> int:
-    """Bytes that one picture takes inside the tower, its result included; `format` is that of its layers."""
+def encoding_nbytes(config: ModelConfig, format: str) -> tuple[int, int]:
+    """Bytes that one picture takes inside the tower, its result included, and of the buffers of a piece.
+
+    (0, 0) for a text model; `format` is that of its layers.
+    """
     vision = config.vision
     if vision is None:
-        return 0
+        return 0, 0
     pages = pages_for(vision.num_positions) * PAGE_SIZE
     item = np.dtype(KV_DTYPES[tower_kv_dtype(format, vision.head_dim)]).itemsize
     rows = 4 * vision.num_positions * vision.hidden_size * 2 + 4 * vision.num_rows * config.hidden_size
     cache = 2 * pages * vision.num_attention_heads * (vision.head_dim + 4) * item
     widest = max(vision.qkv_size + vision.hidden_size, 2 * vision.intermediate_size, 4 * config.intermediate_size)
-    return rows + cache + 4 * PIECE_ROWS * widest
+    return rows + cache, 4 * PIECE_ROWS * widest

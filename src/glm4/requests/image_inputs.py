@@ -53,6 +53,10 @@ class ImageOptions:
                 f"media_domains is a list of host names, or ['*'] for every public one, not {shown(domains)}",
                 param="media_domains",
             )
+        try:
+            _fetcher(domains)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"media_domains: {error}", param="media_domains") from None
 
 
 @dataclass(frozen=True)

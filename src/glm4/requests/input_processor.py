@@ -7,7 +7,7 @@ may delay the requests that run there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar
 
@@ -70,6 +70,7 @@ class PreparedRequest:
         max_running: samples that may run at once; None does not limit them.
         cache_salt: keeps the cached prompt apart from those with another salt.
         num_added_ids: ids at the beginning of the prompt that the caller did not send: the model's prefix.
+        images: pictures that are not in `prompt.pixels` yet; see `InputProcessor.decoded`.
     """
 
     prompt: Prompt
@@ -83,6 +84,7 @@ class PreparedRequest:
     max_running: int | None = None
     cache_salt: str = ""
     num_added_ids: int = 0
+    images: tuple[ImagePart, ...] = ()
 
     @property
     def prompt_ids(self) -> Sequence[int]:
@@ -135,18 +137,59 @@ class InputProcessor:
             self._grammars.close()
 
     def chat(self, request: ChatRequest) -> PreparedRequest:
-        """Render and tokenize a conversation.
+        """Fetch the pictures of a conversation, render and tokenize it, and decode the pictures.
 
         Raises:
             InvalidRequestError, PromptTooLongError, TemplateError: the request can never run.
         """
+        return self.decoded(self.encoded(self.fetched(request)))
+
+    def fetched(self, request: ChatRequest) -> ChatRequest:
+        """The request with pictures in place of their addresses; the same one if it has none.
+
+        `chat` does it, too. A server does it first, elsewhere: it waits for other machines, for seconds per picture.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError: as `chat`, before anything is fetched; or an address is refused.
+        """
+        images = self._processor.images
+        if not self._checked_pictures(request) or images is None:
+            return request
+        self._fitting(partial(self._check_texts, request), "messages")
+        return images.fetched(request)
+
+    def decoded(self, prepared: PreparedRequest) -> PreparedRequest:
+        """The same with the pixels of its pictures, which must have their bytes.
+
+        Raises:
+            InvalidRequestError, BusyError: see `ImageInputs.with_pixels`.
+        """
+        images = self._processor.images
+        if images is None or not prepared.images:
+            return prepared
+        return replace(prepared, prompt=images.with_pixels(prepared.prompt, prepared.images), images=())
+
+    def _checked_pictures(self, request: ChatRequest) -> tuple[ImagePart, ...]:
+        """The pictures of a conversation, if the model and the backend can do what it asks for."""
+        processor, params = self._processor, request.params or self._processor.defaults
+        check_parts(request.messages, processor.dialect.media, processor.image)
+        pictures = tuple(images_of(request.messages))
+        media = pictures[0].where if pictures else None
+        form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
+        check_supported(self._info, params, media=media, adapter=request.adapter, grammar=form)
+        return pictures
+
+    def encoded(self, request: ChatRequest) -> PreparedRequest:
+        """Render and tokenize a conversation. Its pictures are left to `decoded`; addresses can only be counted.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError, TemplateError: as `chat`.
+        """
         processor, offered = self._processor, request.offered_tools
         params = request.params or processor.defaults
-        request = self.fetched(request)
+        pictures = self._checked_pictures(request)
         prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
         self._check_length(prompt, "messages")
-        if processor.images is not None:
-            prompt = processor.images.with_pixels(prompt, images_of(request.messages))
         constraint = self._chat_constraint(request, params.structured_outputs)
         skip = params.skip_special_tokens
 
@@ -162,26 +205,8 @@ class InputProcessor:
             adapter=request.adapter,
             constraint=constraint,
             max_tool_calls=None if request.parallel_tool_calls else 1,
+            images=pictures,
         )
-
-    def fetched(self, request: ChatRequest) -> ChatRequest:
-        """The request with pictures in place of their addresses; the same one if it has none.
-
-        `chat` does it, too. A server does it first, elsewhere: it waits for other machines, for seconds per picture.
-
-        Raises:
-            InvalidRequestError, PromptTooLongError: as `chat`, before anything is fetched; or an address is refused.
-        """
-        processor, params = self._processor, request.params or self._processor.defaults
-        check_parts(request.messages, processor.dialect.media, processor.image)
-        pictures = images_of(request.messages)
-        media = pictures[0].where if pictures else None
-        form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
-        check_supported(self._info, params, media=media, adapter=request.adapter, grammar=form)
-        if processor.images is None or not pictures:
-            return request
-        self._fitting(partial(self._check_texts, request), "messages")
-        return processor.images.fetched(request)
 
     def conversation(self, request: ChatRequest) -> tuple[Prompt, AssistantPrefill | None]:
         """The prompt of a conversation, however long, and the beginning of the answer that it ends with.
@@ -211,7 +236,7 @@ class InputProcessor:
         adapter: str | None = None,
         **options: Unpack[PromptOptions],
     ) -> PreparedRequest:
-        """Tokenize a raw prompt; see `LLM.prepare_prompt`."""
+        """Tokenize a raw prompt, its pictures left to `decoded`; see `LLM.prepare_prompt`."""
         return self._raw(prompt, params or self._processor.defaults, adapter, None, **options)
 
     def _raw(
@@ -234,7 +259,9 @@ class InputProcessor:
             written = source or "" if given is None else given
             encode = partial(_prompt_ids, written, tokenizer, most=self._max_model_len, **options)
             ids, num_added = self._fitting(encode, "prompt")
-            given = self._with_pictures(ids, pictures) if pictures else Prompt(ids)
+            given = Prompt(ids)
+            if pictures:
+                given, pictures = self._with_pictures(ids, pictures)
         self._check_length(given, "prompt", answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
@@ -243,7 +270,7 @@ class InputProcessor:
 
         constraint = None if outputs is None else self._grammars.raw(outputs)
         return PreparedRequest(
-            given, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added
+            given, params, decoder, adapter, pooling, constraint, text=source, num_added_ids=num_added, images=pictures
         )
 
     def _check_pictures(self, pictures: Sequence[ImagePart]) -> None:
@@ -254,8 +281,8 @@ class InputProcessor:
         for count, part in enumerate(pictures, 1):
             check_number(count, image, part.where)
 
-    def _with_pictures(self, ids: list[int], pictures: Sequence[ImagePart]) -> Prompt:
-        """A raw prompt with pictures in the places that it has for them."""
+    def _with_pictures(self, ids: list[int], pictures: Sequence[ImagePart]) -> tuple[Prompt, tuple[ImagePart, ...]]:
+        """A raw prompt with pictures in the places that it has for them, and these with their bytes."""
         images, dialect = self._processor.images, self._processor.dialect
         assert images is not None  # noqa: S101 (checked before)
         marks = dialect.mark_ids(self._processor.tokenizer)
@@ -268,12 +295,12 @@ class InputProcessor:
                 param="prompt",
             ) from None
         self._check_length(prompt, "prompt")
-        found = [images.fetch(part) for part in pictures]
-        return images.with_pixels(picture_prompt(ids, marks, images.layout, found), found)
+        found = tuple(images.fetch(part) for part in pictures)
+        return picture_prompt(ids, marks, images.layout, found), found
 
     def embedding(self, prompt: PromptLike, *, adapter: str | None = None) -> PreparedRequest:
         """Tokenize a text to embed; see `LLM.prepare_embedding`."""
-        return self._raw(prompt, SamplingParams(), adapter, "mean")
+        return self.decoded(self._raw(prompt, SamplingParams(), adapter, "mean"))
 
     def _chat_constraint(self, request: ChatRequest, outputs: StructuredOutputs | None) -> Grammar | None:
         """A grammar if tools must be called or the answer has a required format; None if the model is unconstrained."""

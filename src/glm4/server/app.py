@@ -115,6 +115,7 @@ def _api(config: ServerConfig, load: Loader | None) -> App:
     )
     # A file is opened here, so that a server that cannot store responses does not start.
     stored = ThreadedResponseStore(open_store, now=config.store_path is not None)
+    memory = RequestMemory(parts, config.body_timeout)
 
     async def start(app: Starlette) -> None:
         registry.start_loading()
@@ -122,6 +123,7 @@ def _api(config: ServerConfig, load: Loader | None) -> App:
     async def stop(app: Starlette) -> None:
         await registry.close()
         await stored.close()
+        memory.waiting.close()
 
     return App(
         "api",
@@ -133,7 +135,7 @@ def _api(config: ServerConfig, load: Loader | None) -> App:
             registry,
             ServerMetrics(config.metrics_prefix, registry),
             stored,
-            RequestMemory(parts, config.body_timeout),
+            memory,
         ),
         start=start,
         stop=stop,

@@ -49,7 +49,7 @@ class ServerConfig:
         request_timeout: seconds a request may take in total; None means no limit.
         stall_timeout: seconds a client may leave a stream unread before it is disconnected.
         keep_alive: seconds of silence in a stream before a comment is sent.
-        max_body_bytes: maximum size of a request body.
+        max_body_bytes: maximum size of a request body. The default has room for a picture of 32 MB in base64.
         max_memory: bytes for the whole process: weights, KV cache, requests and stored responses; None is what the
             machine or container has.
         max_connections: open connections; beyond that the one idle for the longest time is closed. It is lowered where
@@ -76,7 +76,7 @@ class ServerConfig:
     request_timeout: float | None = None
     stall_timeout: float = 120.0
     keep_alive: float = 15.0
-    max_body_bytes: int = 32 << 20
+    max_body_bytes: int = 48 << 20
     max_memory: int | None = None
     max_connections: int = 1000
     header_timeout: float = 20.0

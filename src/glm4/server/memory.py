@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import anyio
 
 from glm4.server.errors import ApiError, busy
 from glm4.system.cpus import default_num_threads
+from glm4.system.event_loops import post
 
 _T = TypeVar("_T")
 
@@ -30,16 +33,19 @@ PREPARING_COST = 160
 LIGHT = 1 << 16
 """Bodies up to this size are prepared at once; so many bytes cost less than the threads that work on them."""
 MIN_PREPARING = 64 << 20
+WAITING_THREADS = 12
+"""Requests that wait for pictures at once, fewer than may wait for the decoder; the others wait for a thread."""
 BODY_MEMORY = "glm4.body"
 """In a request's state: its `BodyMemory`, if it has read a body."""
 
 
 class Shares(NamedTuple):
-    """Bytes for bodies, for preparing them, and for responses stored in memory."""
+    """Bytes for bodies, for preparing them, for responses stored in memory, and for decoded pictures."""
 
     bodies: int
     preparing: int
     store: int
+    pictures: int
 
     @property
     def total(self) -> int:
@@ -49,7 +55,8 @@ class Shares(NamedTuple):
 
 def shares(max_memory: int, store: int) -> Shares:
     """Parts of `--max-memory` bytes; `store` is what the response store would like to have in memory."""
-    return Shares(max_memory // 16, max(MIN_PREPARING, max_memory // 8), min(store, max_memory // 16))
+    preparing = max(MIN_PREPARING, max_memory // 8)
+    return Shares(max_memory // 16, preparing, min(store, max_memory // 16), max_memory // 32)
 
 
 class Budget:
@@ -121,6 +128,9 @@ class RequestMemory:
         self.preparing = Budget(parts.preparing, timeout)
         # Half of the processors: the engine and the other requests go on meanwhile.
         self.lanes = Budget(max(1, default_num_threads() // 2), timeout)
+        # Apart from that of bodies: who has some of it needs nothing more to get on.
+        self.pictures = Budget(parts.pictures, timeout)
+        self.waiting = WaitingThreads(timeout)
 
     def body(self) -> BodyMemory:
         """The memory of a new request's body; release it when the request has ended."""
@@ -138,7 +148,7 @@ class BodyMemory:
 
     def __init__(self, owner: RequestMemory) -> None:
         self._owner = owner
-        self._held = 0
+        self._held = self._held_pictures = 0
         self.size = 0
 
     @property
@@ -168,14 +178,33 @@ class BodyMemory:
         finally:
             self._owner.lanes.give(1)
 
+    async def hold_pictures(self, nbytes: int) -> None:
+        """Hold so many bytes for pictures, or all there are. A request asks for more once, so that none is stuck."""
+        pictures = self._owner.pictures
+        more = min(nbytes, pictures.total) - self._held_pictures
+        if more > 0:
+            await pictures.take(more)
+        elif more < 0:
+            pictures.give(-more)
+        self._held_pictures += more
+
+    async def wait(self, function: Callable[[], _T]) -> _T:
+        """Call a function that waits for something outside of this process."""
+        return await self._owner.waiting.run(function)
+
     @asynccontextmanager
-    async def preparing(self, longest_text: Callable[[], int | None]) -> AsyncIterator[None]:
-        """Hold what tokenizing takes, if the longest text that is tokenized has so many bytes (None: all of it)."""
+    async def preparing(self, longest_text: Callable[[], int | None], aside: int) -> AsyncIterator[None]:
+        """Hold what tokenizing takes, if the longest text that is tokenized has so many bytes (None: all of it).
+
+        Args:
+            aside: bytes of the body that are no text.
+        """
         owner = self._owner
         await owner.lanes.take(1)
         try:
             most = await asyncio.to_thread(longest_text)
-            size = self.size if most is None else min(self.size, most)
+            size = max(0, self.size - aside)
+            size = size if most is None else min(size, most)
             await owner.preparing.take(PREPARING_COST * size)
             try:
                 yield
@@ -189,6 +218,33 @@ class BodyMemory:
         held, self._held = self._held, 0
         if held:
             self._owner.bodies.give(held)
+        pictures, self._held_pictures = self._held_pictures, 0
+        if pictures:
+            self._owner.pictures.give(pictures)
+
+
+class WaitingThreads:
+    """Threads for what waits for a remote server or a helper process, apart from those that other requests need.
+
+    Args:
+        timeout: seconds a request may wait for a thread.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._threads = ThreadPoolExecutor(WAITING_THREADS, "glm4-pictures")
+        self._free = Budget(WAITING_THREADS, timeout)
+
+    async def run(self, function: Callable[[], _T]) -> _T:
+        """Call a function there. If the caller is canceled, the thread is busy until the function returns."""
+        await self._free.take(1)
+        loop = asyncio.get_running_loop()
+        job = self._threads.submit(function)
+        job.add_done_callback(lambda _: post(loop, partial(self._free.give, 1)))
+        return await asyncio.wrap_future(job)
+
+    def close(self) -> None:
+        """End them, once they have nothing to do."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 # The body of the request that the running task serves; tasks that it starts inherit it.
@@ -206,12 +262,13 @@ async def parse(function: Callable[[], _T]) -> _T:
     return function() if memory is None else await memory.work(function)
 
 
-async def prepare(longest_text: Callable[[], int | None], function: Callable[[], _T]) -> _T:
+async def prepare(longest_text: Callable[[], int | None], function: Callable[[], _T], *, aside: int = 0) -> _T:
     """Render, tokenize and compile, off the event loop and off the engine's thread.
 
     Args:
         longest_text: gives the bytes of the longest text that would be tokenized; None if nothing bounds it but the
             body. Called on a worker thread.
+        aside: bytes of the body that are not text to tokenize: pictures, as they were sent.
 
     Raises:
         ApiError: there is not enough memory; see `Budget.take`.
@@ -219,5 +276,5 @@ async def prepare(longest_text: Callable[[], int | None], function: Callable[[],
     memory = _current.get()
     if memory is None or memory.is_light:
         return await asyncio.to_thread(function)
-    async with memory.preparing(longest_text):
+    async with memory.preparing(longest_text, aside):
         return await asyncio.to_thread(function)

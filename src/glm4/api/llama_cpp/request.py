@@ -5,7 +5,7 @@ Fields for llama.cpp's other samplers are refused by name, like every unsupporte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,12 +25,16 @@ from glm4.api.fields import (
     text,
 )
 from glm4.api.openai.fields import read_fields
+from glm4.chat.parts import ImagePart
 from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams
 from glm4.tokenizer import Tokenizer
 
 MAX_PROMPTS = 1024
 MAX_BIAS_TEXT = 1 << 16
+MEDIA_MARKER = "<__media__>"
+"""Stands for a picture in a prompt's text; `/props` tells clients."""
+_FILES = "multimodal_data"
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,52 @@ def parse_completion(body: Mapping[str, Any], defaults: SamplingParams, tokenize
     )
 
 
-def prompt_ids(prompt: Any, tokenizer: Tokenizer, *, parse_special: bool = False, most: int | None = None) -> list[int]:
+def pictures_of(prompt: Any, where: str = "prompt") -> tuple[ImagePart, ...]:
+    """The pictures of one prompt: of an object with `multimodal_data`.
+
+    Raises:
+        InvalidRequestError: they are not base64; `.param` is the location.
+    """
+    files = prompt.get(_FILES) if isinstance(prompt, Mapping) else None
+    place = f"{where}.{_FILES}"
+    if files is None:
+        return ()
+    if not isinstance(files, list):
+        raise InvalidRequestError(f"{place} must be a list of files in base64", param=place)
+    read = []
+    for index, file in enumerate(files):
+        at = f"{place}[{index}]"
+        if not isinstance(file, str):
+            raise InvalidRequestError(f"{at} must be a file in base64", param=at)
+        read.append(ImagePart.from_base64(file, "image/*", where=at))
+    return tuple(read)
+
+
+def prompt_ids(
+    prompt: Any,
+    tokenizer: Tokenizer,
+    *,
+    marks: Sequence[int] = (),
+    parse_special: bool = False,
+    most: int | None = None,
+) -> list[int]:
     """Convert one prompt to ids: text, ids, a list mixing both, or an object with `prompt_string`.
 
     Args:
+        marks: stand where an object with pictures has `MEDIA_MARKER`.
         parse_special: read spellings of special tokens in texts as these tokens.
         most: see `Tokenizer.encode`.
 
     Raises:
-        InvalidRequestError: it is none of these, or empty.
+        InvalidRequestError: it is none of these, or empty; or an object has another number of markers than of pictures.
     """
     if isinstance(prompt, Mapping):
-        if set(prompt) != {"prompt_string"}:
-            raise InvalidRequestError("a prompt object has a prompt_string and nothing else here", param="prompt")
-        prompt = prompt["prompt_string"]
+        if "prompt_string" not in prompt or not set(prompt) <= {"prompt_string", _FILES}:
+            raise InvalidRequestError(f"a prompt object has a prompt_string, and {_FILES} or nothing", param="prompt")
+        text, count = prompt["prompt_string"], len(prompt.get(_FILES) or ())
+        if count and isinstance(text, str):
+            return _with_marks(text.split(MEDIA_MARKER), count, tokenizer, marks, parse_special, most)
+        prompt = text
     if isinstance(prompt, str) and prompt:
         return tokenizer.encode_prompt(prompt, allow_special=parse_special, most=most)
     if not isinstance(prompt, list) or not prompt or not all(is_int(one) or isinstance(one, str) for one in prompt):
@@ -97,6 +133,23 @@ def prompt_ids(prompt: Any, tokenizer: Tokenizer, *, parse_special: bool = False
         head, parts = tokenizer.encode_prompt(parts[0], allow_special=parse_special, most=most), parts[1:]
     encode = partial(tokenizer.encode, allow_special=parse_special, most=most)
     return head + [id_ for one in parts for id_ in ([one] if is_int(one) else encode(one))]
+
+
+def _with_marks(
+    texts: list[str], count: int, tokenizer: Tokenizer, marks: Sequence[int], parse_special: bool, most: int | None
+) -> list[int]:
+    """Ids of a prompt with pictures between its texts."""
+    if len(texts) - 1 != count:
+        raise InvalidRequestError(
+            f"the prompt_string needs {MEDIA_MARKER} once for each of the files in {_FILES} ({count}), and has it"
+            f" {len(texts) - 1} times",
+            param="prompt",
+        )
+    tokenizer.check_length(texts, most)
+    ids = tokenizer.encode_prompt(texts[0], allow_special=parse_special, most=most)
+    for following in texts[1:]:
+        ids += [*marks, *tokenizer.encode(following, allow_special=parse_special, most=most)]
+    return ids
 
 
 def _prompts(value: Any) -> tuple[list[Any], bool]:

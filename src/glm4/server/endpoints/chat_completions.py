@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -11,10 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from glm4.api.openai import ChatBody, chat_completion, parse_chat
 from glm4.api.openai.events import ChatChunks
-from glm4.chat.chat_request import ChatRequest
-from glm4.requests.input_processor import PreparedRequest
 from glm4.server.generation import Generation, whole
-from glm4.server.memory import parse, prepare
+from glm4.server.memory import parse
+from glm4.server.pictures import prepare_chat
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import DONE, EventStream, event, until_disconnect
@@ -29,13 +27,8 @@ async def chat_completions(request: Request) -> Response:
     return await until_disconnect(request, _answer(state, target, chat))
 
 
-async def prepare_chat_request(target: Target, request: ChatRequest) -> PreparedRequest:
-    """Render and tokenize with the adapter that the request's model name selects; errors name fields of the request."""
-    return await prepare(target.longest_text, partial(target.llm.prepare, replace(request, adapter=target.adapter)))
-
-
 async def _answer(state: ServerState, target: Target, chat: ChatBody) -> Response:
-    prepared = await prepare_chat_request(target, chat.request)
+    prepared = await prepare_chat(target, chat.request)
     if chat.stream is None:
         output = await whole(state, target, prepared)
         return JSONResponse(chat_completion(output, target.name, target.llm.tokenizer, chat.response))

@@ -5,7 +5,7 @@ POST /completion, /completions, /apply-template and …/input_tokens, GET /props
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4 import __version__
-from glm4.api.llama_cpp import LlamaCppRequest, LlamaCppWriter, parse_completion, prompt_ids
+from glm4.api.llama_cpp import (
+    MEDIA_MARKER,
+    LlamaCppRequest,
+    LlamaCppWriter,
+    parse_completion,
+    pictures_of,
+    prompt_ids,
+)
 from glm4.api.openai import parse_chat
+from glm4.chat.parts import ImagePart
 from glm4.requests.input_processor import PreparedRequest
-from glm4.server.endpoints.chat_completions import prepare_chat_request
+from glm4.requests.prompt_forms import PromptLike
 from glm4.server.generation import Generation, whole_many
-from glm4.server.memory import parse, prepare
+from glm4.server.memory import parse
+from glm4.server.pictures import prepare_chat, prepare_prompts
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, event, until_disconnect
@@ -38,23 +47,31 @@ async def _answer(state: ServerState, target: Target, wanted: LlamaCppRequest) -
     llm = target.llm
     writer = LlamaCppWriter(wanted, target.name, llm.tokenizer, llm.info.max_model_len)
 
-    def prepare_all() -> list[PreparedRequest]:
-        one = partial(llm.prepare_prompt, params=wanted.params, adapter=target.adapter)
-        encode = partial(
-            prompt_ids,
-            tokenizer=llm.tokenizer,
-            parse_special=state.config.parse_special,
-            most=llm.info.max_model_len,
-        )
-        return [one(encode(prompt)) for prompt in wanted.prompts]
+    pictures = await parse(lambda: [pictures_of(prompt) for prompt in wanted.prompts])
+    sees = llm.processor.image is not None
+    encode = partial(
+        prompt_ids,
+        tokenizer=llm.tokenizer,
+        marks=llm.dialect.mark_ids(llm.tokenizer) if sees else (),
+        parse_special=state.config.parse_special,
+        most=llm.info.max_model_len,
+    )
 
-    batch = await prepare(target.longest_text, prepare_all)
+    def prepare_all() -> list[PreparedRequest]:
+        one = partial(llm.prepare_text_prompt, params=wanted.params, adapter=target.adapter)
+        return [one(_raw(encode(prompt), images)) for prompt, images in zip(wanted.prompts, pictures, strict=True)]
+
+    batch = await prepare_prompts(target, prepare_all, [part for one in pictures for part in one])
     if not wanted.stream:
         bodies = [writer.whole(*numbered) for numbered in enumerate(await whole_many(state, target, batch))]
         return JSONResponse(bodies if wanted.several else bodies[0])
     generation = Generation(state, target, batch[0])
     await generation.start()
     return EventStream(_events(generation, writer), config=state.config, on_close=generation.close)
+
+
+def _raw(ids: list[int], images: Sequence[ImagePart]) -> PromptLike:
+    return {"prompt_token_ids": ids, "multi_modal_data": {"image": images}} if images else ids
 
 
 async def _events(generation: Generation, writer: LlamaCppWriter) -> AsyncGenerator[bytes, None]:
@@ -80,7 +97,8 @@ async def props(request: Request) -> Response:
             "total_slots": target.llm.info.max_num_seqs,
             "model_alias": target.model.name,
             "chat_template": processor.chat_template.source,
-            "modalities": {"vision": False, "audio": False},
+            "modalities": {"vision": processor.image is not None, "audio": False},
+            "media_marker": MEDIA_MARKER,
             "build_info": f"glm4 {__version__}",
             "is_sleeping": False,
         }
@@ -113,4 +131,4 @@ async def _prepared(request: Request) -> tuple[Target, PreparedRequest]:
     body = await state.read(request)
     target = state.target(request, body)
     chat = await parse(partial(parse_chat, body, target.llm.default_sampling_params()))
-    return target, await prepare_chat_request(target, chat.request)
+    return target, await prepare_chat(target, chat.request, runs=False)

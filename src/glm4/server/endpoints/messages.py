@@ -10,12 +10,13 @@ from starlette.responses import JSONResponse, Response
 from glm4.api.anthropic import MessageEvents, MessageRequest, parse_count, parse_message
 from glm4.api.anthropic.events import PING
 from glm4.api.anthropic.fields import REFUSED_HEADERS
+from glm4.chat.pictures import images_of
 from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.requests.input_processor import PreparedRequest
-from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError
 from glm4.server.generation import Generation
-from glm4.server.memory import prepare
+from glm4.server.memory import parse, prepare
+from glm4.server.pictures import encoded_nbytes, prepare_chat
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, anthropic_failure, event, until_disconnect
@@ -27,7 +28,7 @@ async def messages(request: Request) -> Response:
     body = await state.read(request)
     _check_headers(request)
     target = state.target(request, body)
-    wanted = await prepare(target.longest_text, lambda: parse_message(body, target.llm.default_sampling_params()))
+    wanted = await parse(lambda: parse_message(body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, wanted))
 
 
@@ -37,8 +38,8 @@ async def count_tokens(request: Request) -> Response:
     body = await state.read(request)
     _check_headers(request)
     target = state.target(request, body)
-    wanted = await prepare(target.longest_text, lambda: parse_count(body, target.llm.default_sampling_params()))
-    count = await prepare(target.longest_text, lambda: _count(target, wanted))
+    wanted = await parse(lambda: parse_count(body, target.llm.default_sampling_params()))
+    count = await _count(target, wanted)
     counts: dict[str, object] = {"input_tokens": count}
     if wanted.manages_context:
         counts["context_management"] = {"original_input_tokens": count}
@@ -51,16 +52,17 @@ def _check_headers(request: Request) -> None:
             raise InvalidRequestError(text, param=name)
 
 
-def _count(target: Target, wanted: MessageRequest) -> int:
-    return len(target.llm.render(wanted.chat))
+async def _count(target: Target, wanted: MessageRequest) -> int:
+    sent = await parse(lambda: encoded_nbytes(images_of(wanted.chat.messages)))
+    return len(await prepare(target.longest_text, lambda: target.llm.render(wanted.chat), aside=sent))
 
 
 async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
     try:
-        return await prepare_chat_request(target, wanted.chat)
+        return await prepare_chat(target, wanted.chat)
     except PromptTooLongError as error:
         # Anthropic's wording, from which Claude Code knows that it must shorten the conversation.
-        count = error.at_least or await prepare(target.longest_text, lambda: _count(target, wanted))
+        count = error.at_least or await _count(target, wanted)
         limit = target.llm.info.max_model_len - 1
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
 

@@ -8,6 +8,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from glm4.backends.base import Capability
+from glm4.llm import LLM
 from glm4.server.config import ANY_MODEL
 from glm4.server.errors import ApiError
 from glm4.server.registry import ModelRegistry, ServedModel
@@ -16,7 +18,10 @@ from glm4.server.state import server_state
 
 async def list_models(request: Request) -> Response:
     """Every name, aliases and adapters included."""
-    return JSONResponse({"object": "list", "data": list(_objects(server_state(request).models))})
+    data = list(_objects(server_state(request).models))
+    # llama.cpp's clients look there.
+    models = [{"name": one["id"], "model": one["id"], "capabilities": one["capabilities"]} for one in data]
+    return JSONResponse({"object": "list", "data": data, "models": models})
 
 
 async def retrieve_model(request: Request) -> Response:
@@ -40,9 +45,14 @@ def served_names(models: ModelRegistry) -> Iterator[tuple[ServedModel, str, str 
             yield model, name, model.name
 
 
+def sees(llm: LLM) -> bool:
+    """Whether a model takes pictures."""
+    return llm.processor.image is not None and Capability.MEDIA in llm.info.capabilities
+
+
 def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
     for model, name, parent in served_names(models):
-        length = model.llm.info.max_model_len if model.engine is not None else None
+        llm = model.llm if model.engine is not None else None
         yield {
             "id": name,
             "object": "model",
@@ -50,5 +60,6 @@ def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
             "owned_by": "glm4",
             "root": model.name if parent is None else name,
             "parent": parent,
-            "max_model_len": length,
+            "max_model_len": None if llm is None else llm.info.max_model_len,
+            "capabilities": ["completion", "multimodal"] if llm is not None and sees(llm) else ["completion"],
         }

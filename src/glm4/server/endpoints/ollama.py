@@ -17,10 +17,10 @@ from glm4.api.ollama.fields import EMBED_FIELDS, OLD_EMBED_FIELDS, OPTION_FIELDS
 from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.outputs import RequestOutput
 from glm4.requests.input_processor import PreparedRequest
-from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.endpoints.ollama_models import find_target
 from glm4.server.generation import Generation, whole_many
 from glm4.server.memory import parse, prepare
+from glm4.server.pictures import prepare_chat
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.streaming import EventStream, json_line, ollama_failure, until_disconnect
@@ -44,7 +44,7 @@ async def _generating(request: Request, read: Callable[..., OllamaRequest]) -> R
     target = find_target(state, request, body)
     llm = target.llm
     settings = {"context": llm.info.max_model_len, "thinks": llm.dialect.thinks}
-    wanted = await prepare(target.longest_text, partial(read, body, llm.default_sampling_params(), **settings))
+    wanted = await parse(partial(read, body, llm.default_sampling_params(), **settings))
     if wanted.prompt is None:
         return JSONResponse(opened(target.name, is_chat=wanted.is_chat, done_reason="load"))
     return await until_disconnect(request, _answer(state, target, wanted))
@@ -76,7 +76,7 @@ async def _answer(state: ServerState, target: Target, wanted: OllamaRequest) -> 
 async def _prepare(target: Target, wanted: OllamaRequest) -> PreparedRequest:
     if not isinstance(wanted.prompt, str):
         assert wanted.prompt is not None  # noqa: S101 (`_generating` has answered that)
-        return await prepare_chat_request(target, wanted.prompt)
+        return await prepare_chat(target, wanted.prompt)
     # Who sends a raw prompt writes the chat format's special tokens, too.
     encode = partial(target.llm.prepare_prompt, wanted.prompt, wanted.params, parse_special=True)
     return await prepare(target.longest_text, partial(encode, adapter=target.adapter))
@@ -149,4 +149,5 @@ def _shortened(vector: NDArray[np.float32], size: int | None) -> NDArray[np.floa
         return vector
     if size > len(vector):
         raise InvalidRequestError(f"dimensions is {size}; this model's vectors have {len(vector)}", param="dimensions")
-    return vector[:size] / np.float32(max(float(np.linalg.norm(vector[:size])), 1e-12))
+    kept = vector[:size]
+    return np.divide(kept, max(float(np.linalg.norm(kept)), 1e-12), dtype=np.float32)

@@ -20,7 +20,7 @@ from glm4.api.ollama.fields import PULL_FIELDS, SHOW_FIELDS
 from glm4.backends.base import Capability
 from glm4.llm import LLM
 from glm4.model.tensors import num_parameters
-from glm4.server.endpoints.models import served_names
+from glm4.server.endpoints.models import sees, served_names
 from glm4.server.errors import ApiError
 from glm4.server.memory import parse
 from glm4.server.registry import ServedModel, Target
@@ -177,7 +177,7 @@ def _capabilities(llm: LLM) -> list[str]:
     able = {
         "completion": True,
         "tools": "tools" in llm.processor.chat_template.source,
-        "vision": llm.processor.image is not None and Capability.MEDIA in llm.info.capabilities,
+        "vision": sees(llm),
         "thinking": llm.dialect.thinks,
         "embedding": Capability.EMBEDDINGS in llm.info.capabilities,
     }

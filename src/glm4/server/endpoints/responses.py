@@ -20,11 +20,11 @@ from glm4.api.responses.items import REFERENCE, Item, resolved
 from glm4.api.responses.request import INCLUDABLE, ResponsesRequest, parse_input_tokens, parse_responses
 from glm4.errors import InvalidRequestError, StoreError, TemplateError
 from glm4.requests.input_processor import PreparedRequest
-from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.errors import ApiError, as_api_error
 from glm4.server.generation import Generation
 from glm4.server.identity import KEY_ID
 from glm4.server.memory import current_body, parse
+from glm4.server.pictures import prepare_chat
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, server_state
 from glm4.server.stores.responses import StoredResponse
@@ -60,7 +60,7 @@ async def count_tokens(request: Request) -> Response:
     target = state.target(request, body)
     llm = target.llm
     wanted = await parse(partial(parse_input_tokens, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
-    _, prepared = await _prepare(state, target, wanted, _owner(request))
+    _, prepared = await _prepare(state, target, wanted, _owner(request), runs=False)
     return JSONResponse(input_tokens(len(prepared.prompt_ids)))
 
 
@@ -129,7 +129,7 @@ def _not_found(response_id: str) -> ApiError:
 
 
 async def _prepare(
-    state: ServerState, target: Target, wanted: ResponsesRequest, owner: str
+    state: ServerState, target: Target, wanted: ResponsesRequest, owner: str, *, runs: bool = True
 ) -> tuple[list[Item], PreparedRequest]:
     """The request's own items, and the prompt of the whole conversation; errors name fields of this API."""
     references = [item["id"] for item in wanted.items if item["type"] == REFERENCE]
@@ -137,7 +137,7 @@ async def _prepare(
     items = resolved(wanted.items, known)
     try:
         chat = wanted.chat(await _earlier(state, wanted.previous_response_id, owner), items)
-        return items, await prepare_chat_request(target, chat)
+        return items, await prepare_chat(target, chat, runs=runs)
     except TemplateError as error:
         raise InvalidRequestError(str(error), param="input") from None
     except InvalidRequestError as error:

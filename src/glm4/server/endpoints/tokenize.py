@@ -13,8 +13,8 @@ from glm4.api.fields import BOOLEAN, IDS, STRING, Field, boolean, text, token_id
 from glm4.api.openai import parse_chat
 from glm4.api.openai.fields import CHAT_FIELDS, read_fields
 from glm4.errors import InvalidRequestError, TokenizerError
-from glm4.server.endpoints.chat_completions import prepare_chat_request
 from glm4.server.memory import parse, prepare
+from glm4.server.pictures import prepare_chat
 from glm4.server.registry import Target
 from glm4.server.state import server_state
 from glm4.tokenizer.base import ROLES
@@ -52,7 +52,7 @@ async def tokenize(request: Request) -> Response:
     if sources == ["messages"]:
         fields = {name: body[name] for name in given if name in CHAT_FIELDS}
         chat = await parse(lambda: parse_chat(fields, target.llm.default_sampling_params()))
-        ids = (await prepare_chat_request(target, chat.request)).prompt_ids
+        ids = (await prepare_chat(target, chat.request, runs=False)).prompt_ids
     else:
         native = sources == ["content"]
         special = given.get("parse_special", native or state.config.parse_special or _is_raw(given))
@@ -140,7 +140,7 @@ async def render(request: Request) -> Response:
     body = await state.read(request)
     target = state.target(request, body)
     chat = await parse(lambda: parse_chat(body, target.llm.default_sampling_params()))
-    prepared = await prepare_chat_request(target, chat.request)
+    prepared = await prepare_chat(target, chat.request, runs=False)
     ids = prepared.prompt_ids
     prompt = target.llm.processor.text_of(prepared.prompt)
     return JSONResponse({"prompt": prompt, "prompt_token_ids": ids, "count": len(ids)})
