@@ -10,6 +10,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from glm4.api.anthropic import parse_count, parse_message
 from glm4.api.fields import read_fields
 from glm4.api.llama_cpp import parse_completion as parse_llama_cpp
 from glm4.api.llama_cpp import prompt_ids
+from glm4.api.ollama import OllamaRequest, parse_generate
+from glm4.api.ollama import parse_chat as parse_ollama_chat
 from glm4.api.openai import parse_chat, parse_completion
 from glm4.api.responses.items import resolved
 from glm4.api.responses.request import parse_input_tokens, parse_responses
@@ -135,6 +138,24 @@ ANTHROPIC = {
 }
 LLAMA_CPP = {"prompt": ["a", [5, "b"]], "n_predict": 5, "logit_bias": [[5, 1.5], ["a", False]], "n_probs": 1,
              "seed": -1, "response_fields": ["content"], "repeat_penalty": 1.1, "stop": "x"}  # fmt: skip
+OLLAMA_OPTIONS = {"temperature": 0.5, "top_k": 3, "min_p": 0.1, "stop": ["x"], "seed": -1, "num_predict": 5,
+                  "num_ctx": 64, "repeat_penalty": 1.1, "repeat_last_n": -1,
+                  "num_gpu": 1, "use_mmap": True}  # fmt: skip
+OLLAMA: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "assistant", "content": "", "thinking": "t",
+         "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"role": "tool", "content": "1", "tool_name": "f"},
+        {"role": "user", "content": "go", "images": []},
+    ],
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "options": OLLAMA_OPTIONS,
+    **{"think": False, "stream": False, "keep_alive": "5m", "logprobs": True, "top_logprobs": 2, "truncate": False},
+}  # fmt: skip
+OLLAMA_TEXT = {"model": "tiny", "prompt": "p", "system": "s", "format": SCHEMA, "keep_alive": 3, "images": [],
+               "options": OLLAMA_OPTIONS}  # fmt: skip
 BATCH = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
 
 SAVED = {"model": "m", "messages": [*CHAT["messages"][1:], {"role": "user", "content": "a", "interrupted": True}],
@@ -232,6 +253,14 @@ def llama_cpp(llm: LLM, body: Any) -> None:
         queue(llm, llm.prepare_prompt(prompt_ids(prompt, llm.tokenizer), wanted.params))
 
 
+def ollama(read: Callable[..., OllamaRequest], llm: LLM, body: Any) -> None:
+    wanted = read(body, DEFAULTS, context=llm.info.max_model_len, thinks=False)
+    if isinstance(wanted.prompt, ChatRequest):
+        queue(llm, llm.prepare(wanted.prompt))
+    elif wanted.prompt is not None:
+        queue(llm, llm.prepare_prompt(wanted.prompt, wanted.params))
+
+
 def batch(llm: LLM, row: Any) -> None:
     line = InputLine(1, json.dumps(row).encode())
     chat(llm, batch_request(line)["body"])
@@ -253,6 +282,8 @@ READERS: dict[str, tuple[Read, dict[str, Any]]] = {
     "messages": (anthropic, ANTHROPIC),
     "count tokens": (lambda llm, body: llm.render(parse_count(body, DEFAULTS).chat), ANTHROPIC_COUNT),
     "llama.cpp": (llama_cpp, LLAMA_CPP),
+    "Ollama's chat": (partial(ollama, parse_ollama_chat), OLLAMA),
+    "Ollama's generate": (partial(ollama, parse_generate), OLLAMA_TEXT),
     "batch": (batch, BATCH),
     "saved conversation": (lambda llm, body: _from_document(body), SAVED),
     "other tables": (tables, {"tokens": [5], "input": ["a"], "prompt": "a", "encoding_format": "float",

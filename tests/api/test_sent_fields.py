@@ -9,6 +9,7 @@ import pytest
 
 from glm4.api.anthropic import parse_message
 from glm4.api.llama_cpp import parse_completion as parse_llama_cpp
+from glm4.api.ollama import parse_chat as parse_ollama
 from glm4.api.openai import parse_chat, parse_completion
 from glm4.api.responses.request import parse_responses
 from glm4.errors import InvalidRequestError
@@ -50,6 +51,10 @@ def llama_cpp(llm: LLM, body: dict[str, Any]) -> None:
     parse_llama_cpp({"prompt": "hi", **body}, DEFAULTS, llm.tokenizer)
 
 
+def ollama(llm: LLM, body: dict[str, Any]) -> None:
+    parse_ollama({"messages": HI, **body}, DEFAULTS, context=256, thinks=False)
+
+
 @pytest.mark.parametrize(
     ("read", "body", "param"),
     [
@@ -72,6 +77,10 @@ def llama_cpp(llm: LLM, body: dict[str, Any]) -> None:
         (llama_cpp, {"max_tokens": 0}, "max_tokens"),
         (llama_cpp, {"repeat_penalty": 0}, "repeat_penalty"),
         (llama_cpp, {"n_probs": 30}, "n_probs"),
+        (ollama, {"options": {"num_predict": 0}}, "num_predict"),
+        (ollama, {"options": {"repeat_penalty": 0}}, "repeat_penalty"),
+        (ollama, {"options": {"num_ctx": 257}}, "num_ctx"),
+        (ollama, {"logprobs": True, "top_logprobs": 30}, "top_logprobs"),
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", ""),
 )

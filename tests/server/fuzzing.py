@@ -27,11 +27,14 @@ Site = tuple[str | int, ...]
 # What differs between two answers to one request: names, times, and what the prefix cache had.
 _VOLATILE = {
     "id", "created", "created_at", "completed_at", "request_id", "item_id", "call_id", "response_id", "timings",
-    "tool_call_id", "cached_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "tokens_cached",
+    "tool_call_id", "total_duration", "prompt_eval_duration", "eval_duration", "cached_tokens",
+    "cache_read_input_tokens", "cache_creation_input_tokens", "tokens_cached",
 }  # fmt: skip
-_STREAMED = {"content", "text", "delta", "arguments", "partial_json", "thinking", "finish_reason", "stop_reason"}
+_STREAMED = {
+    "content", "text", "delta", "arguments", "partial_json", "thinking", "response", "finish_reason", "stop_reason",
+}  # fmt: skip
 # JSON of the user's own, where null and every type have a meaning.
-_OPAQUE = {"parameters", "input_schema", "schema", "metadata", "chat_template_kwargs", "logit_bias"}
+_OPAQUE = {"parameters", "format", "input_schema", "schema", "metadata", "chat_template_kwargs", "logit_bias"}
 # Members that may have one of several types, each with a meaning of its own.
 _SEVERAL_TYPES = {
     "prompt", "input", "content", "system", "stop", "tool_choice", "output", "arguments", "response_format", "tokens",
@@ -160,6 +163,8 @@ class Fuzzer:
 def _error_findings(mutation: Mutation, answer: Answer) -> list[str]:
     found = [f"tells {word!r}: {answer.text[:200]}" for word in LEAKS if word in answer.text]
     error = answer.value.get("error") if isinstance(answer.value, dict) else None
+    if isinstance(error, str):  # Ollama's form
+        error = {"message": error}
     if not isinstance(error, dict) or not isinstance(error.get("message"), str):
         return [*found, f"not an error in JSON: {answer.text[:200]}"]
     said = f"{error['message']} {error.get('param')}"
@@ -176,6 +181,11 @@ def _value(response: httpx.Response) -> Any:
             if line.startswith("data: {"):
                 _collect(json.loads(line[6:]), texts)
         return texts
+    if response.headers.get("content-type") == "application/x-ndjson":
+        lines: dict[str, str] = {}
+        for line in response.text.splitlines():
+            _collect(json.loads(line), lines)
+        return lines
     try:
         return _stripped(response.json())
     except ValueError:

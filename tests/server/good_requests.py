@@ -47,6 +47,13 @@ _ANTHROPIC_TALK = [
     {"role": "assistant", "content": [{"type": "text", "text": "I ask."}, _use(1, "Oslo"), _use(2, "Cairo")]},
     {"role": "user", "content": [_result(1, "3 degrees"), _result(2, "35 degrees")]},
 ]
+_OLLAMA_OPTIONS = {"temperature": 0.0, "num_predict": 5, "num_ctx": 64, "stop": ["zz"], "repeat_penalty": 1.3}
+_OLLAMA_CALL = {"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
+_OLLAMA_TALK = [
+    {"role": "user", "content": "Where is it warm?"},
+    {"role": "assistant", "content": "", "tool_calls": [_OLLAMA_CALL]},
+    {"role": "tool", "tool_name": "get_weather", "content": "3 degrees"},
+]
 _ITEMS = [
     {"role": "user", "content": [{"type": "input_text", "text": "Where is it warm?"}]},
     {"type": "function_call", "call_id": "c1", "name": "get_weather", "arguments": '{"city": "Oslo"}'},
@@ -177,6 +184,20 @@ GOOD = [
         "/completion",
         {"prompt": "Once", "temperature": 0.0, "n_predict": 5, "n_probs": 2, "repeat_penalty": 1.3, "stop": ["zz"]},
     ),
+    Good(
+        "/api/chat",
+        {"model": "tiny", "messages": _OLLAMA_TALK, "tools": [_TOOL], "stream": False, "options": _OLLAMA_OPTIONS},
+    ),
+    Good(
+        "/api/chat",
+        {"model": "tiny:latest", "messages": _TALK[:2], "format": _PLACE, "think": False, "options": _OLLAMA_OPTIONS},
+    ),
+    Good(
+        "/api/generate",
+        {"model": "tiny", "prompt": "Once", "system": "Be brief.", "keep_alive": "5m", "options": _OLLAMA_OPTIONS},
+    ),
+    Good("/api/embed", {"model": "tiny", "input": ["first", "second"], "truncate": True}),
+    Good("/api/show", {"model": "tiny", "verbose": False}),
     Good("/apply-template", {"messages": _TALK}),
     Good("/chat/completions/input_tokens", {"messages": _TOOLS_USED, "tools": [_TOOL]}),
 ]

@@ -72,7 +72,11 @@ def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[
         StoreError: the file of the response store cannot be used.
         ValueError: two apps have the same path, component or type of state.
     """
-    mounted = [_api(config, load), App("llama.cpp", routes=routes.LLAMA_CPP, public=routes.LLAMA_CPP_PUBLIC)]
+    mounted = [
+        _api(config, load),
+        App("llama.cpp", routes=routes.LLAMA_CPP, public=routes.LLAMA_CPP_PUBLIC),
+        App("Ollama", routes=routes.OLLAMA),
+    ]
     if config.allow_adapter_loading:
         mounted.append(App("adapter loading", operations=routes.ADAPTERS))
     mounted += [App("docs", routes=[Route("/", docs.root)], pages=docs.PAGES, public=frozenset({"/"})), *apps]

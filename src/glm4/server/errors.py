@@ -1,4 +1,7 @@
-"""Errors as clients see them: OpenAI's shape, or Anthropic's under /v1/messages. Never a stack trace, never a path."""
+"""Errors as clients see them: OpenAI's shape, Anthropic's under /v1/messages, Ollama's under /api.
+
+Never a stack trace, never a path.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ current_request: ContextVar[str | None] = ContextVar("current_request", default=
 """Id of the request that this task works for."""
 
 ANTHROPIC_PREFIX = "/v1/messages"
+OLLAMA_PREFIX = "/api/"
 MAX_MESSAGE = 1000
 """Maximum length of an error message, which quotes what it refuses and would otherwise be megabytes long."""
 
@@ -86,6 +90,10 @@ class ApiError(Exception):
         """Anthropic's error body."""
         return {"type": "error", "error": {"type": self.type, "message": _shortened(self.message, MAX_MESSAGE)}}
 
+    def ollama(self) -> dict[str, Any]:
+        """Ollama's error body."""
+        return {"error": _shortened(self.message, MAX_MESSAGE)}
+
 
 def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
@@ -136,6 +144,9 @@ def as_api_error(error: BaseException) -> ApiError:
 def error_response(request: Request, error: BaseException) -> Response:
     """The response to a request that failed, in the shape of its API."""
     api_error = as_api_error(error)
-    speaks_anthropic = request.url.path.startswith(ANTHROPIC_PREFIX)
-    body = api_error.anthropic() if speaks_anthropic else api_error.openai()
+    path = request.url.path
+    if path.startswith(ANTHROPIC_PREFIX):
+        body = api_error.anthropic()
+    else:
+        body = api_error.ollama() if path.startswith(OLLAMA_PREFIX) else api_error.openai()
     return JSONResponse(body, status_code=api_error.status, headers=dict(api_error.headers))

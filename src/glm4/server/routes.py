@@ -24,6 +24,8 @@ from glm4.server.endpoints import (
     messages,
     metrics,
     models,
+    ollama,
+    ollama_models,
     responses,
     tokenize,
 )
@@ -118,6 +120,22 @@ LLAMA_CPP = (
     Route("/v1/health", health.health, methods=["GET"]),
 )
 """What programs for llama.cpp's server request in addition to OpenAI's paths; not described in /openapi.json."""
+
+OLLAMA = (
+    Route("/api/chat", ollama.chat, methods=["POST"]),
+    Route("/api/generate", ollama.generate, methods=["POST"]),
+    Route("/api/embed", ollama.embed, methods=["POST"]),
+    Route("/api/embeddings", ollama.embeddings, methods=["POST"]),
+    Route("/api/tags", ollama_models.tags, methods=["GET"]),
+    Route("/api/show", ollama_models.show, methods=["POST"]),
+    Route("/api/ps", ollama_models.running, methods=["GET"]),
+    Route("/api/version", ollama_models.version, methods=["GET"]),
+    Route("/api/pull", ollama_models.pull, methods=["POST"]),
+    *(Route(f"/api/{name}", ollama_models.not_done, methods=["POST"]) for name in ("create", "copy", "push")),
+    Route("/api/delete", ollama_models.not_done, methods=["DELETE"]),
+    Route("/api/blobs/{digest}", ollama_models.not_done, methods=["HEAD", "POST"]),
+)
+"""Ollama's native API, for programs that speak nothing else; not described in /openapi.json."""
 
 API_PUBLIC, LLAMA_CPP_PUBLIC = frozenset({"/health", "/ready", "/version"}), frozenset({"/v1/health"})
 """Open without a key: health checks."""

@@ -26,6 +26,7 @@ ABORT = "glm4.abort"
 """In a request's state: closes its connection without sending what is still buffered."""
 
 DONE = b"data: [DONE]\n\n"
+_LINE_BREAKS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 _COMMENT = b": keep-alive\n\n"
 
 
@@ -33,6 +34,12 @@ def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One server-sent event with a JSON object."""
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+def json_line(data: Mapping[str, Any]) -> bytes:
+    """One line of a stream of JSON lines. Characters at which clients break lines are escaped, as Go does it."""
+    line = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"{line.translate(_LINE_BREAKS)}\n".encode()
 
 
 def openai_failure(error: BaseException) -> bytes:
@@ -45,6 +52,11 @@ def anthropic_failure(error: BaseException) -> bytes:
     return event(as_api_error(error).anthropic(), "error")
 
 
+def ollama_failure(error: BaseException) -> bytes:
+    """How an Ollama stream ends when something fails in the middle."""
+    return json_line(as_api_error(error).ollama())
+
+
 class EventStream(Response):
     """Sends what an asynchronous generator yields, and always closes the generator.
 
@@ -52,11 +64,10 @@ class EventStream(Response):
         events: yields encoded events.
         failure: the last event of a stream whose generator failed.
         silence: sent to keep a silent connection open.
+        media_type: of the response.
         config: how long a stream may be silent before that, and how long a client may leave its connection unread.
         on_close: awaited at the end.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -64,11 +75,13 @@ class EventStream(Response):
         *,
         failure: Callable[[BaseException], bytes] = openai_failure,
         silence: bytes = _COMMENT,
+        media_type: str = "text/event-stream",
         config: ServerConfig,
         on_close: Callable[[], Awaitable[None]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
+        sent = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+        super().__init__(headers=sent, media_type=media_type)
         del self.headers["content-length"]
         self._events = events
         self._failure = failure

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from glm4.api.anthropic.members import check_cache_control, kind, members, one_of, refusal, string
+from glm4.api.arguments import arguments_text
 from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart
 from glm4.errors import shown
-
-INVALID_JSON = "INVALID_JSON"
-"""The only member of an input whose arguments were not a JSON object."""
 
 # Claude Code's first system block: Anthropic billing data that changes with every request. In the prompt it would mean
 # nothing to the model and prevent every cache hit.
@@ -230,9 +227,9 @@ def _tool_use(where: str, block: Mapping[str, Any]) -> ToolCall:
     arguments = given["input"]
     if not isinstance(arguments, Mapping):
         raise refusal(f"{where}.input", "must be an object")
-    written = arguments.get(INVALID_JSON) if len(arguments) == 1 else None
-    text = written if isinstance(written, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(string(f"{where}.id", given["id"]), string(f"{where}.name", given["name"]), text)
+    return ToolCall(
+        string(f"{where}.id", given["id"]), string(f"{where}.name", given["name"]), arguments_text(arguments)
+    )
 
 
 def _tool_result(where: str, block: Mapping[str, Any]) -> _Turn:

@@ -5,12 +5,11 @@ Whole answers are built from the same events as streamed ones, so the two cannot
 
 from __future__ import annotations
 
-import json
 import uuid
 from typing import Any
 
-from glm4.api.anthropic.content import INVALID_JSON
 from glm4.api.anthropic.request import MessageRequest
+from glm4.api.arguments import arguments_object
 from glm4.chat.events import EventVisitor, ReasoningDelta, TextDelta, ToolCallDelta
 from glm4.outputs import RequestOutput, StreamChunk
 
@@ -153,13 +152,4 @@ def _content(block: dict[str, Any], text: str) -> dict[str, Any]:
         return {**block, "text": text}
     if block["type"] == "thinking":
         return {**block, "thinking": text, "signature": SIGNATURE}
-    return {**block, "input": _input(text)}
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    try:
-        value = json.loads(arguments) if arguments.strip() else {}
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # Python accepts NaN and lone surrogates
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {INVALID_JSON: arguments}
+    return {**block, "input": arguments_object(text)}

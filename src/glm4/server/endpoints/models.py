@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from glm4.backends.base import Capability
+from glm4.llm import LLM
 from glm4.server.config import ANY_MODEL
 from glm4.server.errors import ApiError
 from glm4.server.registry import ModelRegistry, ServedModel
@@ -32,31 +33,33 @@ async def retrieve_model(request: Request) -> Response:
     raise ApiError(404, f"the model {name!r} does not exist", "model", "model_not_found")
 
 
-def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
+def served_names(models: ModelRegistry) -> Iterator[tuple[ServedModel, str, str | None]]:
+    """What a request's `model` may be: the model, a name of it or of an adapter, and an adapter's parent."""
     for model in models.models:
         for name in model.spec.names or (model.name,):
             if name != ANY_MODEL:
-                yield _object(model, name, root=model.name, parent=None)
+                yield model, name, None
         if model.spec.names == (ANY_MODEL,):
-            yield _object(model, model.name, root=model.name, parent=None)
+            yield model, model.name, None
         for name in models.adapters(model):
-            yield _object(model, name, root=name, parent=model.name)
+            yield model, name, model.name
 
 
-def _object(model: ServedModel, name: str, *, root: str, parent: str | None) -> dict[str, Any]:
-    length = model.llm.info.max_model_len if model.engine is not None else None
-    sees = (
-        model.engine is not None
-        and model.llm.processor.image is not None
-        and Capability.MEDIA in model.llm.info.capabilities
-    )
-    return {
-        "id": name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "glm4",
-        "root": root,
-        "parent": parent,
-        "max_model_len": length,
-        "capabilities": ["completion", "multimodal"] if sees else ["completion"],
-    }
+def sees(llm: LLM) -> bool:
+    """Whether a model takes pictures."""
+    return llm.processor.image is not None and Capability.MEDIA in llm.info.capabilities
+
+
+def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
+    for model, name, parent in served_names(models):
+        llm = model.llm if model.engine is not None else None
+        yield {
+            "id": name,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "glm4",
+            "root": model.name if parent is None else name,
+            "parent": parent,
+            "max_model_len": None if llm is None else llm.info.max_model_len,
+            "capabilities": ["completion", "multimodal"] if llm is not None and sees(llm) else ["completion"],
+        }
