@@ -20,8 +20,9 @@ from glm4.api.anthropic import parse_count, parse_message
 from glm4.api.fields import read_fields
 from glm4.api.llama_cpp import parse_completion as parse_llama_cpp
 from glm4.api.llama_cpp import prompt_ids
-from glm4.api.ollama import OllamaRequest, parse_generate
+from glm4.api.ollama import OllamaRequest
 from glm4.api.ollama import parse_chat as parse_ollama_chat
+from glm4.api.ollama import parse_generate as parse_ollama_generate
 from glm4.api.openai import parse_chat, parse_completion
 from glm4.api.responses.items import resolved
 from glm4.api.responses.request import parse_input_tokens, parse_responses
@@ -283,7 +284,7 @@ READERS: dict[str, tuple[Read, dict[str, Any]]] = {
     "count tokens": (lambda llm, body: llm.render(parse_count(body, DEFAULTS).chat), ANTHROPIC_COUNT),
     "llama.cpp": (llama_cpp, LLAMA_CPP),
     "Ollama's chat": (partial(ollama, parse_ollama_chat), OLLAMA),
-    "Ollama's generate": (partial(ollama, parse_generate), OLLAMA_TEXT),
+    "Ollama's generate": (partial(ollama, parse_ollama_generate), OLLAMA_TEXT),
     "batch": (batch, BATCH),
     "saved conversation": (lambda llm, body: _from_document(body), SAVED),
     "other tables": (tables, {"tokens": [5], "input": ["a"], "prompt": "a", "encoding_format": "float",

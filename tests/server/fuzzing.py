@@ -34,7 +34,16 @@ _STREAMED = {
     "content", "text", "delta", "arguments", "partial_json", "thinking", "response", "finish_reason", "stop_reason",
 }  # fmt: skip
 # JSON of the user's own, where null and every type have a meaning.
-_OPAQUE = {"parameters", "format", "input_schema", "schema", "metadata", "chat_template_kwargs", "logit_bias"}
+_OPAQUE = {
+    "parameters",
+    "arguments",
+    "format",
+    "input_schema",
+    "schema",
+    "metadata",
+    "chat_template_kwargs",
+    "logit_bias",
+}
 # Members that may have one of several types, each with a meaning of its own.
 _SEVERAL_TYPES = {
     "prompt", "input", "content", "system", "stop", "tool_choice", "output", "arguments", "response_format", "tokens",
