@@ -447,8 +447,5 @@ def test_no_path_of_one_machine(page: str) -> None:
     text = text_of(page)
     assert str(ROOT) not in text
     absolute = re.findall(r"(?<![\w.~:/<$-])/[a-z]+/[\w./-]+", text)
-<<<<<<< HEAD
-    assert [path for path in absolute if not path.startswith(("/v1/", "/inference/v1/", "/dev/null", "/data/"))] == []
-=======
-    assert [path for path in absolute if not path.startswith(("/v1/", "/api/", "/dev/null", "/data/"))] == []
->>>>>>> o16
+    known = ("/v1/", "/inference/v1/", "/api/", "/dev/null", "/data/")
+    assert [path for path in absolute if not path.startswith(known)] == []
