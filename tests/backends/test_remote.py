@@ -97,8 +97,9 @@ def test_requests_go_to_the_token_route_where_there_is_one(
     route = request.node.callspec.params["remote"]
     with caplog.at_level("INFO", logger="glm4.access"):
         remote.generate(["abc", "def"], GREEDY)
-        until(lambda: len(caplog.messages) == 2, "both are logged")
-    assert {message.split()[1] for message in caplog.messages} == {route}
+        # The line of the question at the opening, which some servers refuse, may come only now.
+        until(lambda: sum(route in message for message in caplog.messages) >= 2, "both are logged")
+    assert {message.split()[1] for message in caplog.messages if " 200 " in message} == {route}
 
 
 def test_limits_are_the_servers(remote: LLM, local: LLM) -> None:
