@@ -47,7 +47,7 @@ def files() -> dict[str, bytes]:
         "16 bits": png16(np.linspace(0, 65535, 999).astype(np.uint16).reshape(37, 27)),
         "float": encoded(Image.fromarray(np.linspace(-1, 5, 999, dtype=np.float32).reshape(37, 27)), "TIFF"),
         "1 bit": encoded(picture().convert("1"), "PNG"),
-        "YCbCr": encoded(Image.merge("YCbCr", picture(height=32, width=48).split()), "TIFF"),
+        "YCbCr": encoded(Image.merge("YCbCr", picture(height=32, width=48).split()), "TIFF", compression="tiff_lzw"),
     }
 
 
