@@ -12,6 +12,7 @@ import pytest
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import chat_completion_stream_options_param
 from openai.types.chat import completion_create_params as chat_create_params
+from sampling_options import SAMPLING
 
 from glm4.api.fields import LABELS, OPTIONS, Field, body_schema
 from glm4.api.llama_cpp import request as llama_cpp
@@ -44,27 +45,6 @@ OPENAI_COMPLETION = frozenset(
 )
 OPENAI_EMBEDDING = frozenset(embedding_create_params.EmbeddingCreateParams.__annotations__)
 
-# Sampling option → a value, and what `SamplingParams` must then say.
-SAMPLING: dict[str, tuple[Any, Any]] = {
-    "temperature": (0, 0),
-    "top_p": (0.5, 0.5),
-    "top_k": (7, 7),
-    "min_p": (0.1, 0.1),
-    "max_tokens": (9, 9),
-    "min_tokens": (2, 2),
-    "n": (3, 3),
-    "seed": (1, 1),
-    "presence_penalty": (0.5, 0.5),
-    "frequency_penalty": (-0.5, -0.5),
-    "repetition_penalty": (1.3, 1.3),
-    "stop": ("x", ["x"]),
-    "stop_token_ids": ([5], (5,)),
-    "ignore_eos": (True, True),
-    "include_stop_str_in_output": (True, True),
-    "skip_special_tokens": (False, False),
-    "prompt_logprobs": (3, 3),
-    "logit_bias": ({"12": -5}, {12: -5}),
-}
 # Field → a value that makes another request of it (with what else the field needs).
 TELLING: dict[str, tuple[Any, dict[str, Any]]] = {
     **{name: (value, {}) for name, (value, _) in SAMPLING.items()},

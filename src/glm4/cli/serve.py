@@ -110,7 +110,7 @@ def serve(
             max=1e6,
             metavar="GB",
             panel=options.ENGINE,
-            help="Memory for pictures that the model has looked at, which need not be looked at again; 0.27 otherwise.",
+            help="Memory for what the model has seen in pictures, so that it need not look again. The default is 0.27.",
         ),
     ] = None,
     allow_many_images: options.AllowManyImages = False,

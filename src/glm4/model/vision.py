@@ -136,11 +136,11 @@ class Encoding:
         width, inner = config.hidden_size, config.intermediate_size
         passes = [_Pass(Encoding._embed, config.num_patches, width * config.patch_columns)]
         for layer in self._tower.weights.layers:
-            project, mix = self._layer(layer)
+            load_keys, mix = self._layer(layer)
             seen = 2 * config.num_positions * width
-            passes.append(_Pass(project, config.num_positions, width * config.qkv_size))
+            passes.append(_Pass(load_keys, config.num_positions, width * config.qkv_size))
             passes.append(_Pass(mix, config.num_positions, seen + width * width + 2 * width * inner))
-        passes.append(_Pass(Encoding._project, config.num_rows - 2, _merged_operations(text, config)))
+        passes.append(_Pass(Encoding._merge, config.num_rows - 2, _merged_operations(text, config)))
         return passes
 
     def _embed(self, start: int, stop: int) -> None:
@@ -167,7 +167,7 @@ class Encoding:
         shape, scale = (-1, heads, config.head_dim), config.head_dim**-0.5
         lengths = np.array([config.num_positions], np.int32)
 
-        def project(encoding: Encoding, start: int, stop: int) -> None:
+        def load_keys(encoding: Encoding, start: int, stop: int) -> None:
             qkv = kernels.linear(encoding.hidden[start:stop], layer.qkv, layer.qkv_bias)
             qkv = qkv.reshape(-1, 3 * heads, config.head_dim)
             encoding._queries[start:stop] = qkv[:, :heads].reshape(stop - start, -1)
@@ -196,9 +196,9 @@ class Encoding:
             norm, bias = layer.post_attention_layernorm, layer.post_attention_layernorm_bias
             kernels.add_(x, kernels.layer_norm(y, norm, bias, eps))
 
-        return project, mix
+        return load_keys, mix
 
-    def _project(self, start: int, stop: int) -> None:
+    def _merge(self, start: int, stop: int) -> None:
         """Rows [start, stop) of the text model, row by row of the picture; each from 2 x 2 patches."""
         config, weights, kernels = self._tower.config, self._tower.weights, self._kernels
         half = config.grid // 2
