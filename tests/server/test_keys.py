@@ -30,7 +30,7 @@ def two_keys(folder: Path, keys: tuple[str, ...] = KEYS, **options: Any) -> Iter
 
 
 def made(client: httpx.Client, **fields: Any) -> dict[str, Any]:
-    response = client.post("/v1/responses", json={"input": "Hello", "max_output_tokens": 2, **fields})
+    response = client.post("/v1/responses", json={"input": "Hello", "max_output_tokens": 2, "temperature": 0, **fields})
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
