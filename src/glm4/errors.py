@@ -20,6 +20,7 @@ Glm4Error
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
+├── MissingExtraError        an optional package is missing or has a version that does not work; says what to do
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
 ├── StoreError               the response store's file cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
@@ -132,6 +133,12 @@ class PromptTooLongError(InvalidRequestError):
 
 class OutOfMemoryError(Glm4Error):
     """The weights or the KV cache do not fit into memory."""
+
+
+class MissingExtraError(Glm4Error):
+    """A package that an optional feature needs is not installed, or has a version that does not work."""
+
+    exit_code = 2
 
 
 class RemoteError(Glm4Error):

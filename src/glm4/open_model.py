@@ -91,6 +91,7 @@ def open_model(
 
     Raises:
         InvalidRequestError: there is no such backend or option; `.param` names it.
+        MissingExtraError: the backend needs a package that is not installed.
         Glm4Error: the model cannot be found, fetched, read, or does not fit; see `errors`.
     """
     row = backend_row(backend)
@@ -101,11 +102,21 @@ def open_model(
     variant = get_variant(model)
     if row.name == "local":
         return _open_local(resolve(model, progress=progress), variant, row, chosen, images, progress)
-    files = read_text_files(resolve(model, weights=False, progress=progress), variant=variant)
+    backend_class = row.backend_class()
+    path = resolve(model, weights=row.weights, progress=progress)
+    files = read_text_files(path, variant=variant)
     processor = Processor.of(files, images)
-    vocab_size = files.vocab_size or processor.tokenizer.size
-    source = ModelFiles(model, processor.tokenizer, vocab_size, files.context)
-    return OpenModel(row.backend_class().load(source, chosen, progress), processor)
+    source = ModelFiles(
+        name=model,
+        tokenizer=processor.tokenizer,
+        vocab_size=files.vocab_size or processor.tokenizer.size,
+        context=files.context,
+        path=path,
+        variant=files.variant,
+        stop_ids=processor.stop_ids,
+        image=files.image,
+    )
+    return OpenModel(backend_class.load(source, chosen, progress), processor)
 
 
 def _open_local(

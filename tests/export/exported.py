@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 
 from glm4.checkpoints.checkpoint import open_checkpoint
-from glm4.export.gguf import ExportReport, export_gguf
+from glm4.export.targets import ExportReport, ExportRequest, export_target
 from tiny import GLM_SPECIALS, GLM_TEMPLATE, gguf_model, tiny_model, write_folder, write_gguf
 
 WORDS = (b"th", "北".encode()[:2], "北".encode())
@@ -59,7 +59,7 @@ SOURCES: dict[str, Writer] = {
 
 def export(source: Path, file: Path, dtype: str = "f32", **options: Any) -> ExportReport:
     with open_checkpoint(source) as checkpoint:
-        return export_gguf(checkpoint, file, dtype, **options)
+        return export_target("gguf").export(ExportRequest(checkpoint, file, dtype, **options))
 
 
 def keys_of(file: Path) -> dict[str, Any]:

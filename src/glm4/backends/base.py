@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
+from glm4.prompt import ImageLayout
 from glm4.tokenizer import Tokenizer
+from glm4.variants import Variant
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 STEP_WAIT = 0.1
 """Seconds that `Backend.step` may wait for something outside this process."""
@@ -87,12 +94,25 @@ class ModelFiles:
         tokenizer: the vocabulary that prompts are written in.
         vocab_size: rows of the vocabulary, including those without a token.
         context: the model's context length in tokens; None if its files do not say.
+        path: folder or GGUF file; without weights for a backend that does not read them.
+        variant: the known model that it is.
+        stop_ids: ids that end an answer, by the model's files.
+        image: how a picture stands in prompts; None if the model reads text only.
     """
 
     name: str
     tokenizer: Tokenizer
     vocab_size: int
     context: int | None
+    path: Path
+    variant: Variant
+    stop_ids: frozenset[int] = frozenset()
+    image: ImageLayout | None = None
+
+    @property
+    def banned_ids(self) -> NDArray[np.int64]:
+        """Rows of the vocabulary without a token, which must never be sampled."""
+        return self.tokenizer.unnamed_ids(self.vocab_size)
 
 
 class Backend(Protocol):

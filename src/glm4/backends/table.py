@@ -1,15 +1,16 @@
-"""The table of backends: where each one lives and what it can do, without loading it."""
+"""The table of backends: where each one lives, what it needs and what it can do, without loading it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import Any
 
 from glm4.backends.base import Capability
 from glm4.errors import InvalidRequestError
+from glm4.system.extras import Package, require_packages
 
 
 @dataclass(frozen=True)
@@ -17,24 +18,41 @@ class BackendRow:
     """A backend.
 
     Attributes:
-        module: imported when a model first needs it.
-        backend, options: names in that module: the class with `load`, and the dataclass of its options.
+        backend, options: "module:Name" of the class with `load`, imported when a model first needs it, and of the
+            dataclass of its options, whose module imports no package of an extra.
         capabilities: what requests may ask for.
+        weights: the backend reads weight files on this machine.
+        extra, packages: the extra of this package that installs what the backend needs, and what that is.
     """
 
     name: str
-    module: str
     backend: str
     options: str
     capabilities: frozenset[Capability]
-
-    def load_module(self) -> ModuleType:
-        """Import it."""
-        return import_module(self.module)
+    weights: bool = True
+    extra: str = ""
+    packages: tuple[Package, ...] = ()
 
     def backend_class(self) -> Any:
-        """The class; its `load` creates a backend."""
-        return getattr(self.load_module(), self.backend)
+        """Import the class; its `load` creates a backend.
+
+        Raises:
+            MissingExtraError: a package that it needs is not installed, or has another version.
+        """
+        self.check_installed()
+        return _found(self.backend)
+
+    def check_installed(self) -> None:
+        """Find the packages that the backend needs, without importing them.
+
+        Raises:
+            MissingExtraError: one is missing, or has another version.
+        """
+        require_packages(f"the {self.name} backend", self.extra, self.packages)
+
+    def options_class(self) -> Any:
+        """Import the dataclass of its options."""
+        return _found(self.options)
 
     def read_options(self, given: Mapping[str, Any]) -> Any:
         """The options of this backend; another backend's options are ignored if they have their default value.
@@ -42,7 +60,7 @@ class BackendRow:
         Raises:
             InvalidRequestError: there is no such option, or its value is invalid; `.param` names it.
         """
-        made = getattr(self.load_module(), self.options)
+        made = self.options_class()
         known = {field.name for field in fields(made)}
         for name in given.keys() - known:
             if not _is_default_elsewhere(name, given[name]):
@@ -63,8 +81,13 @@ def backend_row(name: str) -> BackendRow:
     return BACKENDS[name]
 
 
+def _found(where: str) -> Any:
+    module, _, name = where.partition(":")
+    return getattr(import_module(module), name)
+
+
 def _is_default_elsewhere(name: str, value: object) -> bool:
-    options = (getattr(row.load_module(), row.options) for row in BACKENDS.values())
+    options = (row.options_class() for row in BACKENDS.values())
     return any(field.name == name and field.default == value for one in options for field in fields(one))
 
 
@@ -72,11 +95,12 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
     {
         row.name: row
         for row in (
-            BackendRow("local", "glm4.backends.local", "LocalBackend", "LocalOptions",
+            BackendRow("local", "glm4.backends.local:LocalBackend", "glm4.backends.local:LocalOptions",
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS}),
-            BackendRow("remote", "glm4.backends.remote", "RemoteBackend", "RemoteOptions",
+            BackendRow("remote", "glm4.backends.remote.backend:RemoteBackend",
+                       "glm4.backends.remote.options:RemoteOptions",
                        frozenset(Capability) - {Capability.COMPILED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA,
-                                                Capability.PROMPT_LOGPROBS}),
+                                                Capability.PROMPT_LOGPROBS}, weights=False),
         )
     }
 )  # fmt: skip

@@ -402,6 +402,18 @@ def interleave_rotary_rows(tensor: NDArray[Any], config: ModelConfig) -> None:
     rows[...] = halves.transpose(0, 2, 1, 3).reshape(rows.shape)
 
 
+def split_rotary_rows(tensor: NDArray[Any], config: ModelConfig) -> None:
+    """Reorders the adjacent rotary pairs of a fused qkv weight or bias to half-split rows, in place.
+
+    The inverse of `interleave_rotary_rows`: old[2i] becomes new[i], old[2i+1] becomes new[i + r/2].
+    """
+    heads = config.num_attention_heads + config.num_key_value_heads
+    rotary = config.rotary_dim
+    rows = tensor[: heads * config.head_dim].reshape(heads, config.head_dim, -1)[:, :rotary]
+    pairs = rows.reshape(heads, rotary // 2, 2, rows.shape[-1])
+    rows[...] = pairs.transpose(0, 2, 1, 3).reshape(rows.shape)
+
+
 def _listed(names: tuple[str, ...]) -> str:
     """Tensor names for an error message: how many, and the first five."""
     shown = ", ".join(repr(name) for name in names[:_NAMES_SHOWN])

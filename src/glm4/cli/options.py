@@ -207,7 +207,7 @@ def import_engine(backend: str) -> None:
         import glm4.llm  # noqa: F401
         from glm4.backends.table import backend_row
 
-        backend_row(backend).load_module()
+        backend_row(backend).backend_class()
     gc.freeze()  # modules live until exit, so collections need not traverse them
 
 

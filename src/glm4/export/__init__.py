@@ -1,1 +1,1 @@
-"""Checkpoints written for other runtimes. Entry point: `gguf.export_gguf`."""
+"""Checkpoints written for other runtimes. Entry point: the table in `targets.py`."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.checkpoint import Checkpoint
+from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.gguf_encoders import ENCODINGS, Encoding, quantize
 from glm4.checkpoints.gguf_writer import file_nbytes, header_bytes, write_tensors
 from glm4.errors import CheckpointError, InvalidRequestError
 from glm4.export.chat_template import exported_template
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, FilePart, file_parts, model_keys
-from glm4.model.config import ModelConfig
+from glm4.export.targets import ExportReport, ExportRequest, Progress
 from glm4.model.tensors import num_parameters
 from glm4.requests.processor import Processor
 from glm4.system.atomic_file import atomic_file
 from glm4.system.disk_space import check_space
 from glm4.tokenizer.gguf_saving import MOST_STOPS, gguf_special_ids, gguf_vocabulary
 
-Progress = Callable[[str, float, float], None]
-
-DTYPES = tuple(ENCODINGS)
 SLAB_NBYTES = 32 << 20
 _LARGEST_FLOAT16 = 65504
 _WIDE = ("f32", "bf16")  # types with the range of float32
@@ -41,66 +37,22 @@ _SAMPLING = {
 }
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written.
+def export_gguf(request: ExportRequest) -> ExportReport:
+    """Write a GGUF file for llama.cpp and programs built on it, and for this package.
 
-    Attributes:
-        architecture: `general.architecture` of the file.
-        dtype: of its matrices, one of DTYPES.
-        nbytes: size of the file.
-        notes: what a user should know about the file.
-    """
-
-    architecture: str
-    dtype: str
-    tensors: int
-    parameters: int
-    nbytes: int
-    notes: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "architecture": self.architecture,
-            "dtype": self.dtype,
-            "tensors": self.tensors,
-            "parameters": self.parameters,
-            "bytes": self.nbytes,
-            "notes": list(self.notes),
-        }
-
-
-def export_gguf(
-    checkpoint: Checkpoint,
-    file: Path,
-    dtype: str = "bf16",
-    *,
-    force: bool = False,
-    name: str | None = None,
-    progress: Progress | None = None,
-) -> ExportReport:
-    """Write `checkpoint` as a GGUF file for llama.cpp and programs built on it, and for this package.
-
-    At most some 200 MB of weights are held at a time. The file appears complete or not at all.
-
-    Args:
-        checkpoint: opened; of any kind but "packed", and without a vision tower.
-        file: must not exist, unless `force` is given and it is a file.
-        dtype: of the matrices, one of DTYPES; the head has q8_0 beside 4-bit types, vectors stay f32.
-        name: `general.name`; None uses the name of the checkpoint's file or folder.
-        progress: called with ("exporting", done, total) in bytes of the file.
+    At most some 200 MB of weights are held at a time. The head has q8_0 beside 4-bit types, vectors stay f32.
 
     Raises:
-        InvalidRequestError: unknown dtype, a model that GGUF cannot express, or `file` may not be replaced.
+        InvalidRequestError: a model that GGUF cannot express, or the file may not be replaced.
         DiskFullError: before anything is written, or while writing.
         CheckpointError, TokenizerError: the source cannot be read.
     """
-    architecture = _checked_source(checkpoint, dtype)
-    _check_file(checkpoint, file, force)
+    checkpoint, file, dtype = request.checkpoint, request.output, request.dtype
+    architecture = _checked_source(checkpoint)
+    _check_file(checkpoint, file, request.force)
     checkpoint.check()
     text = Processor.load(checkpoint)
-    title = name or checkpoint.path.resolve().name.removesuffix(".gguf")
+    title = request.name or checkpoint.path.resolve().name.removesuffix(".gguf")
     metadata = _general_keys(checkpoint, architecture, dtype, title)
     metadata |= model_keys(checkpoint.config, architecture)
     text_keys, notes = _text_keys(checkpoint, text, architecture)
@@ -110,15 +62,14 @@ def export_gguf(
     header = header_bytes(metadata, tensors)
     total = file_nbytes(header, tensors)
     check_space(file, total)
+    encoded = _encoded(checkpoint, parts, architecture)
     with atomic_file(file) as out:
         out.write(header)
-        write_tensors(out, tensors, _reported(_encoded(checkpoint, parts, architecture), len(header), total, progress))
+        write_tensors(out, tensors, _reported(encoded, len(header), total, request.progress))
     return ExportReport(architecture.name, dtype, len(tensors), num_parameters(checkpoint.config), total, notes)
 
 
-def _checked_source(checkpoint: Checkpoint, dtype: str) -> Architecture:
-    if dtype not in ENCODINGS:
-        raise InvalidRequestError(f"a GGUF file is written as {', '.join(DTYPES)}, not {dtype!r}", param="dtype")
+def _checked_source(checkpoint: Checkpoint) -> Architecture:
     if checkpoint.packed is not None:
         raise InvalidRequestError(
             f"{checkpoint.path} is packed as {checkpoint.packed.precision.name}; exporting it would lose quality a "
@@ -212,18 +163,6 @@ def _check_range(values: NDArray[np.float32], encoding: Encoding, where: str) ->
         raise InvalidRequestError(
             f"{where} holds {largest:g}, more than float16 can express; export it as bf16 or f32", param="dtype"
         )
-
-
-def split_rotary_rows(tensor: NDArray[np.float32], config: ModelConfig) -> None:
-    """Reorders the adjacent rotary pairs of a fused qkv weight or bias to half-split rows, in place.
-
-    The inverse of `interleave_rotary_rows`: old[2i] becomes new[i], old[2i+1] becomes new[i + r/2].
-    """
-    heads = config.num_attention_heads + config.num_key_value_heads
-    rotary = config.rotary_dim
-    rows = tensor[: heads * config.head_dim].reshape(heads, config.head_dim, -1)[:, :rotary]
-    pairs = rows.reshape(heads, rotary // 2, 2, rows.shape[-1])
-    rows[...] = pairs.transpose(0, 2, 1, 3).reshape(rows.shape)
 
 
 def _reported(

@@ -1,0 +1,136 @@
+"""The table of formats that `glm4 export` writes. Importing it loads none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+from glm4.checkpoints.checkpoint import Checkpoint
+from glm4.errors import InvalidRequestError
+
+Progress = Callable[[str, float, float], None]
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to write, and where.
+
+    Attributes:
+        checkpoint: opened; the caller closes it.
+        output: file or folder, which appears complete or not at all.
+        dtype: one of the target's.
+        force: replace `output` if it exists and is what the target writes.
+        name: of the model, for the target's metadata; None uses the name of the checkpoint's file or folder.
+        lora: folder of a PEFT adapter of this model; what becomes of it is the target's matter.
+        shard_bytes: largest file, for targets that write several; None uses the target's default.
+        progress: called with ("exporting", done, total) in bytes.
+    """
+
+    checkpoint: Checkpoint
+    output: Path
+    dtype: str
+    force: bool = False
+    name: str | None = None
+    lora: Path | None = None
+    shard_bytes: int | None = None
+    progress: Progress | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        architecture: what the target calls the model's architecture.
+        dtype: of its matrices.
+        nbytes: size of all files.
+        notes: what a user should know about them.
+        files: names below the output folder; empty where the output is one file.
+    """
+
+    architecture: str
+    dtype: str
+    tensors: int
+    parameters: int
+    nbytes: int
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "tensors": self.tensors,
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "notes": list(self.notes),
+            "files": list(self.files),
+        }
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """A format.
+
+    Attributes:
+        function: "module:name" of a function from an `ExportRequest` to an `ExportReport`.
+        dtypes: number formats of matrices, the default first.
+        output: what it writes.
+        about: a phrase for help texts.
+        options: attributes of `ExportRequest` beyond the common ones that it uses.
+    """
+
+    name: str
+    function: str
+    dtypes: tuple[str, ...]
+    output: Literal["file", "folder"]
+    about: str
+    options: frozenset[str] = frozenset()
+
+    def export(self, request: ExportRequest) -> ExportReport:
+        """Write the model.
+
+        Raises:
+            InvalidRequestError: unknown dtype or option, a model that the format cannot express, or the output may not
+                be replaced.
+            MissingExtraError: the format needs a package that is not installed.
+            DiskFullError: before anything is written, or while writing.
+            CheckpointError, TokenizerError: the source cannot be read.
+        """
+        if request.dtype not in self.dtypes:
+            raise InvalidRequestError(
+                f"--to {self.name} writes {', '.join(self.dtypes)}, not {request.dtype!r}", param="dtype"
+            )
+        for option in ("lora", "shard_bytes"):
+            if getattr(request, option) is not None and option not in self.options:
+                raise InvalidRequestError(f"--to {self.name} has no use for {option}", param=option)
+        module, _, name = self.function.partition(":")
+        return cast("ExportReport", getattr(import_module(module), name)(request))
+
+
+def export_target(name: str) -> ExportTarget:
+    """The format with that name.
+
+    Raises:
+        InvalidRequestError: there is no such format.
+    """
+    if name not in TARGETS:
+        raise InvalidRequestError(f"--to is one of {', '.join(TARGETS)}, not {name!r}", param="to")
+    return TARGETS[name]
+
+
+TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
+    {
+        target.name: target
+        for target in (
+            ExportTarget("gguf", "glm4.export.gguf:export_gguf",
+                         ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0"), "file",
+                         "gguf, which llama.cpp and Ollama read"),
+        )
+    }
+)  # fmt: skip
