@@ -44,7 +44,7 @@ def test_export_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--to", "onnx", "-o", "out.gguf"], "--to is gguf"),
+        (["--to", "onnx", "-o", "out.gguf"], "--to is one of gguf"),
         (["--to", "gguf", "-o", "-"], "standard output cannot"),
         (["--to", "gguf", "-o", "out.gguf", "--dtype", "q2_k"], "not 'q2_k'"),
         (["--to", "gguf", "-o", "m.gguf"], "is the model to be exported"),

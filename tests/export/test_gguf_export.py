@@ -193,7 +193,7 @@ def test_numbers_that_do_not_fit(damage: float, says: str, tmp_path: Path) -> No
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    with pytest.raises(InvalidRequestError, match="--to gguf writes bf16, .*, not 'q5_k'"):
+    with pytest.raises(InvalidRequestError, match=r"--to gguf writes bf16, .*, not 'q5_k'"):
         export(SOURCES["glm"](tmp_path / "m"), out, "q5_k")
     with pytest.raises(InvalidRequestError, match="only text models"):
         export(write_vision_folder(tmp_path / "v"), out)

@@ -69,7 +69,7 @@ class ExportReport:
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "notes": list(self.notes),
-            "files": list(self.files),
+            **({"files": list(self.files)} if self.files else {}),
         }
 
 
