@@ -77,7 +77,7 @@ def file_parts(config: ModelConfig, architecture: Architecture, dtype: str) -> I
     for name, tensor in model_tensors(config).items():
         start = 0
         encoding = _encoding(name, tensor.shape, config, dtype)
-        for file_name, rows in _names(tensor, config, architecture).items():
+        for file_name, rows in file_names(tensor, config, architecture).items():
             shape = (rows, *tensor.shape[1:])
             planned = PlannedTensor(file_name, shape, encoding.number, encoding.nbytes(shape))
             yield FilePart(name, start, start + rows, encoding, planned, tensor.row.rotary)
@@ -92,7 +92,7 @@ def _encoding(name: str, shape: tuple[int, ...], config: ModelConfig, dtype: str
     return encoding if shape[-1] % encoding.block_format.weights == 0 else ENCODINGS[_ROW_ENCODING]
 
 
-def _names(tensor: ModelTensor, config: ModelConfig, architecture: Architecture) -> dict[str, int]:
+def file_names(tensor: ModelTensor, config: ModelConfig, architecture: Architecture) -> dict[str, int]:
     """Tensors of the file that make up a canonical one, with the rows of each."""
     source = tensor.row.sources["gguf"]
     if isinstance(source, tuple):
