@@ -77,10 +77,11 @@ def test_to_hf_and_back_bit_for_bit(dtype: str, stored: str, tmp_path: Path) -> 
     export(source, tmp_path / "hf", dtype, to="hf", shard_bytes=60_000)
     export(tmp_path / "hf", tmp_path / "back", dtype, to="chatglm")
     original = raw(source)
-    original.pop("transformer.rotary_pos_emb.inv_freq")  # a buffer that follows from the configuration; nobody reads it
+    original.pop("transformer.rotary_pos_emb.inv_freq")  # follows from the configuration
     assert raw(tmp_path / "back") == original
     first, second = read_json(source / "config.json"), read_json(tmp_path / "back/config.json")
-    same = set(first) - {"torch_dtype"}
+    assert second["eos_token_id"] == [*first["eos_token_id"], special("<|observation|>")]
+    same = set(first) - {"torch_dtype", "eos_token_id"}
     assert {key: second[key] for key in same} == {key: first[key] for key in same}
     assert second["rope_ratio"] == 500
     assert (tmp_path / "back/tokenizer.model").read_bytes() == (source / "tokenizer.model").read_bytes()

@@ -218,9 +218,9 @@ def _finish(config: ModelConfig, fields: Fields, model_type: str, layout: Layout
     notes: list[str] = []
     if model_type == "chatglm" and layout == "gguf" and _is_faulty_conversion(config):
         notes.append(
-            f"the file says: context {config.max_position_embeddings}, rope base 10000. llama.cpp's converter writes "
-            "these for GLM-4's -hf layout (the model's width as its context; epsilon and end of message are wrong, too),"
-            " and long prompts suffer. Make the file again from the original: glm4 export MODEL --to gguf"
+            f"the file says: context {config.max_position_embeddings}, rope base 10000. llama.cpp's converter "
+            "writes these for GLM-4's -hf layout (the width as context; epsilon and end of message are wrong, too); "
+            "long prompts suffer. Make the file again from the original: glm4 export MODEL --to gguf"
         )
     if config.rope_theta == _ROPE_BASE and config.max_position_embeddings >= _SUSPICIOUS_CONTEXT:
         notes.append(

@@ -52,7 +52,7 @@ def export_gguf_lora(request: ExportRequest) -> ExportReport:
         raise InvalidRequestError("there is no adapter to export", param="lora")
     if checkpoint.config.vision is not None:
         raise InvalidRequestError(
-            f"{checkpoint.path} sees pictures, and GGUF has no file of it to adapt", param="model"
+            f"{checkpoint.path} sees pictures; there is no GGUF file of it to adapt", param="model"
         )
     architecture = ARCHITECTURES[checkpoint.model_type]
     _check_file(file, force=request.force)
