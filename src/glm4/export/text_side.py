@@ -70,6 +70,7 @@ def _tokenizer_settings(checkpoint: Checkpoint, text: Processor) -> dict[str, An
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
+        "additional_special_tokens": list(tokenizer.special_tokens),
         **{
             role: tokenizer.token_bytes(token_id).decode("utf-8", "replace")
             for role, token_id in named.items()

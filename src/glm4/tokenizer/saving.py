@@ -37,6 +37,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, more: Mapping[str, Any] |
     definition["decoder"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
     added = sorted(tokenizer.added_tokens.values(), key=lambda token: token.id)
     definition["added_tokens"] = [_entry(token) for token in added]
+    vocab = definition["model"]["vocab"]
+    if [token.id for token in added] != list(range(len(vocab), len(vocab) + len(added))):
+        # The library numbers added tokens itself, from the end of the vocabulary on, unless they are in it.
+        vocab |= {token.content: token.id for token in added}
     definition["post_processor"] = _prefix_processor(tokenizer)
     _write(folder / "tokenizer.json", definition, indent=None)
     eos = min(tokenizer.eos_ids, default=None)
