@@ -163,6 +163,7 @@ def open_openvino(files: Files) -> Iterator[LLM]:
 _LOADED_THERE = "a remote server loads its own adapters"
 _HEAVY = (pytest.mark.backends,)
 _ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+_VLLM = {"dtype": "fp32", "max_adapters": 4, "enforce_eager": True}
 
 ENTRIES = tuple(
     entry
