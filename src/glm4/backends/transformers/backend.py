@@ -19,8 +19,8 @@ from glm4.backends.transformers.device import (
     memory_errors,
     release_memory,
 )
-from glm4.backends.transformers.lora import AdapterHooks, AdapterLayout, DeviceAdapter
 from glm4.backends.transformers.loop import GenerationLoop
+from glm4.backends.transformers.lora import AdapterHooks, AdapterLayout, DeviceAdapter
 from glm4.backends.transformers.options import TransformersOptions
 from glm4.backends.transformers.weights import Progress, load_model, num_parameters
 from glm4.checkpoints.checkpoint import open_checkpoint

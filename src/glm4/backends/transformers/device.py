@@ -42,10 +42,10 @@ def _why_no_cuda() -> str:
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated on the device now."""
     if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        cached = int(torch.cuda.memory_reserved(device)) - int(torch.cuda.memory_allocated(device))
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     if device.type == "mps":
-        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+        return max(0, int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory()))
     return available_memory()
 
 
@@ -62,8 +62,8 @@ def choose_dtype(wanted: str, device: torch.device, num_parameters: int) -> str:
     if need >= free:
         advice = "use bf16, " if wanted == "fp32" else ""
         raise OutOfMemoryError(
-            f"the weights in {wanted} need {need / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free; {advice}close "
-            "other programs, or use the local backend with int4"
+            f"the weights in {wanted} need {need / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free; {advice}"
+            "close other programs, or use the local backend with int4"
         )
     return wanted
 

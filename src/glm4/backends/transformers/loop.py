@@ -112,9 +112,12 @@ class GenerationLoop:
             waiting_adapters=tuple(sorted(queued - using)),
         )
 
-    @torch.inference_mode()
     def step(self) -> list[GenerationOutput]:
         """A pass over the decoding sequences, and one over a part of each of the oldest prompts."""
+        with torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> list[GenerationOutput]:
         self._admit()
         for member in self._running:
             if not member.sequence.wants_prompt_logprobs():  # a prompt to be scored is computed first, by itself

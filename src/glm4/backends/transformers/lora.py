@@ -149,10 +149,7 @@ class AdapterHooks:
                     continue
                 x = inputs[0] if rows is None else inputs[0].index_select(0, rows)
                 change = torch.nn.functional.linear(torch.nn.functional.linear(x, pair[0]), pair[1])
-                if rows is None:
-                    output = output + change
-                else:
-                    output = output.index_add(0, rows, change)
+                output = output + change if rows is None else output.index_add(0, rows, change)
             return output
 
         return add

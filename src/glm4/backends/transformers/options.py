@@ -26,7 +26,8 @@ class TransformersOptions:
     """How to run a model with transformers.
 
     Attributes:
-        dtype: "auto", "bf16" or "fp32". "auto" is bf16 on an accelerator; on the CPU fp32, or bf16 if fp32 does not fit.
+        dtype: "auto", "bf16" or "fp32". "auto" is bf16 on an accelerator, and on the CPU fp32, or bf16 if fp32 does not
+            fit.
         device: "auto" (the first accelerator, else the CPU), "cpu", "cuda", "cuda:N" (ROCm, too) or "mps".
         max_model_len: prompt + output of one sequence; None means as much as the model and memory allow.
         max_num_seqs: sequences that run at once.
