@@ -44,6 +44,8 @@ class ModelOptions(TypedDict, total=False):
     max_adapters: int
     adapter_memory: int
     picture_cache_memory: int
+    # TransformersOptions, beside those that it shares with LocalOptions
+    device: str
     # RemoteOptions
     base_url: str
     remote_model: str | None

@@ -101,6 +101,10 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        "glm4.backends.remote.options:RemoteOptions",
                        frozenset(Capability) - {Capability.COMPILED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA,
                                                 Capability.PROMPT_LOGPROBS}, weights=False),
+            BackendRow("transformers", "glm4.backends.transformers.backend:TransformersBackend",
+                       "glm4.backends.transformers.options:TransformersOptions",
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.MEDIA}, extra="transformers",
+                       packages=(Package("torch", least="2.6"), Package("transformers", least="5.16"))),
         )
     }
 )  # fmt: skip
