@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 ARGUMENT = "glm4"
 """The key of what is ours in vLLM's `extra_args`."""
 
+RANKED_UNNAMED = 20
+"""So many more of the most likely tokens are asked for, because ids without a token, which are left out, may be among
+them."""
+
 _SMALLEST_TOP_P = 1e-9  # vLLM takes no 0; this, too, keeps only the most likely token
 
 
@@ -104,8 +108,8 @@ def vllm_params(request: GenerationRequest, signals: Signals | None) -> Sampling
         ignore_eos=True,
         stop_token_ids=sorted(stops),
         max_tokens=params.max_tokens,
-        logprobs=params.logprobs,
-        prompt_logprobs=params.prompt_logprobs,
+        logprobs=None if params.logprobs is None else params.logprobs + RANKED_UNNAMED,
+        prompt_logprobs=None if params.prompt_logprobs is None else params.prompt_logprobs + RANKED_UNNAMED,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if rules is None else {ARGUMENT: asdict(rules)},
