@@ -53,6 +53,10 @@ class ModelOptions(TypedDict, total=False):
     token_timeout: float
     max_retries: int
     retry_delay: float
+    # OpenVINOOptions; further ones have the names of LocalOptions
+    device: str
+    compute_precision: str
+    ov_config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

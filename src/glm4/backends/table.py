@@ -101,6 +101,12 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        "glm4.backends.remote.options:RemoteOptions",
                        frozenset(Capability) - {Capability.COMPILED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA,
                                                 Capability.PROMPT_LOGPROBS}, weights=False),
+            # A model name has no weights for it, only an exported folder has.
+            BackendRow("openvino", "glm4.backends.openvino.backend:OpenVINOBackend",
+                       "glm4.backends.openvino.options:OpenVINOOptions",
+                       frozenset({Capability.MIN_TOKENS, Capability.SEED}), weights=False, extra="openvino",
+                       packages=(Package("openvino", "2026.4"),
+                                 Package("openvino_genai", "2026.4", distributions=("openvino-genai",)))),
         )
     }
 )  # fmt: skip

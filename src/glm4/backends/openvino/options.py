@@ -23,10 +23,10 @@ class OpenVINOOptions:
     """How to run an exported model.
 
     Attributes:
-        device: "CPU", "GPU", or "GPU.1" and so on for one of several; "AUTO" takes a GPU if there is one.
+        device: "CPU", "GPU", or "GPU.1" and so on for one of several; "AUTO" takes a GPU if OpenVINO finds one.
         compute_precision: "auto" leaves it to OpenVINO (bf16 where the processor has it, inputs rounded to int8 beside
             integer weights); "f32" rounds nothing; "bf16", "f16".
-        kv_cache_dtype: "auto" (fp32 if computed in f32, else int8), "fp32", "fp16" or "int8".
+        kv_cache_dtype: "auto" (fp32 if computed in f32, else the device's usual one), "fp32", "fp16" or "int8".
         kv_cache_memory: bytes for the KV cache; None means what `max_num_seqs` full sequences need, up to half of the
             memory that is free beside the weights.
         max_model_len: prompt + output of one sequence; None means as much as the model and the cache allow.
@@ -69,7 +69,7 @@ class OpenVINOOptions:
 
     @property
     def cache_dtype(self) -> str:
-        """Format of the KV cache: "fp32", "fp16" or "int8"."""
-        if self.kv_cache_dtype == "auto":
-            return "fp32" if self.compute_precision == "f32" else "int8"
+        """Format of the KV cache: "auto" for the device's usual one, "fp32", "fp16" or "int8"."""
+        if self.kv_cache_dtype == "auto" and self.compute_precision == "f32":
+            return "fp32"
         return short_dtype(self.kv_cache_dtype)

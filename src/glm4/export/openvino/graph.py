@@ -182,7 +182,7 @@ class GraphBuilder:
 
 
 def _parameter(shape: list[int], kind: Any, name: str) -> Any:
-    made = ops.parameter(shape, kind, name)
+    made = ops.parameter(shape, kind, name=name)
     made.output(0).get_tensor().set_names({name})
     return made
 
