@@ -102,9 +102,7 @@ def _checked_device(device: str) -> str:
     raise InvalidRequestError(f"OpenVINO finds no device {device} here; it finds {', '.join(there)}", param="device")
 
 
-def _blocks(
-    folder: Path, settings: Mapping[str, Any], options: OpenVINOOptions, device: str, length: int
-) -> int:
+def _blocks(folder: Path, settings: Mapping[str, Any], options: OpenVINOOptions, device: str, length: int) -> int:
     """Blocks of the cache: as many as fit, and no more than all sequences need."""
     usual = "int8" if device == "CPU" else "fp16"
     dtype = usual if options.cache_dtype == "auto" else options.cache_dtype

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from glm4.backends.openvino.options import GRAPH_FILE, MARK
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.checkpoints.hf_layout import HF_CLASSES, class_config
 from glm4.checkpoints.json_file import read_json_object
-from glm4.errors import CheckpointError, InvalidRequestError
+from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError
 from glm4.export.targets import ExportReport, ExportRequest, Progress
 from glm4.loading.packed_folder import side_files, write_text_side
 from glm4.model.precision import PRECISIONS, Precision, weight_nbytes
@@ -20,7 +21,6 @@ from glm4.requests.processor import Processor
 from glm4.system.atomic_folder import atomic_folder
 from glm4.system.disk_space import check_space
 from glm4.system.extras import Package, require_packages
-from glm4.backends.openvino.options import GRAPH_FILE, MARK
 
 PACKAGES = (Package("openvino", "2026.4"),)
 _SCRATCH = "weights.scratch"
@@ -55,9 +55,15 @@ def export_openvino(request: ExportRequest) -> ExportReport:
         _write_graph(partial, checkpoint, text, precision, size, request.progress)
         files = sorted(path.name for path in partial.iterdir())
         total = sum((partial / name).stat().st_size for name in files)
-    tensors = len(checkpoint.tensor_names())
-    cls = HF_CLASSES[checkpoint.model_type]
-    return ExportReport(cls.name, precision.name, tensors, num_parameters(checkpoint.config), total, _notes(checkpoint), tuple(files))
+    return ExportReport(
+        HF_CLASSES[checkpoint.model_type].name,
+        precision.name,
+        len(checkpoint.tensor_names()),
+        num_parameters(checkpoint.config),
+        total,
+        _notes(checkpoint),
+        tuple(files),
+    )
 
 
 def _checked_source(checkpoint: Checkpoint, dtype: str) -> Precision:
@@ -128,12 +134,22 @@ def _write_graph(
 
     config = checkpoint.config
     scratch = Scratch(folder / _SCRATCH, checkpoint, precision, size, progress)
-    builder = GraphBuilder(config, HF_CLASSES[checkpoint.model_type], scratch, text.tokenizer.unnamed_ids(config.vocab_size))
+    banned = text.tokenizer.unnamed_ids(config.vocab_size)
+    builder = GraphBuilder(config, HF_CLASSES[checkpoint.model_type], scratch, banned)
     if progress is not None:
         progress("saving", 0, 0)
-    ov.save_model(builder.build(), folder / GRAPH_FILE, compress_to_fp16=False)
+    try:
+        ov.save_model(builder.build(), folder / GRAPH_FILE, compress_to_fp16=False)
+    except RuntimeError as error:  # OpenVINO does not say why it could not write
+        raise DiskFullError(
+            f"OpenVINO could not write {size / 1e9:.1f} GB to {folder.parent} ({error}); is the disk full?"
+        ) from None
     (folder / _SCRATCH).unlink()
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    return ()
+    if checkpoint.packed is None or not checkpoint.packed.precision.extras.get("channel_scales"):
+        return ()
+    return (
+        "the channels of this calibrated model were rescaled, so LoRA adapters of the original do not fit its export",
+    )

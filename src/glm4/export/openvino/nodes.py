@@ -33,10 +33,7 @@ class WeightNodes:
             kind: type of the elements, if NumPy has none; then `shape` is that of the constant.
         """
         array = np.ascontiguousarray(array)
-        if kind is None:
-            tensor = ov.Tensor(array, shared_memory=True)
-        else:
-            tensor = ov.Tensor(array, list(shape), kind)
+        tensor = ov.Tensor(array, shared_memory=True) if kind is None else ov.Tensor(array, list(shape), kind)
         self._kept += [array, tensor]
         return ov.op.Constant(tensor, shared_memory=True)
 

@@ -112,8 +112,7 @@ class Scratch:
 
     def _write(self, slabs: Iterator[Arrays]) -> dict[str, _Place]:
         """The first array of each slab goes to disk at once; the others, which are small, follow together."""
-        first, rest = "", [Arrays()]
-        rest.clear()
+        first, rest = "", list[Arrays]()
         self._align()
         start, rows, last = self._at, 0, np.empty(0)
         for slab in slabs:
@@ -178,7 +177,7 @@ def _rounded_slabs(checkpoint: Checkpoint, name: str, format: str, coded: set[st
 
 
 def _mixed_slabs(source: PackedSource, name: str) -> Iterator[Arrays]:
-    """The head in int8, which holds the codes of int4 as they are, with the rows of frequent tokens instead of its own."""
+    """The head in int8, which holds the codes of int4 as they are, with the finer rows of frequent tokens."""
     finer = integer_arrays(source.weight(FREQUENT_HEAD))
     ids, start = source.vector(FREQUENT_TOKENS).astype(np.intp), 0
     for slab in _packed_slabs(source, name):
@@ -205,14 +204,15 @@ def integer_arrays(weight: PackedWeight, *, table: bool = False) -> Arrays:
     quants = _flat(cells.quants * (cells.scale != 0)[..., None], rows)[:, :cols].view(np.uint8) & np.uint8(15)
     codes = quants[:, 0::2] | quants[:, 1::2] << np.uint8(4)
     unit, offset = unit * np.float32(INT4_OFFSET_UNIT), _flat(cells.offset[..., None], rows)
-    if not table:
-        arrays = {"scale": _grouped(scale, COL_GROUP, cols), "offset": _grouped(offset.astype(np.int8), COL_GROUP, cols)}
-        return {"codes": codes, **arrays, "unit": unit}
-    base, flat = offset * unit[:, None], scale == 0
-    # A group of one number, whose codes are 0, is that number * (0 - -1).
-    zero = np.where(flat, np.float32(-1), -base / np.where(flat, np.float32(1), scale))
-    scale = np.where(flat, base, scale).astype(np.float32)
-    return {"codes": codes, "scale": _grouped(scale, COL_GROUP, cols), "zero": _grouped(zero.astype(np.float32), COL_GROUP, cols)}
+    arrays = {"codes": codes, "scale": scale, "offset": offset.astype(np.int8)}
+    if table:
+        base, flat = offset * unit[:, None], scale == 0
+        # A group of one number, whose codes are 0, is that number * (0 - -1).
+        arrays["scale"] = np.where(flat, base, scale).astype(np.float32)
+        arrays["zero"] = np.where(flat, np.float32(-1), -base / np.where(flat, np.float32(1), scale)).astype(np.float32)
+        del arrays["offset"]
+    grouped = {name: array if name == "codes" else _grouped(array, COL_GROUP, cols) for name, array in arrays.items()}
+    return grouped if table else {**grouped, "unit": unit}
 
 
 def _flat(cells: NDArray[Any], rows: int) -> NDArray[Any]:
