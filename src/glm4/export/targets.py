@@ -131,6 +131,9 @@ TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
             ExportTarget("gguf", "glm4.export.gguf:export_gguf",
                          ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0"), "file",
                          "gguf, which llama.cpp and Ollama read"),
+            ExportTarget("openvino", "glm4.export.openvino.export:export_openvino",
+                         ("int4", "int8", "bf16", "fp32"), "folder",
+                         "openvino, for Intel's processors and GPUs"),
         )
     }
 )  # fmt: skip
