@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from glm4.checkpoints.gguf_header import DEFAULT_ALIGNMENT, MAGIC
 
 VERSION = 3
-# A whole number is a uint32, a fraction a float32; a list is of texts or of int32 numbers.
-Value = bool | int | float | str | Sequence[str] | Sequence[int]
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+# A whole number is a uint32 unless it says otherwise, a fraction a float32; a list is of texts or of int32 numbers.
+Value = bool | int | float | str | np.uint16 | np.int32 | Sequence[str] | Sequence[int]
+_UINT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ def _text(text: str) -> bytes:
 
 def _value(value: Value) -> bytes:
     """A value's type and its bytes."""
+    if isinstance(value, np.uint16):
+        return struct.pack("<IH", _UINT16, int(value))
+    if isinstance(value, np.int32):
+        return struct.pack("<Ii", _INT32, int(value))
     if isinstance(value, bool):
         return struct.pack("<IB", _BOOL, value)
     if isinstance(value, int):
