@@ -74,9 +74,10 @@ def quantize(weights: Float32, encoding: Encoding) -> UInt8:
 
 
 def q4_1_blocks(matrix: GroupCodes) -> UInt8:
-    """Codes as Q4_1, with step and base rounded to float16; uint8 [rows, bytes of a row]."""
+    """Codes as Q4_1, uint8 [rows, bytes of a row]. Float16 rounds step and base, the base so that the middle stays."""
     blocks = np.empty(matrix.step.shape, BLOCK_FORMATS[3].block)
-    blocks["d"], blocks["m"] = matrix.step, matrix.base
+    blocks["d"] = matrix.step
+    blocks["m"] = matrix.base + (matrix.step - blocks["d"]) * np.float32(7.5)
     blocks["q"] = _nibble_pairs(matrix.codes.reshape(-1, COL_GROUP)).reshape(*matrix.step.shape, -1)
     return blocks.view(np.uint8)
 

@@ -75,6 +75,8 @@ def export_gguf(request: ExportRequest) -> ExportReport:
         for planned, out in zip(files, outs, strict=True):
             out.write(planned.header)
             write_tensors(out, planned.tensors, encoded)
+        if next(encoded, None) is not None:
+            raise ValueError("there are more tensors than the headers announce")
     names = tuple(planned.path.name for planned in files) if len(files) > 1 else ()
     parameters = num_parameters(checkpoint.config)
     return ExportReport(architecture.name, dtype, len(parts), parameters, total, notes, names)

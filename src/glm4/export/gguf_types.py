@@ -85,7 +85,7 @@ def encoding_for_rows(name: str, columns: int) -> Encoding:
 def encoding_of(checkpoint: Checkpoint, dtype: str) -> Callable[[ModelTensor, str], Encoding]:
     """A function of a tensor and its name in the file, which gives its encoding.
 
-    The codes of packed checkpoints stay what they are where the type can hold them, else they become q8_0.
+    The codes of packed checkpoints stay what they are.
 
     Raises:
         InvalidRequestError: the codes of a packed checkpoint would all be rounded again.
@@ -99,7 +99,9 @@ def encoding_of(checkpoint: Checkpoint, dtype: str) -> Callable[[ModelTensor, st
             return ENCODINGS["f32"]
         name = file_type.of(tensor, file_name, config)
         if packed is not None and dtype == "q4_1" and exact:
-            name = "q4_1" if stored_type(checkpoint, tensor.name) == "Q4_1" and fits(packed, tensor.name) else "q8_0"
+            name = "q8_0"
+            if stored_type(checkpoint, tensor.name) == "Q4_1":
+                name = "q4_1" if fits(packed, tensor.name) else _ANY_ROW
         return encoding_for_rows(name, tensor.shape[-1])
 
     return chosen
