@@ -129,8 +129,8 @@ TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
         target.name: target
         for target in (
             ExportTarget("gguf", "glm4.export.gguf:export_gguf",
-                         ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0"), "file",
-                         "gguf, which llama.cpp and Ollama read"),
+                         ("bf16", "f32", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k",
+                          "q4_1", "q4_0"), "file", "gguf, which llama.cpp and Ollama read", frozenset({"shard_bytes"})),
             ExportTarget("openvino", "glm4.export.openvino.export:export_openvino",
                          ("int4", "int8", "bf16", "fp32"), "folder",
                          "openvino, for Intel's processors and GPUs"),
