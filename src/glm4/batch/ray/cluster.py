@@ -115,9 +115,19 @@ def cluster(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"Ray cannot be used at {address}: {error}") from None
     try:
-        yield
+        # Ray prints what happens to processes on standard output, which is for answers.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
-        ray.shutdown()
+        with quiet():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what Ray prints about processes that end because they were told to."""
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _check_answers(address: str) -> None:

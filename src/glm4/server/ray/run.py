@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from glm4.batch.ray.cluster import Shares, Wanted, check_ray, cluster, everywhere, live_nodes, share_out
+from glm4.batch.ray.cluster import Shares, Wanted, check_ray, cluster, everywhere, live_nodes, quiet, share_out
 from glm4.errors import ClusterError, InvalidRequestError
 from glm4.server.config import ServerConfig
 from glm4.server.ray.replica import Replica
@@ -78,7 +78,8 @@ def run_on_ray(
                 stopped.wait()
             _drain(config.shutdown_timeout)
         finally:
-            serve.shutdown()
+            with quiet():
+                serve.shutdown()
 
 
 def _check_place() -> None:
