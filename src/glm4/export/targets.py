@@ -139,14 +139,20 @@ def export_target(name: str) -> ExportTarget:
     return TARGETS[name]
 
 
+GGUF_DTYPES = (
+    "bf16", "f32", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_1", "q4_0",
+)  # fmt: skip
 TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
     {
         target.name: target
         for target in (
             ExportTarget("gguf", "glm4.export.gguf:export_gguf",
-                         ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0"), "file",
-                         "gguf, which llama.cpp and Ollama read",
-                         frozenset({"lora"}), adapter_dtypes=("f32", "f16", "bf16")),
+                         GGUF_DTYPES, "file", "gguf, which llama.cpp and Ollama read",
+                         frozenset({"lora", "shard_bytes"}), adapter_dtypes=("f32", "f16", "bf16")),
+            ExportTarget("ollama", "glm4.export.ollama:export_ollama",
+                         ("q4_k_m", *(name for name in GGUF_DTYPES if name != "q4_k_m")), "folder",
+                         "ollama, a GGUF file with a Modelfile",
+                         frozenset({"lora"})),
             ExportTarget("hf", "glm4.export.safetensors:export_hf",
                          ("bf16", "fp32", "fp16"), "folder",
                          "hf, Hugging Face's layout, for transformers, vLLM and SGLang",
@@ -155,10 +161,9 @@ TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
                          ("bf16", "fp32", "fp16"), "folder",
                          "chatglm, the layout in which GLM-4-9B was first published",
                          frozenset({"shard_bytes"})),
-            ExportTarget("ollama", "glm4.export.ollama:export_ollama",
-                         ("q4_0", "bf16", "f32", "f16", "q8_0", "q4_1"), "folder",
-                         "ollama, a GGUF file with a Modelfile",
-                         frozenset({"lora"})),
+            ExportTarget("openvino", "glm4.export.openvino.export:export_openvino",
+                         ("int4", "int8", "bf16", "fp32"), "folder",
+                         "openvino, for Intel's processors and GPUs"),
         )
     }
 )  # fmt: skip

@@ -81,7 +81,9 @@ def write_packed_checkpoint(
     Raises:
         CheckpointError: a file beside the weights cannot be copied.
     """
-    _write_text_side(folder, checkpoint, tokenizer)
+    write_text_side(folder, checkpoint, tokenizer)
+    if isinstance(tokenizer, ByteLevelBPE):
+        save_table(tokenizer, folder)
     with PackedWriter(folder / SINGLE_FILE, checkpoint.config, precision) as writer:
         for name, data in parts:
             writer.write(name, data)
@@ -92,7 +94,12 @@ def write_packed_checkpoint(
     write_packed_config(folder, replace(checkpoint.config, eos_token_ids=stops), info)
 
 
-def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+def write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Tokenizer, chat template, sampling defaults and license of a checkpoint, for a folder of any format.
+
+    Raises:
+        CheckpointError: a file cannot be copied.
+    """
     for file in side_files(checkpoint):
         if file.stat().st_size > _MAX_SIDE_BYTES:
             raise CheckpointError(f"{file} is larger than {_MAX_SIDE_BYTES >> 20} MiB; it is not copied")
@@ -103,5 +110,3 @@ def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer)
             (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         generation = json.dumps(dict(checkpoint.generation_config), indent=2)
         (folder / "generation_config.json").write_text(generation + "\n", encoding="utf-8")
-    if isinstance(tokenizer, ByteLevelBPE):
-        save_table(tokenizer, folder)
