@@ -15,12 +15,13 @@ from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.gguf_encoders import ENCODINGS, Encoding, quantize
 from glm4.checkpoints.gguf_writer import write_tensors
 from glm4.errors import CheckpointError, InvalidRequestError
-from glm4.export.chat_template import exported_template
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, FilePart, file_parts, model_keys
+from glm4.export.gguf_lora import export_gguf_lora
 from glm4.export.gguf_rows import float_rows, stored_rows, stored_type
 from glm4.export.gguf_split import planned_files
 from glm4.export.gguf_types import FILE_TYPES, encoding_of
 from glm4.export.targets import ExportReport, ExportRequest, Progress
+from glm4.export.text_side import stop_ids, template_text
 from glm4.model.tensors import num_parameters
 from glm4.requests.processor import Processor
 from glm4.system.atomic_file import atomic_files
@@ -43,7 +44,7 @@ _SAMPLING = {
 
 
 def export_gguf(request: ExportRequest) -> ExportReport:
-    """Write a GGUF file for llama.cpp and programs built on it, and for this package.
+    """Write a GGUF file for llama.cpp and programs built on it, and for this package; with an adapter, that alone.
 
     At most some 200 MB of weights are held at a time. Vectors stay f32. Blocks that the source has in the type of the
     file, and codes of packed checkpoints that the type can hold, are copied without being rounded again.
@@ -53,6 +54,8 @@ def export_gguf(request: ExportRequest) -> ExportReport:
         DiskFullError: before anything is written, or while writing.
         CheckpointError, TokenizerError: the source cannot be read.
     """
+    if request.lora is not None:
+        return export_gguf_lora(request)
     checkpoint, file, dtype = request.checkpoint, request.output, request.dtype
     architecture = _checked_source(checkpoint)
     encoding = encoding_of(checkpoint, dtype)
@@ -127,16 +130,14 @@ def _text_keys(
     checkpoint: Checkpoint, text: Processor, architecture: Architecture
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Vocabulary, special ids and chat template; and notes for the user."""
-    config, tokenizer, dialect = checkpoint.config, text.tokenizer, text.dialect
+    config, tokenizer = checkpoint.config, text.tokenizer
     pre = architecture.pre or checkpoint.gguf_metadata.get("tokenizer.ggml.pre", next(iter(PRE_TOKENIZERS)))
-    known = [tokenizer.added_tokens[name].id for name in dialect.stop_names if name in tokenizer.added_tokens]
-    stops = list(dict.fromkeys([*known, *sorted(text.stop_ids)]))
+    stops = stop_ids(checkpoint, text)
     padding = stops[0] if config.pad_token_id is None else config.pad_token_id
     keys = gguf_vocabulary(tokenizer, config.vocab_size, pre) | gguf_special_ids(tokenizer, stops, padding)
     if architecture.name in ("chatglm", "glm4"):
         keys["tokenizer.ggml.unknown_token_id"] = stops[0]
-    on_message = not dialect.prepare((), [{"type": "function"}])[1]
-    keys["tokenizer.chat_template"] = exported_template(text.chat_template, on_message=on_message)
+    keys["tokenizer.chat_template"] = template_text(text)
     left = stops[MOST_STOPS:]
     notes = (f"GGUF has room for {MOST_STOPS} ids that end an answer; left out: {left}",) if left else ()
     return keys, notes

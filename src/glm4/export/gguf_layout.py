@@ -77,14 +77,14 @@ def file_parts(
     """
     for name, tensor in model_tensors(config).items():
         start = 0
-        for file_name, rows in _names(tensor, config, architecture).items():
+        for file_name, rows in file_names(tensor, config, architecture).items():
             encoding, shape = encoding_of(tensor, file_name), (rows, *tensor.shape[1:])
             planned = PlannedTensor(file_name, shape, encoding.number, encoding.nbytes(shape))
             yield FilePart(name, start, start + rows, encoding, planned, tensor.row.rotary)
             start += rows
 
 
-def _names(tensor: ModelTensor, config: ModelConfig, architecture: Architecture) -> dict[str, int]:
+def file_names(tensor: ModelTensor, config: ModelConfig, architecture: Architecture) -> dict[str, int]:
     """Tensors of the file that make up a canonical one, with the rows of each."""
     source = tensor.row.sources["gguf"]
     if isinstance(source, tuple):
