@@ -1,0 +1,173 @@
+"""Exported GGUF files in llama.cpp itself: every dtype loads and computes what our engine reads in the same file.
+
+Needs llama-server; the environment variable GLM4_LLAMA_CPP names the folder it is in (benchmarks/README.md builds it):
+
+    GLM4_LLAMA_CPP=BUILD/bin pytest -m peers tests/peers/test_gguf_llama.py
+
+In f32, f16 and bf16 greedy ids are equal. Of quantized types llama.cpp's kernels round activations to 8 bits, too, so
+those are compared by their distributions along llama.cpp's own ids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.export.gguf_types import FILE_TYPES
+from glm4.export.targets import ExportRequest, export_target
+from glm4.kernels import get_kernels
+from glm4.requests.processor import Processor
+from model_driver import forced_logits, loaded
+from tiny import gguf_model, write_gguf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+
+from exported import glm_folder, special
+
+VARIABLE = "GLM4_LLAMA_CPP"
+pytestmark = [pytest.mark.peers, pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} is not set")]
+
+NEW, PROMPTS = 24, (10, 100, 300)
+EXACT = ("f32", "f16", "bf16")
+MOST_DIVERGENCE = 0.003  # nats, of the mean over all positions; activations of 8 bits cost a fraction of it
+# Blocks of 256 weights make up the rows of all matrices, and those of all but one.
+SHAPES: dict[str, dict[str, Any]] = {
+    "even": {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "intermediate_size": 512},
+    "odd": {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "intermediate_size": 416},
+}
+
+
+def source_of(architecture: str, shape: str, folder: Path) -> Path:
+    """A random model with three layers."""
+    changes = {**SHAPES[shape], "num_hidden_layers": 3, "max_position_embeddings": 1024}
+    if architecture == "qwen2":
+        return write_gguf(folder / "m.gguf", "qwen2", gguf_model("qwen2", **changes))
+    if architecture == "glm4":
+        return glm_folder(folder, architecture="glm4", attention_bias=False, **changes)
+    return glm_folder(folder, "chatglm", rope_theta=5e6, **changes)
+
+
+@contextmanager
+def llama_server(file: Path) -> Iterator[str]:
+    """The address of a llama-server that has loaded the file."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(os.environ[VARIABLE]) / "llama-server"), "-m", str(file), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "-c", "512", "-np", "1", "-t", "2", "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
+    log = file.with_suffix(".log")
+    with log.open("wb") as out, subprocess.Popen([*command, "--no-repack"], stdout=out, stderr=out) as process:
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(600):
+                assert process.poll() is None, f"{file.name} does not load: {log.read_text(errors='replace')[-3000:]}"
+                try:
+                    urllib.request.urlopen(address + "/health", timeout=10).close()
+                    break
+                except (urllib.error.URLError, ConnectionError):
+                    time.sleep(0.1)
+            yield address
+        finally:
+            process.kill()
+
+
+def completion(address: str, ids: list[int], **options: Any) -> dict[str, Any]:
+    body = {"prompt": ids, "temperature": 0, "cache_prompt": False, "return_tokens": True, **options}
+    request = urllib.request.Request(
+        address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def distributions(answer: dict[str, Any], rows: int) -> NDArray[np.float64]:
+    """llama.cpp's log probabilities of all ids at each new position."""
+    found = np.full((len(answer["completion_probabilities"]), rows), -np.inf)
+    for at, step in enumerate(answer["completion_probabilities"]):
+        for entry in step["top_logprobs"]:
+            found[at, entry["id"]] = entry["logprob"]
+    return found
+
+
+@pytest.mark.parametrize("dtype", FILE_TYPES)
+@pytest.mark.parametrize(
+    ("architecture", "shape"), [("chatglm", "even"), ("chatglm", "odd"), ("glm4", "even"), ("qwen2", "even")]
+)
+def test_llama_cpp_computes_what_we_read(architecture: str, shape: str, dtype: str, tmp_path: Path) -> None:
+    file = tmp_path / "out.gguf"
+    with open_checkpoint(source_of(architecture, shape, tmp_path / "m")) as checkpoint:
+        export_target("gguf").export(ExportRequest(checkpoint, file, dtype))
+    with open_checkpoint(file) as checkpoint:
+        text, rows = Processor.load(checkpoint), checkpoint.config.vocab_size
+    never = sorted({*text.tokenizer.unnamed_ids(rows).tolist(), *text.stop_ids})
+    rng = np.random.default_rng(5)
+    divergences = []
+    with llama_server(file) as address, loaded(file, get_kernels()) as model:
+        for length in PROMPTS:
+            prompt = rng.integers(0, 250, length).tolist()
+            answer = completion(
+                address, prompt, n_predict=NEW, n_probs=rows, logit_bias=[[token, False] for token in never]
+            )
+            made = answer["tokens"]
+            assert len(made) == NEW
+            ours = forced_logits(model, np.array(prompt + made[:-1], np.int32))[length - 1 :]
+            p, q = log_softmax(ours), distributions(answer, rows)
+            divergences.append((np.exp(p) * (p - q)).sum(axis=1))
+            ours[:, never] = -np.inf
+            if dtype in EXACT:
+                assert ours.argmax(axis=1).tolist() == made
+            else:  # a near tie may turn
+                assert (ours.max(axis=1) - ours[np.arange(NEW), made]).max() < 0.5
+    assert np.mean(divergences) < (1e-6 if dtype == "f32" else MOST_DIVERGENCE), np.mean(divergences)
+
+
+@pytest.mark.parametrize("architecture", ["chatglm", "glm4"])
+def test_three_ids_end_an_answer(architecture: str, tmp_path: Path) -> None:
+    """An id that is forced ends the answer at once, any other one goes on to the limit."""
+    file = tmp_path / "out.gguf"
+    with open_checkpoint(source_of(architecture, "even", tmp_path / "m")) as checkpoint:
+        export_target("gguf").export(ExportRequest(checkpoint, file, "bf16"))
+    with llama_server(file) as address:
+
+        def ends(token: int) -> tuple[str, int]:
+            answer = completion(address, [1, 2, 3], n_predict=8, logit_bias=[[token, 1000.0]])
+            return answer["stop_type"], answer["tokens_predicted"]
+
+        for name in ("<|endoftext|>", "<|user|>", "<|observation|>"):
+            assert ends(special(name)) == ("eos", 1), name
+        for token in (65, special("<|assistant|>")):
+            assert ends(token) == ("limit", 8)
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    with open_checkpoint(source_of("glm4", "even", tmp_path / "m")) as checkpoint:
+        whole, parts = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
+        export_target("gguf").export(ExportRequest(checkpoint, whole, "bf16"))
+        report = export_target("gguf").export(ExportRequest(checkpoint, parts, "bf16", shard_bytes=500_000))
+    assert len(report.files) >= 3
+    made = []
+    for file in (whole, tmp_path / report.files[0]):
+        with llama_server(file) as address:
+            made.append(completion(address, [5, 6, 7], n_predict=NEW, ignore_eos=True)["tokens"])
+    assert made[0] == made[1]
