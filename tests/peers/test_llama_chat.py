@@ -129,7 +129,8 @@ def test_an_adapter_gives_our_ids_and_at_scale_0_the_models(architecture: str, n
     export(source, tmp_path / "a.gguf", "f32", lora=adapter)
     prompts = [np.random.default_rng(seed).integers(0, 250, length).tolist() for seed, length in ((1, 9), (2, 200))]
     params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
-    with LLM(str(source), dtype="fp32", adapters={"mine": str(adapter)}) as llm:
+    with LLM(str(source), dtype="fp32") as llm:
+        llm.load_adapter("mine", str(adapter))
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
         wanted = {
             scale: [list(one.outputs[0].token_ids) for one in llm.generate(inputs, params, adapter=used)]
