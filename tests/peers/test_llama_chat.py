@@ -128,7 +128,10 @@ def test_an_adapter_gives_our_ids_and_at_scale_0_the_models(architecture: str, n
     export(source, tmp_path / "m.gguf", "f32")
     export(source, tmp_path / "a.gguf", "f32", lora=adapter)
     prompts = [np.random.default_rng(seed).integers(0, 250, length).tolist() for seed, length in ((1, 9), (2, 200))]
-    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    with open_checkpoint(source) as checkpoint:
+        stops = Processor.load(checkpoint).stop_ids  # llama-server never samples these with `ignore_eos`
+    banned = {token: -100.0 for token in stops}
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logit_bias=banned)
     with LLM(str(source), dtype="fp32") as llm:
         llm.load_adapter("mine", str(adapter))
         inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
