@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,7 +107,7 @@ def _write_shard(
             scale = _scale(name, shape)
             if scale not in scaled:
                 scaled[scale] = _bfloat16(pool * np.float32(scale))
-            _write_from_pool(out, scaled[scale], count, int(rng.integers(pool.size)))  # type: ignore[arg-type]
+            _write_from_pool(out, scaled[scale], count, int(rng.integers(pool.size)))
     return start
 
 
@@ -117,7 +118,7 @@ def _scale(name: str, shape: tuple[int, ...]) -> float:
     return (4.0 if "output_layer" in name else 1.0) / float(np.sqrt(shape[1]))
 
 
-def _write_from_pool(out: object, pool: NDArray[np.uint16], count: int, start: int) -> None:
+def _write_from_pool(out: BinaryIO, pool: NDArray[np.uint16], count: int, start: int) -> None:
     while count:
         piece = pool[start : start + count]
         piece.tofile(out)
