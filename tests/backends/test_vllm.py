@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_models import CONTEXT, Pair, both, outputs_of, tokens_of
+from vllm_models import CONTEXT, PROMPTS, Pair, both, outputs_of, request, tokens_of
 
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM, SamplingParams, StructuredOutputs
@@ -25,12 +25,10 @@ from glm4.errors import (
     PromptTooLongError,
     UnsupportedModelError,
 )
-from glm4.prompt import Prompt
 from tiny import VOCAB_SIZE
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
-PROMPTS = ([97, 98, 99], list(range(32, 64)), [50 + n % 40 for n in range(300)], [200])
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
 SEEDED = SamplingParams(temperature=1.0, seed=5, max_tokens=24, ignore_eos=True)
 
@@ -45,10 +43,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with both(tmp_path_factory.mktemp("hf"), "hf", max_adapters=2, max_lora_rank=8) as made:
         yield made
-
-
-def request(name: str, ids: list[int], params: SamplingParams, **more: Any) -> GenerationRequest:
-    return GenerationRequest(name, Prompt(ids), params, **more)
 
 
 def ids_of(llm: LLM, params: SamplingParams, ids: list[int] = PROMPTS[0], **more: Any) -> list[int]:

@@ -225,12 +225,16 @@ class VllmBackend:
     # Called with the lock held
 
     def _start(self, request: GenerationRequest, adapter: Loaded | None) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         params = vllm_params(request, self._signals)
         lora = None if adapter is None else adapter.lora
         with self._alive() as engine:
             try:
                 engine.add_request(request.request_id, vllm_prompt(request), params, lora_request=lora)
-            except ValueError as error:  # it refuses the request, and lives on
+            except EngineDeadError:
+                raise
+            except Exception as error:  # it refuses the request, and lives on
                 raise InvalidRequestError(f"vLLM refuses the request: {error}") from error
         self._running[request.request_id] = Running(request, adapter)
         self._groups[request.group] += 1
