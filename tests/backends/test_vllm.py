@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -383,8 +385,12 @@ def test_greedy_of_0414_then_an_engine_that_dies_then_closing(tmp_path: Path) ->
     with both(tmp_path, "glm4") as pair:
         check_greedy(pair)
         backend = pair.vllm.backend
+        processes = backend._engine.engine_core.resources.engine_manager.processes  # type: ignore[attr-defined]
+        for process in processes:
+            os.kill(process.pid, signal.SIGINT)  # as Ctrl-C at a terminal, which ends an answer
+        check_greedy(pair)
         backend.add_request(request("victim", PROMPTS[0], GREEDY.replace(max_tokens=400)))
-        for process in backend._engine.engine_core.resources.engine_manager.processes:  # type: ignore[attr-defined]
+        for process in processes:
             process.kill()
         with pytest.raises(Glm4Error, match="Load the model again"):
             outputs_of(pair.vllm, [])
