@@ -93,7 +93,7 @@ def outputs_with(pair: Pair, name: str, params: SamplingParams, ids: list[int]) 
     ],
 )
 def test_options_mean_what_they_mean_locally(pair: Pair, options: dict[str, Any]) -> None:
-    for n, ids in enumerate(PROMPTS):
+    for n, ids in enumerate(PROMPTS[:2]):
         outputs_with(pair, f"r{n}", GREEDY.replace(**options), ids)
 
 
@@ -131,10 +131,10 @@ def test_ids_without_a_token_are_never_sampled(pair: Pair) -> None:
     unnamed = set(pair.vllm.tokenizer.unnamed_ids(VOCAB_SIZE).tolist())
     assert unnamed
     forced = dict.fromkeys(unnamed, 100.0)
-    wild = SamplingParams(temperature=5.0, max_tokens=60, ignore_eos=True, logit_bias=forced)
-    requests = [request(f"r{n}", [97 + n], wild.replace(seed=n)) for n in range(6)]
+    wild = SamplingParams(temperature=5.0, max_tokens=20, ignore_eos=True, logit_bias=forced)
+    requests = [request(f"r{n}", [97 + n], wild.replace(seed=n)) for n in range(4)]
     for parts in outputs_of(pair.vllm, requests).values():
-        assert len(tokens_of(parts)) == 60
+        assert len(tokens_of(parts)) == 20
         assert not unnamed & set(tokens_of(parts))
 
 
@@ -165,8 +165,8 @@ def outputs_with_min(pair: Pair, params: SamplingParams, more: dict[str, Any]) -
 
 
 def test_without_max_tokens_it_ends_where_the_context_does(pair: Pair) -> None:
-    parts = outputs_of(pair.vllm, [request("r", PROMPTS[2], GREEDY.replace(max_tokens=None))])["r"]
-    assert len(tokens_of(parts)) == CONTEXT - len(PROMPTS[2])
+    parts = outputs_of(pair.vllm, [request("r", [97] * (CONTEXT - 9), GREEDY.replace(max_tokens=None))])["r"]
+    assert len(tokens_of(parts)) == 9
     assert parts[-1].finish_reason == "length"
 
 
