@@ -173,10 +173,13 @@ def test_without_max_tokens_it_ends_where_the_context_does(pair: Pair) -> None:
 # Grammars
 
 
+def compiled(pair: Pair, form: StructuredOutputs) -> Any:
+    return pair.vllm.prepare_prompt("", SamplingParams(structured_outputs=form)).constraint
+
+
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_a_grammar_is_followed_beside_free_requests_which_stay_as_they_are(pair: Pair, ignore_eos: bool) -> None:
-    compiler = pair.vllm._inputs._grammars  # type: ignore[attr-defined]
-    regex = compiler.raw(StructuredOutputs(regex="[ab]{3,9}c(d|e)"))
+    regex = compiled(pair, StructuredOutputs(regex="[ab]{3,9}c(d|e)"))
     params = GREEDY.replace(ignore_eos=ignore_eos, max_tokens=40)
     free = {f"free{n}": request(f"free{n}", ids, GREEDY) for n, ids in enumerate(PROMPTS)}
     bound = {f"bound{n}": request(f"bound{n}", ids, params, constraint=regex) for n, ids in enumerate(PROMPTS)}
@@ -204,8 +207,7 @@ def test_json_through_the_whole_model(pair: Pair) -> None:
 
 
 def test_a_stop_id_ends_a_grammar_where_its_text_is_complete_and_not_before(pair: Pair) -> None:
-    compiler = pair.vllm._inputs._grammars  # type: ignore[attr-defined]
-    digits = compiler.raw(StructuredOutputs(regex="[0-9]{4,60}"))
+    digits = compiled(pair, StructuredOutputs(regex="[0-9]{4,60}"))
     stop = pair.vllm.tokenizer.special_id("<|user|>")
     params = SamplingParams(temperature=0.0, max_tokens=100, logit_bias={stop: 100.0})
     parts = outputs_of(pair.vllm, [request("r", PROMPTS[0], params, constraint=digits, stop_ids=frozenset({stop}))])[

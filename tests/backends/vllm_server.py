@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tiny import GLM_SPECIALS, GLM_TEMPLATE, byte_symbols
 
@@ -27,7 +28,7 @@ def write_hf_tokenizer(folder: Path) -> None:
         for n, name in enumerate(GLM_SPECIALS)
     ]  # fmt: skip
     vocabulary = {symbol: n for n, symbol in enumerate(byte_symbols())}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocabulary, "merges": [],
     }  # fmt: skip
