@@ -101,7 +101,7 @@ class Glm4vForCausalLM(glm4v.GLM4VForCausalLM):  # type: ignore[misc]
     def _process_image_input(self, image_input: Any) -> torch.Tensor:
         pixels = image_input["data"]
         mean, std = (torch.tensor(row, device=pixels.device)[:, None, None] for row in (PIXEL_MEAN, PIXEL_STD))
-        return super()._process_image_input({**image_input, "data": (pixels.float() / 255 - mean) / std})
+        return self.transformer.vision((pixels.float() / 255 - mean) / std)  # which rounds to its own type
 
     def forward(
         self,
