@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from vllm.transformers_utils.configs.chatglm import ChatGLMConfig
 
 from glm4.backends.vllm.plugin import ARCHITECTURE
 
 
-class Glm4vConfig(ChatGLMConfig):
-    """vLLM's configuration, which of GLM-4V says what its config.json does not.
+class Glm4vConfig(ChatGLMConfig):  # type: ignore[misc]
+    """vLLM's configuration, which says of GLM-4V what its config.json does not.
 
-    config.json names the text model as its architecture. M-RoPE makes vLLM ask the model for the positions of a prompt;
-    its sections, a third of the rotated pairs each, are not used, since all three axes get the same positions.
+    config.json names the text model as its architecture. With M-RoPE, vLLM asks the model for the positions of a prompt;
+    how it shares the rotated pairs among three axes does not matter, as all axes get the same positions.
     """
+
+    ignore_keys_at_rope_validation: ClassVar[set[str]] = {"mrope_section"}
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

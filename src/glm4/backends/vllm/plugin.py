@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 
-ARCHITECTURE = "GLM4VForCausalLM"
-"""vLLM's name of GLM-4V; checkpoints have that of the text model."""
+ARCHITECTURE = "Glm4vForCausalLM"
+"""The name of our class in vLLM's registry. A process without the plugin refuses it when it loads the model."""
+
+_VLLMS = "GLM4VForCausalLM"  # what users of vLLM name GLM-4V (hf_overrides); its config.json names the text model
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def register() -> bool:
     try:
         _replace()
     except Exception as error:  # whatever another version of vLLM may raise
-        log.warning("glm4 leaves this vLLM's GLM-4V as it is, whose positions may be wrong: %s", error)
+        log.warning("GLM-4V stays as this vLLM has it, with positions it was not trained with: %s", error)
         return False
     return True
 
@@ -34,9 +36,13 @@ def _replace() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
     from vllm.transformers_utils import config
 
+    from glm4.backends.table import backend_row
+
+    backend_row("vllm").check_installed()
+    if "chatglm" not in config._CONFIG_REGISTRY or _VLLMS not in ModelRegistry.models:
+        raise LookupError("it has no model or no configuration of the names that vLLM 0.32 gives them")
     from glm4.backends.vllm.glm4v_config import Glm4vConfig
 
-    if "chatglm" not in config._CONFIG_REGISTRY or ARCHITECTURE not in ModelRegistry.models:
-        raise LookupError("it does not have the model, or the configuration, under the names of vLLM 0.32")
-    ModelRegistry.register_model(ARCHITECTURE, "glm4.backends.vllm.glm4v:Glm4vForCausalLM")
+    for name in (ARCHITECTURE, _VLLMS):
+        ModelRegistry.register_model(name, "glm4.backends.vllm.glm4v:Glm4vForCausalLM")
     config._CONFIG_REGISTRY["chatglm"] = Glm4vConfig
