@@ -2,57 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from vllm_pictures import (
+    CONTEXT,
+    MODEL,
+    PARAMS,
+    TOLERANCE,
+    UNNAMED,
+    Answer,
+    answers,
+    assert_equal,
+    prompt,
+)
+from wide_heads import write_with_wide_heads
 
 import golden_models as gm
 import vision_folder as vf
 import vision_pictures as vp
 from glm4 import LLM, SamplingParams
-from glm4.backends.base import Backend, Capability
+from glm4.backends.base import Capability
 from glm4.backends.table import BACKENDS
 from glm4.backends.vllm.media import prompt_inputs
-from glm4.engine.protocol import GenerationRequest
 from glm4.errors import InvalidRequestError
 from glm4.open_model import OpenModel, open_model
-from glm4.prompt import ImageLayout, Prompt
-from tiny import tiny_model
-from vision_models import TinyVision
+from glm4.prompt import Prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore")]
 
-MODEL = TinyVision(
-    tiny_model("chatglm", hidden_size=256, head_dim=64, intermediate_size=384, num_hidden_layers=3),
-    end_of_text=vf.END_OF_TEXT, begin_of_image=vf.BEGIN, end_of_image=vf.END, image_size=112, hidden_size=64,
-)  # fmt: skip
-LAYOUT = ImageLayout(MODEL.image_size, MODEL.num_rows, vf.BEGIN, vf.END)
-TOLERANCE = 5e-4  # of a log-probability; seen: 1.4e-4 behind a picture, 8e-6 without
-PARAMS = SamplingParams(temperature=0, max_tokens=12, logprobs=1, ignore_eos=True)
-CONTEXT = 512
 VLLM: dict[str, Any] = {
     "dtype": "fp32", "max_model_len": CONTEXT, "enforce_eager": True, "max_num_seqs": 8, "kv_cache_memory": 256 << 20,
 }  # fmt: skip
-
-Answer = tuple[list[int], list[float], int]
-"""Ids, their log-probabilities, and how many tokens of the prompt were cached."""
-
-
-def prompt(before: int, after: int, picture: int | None = None, seed: int = 0) -> Prompt:
-    """Random bytes, and between them a picture of noise."""
-    rng = np.random.default_rng(seed)
-    first, last = (rng.integers(0, 256, count).tolist() for count in (before, after))
-    if picture is None:
-        return Prompt([*first, *last])
-    shape = (MODEL.image_size, MODEL.image_size, 3)
-    pixels = np.random.default_rng(1000 + picture).integers(0, 256, shape, dtype=np.uint8)
-    rows = [vf.BEGIN, *[vf.END_OF_TEXT] * (MODEL.num_rows - 2), vf.END]
-    digest = f"picture {picture}"
-    return Prompt([*first, *rows, *last], (LAYOUT.span(before, digest),), {digest: pixels})
 
 
 def joined(first: Prompt, second: Prompt) -> Prompt:
@@ -69,29 +54,6 @@ PROMPTS = {
     "two pictures": joined(prompt(10, 8, 1), prompt(4, 6, 2)),
     "no picture": prompt(20, 10),
 }
-
-
-def answers(backend: Backend, prompts: Mapping[str, Prompt]) -> dict[str, Answer]:
-    """All at once, as the engine batches them."""
-    found: dict[str, Answer] = {}
-    for name, one in prompts.items():
-        backend.add_request(GenerationRequest(name, one, PARAMS))
-        found[name] = ([], [], 0)
-    while backend.has_unfinished_requests():
-        for output in backend.step():
-            assert output.error is None
-            ids, logprobs, cached = found[output.request_id]
-            found[output.request_id] = (
-                [*ids, *output.token_ids],
-                [*logprobs, *(one.logprob for one in output.logprobs)],
-                cached + output.num_cached_tokens,
-            )
-    return found
-
-
-def assert_equal(found: Answer, expected: Answer) -> None:
-    assert found[0] == expected[0]
-    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=TOLERANCE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,13 +157,13 @@ def _with_vllms_positions(folder: Path) -> dict[str, Answer]:
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(folder), hf_overrides=overrides, skip_tokenizer_init=True, generation_config="vllm",
-            limit_mm_per_prompt={"image": 2}, dtype="float32", max_model_len=CONTEXT, enforce_eager=True, kv_cache_memory_bytes=256 << 20,
+            limit_mm_per_prompt={"image": 2},
+            dtype="float32", max_model_len=CONTEXT, enforce_eager=True, kv_cache_memory_bytes=256 << 20,
         )
     )  # fmt: skip
-    unnamed = list(range(vf.BEGIN + 4, MODEL.text.vocab_size))
     params = VllmParams(
         temperature=0, max_tokens=PARAMS.max_tokens, logprobs=1, ignore_eos=True, detokenize=False,
-        logit_bias=dict.fromkeys(unnamed, -100.0),
+        logit_bias=dict.fromkeys(UNNAMED, -100.0),
     )  # fmt: skip
     for name, one in PROMPTS.items():
         engine.add_request(name, prompt_inputs(one), params)
@@ -215,12 +177,10 @@ def _with_vllms_positions(folder: Path) -> dict[str, Answer]:
     return found
 
 
-TRAINED = gm.GOLDEN / "vision" / "trained"
-
-
-def test_a_trained_model_answers_as_with_our_engine(opened: OpenModel) -> None:
-    """About pictures that it has not seen in training, 100 questions; one picture per conversation, as it was trained."""
+def test_a_trained_model_answers_as_with_our_engine(opened: OpenModel, tmp_path: Path) -> None:
+    """100 questions about pictures that it has not seen in training, one picture per conversation."""
     opened.close()
+    trained = write_with_wide_heads(gm.GOLDEN / "vision" / "trained", tmp_path / "trained")
     conversations, right = [], []
     for index, picture in enumerate(vp.held_out(30, 40)):
         for kind, names in picture.answers.items():
@@ -232,8 +192,8 @@ def test_a_trained_model_answers_as_with_our_engine(opened: OpenModel) -> None:
             right.append(names[index % 2])
     params = SamplingParams(temperature=0.0, max_tokens=4)
     texts = []
-    for options in ({"dtype": "fp32"}, VLLM | {"backend": "vllm"}):
-        with LLM(str(TRAINED), **options) as llm:
+    for options in ({"dtype": "fp32"}, {**VLLM, "backend": "vllm"}):
+        with LLM(str(trained), **options) as llm:
             texts.append([output.outputs[0].text.strip() for output in llm.chat(conversations, params)])
             if "backend" in options:
                 _check_limit(llm)

@@ -1,8 +1,8 @@
 """The trained tiny GLM-4V with heads that vLLM's attention on CPUs takes (64 instead of 16); it computes the same.
 
 Hidden rows are repeated four times, so all norms stay what they are; what reads them has a quarter of the weight four
-times. A rotated pair goes where the wider head has its frequency, and queries are doubled, since the wider head's scores
-are halved. All factors are powers of two, hence exact.
+times. A rotated pair goes where the wider head has its frequency, and queries are doubled, since the wider head halves
+scores. All factors are powers of two, hence exact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import golden_models as gm
 
 TIMES = 4
 _WRITERS = (  # of hidden rows: their own rows are repeated; all others read hidden rows in their columns
-    "self_attention.dense.weight", "mlp.dense_4h_to_h.weight", "vision.conv.weight", "vision.linear_proj.dense_4h_to_h.weight",
+    "self_attention.dense.weight", "mlp.dense_4h_to_h.weight", "vision.conv.weight",
+    "vision.linear_proj.dense_4h_to_h.weight",
 )  # fmt: skip
 _READERS = (
     "output_layer.weight", "self_attention.query_key_value.weight", "mlp.dense_h_to_4h.weight",

@@ -1,7 +1,7 @@
 """GLM-4V in vLLM, with the positions it was trained with: begin b, every patch b + 1, end b + 2, then onwards.
 
-vLLM's own class counts rows up by one. It would take positions from its M-RoPE code, but its configuration never switches
-that on, and its processor does not supply the grid that the code asks for.
+vLLM's own class counts rows up by one. It has M-RoPE code that would not, but its configuration never switches that on,
+and its processor does not supply the grid that the code asks for.
 
 Pictures reach the model as uint8 and are normalized there, so that neither torchvision nor float32 copies are needed.
 """

@@ -12,8 +12,8 @@ from glm4.backends.vllm.plugin import ARCHITECTURE
 class Glm4vConfig(ChatGLMConfig):  # type: ignore[misc]
     """vLLM's configuration, which says of GLM-4V what its config.json does not.
 
-    config.json names the text model as its architecture. With M-RoPE, vLLM asks the model for the positions of a prompt;
-    how it shares the rotated pairs among three axes does not matter, as all axes get the same positions.
+    config.json names the text model as its architecture. With M-RoPE, vLLM asks the model for the positions of a
+    prompt; how the rotated pairs are shared among three axes does not matter, as all axes get the same positions.
     """
 
     ignore_keys_at_rope_validation: ClassVar[set[str]] = {"mrope_section"}

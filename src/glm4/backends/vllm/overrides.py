@@ -28,8 +28,8 @@ def model_overrides(files: ModelFiles) -> dict[str, Any]:
         return {}
     if not register():
         raise UnsupportedModelError(
-            f"{files.name} sees pictures, which this version of vLLM takes at wrong positions (the log says why they were"
-            " not corrected); use the local backend"
+            f"{files.name} sees pictures, which this version of vLLM takes at wrong positions (the log says why they"
+            " could not be corrected); use the local backend"
         )
     return {"limit_mm_per_prompt": {"image": files.image.most or _MANY}}
 
