@@ -40,6 +40,7 @@ class VllmBackend:
         self._engine: Any | None = engine
         self._counters = counters
         self._signals = signals
+        self._unnamed = frozenset(files.banned_ids.tolist())
         self._lock = threading.Lock()  # vLLM's sockets take one thread at a time
         self._running: dict[str, Running] = {}
         self._held: deque[tuple[GenerationRequest, Loaded | None]] = deque()  # samples beyond their group's limit
@@ -80,6 +81,9 @@ class VllmBackend:
         check_request(request, self._info.vocab_size, self._info.max_model_len)
         if request.pooling is not None:
             raise InvalidRequestError("the vllm backend has no embeddings", param="pooling")
+        ends = request.stop_ids.union(request.params.stop_token_ids, self._unnamed)
+        if request.params.min_tokens and len(ends) >= self._info.vocab_size:
+            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
         with self._lock:
             if request.request_id in (*self._running, *(held.request_id for held, _ in self._held)):
                 raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
@@ -118,7 +122,7 @@ class VllmBackend:
                 running = self._running.get(one.request_id)
                 if running is None or not (one.outputs[0].token_ids or one.finished):  # aborted meanwhile, or no news
                     continue
-                outputs.append(running.read(one, self._signals))
+                outputs.append(running.read(one, self._signals, self._unnamed))
                 if one.finished:
                     self._end(one.request_id)
         return outputs
@@ -221,14 +225,16 @@ class VllmBackend:
     # Called with the lock held
 
     def _start(self, request: GenerationRequest, adapter: Loaded | None) -> None:
-        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         params = vllm_params(request, self._signals)
         lora = None if adapter is None else adapter.lora
         with self._alive() as engine:
             try:
                 engine.add_request(request.request_id, vllm_prompt(request), params, lora_request=lora)
-            except (ValueError, VLLMClientError) as error:  # it refuses the request, and lives on
+            except EngineDeadError:
+                raise
+            except Exception as error:  # it refuses the request, and lives on
                 raise InvalidRequestError(f"vLLM refuses the request: {error}") from error
         self._running[request.request_id] = Running(request, adapter)
         self._groups[request.group] += 1

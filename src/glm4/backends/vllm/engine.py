@@ -11,7 +11,7 @@ from typing import Any
 from glm4.backends.base import ModelFiles
 from glm4.backends.vllm.options import DTYPES, VllmOptions
 from glm4.backends.vllm.overrides import model_overrides
-from glm4.backends.vllm.sampling import ARGUMENT, Signals
+from glm4.backends.vllm.sampling import ARGUMENT, RANKED_UNNAMED, Signals
 from glm4.errors import Glm4Error, InvalidRequestError, MissingExtraError
 from glm4.sampling_params import MAX_LOGPROBS
 
@@ -132,7 +132,7 @@ def engine_args(files: ModelFiles, options: VllmOptions, signals: Signals | None
         "quantization": options.quantization,
         # Without a seed of its own, a request differs from one start to the next.
         "seed": int.from_bytes(os.urandom(4), "little") >> 1,
-        "max_logprobs": MAX_LOGPROBS,
+        "max_logprobs": MAX_LOGPROBS + RANKED_UNNAMED,
         "logits_processors": [PROCESSOR],
         "additional_config": {ARGUMENT: ours},
         "async_scheduling": False,
