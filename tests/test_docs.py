@@ -46,6 +46,7 @@ GUIDES = (
     "models",
     "batch",
     "python",
+    "backends",
     "serving",
     "operating",
     "scale",

@@ -95,9 +95,7 @@ def test_rules_reach_the_worker_as_they_left() -> None:
     rules = row_rules(request)
     assert rules == RowRules(end_ids=(7,), all_stop_ids=(5, 7), min_tokens=3)
     sent = {"grammar": "", "end_id": -1, "end_ids": [7], "all_stop_ids": [5, 7], "min_tokens": 3, "scale": 1.0}
-        "glm4": {"grammar": "", "end_id": -1, "end_ids": [7], "all_stop_ids": [5, 7], "min_tokens": 3, "scale": 1.0}
-    }
-    assert read_rules(sent) == rules  # msgpack has lists only
+    assert read_rules({"glm4": sent}) == rules  # msgpack has lists only
     assert row_rules(GenerationRequest("r", Prompt([1]), SamplingParams())) is None
     assert read_rules(None) is read_rules({"other": 1}) is None
 

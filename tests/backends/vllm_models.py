@@ -43,6 +43,7 @@ def both(path: Path, layout: str, **options: Any) -> Iterator[Pair]:
     folder, model = folder_of(path, layout)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other are slow where others compute
         vllm = LLM(
             str(folder), backend="vllm", dtype="fp32", enforce_eager=True, max_model_len=CONTEXT, max_num_seqs=8,
             kv_cache_memory=1 << 27, **options,

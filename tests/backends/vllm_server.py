@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tiny import GLM_SPECIALS, GLM_TEMPLATE, byte_symbols
 
@@ -27,7 +28,7 @@ def write_hf_tokenizer(folder: Path) -> None:
         for n, name in enumerate(GLM_SPECIALS)
     ]  # fmt: skip
     vocabulary = {symbol: n for n, symbol in enumerate(byte_symbols())}
-    model = {
+    model: dict[str, Any] = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocabulary, "merges": [],
     }  # fmt: skip
@@ -56,6 +57,7 @@ def vllm_server(folder: Path, log: Path, *options: str) -> Iterator[str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
     }
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | more)

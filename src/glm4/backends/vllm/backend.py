@@ -78,12 +78,9 @@ class VllmBackend:
                 an embedding.
         """
         self._check_open()
-        check_request(request, self._info.vocab_size, self._info.max_model_len)
+        check_request(request, self._info.vocab_size, self._info.max_model_len, len(self._unnamed))
         if request.pooling is not None:
             raise InvalidRequestError("the vllm backend has no embeddings", param="pooling")
-        ends = request.stop_ids.union(request.params.stop_token_ids, self._unnamed)
-        if request.params.min_tokens and len(ends) >= self._info.vocab_size:
-            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
         with self._lock:
             if request.request_id in (*self._running, *(held.request_id for held, _ in self._held)):
                 raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +128,8 @@ def sample_seed(seed: int, sample_index: int) -> int:
 
 def read_rules(extra_args: Any) -> RowRules | None:
     """The rules as they arrive in the worker."""
-    given = (extra_args or {}).get(ARGUMENT)
+    given: dict[str, Any] | None = (extra_args or {}).get(ARGUMENT)
     if given is None:
         return None
-    return RowRules(**{name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-                       for name, value in given.items()})  # fmt: skip
+    ids = {name: tuple(given[name]) for name in ("end_ids", "all_stop_ids")}
+    return RowRules(**{**given, **ids})
