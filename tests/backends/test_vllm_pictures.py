@@ -117,7 +117,8 @@ def test_equal_ids_share_pages_only_with_an_equal_picture(opened: OpenModel, loc
 def test_chat(opened: OpenModel, local: OpenModel) -> None:
     """A picture in the first turn, a second turn without one; in one batch with a conversation of text."""
     pixels = np.random.default_rng(8).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    first = {"role": "user", "content": [{"type": "image", "image": pixels}, {"type": "text", "text": "What is it?"}]}
+    parts = [{"type": "image", "image": pixels}, {"type": "text", "text": "What is it?"}]
+    first: dict[str, Any] = {"role": "user", "content": parts}
     later = [first, {"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Which color?"}]
     conversations = [[first], later, [{"role": "user", "content": "Hello"}]]
     texts = []
@@ -149,7 +150,7 @@ def _with_vllms_positions(folder: Path) -> dict[str, Answer]:
     @MULTIMODAL_REGISTRY.register_processor(
         PictureProcessor, info=PictureInfo, dummy_inputs=glm4v.GLM4VDummyInputsBuilder
     )
-    class Sequential(glm4v.GLM4VForCausalLM):
+    class Sequential(glm4v.GLM4VForCausalLM):  # type: ignore[misc]
         _process_image_input = Glm4vForCausalLM._process_image_input
 
     ModelRegistry.register_model("Sequential", Sequential)

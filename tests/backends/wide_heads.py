@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import golden_models as gm
 
 TIMES = 4
+_QUARTER = np.float32(1 / TIMES)
 _WRITERS = (  # of hidden rows: their own rows are repeated; all others read hidden rows in their columns
     "self_attention.dense.weight", "mlp.dense_4h_to_h.weight", "vision.conv.weight",
     "vision.linear_proj.dense_4h_to_h.weight",
@@ -53,11 +54,11 @@ def _wide(name: str, value: NDArray[np.float32], heads: int, groups: int, size: 
     if name.endswith("self_attention.dense.weight"):
         value = np.ascontiguousarray(_spread(value.T, range(size), size).T)
     if name.endswith(_READERS):
-        return np.tile(value, (1, TIMES)) / TIMES
+        return np.tile(value, (1, TIMES)) * _QUARTER
     if name.endswith(_WRITERS) or vision == "conv.bias":
         return np.tile(value, (TIMES, *[1] * (value.ndim - 1)))
     if vision == "linear_proj.linear_proj.weight":
-        return np.tile(value, (TIMES, TIMES)) / TIMES
+        return np.tile(value, (TIMES, TIMES)) * _QUARTER
     if "query_key_value" in name:
         return value
     return np.tile(value, TIMES)  # embeddings, norms, begin and end
