@@ -123,7 +123,7 @@ def open_model(
         path=path,
         variant=files.variant,
         stop_ids=processor.stop_ids,
-        image=files.image,
+        image=processor.image,
     )
     return OpenModel(backend_class.load(source, chosen, progress), processor)
 

