@@ -95,7 +95,10 @@ def test_the_text_side_is_that_of_the_source(name: str, tmp_path: Path) -> None:
     files = read_text_files(out)
     with open_checkpoint(source) as checkpoint:
         a, b = Processor.load(checkpoint), Processor.of(files)
-        assert (files.vocab_size, files.context) == (checkpoint.config.vocab_size, 131072 if name == "chatglm" else 8192)
+        assert (files.vocab_size, files.context) == (
+            checkpoint.config.vocab_size,
+            131072 if name == "chatglm" else 8192,
+        )
         assert files.variant.dialect == checkpoint.variant.dialect
     assert b.stop_ids == a.stop_ids
     assert b.tokenizer.encode("the 北京 thing") == a.tokenizer.encode("the 北京 thing")
@@ -138,6 +141,7 @@ def largest_file(nbytes: int) -> Iterator[None]:
 @pytest.mark.backends
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import openvino as ov
+
     from openvino_models import export
 
     source = SOURCES["glm"](tmp_path / "m")
