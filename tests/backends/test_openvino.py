@@ -58,8 +58,8 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def opened(folder: Path, **options: Any) -> LLM:
-    options = {"compute_precision": "f32", "max_model_len": LENGTH, "kv_cache_memory": 64 << 20} | options
-    return LLM(str(folder), backend="openvino", **options)
+    chosen: dict[str, Any] = {"compute_precision": "f32", "max_model_len": LENGTH, "kv_cache_memory": 64 << 20}
+    return LLM(str(folder), backend="openvino", **(chosen | options))
 
 
 def ids_of(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[list[int]]:

@@ -74,8 +74,7 @@ def test_a_packed_checkpoint_keeps_its_codes(dtype: str, frequent: bool, tied: b
 
     source = glm_folder(tmp_path / "m", tie_word_embeddings=tied)
     ids = np.array([5, 97, 98, 200], np.float32) if frequent else None
-    scales = {} if frequent else None
-    packed = pack_folder(source, tmp_path / "packed", dtype, get_kernels(), scales, ids)
+    packed = pack_folder(source, tmp_path / "packed", dtype, get_kernels(), {} if frequent else None, ids)
     report = export(packed, tmp_path / "out", dtype)
     check_logits(packed, tmp_path / "out", dtype)
     assert any("LoRA" in note for note in report.notes) == frequent
