@@ -35,7 +35,7 @@ SIDE_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-_LEGAL = ("LICENSE", "LICENSE.txt", "LICENSE.md", "MODEL_LICENSE", "NOTICE")
+LEGAL_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "MODEL_LICENSE", "NOTICE")
 _MAX_SIDE_BYTES = 256 << 20
 
 Part = tuple[str, NDArray[Any]]
@@ -43,8 +43,16 @@ Part = tuple[str, NDArray[Any]]
 
 def side_files(checkpoint: Checkpoint) -> list[Path]:
     """The files beside a checkpoint's weights that belong to it. A GGUF file contains them."""
+    return _beside(checkpoint, () if checkpoint.kind == "gguf" else SIDE_FILES) + legal_files(checkpoint)
+
+
+def legal_files(checkpoint: Checkpoint) -> list[Path]:
+    """The license and notices beside a checkpoint's weights."""
+    return _beside(checkpoint, LEGAL_FILES)
+
+
+def _beside(checkpoint: Checkpoint, names: Iterable[str]) -> list[Path]:
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    names = _LEGAL if checkpoint.kind == "gguf" else (*SIDE_FILES, *_LEGAL)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
