@@ -4,8 +4,8 @@ Needs llama-server; the environment variable GLM4_LLAMA_CPP names the folder it 
 
     GLM4_LLAMA_CPP=BUILD/bin pytest -m peers tests/peers/test_gguf_llama.py
 
-In f32 and f16 greedy ids are equal. In other types llama.cpp's kernels round activations, too, to bf16 or 8 bits, so those
-are compared by their distributions along llama.cpp's own ids.
+In f32 and f16 greedy ids are equal. In other types llama.cpp's kernels round activations, too, to bf16 or 8 bits, so
+those are compared by their distributions along llama.cpp's own ids.
 """
 
 from __future__ import annotations
