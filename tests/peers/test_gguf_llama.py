@@ -10,16 +10,7 @@ those are compared by their distributions along llama.cpp's own ids.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +27,12 @@ from tiny import gguf_model, write_gguf
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
 
-from exported import glm_folder, special
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-VARIABLE = "GLM4_LLAMA_CPP"
-pytestmark = [pytest.mark.peers, pytest.mark.skipif(VARIABLE not in os.environ, reason=f"{VARIABLE} is not set")]
+from exported import glm_folder, special
+from llama_binaries import llama_server, needs_llama_cpp, post
+
+pytestmark = needs_llama_cpp
 
 NEW, PROMPTS = 24, (10, 100, 300)
 EXACT = ("f32", "f16")
@@ -63,38 +56,9 @@ def source_of(architecture: str, shape: str, folder: Path) -> Path:
     return glm_folder(folder, "chatglm", rope_theta=5e6, **changes)
 
 
-@contextmanager
-def llama_server(file: Path) -> Iterator[str]:
-    """The address of a llama-server that has loaded the file."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(os.environ[VARIABLE]) / "llama-server"), "-m", str(file), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "-c", "512", "-np", "1", "-t", "2", "-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-    log = file.with_suffix(".log")
-    with log.open("wb") as out, subprocess.Popen([*command, "--no-repack"], stdout=out, stderr=out) as process:
-        try:
-            address = f"http://127.0.0.1:{port}"
-            for _ in range(600):
-                assert process.poll() is None, f"{file.name} does not load: {log.read_text(errors='replace')[-3000:]}"
-                try:
-                    urllib.request.urlopen(address + "/health", timeout=10).close()
-                    break
-                except (urllib.error.URLError, ConnectionError):
-                    time.sleep(0.1)
-            yield address
-        finally:
-            process.kill()
-
-
 def completion(address: str, ids: list[int], **options: Any) -> dict[str, Any]:
     body = {"prompt": ids, "temperature": 0, "cache_prompt": False, "return_tokens": True, **options}
-    request = urllib.request.Request(
-        address + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        found: dict[str, Any] = json.load(answer)
-    return found
+    return post(address + "/completion", body)
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
