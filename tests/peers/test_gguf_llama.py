@@ -36,9 +36,9 @@ pytestmark = needs_llama_cpp
 
 NEW, PROMPTS = 24, (10, 100, 300)
 EXACT = ("f32", "f16")
-# Nats, of the mean over all positions, with rounded activations and without. These models are small and random, so that
-# every rounding shows.
-MOST_DIVERGENCE = (0.1, 0.001)
+# Nats, of the mean over all positions; of types not named here 0.2. These models are small and random, so that every
+# rounding of activations shows.
+MOST_DIVERGENCE = {"f32": 1e-6, "f16": 0.001, "bf16": 0.01}
 # Blocks of 256 weights make up the rows of all matrices, and those of all but one.
 SHAPES: dict[str, dict[str, Any]] = {
     "even": {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "intermediate_size": 512},
@@ -106,10 +106,10 @@ def test_llama_cpp_computes_what_we_read(architecture: str, shape: str, dtype: s
             read.append(divergence(ours, theirs))
             rounding.append(divergence(forced_logits(exact, ids)[length - 1 :], theirs))
             ours[:, never] = -np.inf
-            assert ours.argmax(axis=1)[0] == made[0]
+            assert ours[0].max() - ours[0, made[0]] < 0.5  # a near tie may turn
             assert dtype not in EXACT or ours.argmax(axis=1).tolist() == made
     print("KLD", architecture, shape, dtype, np.mean(read), np.mean(rounding))
-    assert np.mean(read) < MOST_DIVERGENCE[dtype in EXACT], np.mean(read)
+    assert np.mean(read) < MOST_DIVERGENCE.get(dtype, 0.2), np.mean(read)
     if dtype[:2] in ("q4", "q5"):  # the weights of the file are nearer than those it was made of
         assert np.mean(read) < np.mean(rounding) / 3, (np.mean(read), np.mean(rounding))
 
