@@ -26,12 +26,16 @@ AUTO = "auto"
 _RAY = Package("ray", least="2.60")
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_connect_timeout_s": "30",  # busy machines do not answer within Ray's 5 s
+}
+_ADDRESS_VARIABLE = "RAY_ADDRESS"  # what `AUTO` is; only then does Ray use this machine's token if there is one
 _ON_GPUS = ("transformers", "vllm")
 # Ray's client ends or blocks its process when whoever listens at the address is not Ray.
 _TRIAL = (
-    "import sys, ray; "
-    "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.cluster_resources(); ray.shutdown()"
+    "import ray; "
+    "ray.init(address='auto', log_to_driver=False, logging_level='ERROR'); ray.cluster_resources(); ray.shutdown()"
 )
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -103,15 +107,19 @@ def cluster(address: str) -> Iterator[None]:
         InvalidRequestError: it has none of these forms.
         ClusterError: nothing answers there, or it is not a cluster that this program can use.
     """
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if address != LOCAL:
         _check_answers(address)
+        if address != AUTO:
+            os.environ[_ADDRESS_VARIABLE] = address
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(
+            address=LOCAL if address == LOCAL else AUTO, log_to_driver=False, logging_level=logging.ERROR, **options
+        )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"Ray cannot be used at {address}: {error}") from None
     try:
@@ -149,7 +157,8 @@ def _check_answers(address: str) -> None:
             ) from None
     try:
         done = subprocess.run(  # noqa: S603 - our interpreter, our program
-            [sys.executable, "-c", _TRIAL, address],
+            [sys.executable, "-c", _TRIAL],
+            env={**os.environ, **({} if address == AUTO else {_ADDRESS_VARIABLE: address})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -161,7 +170,13 @@ def _check_answers(address: str) -> None:
             f"what listens at {address} did not answer as a Ray cluster within {_ANSWER_SECONDS:.0f} s"
         ) from None
     if done.returncode != 0:
-        lines = _COLOR.sub("", done.stdout.decode(errors="replace")).strip().splitlines()
+        shown = _COLOR.sub("", done.stdout.decode(errors="replace")).strip()
+        if "Authentication" in shown:
+            raise ClusterError(
+                f"the Ray cluster at {address} asks for a token: copy ~/.ray/auth_token of its head node to this machine,"
+                " or set RAY_AUTH_TOKEN"
+            )
+        lines = shown.splitlines()
         raise ClusterError(f"Ray cannot be used at {address}: {lines[-1] if lines else f'exit {done.returncode}'}")
 
 
