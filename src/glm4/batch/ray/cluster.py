@@ -173,8 +173,8 @@ def _check_answers(address: str) -> None:
         shown = _COLOR.sub("", done.stdout.decode(errors="replace")).strip()
         if "Authentication" in shown:
             raise ClusterError(
-                f"the Ray cluster at {address} asks for a token: copy ~/.ray/auth_token of its head node to this machine,"
-                " or set RAY_AUTH_TOKEN"
+                f"the Ray cluster at {address} asks for a token: copy ~/.ray/auth_token of its head node to this"
+                " machine, or set RAY_AUTH_TOKEN"
             )
         lines = shown.splitlines()
         raise ClusterError(f"Ray cannot be used at {address}: {lines[-1] if lines else f'exit {done.returncode}'}")
