@@ -30,12 +30,13 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_gcs_rpc_server_connect_timeout_s": "30",  # busy machines do not answer within Ray's 5 s
 }
-_ADDRESS_VARIABLE = "RAY_ADDRESS"  # what `AUTO` is; only then does Ray use this machine's token if there is one
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it
 _ON_GPUS = ("transformers", "vllm")
 # Ray's client ends or blocks its process when whoever listens at the address is not Ray.
 _TRIAL = (
-    "import ray; "
-    "ray.init(address='auto', log_to_driver=False, logging_level='ERROR'); ray.cluster_resources(); ray.shutdown()"
+    "import sys, ray; "
+    "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.cluster_resources(); ray.shutdown()"
 )
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -78,7 +79,7 @@ class Shares:
 
 
 def check_ray(feature: str, module: str = "ray") -> None:
-    """Check that Ray is installed.
+    """Import Ray, with its settings for this program; to be called before everything else here.
 
     Args:
         feature: at the start of the error.
@@ -88,6 +89,11 @@ def check_ray(feature: str, module: str = "ray") -> None:
         MissingExtraError: it is not, or has a version that does not work.
     """
     require_packages(feature, "ray", (_RAY,))
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Ray would use the token of this machine for some forms of addresses only. A cluster without tokens ignores it.
+    if any(os.environ.get(name) for name in _TOKEN_VARIABLES) or Path(_TOKEN_FILE).expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -107,19 +113,13 @@ def cluster(address: str) -> Iterator[None]:
         InvalidRequestError: it has none of these forms.
         ClusterError: nothing answers there, or it is not a cluster that this program can use.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     if address != LOCAL:
         _check_answers(address)
-        if address != AUTO:
-            os.environ[_ADDRESS_VARIABLE] = address
     import ray
 
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
-        ray.init(
-            address=LOCAL if address == LOCAL else AUTO, log_to_driver=False, logging_level=logging.ERROR, **options
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"Ray cannot be used at {address}: {error}") from None
     try:
@@ -157,8 +157,7 @@ def _check_answers(address: str) -> None:
             ) from None
     try:
         done = subprocess.run(  # noqa: S603 - our interpreter, our program
-            [sys.executable, "-c", _TRIAL],
-            env={**os.environ, **({} if address == AUTO else {_ADDRESS_VARIABLE: address})},
+            [sys.executable, "-c", _TRIAL, address],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -173,7 +172,7 @@ def _check_answers(address: str) -> None:
         shown = _COLOR.sub("", done.stdout.decode(errors="replace")).strip()
         if "Authentication" in shown:
             raise ClusterError(
-                f"the Ray cluster at {address} asks for a token: copy ~/.ray/auth_token of its head node to this"
+                f"the Ray cluster at {address} asks for a token: copy {_TOKEN_FILE} of its head node to this"
                 " machine, or set RAY_AUTH_TOKEN"
             )
         lines = shown.splitlines()
