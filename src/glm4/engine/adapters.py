@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import threading
+from typing import Generic, Protocol, TypeVar
 
 from glm4.errors import InvalidRequestError, OutOfMemoryError
-from glm4.model.lora import LoraAdapter
 
 MAX_NAME_LENGTH = 256
 
 
-class AdapterTable:
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Adapter = TypeVar("Adapter", bound=_Sized)
+
+
+class AdapterTable(Generic[Adapter]):
     """Adapters by name, limited in number and bytes. Safe to use from any thread while another one steps the engine.
 
     A request keeps its adapter from the moment it is queued, so removing a name rejects new requests but lets waiting
@@ -20,7 +28,7 @@ class AdapterTable:
     def __init__(self, max_adapters: int, max_nbytes: int) -> None:
         self._max_adapters = max_adapters
         self._max_nbytes = max_nbytes
-        self._adapters: dict[str, LoraAdapter] = {}
+        self._adapters: dict[str, Adapter] = {}
         self._lock = threading.Lock()
 
     def room_for(self, name: str) -> int:
@@ -41,7 +49,7 @@ class AdapterTable:
             )
         return self._max_nbytes - sum(adapter.nbytes for adapter in list(self._adapters.values()))
 
-    def add(self, name: str, adapter: LoraAdapter) -> None:
+    def add(self, name: str, adapter: Adapter) -> None:
         """Make an adapter available under a name.
 
         Raises:
@@ -63,7 +71,7 @@ class AdapterTable:
             self.get(name)
             del self._adapters[name]
 
-    def get(self, name: str) -> LoraAdapter:
+    def get(self, name: str) -> Adapter:
         """The adapter with that name.
 
         Raises:
@@ -74,6 +82,6 @@ class AdapterTable:
         except KeyError:
             raise InvalidRequestError(f"there is no adapter {name!r}; load it first", param="model") from None
 
-    def items(self) -> list[tuple[str, LoraAdapter]]:
+    def items(self) -> list[tuple[str, Adapter]]:
         """Names and adapters in the order they were loaded."""
         return list(self._adapters.items())

@@ -14,12 +14,12 @@ from glm4.engine.adapters import AdapterTable
 from glm4.engine.pictures import PictureEncoder, check_pictures
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest, check_request
-from glm4.engine.sampling import token_logprobs
 from glm4.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
 from glm4.engine.sequence import Rows, Sequence
 from glm4.errors import GrammarError, InvalidRequestError
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
+from glm4.model.lora import LoraAdapter
 from glm4.model.transformer import Transformer
 
 log = logging.getLogger("glm4.engine")
@@ -67,7 +67,7 @@ class Engine:
         self._banned_ids = np.empty(0, np.int64) if banned_ids is None else banned_ids
         self._sequences: dict[str, Sequence] = {}
         self._seconds = 0.0  # spent in the model in this step
-        self.adapters = AdapterTable(max_adapters, max_adapter_nbytes)
+        self.adapters = AdapterTable[LoraAdapter](max_adapters, max_adapter_nbytes)
         self._encoder = None if model.vision is None else PictureEncoder(model.vision, picture_cache_nbytes)
         self._num_picture_hits = 0
         self._num_drafted = 0
@@ -84,15 +84,8 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         if request.request_id in self._sequences:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        check_request(request, vocab_size, self.max_model_len)
+        check_request(request, vocab_size, self.max_model_len, len(self._banned_ids))
         check_pictures(request.prompt, self.model.config.vision)
-        ends = request.stop_ids | set(request.params.stop_token_ids)
-        if request.params.min_tokens and len(ends) + len(self._banned_ids) >= vocab_size:
-            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
-        if request.pooling is not None:
-            for name, value in (("prompt_logprobs", request.params.prompt_logprobs), ("grammar", request.constraint)):
-                if value is not None:
-                    raise InvalidRequestError(f"an embedding has no {name}", param=name)
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
         sequence = Sequence(request, self._banned_ids, self.max_model_len)
         sequence.adapter = adapter
@@ -308,7 +301,7 @@ class Engine:
                 count = len(sequence.ids) - first
                 if sequence.ids[first:] != draft[:count]:
                     break
-                self._append_next(sequence, logits[count])
+                sequence.append_next(logits[count], self._log_probabilities)
                 sequence.append_forced()
         except GrammarError:
             sequence.end = "length", None
@@ -320,22 +313,6 @@ class Engine:
             self._num_drafted += len(draft)
             self._num_accepted += accepted
         self._share(sequence)
-
-    def _append_next(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
-        """Append the token that follows the row of logits: forced, or sampled."""
-        grammar, wanted = sequence.grammar, sequence.request.params.logprobs
-        scores = None if wanted is None else self._log_probabilities(logits[None, :])[0]
-        if grammar is not None and grammar.forced:
-            token = grammar.forced[0]
-            sequence.sampler.remember(token)
-        else:
-            allowed = None if grammar is None else grammar.allowed()
-            token = sequence.sampler.sample(logits, sequence.num_new_tokens, allowed)
-        if scores is not None:
-            sequence.unreported_logprobs.append(token_logprobs(scores, token, wanted or 0))
-        sequence.append(token)
-        if grammar is not None and sequence.end is None:
-            grammar.accept(token)
 
     def _report(self, sequence: Sequence) -> GenerationOutput:
         try:
@@ -369,16 +346,10 @@ class Engine:
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:
         """Record log-probabilities of the prompt ids that the rows of this chunk predict."""
-        sequence = item.sequence
-        # Row r predicts id num_computed + r + 1; after a preemption some are already known.
-        first = len(sequence.prompt_logprobs) - 1 - sequence.num_computed
-        last = min(item.num_tokens, sequence.num_prompt - 1 - sequence.num_computed)
-        for start in range(max(0, first), last, _LOGIT_ROWS):
+        first, last = item.sequence.rows_to_score(item.num_tokens)
+        for start in range(first, last, _LOGIT_ROWS):
             rows = np.ascontiguousarray(hidden[start : min(start + _LOGIT_ROWS, last)])
-            for offset, logprobs in enumerate(self._log_probabilities(self.model.logits(rows))):
-                token = sequence.ids[sequence.num_computed + start + offset + 1]
-                wanted = sequence.request.params.prompt_logprobs or 0
-                sequence.prompt_logprobs.append(token_logprobs(logprobs, token, wanted))
+            item.sequence.append_scores(self._log_probabilities(self.model.logits(rows)))
 
 
 def _grouped(ready: list[_Ready]) -> Iterator[list[_Ready]]:

@@ -90,12 +90,15 @@ class GenerationRequest:
         return self.prompt.ids
 
 
-def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int) -> None:
+def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int, num_banned: int = 0) -> None:
     """Checks that every backend makes before it queues a request.
+
+    Args:
+        num_banned: rows of the vocabulary without a token.
 
     Raises:
         PromptTooLongError: no room for the prompt plus one new token.
-        InvalidRequestError: an empty prompt, or an id outside the vocabulary.
+        InvalidRequestError: an empty prompt, an id outside the vocabulary, or options that exclude each other.
     """
     ids, length = request.prompt_ids, len(request.prompt)
     if not length:
@@ -110,6 +113,13 @@ def check_request(request: GenerationRequest, vocab_size: int, max_model_len: in
         for token in getattr(request.params, name) or ():
             if not 0 <= token < vocab_size:
                 raise InvalidRequestError(f"{name} names token {token}, outside the vocabulary", param=name)
+    ends = request.stop_ids | set(request.params.stop_token_ids)
+    if request.params.min_tokens and len(ends) + num_banned >= vocab_size:
+        raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
+    if request.pooling is not None:
+        for name, value in (("prompt_logprobs", request.params.prompt_logprobs), ("grammar", request.constraint)):
+            if value is not None:
+                raise InvalidRequestError(f"an embedding has no {name}", param=name)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from glm4.engine.grammar import GrammarState
 from glm4.engine.pooling import MeanPool
 from glm4.engine.prefix_cache import Tree
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
-from glm4.engine.sampling import Sampler
+from glm4.engine.sampling import Sampler, token_logprobs
 from glm4.engine.speculation import PromptLookup
 from glm4.errors import Glm4Error, GrammarError, request_error
 from glm4.logprobs import TokenLogprobs
@@ -19,7 +19,7 @@ from glm4.model.lora import LoraAdapter
 from glm4.prompt import Prompt
 
 Rows = NDArray[np.float32]
-"""Of one picture: float32 [num_rows, hidden_size]."""
+"""Of one picture: float32 [num_rows, hidden_size]; of logits: float32 [num_rows, vocab_size]."""
 
 
 class Sequence:
@@ -95,6 +95,18 @@ class Sequence:
         if len(logprobs) >= len(self.prompt_logprobs):
             self.prompt_logprobs = [None, *logprobs]
 
+    def rows_to_score(self, count: int) -> tuple[int, int]:
+        """Of the next `count` rows: first, and one past the last, that predict prompt ids not scored yet."""
+        # Row r predicts id num_computed + r + 1; after a preemption some are already known.
+        first = max(0, len(self.prompt_logprobs) - 1 - self.num_computed)
+        return first, min(count, self.num_prompt - 1 - self.num_computed)
+
+    def append_scores(self, rows: Rows) -> None:
+        """Record the log-probabilities of the next prompt ids: a row [vocab_size] of log-softmax for each."""
+        for row in rows:
+            token = self.ids[len(self.prompt_logprobs)]
+            self.prompt_logprobs.append(token_logprobs(row, token, self.request.params.prompt_logprobs or 0))
+
     def needs_all_rows(self) -> bool:
         """True if the hidden states of the whole prompt are needed, so none of it may come from a cache."""
         return self.pool is not None
@@ -160,6 +172,30 @@ class Sequence:
                 self.end = "stop", last
         except GrammarError:
             self.end = "length", None
+
+    def append_next(self, logits: Rows, log_probabilities: Callable[[Rows], Rows]) -> None:
+        """Append the token that follows a row of logits: forced, or sampled.
+
+        Args:
+            logits: float32 [vocab_size]; modified in place.
+            log_probabilities: log-softmax of rows of logits, called if this request wants any.
+
+        Raises:
+            GrammarError: the grammar cannot be followed any further.
+        """
+        grammar, wanted = self.grammar, self.request.params.logprobs
+        scores = None if wanted is None else log_probabilities(logits[None, :])[0]
+        if grammar is not None and grammar.forced:
+            token = grammar.forced[0]
+            self.sampler.remember(token)
+        else:
+            allowed = None if grammar is None else grammar.allowed()
+            token = self.sampler.sample(logits, self.num_new_tokens, allowed)
+        if scores is not None:
+            self.unreported_logprobs.append(token_logprobs(scores, token, wanted or 0))
+        self.append(token)
+        if grammar is not None and self.end is None:
+            grammar.accept(token)
 
     def attempt(self, work: Callable[..., object], *args: object) -> None:
         """Do this sequence's own part of a step. Whatever goes wrong there ends it, and no other sequence."""
