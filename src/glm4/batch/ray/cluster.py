@@ -218,7 +218,11 @@ def share_out(wanted: Wanted, options: Mapping[str, Any], nodes: Sequence[Mappin
 def _gpus(wanted: Wanted, options: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> float:
     if wanted.gpus is not None:
         return wanted.gpus
-    if options.get("backend") not in _ON_GPUS or not any(node.get("GPU") for node in nodes):
+    if (
+        options.get("backend") not in _ON_GPUS
+        or options.get("device") == "cpu"
+        or not any(node.get("GPU") for node in nodes)
+    ):
         return 0
     return float((options.get("tensor_parallel_size") or 1) * (options.get("pipeline_parallel_size") or 1))
 
