@@ -206,8 +206,9 @@ def serve(
 
 
 def _run_on_ray(config: ServerConfig, ray: RayOptions, replicas: int | None) -> None:
+    from glm4.batch.ray.cluster import Shares
     from glm4.cli.console import notice
-    from glm4.server.ray.run import Shares, check, run_on_ray
+    from glm4.server.ray.run import check, run_on_ray
 
     def ready(shares: Shares, host: str, port: int) -> None:
         each = f"{shares.cpus} CPUs and {shares.gpus:g} GPUs each"
