@@ -16,8 +16,8 @@ from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.sampling import Sampler
 from glm4.engine.sequence import Sequence
 from glm4.engine.speculation import PromptLookup
+from glm4.grammars import matcher as grammar_matcher
 from glm4.model import transformer
-from glm4.requests import grammar_matcher
 from glm4.requests.output_processor import SampleProcessor
 from glm4.tokenizer import Tokenizer
 

@@ -48,6 +48,7 @@ GUIDES = (
     "python",
     "serving",
     "operating",
+    "scale",
     "structured",
     "pictures",
     "adapters",
@@ -65,7 +66,7 @@ SERVER = "http://localhost:8000"  # where pages say that the server is
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "json", "jsonl", "text"}
 # Programs a reader has beside ours; a command line that begins with anything else is a slip.
-OTHER_PROGRAMS = {"cp", "curl", "eval", "export", "grep", "mv", "pip"}
+OTHER_PROGRAMS = {"cp", "curl", "eval", "export", "grep", "mv", "pip", "ray"}
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def test_every_command_and_every_chat_command_is_shown() -> None:
     documented = {words[1] for line in command_lines("README.md") for words in commands(line) if words[0] == "glm4"}
     assert documented >= set(COMMANDS)
     for page in PAGES:
-        if page.endswith(("serving.md", "operating.md")):
+        if page.endswith(("serving.md", "operating.md", "scale.md")):
             continue  # its slashes are paths, see below
         slashed = set(re.findall(r"`/([a-z]+)\b", prose(page)))
         assert slashed <= {*repl.COMMANDS, *repl.ALIASES}, page

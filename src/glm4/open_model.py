@@ -55,6 +55,17 @@ class ModelOptions(TypedDict, total=False):
     token_timeout: float
     max_retries: int
     retry_delay: float
+    # VllmOptions
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    quantization: str | None
+    max_lora_rank: int
+    engine_args: Mapping[str, Any]
+    # OpenVINOOptions, beside those that it shares with LocalOptions and TransformersOptions
+    compute_precision: str
+    ov_config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from glm4.api.responses.items import resolved
 from glm4.api.responses.request import parse_input_tokens, parse_responses
 from glm4.api.vllm import parse_generate
 from glm4.batch.files import InputLine
-from glm4.batch.job import _request as batch_request
+from glm4.batch.lines import _request as batch_request
 from glm4.chat.chat_request import ChatRequest
 from glm4.cli.conversation.conversation import _from_document
 from glm4.errors import Glm4Error, InvalidRequestError, TemplateError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ def reading(name: str, *args: str) -> dict[str, Any]:
     """What was given; fields of dataclasses that have their defaults are left out."""
     flat: dict[str, Any] = {}
     for key, value in read(FUNCTIONS[name], list(args)).items():
-        if key in ("engine", "sampling", "serving"):
+        if is_dataclass(value) and not isinstance(value, type):
             defaults = asdict(type(value)())
             flat |= {field: entry for field, entry in asdict(value).items() if entry != defaults[field]}
         else:
@@ -57,6 +57,9 @@ def reading(name: str, *args: str) -> dict[str, Any]:
         ("serve", ["--kv-memory", "0.5", "-m", "a", "-m", "b"], {"kv_memory": 0.5, "model": ["a", "b"]}),
         ("serve", ["--port", "0", "a", "--store=s"], {"port": 0, "first": "a", "store_path": Path("s")}),
         ("bench", ["--batch", "4", "--batch", "8"], {"batch": [4, 8]}),
+        # An option whose value may be left out takes no word after it.
+        ("batch", ["--ray", "a", "b"], {"ray": "local", "input_file": Path("a"), "output_file": Path("b")}),
+        ("serve", ["--ray=h:6379", "a", "--replicas", "2"], {"ray": "h:6379", "first": "a", "replicas": 2}),
     ],
 )
 def test_lines_are_read(name: str, args: list[str], expected: dict[str, Any]) -> None:

@@ -22,13 +22,14 @@ def special(name: str) -> int:
     return FIRST + GLM_SPECIALS.index(name)
 
 
-def glm_folder(folder: Path, layout: Any = "hf", *, template: str | None = GLM_TEMPLATE, **changes: Any) -> Path:
+def glm_folder(
+    folder: Path, layout: Any = "hf", *, template: str | None = GLM_TEMPLATE, dtype: str = "F32", **changes: Any
+) -> Path:
     """A tiny GLM checkpoint whose vocabulary has merges, without which there is no GGUF file."""
     stops = [special("<|endoftext|>"), special("<|user|>")]
     model = tiny_model(layout, **changes)
-    write_folder(
-        folder, model, tokenizer=False, chat_template=None, config={"eos_token_id": stops, "pad_token_id": stops[0]}
-    )
+    ends = {"eos_token_id": stops, "pad_token_id": stops[0]}
+    write_folder(folder, model, dtype=dtype, tokenizer=False, chat_template=None, config=ends)
     pieces = [*(bytes([i]) for i in range(256)), *WORDS]
     ranks = b"".join(base64.b64encode(piece) + b" %d\n" % rank for rank, piece in enumerate(pieces))
     (folder / "tokenizer.model").write_bytes(ranks)
@@ -57,9 +58,9 @@ SOURCES: dict[str, Writer] = {
 }
 
 
-def export(source: Path, file: Path, dtype: str = "f32", **options: Any) -> ExportReport:
+def export(source: Path, file: Path, dtype: str = "f32", *, to: str = "gguf", **options: Any) -> ExportReport:
     with open_checkpoint(source) as checkpoint:
-        return export_target("gguf").export(ExportRequest(checkpoint, file, dtype, **options))
+        return export_target(to).export(ExportRequest(checkpoint, file, dtype, **options))
 
 
 def keys_of(file: Path) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import pytest
 from glm4.chat.call_grammar import with_options
 from glm4.engine.protocol import TokenConstraint
 from glm4.errors import BusyError, InvalidRequestError
+from glm4.grammars.trial import describe
 from glm4.requests import grammar_guard
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.grammar_guard import LIMITS, PLAIN_LEVELS, GrammarGuard, is_plain, is_plain_form
-from glm4.requests.grammar_trial import describe
 from glm4.requests.processor import Processor
 from glm4.sampling_params import StructuredOutputs
 from glm4.system.helper import Helper
@@ -81,9 +81,9 @@ def test_the_deepest_plain_schema_needs_a_fraction_of_the_stack(compiler: Gramma
     assert count >= 60
     assert not is_plain(chain(link, count + 1))
     vocabulary = describe([bytes([i]) for i in range(256)], [], 0)
-    helper = Helper(LIMITS, lambda: ("glm4.requests.grammar_trial:set_up", vocabulary))
+    helper = Helper(LIMITS, lambda: ("glm4.grammars.trial:set_up", vocabulary))
     grammar = {"grammars": [{"name": "start", "json_schema": with_options(chain(link, count))}]}
-    helper.call("glm4.requests.grammar_trial:follow", json.dumps(grammar).encode())
+    helper.call("glm4.grammars.trial:follow", json.dumps(grammar).encode())
     helper.close()
     compiles(compiler, json=chain(link, count))
 

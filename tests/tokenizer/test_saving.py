@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import tiny
 from glm4.checkpoints.gguf import GGUFSource
 from glm4.errors import TokenizerError
 from glm4.tokenizer import Tokenizer, load_tokenizer
-from glm4.tokenizer.saving import save_tokenizer
+from glm4.tokenizer.saving import save_ranks, save_tokenizer
 
 KINDS: dict[str, tuple[tiny.GGUFArchitecture, dict[str, Any]]] = {
     "chatglm": ("chatglm", {}),
@@ -67,7 +68,24 @@ def test_a_prefix_survives(pair: tuple[Tokenizer, Tokenizer]) -> None:
     assert again.encode_prompt("th") == original.encode_prompt("th") == [*original.prefix_ids, *original.encode("th")]
 
 
-def test_a_rank_file_is_copied_instead(tmp_path: Path) -> None:
-    tiny.write_tokenizer(tmp_path)
-    with pytest.raises(TokenizerError, match=r"cannot be written as tokenizer\.json"):
-        save_tokenizer(load_tokenizer(tmp_path), tmp_path)
+def test_ranks_become_merges_and_ranks_again(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    tiny.write_tokenizer(tmp_path / "first")
+    with (tmp_path / "first/tokenizer.model").open("ab") as file:
+        file.write(b"".join(base64.b64encode(p) + b" %d\n" % r for r, p in enumerate((b"th", b"the", b" the"), 256)))
+    (tmp_path / "first/tokenizer_config.json").unlink()
+    ranks = load_tokenizer(tmp_path / "first")
+    (tmp_path / "second").mkdir()
+    save_tokenizer(ranks, tmp_path / "second")
+    merges = load_tokenizer(tmp_path / "second")
+    for text in ("the thethe  the", "th the <|user|>", "你好"):
+        for allow_special in (False, True):
+            assert merges.encode(text, allow_special=allow_special) == ranks.encode(text, allow_special=allow_special)
+    save_ranks(merges, tmp_path)
+    assert (tmp_path / "tokenizer.model").read_bytes() == (tmp_path / "first/tokenizer.model").read_bytes()
+    assert load_tokenizer(tmp_path / "tokenizer.model").added_tokens == ranks.added_tokens
+
+
+def test_merges_that_do_not_follow_from_ranks(pair: tuple[Tokenizer, Tokenizer], tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="not one of ranks"):
+        save_ranks(pair[0], tmp_path)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.backends.base import BackendInfo, Capability
-from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
-from glm4.errors import InvalidRequestError, ModelClosedError, PromptTooLongError
+from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest, check_request
+from glm4.errors import InvalidRequestError, ModelClosedError
 from glm4.logprobs import TokenLogprobs
 
 Script = Callable[[Sequence[int]], Sequence[int]]
@@ -61,11 +61,7 @@ class ScriptedBackend:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         if request.adapter is not None and request.adapter not in self._adapters:
             raise InvalidRequestError(f"there is no adapter {request.adapter!r}; load it first", param="model")
-        if len(request.prompt_ids) + (request.pooling is None) > self._info.max_model_len:
-            raise PromptTooLongError(
-                f"the prompt has {len(request.prompt_ids)} tokens; the context holds {self._info.max_model_len - 1}",
-                param="prompt",
-            )
+        check_request(request, self._info.vocab_size, self._info.max_model_len)
         self._running[request.request_id] = _Running(request, self._script(request.prompt_ids))
 
     def abort(self, request_id: str) -> None:

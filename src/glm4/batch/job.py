@@ -11,40 +11,22 @@ The input is read twice, line by line: first for its ids, then to answer it. Onl
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from glm4.api.openai import chat_completion, parse_chat, parse_completion
-from glm4.api.openai.answers import text_completions
-from glm4.api.openai.request import StreamOptions
 from glm4.batch.files import BatchOutput, InputIndex, InputLine, RowWriter, StreamOutput, read_lines
-from glm4.errors import (
-    Glm4Error,
-    InvalidRequestError,
-    OutOfMemoryError,
-    PromptTooLongError,
-    RemoteUnavailableError,
-    shown,
-)
+from glm4.batch.lines import LineAnswerer, PreparedLine, finished
+from glm4.errors import InvalidRequestError, RemoteUnavailableError
 from glm4.outputs import RequestOutput
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
     from glm4.requests.input_processor import PreparedRequest
 
-CHAT_URL = "/v1/chat/completions"
-COMPLETION_URL = "/v1/completions"
-
-_REQUEST_KEYS = {"custom_id", "method", "url", "body"}
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LINES_PER_LOOK = 64
 
 
@@ -149,7 +131,7 @@ class BatchJob:
             RemoteUnavailableError: the remote server was unavailable for some requests; they got no row, so a later run
                 retries them.
         """
-        return _Run(self, llm, model, on_progress or (lambda _: None), should_stop or (lambda: False)).run()
+        return _Run(self, llm, model, on_progress, should_stop).run()
 
     def pending(self) -> Iterator[tuple[str, InputLine]]:
         """Row id and line of every request that has no row yet, in input order."""
@@ -158,14 +140,28 @@ class BatchJob:
             if custom_id not in self._done:
                 yield custom_id, line
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one finished row."""
+    def finish(self, row: Mapping[str, Any], *, prompt_tokens: int = 0) -> None:
+        """Write one finished row, an answer or an error, and count it. A second row for a request is dropped.
+
+        Raises:
+            BatchFileError: it could not be written.
+        """
+        if row["custom_id"] in self._done:
+            return
         self._output.append(row)
         self._done.add(row["custom_id"])
+        if row["error"] is None:
+            self.progress.completed += 1
+            self.progress.prompt_tokens += prompt_tokens
+        else:
+            self.progress.failed += 1
 
     def explain(self, line: InputLine) -> str | None:
-        """What is wrong with a line's custom_id, if it was replaced."""
-        return self._index.problem(line)
+        """What is wrong with a line's custom_id, if it was replaced and can be read."""
+        try:
+            return self._index.problem(line)
+        except InvalidRequestError:  # `LineAnswerer.prepare` finds it, too
+            return None
 
     def close(self) -> None:
         """Sync everything to disk and release the output file. Idempotent."""
@@ -180,10 +176,30 @@ class BatchJob:
         self.close()
 
 
-_Build = Callable[[RequestOutput], dict[str, Any]]
+class BatchRun:
+    """What every way of answering a job does besides: progress, and stopping early."""
+
+    def __init__(
+        self,
+        job: BatchJob,
+        on_progress: Callable[[BatchProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._job = job
+        self._on_progress = on_progress or (lambda _: None)
+        self._should_stop = should_stop or (lambda: False)
+        self._started = time.monotonic()
+
+    def _stopped(self) -> bool:
+        """Report progress; True when the run should stop."""
+        progress = self._job.progress
+        progress.seconds = time.monotonic() - self._started
+        self._on_progress(progress)
+        progress.interrupted = progress.interrupted or (self._job.remaining > 0 and self._should_stop())
+        return progress.interrupted
 
 
-class _Run:
+class _Run(BatchRun):
     """`BatchJob.run`: hands requests to the model as it has room, and writes the finished ones."""
 
     def __init__(
@@ -191,18 +207,13 @@ class _Run:
         job: BatchJob,
         llm: LLM,
         model: str,
-        on_progress: Callable[[BatchProgress], None],
-        should_stop: Callable[[], bool],
+        on_progress: Callable[[BatchProgress], None] | None,
+        should_stop: Callable[[], bool] | None,
     ) -> None:
-        self._job = job
+        super().__init__(job, on_progress, should_stop)
         self._llm = llm
-        self._model = model
-        self._on_progress = on_progress
-        self._should_stop = should_stop
-        self._defaults = llm.default_sampling_params()
-        self._started = time.monotonic()
-        # For the requests the model is working on: the row's id, and how to build its body.
-        self._in_flight: dict[str, tuple[str, _Build]] = {}
+        self._lines = LineAnswerer(llm, model)
+        self._in_flight: dict[str, PreparedLine] = {}  # what the model is working on
         self._unanswered: RemoteUnavailableError | None = None
         self._failed_in_a_row = 0
 
@@ -221,14 +232,6 @@ class _Run:
             raise self._unanswered
         return progress
 
-    def _stopped(self) -> bool:
-        """Report progress; True when the run should stop."""
-        progress = self._job.progress
-        progress.seconds = time.monotonic() - self._started
-        self._on_progress(progress)
-        progress.interrupted = progress.interrupted or (self._job.remaining > 0 and self._should_stop())
-        return progress.interrupted
-
     def _requests(self) -> Iterator[tuple[str, PreparedRequest]]:
         """The requests the model can answer, in input order; the others get their row here."""
         for number, (custom_id, line) in enumerate(self._job.pending()):
@@ -240,136 +243,23 @@ class _Run:
                 yield f"batch-{line.number}", prepared
 
     def _prepared_or_refused(self, custom_id: str, line: InputLine) -> PreparedRequest | None:
-        try:
-            prepared, build = self._prepared(line)
-        except (OutOfMemoryError, MemoryError):
-            raise
-        except PromptTooLongError as error:
-            self._refuse(custom_id, 400, "context_length_exceeded", str(error), error.param)
-        except UnicodeEncodeError:
-            self._refuse(
-                custom_id, 400, "invalid_request", "the text has a lone surrogate, which is not valid Unicode", None
-            )
-        except Glm4Error as error:
-            self._refuse(custom_id, 400, "invalid_request", str(error), getattr(error, "param", None))
-        except Exception as error:
-            # A bug that one request triggers must not cost the others their answers.
-            self._refuse(custom_id, 500, "internal_error", f"{type(error).__name__}: {error}", None)
-        else:
-            self._in_flight[f"batch-{line.number}"] = custom_id, build
-            return prepared
-        return None
-
-    def _prepared(self, line: InputLine) -> tuple[PreparedRequest, _Build]:
-        """Parse one line and prepare its request.
-
-        Raises:
-            Glm4Error: the request cannot be answered.
-        """
-        problem = self._job.explain(line)
-        if problem:
-            raise InvalidRequestError(problem, param="custom_id")
-        request = _request(line)
-        llm, model, tokenizer = self._llm, self._model, self._llm.tokenizer
-        if request["url"] == CHAT_URL:
-            chat = parse_chat(request["body"], self._defaults)
-            _refuse_stream(chat.stream)
-            return llm.prepare(chat.request), partial(
-                chat_completion, model=model, tokenizer=tokenizer, options=chat.response
-            )
-        completion = parse_completion(request["body"], self._defaults)
-        _refuse_stream(completion.stream)
-        if len(completion.prompts) > 1:
-            raise InvalidRequestError("a line of a batch has one prompt", param="prompt")
-        prepared = llm.prepare_prompt(completion.prompts[0], completion.params, **completion.options)
-
-        def build(output: RequestOutput) -> dict[str, Any]:
-            return text_completions(
-                [output],
-                model,
-                tokenizer,
-                completion.response,
-                echo=completion.echo,
-                generate=completion.generate,
-                skip_special_tokens=completion.params.skip_special_tokens,
-            )
-
-        return prepared, build
+        prepared = self._lines.prepare(custom_id, line, self._job.explain(line))
+        if not isinstance(prepared, PreparedLine):
+            self._job.finish(prepared)
+            return None
+        self._in_flight[f"batch-{line.number}"] = prepared
+        return prepared.request
 
     def _finish(self, output: RequestOutput) -> None:
-        custom_id, build = self._in_flight.pop(output.request_id)
-        if output.error is not None:
-            self._fail(custom_id, output.error)
-            return
-        self._failed_in_a_row = 0
-        self._job.append(_row(custom_id, 200, build(output), None))
-        self._job.progress.completed += 1
-        self._job.progress.prompt_tokens += len(output.prompt_token_ids)
-
-    def _fail(self, custom_id: str, error: Glm4Error) -> None:
-        """Write a row for a request that failed while running, unless a retry may help."""
-        if isinstance(error, OutOfMemoryError):
-            raise error
-        if isinstance(error, RemoteUnavailableError):
+        line = self._in_flight.pop(output.request_id)
+        try:
+            row = finished(line, output)
+        except RemoteUnavailableError as error:
             self._unanswered = error
             self._failed_in_a_row += 1
             if self._failed_in_a_row > 2 * self._llm.info.max_num_seqs:
-                raise error  # the server is gone
-        elif isinstance(error, InvalidRequestError):
-            self._refuse(custom_id, 400, "invalid_request", str(error), error.param)
-        else:
-            self._refuse(custom_id, 500, "internal_error", str(error), None)
-
-    def _refuse(self, custom_id: str, status: int, code: str, message: str, param: str | None) -> None:
-        kind = "invalid_request_error" if status == 400 else "internal_error"
-        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-        self._job.append(_row(custom_id, status, body, {"code": code, "message": message}))
-        self._job.progress.failed += 1
-
-
-def _request(line: InputLine) -> Mapping[str, Any]:
-    """The request on a line, its outer shape checked.
-
-    Raises:
-        InvalidRequestError: `.param` names the key.
-    """
-    request = line.decode()
-    _check_unicode(line, request)
-    for key in request:
-        if key not in _REQUEST_KEYS:
-            raise InvalidRequestError(
-                f"unknown key {shown(key)}; a request has {', '.join(sorted(_REQUEST_KEYS))}", param=key
-            )
-    if request.get("method", "POST") != "POST":
-        raise InvalidRequestError(f"method must be POST, not {shown(request['method'])}", param="method")
-    if request.get("url") not in (CHAT_URL, COMPLETION_URL):
-        raise InvalidRequestError(
-            f"url must be {CHAT_URL} or {COMPLETION_URL}, not {shown(request.get('url'))}", param="url"
-        )
-    if not isinstance(request.get("body"), dict):
-        raise InvalidRequestError("body must be an object", param="body")
-    return request
-
-
-def _check_unicode(line: InputLine, request: Mapping[str, Any]) -> None:
-    """Refuse lone surrogates, which JSON escapes can express and no tokenizer can encode."""
-    if line.data is not None and _SURROGATE_ESCAPE.search(line.data):
-        try:
-            json.dumps(request, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"line {line.number} has a lone surrogate, which is not valid Unicode") from error
-
-
-def _refuse_stream(stream: StreamOptions | None) -> None:
-    if stream is not None:
-        raise InvalidRequestError("stream must be false: a batch row is a whole answer", param="stream")
-
-
-def _row(custom_id: str, status: int, body: Mapping[str, Any], error: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One line of the output, in OpenAI's shape."""
-    return {
-        "id": f"batch_req_{uuid.uuid4().hex}",
-        "custom_id": custom_id,
-        "response": {"status_code": status, "request_id": uuid.uuid4().hex, "body": body},
-        "error": error,
-    }
+                raise  # the server is gone
+            return
+        if row["error"] is None:
+            self._failed_in_a_row = 0
+        self._job.finish(row, prompt_tokens=len(output.prompt_token_ids))

@@ -193,6 +193,33 @@ class Checkpoint:
         interleave_rotary_rows(order, self.config)
         return whole.rows(order[start:stop])
 
+    def block_type(self, name: str) -> str | None:
+        """ggml's name of the type that a canonical matrix has in a GGUF file, in all its pieces; None elsewhere."""
+        source, pieces = self.source, self.tensor_map.recipes[name].pieces
+        if not isinstance(source, GGUFSource):
+            return None
+        types = {source.info(piece.name).dtype for piece in pieces}
+        return types.pop() if len(types) == 1 else None
+
+    def load_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows start..stop-1 of a matrix with a `block_type`, as the file's bytes, stacked and reordered as in `load`.
+
+        Returns:
+            uint8 [stop - start, bytes of a row].
+
+        Raises:
+            TensorError: as `load_rows`.
+        """
+        shape, source = self.shape(name), self.source
+        if not isinstance(source, GGUFSource) or not 0 <= start < stop <= shape[0]:
+            raise TensorError(f"{self.path}: {name} of shape {shape} has no blocks of rows {start}..{stop}")
+        self._check_pieces(name)
+        if not self._is_reordered(name):
+            return np.concatenate([source.read_blocks(*part) for part in self._parts(name, start, stop)])
+        whole = np.concatenate([source.read_blocks(*part) for part in self._parts(name, 0, shape[0])])
+        interleave_rotary_rows(whole, self.config)
+        return whole[start:stop]
+
     def _is_reordered(self, name: str) -> bool:
         """Whether the rows of a tensor must be reordered: those of queries and keys with half-split rotary pairs."""
         return self.config.rotary_half_split and self.tensor_map.recipes[name].rotary

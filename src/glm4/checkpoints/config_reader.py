@@ -178,6 +178,14 @@ def config_from_gguf(metadata: Mapping[str, Any], source: TensorSource, where: s
     return _finish(config, fields, name, "gguf")
 
 
+def _is_faulty_conversion(config: ModelConfig) -> bool:
+    """Whether a GGUF file of `chatglm` has the values that llama.cpp's converter makes up where it finds no key.
+
+    No published model of that architecture has a context as long as it is wide.
+    """
+    return config.rope_theta == _ROPE_BASE and config.max_position_embeddings == config.hidden_size
+
+
 def _rotary_factor(rotary_dim: int, head_dim: int) -> float:
     """The factor whose product with head_dim, rounded down as `ModelConfig.rotary_dim` does, is rotary_dim."""
     factor = rotary_dim / head_dim
@@ -208,6 +216,12 @@ def _finish(config: ModelConfig, fields: Fields, model_type: str, layout: Layout
     if config.vocab_size > 1 << 20:
         raise CheckpointError(f"{where}: a vocabulary of {config.vocab_size} tokens is more than 2^20")
     notes: list[str] = []
+    if model_type == "chatglm" and layout == "gguf" and _is_faulty_conversion(config):
+        notes.append(
+            f"the file says: context {config.max_position_embeddings}, rope base 10000. llama.cpp's converter "
+            "writes these for GLM-4's -hf layout (the width as context; epsilon and end of message are wrong, too); "
+            "long prompts suffer. Make the file again from the original: glm4 export MODEL --to gguf"
+        )
     if config.rope_theta == _ROPE_BASE and config.max_position_embeddings >= _SUSPICIOUS_CONTEXT:
         notes.append(
             f"rope_theta is 10000 while the context is {config.max_position_embeddings}: long prompts will suffer if "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm4.checkpoints.gguf_header import MAGIC, GGUFHeader, GGUFTensor, read_header
 from glm4.checkpoints.gguf_quants import dequantize, read_codes
@@ -108,13 +109,26 @@ class GGUFSource:
         decode = tensor.block_format.codes
         if decode is None or len(tensor.shape) != 2:
             raise TensorError(f"{name!r} is {tensor.block_format.name}, which has no 4-bit codes")
-        if not 0 <= start < stop <= tensor.shape[0]:
-            raise TensorError(f"{name!r} of shape {tensor.shape} has no rows {start}..{stop}")
-        row_bytes = tensor.nbytes // tensor.shape[0]
-        offset, nbytes = tensor.offset + start * row_bytes, (stop - start) * row_bytes
+        offset, nbytes = self._row_range(name, start, stop)
         codes = read_codes(file.bytes_at(offset, nbytes).view(tensor.block_format.block), decode, stop - start)
         file.release(offset, nbytes)
         return codes
+
+    def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Rows start..stop-1 of a matrix as they are in the file, uint8 [rows, bytes of a row]; errors as `read`."""
+        file, _ = self._entry(name)
+        offset, nbytes = self._row_range(name, start, stop)
+        blocks = file.bytes_at(offset, nbytes).reshape(stop - start, -1).copy()
+        file.release(offset, nbytes)
+        return blocks
+
+    def _row_range(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """(offset, bytes) of some rows of a matrix."""
+        _, tensor = self._entry(name)
+        if not 0 <= start < stop <= tensor.shape[0]:
+            raise TensorError(f"{name!r} of shape {tensor.shape} has no rows {start}..{stop}")
+        row_bytes = tensor.nbytes // tensor.shape[0]
+        return tensor.offset + start * row_bytes, (stop - start) * row_bytes
 
     def _entry(self, name: str) -> tuple[MappedFile, GGUFTensor]:
         try:

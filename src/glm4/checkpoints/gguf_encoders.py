@@ -1,20 +1,27 @@
 """Encoders of GGUF tensor types, the counterpart of the decoders in `gguf_quants`.
 
-The arithmetic (including the order of float32 operations) is that of the ggml reference, so the bytes are identical to
-those of the `gguf` package and, for the types it has in common with them, of llama.cpp's plain quantization.
+F16, BF16 and Q8_0 have the bytes of the ggml reference, which fixes them by one rule. The types of 4 to 6 bits take the
+scales with the least squared error that a search finds (`gguf_search`), which the reference does not look for in Q4_0
+to Q5_1; the K types are in `gguf_k_encoders`.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.checkpoints.gguf_k_encoders import encode_q4_k, encode_q5_k, encode_q6_k
 from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, BlockFormat, Blocks, Float32, UInt8
+from glm4.checkpoints.gguf_search import affine_steps, float16, inverse, rounded, symmetric_steps
+from glm4.kernels.formats import COL_GROUP
+from glm4.kernels.group_codes import GroupCodes
+from glm4.system.cpus import default_num_threads
 
 # Weights encoded at a time, so that the intermediate arrays stay in the processor's cache.
 _CHUNK_WEIGHTS = 65536
@@ -26,12 +33,10 @@ class Encoding:
 
     Attributes:
         number: ggml's number of the type.
-        file_type: ggml's number for files whose matrices mostly have it (`general.file_type`).
         encode: (weights float32 [n, block_format.weights], blocks [n]) -> None; fills the blocks.
     """
 
     number: int
-    file_type: int
     encode: Callable[[Float32, Blocks], None]
 
     @property
@@ -57,10 +62,30 @@ def quantize(weights: Float32, encoding: Encoding) -> UInt8:
     rows = weights.reshape(-1, block_format.weights)
     blocks = np.empty(len(rows), block_format.block)
     step = max(1, _CHUNK_WEIGHTS // block_format.weights)
-    # A scale may be 0 or overflow float16.
-    with np.errstate(all="ignore"):
-        for start in range(0, len(rows), step):
+
+    def encode(start: int) -> None:
+        # A scale may be 0 or overflow float16.
+        with np.errstate(all="ignore"):
             encoding.encode(rows[start : start + step], blocks[start : start + step])
+
+    with ThreadPoolExecutor(default_num_threads()) as pool:  # NumPy computes without the interpreter's lock
+        deque(pool.map(encode, range(0, len(rows), step)), maxlen=0)
+    return blocks.view(np.uint8)
+
+
+def q4_1_blocks(matrix: GroupCodes) -> UInt8:
+    """Codes as Q4_1, uint8 [rows, bytes of a row]. Float16 rounds step and base, the base so that the middle stays."""
+    blocks = np.empty(matrix.step.shape, BLOCK_FORMATS[3].block)
+    blocks["d"] = matrix.step
+    blocks["m"] = matrix.base + (matrix.step - blocks["d"]) * np.float32(7.5)
+    blocks["q"] = _nibble_pairs(matrix.codes.reshape(-1, COL_GROUP)).reshape(*matrix.step.shape, -1)
+    return blocks.view(np.uint8)
+
+
+def q8_0_blocks(quants: NDArray[np.int8], scales: NDArray[np.float16]) -> UInt8:
+    """Values [N, K] with a scale for every 32 columns as Q8_0; uint8 [N, bytes of a row]."""
+    blocks = np.empty(scales.shape, BLOCK_FORMATS[8].block)
+    blocks["d"], blocks["q"] = scales, quants.reshape(*scales.shape, COL_GROUP)
     return blocks.view(np.uint8)
 
 
@@ -74,14 +99,9 @@ def _encode_bf16(weights: Float32, blocks: Blocks) -> None:
     blocks["q"] = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16
 
 
-def _inverse(step: Float32) -> Float32:
-    inverse: Float32 = np.where(step == 0, np.float32(0), 1 / step)
-    return inverse
-
-
 def _encode_q8_0(weights: Float32, blocks: Blocks) -> None:
     step = np.abs(weights).max(axis=1, keepdims=True) / np.float32(127)
-    scaled = weights * _inverse(step)
+    scaled = weights * inverse(step)
     size = np.abs(scaled)
     whole = np.floor(size)
     whole += np.floor(2 * (size - whole))  # halves away from zero
@@ -89,34 +109,64 @@ def _encode_q8_0(weights: Float32, blocks: Blocks) -> None:
 
 
 def _encode_q4_0(weights: Float32, blocks: Blocks) -> None:
-    """The weight of the greatest magnitude becomes -8 steps."""
-    at = np.abs(weights).argmax(axis=1, keepdims=True)
-    step = np.take_along_axis(weights, at, axis=1) / np.float32(-8)
-    blocks["d"] = step[:, 0]
-    blocks["q"] = _nibble_pairs(weights * _inverse(step) + np.float32(8.5))
+    blocks["q"] = _nibble_pairs(_encode_symmetric(weights, blocks, 8, (6.5, 7.0, 7.5, 8.0, 8.6)))
+
+
+def _encode_q5_0(weights: Float32, blocks: Blocks) -> None:
+    codes = _encode_symmetric(weights, blocks, 16, (14.4, 15.2, 16.0, 16.8))
+    blocks["q"], blocks["h"] = _nibble_pairs(codes & 15), _fifth_bits(codes)
 
 
 def _encode_q4_1(weights: Float32, blocks: Blocks) -> None:
-    least = weights.min(axis=1, keepdims=True)
-    step = (weights.max(axis=1, keepdims=True) - least) / np.float32(15)
-    blocks["d"], blocks["m"] = step[:, 0], least[:, 0]
-    blocks["q"] = _nibble_pairs((weights - least) * _inverse(step) + np.float32(0.5))
+    blocks["q"] = _nibble_pairs(_encode_affine(weights, blocks, 15, (12.5, 13.5, 14.5, 15.5, 17.0)))
 
 
-def _nibble_pairs(codes: NDArray[Any]) -> UInt8:
-    """[n, 32] codes, rounded down -> uint8 [n, 16]: the first half in the low nibbles, the second in the high ones."""
-    whole: UInt8 = codes.astype(np.uint8).clip(0, 15)
-    pairs: UInt8 = whole[:, :16] | np.left_shift(whole[:, 16:], 4, dtype=np.uint8)
+def _encode_q5_1(weights: Float32, blocks: Blocks) -> None:
+    codes = _encode_affine(weights, blocks, 31, (28.5, 30.0, 31.5))
+    blocks["q"], blocks["h"] = _nibble_pairs(codes & 15), _fifth_bits(codes)
+
+
+def _encode_symmetric(weights: Float32, blocks: Blocks, half: int, starts: tuple[float, ...]) -> UInt8:
+    """Fill the scales, and return codes 0 .. 2 half - 1, uint8 [n, 32]."""
+    columns = np.ascontiguousarray(weights.T)
+    step = float16(symmetric_steps(columns, half, starts))
+    blocks["d"] = step
+    codes = rounded(columns, step, np.float32(0), (-half, half - 1))
+    codes += np.float32(half)
+    return np.ascontiguousarray(codes.T.astype(np.uint8))
+
+
+def _encode_affine(weights: Float32, blocks: Blocks, top: int, starts: tuple[float, ...]) -> UInt8:
+    """Fill the scales and bases, and return codes 0 .. top, uint8 [n, 32]."""
+    columns = np.ascontiguousarray(weights.T)
+    step, base = map(float16, affine_steps(columns, top, starts))
+    blocks["d"], blocks["m"] = step, base
+    return np.ascontiguousarray(rounded(columns, step, base, (0, top)).T.astype(np.uint8))
+
+
+def _nibble_pairs(codes: UInt8) -> UInt8:
+    """uint8 [n, 32] codes 0..15 -> [n, 16]: the first half in the low nibbles, the second in the high ones."""
+    pairs: UInt8 = codes[:, :16] | codes[:, 16:] << 4
     return pairs
+
+
+def _fifth_bits(codes: UInt8) -> UInt8:
+    """uint8 [n, 32] codes 0..31 -> [n, 4]: bit i of the word is the highest of code i."""
+    return np.packbits(codes >> 4, axis=1, bitorder="little")
 
 
 ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
     {
-        "f32": Encoding(0, 0, _encode_plain),
-        "f16": Encoding(1, 1, _encode_plain),
-        "bf16": Encoding(30, 32, _encode_bf16),
-        "q8_0": Encoding(8, 7, _encode_q8_0),
-        "q4_1": Encoding(3, 3, _encode_q4_1),
-        "q4_0": Encoding(2, 2, _encode_q4_0),
+        "f32": Encoding(0, _encode_plain),
+        "f16": Encoding(1, _encode_plain),
+        "bf16": Encoding(30, _encode_bf16),
+        "q8_0": Encoding(8, _encode_q8_0),
+        "q6_k": Encoding(14, encode_q6_k),
+        "q5_k": Encoding(13, encode_q5_k),
+        "q5_1": Encoding(7, _encode_q5_1),
+        "q5_0": Encoding(6, _encode_q5_0),
+        "q4_k": Encoding(12, encode_q4_k),
+        "q4_1": Encoding(3, _encode_q4_1),
+        "q4_0": Encoding(2, _encode_q4_0),
     }
 )

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from glm4.checkpoints.gguf_header import DEFAULT_ALIGNMENT, MAGIC
 
 VERSION = 3
-# A whole number is a uint32, a fraction a float32; a list is of texts or of int32 numbers.
-Value = bool | int | float | str | Sequence[str] | Sequence[int]
-_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+# A whole number is a uint32 unless it says otherwise, a fraction a float32; a list is of texts or of int32 numbers.
+Value = bool | int | float | str | np.uint16 | np.int32 | Sequence[str] | Sequence[int]
+_NOTHING = np.empty(0, np.uint8)
+_UINT16, _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 2, 4, 5, 6, 7, 8, 9
 
 
 @dataclass(frozen=True)
@@ -60,23 +61,21 @@ def write_tensors(
     """Write the data behind a header.
 
     Args:
-        parts: (tensor's name, its next bytes), tensors in the order of the header.
+        parts: (tensor's name, its next bytes), tensors in the order of the header. What follows is left in an iterator.
 
     Raises:
         ValueError: the parts are not what the header announces.
     """
-    sizes = iter([*((tensor.name, tensor.nbytes) for tensor in tensors), ("", 0)])
-    name, left = next(sizes)
-    for part_name, data in parts:
-        if part_name != name or data.nbytes > left:
-            raise ValueError(f"{data.nbytes} bytes of {part_name!r} where {left} of {name!r} belong")
-        file.write(data.data)
-        left -= data.nbytes
-        if not left:
-            file.write(bytes(-file.tell() % DEFAULT_ALIGNMENT))
-            name, left = next(sizes)
-    if name:
-        raise ValueError(f"{left} bytes of {name!r} are missing")
+    coming = iter(parts)
+    for tensor in tensors:
+        left = tensor.nbytes
+        while left:
+            name, data = next(coming, ("nothing", _NOTHING))
+            if name != tensor.name or data.nbytes > left:
+                raise ValueError(f"{data.nbytes} bytes of {name!r} where {left} of {tensor.name!r} belong")
+            file.write(data.data)
+            left -= data.nbytes
+        file.write(bytes(-file.tell() % DEFAULT_ALIGNMENT))
 
 
 def _padded(nbytes: int) -> int:
@@ -90,6 +89,10 @@ def _text(text: str) -> bytes:
 
 def _value(value: Value) -> bytes:
     """A value's type and its bytes."""
+    if isinstance(value, np.uint16):
+        return struct.pack("<IH", _UINT16, int(value))
+    if isinstance(value, np.int32):
+        return struct.pack("<Ii", _INT32, int(value))
     if isinstance(value, bool):
         return struct.pack("<IB", _BOOL, value)
     if isinstance(value, int):

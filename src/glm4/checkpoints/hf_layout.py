@@ -94,7 +94,11 @@ def hf_config(checkpoint: Checkpoint, dtype: str = "bfloat16") -> dict[str, Any]
     Args:
         dtype: torch's name of the weights' number format.
     """
-    cls, config = hf_class(checkpoint), checkpoint.config
+    return class_config(hf_class(checkpoint), checkpoint.config, dtype)
+
+
+def class_config(cls: HfClass, config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The same, for a model without its checkpoint."""
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     settings: dict[str, Any] = {
         "architectures": [cls.name],

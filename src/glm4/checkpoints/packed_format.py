@@ -340,14 +340,20 @@ class PackedSource:
             return vector
         from glm4.kernels import get_kernels
 
-        first, last = start // ROW_BLOCK, -(-stop // ROW_BLOCK)
-        if first == last:
+        if start == stop:
             return np.empty((0, shape[1]), np.float32)
-        block = packed_nbytes(self._format(name), ROW_BLOCK, shape[1])
-        rows = min(last * ROW_BLOCK, shape[0]) - first * ROW_BLOCK
-        part = PackedWeight(self._raw(name)[first * block : last * block], self._format(name), rows, shape[1])
-        values: Float32 = get_kernels().unpack(part)[start - first * ROW_BLOCK : stop - first * ROW_BLOCK]
+        part, first = self.row_blocks(name, start, stop)
+        values: Float32 = get_kernels().unpack(part)[start - first : stop - first]
         return np.ascontiguousarray(values)
+
+    def row_blocks(self, name: str, start: int, stop: int) -> tuple[PackedWeight, int]:
+        """The part of a matrix whose row blocks contain rows start..stop-1, and the first row of it."""
+        rows, cols = self._shapes[name]
+        first, last = start // ROW_BLOCK, -(-stop // ROW_BLOCK)
+        block = packed_nbytes(self._format(name), ROW_BLOCK, cols)
+        count = min(last * ROW_BLOCK, rows) - first * ROW_BLOCK
+        data = self._raw(name)[first * block : last * block]
+        return PackedWeight(data, self._format(name), count, cols), first * ROW_BLOCK
 
     def close(self) -> None:
         """Unmap the file once none of its weights is in use."""

@@ -24,6 +24,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import interleave_rotary_rows
 from glm4.checkpoints.json_file import read_json_object
@@ -214,6 +215,16 @@ class AdapterFile:
         if key == "qkv" and self._half_split:
             interleave_rotary_rows(b, self._config)
         return a, b
+
+    def ranks_of(self, layer: int, key: str, start: int, stop: int) -> NDArray[np.intp]:
+        """Which rows of A and columns of B, as `load` returns them, change rows start..stop-1 of the matrix."""
+        kept: list[int] = []
+        at = 0
+        for part in self._parts[layer, key]:
+            if max(part.start, start) < min(part.stop, stop):
+                kept += range(at, at + part.rank)
+            at += part.rank
+        return np.array(kept, np.intp)
 
     def close(self) -> None:
         """Unmaps the file."""

@@ -11,18 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
 from glm4.cli.parameters import Argument, Exit, Option, UsageError
+from glm4.cli.ray_options import PANEL as RAY
+from glm4.cli.ray_options import RayOptions
 
 if TYPE_CHECKING:
-    from glm4.batch.job import BatchProgress
+    from glm4.batch.job import BatchJob, BatchProgress
 
 EXAMPLES = """
 glm4 batch requests.jsonl answers.jsonl
 glm4 batch requests.jsonl answers.jsonl -m glm-4-9b-chat --max-num-seqs 16
 glm4 batch - - < requests.jsonl
+glm4 batch requests.jsonl answers.jsonl -m glm-4-9b-chat --ray=auto
 """
 
 _LINE_SECONDS = 10.0
@@ -42,6 +45,17 @@ def batch(
     max_num_seqs: Annotated[
         int, Option(min=1, max=4096, metavar="N", panel=options.ENGINE, help="Requests answered at the same time.")
     ] = 8,
+    ray: RayOptions,
+    ray_actors: Annotated[
+        int | None,
+        Option(
+            min=1,
+            max=4096,
+            metavar="N",
+            panel=RAY,
+            help="Processes that hold the model; otherwise one per GPU, or per node.",
+        ),
+    ] = None,
 ) -> None:
     """Answer a file of OpenAI batch requests.
 
@@ -54,6 +68,7 @@ def batch(
     from glm4.cli.console import EXIT_INTERRUPTED, STREAM, notice, print_json
     from glm4.cli.conversation.interrupt import Interrupt
 
+    ray.check(ray_actors=ray_actors)
     piped = str(output_file) == STREAM
     if piped and json_summary:
         raise UsageError("--json prints its summary where OUT.jsonl - prints the answers; name a file for the answers")
@@ -64,9 +79,12 @@ def batch(
             notice(f"{name} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
             more = {"allow_many_images": allow_many_images, "media_domains": media_domains, **engine.for_llm()}
-            loading = options.load_llm(model, max_num_seqs=max_num_seqs, **more)
-            with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
-                progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
+            if ray.ray is not None:
+                progress = _on_ray(job, model, {"max_num_seqs": max_num_seqs, **more}, ray, ray_actors)
+            else:
+                loading = options.load_llm(model, max_num_seqs=max_num_seqs, **more)
+                with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
+                    progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:
         print_json({**asdict(progress), "tokens_per_second": progress.tokens_per_second})
     if progress.interrupted:
@@ -74,6 +92,30 @@ def batch(
         notice(f"stopped at {progress.done} of {progress.total}{again}")
         raise Exit(EXIT_INTERRUPTED)
     _report(progress, name)
+
+
+def _on_ray(
+    job: BatchJob, model: str, llm_options: dict[str, Any], ray: RayOptions, actors: int | None
+) -> BatchProgress:
+    from glm4.batch.ray.cluster import LOCAL, check_ray, cluster, live_nodes, share_out
+    from glm4.cli.console import notice
+    from glm4.cli.conversation.interrupt import Interrupt
+
+    address = str(ray.ray)
+    check_ray("glm4 batch --ray")
+    if llm_options["backend"] == "local":
+        options.check_formats(llm_options["dtype"], llm_options["kv_cache_dtype"])
+    notice("starting a Ray cluster on this machine" if address == LOCAL else f"connecting to Ray at {address}")
+    with cluster(address):
+        from glm4.batch.ray.run import run_on_ray
+
+        nodes = live_nodes()
+        shares = share_out(ray.wanted(actors), llm_options, nodes)
+        notice(f"{shares.count} actors with {shares.cpus} CPUs and {shares.gpus:g} GPUs each, on {len(nodes)} nodes")
+        with Interrupt(signal.SIGTERM) as interrupt, _display() as show:
+            return run_on_ray(
+                job, model, llm_options, shares, on_progress=show, should_stop=lambda: interrupt.requested
+            )
 
 
 def _report(progress: BatchProgress, name: str) -> None:

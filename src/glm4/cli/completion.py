@@ -45,6 +45,9 @@ def _fish() -> Iterator[str]:
         yield f"complete -c glm4 -n __fish_use_subcommand -f -a {name} -d {shlex.quote(row.summary)}"
         for option in declared(row.load(name)[1]):
             names = " ".join(f"{'-l' if s.startswith('--') else '-s'} {s.lstrip('-')}" for s in option.spellings)
-            value, about = "" if option.kind is bool else "-r ", shlex.quote(option.declaration.help)
+            value, about = (
+                "" if option.kind is bool or option.declaration.bare is not None else "-r ",
+                shlex.quote(option.declaration.help),
+            )
             if names:
                 yield f"complete -c glm4 -n '__fish_seen_subcommand_from {name}' {names} {value}-d {about}"

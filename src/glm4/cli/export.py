@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from glm4.cli.parameters import Argument, Option, UsageError
+from glm4.export.targets import TARGETS
 
 EXAMPLES = """
 glm4 export glm-4-9b-chat --to gguf --dtype q4_0 -o glm-4-9b-chat-q4_0.gguf
-glm4 export ./my-finetune --to gguf -o my-finetune.gguf
+glm4 export glm-4-9b-chat --to ollama -o glm4-ollama
+glm4 export glm-4-9b-chat --to hf --shard-size 5GB -o glm-4-9b-chat-hf
+glm4 export glm-4-9b-chat --to gguf --lora ./adapter -o adapter.gguf
 """
+
+_SIZE = re.compile(r"([0-9]{1,6})([KMGT])(i?)B", re.ASCII)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def _forms() -> str:
+    return "; ".join(target.about for target in TARGETS.values())
+
+
+def _dtypes() -> str:
+    return "; ".join(f"{name}: {', '.join(target.dtypes)}" for name, target in TARGETS.items())
 
 
 def export(
     model: Annotated[str, Argument(metavar="MODEL", help="An installed model, a folder, or a GGUF file.")],
-    to: Annotated[str, Option("--to", metavar="FORMAT", help="gguf, which llama.cpp and Ollama read.")],
-    output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="File to write.")],
+    to: Annotated[str, Option("--to", metavar="FORMAT", help=f"{_forms()}.")],
+    output: Annotated[Path, Option("--output", "-o", metavar="PATH", help="File or folder to write.")],
     dtype: Annotated[
-        str | None, Option("--dtype", metavar="TYPE", help="Of the matrices: f32, f16, bf16, q8_0, q4_1 or q4_0.")
+        str | None, Option("--dtype", metavar="TYPE", help=f"Of the matrices, the default first. {_dtypes()}.")
     ] = None,
-    force: Annotated[bool, Option("--force", help="Replace FILE if it exists.")] = False,
+    lora: Annotated[
+        Path | None,
+        Option(
+            "--lora",
+            metavar="DIR",
+            help="A LoRA adapter (PEFT). --to gguf writes it alone, --to ollama beside the model.",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        str | None,
+        Option("--shard-size", metavar="SIZE", help="Largest weight file, such as 5GB, the default of hf."),
+    ] = None,
+    force: Annotated[bool, Option("--force", help="Replace PATH if it is what the format writes.")] = False,
     as_json: Annotated[bool, Option("--json", help="The report as one JSON document, for programs.")] = False,
 ) -> None:
-    """Write a text model as a GGUF file, with vocabulary, stop tokens and a chat template that has a place for tools.
+    """Write a text model for other programs.
 
-    The model is read piece by piece, so it may be larger than memory. The 4-bit types keep the output head in q8_0.
-    The file also runs here: `glm4 chat -m FILE`.
+    Vocabulary, stop tokens and a chat template that has a place for tools come along. The model is read piece by
+    piece, so it may be larger than memory. GGUF files and safetensors also run here: `glm4 chat -m PATH`.
     """
     from glm4 import hub
     from glm4.checkpoints.checkpoint import open_checkpoint
@@ -36,7 +63,8 @@ def export(
 
     target = export_target(to)
     if str(output) == console.STREAM:
-        raise UsageError("--output is a file that appears once it is complete, which standard output cannot; name one")
+        raise UsageError("--output appears once it is complete, which standard output cannot; name a file or folder")
+    shard_bytes = None if shard_size is None else _bytes(shard_size)
     path = hub.resolve(model, allow_download=False)
     variant = get_variant(model)
     name = variant.repo_id if variant is not None else None
@@ -45,9 +73,11 @@ def export(
             ExportRequest(
                 checkpoint,
                 output.expanduser(),
-                dtype or target.dtypes[0],
+                dtype or target.number_formats(lora)[0],
                 force=force,
                 name=name,
+                lora=None if lora is None else lora.expanduser(),
+                shard_bytes=shard_bytes,
                 progress=report_progress,
             )
         )
@@ -59,4 +89,19 @@ def export(
         console.stderr().print(f"note: {note}", soft_wrap=True, markup=False)
     size = console.human_bytes(report.nbytes)
     out.print(f"{report.architecture}, {report.dtype}: {report.tensors} tensors, {size}", soft_wrap=True)
-    out.print(str(output), soft_wrap=True)
+    out.print(str(output), soft_wrap=True, markup=False)
+    if report.next_command:
+        out.print(report.next_command, soft_wrap=True, markup=False)
+
+
+def _bytes(size: str) -> int:
+    """The number that a size such as "5GB" or "512MiB" means.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    match = _SIZE.fullmatch(size)
+    if match is None or not int(match[1]):
+        raise UsageError(f"--shard-size is a size such as 5GB or 512MiB, not {size!r}")
+    number, unit, binary = match.groups()
+    return int(number) * (1024 if binary else 1000) ** _POWERS[unit]

@@ -42,8 +42,7 @@ def command_help(name: str) -> str:
     usage = ["glm4", name, "[OPTIONS]"]
     panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in declared(function):
-        names = ", ".join(sorted(parameter.spellings, key=len))
-        shown = names if parameter.kind is bool else f"{names} {parameter.metavar}".lstrip()
+        names, shown = parameter.spellings, parameter.usage
         panel = parameter.declaration.panel if names else "Arguments"
         panels.setdefault(panel, []).append((shown, parameter.declaration.help + _default(parameter)))
         if parameter.required:

@@ -24,6 +24,7 @@ class Parameter:
         panel: heading under which to list it.
         envvar: environment variable that provides a value if the command line does not.
         min, max: bounds of a number.
+        bare: what an option without a value means. Its value is then part of the same word: --option=VALUE.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class Parameter:
         envvar: str = "",
         min: float | None = None,
         max: float | None = None,
+        bare: str | None = None,
     ) -> None:
         self.names, self.help, self.metavar, self.panel = names, help, metavar, panel
-        self.envvar, self.min, self.max = envvar, min, max
+        self.envvar, self.min, self.max, self.bare = envvar, min, max, bare
 
 
 class Option(Parameter):
@@ -86,6 +88,14 @@ class Declared(NamedTuple):
     def title(self) -> str:
         """Its name in messages."""
         return self.spellings[0] if self.spellings else self.metavar
+
+    @property
+    def usage(self) -> str:
+        """Its spellings and its value, in help texts."""
+        names = ", ".join(sorted(self.spellings, key=len))
+        if self.declaration.bare is not None:
+            return f"{names}[={self.metavar}]"
+        return names if self.kind is bool else f"{names} {self.metavar}".lstrip()
 
     @property
     def required(self) -> bool:

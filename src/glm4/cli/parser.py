@@ -32,8 +32,11 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
 
             if advice(word.partition("=")[0], options):
                 raise unknown(word, options)
+    bare = {spelling: p.declaration.bare for p in parameters for spelling in p.spellings if p.declaration.bare}
+    ours = before_separator(args)
+    words = [f"{word}={bare[word]}" if word in bare else word for word in ours] + args[len(ours) :]
     try:
-        found, rest = _parser(parameters, options).parse_known_args(args)
+        found, rest = _parser(parameters, options).parse_known_args(words)
     except argparse.ArgumentError as error:  # too many or too few values; invalid ones are reported by `Declared.read`
         title = str(error.argument_name).split("/")[0]
         is_flag = any(title in parameter.spellings and parameter.kind is bool for parameter in parameters)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
 from glm4.cli.parameters import Argument, Option, UsageError
+from glm4.cli.ray_options import PANEL as RAY
+from glm4.cli.ray_options import RayOptions
 
 if TYPE_CHECKING:
     from glm4.server.config import ModelSpec, ServerConfig
@@ -19,6 +21,7 @@ glm4 serve -m glm-4-9b-chat --dtype int4 --context 32768
 glm4 serve -m glm-4-9b-chat --lora poems=./poems-adapter --served-model-name glm-4
 glm4 serve -m coder=starter-large -m tiny=smoke
 glm4 serve --host 0.0.0.0 --api-key-file keys.txt
+glm4 serve -m glm-4-9b-chat --ray --replicas 2
 """
 
 _ACCESS, _LIMITS, _LOG = "Access", "Limits", "Logging and metrics"
@@ -152,6 +155,13 @@ def serve(
         str, Option(metavar="FORMAT", panel=_LOG, help="text or json (one object per line).")
     ] = "text",
     log_level: Annotated[str, Option(metavar="LEVEL", panel=_LOG, help="debug, info, warning or error.")] = "info",
+    ray: RayOptions,
+    replicas: Annotated[
+        int | None,
+        Option(
+            min=1, max=4096, metavar="N", panel=RAY, help="Servers behind one port; otherwise one per GPU, or per node."
+        ),
+    ] = None,
 ) -> None:
     """Serve models over HTTP, with OpenAI's and Anthropic's APIs.
 
@@ -160,6 +170,7 @@ def serve(
     """
     from glm4.cli.server_logging import set_up_logging
 
+    ray.check(replicas=replicas)
     options.check_formats(engine.dtype, engine.kv_cache_dtype)
     if media_domains is not None:
         from glm4.requests.image_inputs import ImageOptions
@@ -190,7 +201,24 @@ def serve(
         store_max_age=store_max_days * 86400,
     )
     set_up_logging(log_format, log_level)
-    _run(config, preload=preload)
+    if ray.ray is not None:
+        _run_on_ray(config, ray, replicas)
+    else:
+        _run(config, preload=preload)
+
+
+def _run_on_ray(config: ServerConfig, ray: RayOptions, replicas: int | None) -> None:
+    from glm4.cli.console import notice
+    from glm4.server.ray.run import Shares, check, run_on_ray
+
+    def ready(shares: Shares, host: str, port: int) -> None:
+        each = f"{shares.cpus} CPUs and {shares.gpus:g} GPUs each"
+        notice(f"{shares.count} replicas with {each}; Ctrl-C finishes what runs and stops")
+        notice(f"serving {', '.join(spec.names[0] for spec in config.models)} at http://{_shown(host)}:{port}/v1")
+
+    check(config)
+    notice(f"starting replicas on Ray ({ray.ray})")
+    run_on_ray(config, str(ray.ray), ray.wanted(replicas), ready)
 
 
 def _run(config: ServerConfig, *, preload: bool) -> None:
@@ -202,10 +230,14 @@ def _run(config: ServerConfig, *, preload: bool) -> None:
     app = create_app(config, load)
     listener = bind(config)
     address, port = listener.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
+    shown = _shown(address)
     notice(f"serving {', '.join(spec.names[0] for spec in config.models)} at http://{shown}:{port}/v1")
     notice(f"documentation: http://{shown}:{port}/docs   stop with Ctrl-C")
     run(app, config, listener)
+
+
+def _shown(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def _preloaded(config: ServerConfig) -> Any:

@@ -28,14 +28,18 @@ class GrammarState:
     Args:
         constraint: the grammar.
         end_ids: ids that are allowed wherever the text is complete.
+        most_seconds: processor time of one mask, or of one run of forced tokens; None means `MOST_SECONDS`.
 
     Attributes:
         forced: the only tokens that can come next, in order; not appended yet.
     """
 
-    def __init__(self, constraint: TokenConstraint, end_ids: NDArray[np.int64]) -> None:
+    def __init__(
+        self, constraint: TokenConstraint, end_ids: NDArray[np.int64], most_seconds: float | None = None
+    ) -> None:
         self._matcher = constraint.start()  # ahead of the sequence by `forced`
         self._end_ids = end_ids
+        self._most_seconds = MOST_SECONDS if most_seconds is None else most_seconds
         self.forced: deque[int] = deque()
         self._accept_forced()
 
@@ -54,7 +58,7 @@ class GrammarState:
             if self._matcher.accept(tokens) != len(tokens):
                 raise GrammarError("the grammar refuses a token that it forces")
             self.forced += tokens
-            _check_seconds(before)
+            self._check_seconds(before)
 
     def finished(self) -> bool:
         """True if nothing may follow."""
@@ -64,14 +68,13 @@ class GrammarState:
         """Tokens that may come next, if none is forced and the text is not finished: bool [vocab_size]."""
         before = time.thread_time()
         mask = self._matcher.allowed()
-        _check_seconds(before)
+        self._check_seconds(before)
         if self._matcher.is_complete():
             mask[self._end_ids] = True
         if not mask.any():
             raise GrammarError("the grammar allows no token here")
         return mask
 
-
-def _check_seconds(before: float) -> None:
-    if time.thread_time() - before > MOST_SECONDS:
-        raise GrammarError("the grammar takes too long to follow")
+    def _check_seconds(self, before: float) -> None:
+        if time.thread_time() - before > self._most_seconds:
+            raise GrammarError("the grammar takes too long to follow")

@@ -1,8 +1,9 @@
-"""`export_gguf`: a checkpoint as one GGUF file, a slab of rows at a time, atomically."""
+"""`export_gguf`: a checkpoint as a GGUF file or several, a slab of rows at a time, atomically."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,21 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.gguf_encoders import ENCODINGS, Encoding, quantize
-from glm4.checkpoints.gguf_writer import file_nbytes, header_bytes, write_tensors
+from glm4.checkpoints.gguf_writer import write_tensors
 from glm4.errors import CheckpointError, InvalidRequestError
-from glm4.export.chat_template import exported_template
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, FilePart, file_parts, model_keys
+from glm4.export.gguf_lora import export_gguf_lora
+from glm4.export.gguf_rows import float_rows, stored_rows, stored_type
+from glm4.export.gguf_split import planned_files
+from glm4.export.gguf_types import FILE_TYPES, encoding_of
 from glm4.export.targets import ExportReport, ExportRequest, Progress
+from glm4.export.text_side import stop_ids, template_text
 from glm4.model.tensors import num_parameters
 from glm4.requests.processor import Processor
-from glm4.system.atomic_file import atomic_file
+from glm4.system.atomic_file import atomic_files
 from glm4.system.disk_space import check_space
 from glm4.tokenizer.gguf_saving import MOST_STOPS, gguf_special_ids, gguf_vocabulary
+from glm4.tokenizer.gguf_vocab import PRE_TOKENIZERS
 
 SLAB_NBYTES = 32 << 20
 _LARGEST_FLOAT16 = 65504
@@ -38,18 +44,21 @@ _SAMPLING = {
 
 
 def export_gguf(request: ExportRequest) -> ExportReport:
-    """Write a GGUF file for llama.cpp and programs built on it, and for this package.
+    """Write a GGUF file for llama.cpp and programs built on it, and for this package; with an adapter, that alone.
 
-    At most some 200 MB of weights are held at a time. The head has q8_0 beside 4-bit types, vectors stay f32.
+    At most some 200 MB of weights are held at a time. Vectors stay f32. Blocks that the source has in the type of the
+    file, and codes of packed checkpoints that the type can hold, are copied without being rounded again.
 
     Raises:
         InvalidRequestError: a model that GGUF cannot express, or the file may not be replaced.
         DiskFullError: before anything is written, or while writing.
         CheckpointError, TokenizerError: the source cannot be read.
     """
+    if request.lora is not None:
+        return export_gguf_lora(request)
     checkpoint, file, dtype = request.checkpoint, request.output, request.dtype
     architecture = _checked_source(checkpoint)
-    _check_file(checkpoint, file, request.force)
+    encoding = encoding_of(checkpoint, dtype)
     checkpoint.check()
     text = Processor.load(checkpoint)
     title = request.name or checkpoint.path.resolve().name.removesuffix(".gguf")
@@ -57,25 +66,26 @@ def export_gguf(request: ExportRequest) -> ExportReport:
     metadata |= model_keys(checkpoint.config, architecture)
     text_keys, notes = _text_keys(checkpoint, text, architecture)
     metadata |= text_keys
-    parts = list(file_parts(checkpoint.config, architecture, dtype))
-    tensors = [part.planned for part in parts]
-    header = header_bytes(metadata, tensors)
-    total = file_nbytes(header, tensors)
+    parts = list(file_parts(checkpoint.config, architecture, encoding))
+    files = planned_files(file, metadata, [part.planned for part in parts], request.shard_bytes)
+    for planned in files:
+        _check_file(checkpoint, planned.path, request.force)
+    total = sum(planned.nbytes for planned in files)
     check_space(file, total)
-    encoded = _encoded(checkpoint, parts, architecture)
-    with atomic_file(file) as out:
-        out.write(header)
-        write_tensors(out, tensors, _reported(encoded, len(header), total, request.progress))
-    return ExportReport(architecture.name, dtype, len(tensors), num_parameters(checkpoint.config), total, notes)
+    headers = sum(len(planned.header) for planned in files)
+    encoded = _reported(_encoded(checkpoint, parts, architecture), headers, total, request.progress)
+    with atomic_files([planned.path for planned in files]) as outs:
+        for planned, out in zip(files, outs, strict=True):
+            out.write(planned.header)
+            write_tensors(out, planned.tensors, encoded)
+        if next(encoded, None) is not None:
+            raise ValueError("there are more tensors than the headers announce")
+    names = tuple(planned.path.name for planned in files) if len(files) > 1 else ()
+    parameters = num_parameters(checkpoint.config)
+    return ExportReport(architecture.name, dtype, len(parts), parameters, total, notes, names)
 
 
 def _checked_source(checkpoint: Checkpoint) -> Architecture:
-    if checkpoint.packed is not None:
-        raise InvalidRequestError(
-            f"{checkpoint.path} is packed as {checkpoint.packed.precision.name}; exporting it would lose quality a "
-            "second time. Start from the original model",
-            param="model",
-        )
     if checkpoint.config.vision is not None:
         raise InvalidRequestError(
             f"{checkpoint.path} sees pictures, and its vision tower has no GGUF architecture that computes it; only "
@@ -105,7 +115,7 @@ def _general_keys(checkpoint: Checkpoint, architecture: Architecture, dtype: str
     keys: dict[str, Any] = {"architecture": architecture.name, "type": "model", "name": title}
     if isinstance(basename := checkpoint.gguf_metadata.get("general.basename"), str):
         keys["basename"] = basename  # by which the starters are recognized
-    keys["file_type"] = ENCODINGS[dtype].file_type
+    keys["file_type"] = FILE_TYPES[dtype].number
     if dtype.startswith("q"):
         keys["quantization_version"] = _QUANTIZATION_VERSION
     generation = checkpoint.generation_config
@@ -120,16 +130,14 @@ def _text_keys(
     checkpoint: Checkpoint, text: Processor, architecture: Architecture
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Vocabulary, special ids and chat template; and notes for the user."""
-    config, tokenizer, dialect = checkpoint.config, text.tokenizer, text.dialect
-    pre = architecture.pre or checkpoint.gguf_metadata["tokenizer.ggml.pre"]
-    known = [tokenizer.added_tokens[name].id for name in dialect.stop_names if name in tokenizer.added_tokens]
-    stops = list(dict.fromkeys([*known, *sorted(text.stop_ids)]))
+    config, tokenizer = checkpoint.config, text.tokenizer
+    pre = architecture.pre or checkpoint.gguf_metadata.get("tokenizer.ggml.pre", next(iter(PRE_TOKENIZERS)))
+    stops = stop_ids(checkpoint, text)
     padding = stops[0] if config.pad_token_id is None else config.pad_token_id
     keys = gguf_vocabulary(tokenizer, config.vocab_size, pre) | gguf_special_ids(tokenizer, stops, padding)
     if architecture.name in ("chatglm", "glm4"):
         keys["tokenizer.ggml.unknown_token_id"] = stops[0]
-    on_message = not dialect.prepare((), [{"type": "function"}])[1]
-    keys["tokenizer.chat_template"] = exported_template(text.chat_template, on_message=on_message)
+    keys["tokenizer.chat_template"] = template_text(text)
     left = stops[MOST_STOPS:]
     notes = (f"GGUF has room for {MOST_STOPS} ids that end an answer; left out: {left}",) if left else ()
     return keys, notes
@@ -140,19 +148,33 @@ def _encoded(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The file's tensors, a slab of rows at a time."""
     for name, pieces in groupby(parts, key=lambda part: part.name):
-        whole: NDArray[np.float32] | None = None
+        shape = checkpoint.shape(name)
+        kind = stored_type(checkpoint, name) if len(shape) == 2 else None
+        step = max(1, SLAB_NBYTES // (4 * shape[-1])) if len(shape) == 2 else shape[0]
+        readers: dict[bool, Callable[[int, int], NDArray[Any]]] = {}
         for part in pieces:
-            if part.rotary and whole is None:  # its rows may change places within a head
-                whole = checkpoint.load(name)
-                if architecture.half_split:
-                    split_rotary_rows(whole, checkpoint.config)
-            shape = part.planned.shape
-            step = max(1, SLAB_NBYTES // (4 * shape[-1])) if len(shape) == 2 else shape[0]
+            exact = part.encoding.block_format.weights > 1 and part.encoding.block_format.name == kind
+            if exact not in readers:
+                readers[exact] = _rows_in_order(checkpoint, part, architecture, exact)
             for start in range(part.start, part.stop, step):
-                stop = min(start + step, part.stop)
-                values = checkpoint.load_rows(name, start, stop) if whole is None else whole[start:stop]
-                _check_range(values, part.encoding, f"{checkpoint.path}: {name}")
-                yield part.planned.name, quantize(values, part.encoding)
+                values = readers[exact](start, min(start + step, part.stop))
+                if not exact:
+                    _check_range(values, part.encoding, f"{checkpoint.path}: {name}")
+                    values = quantize(values, part.encoding)
+                yield part.planned.name, values.reshape(-1)
+
+
+def _rows_in_order(
+    checkpoint: Checkpoint, part: FilePart, architecture: Architecture, exact: bool
+) -> Callable[[int, int], NDArray[Any]]:
+    """A function from a range of a matrix's rows to these rows in the file's order: blocks if `exact`, else numbers."""
+    read = partial(stored_rows if exact else float_rows, checkpoint, part.name)
+    if not part.rotary:
+        return read
+    whole = read(0, checkpoint.shape(part.name)[0])
+    if architecture.half_split:  # rows change places within a head
+        split_rotary_rows(whole, checkpoint.config)
+    return lambda start, stop: whole[start:stop]
 
 
 def _check_range(values: NDArray[np.float32], encoding: Encoding, where: str) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from glm4.checkpoints.gguf_encoders import ENCODINGS, Encoding
+from glm4.checkpoints.gguf_encoders import Encoding
 from glm4.checkpoints.gguf_writer import PlannedTensor
 from glm4.errors import InvalidRequestError
 from glm4.model.config import ModelConfig
-from glm4.model.tensors import ModelTensor, head_name, model_tensors
-
-# Formats of 4 bits are too coarse for the head, which decides the tokens.
-HEAD_ENCODING = "q8_0"
-# For matrices whose rows are not whole blocks.
-_ROW_ENCODING = "f16"
+from glm4.model.tensors import ModelTensor, model_tensors
 
 
 @dataclass(frozen=True)
@@ -72,27 +67,24 @@ class FilePart:
     rotary: bool
 
 
-def file_parts(config: ModelConfig, architecture: Architecture, dtype: str) -> Iterator[FilePart]:
-    """The tensors of the file in model order."""
+def file_parts(
+    config: ModelConfig, architecture: Architecture, encoding_of: Callable[[ModelTensor, str], Encoding]
+) -> Iterator[FilePart]:
+    """The tensors of the file in model order.
+
+    Args:
+        encoding_of: of a tensor, with its name in the file.
+    """
     for name, tensor in model_tensors(config).items():
         start = 0
-        encoding = _encoding(name, tensor.shape, config, dtype)
-        for file_name, rows in _names(tensor, config, architecture).items():
-            shape = (rows, *tensor.shape[1:])
+        for file_name, rows in file_names(tensor, config, architecture).items():
+            encoding, shape = encoding_of(tensor, file_name), (rows, *tensor.shape[1:])
             planned = PlannedTensor(file_name, shape, encoding.number, encoding.nbytes(shape))
             yield FilePart(name, start, start + rows, encoding, planned, tensor.row.rotary)
             start += rows
 
 
-def _encoding(name: str, shape: tuple[int, ...], config: ModelConfig, dtype: str) -> Encoding:
-    """Vectors stay float32: programs expect that."""
-    if len(shape) == 1:
-        return ENCODINGS["f32"]
-    encoding = ENCODINGS[HEAD_ENCODING if dtype.startswith("q4") and name == head_name(config) else dtype]
-    return encoding if shape[-1] % encoding.block_format.weights == 0 else ENCODINGS[_ROW_ENCODING]
-
-
-def _names(tensor: ModelTensor, config: ModelConfig, architecture: Architecture) -> dict[str, int]:
+def file_names(tensor: ModelTensor, config: ModelConfig, architecture: Architecture) -> dict[str, int]:
     """Tensors of the file that make up a canonical one, with the rows of each."""
     source = tensor.row.sources["gguf"]
     if isinstance(source, tuple):

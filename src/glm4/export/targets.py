@@ -12,6 +12,9 @@ from typing import Any, Literal, cast
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.errors import InvalidRequestError
 
+# Attributes of `ExportRequest` that only some targets use -> how the command line spells them.
+_OPTIONS = {"lora": "--lora", "shard_bytes": "--shard-size"}
+
 Progress = Callable[[str, float, float], None]
 
 
@@ -50,6 +53,7 @@ class ExportReport:
         nbytes: size of all files.
         notes: what a user should know about them.
         files: names below the output folder; empty where the output is one file.
+        next_command: what to run next to use them; empty if nothing is needed.
     """
 
     architecture: str
@@ -59,6 +63,7 @@ class ExportReport:
     nbytes: int
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    next_command: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -70,6 +75,7 @@ class ExportReport:
             "bytes": self.nbytes,
             "notes": list(self.notes),
             **({"files": list(self.files)} if self.files else {}),
+            **({"next_command": self.next_command} if self.next_command else {}),
         }
 
 
@@ -83,6 +89,8 @@ class ExportTarget:
         output: what it writes.
         about: a phrase for help texts.
         options: attributes of `ExportRequest` beyond the common ones that it uses.
+        adapter_dtypes: number formats of an adapter, the default first, if `lora` makes the target write the adapter
+            alone.
     """
 
     name: str
@@ -91,6 +99,11 @@ class ExportTarget:
     output: Literal["file", "folder"]
     about: str
     options: frozenset[str] = frozenset()
+    adapter_dtypes: tuple[str, ...] = ()
+
+    def number_formats(self, lora: object = None) -> tuple[str, ...]:
+        """What `ExportRequest.dtype` may be, the default first, with or without an adapter."""
+        return self.adapter_dtypes if lora is not None and self.adapter_dtypes else self.dtypes
 
     def export(self, request: ExportRequest) -> ExportReport:
         """Write the model.
@@ -102,13 +115,15 @@ class ExportTarget:
             DiskFullError: before anything is written, or while writing.
             CheckpointError, TokenizerError: the source cannot be read.
         """
-        if request.dtype not in self.dtypes:
-            raise InvalidRequestError(
-                f"--to {self.name} writes {', '.join(self.dtypes)}, not {request.dtype!r}", param="dtype"
-            )
-        for option in ("lora", "shard_bytes"):
+        for option, spelling in _OPTIONS.items():
             if getattr(request, option) is not None and option not in self.options:
-                raise InvalidRequestError(f"--to {self.name} has no use for {option}", param=option)
+                able = ", ".join(name for name, target in TARGETS.items() if option in target.options)
+                raise InvalidRequestError(
+                    f"--to {self.name} has no use for {spelling}; it belongs to --to {able}", param=option
+                )
+        if request.dtype not in (known := self.number_formats(request.lora)):
+            what = f"an adapter for --to {self.name} may be" if known != self.dtypes else f"--to {self.name} writes"
+            raise InvalidRequestError(f"{what} {', '.join(known)}, not {request.dtype!r}", param="dtype")
         module, _, name = self.function.partition(":")
         return cast("ExportReport", getattr(import_module(module), name)(request))
 
@@ -124,13 +139,31 @@ def export_target(name: str) -> ExportTarget:
     return TARGETS[name]
 
 
+GGUF_DTYPES = (
+    "bf16", "f32", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_1", "q5_0", "q4_k_m", "q4_k", "q4_1", "q4_0",
+)  # fmt: skip
 TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
     {
         target.name: target
         for target in (
             ExportTarget("gguf", "glm4.export.gguf:export_gguf",
-                         ("bf16", "f32", "f16", "q8_0", "q4_1", "q4_0"), "file",
-                         "gguf, which llama.cpp and Ollama read"),
+                         GGUF_DTYPES, "file", "gguf, which llama.cpp and Ollama read",
+                         frozenset({"lora", "shard_bytes"}), adapter_dtypes=("f32", "f16", "bf16")),
+            ExportTarget("ollama", "glm4.export.ollama:export_ollama",
+                         ("q4_k_m", *(name for name in GGUF_DTYPES if name != "q4_k_m")), "folder",
+                         "ollama, a GGUF file with a Modelfile",
+                         frozenset({"lora"})),
+            ExportTarget("hf", "glm4.export.safetensors:export_hf",
+                         ("bf16", "fp32", "fp16"), "folder",
+                         "hf, Hugging Face's layout, for transformers, vLLM and SGLang",
+                         frozenset({"shard_bytes"})),
+            ExportTarget("chatglm", "glm4.export.safetensors:export_chatglm",
+                         ("bf16", "fp32", "fp16"), "folder",
+                         "chatglm, the layout in which GLM-4-9B was first published",
+                         frozenset({"shard_bytes"})),
+            ExportTarget("openvino", "glm4.export.openvino.export:export_openvino",
+                         ("int4", "int8", "bf16", "fp32"), "folder",
+                         "openvino, for Intel's processors and GPUs"),
         )
     }
 )  # fmt: skip

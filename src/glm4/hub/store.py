@@ -68,6 +68,14 @@ def installed_file(source: StarterSource) -> Path | None:
     return None
 
 
+def license_text(name: str) -> str | None:
+    """The text of a license by its short name (a variant's `license`); None if this package does not have it."""
+    from importlib import resources
+
+    file = resources.files("glm4.hub") / "licenses" / f"{name}.txt"
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
 def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path:
     """Make a verified file the installed model: write the documents, rename, then write source.json.
 
@@ -76,10 +84,7 @@ def finish(source: StarterSource, file: Path, origin: Mapping[str, Any]) -> Path
         origin: where it came from, for source.json.
     """
     folder = model_folder(source.name)
-    from importlib import resources
-
-    license_text = resources.files("glm4.hub") / "licenses" / f"{source.license}.txt"
-    write_text(folder / "LICENSE", license_text.read_text(encoding="utf-8"))
+    write_text(folder / "LICENSE", license_text(source.license) or source.license)
     write_text(folder / "NOTICE", _notice(source))
     target = folder / MODEL_FILE
     with file.open("rb") as stream:

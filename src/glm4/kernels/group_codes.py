@@ -24,6 +24,7 @@ from glm4.kernels.formats import (
     COL_GROUP,
     INT4_OFFSET_UNIT,
     ROW_BLOCK,
+    SPAN_CELLS,
     PackedWeight,
     empty_packed,
     unpackable_row_message,
@@ -98,6 +99,56 @@ def pack_codes(matrix: GroupCodes) -> PackedWeight:
     cells[:, :, -2 * ROW_BLOCK :] = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(blocks, groups, -1)
     data[:, -tail:] = _padded(unit, blocks, np.float32(0)).reshape(blocks, ROW_BLOCK).view(np.uint8)
     return weight
+
+
+def unpack_codes(weight: PackedWeight) -> GroupCodes:
+    """The codes of an int4 matrix whose columns are a multiple of 32."""
+    _, cells = _int4_cells(weight)
+    blocks, groups, _ = cells.shape
+    octets = np.ascontiguousarray(cells[:, :, : -2 * ROW_BLOCK]).view(np.uint32).reshape(blocks, groups, -1, ROW_BLOCK)
+    words = np.stack([octets & 0x0F0F0F0F, octets >> 4 & 0x0F0F0F0F], axis=-1)
+    codes = np.ascontiguousarray(words.transpose(0, 3, 1, 2, 4)).view(np.uint8).reshape(blocks * ROW_BLOCK, -1)
+    return GroupCodes(codes[: weight.rows], *unpack_scales(weight))
+
+
+def unpack_scales(weight: PackedWeight) -> tuple[F32, F32]:
+    """(step, base) of each group of such a matrix, rounded to float32; [N, K / 32]."""
+    data, cells = _int4_cells(weight)
+    blocks, groups, _ = cells.shape
+    pairs = cells[:, :, -2 * ROW_BLOCK :].reshape(blocks, groups, ROW_BLOCK, 2).swapaxes(1, 2).astype(np.float32)
+    tail = weight_format("int4").block_tail_nbytes
+    unit = np.ascontiguousarray(data[:, -tail:]).view(np.float32)[..., None]
+    scale, offset = pairs[..., 0], pairs[..., 1] - np.float32(128)
+    step, base = unit * scale, unit * (INT4_OFFSET_UNIT * offset - _MIDDLE * scale)
+    return step.reshape(-1, groups)[: weight.rows], base.reshape(-1, groups)[: weight.rows]
+
+
+def _int4_cells(weight: PackedWeight) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The row blocks of an int4 matrix, [row blocks, bytes], and its cells, [row blocks, groups, cell bytes]."""
+    data = weight.data.reshape(-(-weight.rows // ROW_BLOCK), -1)
+    cells = data[:, : -weight_format("int4").block_tail_nbytes]
+    return data, cells.reshape(len(data), weight.cols // COL_GROUP, -1)
+
+
+def unpack_int8(weight: PackedWeight) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """The values [N, K] of an int8 matrix whose columns are a multiple of 32, and their scales [N, K / 32]."""
+    format = weight_format("int8")
+    blocks, groups = -(-weight.rows // ROW_BLOCK), weight.cols // COL_GROUP
+    data = weight.data.reshape(blocks, -1)
+    quants = np.empty((blocks, ROW_BLOCK, groups, COL_GROUP), np.int8)
+    scales = np.empty((blocks, ROW_BLOCK, groups), np.float16)
+    at = 0
+    for group in range(0, groups, SPAN_CELLS):
+        count = min(SPAN_CELLS, groups - group)
+        cells = data[:, at : at + count * format.cell_nbytes].reshape(blocks, count, -1, ROW_BLOCK, 4) - np.uint8(128)
+        values = cells.view(np.int8).transpose(0, 3, 1, 2, 4).reshape(blocks, ROW_BLOCK, count, COL_GROUP)
+        quants[:, :, group : group + count] = values
+        at += count * format.cell_nbytes
+        tail = np.ascontiguousarray(data[:, at : at + format.span_tail_nbytes]).view(np.float16)
+        scales[:, :, group : group + count] = tail[..., None]
+        at += format.span_tail_nbytes
+    rows = blocks * ROW_BLOCK
+    return quants.reshape(rows, -1)[: weight.rows], scales.reshape(rows, -1)[: weight.rows]
 
 
 def _oriented(matrix: GroupCodes) -> tuple[F32, F32, NDArray[np.bool_]]:

@@ -35,7 +35,7 @@ SIDE_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-_LEGAL = ("LICENSE", "LICENSE.txt", "LICENSE.md", "MODEL_LICENSE", "NOTICE")
+LEGAL_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "MODEL_LICENSE", "NOTICE")
 _MAX_SIDE_BYTES = 256 << 20
 
 Part = tuple[str, NDArray[Any]]
@@ -43,8 +43,16 @@ Part = tuple[str, NDArray[Any]]
 
 def side_files(checkpoint: Checkpoint) -> list[Path]:
     """The files beside a checkpoint's weights that belong to it. A GGUF file contains them."""
+    return _beside(checkpoint, () if checkpoint.kind == "gguf" else SIDE_FILES) + legal_files(checkpoint)
+
+
+def legal_files(checkpoint: Checkpoint) -> list[Path]:
+    """The license and notices beside a checkpoint's weights."""
+    return _beside(checkpoint, LEGAL_FILES)
+
+
+def _beside(checkpoint: Checkpoint, names: Iterable[str]) -> list[Path]:
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    names = _LEGAL if checkpoint.kind == "gguf" else (*SIDE_FILES, *_LEGAL)
     return [folder / name for name in names if (folder / name).is_file()]
 
 
@@ -73,7 +81,9 @@ def write_packed_checkpoint(
     Raises:
         CheckpointError: a file beside the weights cannot be copied.
     """
-    _write_text_side(folder, checkpoint, tokenizer)
+    write_text_side(folder, checkpoint, tokenizer)
+    if isinstance(tokenizer, ByteLevelBPE):
+        save_table(tokenizer, folder)
     with PackedWriter(folder / SINGLE_FILE, checkpoint.config, precision) as writer:
         for name, data in parts:
             writer.write(name, data)
@@ -84,7 +94,12 @@ def write_packed_checkpoint(
     write_packed_config(folder, replace(checkpoint.config, eos_token_ids=stops), info)
 
 
-def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+def write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Tokenizer, chat template, sampling defaults and license of a checkpoint, for a folder of any format.
+
+    Raises:
+        CheckpointError: a file cannot be copied.
+    """
     for file in side_files(checkpoint):
         if file.stat().st_size > _MAX_SIDE_BYTES:
             raise CheckpointError(f"{file} is larger than {_MAX_SIDE_BYTES >> 20} MiB; it is not copied")
@@ -95,5 +110,3 @@ def _write_text_side(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer)
             (folder / "chat_template.jinja").write_text(checkpoint.chat_template, encoding="utf-8")
         generation = json.dumps(dict(checkpoint.generation_config), indent=2)
         (folder / "generation_config.json").write_text(generation + "\n", encoding="utf-8")
-    if isinstance(tokenizer, ByteLevelBPE):
-        save_table(tokenizer, folder)

@@ -61,7 +61,7 @@ class GrammarGuard:
     """
 
     def __init__(self, vocabulary: Callable[[], bytes]) -> None:
-        self._helper = Helper(LIMITS, lambda: ("glm4.requests.grammar_trial:set_up", vocabulary()))
+        self._helper = Helper(LIMITS, lambda: ("glm4.grammars.trial:set_up", vocabulary()))
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._num_waiting, self._attack_until = 0, 0.0
         self._known: OrderedDict[bytes, str | None] = OrderedDict()
@@ -96,7 +96,7 @@ class GrammarGuard:
             if not self._turn.acquire(timeout=_PATIENCE):
                 raise BusyError(f"other grammars have taken {_PATIENCE:g} seconds to compile; try again later")
             try:
-                self._helper.call("glm4.requests.grammar_trial:follow", grammar.encode())
+                self._helper.call("glm4.grammars.trial:follow", grammar.encode())
             finally:
                 self._turn.release()
         except HelperError as error:

@@ -57,6 +57,7 @@ class ServerConfig:
         header_timeout, body_timeout: seconds a request's headers, and then its body, may take to arrive.
         shutdown_timeout: seconds running requests get to finish after SIGTERM.
         store_path: SQLite file of stored responses; None keeps them in memory only.
+        keep_responses: store responses at all; if not, a request that asks for it is refused.
         store_max_bytes, store_max_age: limits of that store, in bytes and seconds.
         allow_adapter_loading: let clients load LoRA adapters from folders on this machine.
         parse_special: read spellings of special tokens in raw prompts as these tokens, unless a request says otherwise.
@@ -83,6 +84,7 @@ class ServerConfig:
     body_timeout: float = 60.0
     shutdown_timeout: float = 30.0
     store_path: Path | None = None
+    keep_responses: bool = True
     store_max_bytes: int = 256 << 20
     store_max_age: float = 30 * 86400.0
     allow_adapter_loading: bool = False

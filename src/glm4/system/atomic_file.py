@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +52,26 @@ def atomic_file(target: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):  # what is still buffered for a full disk
             file.close()
+
+
+@contextlib.contextmanager
+def atomic_files(targets: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """`atomic_file` for files that belong together, the first of which readers open to find the others.
+
+    The first one appears last, and an older one disappears before any other is replaced: whoever finds it finds a
+    complete set.
+
+    Raises:
+        InvalidRequestError, DiskFullError: as `atomic_file`; nothing appears.
+    """
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(atomic_file(target)) for target in targets]
+        yield files
+        for file in files:  # a disk that is full shows itself before anything is renamed
+            file.flush()
+            os.fsync(file.fileno())
+        if len(targets) > 1:
+            targets[0].unlink(missing_ok=True)
 
 
 def _lock(file: BinaryIO, partial: Path, target: Path) -> None:

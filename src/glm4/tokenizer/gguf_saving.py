@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm4.errors import TokenizerError
 from glm4.tokenizer.base import Tokenizer, glm_prefix_ids
 from glm4.tokenizer.gguf_vocab import CONTROL, NORMAL, PRE_TOKENIZERS, UNUSED, USER_DEFINED, empty_core
-from glm4.tokenizer.hf_tokenizer import ByteLevelBPE, byte_alphabet
+from glm4.tokenizer.hf_tokenizer import ByteLevelBPE
+from glm4.tokenizer.rank_merges import byte_level_pieces, preparation, rank_merges
 from glm4.tokenizer.tiktoken_tokenizer import TiktokenTokenizer
 
 _STOP_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -66,10 +67,8 @@ def gguf_special_ids(tokenizer: Tokenizer, stops: Sequence[int], padding: int | 
 def _tables(tokenizer: Tokenizer, pre: str) -> tuple[Mapping[int, str], list[str], str]:
     """(ordinary tokens by id in the byte-level alphabet, merges, name of the pre-tokenizer)."""
     if isinstance(tokenizer, TiktokenTokenizer):
-        pieces = tokenizer.pieces
-        characters = {byte: character for character, byte in byte_alphabet().items()}
-        written = {rank: "".join(characters[byte] for byte in piece) for rank, piece in enumerate(pieces)}
-        return written, list(_rank_merges(pieces, written)), pre
+        written = byte_level_pieces(tokenizer.pieces)
+        return written, [" ".join(pair) for pair in rank_merges(tokenizer.pieces, written)], pre
     if isinstance(tokenizer, ByteLevelBPE):
         definition = tokenizer.definition()
         model = definition["model"]
@@ -78,35 +77,15 @@ def _tables(tokenizer: Tokenizer, pre: str) -> tuple[Mapping[int, str], list[str
     raise TokenizerError(f"a {type(tokenizer).__name__} cannot be written to a GGUF file")
 
 
-def _rank_merges(pieces: Sequence[bytes], written: Mapping[int, str]) -> Iterable[str]:
-    """A rank vocabulary joins any two neighbors that form a token, lowest rank first: each such pair is a merge."""
-    ranks = {piece: rank for rank, piece in enumerate(pieces)}
-    for piece in pieces:
-        cuts = ((ranks.get(piece[:at]), ranks.get(piece[at:])) for at in range(1, len(piece)))
-        for left, right in sorted((left, right) for left, right in cuts if left is not None and right is not None):
-            yield f"{written[left]} {written[right]}"
-
-
 def _pre_name(tokenizer: Tokenizer, definition: Mapping[str, Any], preferred: str) -> str:
     """The name that means how this tokenizer prepares text."""
-    wanted = _steps(definition)
+    wanted = preparation(definition)
     # Whole words first, or merges only: the same for a vocabulary that was made from ranks, as GLM's.
     either = bool(glm_prefix_ids(tokenizer.added_tokens.values()))
     whole_words = bool(definition["model"].get("ignore_merges"))
     for name in (preferred, *PRE_TOKENIZERS):
         known = PRE_TOKENIZERS[name]
         same_words = either or known.ignore_merges == whole_words
-        if same_words and _steps(json.loads(empty_core(known).to_str())) == wanted:
+        if same_words and preparation(json.loads(empty_core(known).to_str())) == wanted:
             return name
     raise TokenizerError("GGUF has no name for the way in which this tokenizer splits texts into words")
-
-
-def _steps(definition: Mapping[str, Any]) -> Any:
-    """Normalizer and pre-tokenizer without what only concerns offsets."""
-    return _without_offsets([definition.get("normalizer"), definition.get("pre_tokenizer")])
-
-
-def _without_offsets(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _without_offsets(value) for key, value in node.items() if key != "trim_offsets"}
-    return [_without_offsets(item) for item in node] if isinstance(node, list) else node

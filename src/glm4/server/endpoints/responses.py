@@ -49,6 +49,10 @@ async def create(request: Request) -> Response:
     body = await state.read(request)
     target = state.target(request, body)
     llm = target.llm
+    if not state.config.keep_responses:
+        if body.get("store"):
+            raise ApiError(400, "this server keeps no responses; send store: false", "store", "invalid_value")
+        body["store"] = False
     wanted = await parse(partial(parse_responses, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
     return await until_disconnect(request, _answer(state, target, wanted, _owner(request)))
 

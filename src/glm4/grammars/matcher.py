@@ -53,6 +53,8 @@ class Grammar:
     """A `TokenConstraint`: a matcher kept in its initial state and copied for each sequence.
 
     Args:
+        text: its description, and
+        end_id: the id that ends a text and that it does not name: from these, other processes compile it.
         matcher: in its initial state.
         usable: ids allowed in a text: bool [vocab_size].
         forced: the tokens that the grammar forces at the start, all usable: they may be thousands, and are not looked
@@ -60,7 +62,16 @@ class Grammar:
         after: a matcher that has consumed them.
     """
 
-    def __init__(self, matcher: LLMatcher, usable: NDArray[np.bool_], forced: list[int], after: LLMatcher) -> None:
+    def __init__(
+        self,
+        text: str,
+        end_id: int,
+        matcher: LLMatcher,
+        usable: NDArray[np.bool_],
+        forced: list[int],
+        after: LLMatcher,
+    ) -> None:
+        self.text, self.end_id = text, end_id
         self._matcher, self._usable, self._forced, self._after = matcher, usable, forced, after
         self._lock = threading.Lock()
 
