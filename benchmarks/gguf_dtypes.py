@@ -62,14 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="starter-large")
     parser.add_argument("--llama", type=Path, required=True, help="BUILD/bin of llama.cpp")
     parser.add_argument("--folder", type=Path, required=True, help="for files of several times the model's size")
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=2048, help=f"a multiple of {SEQUENCE}")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     kernels = get_kernels()
     whole = args.folder / f"{args.model}-f32.gguf"
     with open_checkpoint(resolve(args.model)) as checkpoint:
-        ids = documents(Processor.load(checkpoint), args.tokens, SEQUENCE)
+        ids = documents(Processor.load(checkpoint), args.tokens, SEQUENCE)[: args.tokens]
         if not whole.exists():
             args.folder.mkdir(parents=True, exist_ok=True)
             write_gguf(gguf_of(args.model), tied_off_grid(checkpoint), whole.with_suffix(".part"))

@@ -4,7 +4,7 @@ Needs llama-server; the environment variable GLM4_LLAMA_CPP names the folder it 
 
     GLM4_LLAMA_CPP=BUILD/bin pytest -m peers tests/peers/test_gguf_llama.py
 
-In f32, f16 and bf16 greedy ids are equal. Of quantized types llama.cpp's kernels round activations to 8 bits, too, so
+In f32 and f16 greedy ids are equal. In other types llama.cpp's kernels round activations, too, to bf16 or 8 bits, so
 those are compared by their distributions along llama.cpp's own ids.
 """
 
@@ -22,7 +22,6 @@ from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.export.gguf_types import FILE_TYPES
 from glm4.export.targets import ExportRequest, export_target
 from glm4.kernels import get_kernels
-from glm4.requests.processor import Processor
 from model_driver import forced_logits, loaded
 from tiny import gguf_model, write_gguf
 
@@ -36,8 +35,10 @@ from llama_binaries import llama_server, needs_llama_cpp, post
 pytestmark = needs_llama_cpp
 
 NEW, PROMPTS = 24, (10, 100, 300)
-EXACT = ("f32", "f16", "bf16")
-MOST_DIVERGENCE = 0.003  # nats, of the mean over all positions; activations of 8 bits cost a fraction of it
+EXACT = ("f32", "f16")
+# Nats, of the mean over all positions; of types not named here 0.2. These models are small and random, so that every
+# rounding of activations shows.
+MOST_DIVERGENCE = {"f32": 1e-6, "f16": 0.001, "bf16": 0.01}
 # Blocks of 256 weights make up the rows of all matrices, and those of all but one.
 SHAPES: dict[str, dict[str, Any]] = {
     "even": {"hidden_size": 256, "num_attention_heads": 4, "head_dim": 64, "intermediate_size": 512},
@@ -65,6 +66,12 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
+def divergence(logits: NDArray[np.float32], theirs: NDArray[np.float64]) -> float:
+    """KL divergence of llama.cpp's distributions from those of our logits, the mean over positions."""
+    ours = log_softmax(logits)
+    return float((np.exp(ours) * (ours - theirs)).sum(axis=1).mean())
+
+
 def distributions(answer: dict[str, Any], rows: int) -> NDArray[np.float64]:
     """llama.cpp's log probabilities of all ids at each new position."""
     found = np.full((len(answer["completion_probabilities"]), rows), -np.inf)
@@ -79,31 +86,32 @@ def distributions(answer: dict[str, Any], rows: int) -> NDArray[np.float64]:
     ("architecture", "shape"), [("chatglm", "even"), ("chatglm", "odd"), ("glm4", "even"), ("qwen2", "even")]
 )
 def test_llama_cpp_computes_what_we_read(architecture: str, shape: str, dtype: str, tmp_path: Path) -> None:
-    file = tmp_path / "out.gguf"
-    with open_checkpoint(source_of(architecture, shape, tmp_path / "m")) as checkpoint:
+    file, source = tmp_path / "out.gguf", source_of(architecture, shape, tmp_path / "m")
+    with open_checkpoint(source) as checkpoint:
         export_target("gguf").export(ExportRequest(checkpoint, file, dtype))
-    with open_checkpoint(file) as checkpoint:
-        text, rows = Processor.load(checkpoint), checkpoint.config.vocab_size
-    never = sorted({*text.tokenizer.unnamed_ids(rows).tolist(), *text.stop_ids})
-    rng = np.random.default_rng(5)
-    divergences = []
-    with llama_server(file) as address, loaded(file, get_kernels()) as model:
+        rows = checkpoint.config.vocab_size
+    # Printable bytes only: llama.cpp gives no probabilities of a piece of a character before the whole is there.
+    never = [token for token in range(rows) if not 32 <= token < 127]
+    rng, kernels = np.random.default_rng(5), get_kernels()
+    read, rounding = [], []
+    with llama_server(file) as address, loaded(file, kernels) as model, loaded(source, kernels) as exact:
         for length in PROMPTS:
             prompt = rng.integers(0, 250, length).tolist()
-            answer = completion(
-                address, prompt, n_predict=NEW, n_probs=rows, logit_bias=[[token, False] for token in never]
-            )
-            made = answer["tokens"]
+            bias = [[token, False] for token in never]
+            answer = completion(address, prompt, n_predict=NEW, n_probs=rows, logit_bias=bias)
+            made, theirs = answer["tokens"], distributions(answer, rows)
             assert len(made) == NEW
-            ours = forced_logits(model, np.array(prompt + made[:-1], np.int32))[length - 1 :]
-            p, q = log_softmax(ours), distributions(answer, rows)
-            divergences.append((np.exp(p) * (p - q)).sum(axis=1))
+            ids = np.array(prompt + made[:-1], np.int32)
+            ours = forced_logits(model, ids)[length - 1 :]
+            read.append(divergence(ours, theirs))
+            rounding.append(divergence(forced_logits(exact, ids)[length - 1 :], theirs))
             ours[:, never] = -np.inf
-            if dtype in EXACT:
-                assert ours.argmax(axis=1).tolist() == made
-            else:  # a near tie may turn
-                assert (ours.max(axis=1) - ours[np.arange(NEW), made]).max() < 0.5
-    assert np.mean(divergences) < (1e-6 if dtype == "f32" else MOST_DIVERGENCE), np.mean(divergences)
+            assert ours[0].max() - ours[0, made[0]] < 0.5  # a near tie may turn
+            assert dtype not in EXACT or ours.argmax(axis=1).tolist() == made
+    print("KLD", architecture, shape, dtype, np.mean(read), np.mean(rounding))
+    assert np.mean(read) < MOST_DIVERGENCE.get(dtype, 0.2), np.mean(read)
+    if dtype[:2] in ("q4", "q5"):  # the weights of the file are nearer than those it was made of
+        assert np.mean(read) < np.mean(rounding) / 3, (np.mean(read), np.mean(rounding))
 
 
 @pytest.mark.parametrize("architecture", ["chatglm", "glm4"])
@@ -128,7 +136,7 @@ def test_a_model_in_several_files(tmp_path: Path) -> None:
     with open_checkpoint(source_of("glm4", "even", tmp_path / "m")) as checkpoint:
         whole, parts = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
         export_target("gguf").export(ExportRequest(checkpoint, whole, "bf16"))
-        report = export_target("gguf").export(ExportRequest(checkpoint, parts, "bf16", shard_bytes=500_000))
+        report = export_target("gguf").export(ExportRequest(checkpoint, parts, "bf16", shard_bytes=600_000))
     assert len(report.files) >= 3
     made = []
     for file in (whole, tmp_path / report.files[0]):
