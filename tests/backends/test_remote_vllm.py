@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from real_vllm import vllm_server, write_hf_tokenizer
 from remote_routes import ROUTES, over
 from vllm_models import PROMPTS, folder_of, outputs_of, request, tokens_of
-from real_vllm import vllm_server, write_hf_tokenizer
 
 from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.backends.remote.backend import RemoteBackend
