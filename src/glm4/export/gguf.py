@@ -57,6 +57,8 @@ def export_gguf(request: ExportRequest) -> ExportReport:
         CheckpointError, TokenizerError: the source cannot be read.
     """
     if request.lora is not None:
+        if request.shard_bytes is not None:
+            raise InvalidRequestError("an adapter is one file; leave --shard-size out", param="shard_bytes")
         return export_gguf_lora(request)
     checkpoint, file, dtype = request.checkpoint, request.output, request.dtype
     architecture = _checked_source(checkpoint)
