@@ -20,6 +20,7 @@ from glm4.checkpoints.gguf_writer import PlannedTensor, file_nbytes, header_byte
 from glm4.checkpoints.peft_adapter import AdapterFile
 from glm4.errors import InvalidRequestError, TensorError
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, file_names
+from glm4.export.gguf_types import FILE_TYPES
 from glm4.export.targets import ExportReport, ExportRequest
 from glm4.model.tensors import model_tensors
 from glm4.system.atomic_file import atomic_file
@@ -64,7 +65,7 @@ def export_gguf_lora(request: ExportRequest) -> ExportReport:
             "general.architecture": architecture.name,
             "general.type": "adapter",
             "general.name": request.name or folder.resolve().name,
-            "general.file_type": ENCODINGS[request.dtype].file_type,
+            "general.file_type": FILE_TYPES[request.dtype].number,
             "adapter.type": "lora",
             "adapter.lora.alpha": float(alpha),
         }

@@ -55,7 +55,7 @@ class VllmBackend:
             vocab_size=files.vocab_size,
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=config.scheduler_config.max_num_seqs,
-            capabilities=BACKENDS["vllm"].capabilities - ({Capability.COMPILED_GRAMMARS} if signals is None else set()),
+            capabilities=BACKENDS["vllm"].capabilities - _missing(files, signals),
         )
 
     @classmethod
@@ -248,3 +248,9 @@ class VllmBackend:
         if following is not None:
             self._held.remove(following)
             self._start(*following)
+
+
+def _missing(files: ModelFiles, signals: Signals | None) -> set[Capability]:
+    """What the backend can do, but not with this model."""
+    found = {Capability.MEDIA: files.image, Capability.COMPILED_GRAMMARS: signals}
+    return {capability for capability, means in found.items() if means is None}

@@ -84,9 +84,9 @@ def start_engine(files: ModelFiles, options: VllmOptions) -> tuple[Any, Counters
         InvalidRequestError: vLLM has no such engine argument, or refuses its value.
         Glm4Error: vLLM could not start; its log says why.
     """
-    overrides = model_overrides(files)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    overrides = model_overrides(files)
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
