@@ -28,6 +28,6 @@ class Glm4vConfig(ChatGLMConfig):  # type: ignore[misc]
             self.rope_parameters = {"rope_type": "default", "mrope_section": sections}
 
 
-# Here, because the configuration travels to vLLM's workers: one that unpickles it has the model, too, even if it has not
+# Here, because the configuration travels to vLLM's workers: one that unpickles it has the model, even if it has not
 # loaded the plugin (an editable install that is older than the entry point).
 ModelRegistry.register_model(ARCHITECTURE, "glm4.backends.vllm.glm4v:Glm4vForCausalLM")
