@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from glm4.engine import engine
+from glm4.engine import sequence
 from glm4.engine.engine import Engine
 from glm4.engine.pooling import MeanPool
 from glm4.engine.prefix_cache import PrefixCache
@@ -147,7 +147,7 @@ FAULTS = [
     _fault("keeping scores", PrefixCache, "keep_scores", params={"prompt_logprobs": 1},
            fields={"echo": True, "logprobs": 1}),
     _fault("sharing pages", PrefixCache, "share", victim=_by_ids, healthy=1),
-    _fault("log-probabilities", engine, "token_logprobs", params={"logprobs": 2}, fields={"logprobs": 2},
+    _fault("log-probabilities", sequence, "token_logprobs", params={"logprobs": 2}, fields={"logprobs": 2},
            victim=lambda *args: args[-1] == 2),
     _fault("a prompt's scores", Engine, "_score_prompt", params={"prompt_logprobs": 1},
            fields={"echo": True, "logprobs": 1}),

@@ -50,6 +50,7 @@ GUIDES = (
     "serving",
     "operating",
     "scale",
+    "backends",
     "structured",
     "pictures",
     "adapters",

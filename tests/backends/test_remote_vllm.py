@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from remote_routes import ROUTES, over
 from vllm_models import PROMPTS, folder_of, outputs_of, request, tokens_of
-from vllm_server import vllm_server, write_hf_tokenizer
+from real_vllm import vllm_server, write_hf_tokenizer
 
 from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.backends.remote.backend import RemoteBackend

@@ -54,6 +54,10 @@ class BackendRow:
         """Import the dataclass of its options."""
         return _found(self.options)
 
+    def option_names(self) -> set[str]:
+        """The names of its options."""
+        return {field.name for field in fields(self.options_class())}
+
     def read_options(self, given: Mapping[str, Any]) -> Any:
         """The options of this backend; another backend's options are ignored if they have their default value.
 
@@ -61,12 +65,12 @@ class BackendRow:
             InvalidRequestError: there is no such option, or its value is invalid; `.param` names it.
         """
         made = self.options_class()
-        known = {field.name for field in fields(made)}
+        known = self.option_names()
         for name in given.keys() - known:
             if not _is_default_elsewhere(name, given[name]):
-                raise InvalidRequestError(
-                    f"the {self.name} backend has no option {name!r}; it has {', '.join(sorted(known))}", param=name
-                )
+                able = [row.name for row in BACKENDS.values() if name in row.option_names()]
+                hint = f"it is one of {', '.join(able)}" if able else f"it has {', '.join(sorted(known))}"
+                raise InvalidRequestError(f"the {self.name} backend has no option {name!r}; {hint}", param=name)
         return made(**{name: value for name, value in given.items() if name in known})
 
 

@@ -64,6 +64,7 @@ class GenerationLoop:
         self._max_num_seqs = max_num_seqs
         self._max_step_tokens = max_step_tokens
         self._cache_tokens = cache_tokens
+        self._limit = cache_tokens  # less for a while after an error for lack of memory
         self._banned_ids = banned_ids
         self._members: dict[str, Member] = {}
         self._waiting: deque[Member] = deque()
@@ -122,7 +123,7 @@ class GenerationLoop:
         for member in self._running:
             if not member.sequence.wants_prompt_logprobs():  # a prompt to be scored is computed first, by itself
                 member.sequence.attempt(member.sequence.append_forced)
-        while len(self._running) > 1 and _cached_tokens(self._running) > self._cache_tokens:
+        while len(self._running) > 1 and _cached_tokens(self._running) > self._limit:
             self._preempt()
         self._form_batch()
         if self._decoding is not None:
@@ -140,13 +141,14 @@ class GenerationLoop:
             output = sequence.report()
         if sequence.end is not None:
             self.abort(sequence.request_id)
+            self._limit = min(self._cache_tokens, self._limit + self._limit // 8 + 1)
         return output
 
     # Places
 
     def _admit(self) -> None:
         while len(self._running) < self._max_num_seqs and (member := self._next()) is not None:
-            if self._running and _cached_tokens([*self._running, member]) > self._cache_tokens:
+            if self._running and _cached_tokens([*self._running, member]) > self._limit:
                 return
             self._waiting.remove(member)
             self._running.append(member)
@@ -197,10 +199,10 @@ class GenerationLoop:
                 self._preempt()
 
     def _limit_cache(self, error: Exception) -> None:
-        """Keep less in the cache than now, after an error for lack of memory."""
+        """Keep less in the cache than now, after an error for lack of memory. One sequence alone always runs."""
         traceback.clear_frames(error.__traceback__)  # they hold what the pass had computed
-        self._cache_tokens = max(self._max_model_len, _cached_tokens(self._running) - 1)
-        log.warning("%s is out of memory; the cache holds %d tokens from now on", self._device, self._cache_tokens)
+        self._limit = _cached_tokens(self._running) - 1
+        log.warning("%s is out of memory; the cache holds %d tokens for now", self._device, self._limit)
         release_memory(self._device)
 
     # Passes
