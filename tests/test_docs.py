@@ -49,6 +49,7 @@ GUIDES = (
     "serving",
     "operating",
     "scale",
+    "backends",
     "structured",
     "pictures",
     "adapters",
