@@ -18,11 +18,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.export.targets import ExportRequest, export_target
 from glm4.hub import resolve
-from glm4.kernels import get_kernels
+from glm4.kernels import PackedWeight, get_kernels
 from glm4.model.tensors import head_name
 from glm4.requests.processor import Processor
 from programs import gguf_of
@@ -61,14 +62,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", default="starter-large")
     parser.add_argument("--llama", type=Path, required=True, help="BUILD/bin of llama.cpp")
     parser.add_argument("--folder", type=Path, required=True, help="for files of several times the model's size")
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=2048, help=f"a multiple of {SEQUENCE}")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     kernels = get_kernels()
     whole = args.folder / f"{args.model}-f32.gguf"
     with open_checkpoint(resolve(args.model)) as checkpoint:
-        ids = documents(Processor.load(checkpoint), args.tokens, SEQUENCE)
+        ids = documents(Processor.load(checkpoint), args.tokens, SEQUENCE)[: args.tokens]
         if not whole.exists():
             args.folder.mkdir(parents=True, exist_ok=True)
             write_gguf(gguf_of(args.model), tied_off_grid(checkpoint), whole.with_suffix(".part"))
@@ -77,8 +78,9 @@ def main(argv: list[str] | None = None) -> int:
     def contender(path: Path, name: str) -> Contender:
         with open_checkpoint(path) as made:
             hidden = hidden_by_layer(made, ids, SEQUENCE, kernels)
+            head: dict[str, PackedWeight | NDArray[np.float32]] = {"norm": made.load("norm")}
             matrix = head_name(made.config)
-            head = {"norm": made.load("norm"), matrix: kernels.pack("fp32", made.load(matrix))}
+            head[matrix] = kernels.pack("fp32", made.load(matrix))
             return Contender.of(name, bits_per_weight(path), head_alone(made.config, head, kernels), hidden)
 
     reference = contender(whole, "f32")
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         "| dtype | ours: bits | mean KLD | median | s | llama-quantize: bits | mean KLD | median | s | ratio of means |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for dtype in args.dtypes:
         path, seconds = args.folder / "made.gguf", []
         found = []

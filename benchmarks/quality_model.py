@@ -222,7 +222,7 @@ def hidden_states(model: Transformer, ids: NDArray[np.int32], sequence: int) -> 
     return np.concatenate(parts)
 
 
-def hidden_by_layer(tensors: Tensors, ids: NDArray[np.int32], sequence: int, kernels: Kernels) -> Float:
+def hidden_by_layer(tensors: CanonicalTensors, ids: NDArray[np.int32], sequence: int, kernels: Kernels) -> Float:
     """`hidden_states` in float32 with one layer in memory beside the tensors; N is a multiple of `sequence`."""
     embedded = np.ascontiguousarray(tensors.load("embed_tokens")[ids])
     hidden = embedded.reshape(-1, sequence, embedded.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ DOCKERFILES = sorted(DEPLOY.glob("*Dockerfile"))
 MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml"))
 HADOLINT = Path(sysconfig.get_path("scripts")) / "hadolint"
 # Kinds of tools on top of Kubernetes, which has no schema for them.
-OTHER_KINDS = {"Kustomization", "RayService"}
+OTHER_KINDS = {"Kustomization"}
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -65,6 +66,8 @@ def test_the_collection_holds_the_manifests_for_processors() -> None:
 def test_pods_run_commands_that_exist_and_have_time_to_end() -> None:
     found = 0
     for pod, container in containers():
+        if "command" in container:  # a shell's, or Ray's
+            continue
         command, *args = container["args"]
         options = read(COMMANDS[command].load(command)[1], args)
         serving = options["serving"]
@@ -80,6 +83,23 @@ def test_pods_run_commands_that_exist_and_have_time_to_end() -> None:
             assert container[probe]["httpGet"]["path"] in ("/ready", "/health")
         found += 1
     assert found == 2
+
+
+def test_the_head_of_a_ray_cluster_serves_and_its_workers_find_it() -> None:
+    service, _, head, worker, policy = documents(DEPLOY / "kubernetes" / "ray.yaml")
+    container = head["spec"]["template"]["spec"]["containers"][0]
+    start, serve_line = container["args"][0].split(" && exec glm4 ")
+    command, *args = shlex.split(serve_line)
+    options = read(COMMANDS[command].load(command)[1], args)
+    assert options["replicas"] == worker["spec"]["replicas"]
+    assert options["serving"].shutdown_timeout < head["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    port = service["spec"]["ports"][0]["port"]
+    assert f"--port={port}" in start
+    name = service["metadata"]["name"]
+    assert f"--address={name}:{port}" in worker["spec"]["template"]["spec"]["containers"][0]["command"]
+    for one in (head, worker):
+        labels = one["spec"]["template"]["metadata"]["labels"]
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_the_autoscaler_reads_a_metric_that_the_server_has(tmp_path: Path) -> None:

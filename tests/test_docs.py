@@ -46,10 +46,10 @@ GUIDES = (
     "models",
     "batch",
     "python",
+    "backends",
     "serving",
     "operating",
     "scale",
-    "backends",
     "structured",
     "pictures",
     "adapters",
@@ -67,7 +67,7 @@ SERVER = "http://localhost:8000"  # where pages say that the server is
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "json", "jsonl", "text"}
 # Programs a reader has beside ours; a command line that begins with anything else is a slip.
-OTHER_PROGRAMS = {"cp", "curl", "eval", "export", "grep", "mv", "pip", "ray"}
+OTHER_PROGRAMS = {"cp", "curl", "eval", "export", "grep", "mv", "pip", "ray", "vllm"}
 
 
 @dataclass(frozen=True)

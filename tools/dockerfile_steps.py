@@ -90,11 +90,12 @@ def run(command: list[str], **options: object) -> None:
 
 
 def environment(stage: Stage) -> dict[str, str]:
-    """What ENV sets, beside a bare environment."""
+    """What ENV and the defaults of ARG set, beside a bare environment."""
     found = {"PATH": f"{sys.base_prefix}/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
     for name, text in stage.steps:
-        if name == "ENV":
-            found |= dict(part.split("=", 1) for part in shlex.split(text))
+        if name in ("ENV", "ARG"):
+            given = dict(part.split("=", 1) for part in shlex.split(text))
+            found |= {key: value.replace("$PATH", found["PATH"]) for key, value in given.items()}
     return found
 
 

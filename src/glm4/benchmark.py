@@ -11,12 +11,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.backends.base import Backend
 from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.engine.protocol import GenerationRequest
 from glm4.kernels import int8_cache
@@ -71,10 +72,15 @@ _WARM_UP = Question(32, 4)
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens per second: of the prompts, and of all tokens after each sequence's first (0 where there are none)."""
+    """Tokens per second: of the prompts, and of all tokens after each sequence's first (0 where there are none).
+
+    Attributes:
+        first_token: seconds until every sequence had its first token.
+    """
 
     prefill: float
     decode: float
+    first_token: float
 
 
 @dataclass
@@ -137,7 +143,7 @@ def backend_options(
     )
 
 
-def run(backend: LocalBackend, question: Question, rng: np.random.Generator) -> Rates:
+def run(backend: Backend, question: Question, rng: np.random.Generator) -> Rates:
     """Compute the prompts and the tokens after them; decode time starts when the last prompt is done."""
     for request in _requests(backend, question, rng):
         backend.add_request(request)
@@ -147,11 +153,14 @@ def run(backend: LocalBackend, question: Question, rng: np.random.Generator) -> 
     while backend.has_unfinished_requests():
         started = len(counts) == question.batch
         for output in backend.step():
-            counts[output.request_id] = counts.get(output.request_id, 0) + len(output.token_ids)
+            if output.error is not None:
+                raise output.error
+            if output.token_ids:
+                counts[output.request_id] = counts.get(output.request_id, 0) + len(output.token_ids)
         if not started and len(counts) == question.batch:
             first, before = time.perf_counter(), sum(counts.values())
     seconds, new = time.perf_counter() - first, sum(counts.values()) - before
-    return Rates(question.batch * question.context / (first - start), new / seconds if new else 0.0)
+    return Rates(question.batch * question.context / (first - start), new / seconds if new else 0.0, first - start)
 
 
 def run_filled(backend: LocalBackend, question: Question, rng: np.random.Generator) -> float:
@@ -170,7 +179,7 @@ def run_filled(backend: LocalBackend, question: Question, rng: np.random.Generat
     return new / (time.perf_counter() - start)
 
 
-def _requests(backend: LocalBackend, question: Question, rng: np.random.Generator) -> Iterator[GenerationRequest]:
+def _requests(backend: Backend, question: Question, rng: np.random.Generator) -> Iterator[GenerationRequest]:
     params = SamplingParams(temperature=0.0, max_tokens=question.new, ignore_eos=True)
     for index in range(question.batch):
         ids = rng.integers(0, backend.info.vocab_size, question.context).tolist()
@@ -218,6 +227,29 @@ def measure(
     if progress is not None:
         progress("measuring", rounds * len(found), rounds * len(found))
     return found
+
+
+def conversations(lengths: Sequence[int], batches: Sequence[int] = (1,)) -> list[Question]:
+    """Prompts and the tokens after them: every length alone, and every further batch size at the shortest."""
+    return decodes(sorted(set(lengths)), sorted(set(batches)))
+
+
+def measure_any(
+    backend: Backend,
+    questions: Sequence[Question],
+    rounds: int,
+    progress: Callable[[str, float, float], None] | None = None,
+) -> list[Rates]:
+    """Measure a backend of any kind from outside: medians over the rounds, every prompt computed."""
+    rng = np.random.default_rng(0)
+    run(backend, _WARM_UP, rng)
+    found: list[list[Rates]] = [[] for _ in questions]
+    for number in range(rounds):
+        for index, question in enumerate(questions):
+            if progress is not None:
+                progress("measuring", number * len(found) + index, rounds * len(found))
+            found[index].append(run(backend, question, rng))
+    return [Rates(*(statistics.median(values) for values in zip(*map(astuple, one), strict=True))) for one in found]
 
 
 def bytes_per_step(backend: LocalBackend, question: Question) -> float:

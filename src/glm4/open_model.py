@@ -107,11 +107,7 @@ def open_model(
         MissingExtraError: the backend needs a package that is not installed.
         Glm4Error: the model cannot be found, fetched, read, or does not fit; see `errors`.
     """
-    row = backend_row(backend)
-    given = dict(options or {})
-    names = [field.name for field in fields(ImageOptions)]
-    images = ImageOptions(**{name: given.pop(name) for name in names if name in given})
-    chosen = row.read_options(given)
+    row, chosen, images = read_options(backend, options or {})
     variant = get_variant(model)
     if row.name == "local":
         return _open_local(resolve(model, progress=progress), variant, row, chosen, images, progress)
@@ -128,9 +124,24 @@ def open_model(
         path=path,
         variant=files.variant,
         stop_ids=processor.stop_ids,
-        image=files.image,
+        image=processor.image,
     )
     return OpenModel(backend_class.load(source, chosen, progress), processor)
+
+
+def read_options(backend: str, options: Mapping[str, Any]) -> tuple[BackendRow, Any, ImageOptions]:
+    """The backend, its options and those of pictures: what `open_model` checks before it looks for the model.
+
+    Raises:
+        InvalidRequestError: there is no such backend or option; `.param` names it.
+        MissingExtraError: the backend needs a package that is not installed.
+    """
+    row = backend_row(backend)
+    row.check_installed()
+    given = dict(options)
+    names = [field.name for field in fields(ImageOptions)]
+    images = ImageOptions(**{name: given.pop(name) for name in names if name in given})
+    return row, row.read_options(given), images
 
 
 def _open_local(

@@ -162,8 +162,9 @@ def open_openvino(files: Files) -> Iterator[LLM]:
 
 _LOADED_THERE = "a remote server loads its own adapters"
 _HEAVY = (pytest.mark.backends,)
-_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-_VLLM = {"dtype": "fp32", "max_adapters": 4, "enforce_eager": True}
+_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+# Warnings are about what libraries below vLLM deprecate, and its start takes a minute or two.
+_VLLM = (pytest.mark.vllm, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600))
 
 ENTRIES = tuple(
     entry
@@ -177,7 +178,7 @@ ENTRIES = tuple(
             "vllm",
             "vllm",
             by_name("vllm", _ON_CPU, dtype="fp32", max_adapters=4, enforce_eager=True),
-            marks=(pytest.mark.vllm,),
+            marks=_VLLM,
         ),
     )
     if entry.backend in BACKENDS

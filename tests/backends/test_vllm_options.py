@@ -94,8 +94,8 @@ def test_rules_reach_the_worker_as_they_left() -> None:
     request = GenerationRequest("r", Prompt([1]), params, frozenset({5}))
     rules = row_rules(request)
     assert rules == RowRules(end_ids=(7,), all_stop_ids=(5, 7), min_tokens=3)
-    sent = {"glm4": {"grammar": "", "end_id": -1, "end_ids": [7], "all_stop_ids": [5, 7], "min_tokens": 3}}
-    assert read_rules(sent) == rules  # msgpack has lists only
+    sent = {"grammar": "", "end_id": -1, "end_ids": [7], "all_stop_ids": [5, 7], "min_tokens": 3, "scale": 1.0}
+    assert read_rules({"glm4": sent}) == rules  # msgpack has lists only
     assert row_rules(GenerationRequest("r", Prompt([1]), SamplingParams())) is None
     assert read_rules(None) is read_rules({"other": 1}) is None
 

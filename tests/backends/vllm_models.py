@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from glm4 import LLM
+from glm4 import LLM, SamplingParams
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
+from glm4.prompt import Prompt
 from golden_models import TinyModel
 from tiny import tiny_model, write_folder
 
 SIZES: dict[str, Any] = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 CONTEXT = 512
+PROMPTS = ([97, 98, 99], list(range(32, 64)), [50 + n % 40 for n in range(300)], [200])
 
 
 def folder_of(path: Path, layout: str) -> tuple[Path, TinyModel]:
@@ -41,12 +43,18 @@ def both(path: Path, layout: str, **options: Any) -> Iterator[Pair]:
     folder, model = folder_of(path, layout)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for each other are slow where others compute
         vllm = LLM(
             str(folder), backend="vllm", dtype="fp32", enforce_eager=True, max_model_len=CONTEXT, max_num_seqs=8,
             kv_cache_memory=1 << 27, **options,
         )  # fmt: skip
     with vllm, LLM(str(folder), dtype="fp32", max_model_len=CONTEXT, max_adapters=2) as local:
         yield Pair(vllm, local, model)
+
+
+def request(name: str, ids: list[int], params: SamplingParams, **more: Any) -> GenerationRequest:
+    """A request of a backend."""
+    return GenerationRequest(name, Prompt(ids), params, **more)
 
 
 def outputs_of(llm: LLM, requests: Sequence[GenerationRequest]) -> dict[str, list[GenerationOutput]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.checkpoints.gguf import GGUFSource
 from glm4.errors import CheckpointError, GGUFError, TensorError, UnsupportedModelError
 
@@ -302,3 +303,18 @@ def test_split_sets_that_do_not_fit(tmp_path: Path) -> None:
     renamed = first.rename(tmp_path / "renamed.gguf")
     with pytest.raises(GGUFError, match="not named"):
         GGUFSource(renamed)
+
+
+@pytest.mark.parametrize("layout", ["chatglm", "glm4", "qwen2"])
+def test_a_file_of_the_converter_that_makes_up_keys_is_noted(layout: tiny.GGUFArchitecture, tmp_path: Path) -> None:
+    """Its context is the width of the model, its rope base 10000; only files of chatglm are made so."""
+    keys = {f"{layout}.context_length": 64, f"{layout}.rope.freq_base": 10000.0}
+    with open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", layout, metadata=keys)) as checkpoint:
+        assert any("glm4 export MODEL --to gguf" in note for note in checkpoint.notes) == (layout == "chatglm")
+
+
+@pytest.mark.parametrize("change", [{"chatglm.context_length": 128}, {"chatglm.rope.freq_base": 5e6}])
+def test_other_files_of_that_architecture_are_not(change: dict[str, float], tmp_path: Path) -> None:
+    keys = {"chatglm.context_length": 64, "chatglm.rope.freq_base": 10000.0, **change}
+    with open_checkpoint(tiny.write_gguf(tmp_path / "m.gguf", "chatglm", metadata=keys)) as checkpoint:
+        assert not any("export" in note for note in checkpoint.notes)

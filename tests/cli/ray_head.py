@@ -17,7 +17,10 @@ from pathlib import Path
 
 from processes import environment
 
+import glm4
+
 HANG_SECONDS = 120.0
+SOURCES = str(Path(glm4.__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ def processes_of(home: Path) -> list[int]:
     return found
 
 
+def settings(home: Path, **changes: str) -> dict[str, str]:
+    """The environment of a program, in whatever folder it runs. Ray keeps its token in HOME."""
+    return environment(home, PYTHONPATH=SOURCES, **{"HOME": str(home)} | changes)
+
+
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -70,7 +78,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def ray_head(home: Path) -> Iterator[Head]:
-    """Start a head node with two processors; everything on it is killed at the end."""
+    """Start a head node with two processors that asks for a token; everything on it is killed at the end."""
+    (home / ".ray").mkdir()
+    (home / ".ray/auth_token").write_text("0123456789abcdef" * 4)
     port = free_port()
     # Ray puts sockets into this folder, whose names have a limit of 107 bytes.
     folder = tempfile.mkdtemp(prefix="glm4-ray-", dir="/tmp")
@@ -84,7 +94,7 @@ def ray_head(home: Path) -> Iterator[Head]:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=environment(home, RAY_USAGE_STATS_ENABLED="0"),
+            env=settings(home, RAY_USAGE_STATS_ENABLED="0"),
             start_new_session=True,
         )
     try:

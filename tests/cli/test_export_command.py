@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from processes import run
 
+from adapter_files import factors, settings, write_adapter
+from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.cli import main
+from glm4.export.targets import TARGETS
 from tiny import write_gguf
 
 
@@ -41,9 +44,48 @@ def test_export_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     }
 
 
+def test_a_folder_in_shards_then_a_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = write_gguf(tmp_path / "m.gguf", "chatglm"), tmp_path / "out"
+    options = ["--to", "hf", "--shard-size", "100KB", "-o", str(out)]
+    assert main(["export", str(source), *options]) == 0
+    assert capsys.readouterr().out.startswith("GlmForCausalLM, bf16: ")
+    assert len(list(out.glob("model-*.safetensors"))) > 1
+    answer = run("chat", "-m", str(out), "hello", "--max-tokens", "3", home=tmp_path / "home")
+    assert answer.returncode == 0, answer.stderr
+    assert main(["export", str(source), *options, "--force", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(report["files"]) == sorted(file.name for file in out.iterdir())
+
+
+def test_an_adapter_alone_and_beside_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_gguf(tmp_path / "m.gguf", "chatglm")
+    with open_checkpoint(source) as checkpoint:
+        adapter = str(write_adapter(tmp_path / "adapter", factors(checkpoint.config), settings()))
+    assert main(["export", str(source), "--to", "gguf", "--lora", adapter, "-o", str(tmp_path / "a.gguf")]) == 0
+    assert capsys.readouterr().out.startswith("chatglm, f32: ")  # the default of adapters, not of models
+    out = tmp_path / "ollama"
+    assert main(["export", str(source), "--to", "ollama", "--lora", adapter, "-o", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"ollama create ollama -f {out}/Modelfile\n")
+    assert {file.name for file in out.iterdir()} == {"Modelfile", "adapter.gguf", "model.gguf"}
+
+
+def test_the_help_names_every_format_and_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for target in TARGETS.values():
+        assert f"{target.name}: {', '.join(target.dtypes)}" in shown
+        assert target.about in shown
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--to", "hf", "-o", "out", "--lora", "adapter"], "has no use for --lora; it belongs to --to gguf, ollama"),
+        (["--to", "hf", "-o", "out", "--shard-size", "5"], "--shard-size is a size such as 5GB"),
+        (["--to", "ollama", "-o", "out", "--shard-size", "5GB"], "has no use for --shard-size"),
+        (["--to", "hf", "-o", "out", "--dtype", "q8_0"], "--to hf writes bf16, fp32, fp16, not 'q8_0'"),
+        (["--to", "hf", "-o", "."], "holds the model to be exported"),
+        (["--to", "hf", "-o", "old.gguf"], "is not a folder"),
         (["--to", "onnx", "-o", "out.gguf"], "--to is one of gguf"),
         (["--to", "gguf", "-o", "-"], "standard output cannot"),
         (["--to", "gguf", "-o", "out.gguf", "--dtype", "q2_k"], "not 'q2_k'"),

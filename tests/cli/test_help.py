@@ -74,7 +74,7 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("glm4 ", {*COMMANDS, "--version", "--help"}),
         ("glm4 qu", {"quantize"}),
-        ("glm4 chat --te", {"--temperature"}),
+        ("glm4 chat --te", {"--temperature", "--tensor-parallel-size"}),
         ("glm4 chat -m x --plain --top", {"--top-p", "--top-k"}),
         ("glm4 quantize m --no", {"--no-calibrate"}),
         ("glm4 chat rep", set()),  # left to bash: file names

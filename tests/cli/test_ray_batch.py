@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import PROGRAM, environment, run
-from ray_head import HANG_SECONDS, Head, free_port, ray_head
+from processes import PROGRAM, run
+from ray_head import HANG_SECONDS, Head, free_port, ray_head, settings
 
 from glm4.batch.ray import cluster
 from glm4.errors import ClusterError
@@ -82,7 +82,7 @@ def contents(path: Path) -> dict[str, Any]:
 def started(head: Head, source: Path, output: Path, model: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [*PROGRAM, "batch", str(source), str(output), "-m", model, *ENGINE, f"--ray={head.address}", *more]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(head.home)
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=settings(head.home)
     ) as program:
         try:
             yield program
@@ -215,6 +215,13 @@ def test_an_address_where_nothing_answers_is_an_error(source: Path, tmp_path: Pa
     assert f"error: no Ray cluster answers at {address}: " in done.stderr.decode()
 
 
+def test_a_cluster_that_asks_for_a_token_says_so(head: Head, source: Path, tmp_path: Path) -> None:
+    words = ("batch", str(source), str(tmp_path / "out"), "-m", "no-such-model", f"--ray={head.address}")
+    done = run(*words, home=tmp_path, HOME=str(tmp_path))
+    assert done.returncode == 1
+    assert f"error: the Ray cluster at {head.address} asks for a token: " in done.stderr.decode()
+
+
 def test_an_address_where_something_else_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 15.0)
     with socket.socket() as silent:
@@ -226,6 +233,6 @@ def test_an_address_where_something_else_answers_is_an_error(monkeypatch: pytest
 
 def test_a_cluster_can_be_started_here(source: Path, model: str, expected: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    done = run("batch", str(source), str(output), "-m", model, *ENGINE, "--ray", home=tmp_path)
+    done = run("batch", str(source), str(output), "-m", model, *ENGINE, "--ray", home=tmp_path, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert contents(output) == expected

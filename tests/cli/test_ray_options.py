@@ -68,6 +68,7 @@ def test_what_replicas_cannot_share_is_refused(options: dict[str, Any], word: st
         (Wanted(gpus=0.5), VLLM, [GPU_NODE], Shares(8, 1, 0.5, 1)),
         (Wanted(2, gpus=0), VLLM, [GPU_NODE], Shares(2, 8, 0, 8)),
         (Wanted(), VLLM, [CPU_NODE], Shares(1, 8, 0, None)),
+        (Wanted(), {"backend": "transformers", "device": "cpu"}, [GPU_NODE], Shares(1, 16, 0, None)),
     ],
 )
 def test_a_cluster_is_shared_out(

@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
-from processes import PROGRAM, environment
-from ray_head import HANG_SECONDS, Head, free_port, ray_head
+from processes import PROGRAM
+from ray_head import HANG_SECONDS, Head, free_port, ray_head, settings
 
 from adapter_files import factors, write_adapter
 from glm4.checkpoints.checkpoint import open_checkpoint
@@ -56,7 +56,7 @@ def started(head: Head, source: Path, port: int, *more: str) -> Iterator[subproc
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(head.home, GLM4_API_KEY="a-test-key"),
+        env=settings(head.home, GLM4_API_KEY="a-test-key"),
         cwd=source.parent,
     ) as program:
         try:

@@ -30,6 +30,7 @@ def test_the_parts_are_the_model(tmp_path: Path) -> None:
     assert [file.name for file in files] == list(report.files)
     assert report.files == tuple(f"m-{i + 1:05}-of-{len(files):05}.gguf" for i in range(len(files)))
     assert len(files) >= 3
+    assert report.next_command == f"glm4 chat -m {files[0]}"
     assert report.nbytes == sum(file.stat().st_size for file in files)
     assert all(file.stat().st_size <= LIMIT for file in files)
     whole, split = GGUFSource(tmp_path / "whole.gguf"), GGUFSource(files[0])

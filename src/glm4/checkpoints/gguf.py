@@ -118,7 +118,7 @@ class GGUFSource:
         """Rows start..stop-1 of a matrix as they are in the file, uint8 [rows, bytes of a row]; errors as `read`."""
         file, _ = self._entry(name)
         offset, nbytes = self._row_range(name, start, stop)
-        blocks = file.bytes_at(offset, nbytes).reshape(stop - start, -1).copy()
+        blocks: NDArray[np.uint8] = file.bytes_at(offset, nbytes).reshape(stop - start, -1).copy()
         file.release(offset, nbytes)
         return blocks
 

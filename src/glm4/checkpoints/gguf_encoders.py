@@ -25,6 +25,7 @@ from glm4.system.cpus import default_num_threads
 
 # Weights encoded at a time, so that the intermediate arrays stay in the processor's cache.
 _CHUNK_WEIGHTS = 65536
+_NIBBLE = np.uint8(15)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _encode_q4_0(weights: Float32, blocks: Blocks) -> None:
 
 def _encode_q5_0(weights: Float32, blocks: Blocks) -> None:
     codes = _encode_symmetric(weights, blocks, 16, (14.4, 15.2, 16.0, 16.8))
-    blocks["q"], blocks["h"] = _nibble_pairs(codes & 15), _fifth_bits(codes)
+    blocks["q"], blocks["h"] = _nibble_pairs(codes & _NIBBLE), _fifth_bits(codes)
 
 
 def _encode_q4_1(weights: Float32, blocks: Blocks) -> None:
@@ -123,7 +124,7 @@ def _encode_q4_1(weights: Float32, blocks: Blocks) -> None:
 
 def _encode_q5_1(weights: Float32, blocks: Blocks) -> None:
     codes = _encode_affine(weights, blocks, 31, (28.5, 30.0, 31.5))
-    blocks["q"], blocks["h"] = _nibble_pairs(codes & 15), _fifth_bits(codes)
+    blocks["q"], blocks["h"] = _nibble_pairs(codes & _NIBBLE), _fifth_bits(codes)
 
 
 def _encode_symmetric(weights: Float32, blocks: Blocks, half: int, starts: tuple[float, ...]) -> UInt8:
@@ -146,13 +147,13 @@ def _encode_affine(weights: Float32, blocks: Blocks, top: int, starts: tuple[flo
 
 def _nibble_pairs(codes: UInt8) -> UInt8:
     """uint8 [n, 32] codes 0..15 -> [n, 16]: the first half in the low nibbles, the second in the high ones."""
-    pairs: UInt8 = codes[:, :16] | codes[:, 16:] << 4
+    pairs: UInt8 = codes[:, :16] | np.left_shift(codes[:, 16:], 4, dtype=np.uint8)
     return pairs
 
 
 def _fifth_bits(codes: UInt8) -> UInt8:
     """uint8 [n, 32] codes 0..31 -> [n, 4]: bit i of the word is the highest of code i."""
-    return np.packbits(codes >> 4, axis=1, bitorder="little")
+    return np.packbits(codes > _NIBBLE, axis=1, bitorder="little")
 
 
 ENCODINGS: Mapping[str, Encoding] = MappingProxyType(

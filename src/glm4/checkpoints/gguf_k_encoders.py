@@ -23,6 +23,7 @@ from glm4.checkpoints.gguf_search import (
 )
 
 _GROUPS, _GROUP = 8, 32
+_NIBBLE = np.uint8(15)
 _MAX_SCALE = np.float32(63)
 # By the largest code.
 _STARTS = {15: (12.5, 13.5, 14.5, 15.5, 17.0), 31: (28.5, 30.0, 31.5), 63: (30.5, 31.5, 32.5)}
@@ -39,11 +40,9 @@ def encode_q4_k(weights: Float32, blocks: Blocks) -> None:
 def encode_q5_k(weights: Float32, blocks: Blocks) -> None:
     """Fill blocks of codes 0..31."""
     codes = _encode_affine(weights, blocks, 31)
-    blocks["q"] = _nibble_rows((codes & 15).reshape(-1, 4, 2, _GROUP)).reshape(len(blocks), -1)
-    high = np.zeros((len(blocks), _GROUP), np.uint8)
-    for group in range(_GROUPS):  # bit g of byte i belongs to weight i of group g
-        high |= (codes[:, group] >> 4) << group
-    blocks["h"] = high
+    blocks["q"] = _nibble_rows((codes & _NIBBLE).reshape(-1, 4, 2, _GROUP)).reshape(len(blocks), -1)
+    # Bit g of byte i belongs to weight i of group g.
+    blocks["h"] = np.packbits(codes > _NIBBLE, axis=1, bitorder="little")[:, 0]
 
 
 def encode_q6_k(weights: Float32, blocks: Blocks) -> None:
@@ -60,7 +59,7 @@ def encode_q6_k(weights: Float32, blocks: Blocks) -> None:
         used, unit = unit, float16(ratio(along.reshape(count, 16).sum(axis=1), norm.reshape(count, 16).sum(axis=1)))
     blocks["d"], blocks["s"] = used, scales.reshape(count, 16)
     found = (codes + np.float32(32)).astype(np.uint8).T.reshape(count, 2, 4, 32)
-    blocks["q"] = _nibble_rows((found & 15).reshape(count, 2, 2, 64)).reshape(count, -1)
+    blocks["q"] = _nibble_rows((found & _NIBBLE).reshape(count, 2, 2, 64)).reshape(count, -1)
     pairs = found >> 4
     blocks["h"] = (pairs[:, :, 0] | pairs[:, :, 1] << 2 | pairs[:, :, 2] << 4 | pairs[:, :, 3] << 6).reshape(count, -1)
 
@@ -77,7 +76,8 @@ def _encode_affine(weights: Float32, blocks: Blocks, top: int) -> UInt8:
     unit, unit_min, codes = _fitted_units(columns, codes, scales, mins, unit, unit_min, top)
     blocks["d"], blocks["dmin"] = unit, unit_min
     blocks["s"] = _six_bits(scales.reshape(count, _GROUPS), mins.reshape(count, _GROUPS))
-    return codes.T.astype(np.uint8).reshape(count, _GROUPS, _GROUP)
+    found: UInt8 = codes.T.astype(np.uint8).reshape(count, _GROUPS, _GROUP)
+    return found
 
 
 def _unit(values: Float32) -> Float32:
@@ -151,5 +151,5 @@ def _six_bits(scales: Float32, mins: Float32) -> UInt8:
 
 def _nibble_rows(codes: UInt8) -> UInt8:
     """uint8 [..., 2, k]: the first row in the low nibbles, the second in the high ones; [..., k]."""
-    packed: UInt8 = codes[..., 0, :] | codes[..., 1, :] << 4
+    packed: UInt8 = codes[..., 0, :] | np.left_shift(codes[..., 1, :], 4, dtype=np.uint8)
     return packed

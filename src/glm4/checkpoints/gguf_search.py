@@ -24,7 +24,8 @@ def inverse(scale: Float32) -> Float32:
 
 def float16(values: Float32) -> Float32:
     """Rounded to float16."""
-    return values.astype(np.float16).astype(np.float32)
+    single: Float32 = values.astype(np.float16).astype(np.float32)
+    return single
 
 
 def ratio(part: Float32, whole: Float32) -> Float32:
@@ -67,7 +68,8 @@ def symmetric_steps(columns: Float32, half: int, starts: Sequence[float]) -> Flo
     low, high = columns.min(axis=0), columns.max(axis=0)
     extreme = np.where(high > -low, high, low)
     zero = np.float32(0)
-    best, gain = np.zeros_like(extreme), np.full_like(extreme, -1)
+    best: Float32 = np.zeros_like(extreme)
+    gain = np.full_like(extreme, -1)
     for start in starts:
         step = extreme / np.float32(-start)
         for _ in range(_PASSES):

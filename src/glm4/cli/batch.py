@@ -73,16 +73,17 @@ def batch(
     if piped and json_summary:
         raise UsageError("--json prints its summary where OUT.jsonl - prints the answers; name a file for the answers")
     name = "standard output" if piped else str(output_file)
+    pictures = {"allow_many_images": allow_many_images, "media_domains": media_domains}
+    settings = {"max_num_seqs": max_num_seqs, **pictures, **engine.for_llm()}
     with _readable_twice(input_file) as source, BatchJob(source, sys.stdout.buffer if piped else output_file) as job:
         progress = job.progress
         if progress.skipped and job.remaining:
             notice(f"{name} has {progress.skipped} of {progress.total} answers; going on from there")
         if job.remaining:
-            more = {"allow_many_images": allow_many_images, "media_domains": media_domains, **engine.for_llm()}
             if ray.ray is not None:
-                progress = _on_ray(job, model, {"max_num_seqs": max_num_seqs, **more}, ray, ray_actors)
+                progress = _on_ray(job, model, settings, ray, ray_actors)
             else:
-                loading = options.load_llm(model, max_num_seqs=max_num_seqs, **more)
+                loading = options.load_llm(model, **settings)
                 with loading as llm, Interrupt(signal.SIGTERM) as interrupt, _display() as show:
                     progress = job.run(llm, model=model, on_progress=show, should_stop=lambda: interrupt.requested)
     if json_summary:

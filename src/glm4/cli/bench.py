@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
-from glm4.cli.parameters import AsJson, Option
+from glm4.cli.parameters import AsJson, Option, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,12 +19,14 @@ glm4 bench
 glm4 bench -m ./my-finetune --dtype int4 --batch 4 --batch 8
 glm4 bench --random glm-4-9b --dtype int4 --json
 glm4 bench --random glm-4-9b-chat --dtype int4 --kv-dtype int8 --context 2048 --context 32768
+glm4 bench -m glm-4-9b-chat --backend vllm --batch 16 --batch 64
 """
 
 _PROMPTS, _CONTEXTS, _BATCHES = [128, 512], [16, 1024], [4, 8]
 
 
 def bench(
+    *,
     model: options.Model = "starter",
     random: Annotated[
         str | None,
@@ -51,17 +53,26 @@ def bench(
         list[int], Option(min=1, metavar="N", help="Decode of so many sequences at once; repeatable.")
     ] = _BATCHES,
     rounds: Annotated[int, Option(min=1, metavar="N", help="Medians are taken over this many rounds.")] = 3,
+    engine: options.BackendOptions,
     as_json: AsJson = False,
 ) -> None:
     """Measure prefill, decode, batched and long decode, as shares of what this machine delivers.
 
     The yardsticks: how fast NumPy sums a large array (memory), and the kernels' own integer product with everything in
     the processor's caches (arithmetic). Close other programs first: two cores beside a browser measure the browser.
+
+    Another backend is measured from outside: prompts of every length in --prompt and --context, the answers after
+    them, and the time to the first token. `--batch` counts prompts that are sent at once.
     """
     from glm4 import benchmark as speed
     from glm4.cli import console
 
-    options.check_formats(dtype, kv_dtype)
+    if engine.backend != "local":
+        settings = {"dtype": dtype, "kv_cache_dtype": kv_dtype, **engine.for_llm()}
+        _bench_other(model, random, settings | ({} if threads is None else {"num_threads": threads}),
+                     [*prompt, *context], batch, rounds, as_json=as_json)  # fmt: skip
+        return
+    options.import_engine(dtype=dtype, kv_cache_dtype=kv_dtype, **engine.for_llm())
     questions = [*speed.prefills(prompt), *speed.decodes(context, batch)]
     with console.progress() as report:
         backend = _backend(model, random, dtype, kv_dtype, threads, questions, report)
@@ -85,6 +96,67 @@ def bench(
     out = console.stdout()
     out.print(_headline(facts), soft_wrap=True)
     out.print(_table(rows))
+
+
+def _bench_other(
+    model: str,
+    shape: str | None,
+    settings: dict[str, Any],
+    lengths: list[int],
+    batches: list[int],
+    rounds: int,
+    *,
+    as_json: bool,
+) -> None:
+    """A backend other than ours, through the interface that all have."""
+    if shape is not None:
+        raise UsageError("--random is for the local backend; name a model with -m")
+    options.import_engine(**settings)
+    from glm4 import benchmark as speed
+    from glm4.cli import console
+
+    questions = speed.conversations(lengths, batches)
+    room = {
+        "max_model_len": max(question.context + question.new for question in questions),
+        "max_num_seqs": max(question.batch for question in questions),
+    }
+    with options.load_llm(model, **(room | settings)) as llm, console.progress() as report:
+        found = speed.measure_any(llm.backend, questions, rounds, report)
+        info = llm.info
+    facts = {"model": model, "backend": info.name, **(dataclasses.asdict(info.execution) if info.execution else {})}
+    rows = [
+        {
+            "context": question.context,
+            "batch": question.batch,
+            "prompt_tokens_per_second": rates.prefill,
+            "answer_tokens_per_second": rates.decode,
+            "first_token_seconds": rates.first_token,
+        }
+        for question, rates in zip(questions, found, strict=True)
+    ]
+    if as_json:
+        console.print_json({"facts": facts, "rows": rows})
+        return
+    out = console.stdout()
+    out.print(f"{model} with the {info.name} backend", soft_wrap=True)
+    out.print(_table_of_rates(rows))
+
+
+def _table_of_rates(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for title in ("prompt", "at once", "prompt tokens/s", "answer tokens/s", "first token"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["context"]),
+            str(row["batch"]),
+            f"{row['prompt_tokens_per_second']:.0f}",
+            f"{row['answer_tokens_per_second']:.1f}",
+            f"{row['first_token_seconds'] * 1000:.0f} ms",
+        )
+    return table
 
 
 def _backend(

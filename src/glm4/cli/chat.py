@@ -58,9 +58,9 @@ def chat(
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
     with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        pictures = _pictures(image or [], model, engine.backend, many=allow_many_images)
         more = engine.for_llm() | {"allow_many_images": allow_many_images}
-        llm = options.load_llm(model, lora=lora, max_num_seqs=1, **more)
+        pictures = _pictures(image or [], model, more)
+        llm = options.load_llm(model, lora=lora, **{"max_num_seqs": 1, **more})
     with llm:
         if question is not None:
             _answer_once(llm, [*pictures, TextPart(question)], system, params, plain=plain)
@@ -82,15 +82,15 @@ def _question(prompt: str | None) -> str | None:
     return text or None
 
 
-def _pictures(names: Sequence[str], model: str, backend: str, *, many: bool) -> list[ImagePart]:
+def _pictures(names: Sequence[str], model: str, settings: dict[str, Any]) -> list[ImagePart]:
     """The pictures of `--image`; whatever is wrong with them is said before a model is fetched and loaded."""
     if not names:
         return []
-    if len(names) > 1 and not many:
+    if len(names) > 1 and not settings["allow_many_images"]:
         raise UsageError(
             "there can be one picture per conversation, as in training; --allow-many-images goes beyond it"
         )
-    options.import_engine(backend)
+    options.import_engine(**settings)
     from glm4.cli.pictures import check_sees, read_picture
 
     check_sees(model)

@@ -45,7 +45,7 @@ def generate(
         raise UsageError("--logprobs needs --json")
     text = _prompt(prompt)
     params = sampling.given(n=n, logprobs=logprobs, max_tokens=max_tokens)
-    with options.load_llm(model, lora=lora, max_num_seqs=min(n, 16), **engine.for_llm()) as llm:
+    with options.load_llm(model, lora=lora, **{"max_num_seqs": min(n, 16), **engine.for_llm()}) as llm:
         _run(llm, text, llm.default_sampling_params().replace(**params), model, echo=echo, json_output=json_output)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-from glm4.cli.parameters import NEEDS_VLLM, UsageError
+from glm4.cli.parameters import UsageError
 
 # Our option, or a sentence: what other programs call it.
 _OTHERS = {
@@ -30,8 +30,11 @@ _OTHERS = {
     "--allowed-origin": "--allowed-origins",
     "a prompt needs no option in front": "-p --prompt",
     "any checkpoint is quantized while it is loaded, by --dtype int8 or int4": "-q --quantization --load-in-4bit",
-    "this engine runs on the CPU": "-ngl --gpu-layers --n-gpu-layers --device --device-map",
-    f"it is {NEEDS_VLLM}": "--gpu-memory-utilization --distributed-executor-backend",
+    "our own engine runs on the CPU; for a GPU: --backend vllm, or --backend transformers --device cuda": (
+        "-ngl --gpu-layers --n-gpu-layers"
+    ),
+    "--device": "--device-map -dev",
+    "--engine-args": "--distributed-executor-backend --max-num-batched-tokens --swap-space --cpu-offload-gb",
     "the checkpoint says how; leave it out": "--chat-template --jinja --tool-call-parser --reasoning-parser",
     "tools need no option; leave it out": "--enable-auto-tool-choice",
     "no code of a checkpoint is ever run; leave it out": "--trust-remote-code",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from glm4.cli.parameters import Option
+from glm4.cli.parameters import Option, UsageError
 from glm4.system.cpus import MOST_THREADS
 
 if TYPE_CHECKING:
@@ -81,7 +83,74 @@ MaxTokens = Annotated[int | None, Option(metavar="TOKENS", panel=_SAMPLING, min=
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class BackendOptions:
+    """What computes, and where; the names are those of `LLM`'s keyword arguments."""
+
+    backend: Annotated[
+        str,
+        Option(
+            metavar="NAME",
+            panel=ENGINE,
+            help="What computes: local, transformers, vllm, openvino, or remote for the server at --base-url.",
+        ),
+    ] = "local"
+    device: Annotated[
+        str,
+        Option(metavar="NAME", panel=ENGINE, help="Where another backend computes: cpu, cuda, cuda:1, mps; CPU, GPU."),
+    ] = ""
+    tensor_parallel_size: Annotated[
+        int | None,
+        Option(
+            "--tensor-parallel-size", "-tp", metavar="N", panel=ENGINE, min=1, help="GPUs that share each layer (vllm)."
+        ),
+    ] = None
+    pipeline_parallel_size: Annotated[
+        int | None,
+        Option(
+            "--pipeline-parallel-size",
+            "-pp",
+            metavar="N",
+            panel=ENGINE,
+            min=1,
+            help="Groups of GPUs that share the model by layers (vllm).",
+        ),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None,
+        Option(metavar="SHARE", panel=ENGINE, min=0.01, max=1, help="Share of each GPU's memory to use (vllm)."),
+    ] = None
+    engine_args: Annotated[
+        str,
+        Option(metavar="JSON", panel=ENGINE, help="Further options of the backend, in an object (docs/backends.md)."),
+    ] = ""
+    base_url: Annotated[
+        str,
+        Option(
+            metavar="URL",
+            panel=ENGINE,
+            help="Address of a server with OpenAI's API that computes; GLM4_REMOTE_API_KEY is its key.",
+        ),
+    ] = ""
+
+    def for_llm(self) -> dict[str, Any]:
+        """Those that were given, for `LLM`: only some backends accept each of them.
+
+        Raises:
+            UsageError: `--engine-args` is not an object, or repeats an option.
+        """
+        given = {name: value for name, value in asdict(self).items() if value not in ("", None)}
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if given.get(name) == 1:  # splits nothing, with any backend
+                del given[name]
+        more = _object("--engine-args", given.pop("engine_args", "{}"))
+        for name in more:
+            if name == "backend" or getattr(self, name, None) != getattr(type(self), name, None):
+                raise UsageError(f"--engine-args has {name!r}, which has an option of its own; give one of the two")
+        return given | more
+
+
+@dataclass(frozen=True)
+class EngineOptions(BackendOptions):
     """How to run a model; the names are those of `LLM`'s keyword arguments."""
 
     dtype: Dtype = "auto"
@@ -98,21 +167,16 @@ class EngineOptions:
         ),
     ] = None
     num_threads: Threads = None
-    backend: Annotated[
-        str, Option(metavar="NAME", panel=ENGINE, help="What computes: local, or remote for the server at --base-url.")
-    ] = "local"
-    base_url: Annotated[
-        str,
-        Option(
-            metavar="URL",
-            panel=ENGINE,
-            help="Address of a server with OpenAI's API that computes; GLM4_REMOTE_API_KEY is its key.",
-        ),
-    ] = ""
 
-    def for_llm(self) -> dict[str, Any]:
-        """The same for `LLM`, without an address if there is none: only some backends accept one."""
-        return {name: value for name, value in asdict(self).items() if value != ""}
+
+def _object(option: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f"{option} takes a JSON object, such as '{{\"max_num_seqs\": 16}}', not {text!r:.60}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -168,10 +232,11 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
 
     with progress() as report:
         report("loading glm4", 0, 0)
-        import_engine(options.get("backend", "local"))
+        import_engine(**options)
         from glm4.llm import LLM
 
-        check_formats(options["dtype"], options["kv_cache_dtype"])
+        options |= adapter_options(options, 0 if lora is None else 1)
+
         llm = LLM(model, progress=report, **options)
         try:
             if lora is not None:
@@ -182,8 +247,8 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
         return llm
 
 
-def check_formats(dtype: str, kv_dtype: str) -> None:
-    """Reject unknown formats before a model is downloaded for them.
+def check_formats(dtype: str = "auto", kv_dtype: str = "auto") -> None:
+    """Reject formats that our own engine does not know before a model is downloaded for them.
 
     Raises:
         InvalidRequestError: `.param` names the option.
@@ -195,8 +260,15 @@ def check_formats(dtype: str, kv_dtype: str) -> None:
     check_kv_dtype(kv_dtype, "--kv-dtype")
 
 
-def import_engine(backend: str) -> None:
-    """Import what `load_llm` needs, NumPy above all. Nothing may import NumPy before it."""
+def import_engine(backend: str = "local", **options: Any) -> None:
+    """Import what `load_llm` needs, NumPy above all, and check its options before a model is downloaded for them.
+
+    Nothing may import NumPy before it.
+
+    Raises:
+        InvalidRequestError: there is no such backend, or it has no such option; `.param` names it.
+        MissingExtraError: the backend needs a package that is not installed.
+    """
     import gc
 
     from glm4.system.gc_pause import collection_paused
@@ -205,10 +277,23 @@ def import_engine(backend: str) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with collection_paused():
         import glm4.llm  # noqa: F401
-        from glm4.backends.table import backend_row
+        from glm4.open_model import read_options
 
-        backend_row(backend).backend_class()
+        if backend == "local":
+            check_formats(options.get("dtype", "auto"), options.get("kv_cache_dtype", "auto"))
+        row, _, _ = read_options(backend, options)
+        if not row.packages:  # those take seconds: only once the model is there
+            row.backend_class()
     gc.freeze()  # modules live until exit, so collections need not traverse them
+
+
+def adapter_options(options: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """What makes room for adapters where a backend has none unless asked."""
+    from glm4.backends.table import backend_row
+
+    made = backend_row(options.get("backend", "local")).options_class()
+    off = count > 0 and "max_adapters" not in options and getattr(made, "max_adapters", None) == 0
+    return {"max_adapters": count} if off else {}
 
 
 def adapter_name(llm: LLM) -> str | None:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-NEEDS_VLLM = "for the vLLM backend (--backend vllm), which is not in this version"
-
 
 class Parameter:
     """What `Annotated` says about a parameter of a command.

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from glm4.cli.commands import before_separator
-from glm4.cli.parameters import NEEDS_VLLM, Declared, UsageError, declared
+from glm4.cli.parameters import Declared, UsageError, declared
 
-# Options with which vLLM splits a model across devices: accepted if they do not split anything.
-_SPLITTING = ("--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--data-parallel-size", "-dp")
+# vLLM's option for several copies of a model: accepted if there is one.
+_COPIES = ("--data-parallel-size", "-dp")
 
 
 def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
@@ -72,13 +72,13 @@ def _parser(parameters: Iterable[Declared], options: Sequence[str]) -> argparse.
             nargs = None if parameter.required else "?"
             parser.add_argument(parameter.name, nargs=nargs, type=parameter.read).required = False
     if "--threads" in options:
-        parser.add_argument(*_SPLITTING, type=_one)
+        parser.add_argument(*_COPIES, type=_one)
     return parser
 
 
 def _one(text: str) -> None:
     if text != "1":
-        raise UsageError(f"splitting a model over several devices is {NEEDS_VLLM}")
+        raise UsageError("copies of a model are servers of their own; start `glm4 serve` once for each")
 
 
 class _Flag(argparse.Action):

@@ -171,19 +171,17 @@ def serve(
     from glm4.cli.server_logging import set_up_logging
 
     ray.check(replicas=replicas)
-    options.check_formats(engine.dtype, engine.kv_cache_dtype)
-    if media_domains is not None:
-        from glm4.requests.image_inputs import ImageOptions
-
-        ImageOptions(media_domains=media_domains)
-    settings = engine.for_llm() | {
-        "kv_cache_memory": None if kv_memory is None else int(kv_memory * 1e9),
+    settings: dict[str, Any] = {
         "max_num_seqs": max_num_seqs,
         "allow_many_images": allow_many_images,
         "media_domains": media_domains,
     }
-    if picture_memory is not None:
-        settings["picture_cache_memory"] = int(picture_memory * 1e9)
+    for name, gigabytes in (("kv_cache_memory", kv_memory), ("picture_cache_memory", picture_memory)):
+        if gigabytes is not None:
+            settings[name] = int(gigabytes * 1e9)
+    settings |= engine.for_llm()
+    options.import_engine(**settings)
+    settings |= options.adapter_options(settings, len(lora or []))
     models = [*([first] if first else []), *(model or [])]
     # The variable does not hold a list: a folder's name may contain spaces.
     specs = _specs(models or [os.environ.get("GLM4_MODEL") or "starter"], served_model_name or [], lora or [], settings)
@@ -208,8 +206,9 @@ def serve(
 
 
 def _run_on_ray(config: ServerConfig, ray: RayOptions, replicas: int | None) -> None:
+    from glm4.batch.ray.cluster import Shares
     from glm4.cli.console import notice
-    from glm4.server.ray.run import Shares, check, run_on_ray
+    from glm4.server.ray.run import check, run_on_ray
 
     def ready(shares: Shares, host: str, port: int) -> None:
         each = f"{shares.cpus} CPUs and {shares.gpus:g} GPUs each"

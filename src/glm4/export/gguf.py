@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -80,9 +82,12 @@ def export_gguf(request: ExportRequest) -> ExportReport:
             write_tensors(out, planned.tensors, encoded)
         if next(encoded, None) is not None:
             raise ValueError("there are more tensors than the headers announce")
-    names = tuple(planned.path.name for planned in files) if len(files) > 1 else ()
     parameters = num_parameters(checkpoint.config)
-    return ExportReport(architecture.name, dtype, len(parts), parameters, total, notes, names)
+    report = ExportReport(architecture.name, dtype, len(parts), parameters, total, notes)
+    if len(files) == 1:
+        return report
+    names = tuple(planned.path.name for planned in files)
+    return replace(report, files=names, next_command=f"glm4 chat -m {shlex.quote(str(files[0].path))}")
 
 
 def _checked_source(checkpoint: Checkpoint) -> Architecture:

@@ -52,7 +52,7 @@ class ExportReport:
         dtype: of its matrices.
         nbytes: size of all files.
         notes: what a user should know about them.
-        files: names below the output folder; empty where the output is one file.
+        files: names below the output folder, or beside the output file; empty where the output is one file.
         next_command: what to run next to use them; empty if nothing is needed.
     """
 

@@ -29,8 +29,8 @@ from glm4.model.kv_cache import KV_DTYPES, PAGE_SIZE, cache_arrays, pages_for
 from glm4.model.layers import Float, VisionLayerWeights, VisionWeights
 
 # Mean and standard deviation of red, green and blue that CLIP's towers are trained with.
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _NORM1_EPS = 1e-5  # of the projector; the configuration does not have it
 
 # Rows computed at once: enough for the kernels to run at full speed, while the MLP's inner values stay at 30 MB.
@@ -151,7 +151,7 @@ class Encoding:
         lines = self._pixels[first * side : -(-stop // grid) * side]
         patches = lines.reshape(-1, side, grid, side, config.in_channels).transpose(0, 2, 4, 1, 3)
         flat = patches.reshape(-1, config.in_channels, side * side)[start - first * grid : stop - first * grid]
-        levels = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - _MEAN) / _STD
+        levels = (np.arange(256, dtype=np.float32)[:, None] / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
         numbers = np.stack([levels[flat[:, channel], channel] for channel in range(config.in_channels)], axis=1)
         x = kernels.linear(numbers.reshape(len(flat), -1), weights.patch, weights.patch_bias)
         kernels.add_(x, kernels.embedding(weights.positions, np.arange(start + 1, stop + 1, dtype=np.int32)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 from glm4.errors import MissingExtraError
 
@@ -37,6 +35,9 @@ class Package:
     @property
     def installed(self) -> str | None:
         """The installed version; "" if it does not say, None if the package is not there."""
+        from importlib.metadata import PackageNotFoundError, version  # slow, and most runs need no extra
+        from importlib.util import find_spec
+
         for name in self.distributions or (self.module,):
             try:
                 return version(name)

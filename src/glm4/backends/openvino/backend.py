@@ -24,17 +24,16 @@ from glm4.errors import InvalidRequestError, ModelClosedError
 from glm4.hub.store import Progress
 
 _ADAPTERS = "the openvino backend has no adapters: OpenVINO ignores them where requests are batched"
-_NOT_AN_ID = -1
+_NOT_AN_ID = (1 << 31) - 1  # beyond every vocabulary; none below 0 is allowed as a stop id
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Sequence:
-    """A request in the pipeline, and how many ids it still lacks."""
+    """A request in the pipeline, and the ids that end it."""
 
     request_id: str
     handle: Any
     stop_ids: frozenset[int]
-    left: int
 
 
 class OpenVINOBackend:
@@ -88,7 +87,7 @@ class OpenVINOBackend:
         ids = ov.Tensor(np.array([request.prompt_ids], np.int64))
         handle = self._pipeline.add_request(self._count, ids, config)
         self._count += 1
-        self._sequences[request.request_id] = _Sequence(request.request_id, handle, stop_ids, config.max_new_tokens)
+        self._sequences[request.request_id] = _Sequence(request.request_id, handle, stop_ids)
 
     def abort(self, request_id: str) -> None:
         """Drop a request; the pipeline frees its blocks with its next step."""
@@ -111,12 +110,12 @@ class OpenVINOBackend:
         while sequence.handle.can_read():
             for part in sequence.handle.read().values():
                 ids += part.generated_ids
-        if not ids:
+        ended = sequence.handle.get_status() != genai.GenerationStatus.RUNNING
+        if not ids and not ended:
             return []
-        sequence.left -= len(ids)
-        stop = ids[-1] if ids[-1] in sequence.stop_ids else None
-        reason = "stop" if stop is not None else "length" if sequence.left <= 0 else None
-        if reason is not None:
+        stop = ids[-1] if ids and ids[-1] in sequence.stop_ids else None
+        reason = "stop" if stop is not None else "length" if ended else None
+        if ended:
             del self._sequences[sequence.request_id]
         return [GenerationOutput(sequence.request_id, tuple(ids), reason, stop)]
 
@@ -169,21 +168,24 @@ def _generation_config(request: GenerationRequest, max_model_len: int) -> tuple[
     stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else request.stop_ids)
     config = genai.GenerationConfig()
     config.apply_chat_template = False
-    config.eos_token_id = _NOT_AN_ID  # else it is read from the folder, and not counted among the stop ids
-    config.stop_token_ids = set(stop_ids)
+    # Where there is none, the pipeline would take the folder's.
+    config.stop_token_ids = set(stop_ids) or {_NOT_AN_ID}
+    config.eos_token_id = min(config.stop_token_ids)
     room = max_model_len - len(request.prompt)
     config.max_new_tokens = room if params.max_tokens is None else min(room, params.max_tokens)
-    config.min_new_tokens = params.min_tokens
+    config.min_new_tokens = params.min_tokens if stop_ids else 0  # it sets the logits of these ids
     config.repetition_penalty = params.repetition_penalty
     config.presence_penalty = params.presence_penalty
     config.frequency_penalty = params.frequency_penalty
     config.do_sample = not params.greedy
     if config.do_sample:
         config.temperature = params.temperature
-        config.top_p = params.top_p
-        config.min_p = params.min_p
-        if params.top_k > 0:
-            config.top_k = params.top_k
+        if params.top_p == 0 or params.min_p == 1:  # the pipeline has no such values
+            config.top_k = 1
+        else:
+            config.top_p, config.min_p = params.top_p, params.min_p
+            if params.top_k > 0:
+                config.top_k = params.top_k
         config.rng_seed = _seed(params.seed, request.sample_index)
     return config, stop_ids
 

@@ -55,7 +55,7 @@ class VllmBackend:
             vocab_size=files.vocab_size,
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=config.scheduler_config.max_num_seqs,
-            capabilities=BACKENDS["vllm"].capabilities - ({Capability.COMPILED_GRAMMARS} if signals is None else set()),
+            capabilities=BACKENDS["vllm"].capabilities - _missing(files, signals),
         )
 
     @classmethod
@@ -78,12 +78,9 @@ class VllmBackend:
                 an embedding.
         """
         self._check_open()
-        check_request(request, self._info.vocab_size, self._info.max_model_len)
+        check_request(request, self._info.vocab_size, self._info.max_model_len, len(self._unnamed))
         if request.pooling is not None:
             raise InvalidRequestError("the vllm backend has no embeddings", param="pooling")
-        ends = request.stop_ids.union(request.params.stop_token_ids, self._unnamed)
-        if request.params.min_tokens and len(ends) >= self._info.vocab_size:
-            raise InvalidRequestError("stop_token_ids leaves no token for min_tokens", param="stop_token_ids")
         with self._lock:
             if request.request_id in (*self._running, *(held.request_id for held, _ in self._held)):
                 raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
@@ -225,12 +222,16 @@ class VllmBackend:
     # Called with the lock held
 
     def _start(self, request: GenerationRequest, adapter: Loaded | None) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         params = vllm_params(request, self._signals)
         lora = None if adapter is None else adapter.lora
         with self._alive() as engine:
             try:
                 engine.add_request(request.request_id, vllm_prompt(request), params, lora_request=lora)
-            except ValueError as error:  # it refuses the request, and lives on
+            except EngineDeadError:
+                raise
+            except Exception as error:  # it refuses the request, and lives on
                 raise InvalidRequestError(f"vLLM refuses the request: {error}") from error
         self._running[request.request_id] = Running(request, adapter)
         self._groups[request.group] += 1
@@ -247,3 +248,9 @@ class VllmBackend:
         if following is not None:
             self._held.remove(following)
             self._start(*following)
+
+
+def _missing(files: ModelFiles, signals: Signals | None) -> set[Capability]:
+    """What the backend can do, but not with this model."""
+    found = {Capability.MEDIA: files.image, Capability.COMPILED_GRAMMARS: signals}
+    return {capability for capability, means in found.items() if means is None}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from types import MappingProxyType
 from typing import Any
@@ -81,9 +84,9 @@ def start_engine(files: ModelFiles, options: VllmOptions) -> tuple[Any, Counters
         InvalidRequestError: vLLM has no such engine argument, or refuses its value.
         Glm4Error: vLLM could not start; its log says why.
     """
-    overrides = model_overrides(files)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    overrides = model_overrides(files)
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -95,7 +98,8 @@ def start_engine(files: ModelFiles, options: VllmOptions) -> tuple[Any, Counters
     given = engine_args(files, options, signals) | overrides | dict(options.engine_args)
     try:
         arguments = EngineArgs(**given)
-        engine = LLMEngine.from_engine_args(arguments, stat_loggers=[lambda config, index=0: counters])
+        with _uninterrupted_children():
+            engine = LLMEngine.from_engine_args(arguments, stat_loggers=[lambda config, index=0: counters])
     except (ValueError, TypeError) as error:
         raise InvalidRequestError(f"vLLM refuses to run {files.name}: {error}", param="engine_args") from error
     except Exception as error:
@@ -150,6 +154,27 @@ def engine_args(files: ModelFiles, options: VllmOptions, signals: Signals | None
 def _signals(files: ModelFiles) -> Signals | None:
     unnamed = files.banned_ids
     return Signals(int(unnamed[0]), int(unnamed[1])) if len(unnamed) > 1 else None
+
+
+@contextmanager
+def _uninterrupted_children() -> Iterator[None]:
+    """Processes started in here do not get Ctrl-C, which ends an answer at a terminal, and must not end the engine.
+
+    They inherit the mask of the thread that starts them. This process still reacts: another thread gets the signal.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    started = threading.Event()
+    receiver = threading.Thread(target=started.wait, name="glm4-interrupts", daemon=True)
+    receiver.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        started.set()
+        receiver.join()
 
 
 def _check_device() -> None:

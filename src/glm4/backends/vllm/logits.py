@@ -123,6 +123,8 @@ class _Row:
 
     def restrict(self, logits: torch.Tensor, signals: Signals | None) -> None:
         """Mask one row of logits, float32 [vocab_size], in place."""
+        if self._rules.scale != 1.0:
+            logits.div_(self._rules.scale)
         early = len(self._output_ids) < self._rules.min_tokens
         if not self._rules.grammar:
             if early and len(self._stop_ids):

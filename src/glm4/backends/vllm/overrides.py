@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glm4.backends.base import ModelFiles
+from glm4.backends.vllm.plugin import register
 from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.packed_format import is_packed
 from glm4.errors import UnsupportedModelError
@@ -23,9 +24,15 @@ def model_overrides(files: ModelFiles) -> dict[str, Any]:
         )
     if is_packed(read_json_object(config)):
         raise UnsupportedModelError(f"{files.path} has weights in our packed format, which vLLM cannot read; {_HOW}")
-    if files.image is not None:
-        raise UnsupportedModelError(f"{files.name} sees pictures, which the vllm backend does not support yet")
-    return {}
+    if files.image is None:
+        return {}
+    if not register():
+        raise UnsupportedModelError(
+            f"{files.name} sees pictures, which this version of vLLM takes at wrong positions (the log says why they"
+            " could not be corrected); use the local backend"
+        )
+    return {"limit_mm_per_prompt": {"image": files.image.most or _MANY}}
 
 
+_MANY = 999  # vLLM's own limit of what it does not limit
 _HOW = "export the original with: glm4 export MODEL --to hf -o DIR"

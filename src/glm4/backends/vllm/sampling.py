@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ RANKED_UNNAMED = 20
 """So many more of the most likely tokens are asked for, because ids without a token, which are left out, may be among
 them."""
 
+_MOST_TEMPERATURE = 2.0  # of vLLM
 _SMALLEST_TOP_P = 1e-9  # vLLM takes no 0; this, too, keeps only the most likely token
 
 
@@ -32,6 +32,7 @@ class RowRules:
         grammar, end_id: a grammar's description and the id that it calls the end of a text; empty, -1 without one.
         end_ids: ids that end the answer.
         all_stop_ids: ids that may not come before `min_tokens`: with `ignore_eos`, the model's stop ids as well.
+        scale: logits are divided by this before vLLM's own temperature.
     """
 
     grammar: str = ""
@@ -39,6 +40,7 @@ class RowRules:
     end_ids: tuple[int, ...] = ()
     all_stop_ids: tuple[int, ...] = ()
     min_tokens: int = 0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def row_rules(request: GenerationRequest) -> RowRules | None:
         InvalidRequestError: its grammar exists only in this process.
     """
     grammar, params = request.constraint, request.params
-    if grammar is None and not params.min_tokens:
+    if grammar is None and not params.min_tokens and params.temperature <= _MOST_TEMPERATURE:
         return None
     if grammar is not None and not isinstance(grammar, Grammar):
         raise InvalidRequestError("the vllm backend follows grammars of StructuredOutputs only", param="constraint")
@@ -78,6 +80,7 @@ def row_rules(request: GenerationRequest) -> RowRules | None:
         tuple(sorted(ends)),
         tuple(sorted(ends | request.stop_ids)),
         params.min_tokens,
+        max(1.0, params.temperature / _MOST_TEMPERATURE),
     )
 
 
@@ -91,17 +94,18 @@ def vllm_params(request: GenerationRequest, signals: Signals | None) -> Sampling
     from vllm.sampling_params import RequestOutputKind
 
     params, rules = request.params, row_rules(request)
-    stops = set(end_ids(request))
+    stops, scale = set(end_ids(request)), 1.0 if rules is None else rules.scale
     if request.constraint is not None and signals is not None:
         stops |= {signals.complete, signals.stuck}
-    made = SamplingParams(
-        temperature=0.0 if params.greedy else min(params.temperature, 2.0),
+    return SamplingParams(
+        temperature=0.0 if params.greedy else params.temperature / scale,
         top_p=max(params.top_p, _SMALLEST_TOP_P),
         top_k=params.top_k,
         min_p=params.min_p,
         repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
+        # vLLM subtracts these from the scaled logits.
+        presence_penalty=params.presence_penalty / scale,
+        frequency_penalty=params.frequency_penalty / scale,
         logit_bias=dict(params.logit_bias) if params.logit_bias else None,
         seed=None if params.seed is None else sample_seed(params.seed, request.sample_index),
         # Ours: the model's own stop ids would otherwise come from its files, whatever the request says.
@@ -114,9 +118,6 @@ def vllm_params(request: GenerationRequest, signals: Signals | None) -> Sampling
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if rules is None else {ARGUMENT: asdict(rules)},
     )
-    if not params.greedy:
-        made.temperature = params.temperature  # its limit of 2 is one of taste, and checked only when it is made
-    return made
 
 
 def sample_seed(seed: int, sample_index: int) -> int:
@@ -127,8 +128,8 @@ def sample_seed(seed: int, sample_index: int) -> int:
 
 def read_rules(extra_args: Any) -> RowRules | None:
     """The rules as they arrive in the worker."""
-    given = (extra_args or {}).get(ARGUMENT)
+    given: dict[str, Any] | None = (extra_args or {}).get(ARGUMENT)
     if given is None:
         return None
-    return RowRules(**{name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-                       for name, value in given.items()})  # fmt: skip
+    ids = {name: tuple(given[name]) for name in ("end_ids", "all_stop_ids")}
+    return RowRules(**{**given, **ids})

@@ -26,7 +26,12 @@ AUTO = "auto"
 _RAY = Package("ray", least="2.60")
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 60.0
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_rpc_server_connect_timeout_s": "30",  # busy machines do not answer within Ray's 5 s
+}
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105 - where Ray keeps it
 _ON_GPUS = ("transformers", "vllm")
 # Ray's client ends or blocks its process when whoever listens at the address is not Ray.
 _TRIAL = (
@@ -74,7 +79,7 @@ class Shares:
 
 
 def check_ray(feature: str, module: str = "ray") -> None:
-    """Check that Ray is installed.
+    """Import Ray, with its settings for this program; to be called before everything else here.
 
     Args:
         feature: at the start of the error.
@@ -84,6 +89,11 @@ def check_ray(feature: str, module: str = "ray") -> None:
         MissingExtraError: it is not, or has a version that does not work.
     """
     require_packages(feature, "ray", (_RAY,))
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    # Ray would use the token of this machine for some forms of addresses only. A cluster without tokens ignores it.
+    if any(os.environ.get(name) for name in _TOKEN_VARIABLES) or Path(_TOKEN_FILE).expanduser().exists():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         importlib.import_module(module)
     except ImportError as error:
@@ -103,8 +113,6 @@ def cluster(address: str) -> Iterator[None]:
         InvalidRequestError: it has none of these forms.
         ClusterError: nothing answers there, or it is not a cluster that this program can use.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
     if address != LOCAL:
         _check_answers(address)
     import ray
@@ -161,7 +169,13 @@ def _check_answers(address: str) -> None:
             f"what listens at {address} did not answer as a Ray cluster within {_ANSWER_SECONDS:.0f} s"
         ) from None
     if done.returncode != 0:
-        lines = _COLOR.sub("", done.stdout.decode(errors="replace")).strip().splitlines()
+        shown = _COLOR.sub("", done.stdout.decode(errors="replace")).strip()
+        if "Authentication" in shown:
+            raise ClusterError(
+                f"the Ray cluster at {address} asks for a token: copy {_TOKEN_FILE} of its head node to this"
+                " machine, or set RAY_AUTH_TOKEN"
+            )
+        lines = shown.splitlines()
         raise ClusterError(f"Ray cannot be used at {address}: {lines[-1] if lines else f'exit {done.returncode}'}")
 
 
@@ -204,7 +218,11 @@ def share_out(wanted: Wanted, options: Mapping[str, Any], nodes: Sequence[Mappin
 def _gpus(wanted: Wanted, options: Mapping[str, Any], nodes: Sequence[Mapping[str, float]]) -> float:
     if wanted.gpus is not None:
         return wanted.gpus
-    if options.get("backend") not in _ON_GPUS or not any(node.get("GPU") for node in nodes):
+    if (
+        options.get("backend") not in _ON_GPUS
+        or options.get("device") == "cpu"
+        or not any(node.get("GPU") for node in nodes)
+    ):
         return 0
     return float((options.get("tensor_parallel_size") or 1) * (options.get("pipeline_parallel_size") or 1))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,8 +23,8 @@ class Replica:
         config: of the whole server.
     """
 
-    async def __init__(self, config: ServerConfig) -> None:
-        loaded = {spec.names: await asyncio.to_thread(_load, spec) for spec in config.models}
+    def __init__(self, config: ServerConfig) -> None:
+        loaded = {spec.names: _load(spec) for spec in config.models}
         # The adapters are there already.
         bare = replace(config, models=tuple(replace(spec, adapters={}) for spec in config.models))
         self._make_app = _app_maker(bare, loaded)

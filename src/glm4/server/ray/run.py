@@ -7,9 +7,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from types import FrameType
 
 from glm4.batch.ray.cluster import Shares, Wanted, check_ray, cluster, everywhere, live_nodes, quiet, share_out
 from glm4.errors import ClusterError, InvalidRequestError
@@ -72,10 +72,17 @@ def run_on_ray(
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
         try:
-            with _signals() as stopped:
-                _deploy(_portable(config, shares), shares)
-                on_ready(shares, host, port)
-                stopped.wait()
+            _on_signals(_interrupt)
+            _deploy(_portable(config, shares), shares)
+            stopped = threading.Event()
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                _on_signals(_interrupt)  # a second one does not wait for running requests
+                stopped.set()
+
+            _on_signals(stop)
+            on_ready(shares, host, port)
+            stopped.wait()
             _drain(config.shutdown_timeout)
         finally:
             with quiet():
@@ -87,8 +94,7 @@ def _check_place() -> None:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    mine = next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})
-    if "node:__internal_head__" not in mine:
+    if not any(node["NodeID"] == here and "node:__internal_head__" in node["Resources"] for node in ray.nodes()):
         raise ClusterError("glm4 serve --ray listens on the cluster's head node; run it there")
     try:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
@@ -153,17 +159,10 @@ def _drain(seconds: float) -> None:
         time.sleep(0.1)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets. Before the block waits for it, they interrupt what it does."""
-    stopped = threading.Event()
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
-    def stop(number: int, frame: Any) -> None:
-        stopped.set()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
