@@ -50,7 +50,6 @@ GUIDES = (
     "serving",
     "operating",
     "scale",
-    "backends",
     "structured",
     "pictures",
     "adapters",
