@@ -142,7 +142,7 @@ def test_a_vllm_that_it_does_not_know_stays_as_it_is(
     configs = dict(_CONFIG_REGISTRY)
     with caplog.at_level(logging.WARNING, "glm4"):
         assert not plugin.register()
-        monkeypatch.setattr("glm4.system.extras.version", lambda name: "0.40.0")
+        monkeypatch.setattr("importlib.metadata.version", lambda name: "0.40.0")
         assert not plugin.register()
     assert ModelRegistry.models == models
     assert dict(_CONFIG_REGISTRY) == configs
