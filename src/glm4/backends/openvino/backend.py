@@ -44,7 +44,6 @@ class OpenVINOBackend:
         self._options = options
         self._sequences: dict[str, _Sequence] = {}
         self._count = 0
-        self._stats = EngineStats()
         self._info = BackendInfo(
             name="openvino",
             vocab_size=vocab_size,
@@ -101,9 +100,7 @@ class OpenVINOBackend:
         if not self._sequences:
             return []
         self._pipeline.step()
-        outputs = [output for sequence in list(self._sequences.values()) for output in self._read(sequence)]
-        self._count_sequences()
-        return outputs
+        return [output for sequence in list(self._sequences.values()) for output in self._read(sequence)]
 
     def _read(self, sequence: _Sequence) -> list[GenerationOutput]:
         ids: list[int] = []
@@ -118,10 +115,6 @@ class OpenVINOBackend:
         if ended:
             del self._sequences[sequence.request_id]
         return [GenerationOutput(sequence.request_id, tuple(ids), reason, stop)]
-
-    def _count_sequences(self) -> None:
-        running = min(len(self._sequences), self._options.max_num_seqs)
-        self._stats = EngineStats(num_running=running, num_waiting=len(self._sequences) - running)
 
     def wake(self) -> None:
         """Do nothing: a step never waits."""
@@ -146,9 +139,11 @@ class OpenVINOBackend:
         return []
 
     def stats(self) -> EngineStats:
-        """Requests that run and that wait, after the last step."""
+        """Requests that run and that wait."""
         self._check_open()
-        return self._stats
+        count = len(self._sequences)
+        running = min(count, self._options.max_num_seqs)
+        return EngineStats(num_running=running, num_waiting=count - running)
 
     def close(self) -> None:
         """Free the model and its cache."""
