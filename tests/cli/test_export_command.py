@@ -14,7 +14,7 @@ from adapter_files import factors, settings, write_adapter
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.cli import main
 from glm4.export.targets import TARGETS
-from tiny import write_gguf
+from tiny import tiny_model, write_folder, write_gguf
 
 
 def test_export_then_describe_then_chat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,24 +109,48 @@ def test_mistakes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "old.gguf"]
 
 
+# Arguments: the largest file, then those of `glm4 export`.
 _LIMITED = """
 import resource, signal, sys
 from glm4.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
-sys.exit(main(["export", sys.argv[1], "--to", "gguf", "--dtype", "f32", "--force", "-o", sys.argv[2]]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(["export", *sys.argv[2:]]))
 """
 
 
-def test_a_disk_that_fills_leaves_the_old_file(tmp_path: Path) -> None:
+def exported_with_limit(limit: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """A limit on the size of files fails like a full disk: in the middle of writing."""
+    words = [str(one) for one in (limit, *arguments)]
+    return subprocess.run([sys.executable, "-c", _LIMITED, *words], capture_output=True, text=True, timeout=120)
+
+
+def test_a_disk_that_fills_leaves_the_old_file(tmp_path: Path) -> None:
     source, out = write_gguf(tmp_path / "m.gguf", "qwen2"), tmp_path / "out" / "out.gguf"
     out.parent.mkdir()
     out.write_bytes(b"old")
-    done = subprocess.run(
-        [sys.executable, "-c", _LIMITED, str(source), str(out)], capture_output=True, text=True, timeout=120
-    )
+    done = exported_with_limit(100_000, source, "--to", "gguf", "--dtype", "f32", "--force", "-o", out)
     assert done.returncode == 1, done.stderr
     assert "no room left" in done.stderr
     assert out.read_bytes() == b"old"
     assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [
+        ("hf", "fp32"),
+        ("chatglm", "fp32"),
+        ("ollama", "f32"),
+        pytest.param("openvino", "fp32", marks=pytest.mark.backends),
+    ],
+)
+def test_a_disk_that_fills_leaves_no_folder(tmp_path: Path, target: str, dtype: str) -> None:
+    gguf = target == "ollama"
+    source = write_gguf(tmp_path / "m.gguf", "chatglm") if gguf else write_folder(tmp_path / "m", tiny_model("chatglm"))
+    out = tmp_path / "exports" / "out"
+    out.parent.mkdir()
+    done = exported_with_limit(100_000, source, "--to", target, "--dtype", dtype, "-o", out)
+    assert done.returncode == 1, done.stderr
+    assert "no room left" in done.stderr, done.stderr
+    assert list(out.parent.iterdir()) == []
