@@ -86,9 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     reference = contender(whole, "f32")
     rows: list[Score] = []
     print(
-        "| dtype | ours: bits | mean KLD | median | s | llama-quantize: bits | mean KLD | median | s | ratio of means |"
+        "| dtype | ours: bits | mean KLD | median | s | llama-quantize: bits | mean KLD | median | s "
+        "| ratio of means | difference, standard error of pairs |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for dtype in args.dtypes:
         path, seconds = args.folder / "made.gguf", []
         found = []
@@ -109,7 +110,9 @@ def main(argv: list[str] | None = None) -> int:
             f"{one.bits_per_weight:.3f} | {one.kld:.5f} ± {one.kld_error:.5f} | {one.kld_median:.5f} | {took:.0f}"
             for one, took in zip(pair, seconds, strict=True)
         ]
-        print(f"| {dtype} | {' | '.join(cells)} | {pair[0].kld / pair[1].kld:.3f} |", flush=True)
+        cells.append(f"{pair[0].kld / pair[1].kld:.3f}")
+        cells.append(f"{pair[0].kld - pair[1].kld:+.5f} ± {pair[0].kld_paired_error:.5f}")
+        print(f"| {dtype} | {' | '.join(cells)} |", flush=True)
     if args.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     return 0

@@ -73,12 +73,17 @@ ALL_FORMATS = (*BY_WEIGHTS, *END_TO_END)
 
 @dataclass(frozen=True)
 class Score:
-    """One row of the table. `kld_error` and `top1_error` are standard errors over the sequences."""
+    """One row of the table.
+
+    `kld_error` and `top1_error` are standard errors over the sequences, `kld_paired_error` is that of the difference
+    from the last contender's mean KLD, over the tokens: both read the same ones, so it is far smaller.
+    """
 
     format: str
     bits_per_weight: float
     kld: float
     kld_error: float
+    kld_paired_error: float
     kld_median: float
     kld_99_9: float
     top1: float
@@ -188,6 +193,7 @@ def score(reference: Contender, contenders: list[Contender], ids: NDArray[np.int
                 bits_per_weight=contender.bits,
                 kld=float(kld.mean()),
                 kld_error=float(kld.mean(axis=1).std() / np.sqrt(len(kld))),
+                kld_paired_error=float((divergence[i] - divergence[-1]).std() / np.sqrt(count)),
                 kld_median=float(np.median(kld)),
                 kld_99_9=float(np.quantile(kld, 0.999)),
                 top1=float(top1.mean()),

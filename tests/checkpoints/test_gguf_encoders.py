@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.gguf_encoders import ENCODINGS, quantize
 from glm4.checkpoints.gguf_quants import dequantize
+from glm4.checkpoints.gguf_search import Float32, affine_steps, importance, rounded, squared_error, symmetric_steps
 
 # Error of Gaussian weights, relative to their norm: at most that of llama.cpp's encoders on the same weights.
 LLAMA_CPP = {
@@ -49,6 +50,32 @@ def test_the_search_beats_the_rule_of_the_package(name: str) -> None:
         kind = GGMLQuantizationType(ENCODINGS[name].number)
         rule = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind).reshape(values.shape)
         assert np.linalg.norm(round_trip(values, name) - values) <= np.linalg.norm(rule - values)
+
+
+@pytest.mark.parametrize("top", [15, 31])
+@pytest.mark.parametrize("kind", ["standard_normal", "laplace", "lognormal"])
+def test_the_search_finds_less_weighted_error(top: int, kind: str) -> None:
+    """Less than dividing the range evenly, and than the same search in which all weights count the same."""
+    draw = getattr(np.random.default_rng(5), kind)
+    columns = np.asarray(draw(size=(32, 4096)), np.float32)
+    counts, half, zero = importance(columns), (top + 1) // 2, np.zeros(4096, np.float32)
+    low, high = columns.min(axis=0), columns.max(axis=0)
+
+    def affine_error(step: Float32, base: Float32) -> float:
+        return float(squared_error(columns, counts, rounded(columns, step, base, (0, top)), step, base).sum())
+
+    def symmetric_error(step: Float32) -> float:
+        codes = rounded(columns, step, zero, (-half, half - 1))
+        return float(squared_error(columns, counts, codes, step, zero).sum())
+
+    ones, starts = np.ones_like(columns), (top - 1.5, top - 0.5, top + 0.5)
+    best = affine_error(*affine_steps(columns, counts, top, starts))
+    assert best < affine_error((high - low) / np.float32(top), low)
+    assert best < affine_error(*affine_steps(columns, ones, top, starts))
+    starts = (half - 1.0, half - 0.5, half)
+    best = symmetric_error(symmetric_steps(columns, counts, half, starts))
+    assert best < symmetric_error(np.where(high > -low, high, low) / np.float32(-half))
+    assert best < symmetric_error(symmetric_steps(columns, ones, half, starts))
 
 
 @pytest.mark.parametrize("name", SEARCHED)

@@ -1,8 +1,8 @@
 """Encoders of GGUF tensor types, the counterpart of the decoders in `gguf_quants`.
 
 F16, BF16 and Q8_0 have the bytes of the ggml reference, which fixes them by one rule. The types of 4 to 6 bits take the
-scales with the least squared error that a search finds (`gguf_search`), which the reference does not look for in Q4_0
-to Q5_1; the K types are in `gguf_k_encoders`.
+scales with the least weighted squared error that a search finds (`gguf_search`), which the reference does not look for
+in Q4_0 to Q5_1; the K types are in `gguf_k_encoders`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.gguf_k_encoders import encode_q4_k, encode_q5_k, encode_q6_k
 from glm4.checkpoints.gguf_quants import BLOCK_FORMATS, BlockFormat, Blocks, Float32, UInt8
-from glm4.checkpoints.gguf_search import affine_steps, float16, inverse, rounded, symmetric_steps
+from glm4.checkpoints.gguf_search import affine_steps, float16, importance, inverse, rounded, symmetric_steps
 from glm4.kernels.formats import COL_GROUP
 from glm4.kernels.group_codes import GroupCodes
 from glm4.system.cpus import default_num_threads
@@ -119,7 +119,7 @@ def _encode_q5_0(weights: Float32, blocks: Blocks) -> None:
 
 
 def _encode_q4_1(weights: Float32, blocks: Blocks) -> None:
-    blocks["q"] = _nibble_pairs(_encode_affine(weights, blocks, 15, (12.5, 13.5, 14.5, 15.5, 17.0)))
+    blocks["q"] = _nibble_pairs(_encode_affine(weights, blocks, 15, (13.25, 14.0, 14.5, 15.0, 16.0)))
 
 
 def _encode_q5_1(weights: Float32, blocks: Blocks) -> None:
@@ -130,7 +130,7 @@ def _encode_q5_1(weights: Float32, blocks: Blocks) -> None:
 def _encode_symmetric(weights: Float32, blocks: Blocks, half: int, starts: tuple[float, ...]) -> UInt8:
     """Fill the scales, and return codes 0 .. 2 half - 1, uint8 [n, 32]."""
     columns = np.ascontiguousarray(weights.T)
-    step = float16(symmetric_steps(columns, half, starts))
+    step = float16(symmetric_steps(columns, importance(columns), half, starts))
     blocks["d"] = step
     codes = rounded(columns, step, np.float32(0), (-half, half - 1))
     codes += np.float32(half)
@@ -140,7 +140,7 @@ def _encode_symmetric(weights: Float32, blocks: Blocks, half: int, starts: tuple
 def _encode_affine(weights: Float32, blocks: Blocks, top: int, starts: tuple[float, ...]) -> UInt8:
     """Fill the scales and bases, and return codes 0 .. top, uint8 [n, 32]."""
     columns = np.ascontiguousarray(weights.T)
-    step, base = map(float16, affine_steps(columns, top, starts))
+    step, base = map(float16, affine_steps(columns, importance(columns), top, starts))
     blocks["d"], blocks["m"] = step, base
     return np.ascontiguousarray(rounded(columns, step, base, (0, top)).T.astype(np.uint8))
 

@@ -14,6 +14,7 @@ from glm4.checkpoints.gguf_search import (
     Float32,
     affine_steps,
     float16,
+    importance,
     inverse,
     products,
     ratio,
@@ -26,7 +27,7 @@ _GROUPS, _GROUP = 8, 32
 _NIBBLE = np.uint8(15)
 _MAX_SCALE = np.float32(63)
 # By the largest code.
-_STARTS = {15: (12.5, 13.5, 14.5, 15.5, 17.0), 31: (28.5, 30.0, 31.5), 63: (30.5, 31.5, 32.5)}
+_STARTS = {15: (13.25, 14.0, 14.5, 15.0, 15.5, 16.0), 31: (28.5, 30.0, 31.5), 63: (30.5, 31.5, 32.5)}
 _NEIGHBORS = (-1, 0, 1)
 _PASSES = 1
 
@@ -49,13 +50,15 @@ def encode_q6_k(weights: Float32, blocks: Blocks) -> None:
     """Fill blocks of codes -32..31, in groups of 16 with signed scales of 8 bits."""
     count = len(blocks)
     columns = np.ascontiguousarray(weights.reshape(-1, 16).T)
-    steps = symmetric_steps(columns, 32, _STARTS[63])
+    counts = importance(columns)
+    steps = symmetric_steps(columns, counts, 32, _STARTS[63])
     low, high = (find(steps.reshape(count, 16), axis=1) for find in (np.min, np.max))
     unit = float16(np.where(high > -low, high, low) / np.float32(-128))
     scales = np.clip(np.rint(steps * inverse(np.repeat(unit, 16))), np.float32(-128), np.float32(127))
     for _ in range(2):  # the second time with the unit that fits the codes of the first
         codes = rounded(columns, scales * np.repeat(unit, 16), np.float32(0), (-32, 31))
-        along, norm = scales * products(codes, columns), scales * scales * products(codes, codes)
+        weighted = codes * counts
+        along, norm = scales * products(weighted, columns), scales * scales * products(weighted, codes)
         used, unit = unit, float16(ratio(along.reshape(count, 16).sum(axis=1), norm.reshape(count, 16).sum(axis=1)))
     blocks["d"], blocks["s"] = used, scales.reshape(count, 16)
     found = (codes + np.float32(32)).astype(np.uint8).T.reshape(count, 2, 4, 32)
@@ -68,12 +71,14 @@ def _encode_affine(weights: Float32, blocks: Blocks, top: int) -> UInt8:
     """Fill the scales and mins of blocks, and return the codes 0..top, uint8 [n, 8, 32]."""
     count = len(blocks)
     columns = np.ascontiguousarray(weights.reshape(-1, _GROUP).T)
-    step, base = affine_steps(columns, top, _STARTS[top], at_most_zero=True)
+    counts = importance(columns)
+    step, base = affine_steps(columns, counts, top, _STARTS[top], at_most_zero=True)
     unit = _unit(step.reshape(count, _GROUPS))
     unit_min = _unit(-base.reshape(count, _GROUPS))
-    scales, mins = _whole_scales(columns, step, base, np.repeat(unit, _GROUPS), np.repeat(unit_min, _GROUPS), top)
-    codes = rounded(columns, scales * np.repeat(unit, _GROUPS), -mins * np.repeat(unit_min, _GROUPS), (0, top))
-    unit, unit_min, codes = _fitted_units(columns, codes, scales, mins, unit, unit_min, top)
+    units = np.repeat(unit, _GROUPS), np.repeat(unit_min, _GROUPS)
+    scales, mins = _whole_scales(columns, counts, step, base, *units, top)
+    codes = rounded(columns, scales * units[0], -mins * units[1], (0, top))
+    unit, unit_min, codes = _fitted_units(columns, counts, codes, scales, mins, unit, unit_min, top)
     blocks["d"], blocks["dmin"] = unit, unit_min
     blocks["s"] = _six_bits(scales.reshape(count, _GROUPS), mins.reshape(count, _GROUPS))
     found: UInt8 = codes.T.astype(np.uint8).reshape(count, _GROUPS, _GROUP)
@@ -86,11 +91,11 @@ def _unit(values: Float32) -> Float32:
 
 
 def _whole_scales(
-    columns: Float32, step: Float32, base: Float32, unit: Float32, unit_min: Float32, top: int
+    columns: Float32, counts: Float32, step: Float32, base: Float32, unit: Float32, unit_min: Float32, top: int
 ) -> tuple[Float32, Float32]:
     """Scales and mins 0..63 of each group, the best of the neighbors of the exact scale."""
-    count = np.float32(len(columns))
-    mean = columns.sum(axis=0) / count
+    count = counts.sum(axis=0)
+    mean = ratio(products(columns, counts), count)
     near = np.rint(step * inverse(unit))
     least = np.full_like(step, np.inf)
     best = near, near
@@ -101,10 +106,12 @@ def _whole_scales(
         low = base
         for _ in range(_PASSES):
             codes = rounded(columns, found, low, (0, top))
-            minimum = np.clip(np.rint((found * codes.sum(axis=0) / count - mean) * inverse_min), zero, _MAX_SCALE)
+            minimum = np.clip(
+                np.rint((found * ratio(products(codes, counts), count) - mean) * inverse_min), zero, _MAX_SCALE
+            )
             low = -minimum * unit_min
         codes = rounded(columns, found, low, (0, top))
-        error = squared_error(columns, codes, found, low)
+        error = squared_error(columns, counts, codes, found, low)
         better = error < least
         least = np.where(better, error, least)
         best = np.where(better, scale, best[0]), np.where(better, minimum, best[1])
@@ -112,7 +119,14 @@ def _whole_scales(
 
 
 def _fitted_units(
-    columns: Float32, codes: Float32, scales: Float32, mins: Float32, unit: Float32, unit_min: Float32, top: int
+    columns: Float32,
+    counts: Float32,
+    codes: Float32,
+    scales: Float32,
+    mins: Float32,
+    unit: Float32,
+    unit_min: Float32,
+    top: int,
 ) -> tuple[Float32, Float32, Float32]:
     """d and dmin of each block that fit its codes best, and codes for them; the old ones where they are better."""
 
@@ -120,9 +134,13 @@ def _fitted_units(
         total: Float32 = values.reshape(-1, _GROUPS).sum(axis=1)
         return total
 
-    first, along = codes.sum(axis=0), products(codes, columns)
-    second, total = products(codes, codes), columns.sum(axis=0)
-    a, b, c = per_block(scales * scales * second), per_block(scales * mins * first), per_block(mins * mins) * _GROUP
+    weighted, total = codes * counts, products(columns, counts)
+    first, along, second = weighted.sum(axis=0), products(weighted, columns), products(weighted, codes)
+    a, b, c = (
+        per_block(scales * scales * second),
+        per_block(scales * mins * first),
+        per_block(mins * mins * counts.sum(axis=0)),
+    )
     p, q = per_block(scales * along), per_block(mins * total)
     spread = a * c - b * b
     fitted = np.where(spread > 0, (p * c - q * b) / spread, ratio(p, a))
@@ -132,7 +150,7 @@ def _fitted_units(
     for d, dmin in pairs:
         step, base = scales * np.repeat(d, _GROUPS), -mins * np.repeat(dmin, _GROUPS)
         again = rounded(columns, step, base, (0, top))
-        tries.append((again, per_block(squared_error(columns, again, step, base))))
+        tries.append((again, per_block(squared_error(columns, counts, again, step, base))))
     better = tries[1][1] < tries[0][1]
     return (
         np.where(better, pairs[1][0], unit),

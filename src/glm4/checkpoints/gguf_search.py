@@ -1,4 +1,4 @@
-"""Scales of groups of weights with the least squared error, for the encoders of GGUF types.
+"""Scales of groups of weights with the least weighted squared error, for the encoders of GGUF types.
 
 Weights come as columns, [weights of a group, groups], so that sums over a group are sums of long rows. A scale starts
 from several divisions of the group's range; each is improved by rounding the weights to it and solving for the scale
@@ -45,12 +45,23 @@ def rounded(columns: Float32, step: Float32, base: Float32 | np.float32, bounds:
     return codes
 
 
-def squared_error(columns: Float32, codes: Float32, step: Float32, base: Float32) -> Float32:
-    """Sum of (step * code + base - column)^2 of each group."""
+def importance(columns: Float32) -> Float32:
+    """How much the squared error of each weight counts, in the shape of columns.
+
+    The larger weights of a group count more: what they are multiplied with moves the outputs the most. The group's root
+    mean square keeps the small ones, which are many, from being given up.
+    """
+    size = np.abs(columns)
+    size += np.sqrt(products(columns, columns) / np.float32(len(columns)))
+    return size
+
+
+def squared_error(columns: Float32, counts: Float32, codes: Float32, step: Float32, base: Float32) -> Float32:
+    """Sum of (step * code + base - column)^2 of each group, weighted with counts."""
     off = codes * step
     off += base
     off -= columns
-    return products(off, off)
+    return products(off * off, counts)
 
 
 def products(first: Float32, second: Float32) -> Float32:
@@ -59,22 +70,23 @@ def products(first: Float32, second: Float32) -> Float32:
     return total
 
 
-def symmetric_steps(columns: Float32, half: int, starts: Sequence[float]) -> Float32:
+def symmetric_steps(columns: Float32, counts: Float32, half: int, starts: Sequence[float]) -> Float32:
     """Steps for codes -half .. half - 1, [groups]; the extreme weight has the sign of the end with one code more.
 
     Args:
+        counts: `importance` of the columns.
         starts: codes that the extreme weight is divided into to begin with.
     """
     low, high = columns.min(axis=0), columns.max(axis=0)
     extreme = np.where(high > -low, high, low)
-    zero = np.float32(0)
+    zero, weighted = np.float32(0), counts * columns
     best: Float32 = np.zeros_like(extreme)
     gain = np.full_like(extreme, -1)
     for start in starts:
         step = extreme / np.float32(-start)
         for _ in range(_PASSES):
             codes = rounded(columns, step, zero, (-half, half - 1))
-            along, norm = products(codes, columns), products(codes, codes)
+            along, norm = products(codes, weighted), products(codes * codes, counts)
             step = ratio(along, norm)
         found = step * along
         best, gain = np.where(found > gain, step, best), np.maximum(found, gain)
@@ -82,19 +94,20 @@ def symmetric_steps(columns: Float32, half: int, starts: Sequence[float]) -> Flo
 
 
 def affine_steps(
-    columns: Float32, top: int, starts: Sequence[float], *, at_most_zero: bool = False
+    columns: Float32, counts: Float32, top: int, starts: Sequence[float], *, at_most_zero: bool = False
 ) -> tuple[Float32, Float32]:
     """Steps and bases for codes 0 .. top, each [groups].
 
     Args:
+        counts: `importance` of the columns.
         starts: codes that a group's range is divided into to begin with.
         at_most_zero: whether the base has to be.
     """
     low, high = columns.min(axis=0), columns.max(axis=0)
     if at_most_zero:
         low = np.minimum(low, np.float32(0))
-    count, zero = np.float32(len(columns)), np.float32(0)
-    total, span = columns.sum(axis=0), high - low
+    count, zero, weighted = counts.sum(axis=0), np.float32(0), counts * columns
+    total, span = weighted.sum(axis=0), high - low
     best_step, best_base, gain = np.zeros_like(span), low, np.full_like(span, -np.inf)
     for start in starts:
         step = span / np.float32(start)
@@ -103,9 +116,9 @@ def affine_steps(
             base = np.minimum(base, zero)
         for _ in range(_PASSES):
             codes = rounded(columns, step, base, (0, top))
-            first, along, second = codes.sum(axis=0), products(codes, columns), products(codes, codes)
+            first, along, second = products(codes, counts), products(codes, weighted), products(codes * codes, counts)
             step = ratio(count * along - first * total, count * second - first * first)
-            base = (total - step * first) / count
+            base = ratio(total - step * first, count)
             if at_most_zero:
                 step, base = np.where(base > 0, ratio(along, second), step), np.minimum(base, zero)
         # What the fit takes away from the sum of squares.
