@@ -103,7 +103,7 @@ def compare(folders: dict[str, Path], vocabulary: int, rounds: int, prompt: int,
                 if number:  # the first round warms up
                     found[name].append(times)
         for name, times in found.items():
-            first, rest = (median(part) for part in zip(*times, strict=True))
+            first, rest = median(one[0] for one in times), median(one[1] for one in times)
             speed = sequences * (new - 1) / rest
             rows.append({"model": name, "sequences": sequences, "prompt_seconds": first, "tokens_per_second": speed})
     for worker in workers.values():
