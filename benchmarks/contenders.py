@@ -90,7 +90,7 @@ class LlamaCpp:
         done = finish([self._binary, "-m", self._gguf, "-t", str(self._threads), "-c", str(cells), *work])
         self.peaks.append(done.peak_nbytes)
         found = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
-        rates = {(row["pp"], row["pl"]): Rates(row["speed_pp"], row["speed_tg"]) for row in found}
+        rates = {(row["pp"], row["pl"]): Rates(row["speed_pp"], row["speed_tg"], row["t_pp"]) for row in found}
         return [rates[load.context, load.batch] for load in loads]
 
     def facts(self) -> str:
@@ -137,7 +137,7 @@ class OpenVino:
         reply: dict[str, float] = self._read()  # type: ignore[assignment]
         prefill = reply["prefill_seconds"] * self._scale + reply["head_seconds"]
         step = reply["step_seconds"] * self._scale + reply["head_seconds"]
-        return Rates(load.batch * load.context / prefill, load.batch / step)
+        return Rates(load.batch * load.context / prefill, load.batch / step, prefill)
 
     def facts(self) -> str:
         return self._facts

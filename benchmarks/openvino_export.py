@@ -102,8 +102,8 @@ def compare(folders: dict[str, Path], vocabulary: int, rounds: int, prompt: int,
                 times = ask(worker, sequences=sequences, prompt=prompt // sequences, new=new, vocabulary=vocabulary)
                 if number:  # the first round warms up
                     found[name].append(times)
-        for name, times in found.items():
-            first, rest = median(one[0] for one in times), median(one[1] for one in times)
+        for name, measured in found.items():
+            first, rest = (median(part) for part in zip(*measured, strict=True))
             speed = sequences * (new - 1) / rest
             rows.append({"model": name, "sequences": sequences, "prompt_seconds": first, "tokens_per_second": speed})
     for worker in workers.values():

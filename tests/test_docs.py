@@ -50,7 +50,6 @@ GUIDES = (
     "serving",
     "operating",
     "scale",
-    "backends",
     "structured",
     "pictures",
     "adapters",
@@ -68,7 +67,7 @@ SERVER = "http://localhost:8000"  # where pages say that the server is
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = {"sh", "python", "json", "jsonl", "text"}
 # Programs a reader has beside ours; a command line that begins with anything else is a slip.
-OTHER_PROGRAMS = {"cp", "curl", "eval", "export", "grep", "mv", "pip", "ray", "vllm"}
+OTHER_PROGRAMS = {"cp", "curl", "docker", "kubectl", "eval", "export", "grep", "mv", "pip", "ray", "vllm"}
 
 
 @dataclass(frozen=True)
@@ -351,6 +350,15 @@ def test_memory_figures_are_what_plan_says() -> None:
         shown = {dtype: human_bytes(plan(SHAPES[model], dtype=dtype, context=8192).total) for dtype, _ in rows}
         assert dict(rows) == shown, page
         assert len(rows) == count
+
+
+def test_sizes_for_several_conversations_are_what_plan_says() -> None:
+    for page in ("docs/scale.md", "docs/zh/scale.md"):
+        rows = re.findall(r"^\| `([\w.-]+)` +\| (\d+) +\| (\d+) +\| ([\d.]+ GB) +\|", text_of(page), re.MULTILINE)
+        for model, batch, context, shown in rows:
+            found = plan(SHAPES[model], dtype="int4", context=int(context), batch=int(batch))
+            assert human_bytes(found.total) == shown, (page, model)
+        assert len(rows) == 5
 
 
 def test_model_tables_are_what_the_code_says() -> None:

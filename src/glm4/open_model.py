@@ -112,6 +112,7 @@ def open_model(
     if row.name == "local":
         return _open_local(resolve(model, progress=progress), variant, row, chosen, images, progress)
     backend_class = row.backend_class()
+    row.check_options(chosen)
     path = resolve(model, weights=row.weights, progress=progress)
     files = read_text_files(path, variant=variant)
     processor = Processor.of(files, images)

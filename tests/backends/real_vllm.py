@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tiny import GLM_SPECIALS, GLM_TEMPLATE, byte_symbols
+from tiny import GLM_SPECIALS, byte_symbols
 
 
 def write_hf_tokenizer(folder: Path) -> None:
@@ -37,9 +37,7 @@ def write_hf_tokenizer(folder: Path) -> None:
         "pre_tokenizer": level, "post_processor": None, "decoder": level, "model": model,
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(definition))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "chat_template": GLM_TEMPLATE
-    }  # fmt: skip
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -51,7 +49,7 @@ def vllm_server(folder: Path, log: Path, *options: str) -> Iterator[str]:
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--enable-scale-out"]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    command += ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8", *options]
+    command += ["--dtype", "float32", "--max-num-seqs", "8", *options]
     more = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from real_vllm import vllm_server, write_hf_tokenizer
 from remote_routes import ROUTES, over
 from vllm_models import PROMPTS, folder_of, outputs_of, request, tokens_of
-from real_vllm import vllm_server, write_hf_tokenizer
 
 from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.backends.remote.backend import RemoteBackend
@@ -21,19 +21,22 @@ from tiny import VOCAB_SIZE, write_folder
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
 
+CONTEXT = 2048  # tools take hundreds of bytes, each a token
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, _ = folder_of(tmp_path_factory.mktemp("served"), "chatglm")
-    write_hf_tokenizer(path)
+    write_hf_tokenizer(path)  # and no template: GLM-4's own knows tools
     return path
 
 
 @pytest.fixture(scope="module")
 def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with vllm_server(folder, tmp_path_factory.mktemp("log") / "vllm.log", "--tokenizer", str(folder)) as found:
+    with vllm_server(
+        folder, tmp_path_factory.mktemp("log") / "vllm.log", "--tokenizer", str(folder), "--max-model-len", str(CONTEXT)
+    ) as found:
         yield found
 
 
@@ -47,7 +50,7 @@ def remote(request: pytest.FixtureRequest, url: str, folder: Path) -> Iterator[L
 
 @pytest.fixture(scope="module")
 def local(folder: Path) -> Iterator[LLM]:
-    with LLM(str(folder), dtype="fp32", max_model_len=512) as llm:
+    with LLM(str(folder), dtype="fp32", max_model_len=CONTEXT) as llm:
         yield llm
 
 
@@ -69,7 +72,7 @@ def test_where_it_ends(remote: LLM) -> None:
     parts = outputs_of(remote, [request("r", PROMPTS[0], params, stop_ids=frozenset({third}))])["r"]
     assert tokens_of(parts) == plain[: plain.index(third) + 1]
     assert (parts[-1].finish_reason, parts[-1].stop_token_id) == ("stop", third)
-    whole = outputs_of(remote, [request("r", [97] * 503, GREEDY.replace(max_tokens=None))])["r"]
+    whole = outputs_of(remote, [request("r", [97] * (CONTEXT - 9), GREEDY.replace(max_tokens=None))])["r"]
     assert (len(tokens_of(whole)), whole[-1].finish_reason) == (9, "length")
 
 

@@ -164,7 +164,7 @@ def test_embeddings_are_the_local_ones(both: tuple[LLM, LLM]) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("more", [{}, {"logprobs": 1}, {"prompt_logprobs": 1}], ids=str)
-def test_answers_that_follow_a_grammar(both: tuple[LLM, LLM], outputs: dict[str, Any], more: dict[str, int]) -> None:
+def test_answers_that_follow_a_grammar(both: tuple[LLM, LLM], outputs: dict[str, Any], more: dict[str, Any]) -> None:
     """Beside one that does not. Long runs of forced ids leave the batch and come back."""
     params = SamplingParams(seed=1, max_tokens=120, structured_outputs=StructuredOutputs(**outputs), **more)
     local, other = (llm.chat([CHAT, CHAT, CHAT], [params, GREEDY, params.replace(seed=2)]) for llm in both)
@@ -185,12 +185,13 @@ def test_three_lines_and_a_call_of_a_tool(tmp_path: Path) -> None:
         "additionalProperties": False,
     }
     tool = {"type": "function", "function": {"name": "weather", "description": "", "parameters": schema}}
-    chunks = list(llm.stream_chat(CHAT, SamplingParams(max_tokens=100, seed=1), tools=[tool], tool_choice="required"))
+    params = SamplingParams(max_tokens=100, seed=1)
+    chunks = list(llm.stream_chat(CHAT, params, tools=[tool], tool_choice="required", parallel_tool_calls=False))
     output = chunks[-1].output
     assert output is not None
-    (call,) = output.outputs[0].message.tool_calls
+    (call,) = output.outputs[0].tool_calls
     assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "Beijing"})
-    assert any(chunk.events for chunk in chunks[:-1])
+    assert any(event for chunk in chunks for event in chunk.events)
     llm.close()
 
 

@@ -62,7 +62,7 @@ def run(llm: LLM, adapters: dict[int, str] | None = None) -> list[RequestOutput]
     """All prompts in one batch."""
     for number, prompt in enumerate(PROMPTS):
         llm.add(str(number), llm.prepare_prompt(prompt, GREEDY, adapter=(adapters or {}).get(number)))
-    found = {}
+    found: dict[str, RequestOutput] = {}
     while llm.has_unfinished_requests():
         found |= {chunk.request_id: chunk.output for chunk in llm.step() if chunk.output is not None}
     return [found[str(number)] for number in range(len(PROMPTS))]
@@ -91,6 +91,14 @@ def test_an_option_that_cannot_be_used_is_named(
     with pytest.raises(error, match=match) as caught:
         load(folder, **options)
     assert getattr(caught.value, "param", None) == param
+
+
+def test_a_device_that_is_not_there_costs_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    from glm4 import open_model
+
+    monkeypatch.setattr(open_model, "resolve", lambda *_, **__: pytest.fail("looks for the model"))
+    with pytest.raises(InvalidRequestError, match="no device 'cuda:9'"):
+        LLM("glm-4-9b-chat", backend="transformers", device="cuda:9")
 
 
 def test_a_model_that_sees_is_refused(tmp_path: Path) -> None:
@@ -244,10 +252,10 @@ def test_a_sequence_too_large_for_the_memory_ends(llm: LLM, monkeypatch: pytest.
 
 
 def test_a_batch_that_cannot_be_formed_starts_over(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glm4.backends.transformers import loop
+    from glm4.backends.transformers import cached_batch, loop
 
     expected = tokens(llm.generate(PROMPTS, GREEDY))
-    joined, calls = loop.joined, []
+    joined, calls = cached_batch.joined, []
 
     def fails_once(batches: Any) -> Any:
         calls.append(len(batches))

@@ -121,7 +121,9 @@ def test_log_probabilities(pair: Pair) -> None:
         assert found[0].prompt_logprobs[0] is None
         assert all(part.prompt_logprobs is None for part in found[1:])
         for theirs, ours in pairs:
-            assert (theirs.token_id, theirs.rank) == (ours.token_id, ours.rank)
+            assert theirs.token_id == ours.token_id
+            # Far below the listed ones, ids without a token may be among those above.
+            assert theirs.rank == ours.rank or (theirs.rank is None and (ours.rank or 0) > 4)
             assert theirs.logprob == pytest.approx(ours.logprob, abs=1e-4)
             assert [logprob for _, logprob in theirs.top] == pytest.approx([lp for _, lp in ours.top], abs=1e-4)
             assert len({token for token, _ in theirs.top}) == len(ours.top)
@@ -199,6 +201,7 @@ def test_json_through_the_whole_model(pair: Pair) -> None:
         "type": "object",
         "properties": {"a": {"enum": ["x", "北京"]}, "b": {"type": "boolean"}},
         "required": ["a", "b"],
+        "additionalProperties": False,
     }
     params = SamplingParams(temperature=1.0, max_tokens=100, n=3, structured_outputs=StructuredOutputs(json=schema))
     for output in pair.vllm.generate("abc", params)[0].outputs:

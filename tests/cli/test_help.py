@@ -40,7 +40,16 @@ def test_help_has_panels_defaults_and_variables(
     assert main(["serve", "--help"]) == 0
     shown = capsys.readouterr().out
     headings = re.findall(r"^(\w.*):$", shown, re.MULTILINE)
-    assert headings == ["Arguments", "Options", "Engine", "Access", "Limits", "Logging and metrics", "Examples"]
+    assert headings == [
+        "Arguments",
+        "Options",
+        "Engine",
+        "Access",
+        "Limits",
+        "Logging and metrics",
+        "Ray cluster",
+        "Examples",
+    ]
     assert "(default: 8000)" in shown
     assert "(default: GLM4_API_KEY)" in shown
     assert "(default: 300)" in shown

@@ -204,7 +204,7 @@ def test_unloading_finishes_what_is_queued_and_refuses_what_comes(
 
 def test_limits_and_names(adapters: dict[str, LoraAdapter]) -> None:
     size = adapters["all"].nbytes
-    table = AdapterTable(max_adapters=2, max_nbytes=size + 10)
+    table: AdapterTable[LoraAdapter] = AdapterTable(max_adapters=2, max_nbytes=size + 10)
     for name in ("", "x" * 257, "line\nbreak"):
         with pytest.raises(InvalidRequestError, match="printable"):
             table.add(name, adapters["all"])

@@ -64,6 +64,11 @@ def test_limits_that_no_set_of_files_keeps(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_is_one_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="an adapter is one file"):
+        export(glm_folder(tmp_path / "m"), tmp_path / "a.gguf", lora=tmp_path, shard_bytes=LIMIT)
+
+
 def test_no_part_appears_without_the_others(tmp_path: Path) -> None:
     """The last matrix is damaged: parts before it are complete, and still none is left, nor is an older set touched."""
     good, bad = glm_folder(tmp_path / "m"), glm_folder(tmp_path / "b")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from glm4.checkpoints.safetensors_writer import PlannedTensor, plan_shards, writ
 from glm4.errors import CheckpointError, DiskFullError, InvalidRequestError, TokenizerError
 from glm4.kernels import get_kernels
 from glm4.requests.processor import Processor
-from glm4.system import disk_space
 from glm4.tokenizer import load_tokenizer
 from golden_models import draw, file_tensors
 from model_driver import Session, loaded
@@ -162,7 +163,7 @@ def test_sampling_defaults_and_license_come_along(tmp_path: Path) -> None:
     assert (tmp_path / "out/LICENSE").read_text() == "The license."
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[Path], Path], str, str]] = {
     "Edge": (lambda at: glm_folder(at, partial_rotary_factor=1.0), "chatglm", "rotates half of every head"),
     "0414": (lambda at: glm_folder(at, architecture="glm4"), "chatglm", "no form for models of type glm4"),
     "sees": (lambda at: write_vision_folder(at), "hf", "sees pictures"),
@@ -221,8 +222,8 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_noticed_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = glm_folder(tmp_path / "m")
-    usage = disk_space.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(DiskFullError, match="no room"):
         export(source, tmp_path / "out", "bf16", to="hf")
     assert [file.name for file in tmp_path.iterdir()] == ["m"]

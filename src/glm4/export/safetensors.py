@@ -22,7 +22,7 @@ from glm4.checkpoints.gguf_encoders import ENCODINGS, quantize
 from glm4.checkpoints.hf_layout import HfTensor, hf_class, hf_config, hf_tensors, read_hf_rows
 from glm4.checkpoints.safetensors_writer import PlannedTensor, Shard, plan_shards, write_shards
 from glm4.errors import CheckpointError, InvalidRequestError
-from glm4.export.output_folder import check_folder
+from glm4.export.output_path import check_folder
 from glm4.export.targets import ExportReport, ExportRequest, Progress
 from glm4.export.text_side import write_chatglm_text, write_hf_text
 from glm4.loading.packed_folder import LEGAL_FILES

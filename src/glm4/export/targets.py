@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.errors import InvalidRequestError
+
+if TYPE_CHECKING:  # the table is read for help texts, too, which need no NumPy
+    from glm4.checkpoints.checkpoint import Checkpoint
 
 # Attributes of `ExportRequest` that only some targets use -> how the command line spells them.
 _OPTIONS = {"lora": "--lora", "shard_bytes": "--shard-size"}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from glm4.backends.transformers.options import TransformersOptions
 from glm4.errors import InvalidRequestError, OutOfMemoryError
 from glm4.system.memory import available_memory, return_free_memory
 
@@ -31,6 +32,11 @@ def choose_device(wanted: str) -> torch.device:
             f"there is no device {wanted!r} here{reason}; there is {', '.join(there)}", param="device"
         )
     return torch.device(name)
+
+
+def check_device(options: TransformersOptions) -> None:
+    """Refuse a device that is not there; see `choose_device`."""
+    choose_device(options.device)
 
 
 def _why_no_cuda() -> str:

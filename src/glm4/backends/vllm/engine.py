@@ -95,7 +95,7 @@ def start_engine(files: ModelFiles, options: VllmOptions) -> tuple[Any, Counters
     if unknown:
         raise InvalidRequestError(f"vLLM has no engine argument {', '.join(unknown)}", param="engine_args")
     signals, counters = _signals(files), Counters()
-    given = engine_args(files, options, signals) | overrides | dict(options.engine_args)
+    given = engine_args(files, options, signals) | overrides | dict(options.engine_args) | _spare_slot(options)
     try:
         arguments = EngineArgs(**given)
         with _uninterrupted_children():
@@ -175,6 +175,15 @@ def _uninterrupted_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         started.set()
         receiver.join()
+
+
+def _spare_slot(options: VllmOptions) -> dict[str, Any]:
+    """On the CPU vLLM computes sequences without an adapter with the last of its slots: one that must stay empty."""
+    from vllm.platforms import current_platform
+
+    if not options.max_adapters or not current_platform.is_cpu():
+        return {}
+    return dict.fromkeys(("max_loras", "max_cpu_loras"), options.max_adapters + 1)
 
 
 def _check_device() -> None:

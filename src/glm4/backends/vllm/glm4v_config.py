@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from vllm.model_executor.models.registry import ModelRegistry
 from vllm.transformers_utils.configs.chatglm import ChatGLMConfig
 
 from glm4.backends.vllm.plugin import ARCHITECTURE
@@ -25,3 +26,8 @@ class Glm4vConfig(ChatGLMConfig):  # type: ignore[misc]
             pairs = self.hidden_size // self.num_attention_heads // 4
             sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]
             self.rope_parameters = {"rope_type": "default", "mrope_section": sections}
+
+
+# Here, because the configuration travels to vLLM's workers: one that unpickles it has the model, even if it has not
+# loaded the plugin (an editable install that is older than the entry point).
+ModelRegistry.register_model(ARCHITECTURE, "glm4.backends.vllm.glm4v:Glm4vForCausalLM")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from glm4.backends.vllm.adapters import Loaded
-from glm4.backends.vllm.sampling import Signals, end_ids
+from glm4.backends.vllm.sampling import RANKED_UNNAMED, Signals, end_ids
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.logprobs import TokenLogprobs
 
@@ -27,7 +27,7 @@ class Running:
     last: int | None = None
     begun: bool = False
 
-    def read(self, output: Any, signals: Signals | None, unnamed: Container[int]) -> GenerationOutput:
+    def read(self, output: Any, signals: Signals | None, unnamed: frozenset[int]) -> GenerationOutput:
         """Our form of vLLM's RequestOutput, whose tokens are the new ones only.
 
         Args:
@@ -71,7 +71,7 @@ def _ending(reason: str | None, stop_reason: object, tokens: Sequence[int]) -> t
 
 
 def _logprobs(
-    tokens: Sequence[int], found: Sequence[Mapping[int, Any]] | None, num_top: int | None, unnamed: Container[int]
+    tokens: Sequence[int], found: Sequence[Mapping[int, Any]] | None, num_top: int | None, unnamed: frozenset[int]
 ) -> list[TokenLogprobs]:
     if num_top is None or found is None:
         return []
@@ -79,7 +79,7 @@ def _logprobs(
 
 
 def _prompt_logprobs(
-    request: GenerationRequest, found: Sequence[Mapping[int, Any] | None] | None, unnamed: Container[int]
+    request: GenerationRequest, found: Sequence[Mapping[int, Any] | None] | None, unnamed: frozenset[int]
 ) -> tuple[TokenLogprobs | None, ...]:
     num_top, ids = request.params.prompt_logprobs or 0, request.prompt_ids
     entries = found or [None] * len(ids)
@@ -89,10 +89,12 @@ def _prompt_logprobs(
     return tuple(scored)
 
 
-def _at(token: int, entry: Mapping[int, Any], num_top: int, unnamed: Container[int]) -> TokenLogprobs:
+def _at(token: int, entry: Mapping[int, Any], num_top: int, unnamed: frozenset[int]) -> TokenLogprobs:
     """vLLM's entry of one position: id -> (logprob, rank), of the token itself and of the most likely ones."""
     own = entry[token]
     ranked = sorted((one.rank, other, one.logprob) for other, one in entry.items())
     named = [(other, logprob) for _, other, logprob in ranked if other not in unnamed]
     skipped = sum(rank < own.rank and other in unnamed for rank, other, _ in ranked)
-    return TokenLogprobs(token, own.logprob, own.rank - skipped, tuple(named[:num_top]))
+    # Below those that are listed, an unknown number of the others is without a token.
+    known = own.rank <= num_top + RANKED_UNNAMED or skipped == len(unnamed)
+    return TokenLogprobs(token, own.logprob, own.rank - skipped if known else None, tuple(named[:num_top]))

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 
-ARCHITECTURE = "Glm4vForCausalLM"
-"""The name of our class in vLLM's registry. A process without the plugin refuses it when it loads the model."""
-
-_VLLMS = "GLM4VForCausalLM"  # what users of vLLM name GLM-4V (hf_overrides); its config.json names the text model
+ARCHITECTURE = "GLM4VForCausalLM"
+"""vLLM's name of GLM-4V, for which its users override that in config.json, the text model's."""
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +37,8 @@ def _replace() -> None:
     from glm4.backends.table import backend_row
 
     backend_row("vllm").check_installed()
-    if "chatglm" not in config._CONFIG_REGISTRY or _VLLMS not in ModelRegistry.models:
+    if "chatglm" not in config._CONFIG_REGISTRY or ARCHITECTURE not in ModelRegistry.models:
         raise LookupError("it has no model or no configuration of the names that vLLM 0.32 gives them")
     from glm4.backends.vllm.glm4v_config import Glm4vConfig
 
-    for name in (ARCHITECTURE, _VLLMS):
-        ModelRegistry.register_model(name, "glm4.backends.vllm.glm4v:Glm4vForCausalLM")
     config._CONFIG_REGISTRY["chatglm"] = Glm4vConfig

@@ -1,4 +1,4 @@
-"""What an export that writes a folder may replace."""
+"""What an export may replace."""
 
 from __future__ import annotations
 
@@ -34,3 +34,19 @@ def check_folder(checkpoint: Checkpoint, folder: Path, written: tuple[str, ...],
         )
     if not force and any(folder.iterdir()):
         raise InvalidRequestError(f"{folder} exists; --force replaces it", param="output")
+
+
+def check_gguf_file(checkpoint: Checkpoint, file: Path, *, force: bool) -> None:
+    """Refuse to overwrite anything without `force`, and with it anything that is not a plain file, or the source."""
+    if file.suffix != ".gguf":
+        raise InvalidRequestError(f"{file}: the name of a GGUF file ends with .gguf", param="output")
+    if not file.exists() and not file.is_symlink():
+        return
+    if file.resolve() == checkpoint.path.resolve():
+        raise InvalidRequestError(f"{file} is the model to be exported; choose another name", param="output")
+    if file.is_symlink() or not file.is_file():
+        raise InvalidRequestError(
+            f"{file} is not a plain file and is not replaced; choose another name", param="output"
+        )
+    if not force:
+        raise InvalidRequestError(f"{file} exists; --force replaces it", param="output")
