@@ -47,10 +47,10 @@ class Runner:
 
         config = self._genai.GenerationConfig(max_new_tokens=new, ignore_eos=True, apply_chat_template=False)
         rng = np.random.default_rng(self._count)
-        start = time.perf_counter()
+        start, handles = time.perf_counter(), []  # a request whose handle is gone is dropped
         for _ in range(sequences):
             ids = rng.integers(0, vocabulary, (1, prompt))
-            self._pipeline.add_request(self._count, ov.Tensor(ids), config)
+            handles.append(self._pipeline.add_request(self._count, ov.Tensor(ids), config))
             self._count += 1
         self._pipeline.step()
         first = time.perf_counter()
