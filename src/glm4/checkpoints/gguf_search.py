@@ -48,9 +48,9 @@ def rounded(columns: Float32, step: Float32, base: Float32 | np.float32, bounds:
 def importance(columns: Float32) -> Float32:
     """How much the squared error of each weight counts, in the shape of columns.
 
-    The larger weights of a group count more: so measured, the outputs of a model in 4 bits were nearer to the original
-    on average than with equal counts, though the plain squared error was larger. The group's root mean square keeps the
-    small ones, which are many, from being given up.
+    The larger weights of a group count more, as in llama-quantize: in `q4_k_m` that brought the mean divergence of a
+    model's outputs down by 8 % (within 1.4 standard errors), though the plain squared error grew. The group's root mean
+    square keeps the small ones, which are many, from being given up.
     """
     size = np.abs(columns)
     size += np.sqrt(products(columns, columns) / np.float32(len(columns)))

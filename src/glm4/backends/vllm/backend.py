@@ -110,7 +110,11 @@ class VllmBackend:
         """Outputs that have arrived; waits for them as `Backend.step` allows."""
         self._check_open()
         found = []
-        for _ in range(self._num_ready()):
+        ready = self._num_ready()
+        if self._arrived is not None and self._running and not ready:
+            with self._alive() as engine:
+                engine.engine_core.ensure_alive()  # processes that were killed send no word of it
+        for _ in range(ready):
             with self._lock, self._alive() as engine:
                 found += engine.step()
         outputs = []
