@@ -134,9 +134,8 @@ def refused(source: str) -> str:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("name", LOOPS)
 def test_loops(name: str) -> None:
-    assert any(
-        word in refused(LOOPS[name]) for word in ("too many steps", "too long", "nests too deeply", "Range too big")
-    )
+    message = refused(LOOPS[name])  # once: which limit comes first depends on the machine
+    assert any(word in message for word in ("too many steps", "too long", "nests too deeply", "Range too big")), message
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from multiprocessing import resource_tracker
 from types import MappingProxyType
 from typing import Any
 
@@ -165,6 +166,7 @@ def _uninterrupted_children() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # where it starts with the first process, it lets Ctrl-C through again
     started = threading.Event()
     receiver = threading.Thread(target=started.wait, name="glm4-interrupts", daemon=True)
     receiver.start()
