@@ -196,7 +196,6 @@ def test_the_context_ends_an_answer(llm: LLM) -> None:
         (request("bad", prompt=[288]), InvalidRequestError, "prompt"),
         (request("bad", prompt=[-1]), InvalidRequestError, "prompt"),
         (request("bad", adapter="nobody"), InvalidRequestError, "model"),
-        (request("bad", cache_salt="mine"), InvalidRequestError, "cache_salt"),
         (request("good"), InvalidRequestError, "request_id"),
     ],
 )
@@ -220,8 +219,12 @@ def test_what_the_runtime_lacks_is_refused_by_name(llm: LLM, changes: dict[str, 
 
 
 def test_salts_need_a_cache_that_is_not_shared(folder: Path) -> None:
-    with opened(folder, enable_prefix_caching=False) as llm:
+    with opened(folder) as llm:
         assert list(finished(llm.backend, request("salted", cache_salt="mine"))) == ["salted"]
+    with opened(folder, enable_prefix_caching=True) as llm:
+        with pytest.raises(InvalidRequestError, match="without enable_prefix_caching"):
+            llm.backend.add_request(request("salted", cache_salt="mine"))
+        assert list(finished(llm.backend, request("plain"))) == ["plain"]
 
 
 def test_a_model_that_is_not_an_export_is_refused_with_the_command(folder: Path) -> None:

@@ -78,8 +78,8 @@ class OpenVINOBackend:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         if request.cache_salt and self._options.enable_prefix_caching:
             raise InvalidRequestError(
-                "OpenVINO shares the cache of equal prefixes among all requests; load the model with "
-                "enable_prefix_caching=False for requests with a cache_salt",
+                "OpenVINO shares the cache of equal prefixes among all requests; load the model without "
+                "enable_prefix_caching for requests with a cache_salt",
                 param="cache_salt",
             )
         config, stop_ids = _generation_config(request, self._info.max_model_len)

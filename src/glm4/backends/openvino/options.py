@@ -32,8 +32,8 @@ class OpenVINOOptions:
         max_model_len: prompt + output of one sequence; None means as much as the model and the cache allow.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: rows of one forward pass.
-        enable_prefix_caching: share the cache of equal prefixes among all requests; those with a `cache_salt` are then
-            refused.
+        enable_prefix_caching: share the cache of equal prefixes among all requests, of whichever user; those with a
+            `cache_salt`, which a server with several keys sets, are then refused.
         num_threads: None leaves it to OpenVINO.
         ov_config: further properties for OpenVINO, by name; they win over the options above.
     """
@@ -45,7 +45,7 @@ class OpenVINOOptions:
     max_model_len: int | None = None
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 512
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool = False
     num_threads: int | None = None
     ov_config: Mapping[str, Any] = field(default_factory=dict)
 
