@@ -116,13 +116,11 @@ def remote(route: str) -> Callable[[Files], AbstractContextManager[LLM]]:
 
     @contextmanager
     def opened(files: Files) -> Iterator[LLM]:
-        with (
-            open_local(files) as local,
-            serve(config("tiny"), local) as server,
-            over(route),
-            LLM(str(files.folder), backend="remote", base_url=server.url) as llm,
-        ):
-            yield llm
+        with open_local(files) as local, serve(config("tiny"), local) as server:
+            with over(route):  # only to open it: this one stays open while tests of other modules run
+                llm = LLM(str(files.folder), backend="remote", base_url=server.url)
+            with llm:
+                yield llm
 
     return opened
 

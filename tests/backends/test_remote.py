@@ -75,10 +75,9 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 @pytest.fixture(scope="module", params=ROUTES)
 def remote(request: pytest.FixtureRequest, server: LiveServer, text_only: Path) -> Iterator[LLM]:
-    with (
-        over(request.param),
-        LLM(str(text_only), backend="remote", base_url=f"{server.url}/v1/", api_key=KEY) as made,
-    ):
+    with over(request.param):
+        made = LLM(str(text_only), backend="remote", base_url=f"{server.url}/v1/", api_key=KEY)
+    with made:
         assert made.backend._endpoint.path == request.param  # type: ignore[attr-defined]
         yield made
 

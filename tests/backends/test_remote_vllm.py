@@ -42,7 +42,9 @@ def url(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
 
 @pytest.fixture(scope="module", params=ROUTES)
 def remote(request: pytest.FixtureRequest, url: str, folder: Path) -> Iterator[LLM]:
-    with over(request.param), LLM(str(folder), backend="remote", base_url=url) as llm:
+    with over(request.param):
+        llm = LLM(str(folder), backend="remote", base_url=url)
+    with llm:
         assert isinstance(llm.backend, RemoteBackend)
         assert llm.backend._endpoint.path == request.param
         yield llm

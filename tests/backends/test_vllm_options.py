@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from glm4 import LLM
-from glm4.backends.base import ModelFiles
+from glm4.backends.base import ModelFiles, sample_seed
 from glm4.backends.table import backend_row
 from glm4.backends.vllm.options import OURS, VllmOptions
 from glm4.backends.vllm.overrides import model_overrides
-from glm4.backends.vllm.sampling import RowRules, read_rules, row_rules, sample_seed
+from glm4.backends.vllm.sampling import RowRules, read_rules, row_rules
 from glm4.checkpoints.packed_format import QUANT_METHOD
 from glm4.engine.protocol import GenerationRequest
 from glm4.errors import InvalidRequestError, MissingExtraError, UnsupportedModelError

@@ -7,6 +7,7 @@ a request carries across this interface; this module defines what a backend is a
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -113,6 +114,12 @@ class ModelFiles:
     def banned_ids(self) -> NDArray[np.int64]:
         """Rows of the vocabulary without a token, which must never be sampled."""
         return self.tokenizer.unnamed_ids(self.vocab_size)
+
+
+def sample_seed(seed: int, sample_index: int) -> int:
+    """A seed of 63 bits for one of a request's samples, for engines that know no samples. Any two pairs give unrelated ones."""
+    digest = hashlib.blake2b(f"{seed % (1 << 64)}:{sample_index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class Backend(Protocol):

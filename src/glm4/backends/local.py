@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.backends.base import BackendInfo, Capability, ExecutionInfo
+from glm4.backends.option_checks import check_numbers
 from glm4.backends.table import BACKENDS
 from glm4.engine.engine import Engine
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.errors import InvalidRequestError, ModelClosedError, OutOfMemoryError
+from glm4.errors import ModelClosedError, OutOfMemoryError
 from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
 from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
@@ -25,11 +26,7 @@ from glm4.model.kv_cache import PAGE_SIZE, KVCache, check_kv_dtype, page_nbytes
 from glm4.model.lora import LoraAdapter
 from glm4.model.precision import Precision, packed_dtype
 from glm4.model.transformer import Transformer
-from glm4.system.cpus import MOST_THREADS
 from glm4.system.memory import Room, available_memory, return_free_memory
-
-_POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads")
-_NOT_NEGATIVE = ("max_adapters", "adapter_memory", "picture_cache_memory")
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,7 @@ class LocalOptions:
     picture_cache_memory: int = 256 << 20
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(_NOT_NEGATIVE, 0) | dict.fromkeys(_POSITIVE, 1)
-        for name, limit in least.items():
-            value = getattr(self, name)
-            if value is not None and value < limit:
-                raise InvalidRequestError(f"{name} must be at least {limit}, not {value}", param=name)
-        if self.num_threads is not None and self.num_threads > MOST_THREADS:
-            raise InvalidRequestError(
-                f"num_threads must be at most {MOST_THREADS}, not {self.num_threads}", param="num_threads"
-            )
+        check_numbers(self)
         check_kv_dtype(self.kv_cache_dtype, "kv_cache_dtype")
 
     @property

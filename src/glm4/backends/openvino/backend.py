@@ -6,7 +6,6 @@ longer than the cache. Rows of the vocabulary without a token are excluded by th
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from glm4.backends.base import BackendInfo, ModelFiles
+from glm4.backends.base import BackendInfo, ModelFiles, sample_seed
 from glm4.backends.openvino.opening import Opened, open_pipeline
 from glm4.backends.openvino.options import OpenVINOOptions
 from glm4.backends.table import BACKENDS
@@ -181,13 +180,6 @@ def _generation_config(request: GenerationRequest, max_model_len: int) -> tuple[
             config.top_p, config.min_p = params.top_p, params.min_p
             if params.top_k > 0:
                 config.top_k = params.top_k
-        config.rng_seed = _seed(params.seed, request.sample_index)
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
+        config.rng_seed = sample_seed(seed, request.sample_index)
     return config, stop_ids
-
-
-def _seed(seed: int | None, sample_index: int) -> int:
-    """An unsigned 64-bit seed, another one for each sample."""
-    if seed is None:
-        return int.from_bytes(os.urandom(8), "little")
-    digest = hashlib.blake2b(f"{seed % (1 << 64)}:{sample_index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")

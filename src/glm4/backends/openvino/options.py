@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from glm4.backends.option_checks import check_numbers
 from glm4.errors import InvalidRequestError
 from glm4.model.kv_cache import check_kv_dtype
 from glm4.model.precision import short_dtype
@@ -15,7 +16,6 @@ MARK = "glm4_openvino"
 """Key of an export's `config.json`, whose value says how it was made."""
 
 _PRECISIONS = ("auto", "f32", "bf16", "f16")
-_POSITIVE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads")
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class OpenVINOOptions:
     ov_config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequestError(f"{name} must be at least 1, not {value}", param=name)
+        check_numbers(self)
         if self.compute_precision not in _PRECISIONS:
             raise InvalidRequestError(
                 f"compute_precision must be one of {', '.join(_PRECISIONS)}, not {self.compute_precision!r}",

@@ -5,12 +5,12 @@ Names are vLLM's. Every option is sent explicitly, because servers take defaults
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glm4.backends.base import sample_seed
 from glm4.backends.remote.client import Server
 from glm4.engine.protocol import GenerationRequest
 from glm4.errors import RemoteError, RemoteUnavailableError
@@ -110,10 +110,7 @@ def end_ids(request: GenerationRequest) -> frozenset[int]:
 
 def _seed(seed: int, sample_index: int) -> int:
     """A signed 64-bit seed; it differs per sample, because the server sees each sample as a separate request."""
-    value = seed % (1 << 64)
-    if sample_index:
-        digest = hashlib.blake2b(f"{value}:{sample_index}".encode(), digest_size=8).digest()
-        value = int.from_bytes(digest, "little")
+    value = sample_seed(seed, sample_index) if sample_index else seed % (1 << 64)
     return value - (1 << 64) if value >= 1 << 63 else value
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from glm4.backends.option_checks import check_numbers
 from glm4.errors import InvalidRequestError
 
 KEY_VARIABLE = "GLM4_REMOTE_API_KEY"
@@ -46,10 +47,7 @@ class RemoteOptions:
             object.__setattr__(self, "api_key", os.environ.get(KEY_VARIABLE) or None)
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise InvalidRequestError("api_key must be printable ASCII, without line breaks", param="api_key")
-        for name, least in (("max_model_len", 1), ("max_num_seqs", 1), ("max_retries", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidRequestError(f"{name} must be at least {least}, not {value}", param=name)
+        check_numbers(self)
         for name in ("connect_timeout", "first_token_timeout", "token_timeout", "retry_delay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -5,20 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from glm4.backends.option_checks import check_numbers
 from glm4.errors import InvalidRequestError
-from glm4.system.cpus import MOST_THREADS
 
 DTYPES = ("auto", "bf16", "fp32")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", re.ASCII)
-_LEAST = {
-    "max_model_len": 1,
-    "max_num_seqs": 1,
-    "max_num_batched_tokens": 1,
-    "kv_cache_memory": 1,
-    "num_threads": 1,
-    "max_adapters": 0,
-    "adapter_memory": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -65,11 +56,4 @@ class TransformersOptions:
             raise InvalidRequestError(
                 f"device must be auto, cpu, cuda, cuda:N or mps, not {self.device!r:.40}", param="device"
             )
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidRequestError(f"{name} must be at least {least}, not {value}", param=name)
-        if self.num_threads is not None and self.num_threads > MOST_THREADS:
-            raise InvalidRequestError(
-                f"num_threads must be at most {MOST_THREADS}, not {self.num_threads}", param="num_threads"
-            )
+        check_numbers(self)

@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from glm4.backends.option_checks import check_numbers
 from glm4.errors import InvalidRequestError
 
 DTYPES: Mapping[str, str] = MappingProxyType({"auto": "bfloat16", "bf16": "bfloat16", "fp32": "float32"})
 """Our name of a precision -> vLLM's."""
 
-_POSITIVE = (
-    "max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_memory", "tensor_parallel_size",
-    "pipeline_parallel_size",
-)  # fmt: skip
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 OURS: Mapping[str, str] = MappingProxyType(
@@ -89,10 +86,7 @@ class VllmOptions:
             raise InvalidRequestError(
                 f"the vllm backend has no dtype {self.dtype!r}; it has {', '.join(DTYPES)}", param="dtype"
             )
-        for name in (*_POSITIVE, "max_adapters"):
-            value, least = getattr(self, name), int(name != "max_adapters")
-            if value is not None and value < least:
-                raise InvalidRequestError(f"{name} must be at least {least}, not {value}", param=name)
+        check_numbers(self)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise InvalidRequestError(
                 f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from glm4.backends.base import sample_seed
 from glm4.engine.protocol import GenerationRequest
 from glm4.errors import InvalidRequestError
 from glm4.grammars.matcher import Grammar
@@ -118,12 +118,6 @@ def vllm_params(request: GenerationRequest, signals: Signals | None) -> Sampling
         output_kind=RequestOutputKind.DELTA,
         extra_args=None if rules is None else {ARGUMENT: asdict(rules)},
     )
-
-
-def sample_seed(seed: int, sample_index: int) -> int:
-    """The seed of one of the samples: any two pairs give unrelated random streams."""
-    digest = hashlib.blake2b(f"{seed % (1 << 64)}:{sample_index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def read_rules(extra_args: Any) -> RowRules | None:
