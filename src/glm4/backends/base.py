@@ -117,7 +117,7 @@ class ModelFiles:
 
 
 def sample_seed(seed: int, sample_index: int) -> int:
-    """A seed of 63 bits for one of a request's samples, for engines that know no samples. Any two pairs give unrelated ones."""
+    """A seed of 63 bits for one of a request's samples, for engines that know none. Two pairs give unrelated seeds."""
     digest = hashlib.blake2b(f"{seed % (1 << 64)}:{sample_index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
