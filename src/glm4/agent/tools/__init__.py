@@ -1,0 +1,1 @@
+"""The tools that come with glm4, one file each."""

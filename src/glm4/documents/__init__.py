@@ -1,0 +1,1 @@
+"""Documents: read from files of many formats, cut to what a model can take, and cited by page."""

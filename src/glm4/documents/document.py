@@ -1,0 +1,89 @@
+"""`Document`: the text of a file, whatever its format, with places that can be cited."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+Kind = Literal["heading", "paragraph", "list", "table", "code", "caption", "note"]
+SEPARATOR = "\n\n"
+"""Between the blocks of a document's text."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a document that belongs together.
+
+    Attributes:
+        text: as Markdown: tables as pipe tables, headings without their marks.
+        page: counted from 1; None where the format has no pages. The slide of a presentation, the sheet of a workbook.
+        level: of a heading, 1 to 6; 0 otherwise.
+    """
+
+    text: str
+    kind: Kind = "paragraph"
+    page: int | None = None
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a document something stands.
+
+    Attributes:
+        section: the heading above it, if there is one.
+    """
+
+    block: int
+    page: int | None
+    section: str | None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file as a model reads it.
+
+    Attributes:
+        name: the file's name, for people.
+        media_type: what the file really is, found by its content.
+        digest: sha256 of the file in hexadecimal.
+        num_pages: pages, slides or sheets; None where the format has none.
+        warnings: what could not be read, in words for the user: "page 3 is a picture without text".
+        scanned: pages without text, counted from 1, which only a model that sees can read.
+    """
+
+    name: str
+    media_type: str
+    digest: str
+    blocks: tuple[Block, ...]
+    title: str | None = None
+    num_pages: int | None = None
+    warnings: tuple[str, ...] = ()
+    scanned: tuple[int, ...] = field(default=())
+
+    @cached_property
+    def text(self) -> str:
+        """The whole text; `starts` says where each block begins."""
+        return SEPARATOR.join(_shown(block) for block in self.blocks)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first character of each block in `text`."""
+        starts, at = [], 0
+        for block in self.blocks:
+            starts.append(at)
+            at += len(_shown(block)) + len(SEPARATOR)
+        return tuple(starts)
+
+    def place(self, offset: int) -> Place:
+        """Where the character of `text` at `offset` stands."""
+        index = max(0, bisect_right(self.starts, offset) - 1)
+        above = range(min(index, len(self.blocks) - 1), -1, -1)
+        section = next((self.blocks[at].text for at in above if self.blocks[at].kind == "heading"), None)
+        return Place(index, self.blocks[index].page if self.blocks else None, section)
+
+
+def _shown(block: Block) -> str:
+    return f"{'#' * block.level} {block.text}" if block.kind == "heading" else block.text
