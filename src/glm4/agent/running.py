@@ -104,7 +104,7 @@ class _Running:
             return self.tool.run(self.invocation, context)
         except Glm4Error as error:
             text = str(error)
-        except Exception as error:  # whatever a tool raises is for the model to read
+        except BaseException as error:  # whatever a tool raises is for the model to read, `sys.exit` too
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         return self.timed_out() if self.cancelled.is_set() else ToolResult.error(text)
 
