@@ -26,7 +26,7 @@ class Schema:
     Attributes:
         application_id: in the header of the file; another program's file is not touched.
         version: of the statements.
-        statements: SQL, separated by a semicolon and a line break.
+        statements: SQL; a statement begins on a line of its own.
         upgrades: version → statements that lead to the next one.
     """
 
@@ -116,7 +116,13 @@ class SqliteFile:
 
     def _apply(self, statements: str, version: int) -> None:
         # One statement at a time: executescript would commit the transaction under way.
-        for statement in statements.split(";\n"):
+        statement = ""
+        for line in statements.splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):  # not inside of a trigger
+                self.run(statement)
+                statement = ""
+        if statement.strip():
             self.run(statement)
         self.run(f"PRAGMA user_version = {version}")
 
