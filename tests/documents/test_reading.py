@@ -10,7 +10,7 @@ from glm4.documents.bm25 import BM25, fused, terms
 from glm4.documents.citations import Citation
 from glm4.documents.document import Block, Document
 from glm4.documents.passages import passages_of, ranges, sentences_of
-from glm4.documents.reader import ReadAnswer, Reader, Stage
+from glm4.documents.reader import ReadAnswer, Reader, ReadEvent, Stage
 from glm4.documents.reading import left_out, plan_reading, shown_text
 from glm4.errors import InvalidRequestError
 from scripted_llm import scripted_llm
@@ -125,7 +125,7 @@ def test_ranges() -> None:
     assert ranges([4, 1, 3, 5, 9, 3]) == "1, 3-5, 9"
 
 
-def finished(reader: Reader, question: str, **options: object) -> tuple[list[object], ReadAnswer]:
+def finished(reader: Reader, question: str, **options: object) -> tuple[list[ReadEvent], ReadAnswer]:
     events = list(reader.ask(question, **options))  # type: ignore[arg-type]
     answer = events[-1]
     assert isinstance(answer, ReadAnswer)
