@@ -14,8 +14,10 @@ from glm4.chat.messages import Message
 from glm4.documents.citations import Citation, Source
 from glm4.documents.cited_answer import AnswerStream, Cited, Statement, grammar, prompt, read_answer
 from glm4.documents.document import Document
+from glm4.documents.longcite_sentences import longcite_starts
 from glm4.documents.passages import Passage, Split, ranges, sentences_of
 from glm4.documents.reading import Embed, ReadingPlan, Strategy, left_out, plan_reading, shown_text
+from glm4.documents.sentences import sentence_starts
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from glm4.outputs import RequestOutput
 
 MAX_TOKENS = 1024
+LONGCITE = "longcite"
+"""How the names of such models begin in `variants.py`; nothing in their files tells them apart."""
 _QUOTED = 300  # characters of a source that are shown beside its link
 _NOTES_TOKENS = 256
 _NOTES = (
@@ -80,6 +84,28 @@ class _Shown:
     text: str
     places: list[tuple[int, int, int]] = field(default_factory=list)
     """Of each: document, first character and the one behind the last."""
+
+
+def open_reader(
+    llm: LLM,
+    documents: Sequence[Document],
+    *,
+    params: SamplingParams | None = None,
+    adapter: str | None = None,
+    embed: Embed | None = None,
+) -> Reader:
+    """A `Reader` with the prompt and the sentences that the model was trained with, if it is a LongCite model.
+
+    Raises:
+        InvalidRequestError: the documents have no text.
+        MissingExtraError: a LongCite model needs nltk.
+    """
+    longcite = llm.checkpoint is not None and llm.checkpoint.variant.name.startswith(LONGCITE)
+    return Reader(
+        llm, documents, split=longcite_starts if longcite else sentence_starts, longcite=longcite, params=params,
+        max_tokens=MAX_TOKENS if params is None or params.max_tokens is None else params.max_tokens, adapter=adapter,
+        embed=embed,
+    )  # fmt: skip
 
 
 class Reader:
