@@ -14,10 +14,8 @@ from glm4.chat.messages import Message
 from glm4.documents.citations import Citation, Source
 from glm4.documents.cited_answer import AnswerStream, Cited, Statement, grammar, prompt, read_answer
 from glm4.documents.document import Document
-from glm4.documents.longcite_sentences import longcite_starts
 from glm4.documents.passages import Passage, Split, ranges, sentences_of
 from glm4.documents.reading import Embed, ReadingPlan, Strategy, left_out, plan_reading, shown_text
-from glm4.documents.sentences import sentence_starts
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams, StructuredOutputs
 
@@ -100,6 +98,9 @@ def open_reader(
         InvalidRequestError: the documents have no text.
         MissingExtraError: a LongCite model needs nltk.
     """
+    from glm4.documents.longcite_sentences import longcite_starts
+    from glm4.documents.sentences import sentence_starts
+
     longcite = llm.checkpoint is not None and llm.checkpoint.variant.name.startswith(LONGCITE)
     return Reader(
         llm, documents, split=longcite_starts if longcite else sentence_starts, longcite=longcite, params=params,
