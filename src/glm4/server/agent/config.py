@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from glm4.agent.limits import AgentLimits
-
-if TYPE_CHECKING:
-    from glm4.agent.toolbox import ToolOptions
+from glm4.agent.toolbox import ToolServices
 
 
 @dataclass(frozen=True)
@@ -18,7 +15,7 @@ class AgentConfig:
 
     Attributes:
         tools: names that requests may use; none by default.
-        options: how the tools work: search engine, image service, MCP servers, files with functions.
+        services: what they are opened with: search engine, image service, MCP servers.
         sessions: folder of saved conversations and their files; None keeps them until the server ends.
         max_upload_bytes: of one file.
         max_files_bytes: of all files together.
@@ -28,7 +25,7 @@ class AgentConfig:
     """
 
     tools: tuple[str, ...] = ()
-    options: ToolOptions | None = None
+    services: ToolServices = ToolServices()  # noqa: RUF009  (immutable)
     limits: AgentLimits = AgentLimits()  # noqa: RUF009  (immutable)
     sessions: Path | None = None
     max_upload_bytes: int = 64 << 20
