@@ -306,7 +306,7 @@ def _store_place(options: LocalOptions, source: Path | str | None) -> _StorePlac
     identity = source_identity(source) if isinstance(source, Path) else source
     if identity is None:
         raise ValueError("a KV store needs the source of the model, to tell it from others")
-    return _StorePlace(PageFolder(Path(options.kv_store), options.kv_store_bytes), identity)
+    return _StorePlace(PageFolder(Path(options.kv_store).expanduser(), options.kv_store_bytes), identity)
 
 
 def _kv_cache(config: ModelConfig, num_pages: int, kv_dtype: str) -> KVCache:

@@ -21,7 +21,7 @@ Copies = tuple[_Array, _Array]
 """Keys [layers, pages, KV, D, PAGE_SIZE] and values [layers, pages, KV, PAGE_SIZE, D] of some pages in all layers."""
 
 _LEVELS = 255
-# The reciprocal of a smaller step would overflow; the vector is then as good as constant.
+# With smaller steps a vector is as good as constant, and codes might overflow.
 _MIN_STEP = np.float32(1e-30)
 
 
@@ -94,13 +94,16 @@ class PageCodec:
 
 def _round(array: _Array) -> tuple[_Array, _Array, _Array] | None:
     """Codes uint8 of the vectors along the last axis, and both ends of each."""
-    low, high = array.min(axis=-1, keepdims=True), array.max(axis=-1, keepdims=True)
+    numbers = array.astype(np.float32)  # much faster than float16
+    low, high = numbers.min(axis=-1, keepdims=True), numbers.max(axis=-1, keepdims=True)
     with np.errstate(over="ignore", invalid="ignore"):  # looked at below
         least, step = _grid(low, high)
         if not np.isfinite(step).all():
             return None
-        steps = (array.astype(np.float32) - least) / np.where(step < _MIN_STEP, np.float32(np.inf), step)
-    return np.rint(steps).astype(np.uint8), low, high
+        numbers -= least
+        numbers /= np.where(step < _MIN_STEP, np.float32(np.inf), step)
+    np.rint(numbers, out=numbers)
+    return numbers.astype(np.uint8), low.astype(array.dtype), high.astype(array.dtype)
 
 
 def _restore(codes: _Array, low: _Array, high: _Array) -> NDArray[np.float32]:
