@@ -22,7 +22,6 @@ from typing import Literal
 
 from glm4.agent.tools.python.environment import TARGET, mounts
 from glm4.agent.tools.python.messages import MOST_FIGURES, BrokenMessageError, Figure, Messages, pack, read_figure
-from glm4.agent.tools.python.output_text import shorten
 from glm4.errors import Glm4Error, SandboxError
 from glm4.sandbox.launch import SandboxProcess
 from glm4.sandbox.limits import Limits, Mount
@@ -41,6 +40,7 @@ _VARIABLES: Mapping[str, str] = {
 _START_SECONDS = 60.0
 _TICK_MS = 50
 _AGAIN_SECONDS = 0.5
+_PATIENCE_IF_CANCELLED = 1.5  # whoever cancels does not wait long
 _MOST_ERROR_CHARS = 20_000
 _ENDS: Mapping[str, str] = {
     "memory": "used more memory than it may",
@@ -171,7 +171,7 @@ class _Call:
             now = time.monotonic()
             if outcome.stopped is None:
                 outcome.stopped = self._reason(now > deadline, cancelled.is_set())
-                give_up = now + patience
+                give_up = now + (patience if outcome.stopped != "cancelled" else min(patience, _PATIENCE_IF_CANCELLED))
             elif now > give_up:
                 outcome.lost = "did not stop when it was interrupted"
                 self._process.kill()
@@ -245,7 +245,7 @@ class _Call:
                 self._outcome.figures.append(figure)
         elif kind == "done":
             error, left_out = message.get("error"), message.get("left_out")
-            self._outcome.error = shorten(error, _MOST_ERROR_CHARS) if isinstance(error, str) else None
+            self._outcome.error = error[:_MOST_ERROR_CHARS] if isinstance(error, str) else None
             self._outcome.left_out += left_out if isinstance(left_out, int) and 0 < left_out < 1000 else 0
             self._done = True
 

@@ -52,11 +52,3 @@ class OutputText:
         left_out = self._nchars - len(self._head) - len(self._tail)
         gap = f"\n[… {left_out:,} characters left out …]\n" if left_out else ""
         return re.sub(r"(?m)^[^\n]*\r(?!$)", "", self._head + gap + self._tail).replace("\r", "").strip("\n")
-
-
-def shorten(text: str, limit: int) -> str:
-    """The beginning and the end of a text that may be too long."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"

@@ -35,7 +35,6 @@ _PARAMETERS = {
     "additionalProperties": False,
 }
 _MOST_CODE_CHARS = 200_000
-_MOST_SHOWN_CHARS = 200_000
 _PATIENCE = 5.0
 _LOST = f"a new interpreter takes over: variables and imports are lost, files in {DATA} are kept"
 
@@ -104,27 +103,24 @@ class PythonTool(Tool):
         code = _code(invocation)
         if len(code) > _MOST_CODE_CHARS:
             raise InvalidRequestError(f"the code has more than {_MOST_CODE_CHARS:,} characters")
-        text, room = OutputText(self._output_chars), _MOST_SHOWN_CHARS
+        text = OutputText(self._output_chars)
 
         def output(data: bytes, *, final: bool = False) -> None:
-            nonlocal room
-            shown = text.add(data, final=final)
-            if shown and room > 0:
-                context.output(shown if len(shown) <= room else f"{shown[:room]}\n[more output is not shown]\n")
-            room -= len(shown)
+            if shown := text.add(data, final=final):
+                context.output(shown)
 
         left = context.left()
         patience = min(_PATIENCE, left / 3)
+        seconds = min(self._seconds, left - patience)
         outcome = self._interpreter.run(
-            code, seconds=min(self._seconds, left - 2 * patience), patience=patience, cancelled=context.cancelled,
-            output=output,
-        )  # fmt: skip
+            code, seconds=seconds, patience=patience, cancelled=context.cancelled, output=output
+        )
         output(b"", final=True)
         if outcome.overfull:
             self._data.undo()
         if outcome.error is not None:
             context.output(outcome.error, "error")
-        notes = [*self._endings(outcome), *self._show_figures(outcome, context), *self._show_files(context)]
+        notes = [*_endings(outcome, seconds), *self._show_figures(outcome, context), *self._show_files(context)]
         for note in notes:
             context.output(f"{note}\n", "log")
         parts = [text.for_model(), (outcome.error or "").strip("\n"), *(f"[{note}]" for note in notes)]
@@ -139,20 +135,6 @@ class PythonTool(Tool):
             self._data.empty()
             self._temporary.cleanup()
         self._data.close()
-
-    def _endings(self, outcome: Outcome) -> list[str]:
-        reasons = {
-            "time": f"stopped after {self._seconds:g} seconds, the most that a call may take",
-            "cancelled": "stopped by the user",
-            "output": f"stopped, as it printed more than {MOST_OUTPUT_NBYTES >> 20} MB",
-        }
-        notes = [] if outcome.stopped is None else [reasons[outcome.stopped]]
-        if outcome.lost is not None:
-            notes.append(f"the code {outcome.lost}; {_LOST}")
-            notes += ["what this call wrote there was removed"] * outcome.overfull
-        elif notes:
-            notes[0] += "; variables are kept"
-        return notes
 
     def _show_figures(self, outcome: Outcome, context: ToolContext) -> list[str]:
         notes: list[str] = []
@@ -175,6 +157,22 @@ class PythonTool(Tool):
         if left_out:
             notes.append(f"{left_out} more files in {DATA} are not offered: too many, or too large")
         return notes
+
+
+def _endings(outcome: Outcome, seconds: float) -> list[str]:
+    """How the call ended, if not by itself."""
+    reasons = {
+        "time": f"stopped after {seconds:.3g} seconds, the most that a call may take",
+        "cancelled": "stopped before it was done, as the turn was ended",
+        "output": f"stopped, as it printed more than {MOST_OUTPUT_NBYTES >> 20} MB",
+    }
+    notes = [] if outcome.stopped is None else [reasons[outcome.stopped]]
+    if outcome.lost is not None:
+        notes.append(f"the code {outcome.lost}; {_LOST}")
+        notes += ["what this call wrote there was removed"] * outcome.overfull
+    elif notes:
+        notes[0] += "; variables are kept"
+    return notes
 
 
 def _offer(name: str, data: bytes, alt: str | None, context: ToolContext) -> str | None:
