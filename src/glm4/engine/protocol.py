@@ -171,6 +171,9 @@ class EngineStats:
         pictures_encoded: pictures that went through the vision tower.
         picture_cache_hits: pictures of requests that did not have to, because what it made of them was still there.
         encoding: fraction of the picture in the tower that is done, now; None if there is none.
+        kv_store_hits: prompt tokens whose keys and values were read from the store of pages.
+        kv_store_pages_written: pages written there.
+        kv_store_nbytes: bytes of all pages there, now, as far as this process knows.
     """
 
     num_running: int = 0
@@ -188,6 +191,9 @@ class EngineStats:
     pictures_encoded: int = 0
     picture_cache_hits: int = 0
     encoding: float | None = None
+    kv_store_hits: int = 0
+    kv_store_pages_written: int = 0
+    kv_store_nbytes: int = 0
 
 
 @dataclass(frozen=True)
