@@ -24,7 +24,7 @@ from glm4.server.streaming import EventStream, event
 async def start_turn(request: Request) -> Response:
     """Start a turn, and return at once."""
     turn = await _start(request)
-    return JSONResponse(_about(turn), status_code=202)
+    return JSONResponse(_about(turn))
 
 
 async def chat(request: Request) -> Response:
