@@ -26,7 +26,7 @@ class Call:
         tool: None if there is no such function.
         invocation: None if the call cannot be run; there is a result then.
         allowed: may run; None until the user is asked.
-        said: there was output for people.
+        repeated: it was made in the answer before, and is not run again.
     """
 
     part: int
@@ -35,7 +35,6 @@ class Call:
     invocation: Invocation | None = None
     result: ToolResult | None = None
     allowed: bool | None = None
-    said: bool = False
     repeated: bool = False
 
     @property

@@ -284,9 +284,7 @@ class AgentLoop:
 
     def output(self, call_id: str, text: str, channel: Channel, *, truncated: bool = False) -> None:
         """A running call said something."""
-        call = self._running(call_id)
-        if call is not None:
-            call.said = True
+        if self._running(call_id) is not None:
             self._events.append(OutputAdded(call_id, channel, text, truncated))
 
     def file(self, call_id: str, file: StoredFile) -> None:
@@ -294,21 +292,24 @@ class AgentLoop:
         if self._running(call_id) is not None:
             self._events.append(FileAdded(file, call_id))
 
-    def finish(self, call_id: str, result: ToolResult, seconds: float | None) -> None:
-        """A running call ended."""
+    def finish(self, call_id: str, result: ToolResult, seconds: float | None, *, news: bool = True) -> None:
+        """A running call ended.
+
+        Args:
+            news: the tool has not shown the result's text to people, or could not.
+        """
         call = self._running(call_id)
         if call is not None:
             call.result = result
-            self._show_result(call, "error" if result.failed else "done", seconds)
+            self._show_result(call, "error" if result.failed else "done", seconds, news=news)
 
     def _running(self, call_id: str) -> Call | None:
         return next((call for call in self._calls if call.written.id == call_id and call.result is None), None)
 
-    def _show_result(self, call: Call, state: CallState, seconds: float | None = None) -> None:
-        """What the model reads is also for people, unless the tool had something else for them."""
+    def _show_result(self, call: Call, state: CallState, seconds: float | None = None, *, news: bool = True) -> None:
         assert call.result is not None  # noqa: S101
         text = "\n\n".join(one.text for one in call.result.observations)
-        if text and (not call.said or call.result.failed) and state != "denied":
+        if text and news and state != "denied":
             channel: Channel = "error" if call.result.failed else "output"
             self._events.append(OutputAdded(call.written.id, channel, cut_text(text, self._options.output_chars)))
         self._change(call, state, seconds=seconds)

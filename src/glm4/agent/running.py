@@ -49,15 +49,16 @@ class Made:
 
 @dataclass(frozen=True)
 class Finished:
-    """A call ended."""
+    """A call ended; `news`: the tool has not shown people what came of it."""
 
     call: str
     result: ToolResult
     seconds: float
+    news: bool = True
 
     def tell(self, loop: AgentLoop) -> None:
         """Pass it to the loop."""
-        loop.finish(self.call, self.result, self.seconds)
+        loop.finish(self.call, self.result, self.seconds, news=self.news)
 
 
 Happening = Said | Made | Finished
@@ -93,23 +94,23 @@ class _Running:
             self._finish(ToolResult.error(f"{self.tool.name} is still busy with an earlier call. Try again later."))
             return
         try:
-            result = self._outcome(context)
+            result, news = self._outcome(context)
         finally:
             if alone:
                 self.lock.release()
-        self._finish(result)
+        self._finish(result, news=news)
 
-    def _outcome(self, context: ToolContext) -> ToolResult:
+    def _outcome(self, context: ToolContext) -> tuple[ToolResult, bool]:
         try:
-            return self.tool.run(self.invocation, context)
+            return self.tool.run(self.invocation, context), self._printed == 0
         except Glm4Error as error:
             text = str(error)
         except BaseException as error:  # whatever a tool raises is for the model to read, `sys.exit` too
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return self.timed_out() if self.cancelled.is_set() else ToolResult.error(text)
+        return self.timed_out() if self.cancelled.is_set() else ToolResult.error(text), True
 
-    def _finish(self, result: ToolResult) -> None:
-        self.post(Finished(self.invocation.id, result, time.monotonic() - self.started))
+    def _finish(self, result: ToolResult, *, news: bool = True) -> None:
+        self.post(Finished(self.invocation.id, result, time.monotonic() - self.started, news))
 
     def timed_out(self) -> ToolResult:
         """What the model reads of a call that took too long."""
