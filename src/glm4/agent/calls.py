@@ -76,7 +76,7 @@ class CallReader:
             if call.result is None and (call.signature in self._done or call.signature in (c.signature for c in read)):
                 call.result, call.repeated = ToolResult.error(_REPEATED.format(name=written.name)), True
             if call.result is None and call.tool is not None:
-                needs = "always" if call.approval_key in approved else call.tool.approval
+                needs = "always" if call.approval_key in approved else call.tool.approval_of(written.name)
                 call.allowed = {"always": True, "never": False}.get(needs)
                 if call.allowed is False:
                     call.result = ToolResult.error(NOT_ALLOWED)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import Channel
@@ -170,24 +171,23 @@ class Batch:
             one.cancelled.set()
 
 
-class Runner:
-    """Starts the calls of one agent."""
+_LOCKS: WeakKeyDictionary[Tool, threading.Lock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.Lock] = {}
 
-    def start(self, step: RunCalls, conversation: Conversation, post: Post) -> Batch:
-        """Start calls on threads of their own.
+def start(step: RunCalls, conversation: Conversation, post: Post) -> Batch:
+    """Start calls on threads of their own.
 
-        Args:
-            post: called from those threads.
-        """
-        running = []
-        for tool, invocation in step.calls:
-            left = tool.timeout if step.deadline is None else min(tool.timeout, step.deadline - time.monotonic())
-            lock = self._locks.setdefault(id(tool), threading.Lock())
-            running.append(_Running(tool, invocation, max(0.0, left), post, lock))
-        batch = Batch(running)
-        for one in running:
-            one.start(conversation)
-        return batch
+    Args:
+        post: called from those threads.
+    """
+    running = []
+    for tool, invocation in step.calls:
+        left = tool.timeout if step.deadline is None else min(tool.timeout, step.deadline - time.monotonic())
+        with _LOCKS_LOCK:
+            lock = _LOCKS.setdefault(tool, threading.Lock())
+        running.append(_Running(tool, invocation, max(0.0, left), post, lock))
+    batch = Batch(running)
+    for one in running:
+        one.start(conversation)
+    return batch
