@@ -15,10 +15,10 @@ from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, PartBegan, UsageAdded
 from glm4.agent.limits import AgentLimits
 from glm4.agent.loop import Decision
-from glm4.agent.tool import Invocation, Observation, Tool, ToolContext, ToolResult
+from glm4.agent.tool import Approval, Function, Invocation, Observation, Tool, ToolContext, ToolResult
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message, ToolCall
-from glm4.errors import InvalidRequestError
+from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -389,10 +389,64 @@ def test_results_fit_a_small_context(tmp_path: Path) -> None:
     assert 1500 < len(turn.results[0]) < 2200
 
 
-def test_two_tools_with_one_function_are_refused(tmp_path: Path) -> None:
-    script = Script(tmp_path, ["\nHello."])
-    with pytest.raises(InvalidRequestError, match="two tools have a function 'weather'"):
-        Agent(script.llm, [weather(), weather()])
+def test_of_two_tools_with_one_function_the_model_gets_the_first(tmp_path: Path) -> None:
+    first, second = weather("sunny"), weather("rainy")
+    turn = Turn(tmp_path, [CALL["glm4"], "\nSunny."], [first, second])
+    assert turn.results == ["sunny"]
+    problems = [event for event in turn.events if isinstance(event, ErrorRaised)]
+    assert [(event.where, event.code) for event in problems] == [("tool", "tool_unavailable")]
+    assert "two tools have a function weather" in problems[0].message
+    assert ending(turn.events) == ("completed", "stop")
+
+
+def test_a_tool_that_cannot_say_what_it_can_do_is_left_out(tmp_path: Path) -> None:
+    class Unreachable(PlainTool):
+        @property
+        def functions(self) -> Sequence[Function]:
+            raise ToolServerDownError("the server is down")
+
+        @functions.setter
+        def functions(self, functions: Sequence[Function]) -> None:
+            pass
+
+    class ToolServerDownError(Glm4Error):
+        pass
+
+    turn = Turn(tmp_path, ["\nHello."], [Unreachable("mcp:files", lambda invocation, context: "")])
+    problems = [event.message for event in turn.events if isinstance(event, ErrorRaised)]
+    assert problems == ["the tool mcp:files cannot be used: the server is down"]
+    assert ending(turn.events) == ("completed", "stop")
+
+
+def test_a_schema_that_cannot_be_enforced_is_offered_all_the_same(tmp_path: Path) -> None:
+    parameters = {**CITY, "properties": {"city": {"type": "string", "pattern": "(?=B)B.*"}}}
+    tool = weather(parameters=parameters)
+    turn = Turn(tmp_path, [CALL["glm4"], "\nSunny."], [tool])
+    assert len(tool.invocations) == 1
+    assert ending(turn.events) == ("completed", "stop")
+    assert not any(isinstance(event, ErrorRaised) for event in turn.events)
+    refused = ChatRequest.of([Message("user", "x")], tools=[tool.functions[0].definition()], constrain_calls=True)
+    with pytest.raises(InvalidRequestError):
+        turn.script.llm.prepare(refused)
+
+
+@pytest.mark.parametrize("constrain", [True, False])
+def test_calls_are_constrained_by_default(tmp_path: Path, constrain: bool) -> None:
+    options: dict[str, Any] = {} if constrain else {"constrain_calls": False}
+    turn = Turn(tmp_path, [CALL["glm4"], "\nSunny."], [weather()], **options)
+    assert [request is not None for request in turn.script.constraints] == [constrain] * 2
+
+
+def test_functions_of_one_tool_may_need_different_approvals(tmp_path: Path) -> None:
+    class Files(PlainTool):
+        def approval_of(self, function: str) -> Approval:
+            return "never" if function == "delete" else "always"
+
+    tool = Files("files", lambda invocation, context: invocation.function)
+    tool.functions = tuple(Function(name, "", {"type": "object"}) for name in ("read", "delete"))
+    turn = Turn(tmp_path, ["read\n{}<|observation|>", "delete\n{}<|observation|>", "\nDone."], [tool])
+    assert [invocation.function for invocation in tool.invocations] == ["read"]
+    assert states(turn.events)[-1] == ("delete", "denied")
 
 
 def test_an_agent_is_in_one_turn_at_a_time(tmp_path: Path) -> None:
