@@ -42,8 +42,8 @@ _STACK_NBYTES = 16 << 20
 _CAUSES = {
     "time": f"takes more than {SECONDS} seconds to read; split it, or save it in another format",
     "memory": f"needs more than {MEMORY_NBYTES >> 20:,} MB of memory to read; split it, or save it in another format",
-    "failure": "crashes the program that reads it, perhaps for lack of memory: it is damaged, too large inside, or made "
-    "to do so; save it again",
+    "failure": "crashes the program that reads it, perhaps for lack of memory: it is damaged, too large inside, or "
+    "made to do so; save it again",
 }
 
 
