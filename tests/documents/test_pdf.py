@@ -10,13 +10,11 @@ from dataclasses import replace
 
 import pytest
 from pdf_files import PdfFile, Words, lines
-from reading import find, headings, read, refusal, texts
+from reading import SANDBOXED, find, headings, read, refusal, texts
 
 from glm4.documents.loading import render_page
 from glm4.errors import InvalidRequestError
-from glm4.sandbox.launch import unavailable
 
-SANDBOXED = unavailable() is None
 CHINESE = ["国际合作的主要目标是提高效率，并且", "降低成本。这是第二行文字。"]
 JOINED = "国际合作的主要目标是提高效率，并且降低成本。这是第二行文字。"
 
