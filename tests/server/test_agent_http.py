@@ -52,9 +52,7 @@ def running(
     tools.write_text(TOOLS)
     agent = AgentConfig(tools=(str(tools),), sessions=sessions)
     config = ServerConfig((ModelSpec("m", ("m",)),), agent=agent, **options)
-    with serve(
-        config, lambda spec, progress: scripted_llm(folder / "model", answer, delay=delay, template=None)
-    ) as live:
+    with serve(config, scripted_llm(folder / "model", answer, delay=delay, template=None)) as live:
         yield live
 
 
