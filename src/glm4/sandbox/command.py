@@ -37,7 +37,7 @@ _STAGE = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; do
 # is the one that must end with this process. It waits for a sign, as nothing must run if this process ended before
 # bubblewrap knew that it has to end with it.
 _INIT = "/sandbox/sh"
-_INIT_SCRIPT = 'read -r go || exit 1; "$@"; exit $?'
+_INIT_SCRIPT = 'trap : HUP INT QUIT TERM; read -r go || exit 1; "$@"; exit $?'
 GO = b"go\n"
 
 _stage: tempfile.TemporaryDirectory[str] | None = None
