@@ -7,7 +7,6 @@ import platform
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sandboxes import PLAIN_USER, Box, marker, running
