@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -285,7 +285,7 @@ class _Row:
     parameters: tuple[str, ...]
 
 
-_READERS = {"search": _search, "mclick": _click, "open_url": _open}
+_READERS: Mapping[str, Callable[[dict[str, Any]], Action]] = {"search": _search, "mclick": _click, "open_url": _open}
 _ACTIONS = {
     "search": _Row("browser_search", ("query", "recency_days")),
     "mclick": _Row("browser_click", ("ids",)),

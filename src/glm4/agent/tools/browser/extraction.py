@@ -31,6 +31,7 @@ MAX_CHARS = 400_000
 
 _MAX_ELEMENTS = 60_000
 _MAX_TAG_CHARS = 64 << 10
+_MAX_ATTRIBUTES = 400
 _LEAST_MAIN = 250
 _LEAST_SHARE = 0.25
 _UNSEEN_TAGS = (
@@ -42,10 +43,11 @@ _UNSEEN_STYLE = re.compile(
     r"|(?:text-indent|left|top|right|bottom|margin-left|margin-top):-\d{3,}|color:transparent"
     r"|clip:rect\(0(?:px)?,?0|clip-path:inset\((?:50|100)%|transform:scale\(0\)"
 )
+_IGNORED_IN_STYLE = re.compile(r"/\*.*?\*/|[\s\\]", re.DOTALL)
 _NO_SIZE = re.compile(r"(?:height|width):0*\.?0*(?:px|em|rem|%)?(?:[;!]|$)")
-_LONG_TAG = re.compile(rf"<[^<>]{{{_MAX_TAG_CHARS},}}>?")
+_LONG_TAG = re.compile(r"<[^<>]{2048,}>?")
 _LINK = re.compile(r"【(\d+)†([^【】]*)】")
-_ESCAPED = re.compile(r"(?<!\\)\\([_*\[\]])")
+_ESCAPED = re.compile(r"(?<!\\)\\([_*\[\]<>~#])")
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+\n")
 
 
@@ -70,8 +72,7 @@ def read_html(html: str, url: str) -> tuple[str, str, list[str]]:
     """Title, text and links of a page; see `extract`."""
     from lxml.html import HTMLParser, document_fromstring
 
-    # A tag with a million attributes takes the parser hours.
-    html = _LONG_TAG.sub(" ", html.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+    html = _LONG_TAG.sub(_without_many_attributes, html.replace("\0", "\N{REPLACEMENT CHARACTER}"))
     if not html.strip():
         return "", "", []
     parser = HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
@@ -81,6 +82,12 @@ def read_html(html: str, url: str) -> tuple[str, str, list[str]]:
     _remove_unseen(tree)
     links = _number_links(tree, base)
     return title, *_renumbered(_text(tree), links, parse_url(url).host)
+
+
+def _without_many_attributes(tag: re.Match[str]) -> str:
+    """A long tag, which a million attributes would make one that the parser takes hours for."""
+    many = len(tag[0]) > _MAX_TAG_CHARS or tag[0].count("=") + tag[0].count(" ") > _MAX_ATTRIBUTES
+    return " " if many else tag[0]
 
 
 def _text(tree: HtmlElement) -> str:
@@ -137,7 +144,10 @@ def _is_hidden(element: HtmlElement) -> bool:
         return False
     if element.get("hidden") is not None:
         return True
-    style = re.sub(r"/\*.*?\*/|[\s\\]", "", element.get("style") or "", flags=re.DOTALL).lower()
+    style = element.get("style")
+    if not style:
+        return False
+    style = _IGNORED_IN_STYLE.sub("", style).lower()
     return bool(_UNSEEN_STYLE.search(style) or (_NO_SIZE.search(style) and "overflow" in style))
 
 
@@ -177,7 +187,8 @@ def _renumbered(text: str, links: list[str], host: str) -> tuple[str, list[str]]
         other = parse_url(url).host
         return f"【{number}†{words}†{other}】" if other != host else f"【{number}†{words}】"
 
-    pieces, at = [], 0
+    pieces: list[str] = []
+    at = 0
     for match in _LINK.finditer(text):
         pieces += (_without_marks(text[at : match.start()]), mark(match))
         at = match.end()

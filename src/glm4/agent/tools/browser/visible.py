@@ -21,6 +21,9 @@ _JOINERS = "\u200c\u200d"
 _LONE_JOINER = re.compile(
     r"(?<![\u0300-\U0010ffff])[\u200c\u200d]+|[\u200c\u200d]+(?![\u0300-\U0010ffff])|(?<=[\u200c\u200d])[\u200c\u200d]"
 )
+_ESCAPE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])|\x9b[0-?]*[ -/]*[@-~]"
+)
 _SELECTORS = re.compile(r"[\ufe00-\ufe0f\U000e0100-\U000e01ef]{2,}")
 
 
@@ -32,6 +35,7 @@ def visible(text: str) -> str:
 def without_unseen(text: str) -> str:
     """The text without what nobody sees; brackets stay."""
     if not text.isprintable():
+        text = _ESCAPE.sub("", text)
         text = "".join(character for character in text if _is_seen(character))
     return _SELECTORS.sub("", _LONE_JOINER.sub("", text))
 
