@@ -11,11 +11,13 @@ import datetime
 import enum
 import io
 import json
+import mimetypes
 import re
 import uuid
 from decimal import Decimal
 from typing import Any
 
+from glm4.agent.file_store import media_type
 from glm4.agent.files import StoredFile
 from glm4.agent.tool import ToolContext, ToolResult
 from glm4.errors import ToolError
@@ -23,7 +25,6 @@ from glm4.errors import ToolError
 _MAX_ERROR = 500  # characters
 # An absolute path up to its last part; addresses of the web are none.
 _FOLDERS = re.compile(r"(?<![\w:/.~])(?:[A-Za-z]:[\\/]|~?/|\\\\)(?:[^\s\\/'\"<>|:*?]+[\\/])+")
-_ENDINGS = ((b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpg"), (b"GIF8", "gif"), (b"%PDF-", "pdf"), (b"PK\x03\x04", "zip"))
 
 
 def as_result(value: Any, function: str, context: ToolContext) -> ToolResult:
@@ -87,8 +88,8 @@ def _stored(value: Any, function: str, context: ToolContext) -> StoredFile:
         value.save(buffer, "PNG")
         value = buffer.getvalue()
     data = bytes(value)
-    ending = next((ending for begin, ending in _ENDINGS if data.startswith(begin)), "bin")
-    return context.files.put(f"{function}.{ending}", data)
+    ending = mimetypes.guess_extension(media_type(data, "")) or ".bin"
+    return context.files.put(function + ending, data)
 
 
 def _plain(value: Any) -> Any:
