@@ -195,6 +195,10 @@ class Tool(ABC):
         """One line on what a call would do, for the user who is asked."""
         return f"{invocation.function} {invocation.arguments}"
 
+    def approval_of(self, function: str) -> Approval:
+        """Whether this one of its functions may run without asking."""
+        return self.approval
+
     @property
     def parallel(self) -> bool:
         """Whether calls of one turn may run at the same time."""
