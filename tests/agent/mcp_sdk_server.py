@@ -11,6 +11,7 @@ import anyio
 import mcp_types as types
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context, Image
+from pydantic import BaseModel
 
 PICTURE = bytes.fromhex(  # a PNG of one pixel
     "89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c020000000b4944415478da6364f80f00010501012718e3660000"
@@ -101,10 +102,20 @@ async def grow(name: str, ctx: Context) -> str:
     return "added"
 
 
+class Password(BaseModel):
+    password: str
+
+
+@server.tool(structured_output=False)
+async def capabilities(ctx: Context) -> str:
+    """What the client says that it can do."""
+    return str(ctx.client_capabilities)
+
+
 @server.tool(structured_output=False)
 async def ask_user(ctx: Context) -> str:
-    """Wants to ask the user, and to use the model."""
-    return str(ctx.client_capabilities)
+    """Asks the user for a password."""
+    return str(await ctx.elicit("Your password, please", Password))
 
 
 if __name__ == "__main__":

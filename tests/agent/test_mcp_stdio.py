@@ -53,7 +53,8 @@ def test_what_a_server_of_the_official_package_offers(tmp_path: Path, monkeypatc
         assert "fail" in said(failed)
         refused = call(tool, "add", a="x")
         assert refused.failed
-        assert "sampling=None elicitation=None" in said(call(tool, "ask_user"))
+        assert "sampling=None elicitation=None" in said(call(tool, "capabilities"))
+        assert call(tool, "ask_user").failed
 
         shown, heard = context(files=files)
         result = tool.run(invocation(tool, "picture"), shown)
