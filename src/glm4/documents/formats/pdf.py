@@ -49,9 +49,9 @@ def load(content: Content, parsed: Parsed) -> None:
     body = _body_size(pages)
     for number, lines in enumerate(pages, 1):
         kept = [line for line in lines if line.running_key not in running]
-        for run in split_tables(in_reading_order(kept)):
-            if run and not isinstance(run[0], Line):
-                parsed.add_table(run, page=number)
+        for run, rows in split_tables(in_reading_order(kept)):
+            if rows is not None:
+                parsed.add_table(rows, page=number)
                 continue
             for paragraph in paragraphs(run, body):
                 level = outline.get((number, _squeezed(paragraph.text)), 0) or is_heading(paragraph, body)

@@ -29,8 +29,8 @@ def split_prose(lines: Sequence[Line]) -> list[Line] | None:
     return parts
 
 
-def split_tables(lines: Sequence[Line]) -> Iterator[list[Line] | Rows]:
-    """The lines in runs: those of a text, and the rows of each table between them."""
+def split_tables(lines: Sequence[Line]) -> Iterator[tuple[list[Line], Rows | None]]:
+    """The lines in runs, each with the rows of the table that it is, or None for text."""
     text: list[Line] = []
     at = 0
     while at < len(lines):
@@ -42,12 +42,12 @@ def split_tables(lines: Sequence[Line]) -> Iterator[list[Line] | Rows]:
             text += lines[at : max(end, at + 1)]
         else:
             if text:
-                yield text
-            yield rows
+                yield text, None
+            yield list(lines[at:end]), rows
             text = []
         at = max(end, at + 1)
     if text:
-        yield text
+        yield text, None
 
 
 def _is_row(line: Line) -> bool:
