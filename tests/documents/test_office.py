@@ -123,7 +123,8 @@ def test_hidden_sheets_are_left_out_and_named() -> None:
 
 
 def test_long_sheets_repeat_their_header_and_are_bounded() -> None:
-    rows: list[list[object]] = [["n", "square"], *[[n, n * n] for n in range(25_000)]]
+    rows: list[list[object]] = [["n", "square"]]
+    rows += [[n, n * n] for n in range(25_000)]
     document = read(workbook_file({"Long": rows}), "a.xlsx")
     tables = texts(document, "table")
     assert all(table.startswith("| n | square |\n| --- | --- |\n") for table in tables)
