@@ -22,10 +22,10 @@ LONGCITE_PROMPT = (
 """What LongCite was trained on, to the letter."""
 
 PROMPT = (
-    "Answer the user's question from the document below. In front of each sentence of the document stands its number:"
-    " <C0>, <C1>, <C2> and so on. After each sentence of your answer name the sentences of the document that say so:"
-    " <statement>The bridge was built of red stone.<cite>[31-33]</cite></statement> rests on the sentences 31 to 33,"
-    " <cite>[40-40]</cite> on sentence 40 alone, and <cite></cite> on none. Answer in the language of the question.\n\n"
+    "Answer the question from the document below. Its sentences are numbered <C0>, <C1>, <C2> and so on. Write every"
+    " sentence of your answer as <statement>sentence<cite>[first-last]</cite></statement>, where first and last are the"
+    " numbers of the sentences that it rests on; for one sentence they are the same number. Give at most three such"
+    " pairs, and none if the document does not say it. Answer in the language of the question, in your own words.\n\n"
     "[Document Start]\n"
 )
 """What other models are told."""
