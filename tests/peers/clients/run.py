@@ -77,7 +77,7 @@ ENVIRONMENTS = (
         ("client_openai.py", "client_anthropic.py", "client_agents.py", "client_llm.py"),
     ),
     Environment("litellm", ("litellm>=1.100", "instructor>=1.15"), ("client_litellm.py", "client_instructor.py")),
-    # No client of the server: LangChain's suite for sandboxes. deepagents 0.7 lists files in another form than it wants.
+    # LangChain's suite for sandboxes. deepagents 0.7 lists files in another form than that wants.
     Environment(
         "deepagents",
         ("deepagents>=0.6,<0.7", "langchain-tests==1.1.9", "pytest-asyncio>=1.1"),
