@@ -99,7 +99,7 @@ def test_a_slide_that_is_a_picture_is_told() -> None:
 
 
 def test_sheets_are_pages_with_tables() -> None:
-    rows = [
+    rows: list[list[object]] = [
         ["Name", "Amount", "Day", "Paid"],
         ["张三", 3, datetime.date(2024, 5, 1), True],
         ["Total", 2.5, datetime.datetime(2024, 5, 1, 12, 30), None],
@@ -123,7 +123,8 @@ def test_hidden_sheets_are_left_out_and_named() -> None:
 
 
 def test_long_sheets_repeat_their_header_and_are_bounded() -> None:
-    rows = [["n", "square"], *([n, n * n] for n in range(25_000))]
+    rows: list[list[object]] = [["n", "square"]]
+    rows += [[n, n * n] for n in range(25_000)]
     document = read(workbook_file({"Long": rows}), "a.xlsx")
     tables = texts(document, "table")
     assert all(table.startswith("| n | square |\n| --- | --- |\n") for table in tables)
