@@ -57,7 +57,8 @@ def open_tools(names: Sequence[str], services: ToolServices) -> list[Tool]:
     """Tools for one conversation; the same name twice counts once.
 
     Args:
-        names: of the table, `mcp:SERVER`, or paths of Python files with functions of the user (`….py`).
+        names: of the table, `mcp:SERVER` (`mcp:` for all of them), or paths of Python files with functions of the user
+            (`….py`).
 
     Raises:
         InvalidRequestError: there is no such tool.
@@ -95,7 +96,7 @@ def _mcp_server(name: str, services: ToolServices) -> list[Tool]:
     if services.mcp_config is None:
         raise InvalidRequestError(f"{name} needs a file that lists MCP servers", param="tools")
     servers = import_module("glm4.agent.mcp.config").load_servers(services.mcp_config)
-    chosen = [server for server in servers if MCP + server.name == name]
+    chosen = [server for server in servers if name in (MCP, MCP + server.name)]
     if not chosen:
         known = ", ".join(server.name for server in servers) or "none"
         raise InvalidRequestError(
