@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 CJK_FONT = (
     "<< /Type /Font /Subtype /Type0 /BaseFont /STSong-Light /Encoding /UniGB-UCS2-H /DescendantFonts [<< /Type /Font "
     "/Subtype /CIDFontType0 /BaseFont /STSong-Light /CIDSystemInfo << /Registry (Adobe) /Ordering (GB1) "
-    "/Supplement 4 >> /DW 1000 /FontDescriptor << /Type /FontDescriptor /FontName /STSong-Light /Flags 6 /FontBBox [-25 -254 1000 880] "
+    "/Supplement 4 >> /DW 1000 "
+    "/FontDescriptor << /Type /FontDescriptor /FontName /STSong-Light /Flags 6 /FontBBox [-25 -254 1000 880] "
     "/ItalicAngle 0 /Ascent 880 /Descent -120 /CapHeight 880 /StemV 93 >> >>] >>"
 )
 
@@ -66,7 +67,8 @@ class PdfFile:
             kids.append(
                 self._add(
                     f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Rotate {self.rotate} "
-                    f"/Contents {content} 0 R /Resources << /Font << {fonts} >> /XObject << /scan {image} 0 R >> >> >>".encode()
+                    f"/Contents {content} 0 R "
+                    f"/Resources << /Font << {fonts} >> /XObject << /scan {image} 0 R >> >> >>".encode()
                 )
             )
         self.objects[1] = f"<< /Type /Pages /Count {len(kids)} /Kids [{' '.join(f'{n} 0 R' for n in kids)}] >>".encode()

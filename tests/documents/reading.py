@@ -13,9 +13,11 @@ from glm4.documents.loading import load_document
 from glm4.errors import InvalidRequestError
 from glm4.sandbox.launch import unavailable
 
+SANDBOXED = unavailable() is None
+
 
 def read(data: bytes, name: str) -> Document:
-    return load_document(data, name, sandboxed=unavailable() is None)
+    return load_document(data, name, sandboxed=SANDBOXED)
 
 
 def refusal(data: bytes, name: str) -> str:
@@ -24,6 +26,14 @@ def refusal(data: bytes, name: str) -> str:
         read(data, name)
     assert str(caught.value).startswith(name.split("/")[-1])
     return str(caught.value)
+
+
+def read_or_refused(data: bytes, name: str) -> Document | str:
+    """The document, or the text of the error: nothing else comes out of a file."""
+    try:
+        return read(data, name)
+    except InvalidRequestError as error:
+        return str(error)
 
 
 def texts(document: Document, kind: str | None = None) -> list[str]:

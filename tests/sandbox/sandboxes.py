@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from glm4.sandbox.disk import remove
 from glm4.sandbox.interpreter import interpreter_mounts
 from glm4.sandbox.seccomp import ARCHITECTURES
 
@@ -131,7 +131,7 @@ class Box:
         self.process.wait(HANG_SECONDS)
         self.process.stdout.close()
         for path in self._folders:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 def prelude() -> str:

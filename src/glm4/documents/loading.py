@@ -42,7 +42,8 @@ _STACK_NBYTES = 16 << 20
 _CAUSES = {
     "time": f"takes more than {SECONDS} seconds to read; split it, or save it in another format",
     "memory": f"needs more than {MEMORY_NBYTES >> 20:,} MB of memory to read; split it, or save it in another format",
-    "failure": "crashes the program that reads it: it is damaged, or made to do so; save it again",
+    "failure": "crashes the program that reads it, perhaps for lack of memory: it is damaged, too large inside, or "
+    "made to do so; save it again",
 }
 
 
@@ -60,7 +61,15 @@ def load_document(data: bytes, name: str, *, sandboxed: bool = True) -> Document
         SandboxUnavailableError: there is no sandbox on this machine.
     """
     name = _shown_name(name)
-    result = _run(_PARSE, {"name": name}, data, name, sandboxed=sandboxed)
+    return checked_document(_run(_PARSE, {"name": name}, data, name, sandboxed=sandboxed), data, name)
+
+
+def checked_document(result: bytes, data: bytes, name: str) -> Document:
+    """The document that another process says to have read, or the error that it has found.
+
+    Raises:
+        InvalidRequestError, MissingExtraError: as `load_document`; also if what it says cannot be.
+    """
     try:
         fields = json.loads(result, parse_float=finite_float, parse_constant=refuse_constant)
         if not isinstance(fields, dict):

@@ -88,7 +88,7 @@ class SandboxProcess:
             mounts: what it sees beside /usr. Writable ones must belong to the user of the sandbox
                 (`give_to_sandbox`).
             environment: its variables, beside PATH, HOME and LANG.
-            working_directory: inside.
+            working_directory: inside. One that is not there ends with status 1 and a line on standard error.
 
         Raises:
             SandboxUnavailableError: there is no sandbox here.

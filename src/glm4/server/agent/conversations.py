@@ -98,7 +98,7 @@ async def import_conversation(request: Request) -> Response:
     state, owner = _state(request), owner_of(request)
     document = await asyncio.to_thread(partial(decode, await _read(request, state.config.max_upload_bytes)))
     name = await state.store.from_document(document, owner, state.files)
-    return JSONResponse(_session(await state.store.get(name, owner)), status_code=201)
+    return JSONResponse(_session(await state.store.get(name, owner)))
 
 
 async def upload_file(request: Request) -> Response:
@@ -116,7 +116,7 @@ async def upload_file(request: Request) -> Response:
     if len(state.uploads) >= _MAX_UPLOADS:
         state.uploads.pop(next(iter(state.uploads)))
     state.uploads[owner, stored.sha256] = stored
-    return JSONResponse(_without_none(file_dict(stored)), status_code=201)
+    return JSONResponse(_without_none(file_dict(stored)))
 
 
 async def download_file(request: Request) -> Response:

@@ -24,12 +24,12 @@ from glm4.server.streaming import EventStream, event
 async def start_turn(request: Request) -> Response:
     """Start a turn, and return at once."""
     turn = await _start(request)
-    return JSONResponse(_about(turn), status_code=202)
+    return JSONResponse(_about(turn))
 
 
 async def chat(request: Request) -> Response:
     """Start a turn, and follow it. It goes on if the client hangs up."""
-    return _followed(request, await _start(request), None)
+    return _followed(request, await _start(request), 0)
 
 
 async def follow_turn(request: Request) -> Response:

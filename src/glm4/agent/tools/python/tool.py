@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from pathlib import Path
 
 from glm4.agent.files import FileStore
 from glm4.agent.tool import Function, Invocation, Observation, Tool, ToolContext, ToolResult
-from glm4.agent.tools.python.data_folder import DataFolder
+from glm4.agent.tools.python.data_folder import DataFolder, safe_name
 from glm4.agent.tools.python.environment import INSTALL, packages
 from glm4.agent.tools.python.interpreter import DATA, MOST_OUTPUT_NBYTES, Interpreter, Outcome
 from glm4.agent.tools.python.output_text import OutputText
@@ -60,6 +61,9 @@ class PythonTool(Tool):
         limits: of the sandbox; `disk_nbytes` is the quota of `/mnt/data`.
         output_chars: of what code prints, for the model; the middle is left out.
 
+    Attributes:
+        seconds: see there.
+
     Raises:
         SandboxUnavailableError: it cannot run here; says what to install.
     """
@@ -86,8 +90,9 @@ class PythonTool(Tool):
         limits = limits or Limits()
         self._data = DataFolder(path, limits.disk_nbytes)
         self._interpreter = Interpreter(path, limits)
-        self._seconds, self._output_chars = seconds, output_chars
+        self.seconds, self._output_chars = seconds, output_chars
         self._figures = 0
+        self._lock = threading.Lock()  # of the folder: `close` may come from another thread
         self.timeout = seconds + 30.0  # starting the interpreter and ending one that does not listen
 
     def add_file(self, name: str, data: bytes) -> str:
@@ -103,6 +108,10 @@ class PythonTool(Tool):
         code = _code(invocation)
         if len(code) > _MOST_CODE_CHARS:
             raise InvalidRequestError(f"the code has more than {_MOST_CODE_CHARS:,} characters")
+        with self._lock:
+            return self._run(code, context)
+
+    def _run(self, code: str, context: ToolContext) -> ToolResult:
         text = OutputText(self._output_chars)
 
         def output(data: bytes, *, final: bool = False) -> None:
@@ -111,7 +120,7 @@ class PythonTool(Tool):
 
         left = context.left()
         patience = min(_PATIENCE, left / 3)
-        seconds = min(self._seconds, left - patience)
+        seconds = min(self.seconds, left - patience)
         outcome = self._interpreter.run(
             code, seconds=seconds, patience=patience, cancelled=context.cancelled, output=output
         )
@@ -131,10 +140,11 @@ class PythonTool(Tool):
     def close(self) -> None:
         """See `Tool.close`."""
         self._interpreter.close()
-        if self._temporary is not None:
-            self._data.empty()
-            self._temporary.cleanup()
-        self._data.close()
+        with self._lock:
+            if self._temporary is not None:
+                self._data.empty()
+                self._temporary.cleanup()
+            self._data.close()
 
     def _show_figures(self, outcome: Outcome, context: ToolContext) -> list[str]:
         notes: list[str] = []
@@ -152,7 +162,7 @@ class PythonTool(Tool):
         changed, left_out = self._data.changes()
         notes: list[str] = []
         for path, data in changed:
-            note = _offer(path.rpartition("/")[2], data, None, context)
+            note = _offer(safe_name(path), data, None, context)
             notes.append(note or f"{DATA}/{path} ({len(data):,} B) is offered to the user")
         if left_out:
             notes.append(f"{left_out} more files in {DATA} are not offered: too many, or too large")
