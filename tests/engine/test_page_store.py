@@ -224,13 +224,13 @@ def test_pictures_are_part_of_a_prompt(tmp_path: Path) -> None:
 
 def test_embeddings_and_scored_prompts_take_no_part(tmp_path: Path) -> None:
     for options in ({"pooling": "mean"}, {"params": request("x", DOCUMENT).params.replace(prompt_logprobs=1)}):
-        item = replace(request("x", DOCUMENT), **options)  # type: ignore[arg-type]
+        item = replace(request("x", DOCUMENT), **options)
         assert finish(engine(tmp_path), item)[1] == 0
         assert page_files(tmp_path) == []
     finish(engine(tmp_path), request("x", DOCUMENT))
     for options in ({"pooling": "mean"}, {"params": request("x", DOCUMENT).params.replace(prompt_logprobs=1)}):
         made = engine(tmp_path)
-        assert finish(made, replace(request("x", DOCUMENT), **options))[1] == 0  # type: ignore[arg-type]
+        assert finish(made, replace(request("x", DOCUMENT), **options))[1] == 0
         assert made.stats().kv_store_hits == 0
 
 

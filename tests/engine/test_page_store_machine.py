@@ -25,7 +25,7 @@ class StoredPageMachine(PageMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
 
-    def store(self, cache: KVCache) -> KVStore:  # type: ignore[override]
+    def store(self, cache: KVCache) -> KVStore:
         return kv_store(cache, self.folder)
 
     @property

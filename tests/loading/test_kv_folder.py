@@ -47,7 +47,9 @@ def found(folder: PageFolder, prompt: str, count: int = 20) -> int:
     """Pages of a prompt that are there, each with its content."""
     number = folder.touch(keys(prompt, count))
     for index in range(number):
-        assert folder.read(key(prompt, index), SIZE) == content(prompt, index)
+        page = folder.read(key(prompt, index), SIZE)
+        assert page is not None
+        assert bytes(page) == content(prompt, index)
     return number
 
 
@@ -181,7 +183,7 @@ def test_a_full_disk_is_said_once_and_leaves_nothing(
         return real(descriptor, data[:500])
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "glm4.kv_store"):
-        patch.setattr(kv_folder.os, "write", full)
+        patch.setattr(os, "write", full)
         assert write(folder, "x", 3, first=2) == 0
         assert write(folder, "y", 2) == 0
     assert len(caplog.records) == 1

@@ -24,7 +24,7 @@ LONGCITE_PROMPT = (
 PROMPT = (
     "Answer the question from the document below. Its sentences are numbered <C0>, <C1>, <C2> and so on. Write every"
     " sentence of your answer as <statement>sentence<cite>[first-last]</cite></statement>, where first and last are the"
-    " numbers of the sentences that it rests on; for one sentence they are the same number. Give at most three such"
+    " numbers of the sentences that it rests on: [17-17] for one sentence, [17-19] for three. Give at most three such"
     " pairs, and none if the document does not say it. Answer in the language of the question, in your own words.\n\n"
     "[Document Start]\n"
 )
