@@ -17,6 +17,7 @@ from glm4.agent.events import AgentEvent, CallChanged, FileAdded, OutputAdded, T
 from glm4.agent.tool import Approval, Function, Invocation, Tool, ToolContext, ToolResult
 from glm4.backends.scripted import ScriptedBackend
 from glm4.chat.dialects.table import dialect_for
+from glm4.engine.protocol import GenerationRequest
 from glm4.llm import LLM
 from glm4.requests.processor import Processor
 from tiny import GLM_SPECIALS, VOCAB_SIZE, special_id, write_folder
@@ -36,6 +37,7 @@ class Script:
 
     Attributes:
         prompts: with special tokens.
+        constraints: of the requests; None for a free one.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class Script:
         self._text = replace(text, dialect=dialect_for(dialect), template=None)
         self._answers = list(answers)
         self.prompts: list[str] = []
-        self.backend = ScriptedBackend(self._script, vocab_size=VOCAB_SIZE, max_model_len=max_model_len)
+        self.constraints: list[object] = []
+        self.backend = _NotingBackend(self, self._script, vocab_size=VOCAB_SIZE, max_model_len=max_model_len)
         self.llm = LLM.from_backend(self.backend, self._text)
 
     def _script(self, prompt_ids: Sequence[int]) -> list[int]:
@@ -57,6 +60,16 @@ class Script:
         for piece in pieces:
             ids += [special_id(piece)] if piece in GLM_SPECIALS else self._text.tokenizer.encode(piece)
         return [*ids, special_id("<|user|>")]
+
+
+class _NotingBackend(ScriptedBackend):
+    def __init__(self, script: Script, answer: Callable[[Sequence[int]], list[int]], **options: Any) -> None:
+        super().__init__(answer, **options)
+        self._noted = script.constraints
+
+    def add_request(self, request: GenerationRequest) -> None:
+        self._noted.append(request.constraint)
+        super().add_request(request)
 
 
 class PlainTool(Tool):

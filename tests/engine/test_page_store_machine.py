@@ -10,11 +10,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
-from test_pages import PageMachine
+from test_pages import ADAPTERS, PageMachine
 
 from glm4.engine.page_store import StoredPrefixes
 from glm4.loading.kv_store import KVStore
-from glm4.model.kv_cache import KVCache
+from glm4.model.kv_cache import PAGE_SIZE, KVCache
 from kv_stores import kv_store, page_files, settle
 
 
@@ -37,6 +37,20 @@ class StoredPageMachine(PageMachine):
         self.stored._pages_per_step = 1
         super()._step()
         settle(self.stored.store)
+
+    @rule(kind=st.integers(0, 2), length=st.integers(70, 110), adapter=st.sampled_from([None, None, *ADAPTERS]))
+    def add_long(self, kind: int, length: int, adapter: str | None) -> None:
+        if self.pages * PAGE_SIZE > length + 5:
+            self.add(kind=kind, length=length, new=5, greedy=True, adapter=adapter)
+            self.step(steps=8)
+
+    @rule()
+    def forget(self) -> None:
+        """Everybody starts over, with nothing in memory."""
+        while self.engine.scheduler.running:
+            self.preempt()
+        self.evict()
+        self.step(steps=2)
 
     @rule(which=st.integers(0, 9), size=st.integers(0, 3000))
     def truncate(self, which: int, size: int) -> None:

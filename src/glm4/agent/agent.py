@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from datetime import date
+from functools import partial
 from itertools import count
 from types import TracebackType
 
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import AgentLoop, Ask, Decision, Generate, RunCalls, TurnOptions
-from glm4.agent.prompting import Prompting
-from glm4.agent.running import Happening, Runner
+from glm4.agent.loop import AgentLoop, Ask, Decision, Generate, RunCalls, turn_options
+from glm4.agent.running import Happening, start
 from glm4.agent.tool import Invocation, Tool
 from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.llm import LLM
@@ -44,9 +44,6 @@ class Agent:
         constrain_calls: a call that the model begins must match the function's schema.
         approve: asked before calls of tools whose approval is "ask"; None denies them.
         today: the date that the model is told; None is today.
-
-    Raises:
-        InvalidRequestError: two tools have functions of one name.
     """
 
     def __init__(
@@ -64,10 +61,11 @@ class Agent:
     ) -> None:
         self._llm = llm
         self.tools = tuple(tools)
-        prompting = Prompting(llm.dialect, tools, system=system, today=today)
-        self._options = TurnOptions(prompting, limits, llm.info.max_model_len, params, adapter, constrain_calls)
+        self._options = partial(
+            turn_options, llm, self.tools, system, today,
+            limits=limits, params=params, adapter=adapter, constrain_calls=constrain_calls,
+        )  # fmt: skip
         self._approve = approve
-        self._runner = Runner()
         self._stopped = threading.Event()
         self._happened: queue.SimpleQueue[Happening | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
@@ -84,7 +82,11 @@ class Agent:
         if not self._busy.acquire(blocking=False):
             raise InvalidRequestError("this agent is in a turn already; its tools serve one conversation")
         self._stopped.clear()
-        loop = AgentLoop(conversation, self._options, clock=time.monotonic)
+        try:
+            loop = AgentLoop(conversation, self._options(), clock=time.monotonic)
+        except BaseException:
+            self._busy.release()
+            raise
         try:
             while (step := loop.step()) is not None:
                 yield from loop.take()
@@ -138,7 +140,7 @@ class Agent:
     ) -> Generator[AgentEvent, None, None]:
         arrived: queue.SimpleQueue[Happening | None] = queue.SimpleQueue()
         self._happened = arrived  # a new one: what calls that were left behind say goes nowhere
-        batch = self._runner.start(step, conversation, arrived.put)
+        batch = start(step, conversation, arrived.put)
         try:
             while not batch.done and not self._stopped.is_set():
                 happened = list(batch.check())

@@ -13,10 +13,9 @@ from typing import Any
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import AgentLoop, Ask, Decision, RunCalls, TurnOptions
+from glm4.agent.loop import AgentLoop, Ask, Decision, RunCalls, turn_options
 from glm4.agent.loop import Generate as GenerateStep
-from glm4.agent.prompting import Prompting
-from glm4.agent.running import Happening, Runner
+from glm4.agent.running import Happening, start
 from glm4.agent.tool import Invocation, Tool
 from glm4.async_llm import AsyncLLM
 from glm4.chat.chat_request import ChatRequest
@@ -38,9 +37,6 @@ class AsyncAgent:
         generate: answers requests; see `of` for a plain one.
         llm: the model behind it, for its dialect and limits.
         tools, system, params, adapter, limits, constrain_calls, approve, today: see `agent.Agent`.
-
-    Raises:
-        InvalidRequestError: two tools have functions of one name.
     """
 
     def __init__(
@@ -59,10 +55,11 @@ class AsyncAgent:
     ) -> None:
         self._ask_model = generate
         self.tools = tuple(tools)
-        prompting = Prompting(llm.dialect, tools, system=system, today=today)
-        self._options = TurnOptions(prompting, limits, llm.info.max_model_len, params, adapter, constrain_calls)
+        self._options = partial(
+            turn_options, llm, self.tools, system, today,
+            limits=limits, params=params, adapter=adapter, constrain_calls=constrain_calls,
+        )  # fmt: skip
         self._approve = approve
-        self._runner = Runner()
         self._running = False
         self._stopped = False
         self._interrupt: Callable[[], object] | None = None  # makes what is awaited return
@@ -94,7 +91,12 @@ class AsyncAgent:
         if self._running:
             raise InvalidRequestError("this agent is in a turn already; its tools serve one conversation")
         self._running, self._stopped = True, False
-        loop = AgentLoop(conversation, self._options, clock=time.monotonic)
+        try:
+            options = await asyncio.to_thread(self._options)  # a tool may have to ask another process what it can do
+        except BaseException:
+            self._running = False
+            raise
+        loop = AgentLoop(conversation, options, clock=time.monotonic)
         try:
             while (step := loop.step()) is not None:
                 for event in loop.take():
@@ -179,7 +181,7 @@ class AsyncAgent:
     ) -> AsyncGenerator[AgentEvent, None]:
         arrived: asyncio.Queue[Happening | None] = asyncio.Queue()
         here = asyncio.get_running_loop()
-        batch = self._runner.start(step, conversation, lambda item: post(here, partial(arrived.put_nowait, item)))
+        batch = start(step, conversation, lambda item: post(here, partial(arrived.put_nowait, item)))
         self._interrupt = partial(arrived.put_nowait, None)
         try:
             while not batch.done and not self._was_stopped():

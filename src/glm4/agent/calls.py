@@ -26,7 +26,7 @@ class Call:
         tool: None if there is no such function.
         invocation: None if the call cannot be run; there is a result then.
         allowed: may run; None until the user is asked.
-        said: there was output for people.
+        repeated: it was made in the answer before, and is not run again.
     """
 
     part: int
@@ -35,7 +35,6 @@ class Call:
     invocation: Invocation | None = None
     result: ToolResult | None = None
     allowed: bool | None = None
-    said: bool = False
     repeated: bool = False
 
     @property
@@ -77,7 +76,7 @@ class CallReader:
             if call.result is None and (call.signature in self._done or call.signature in (c.signature for c in read)):
                 call.result, call.repeated = ToolResult.error(_REPEATED.format(name=written.name)), True
             if call.result is None and call.tool is not None:
-                needs = "always" if call.approval_key in approved else call.tool.approval
+                needs = "always" if call.approval_key in approved else call.tool.approval_of(written.name)
                 call.allowed = {"always": True, "never": False}.get(needs)
                 if call.allowed is False:
                     call.result = ToolResult.error(NOT_ALLOWED)

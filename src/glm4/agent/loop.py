@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from glm4.agent.answer_text import Placeholders
 from glm4.agent.calls import NOT_ALLOWED, Call, CallReader
@@ -46,6 +47,7 @@ from glm4.errors import (
     RemoteError,
     RemoteUnavailableError,
 )
+from glm4.llm import LLM
 from glm4.outputs import RequestOutput, StreamChunk
 from glm4.sampling_params import SamplingParams
 
@@ -104,6 +106,18 @@ class TurnOptions:
         return min(self.limits.output_chars, max(1000, self.context // 2))
 
 
+def turn_options(
+    llm: LLM, tools: Sequence[Tool], system: str | None, today: date | None, *, limits: AgentLimits, **options: Any
+) -> TurnOptions:
+    """The options of a turn that begins now; may wait, for tools of other processes.
+
+    Args:
+        options: params, adapter, constrain_calls.
+    """
+    prompting = Prompting(llm.dialect, tools, system=system, today=today)
+    return TurnOptions(prompting, limits, llm.info.max_model_len, **options)
+
+
 class AgentLoop:
     """One turn: answers the last message of a conversation, and adds to it.
 
@@ -130,6 +144,9 @@ class AgentLoop:
         self._rounds = 0
         self._tokens = 0
         self._last_because: str | None = None  # the limit for which this round is without tools
+        self._constrain = options.constrain_calls
+        for problem in options.prompting.problems:
+            self._events.append(ErrorRaised("tool", "tool_unavailable", problem))
         self.ended = False
 
     @property
@@ -190,6 +207,7 @@ class AgentLoop:
         if tools:
             options["tools"] = tools
             options["tool_choice"] = "none" if self._last_because else "auto"
+            options["constrain_calls"] = self._constrain
         return ChatRequest.of(prompting.messages(self._conversation.messages), self._options.params, **options)
 
     def add(self, chunks: Iterable[StreamChunk]) -> None:
@@ -237,7 +255,16 @@ class AgentLoop:
                 self._show_result(call, "denied" if call.allowed is False else "error")
 
     def fail(self, error: Glm4Error) -> None:
-        """The model failed, which ends the turn."""
+        """The model failed, which ends the turn.
+
+        If it has not begun, the reason may be that a function's schema cannot be enforced, or not by this model: it is
+        asked again without that.
+        """
+        if self._constrain and self._round is not None and not self._round.begun and _is_refusal(error):
+            self._constrain = False
+            self._rounds -= 1
+            self._round = None
+            return
         code, retry = next((found for kind, found in _CODES if isinstance(error, kind)), ("model_failed", False))
         if not self.ended:
             self._events += self.take()
@@ -284,9 +311,7 @@ class AgentLoop:
 
     def output(self, call_id: str, text: str, channel: Channel, *, truncated: bool = False) -> None:
         """A running call said something."""
-        call = self._running(call_id)
-        if call is not None:
-            call.said = True
+        if self._running(call_id) is not None:
             self._events.append(OutputAdded(call_id, channel, text, truncated))
 
     def file(self, call_id: str, file: StoredFile) -> None:
@@ -294,21 +319,24 @@ class AgentLoop:
         if self._running(call_id) is not None:
             self._events.append(FileAdded(file, call_id))
 
-    def finish(self, call_id: str, result: ToolResult, seconds: float | None) -> None:
-        """A running call ended."""
+    def finish(self, call_id: str, result: ToolResult, seconds: float | None, *, news: bool = True) -> None:
+        """A running call ended.
+
+        Args:
+            news: the tool has not shown the result's text to people, or could not.
+        """
         call = self._running(call_id)
         if call is not None:
             call.result = result
-            self._show_result(call, "error" if result.failed else "done", seconds)
+            self._show_result(call, "error" if result.failed else "done", seconds, news=news)
 
     def _running(self, call_id: str) -> Call | None:
         return next((call for call in self._calls if call.written.id == call_id and call.result is None), None)
 
-    def _show_result(self, call: Call, state: CallState, seconds: float | None = None) -> None:
-        """What the model reads is also for people, unless the tool had something else for them."""
+    def _show_result(self, call: Call, state: CallState, seconds: float | None = None, *, news: bool = True) -> None:
         assert call.result is not None  # noqa: S101
         text = "\n\n".join(one.text for one in call.result.observations)
-        if text and (not call.said or call.result.failed) and state != "denied":
+        if text and news and state != "denied":
             channel: Channel = "error" if call.result.failed else "output"
             self._events.append(OutputAdded(call.written.id, channel, cut_text(text, self._options.output_chars)))
         self._change(call, state, seconds=seconds)
@@ -367,6 +395,10 @@ _CODES: tuple[tuple[type[Glm4Error], tuple[str, bool]], ...] = (
     (ModelClosedError, ("model_closed", False)),
 )
 """Kinds of errors → their code, and whether the same turn may work later."""
+
+
+def _is_refusal(error: Glm4Error) -> bool:
+    return isinstance(error, InvalidRequestError) and not isinstance(error, PromptTooLongError)
 
 
 def _usage(output: RequestOutput, context: int) -> UsageAdded:

@@ -15,7 +15,7 @@ from typing import Any
 from glm4.agent.tool import Function, Observation, Tool, ToolResult
 from glm4.chat.dialects.table import Dialect
 from glm4.chat.messages import Message
-from glm4.errors import InvalidRequestError
+from glm4.errors import Glm4Error
 
 _BUILTIN_ORDER = ("simple_browser", "python", "cogview")  # of GLM-4's own demo
 
@@ -45,12 +45,14 @@ class Prompting:
         today: the date that the model is told, which would otherwise believe that it is the year of its training; None
             is the date on which it is asked.
 
-    Raises:
-        InvalidRequestError: two tools have functions of one name.
+    Attributes:
+        offered: what the model may call, by name.
+        problems: tools or functions that it cannot, and why, in words for the user.
     """
 
     def __init__(self, dialect: Dialect, tools: Sequence[Tool], *, system: str | None, today: date | None) -> None:
         self.offered: dict[str, Offered] = {}
+        self.problems: list[str] = []
         self._all_tools = bool(dialect.builtin_tools)
         self._system = system
         self._today = today
@@ -60,15 +62,22 @@ class Prompting:
         for tool in sorted(builtin, key=lambda tool: order.get(tool.builtin or "", len(order))):
             self._offer(Offered(tool.builtin or "", tool, None))
         for tool in tools:
-            for function in () if tool in builtin else tool.functions:
+            for function in () if tool in builtin else self._functions(tool):
                 self._offer(Offered(function.name, tool, function))
+
+    def _functions(self, tool: Tool) -> Sequence[Function]:
+        try:
+            return tool.functions  # of another process, perhaps
+        except Glm4Error as error:
+            self.problems.append(f"the tool {tool.name} cannot be used: {error}")
+            return ()
 
     def _offer(self, offered: Offered) -> None:
         other = self.offered.setdefault(offered.name, offered)
         if other is not offered:
-            raise InvalidRequestError(
-                f"two tools have a function {offered.name!r}: {other.tool.name} and {offered.tool.name}; leave one out",
-                param="tools",
+            self.problems.append(
+                f"two tools have a function {offered.name}, {other.tool.name} and {offered.tool.name}; the model gets"
+                f" that of {other.tool.name}"
             )
 
     def definitions(self) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ class Round(EventVisitor[None]):
     Attributes:
         events: what happened, until somebody takes it.
         call_parts: id of each call → its part.
+        begun: the model has written something.
         full: a call too many began; what follows is not wanted.
     """
 
@@ -40,12 +41,12 @@ class Round(EventVisitor[None]):
         self._part: tuple[PartKind, int] | None = None  # the one that is being written
         self._space = ""  # at the head of a text, which may have nothing else
         self._calls: list[tuple[int, str, str]] = []  # part, id, name
-        self._begun = False
+        self.begun = False
 
     def add(self, chunk: StreamChunk) -> None:
         """Take what one step produced."""
-        if chunk.token_ids and not self._begun:
-            self._begun = True
+        if chunk.token_ids and not self.begun:
+            self.begun = True
             self.events.append(Progress("generate"))
         for event in chunk.events:
             if not self.full:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import Channel
@@ -49,15 +50,16 @@ class Made:
 
 @dataclass(frozen=True)
 class Finished:
-    """A call ended."""
+    """A call ended; `news`: the tool has not shown people what came of it."""
 
     call: str
     result: ToolResult
     seconds: float
+    news: bool = True
 
     def tell(self, loop: AgentLoop) -> None:
         """Pass it to the loop."""
-        loop.finish(self.call, self.result, self.seconds)
+        loop.finish(self.call, self.result, self.seconds, news=self.news)
 
 
 Happening = Said | Made | Finished
@@ -93,23 +95,23 @@ class _Running:
             self._finish(ToolResult.error(f"{self.tool.name} is still busy with an earlier call. Try again later."))
             return
         try:
-            result = self._outcome(context)
+            result, news = self._outcome(context)
         finally:
             if alone:
                 self.lock.release()
-        self._finish(result)
+        self._finish(result, news=news)
 
-    def _outcome(self, context: ToolContext) -> ToolResult:
+    def _outcome(self, context: ToolContext) -> tuple[ToolResult, bool]:
         try:
-            return self.tool.run(self.invocation, context)
+            return self.tool.run(self.invocation, context), self._printed == 0
         except Glm4Error as error:
             text = str(error)
-        except Exception as error:  # whatever a tool raises is for the model to read
+        except BaseException as error:  # whatever a tool raises is for the model to read, `sys.exit` too
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return self.timed_out() if self.cancelled.is_set() else ToolResult.error(text)
+        return self.timed_out() if self.cancelled.is_set() else ToolResult.error(text), True
 
-    def _finish(self, result: ToolResult) -> None:
-        self.post(Finished(self.invocation.id, result, time.monotonic() - self.started))
+    def _finish(self, result: ToolResult, *, news: bool = True) -> None:
+        self.post(Finished(self.invocation.id, result, time.monotonic() - self.started, news))
 
     def timed_out(self) -> ToolResult:
         """What the model reads of a call that took too long."""
@@ -169,24 +171,23 @@ class Batch:
             one.cancelled.set()
 
 
-class Runner:
-    """Starts the calls of one agent."""
+_LOCKS: WeakKeyDictionary[Tool, threading.Lock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.Lock] = {}
 
-    def start(self, step: RunCalls, conversation: Conversation, post: Post) -> Batch:
-        """Start calls on threads of their own.
+def start(step: RunCalls, conversation: Conversation, post: Post) -> Batch:
+    """Start calls on threads of their own.
 
-        Args:
-            post: called from those threads.
-        """
-        running = []
-        for tool, invocation in step.calls:
-            left = tool.timeout if step.deadline is None else min(tool.timeout, step.deadline - time.monotonic())
-            lock = self._locks.setdefault(id(tool), threading.Lock())
-            running.append(_Running(tool, invocation, max(0.0, left), post, lock))
-        batch = Batch(running)
-        for one in running:
-            one.start(conversation)
-        return batch
+    Args:
+        post: called from those threads.
+    """
+    running = []
+    for tool, invocation in step.calls:
+        left = tool.timeout if step.deadline is None else min(tool.timeout, step.deadline - time.monotonic())
+        with _LOCKS_LOCK:
+            lock = _LOCKS.setdefault(tool, threading.Lock())
+        running.append(_Running(tool, invocation, max(0.0, left), post, lock))
+    batch = Batch(running)
+    for one in running:
+        one.start(conversation)
+    return batch

@@ -112,8 +112,13 @@ def _image(services: ToolServices) -> list[Tool]:
     return [import_module("glm4.agent.tools.image").ImageTool()]
 
 
+def _files(services: ToolServices) -> list[Tool]:
+    return [import_module("glm4.agent.tools.files").FilesTool()]
+
+
 TOOLS: dict[str, ToolRow] = {
     "python": ToolRow(_python, "Runs Python code in a sandbox, with files and plots."),
     "browser": ToolRow(_browser, "Searches the web and reads pages."),
+    "files": ToolRow(_files, "Searches and reads the files of the conversation."),
     "image": ToolRow(_image, "Makes pictures from descriptions."),
 }

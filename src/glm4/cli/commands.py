@@ -48,5 +48,6 @@ COMMANDS: dict[str, CommandRow] = {
     "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
     "export": CommandRow("glm4.cli.export", _MODELS, "Write a model as GGUF, for llama.cpp and Ollama."),
     "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
+    "tools": CommandRow("glm4.cli.tools", _MODELS, "Show which tools are ready; install what they need."),
     "completion": CommandRow("glm4.cli.completion", _TERMINAL, "Print a script that completes commands in your shell."),
 }

@@ -46,8 +46,8 @@ def read(
 ) -> None:
     """Ask about files, with citations of their pages.
 
-    PDF, Word, PowerPoint, Excel, CSV, HTML, EPUB, Markdown, text and code. What does not fit the model's context is read in
-    part, and the answer says which.
+    PDF, Word, PowerPoint, Excel, CSV, HTML, EPUB, Markdown, text and code. What does not fit the model's context is
+    read in part, and the answer says which.
     """
     from glm4.documents.reading import STRATEGIES
 

@@ -21,6 +21,8 @@ MAX_UNPACKED_NBYTES = 400 << 20
 MAX_RATIO = 200
 """Bytes that a byte of an archive may become, for files of more than 1 MB. Text in XML reaches 50."""
 
+MAX_RESULT_NBYTES = 64 << 20
+"""Of what the process that reads gives back."""
 MEMORY_NBYTES = 1536 << 20
 SECONDS = 60
 """Of processor time; a document that takes longer is refused."""

@@ -1,6 +1,6 @@
 """Sentences as LongCite was trained with them: Punkt trained on the document itself, then the marks of Chinese.
 
-Punkt (Kiss and Strunk, 2006) is nltk's; it learns abbreviations from the text and loads no data. Source: THUDM/LongCite.
+Punkt (Kiss and Strunk, 2006) is nltk's; it learns abbreviations from the text and loads no data. Source: LongCite.
 """
 
 from __future__ import annotations

@@ -32,8 +32,12 @@ _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": 
 _SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  # inside
 _STAGE = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@"'
 
-# Inside, before the program: if this process ended before bubblewrap knew that it has to end with it, nothing runs.
-_GATE = 'read -r go && exec "$@"'
+# The first process inside, which starts the program and collects what the program leaves behind: a shell, whose file
+# nobody inside may read. To the kernel its memory is a secret then, so that the program cannot change what it does: it
+# is the one that must end with this process. It waits for a sign, as nothing must run if this process ended before
+# bubblewrap knew that it has to end with it.
+_INIT = "/sandbox/sh"
+_INIT_SCRIPT = 'read -r go || exit 1; "$@"; exit $?'
 GO = b"go\n"
 
 _stage: tempfile.TemporaryDirectory[str] | None = None
@@ -109,6 +113,7 @@ def bubblewrap_command(
     options = [*_ISOLATION, *_system(), *extra]
     options += ["--ro-bind-data", descriptors.file(_PASSWD), "/etc/passwd"]
     options += ["--ro-bind-data", descriptors.file(_GROUP), "/etc/group"]
+    options += ["--perms", "0111", "--ro-bind-data", descriptors.file(Path("/bin/sh").read_bytes()), _INIT]
     options += ["--proc", "/proc", "--dev", "/dev"]
     for folder in _SCRATCH:
         options += ["--perms", "1777", "--size", str(limits.scratch_nbytes), "--tmpfs", folder]
@@ -121,7 +126,7 @@ def bubblewrap_command(
 
     # By a descriptor: the command line of the first process inside can be read there.
     listed = b"".join(os.fsencode(option) + b"\0" for option in options)
-    inside = [*_limited(limits), "/bin/sh", "-c", _GATE, "sh", *command]
+    inside = [*_limited(limits), _INIT, "-c", _INIT_SCRIPT, "sh", *command]
     run = [_program("bwrap"), "--args", descriptors.file(listed), "--", *inside]
     if user is not None:
         # Not by `subprocess`, which then copies the page tables of this process; with a model in it they are large.
@@ -134,7 +139,7 @@ def bubblewrap_command(
 
 _ISOLATION = (
     "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--die-with-parent", "--cap-drop", "ALL",
-    "--clearenv", "--uid", str(INNER_ID), "--gid", str(INNER_ID), "--hostname", "sandbox",
+    "--clearenv", "--as-pid-1", "--uid", str(INNER_ID), "--gid", str(INNER_ID), "--hostname", "sandbox",
 )  # fmt: skip
 
 

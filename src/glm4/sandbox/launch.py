@@ -38,6 +38,7 @@ from typing import IO, TYPE_CHECKING
 
 from glm4.errors import SandboxError, SandboxUnavailableError
 from glm4.sandbox.command import GO, Descriptors, bubblewrap_command
+from glm4.sandbox.control_group import ControlGroup
 from glm4.sandbox.diagnosis import explain
 from glm4.sandbox.limits import Limits, Mount
 from glm4.sandbox.seccomp import ARCHITECTURES, filter_program
@@ -181,6 +182,7 @@ def _start(
             start_new_session=True,
         )  # fmt: skip
         descriptors.close()
+        tree = None
         try:
             tree = _tree(process, told, limits, mounts)
             if not _go_on(go, tree):
@@ -190,6 +192,8 @@ def _start(
                 process.stdin.write(GO)
         except BaseException:
             _end(process, None)
+            if tree is not None:
+                tree.watch()  # which ends with it
             raise
         tree.watch()
         return process, tree
@@ -207,7 +211,8 @@ def _tree(process: subprocess.Popen[bytes], told: int, limits: Limits, mounts: S
     except (ValueError, KeyError):
         raise _failed(process) from None
     try:
-        tree = ProcessTree(pid, limits, [mount.source.resolve() for mount in mounts if mount.writable])
+        folders = [mount.source.resolve() for mount in mounts if mount.writable]
+        tree = ProcessTree(pid, limits, folders, ControlGroup.join(pid, limits))
         with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
             file.write("1000")  # where memory runs out, the sandbox ends, not the process with the model
     except ProcessLookupError:

@@ -11,9 +11,13 @@ from glm4.system.extras import Package, require_packages
 from glm4.system.text_encoding import HEAD_NBYTES, TextEncodingError, decode_text, find_encoding
 
 _PACKAGES = (Package("charset_normalizer", "3.3", distributions=("charset-normalizer",)),)
-_SAMPLE_CHARACTERS = 20_000
+_SAMPLE_CHARACTERS = 5000
 _MOST_DAMAGED = 0.01
-_ENCODINGS = ("gb18030", "big5hkscs", "cp932", "euc_jp", "cp949")
+# First bytes of the characters that each standard put first, as the more usual ones.
+_USUAL_BYTES = {
+    "gb18030": (0xB0, 0xD7), "big5hkscs": (0xA4, 0xC6), "cp932": (0x88, 0x97), "euc_jp": (0xB0, 0xCF),
+    "cp949": (0xB0, 0xC8),
+}  # fmt: skip
 # The most frequent characters of newspapers and novels, simplified and traditional together.
 _CHINESE = frozenset(
     "的一是不了在人有我他这個个们們中来來上大为為和国國地到以说說时時要就出会會可也你对對生能而子那得于於着著下自之年过過发發后後作里裡"
@@ -26,6 +30,12 @@ _CHINESE = frozenset(
     "识識候带帶导導争爭运運笔筆测測试試章节節，。、；：？！“”‘’「」『』（）《》　"
 )
 _KANA = frozenset(chr(code) for code in range(0x3041, 0x30FF))
+
+_KOREAN = frozenset(
+    "이다는가의에을를은지하고로기도리사한서자어나아시대해그인스수정일라보과부있게전소여주국장만제비으면상들구적오원우무유조마모안동신성공선경관역"
+    "문민실회방발계생학연중요개년월히것까저진청통거미습니더영내트드세물용분바차세반당교위"
+)
+_WESTERN = frozenset("àâäáãåæçéèêëíìîïñóòôöõøœúùûüýÿßÀÂÄÁÃÅÆÇÉÈÊËÍÎÏÑÓÔÖÕØŒÚÛÜ¡¿«»‘’“”„–—…€£§°·•©®™\u00a0")
 
 
 def decode_any(data: bytes, parsed: Parsed) -> str | None:
@@ -62,46 +72,58 @@ def _decoded_characters(text: str) -> int:
 
 def _east_asian(data: bytes) -> str | None:
     best, best_text = 0.3, None
-    for encoding in _ENCODINGS:
+    for encoding in _USUAL_BYTES:
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError as error:
             if error.start < len(data) - 3:  # the file may end inside a character
                 continue
             text = data[: error.start].decode(encoding)
-        score = _everyday(text)
+        score = _everyday(text, encoding)
         if score > best and _is_text(text):
             best, best_text = score, text
     return best_text
 
 
-def _everyday(text: str) -> float:
-    """The share of everyday characters among those beyond ASCII."""
-    foreign = [char for char in text[: 10 * _SAMPLE_CHARACTERS] if char > "\x7f"][:_SAMPLE_CHARACTERS]
-    if not foreign:
-        return 0.0
-    hangul = sum("\uac00" <= char <= "\ud7a3" for char in foreign)
-    kana = sum(char in _KANA for char in foreign)
-    chinese = sum(char in _CHINESE for char in foreign)
-    return (hangul + kana + chinese) / len(foreign)
+def _everyday(text: str, encoding: str) -> float:
+    """How usual its characters beyond ASCII are: 1 for everyday ones, 0.4 for the encoding's usual ones."""
+    foreign = [char for char in text[: 20 * _SAMPLE_CHARACTERS] if char > "\x7f"][:_SAMPLE_CHARACTERS]
+    first, last = _USUAL_BYTES[encoding]
+    score = 0.0
+    for char in foreign:
+        if char in _CHINESE or char in _KANA or char in _KOREAN:
+            score += 1
+        elif first <= char.encode(encoding)[0] <= last:
+            score += 0.4
+    return score / len(foreign) if foreign else 0.0
 
 
 def _other(data: bytes, parsed: Parsed) -> str | None:
     require_packages("text in an unusual encoding", "documents", _PACKAGES)
     from charset_normalizer import from_bytes
 
-    match = from_bytes(data[: 1 << 18]).best()
-    if match is None:
-        return None
-    text = data.decode(match.encoding, "replace")
+    encoding = "cp1252"
+    if not _is_western(data.decode(encoding, "replace")):
+        match = from_bytes(data[: 1 << 18]).best()
+        if match is None:
+            return None
+        encoding = match.encoding
+    text = data.decode(encoding, "replace")
     if not _is_text(text):
         return None
-    parsed.warn(f"its encoding was guessed as {match.encoding}; save it as UTF-8 if characters are wrong")
+    parsed.warn(f"its encoding was guessed as {encoding}; save it as UTF-8 if characters are wrong")
     return text
+
+
+def _is_western(text: str) -> bool:
+    """Whether it is mostly ASCII with the accents of western Europe; charset-normalizer guesses eastern ones there."""
+    foreign = [char for char in text if char > "\x7f"]
+    letters = sum(char.isalpha() for char in text)
+    return 3 * len(foreign) < letters and sum(char in _WESTERN for char in foreign) > 0.95 * len(foreign)
 
 
 def _is_text(text: str) -> bool:
     """Whether it has next to no control characters, which binary files are full of."""
     sample = text[:_SAMPLE_CHARACTERS]
     controls = sum(char < " " and char not in "\t\n\r\f\x1b" for char in sample)
-    return "\0" not in sample and controls <= len(sample) // 200
+    return "\0" not in sample and controls <= 3 + len(sample) // 200

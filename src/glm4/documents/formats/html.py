@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lxml.html import HtmlElement
 
 _LEAST_SHARE = 0.25
+_SHORT_CHARACTERS = 500  # of a page that has nothing but its main text
 _MOST_DEPTH = 200
 _MOST_MAIN_CHARACTERS = 2_000_000
 _SKIPPED_WORDS = """
@@ -44,10 +45,10 @@ def load(content: Content, parsed: Parsed) -> None:
     whole, main = Parsed(), Parsed()
     add_elements(root, whole)
     length = sum(len(block.text) for block in whole.blocks)
-    if length <= _MOST_MAIN_CHARACTERS:
+    if _SHORT_CHARACTERS < length <= _MOST_MAIN_CHARACTERS:
         _add_main_text(root, main)
     enough = sum(len(block.text) for block in main.blocks) >= _LEAST_SHARE * length
-    for block in (main if enough else whole).blocks:
+    for block in (main if main.blocks and enough else whole).blocks:
         parsed.add(block.text, block.kind, level=block.level)
 
 

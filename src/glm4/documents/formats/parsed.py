@@ -63,7 +63,7 @@ class Parsed:
             return
         self.check_time()
         if len(text) >= self.characters_left or len(self.blocks) >= MAX_BLOCKS:
-            if self.characters_left > 1000 and kind in ("paragraph", "code"):
+            if len(self.blocks) < MAX_BLOCKS and kind in ("paragraph", "code"):
                 self.blocks.append(Block(text[: self.characters_left - 1], kind, page))
             raise FullError(
                 f"only the first {MAX_CHARACTERS - self.characters_left:,} characters were read; it has more"

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 _FEW_CHARACTERS = 16
 _MARGIN_LINES = 2
 _LEAST_PAGES = 4
-_LEAST_SHARE = 0.5
+_LEAST_SHARE = 0.45
+_MOST_RUNNING = 120  # characters
+_APART = 1.7  # times its size
 _MOST_BOOKMARKS = 5000
 _ERROR_PASSWORD = 4
 _ERROR_SECURITY = 5
-_DIGITS = re.compile(r"\d+|(?<!\w)[ivxlc]+(?!\w)")
+_NUMBERS = re.compile(r"\d+|(?<!\w)[ivxlc]+(?!\w)")
 _MAGIC = b"%PDF-"
 
 
@@ -44,7 +46,7 @@ def load(content: Content, parsed: Parsed) -> None:
     running = _running_lines(pages)
     body = _body_size(pages)
     for number, lines in enumerate(pages, 1):
-        kept = [line for line in lines if (line.edge is None) or _running_key(line) not in running]
+        kept = [line for line in lines if line.running_key not in running]
         for paragraph in paragraphs(in_reading_order(kept), body):
             level = outline.get((number, _squeezed(paragraph.text)), 0) or is_heading(paragraph, body)
             if level:
@@ -146,28 +148,31 @@ def _squeezed(text: str) -> str:
     return "".join(text.split()).casefold()
 
 
-def _running_lines(pages: Sequence[Sequence[Line]]) -> frozenset[tuple[str, str]]:
-    """Keys of lines that stand at the top or bottom of most pages: headers, footers, page numbers.
+def _running_lines(pages: Sequence[Sequence[Line]]) -> frozenset[str]:
+    """Keys of lines that repeat at the top or bottom of most pages: headers, footers, page numbers.
 
-    Sets `edge` of the lines that can be such. Odd and even pages may differ, so half of the pages are most.
+    Sets `running_key` of the lines that can be such. Odd and even pages may differ, so half of the pages are most.
     """
     with_text = [page for page in pages if page]
-    counts: Counter[tuple[str, str]] = Counter()
+    counts: Counter[str] = Counter()
     body = _body_size(pages)
     for page in with_text:
-        by_height = sorted(page, key=lambda line: -line.base)
-        for edge, lines in (("top", by_height[:_MARGIN_LINES]), ("bottom", by_height[-_MARGIN_LINES:])):
-            for line in lines:
-                if line.size <= 1.1 * body and len(line.text) <= 120:
-                    line.edge = edge
-        counts.update({_running_key(line) for line in page if line.edge is not None})
-    least = max(_LEAST_PAGES, _LEAST_SHARE * len(with_text) * 0.9)
+        from_top = sorted(page, key=lambda line: -line.base)
+        for edge, ordered in (("top", from_top), ("bottom", from_top[::-1])):
+            for at, line in enumerate(ordered[:_MARGIN_LINES]):
+                if line.size <= 1.1 * body and len(line.text) <= _MOST_RUNNING:
+                    after = ordered[at + 1 : at + 2]
+                    apart = bool(after) and abs(line.base - after[0].base) > _APART * line.size
+                    line.running_key = _running_key(line, edge, apart=apart)
+        counts.update({line.running_key for line in page if line.running_key})
+    least = max(_LEAST_PAGES, _LEAST_SHARE * len(with_text))
     return frozenset(key for key, count in counts.items() if count >= least)
 
 
-def _running_key(line: Line) -> tuple[str, str]:
-    """Lines that differ only in numbers, at the same edge and height, are the same header."""
-    return f"{line.edge} {round(line.base / 4)}", _DIGITS.sub("#", _squeezed(line.text))
+def _running_key(line: Line, edge: str, *, apart: bool) -> str:
+    """The same for lines with the same text at the same height; numbers may differ where the line stands apart."""
+    text = _squeezed(line.text)
+    return f"{edge} {round(line.base / 4)} {_NUMBERS.sub('#', text) if apart else text}"
 
 
 def _body_size(pages: Sequence[Sequence[Line]]) -> float:

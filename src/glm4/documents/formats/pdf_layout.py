@@ -27,7 +27,7 @@ class Line:
     Attributes:
         base: height of its base line; it grows upward.
         size: of its characters.
-        edge: "top" or "bottom" if it is among the first or last lines of the page and may repeat.
+        running_key: equal for lines of different pages that may be the same header; "" for lines that are none.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Line:
     right: float
     base: float
     size: float
-    edge: str | None = None
+    running_key: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from glm4.documents.cleaning import clean
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HYPHENS = ("\ufffe", "\x02")  # what PDFium gives for a hyphen at the end of a line, together with the line's end
 _LINES = re.compile("([^\n\ufffe\x02]*)([\n\ufffe\x02]?)")
+_SAMPLES = 20
 _MOST_CHARACTERS = 500_000
 _MOST_UNREADABLE = 0.3
 
@@ -29,7 +31,7 @@ def page_lines(page: PdfPage) -> tuple[list[Line], bool]:
     try:
         count = min(text_page.count_chars(), _MOST_CHARACTERS)
         text = text_page.get_text_range(0, count) if count else ""
-        turn = _turned(page)
+        turn = _direction(text_page, count)
         lines: list[Line] = []
         beyond = max(text, default="") > "\uffff"  # characters that count twice for PDFium
         for piece in _LINES.finditer(text):
@@ -40,11 +42,25 @@ def page_lines(page: PdfPage) -> tuple[list[Line], bool]:
                 line = _line(text_page, stripped + "-" * (piece[2] in _HYPHENS), first, turn)
                 if line is not None:
                     lines.append(line)
+        tried, unreadable = _unreadable(text_page, count)
     finally:
         text_page.close()
-    visible = [char for char in text if not char.isspace()]
-    unreadable = sum(char == "\ufffd" or "\ue000" <= char <= "\uf8ff" or char < "\x02" for char in visible)
-    return lines, not visible or unreadable <= _MOST_UNREADABLE * len(visible)
+    return lines, not text.strip() or unreadable <= _MOST_UNREADABLE * max(1, tried)
+
+
+def _unreadable(text_page: PdfTextPage, count: int) -> tuple[int, int]:
+    """(characters tried, those of which PDFium does not know what they are), by a sample."""
+    from pypdfium2 import raw
+
+    tried = unreadable = 0
+    for index in range(0, count, max(1, count // (10 * _SAMPLES))):
+        char = chr(raw.FPDFText_GetUnicode(text_page, index) & 0xFFFF)
+        if char.isspace() or raw.FPDFText_IsGenerated(text_page, index):
+            continue
+        tried += 1
+        unknown = raw.FPDFText_HasUnicodeMapError(text_page, index) == 1
+        unreadable += unknown or char in "\0\ufffd" or "\ue000" <= char <= "\uf8ff"
+    return tried, unreadable
 
 
 def _line(text_page: PdfTextPage, text: str, first: int, turn: _Turn) -> Line | None:
@@ -85,7 +101,7 @@ def _box(text_page: PdfTextPage, index: int) -> tuple[float, float, float, float
 
 
 class _Turn:
-    """Turns points of a page as its viewer does, so that text runs from left to right."""
+    """Turns points of a page so that text that runs at this angle runs from left to right."""
 
     def __init__(self, degrees: int) -> None:
         self.degrees = degrees
@@ -99,5 +115,13 @@ class _Turn:
         return (-y, x) if self.degrees == 270 else (x, y)
 
 
-def _turned(page: PdfPage) -> _Turn:
-    return _Turn(page.get_rotation())
+def _direction(text_page: PdfTextPage, count: int) -> _Turn:
+    """In which direction most of the text runs; the rotation of a page says nothing about it."""
+    from pypdfium2 import raw
+
+    seen: Counter[int] = Counter()
+    for index in range(0, count, max(1, count // _SAMPLES)):
+        matrix = raw.FS_MATRIX()
+        if raw.FPDFText_GetMatrix(text_page, index, ctypes.byref(matrix)) and math.isfinite(matrix.a + matrix.b):
+            seen[round(math.atan2(matrix.b, matrix.a) / (math.pi / 2)) % 4 * 90] += 1
+    return _Turn(seen.most_common(1)[0][0] if seen else 0)

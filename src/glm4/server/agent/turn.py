@@ -88,7 +88,7 @@ class Turn:
         return True
 
     async def follow(self, after: int | None = None) -> AsyncIterator[Numbered]:
-        """Events behind number `after`; a snapshot in front if those are gone, or `after` is None. Ends with the turn."""
+        """Events behind number `after`, to the end; a snapshot comes first if those are gone, or without `after`."""
         at = after
         while True:
             self._flush()
