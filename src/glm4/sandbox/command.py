@@ -32,6 +32,14 @@ _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp", "LANG": 
 _SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108  # inside
 _STAGE = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@"'
 
+# The first process inside, which starts the program and collects what the program leaves behind: a shell, whose file
+# nobody inside may read. To the kernel its memory is a secret then, so that the program cannot change what it does: it
+# is the one that must end with this process. It waits for a sign, as nothing must run if this process ended before
+# bubblewrap knew that it has to end with it.
+_INIT = "/sandbox/sh"
+_INIT_SCRIPT = 'read -r go || exit 1; "$@"; exit $?'
+GO = b"go\n"
+
 _stage: tempfile.TemporaryDirectory[str] | None = None
 
 
@@ -88,7 +96,7 @@ def bubblewrap_command(
     command: Sequence[str], mounts: Sequence[Mount], environment: Mapping[str, str], limits: Limits,
     working_directory: str, descriptors: Descriptors, extra: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """What to run, as the user of `sandbox_user`, or as root if it begins with the private mount namespace.
+    """What to run, as the user of this process; of root it changes to that of `sandbox_user` itself.
 
     Args:
         extra: more options of bubblewrap.
@@ -105,6 +113,7 @@ def bubblewrap_command(
     options = [*_ISOLATION, *_system(), *extra]
     options += ["--ro-bind-data", descriptors.file(_PASSWD), "/etc/passwd"]
     options += ["--ro-bind-data", descriptors.file(_GROUP), "/etc/group"]
+    options += ["--perms", "0111", "--ro-bind-data", descriptors.file(Path("/bin/sh").read_bytes()), _INIT]
     options += ["--proc", "/proc", "--dev", "/dev"]
     for folder in _SCRATCH:
         options += ["--perms", "1777", "--size", str(limits.scratch_nbytes), "--tmpfs", folder]
@@ -117,17 +126,20 @@ def bubblewrap_command(
 
     # By a descriptor: the command line of the first process inside can be read there.
     listed = b"".join(os.fsencode(option) + b"\0" for option in options)
-    run = [_program("bwrap"), "--args", descriptors.file(listed), "--", *_limited(limits), *command]
-    if not staged:
-        return run
-    ids = ["--reuid", str(user), "--regid", str(user), "--clear-groups"]
-    script = ["-c", _STAGE, "sh", *(str(path) for pair in staged.items() for path in pair), "--"]
-    return [_program("unshare"), "--mount", "--", "/bin/sh", *script, _program("setpriv"), *ids, "--", *run]
+    inside = [*_limited(limits), _INIT, "-c", _INIT_SCRIPT, "sh", *command]
+    run = [_program("bwrap"), "--args", descriptors.file(listed), "--", *inside]
+    if user is not None:
+        # Not by `subprocess`, which then copies the page tables of this process; with a model in it they are large.
+        run = [_program("setpriv"), "--reuid", str(user), "--regid", str(user), "--clear-groups", "--", *run]
+    if staged:
+        pairs = [str(path) for pair in staged.items() for path in pair]
+        run = [_program("unshare"), "--mount", "--", "/bin/sh", "-c", _STAGE, "sh", *pairs, "--", *run]
+    return run
 
 
 _ISOLATION = (
     "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--die-with-parent", "--cap-drop", "ALL",
-    "--clearenv", "--uid", str(INNER_ID), "--gid", str(INNER_ID), "--hostname", "sandbox",
+    "--clearenv", "--as-pid-1", "--uid", str(INNER_ID), "--gid", str(INNER_ID), "--hostname", "sandbox",
 )  # fmt: skip
 
 
@@ -149,10 +161,11 @@ def _limited(limits: Limits) -> list[str]:
     """What gives the limits to a program, inside: from outside, not every root may set those of another user."""
     options = [
         f"--as={limits.memory_nbytes}", f"--fsize={limits.file_nbytes}", f"--nofile={limits.open_files}",
-        "--core=0", "--memlock=0", "--msgqueue=0",
+        "--core=1",  # not even to a program of the system that takes core dumps, as 0 would allow
+        "--memlock=0", "--msgqueue=0", "--rtprio=0", "--nice=0",
     ]  # fmt: skip
     if limits.cpu_seconds is not None:
-        options.append(f"--cpu={limits.cpu_seconds}")
+        options.append(f"--cpu={limits.cpu_seconds}:{limits.cpu_seconds + 1}")
     release = [int(part) for part in re.findall(r"\d+", platform.release())[:2]]
     if release >= [5, 14]:  # before, what the user runs elsewhere counts, too
         options.append(f"--nproc={limits.processes}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ from glm4.sandbox.launch import SandboxProcess, unavailable
 from glm4.sandbox.limits import Limits
 
 _MAX_TEXT_CHARS = 1000
+_TOO_LONG = "it took too long"
 _PART_NBYTES = 1 << 16
+# What the watcher ended it for.
+_CAUSES = {"cpu": "time", "memory": "memory"}
 
 
 def run_function(
@@ -33,7 +37,7 @@ def run_function(
     Args:
         name: "module:function" of bytes that returns bytes, in this package or one of `packages`.
         argument: passed to it.
-        seconds: it may take, its start included.
+        seconds: it may take.
         packages: it needs besides; those beside this package are there anyway.
         max_nbytes: of the result.
 
@@ -48,12 +52,15 @@ def run_function(
     if reason is not None:
         raise SandboxUnavailableError(reason)
     code = f"import sys; sys.path[:] = {sys.path!r}; from glm4.sandbox.function_main import main; main({name!r})"
-    deadline = time.monotonic() + seconds
     with SandboxProcess.start(
         [sys.executable, "-I", "-c", code], mounts=own_mounts(packages), limits=limits or Limits()
     ) as process:
+        deadline = time.monotonic() + seconds
         output, text = _exchange(process, argument, deadline, HEADER.size + max_nbytes)
-        status = process.wait(max(1.0, deadline - time.monotonic()))
+        try:
+            status = process.wait(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:  # it closed its outputs, and goes on
+            raise SandboxError("time", _TOO_LONG) from None
         return _result(output, text, status, process.exceeded)
 
 
@@ -72,7 +79,7 @@ def _exchange(process: SandboxProcess, argument: bytes, deadline: float, max_nby
         events = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
         if not events:
             process.kill()
-            raise SandboxError("time", "it took too long")
+            raise SandboxError("time", _TOO_LONG)
         for handle, _ in events:
             if handle not in outputs:
                 waiting = _write(process, waiting)
@@ -104,7 +111,9 @@ def _write(process: SandboxProcess, waiting: memoryview) -> memoryview:
 
 def _result(output: bytes, text: bytes, status: int, exceeded: str | None) -> bytes:
     if exceeded is not None:
-        raise SandboxError("time" if exceeded == "cpu" else "memory", f"it used too much: {exceeded}")
+        raise SandboxError(_CAUSES.get(exceeded, "failure"), f"it used too much: {exceeded}")
+    if status == 128 + signal.SIGXCPU:
+        raise SandboxError("time", _TOO_LONG)
     if len(output) >= HEADER.size:
         kind, nbytes = HEADER.unpack_from(output)
         if kind == DONE and len(output) == HEADER.size + nbytes:

@@ -37,7 +37,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from glm4.errors import SandboxError, SandboxUnavailableError
-from glm4.sandbox.command import Descriptors, bubblewrap_command, sandbox_user
+from glm4.sandbox.command import GO, Descriptors, bubblewrap_command
+from glm4.sandbox.control_group import ControlGroup
 from glm4.sandbox.diagnosis import explain
 from glm4.sandbox.limits import Limits, Mount
 from glm4.sandbox.seccomp import ARCHITECTURES, filter_program
@@ -82,7 +83,8 @@ class SandboxProcess:
         """Run a program.
 
         Args:
-            command: the program and its arguments; found by the PATH inside.
+            command: the program and its arguments; found by the PATH inside. One that is not there ends with status
+                127 and a line on standard error.
             mounts: what it sees beside /usr. Writable ones must belong to the user of the sandbox
                 (`give_to_sandbox`).
             environment: its variables, beside PATH, HOME and LANG.
@@ -174,20 +176,24 @@ def _start(
         descriptors.opened += [ready, tell]
         extra = ["--block-fd", str(ready), "--info-fd", str(tell), "--seccomp", descriptors.file(filter_program())]
         run = bubblewrap_command(command, mounts, environment, limits, working_directory, descriptors, extra)
-        user = sandbox_user() if run[0].endswith("bwrap") else None  # else it changes the user itself
         process = subprocess.Popen(  # noqa: S603  # that is what this is for
             run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, cwd="/", pass_fds=descriptors.opened,
             start_new_session=True,
-            user=user, group=user, extra_groups=None if user is None else [],
         )  # fmt: skip
         descriptors.close()
+        tree = None
         try:
             tree = _tree(process, told, limits, mounts)
             if not _go_on(go, tree):
                 raise _failed(process)
+            assert process.stdin is not None  # noqa: S101
+            with suppress(BrokenPipeError):  # it could not even run the shell; its status tells
+                process.stdin.write(GO)
         except BaseException:
             _end(process, None)
+            if tree is not None:
+                tree.watch()  # which ends with it
             raise
         tree.watch()
         return process, tree
@@ -205,7 +211,8 @@ def _tree(process: subprocess.Popen[bytes], told: int, limits: Limits, mounts: S
     except (ValueError, KeyError):
         raise _failed(process) from None
     try:
-        tree = ProcessTree(pid, limits, [mount.source.resolve() for mount in mounts if mount.writable])
+        folders = [mount.source.resolve() for mount in mounts if mount.writable]
+        tree = ProcessTree(pid, limits, folders, ControlGroup.join(pid, limits))
         with suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:  # noqa: PTH123
             file.write("1000")  # where memory runs out, the sandbox ends, not the process with the model
     except ProcessLookupError:

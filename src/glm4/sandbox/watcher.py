@@ -19,12 +19,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from glm4.sandbox.control_group import ControlGroup
 from glm4.sandbox.disk import usage
 from glm4.sandbox.limits import Limits
 
 _INTERVAL, _IDLE_INTERVAL = 0.05, 0.25
 # A look at the disk may take long: at most this part of the time.
 _DISK_SHARE = 0.1
+_MAX_FAILURES = 20
 _MAX_SCRATCH_FILES = 1 << 16
 _SCRATCH = ("tmp", "dev/shm")  # inside
 
@@ -35,17 +37,21 @@ class ProcessTree:
     Args:
         pid: the first process inside, which waits for a sign to go on.
         folders: sources of writable mounts.
+        group: that the first process has joined.
 
     Attributes:
-        exceeded: the limit for which the tree was ended: "memory", "processes", "cpu" or "disk"; None if for none.
+        exceeded: the limit for which the tree was ended: "memory", "processes", "cpu", "disk", or
+            "unwatched" if the system does not let this process see them; None if for none.
         gone: set once no process is left.
     """
 
-    def __init__(self, pid: int, limits: Limits, folders: Sequence[Path]) -> None:
+    def __init__(
+        self, pid: int, limits: Limits, folders: Sequence[Path] = (), group: ControlGroup | None = None
+    ) -> None:  # fmt: skip
         self.pid = pid
         self.exceeded: str | None = None
         self.gone = threading.Event()
-        self._limits, self._folders = limits, folders
+        self._limits, self._folders, self._group = limits, folders, group
         self._handle = os.pidfd_open(pid)
         self._lock = threading.Lock()
         self._look_at_disk = 0.0
@@ -89,15 +95,23 @@ class ProcessTree:
     def _watch(self) -> None:
         poll = select.poll()
         poll.register(self._handle, select.POLLIN)
-        interval, before = _INTERVAL, 0.0
+        interval, before, failures = _INTERVAL, 0.0, 0
         while not poll.poll(interval * 1000):
-            with suppress(OSError, ValueError):  # they come and go
+            try:
                 exceeded, used = self._look()
-                if exceeded is not None:
-                    self.exceeded = exceeded
-                    self.kill()
-                interval = _INTERVAL if used > before or exceeded else _IDLE_INTERVAL
-                before = used
+                failures = 0
+            except (OSError, ValueError):  # it ends just now, or it cannot be watched
+                failures += 1
+                exceeded, used = "unwatched" if failures > _MAX_FAILURES else None, 0.0
+            if exceeded is not None:
+                self.exceeded = exceeded
+                self.kill()
+            interval = _INTERVAL if used > before or exceeded or failures else _IDLE_INTERVAL
+            before = used
+        if self._group is not None:
+            if self.exceeded is None and self._group.out_of_memory:
+                self.exceeded = "memory"
+            self._group.remove()
         with self._lock:
             self.gone.set()
             os.close(self._handle)
@@ -117,7 +131,7 @@ class ProcessTree:
             exact = sum(self._shared_fairly(pid) for pid in pids)
             if exact + scratch > limits.memory_nbytes:
                 return "memory", seconds
-        if count > 2 * limits.processes + 16:  # where the kernel counts itself, it refuses the first too many
+        if count > limits.processes + 16:  # where the kernel counts itself, it refuses the first too many
             return "processes", seconds
         if limits.cpu_seconds is not None and seconds > limits.cpu_seconds:
             return "cpu", seconds
