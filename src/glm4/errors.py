@@ -20,9 +20,13 @@ Glm4Error
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
+├── ToolServerError          an MCP server cannot be started or reached, or broke; says which one and why
 ├── ClusterError             a Ray cluster cannot be reached, or what runs on it failed; says where and why
+├── ToolError                a function or a file of them cannot be a tool; says what to change
 ├── MissingExtraError        an optional package is missing or has a version that does not work; says what to do
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
+├── SandboxError             what ran in a sandbox failed or broke a limit; `.cause` says which
+│   └── SandboxUnavailableError  there is no sandbox here; says what to install or which setting is missing
 ├── StoreError               the response store's file cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
 
@@ -136,8 +140,16 @@ class OutOfMemoryError(Glm4Error):
     """The weights or the KV cache do not fit into memory."""
 
 
+class ToolServerError(Glm4Error):
+    """An MCP server cannot be started or reached, or broke."""
+
+
 class ClusterError(Glm4Error):
     """A Ray cluster cannot be reached, or its processes cannot do the work."""
+
+
+class ToolError(Glm4Error):
+    """A function, or a file of functions, cannot be offered as a tool."""
 
 
 class MissingExtraError(Glm4Error):
@@ -164,6 +176,27 @@ class RemoteUnavailableError(RemoteError):
 
 class KernelError(Glm4Error):
     """No usable compute kernel."""
+
+
+class SandboxError(Glm4Error):
+    """What ran in a sandbox failed, or broke a limit.
+
+    Attributes:
+        cause: "time", "memory" or "failure"; "unavailable" if it could not start.
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class SandboxUnavailableError(SandboxError):
+    """There is no sandbox on this machine; says what to install or which setting is missing."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unavailable", message)
 
 
 class StoreError(Glm4Error):

@@ -218,8 +218,10 @@ class Sequence:
 
     def _end_ids(self) -> NDArray[np.int64]:
         """Ids that are allowed wherever a grammar's text is complete."""
-        ids = set(self.request.params.stop_token_ids)
-        return np.fromiter(ids if self.request.params.ignore_eos else ids | self.request.stop_ids, np.int64)
+        constraint, ids = self.request.constraint, set(self.request.params.stop_token_ids)
+        if not self.request.params.ignore_eos:
+            ids |= self.request.stop_ids if constraint is None else self.request.stop_ids - constraint.own_ends
+        return np.fromiter(ids, np.int64)
 
     def report(self) -> GenerationOutput:
         """Everything new since the last output."""

@@ -1,8 +1,6 @@
 """`ResponseStore`: stored responses in SQLite, for one thread; `ThreadedResponseStore` is its asynchronous form.
 
-A commit is on disk before a method returns (write-ahead log, synchronous=FULL): what a client was told is stored
-survives a crash of the process or the machine. Several processes may share a file. Anyone who can read the file can
-read the conversations, so only its owner can read it; it is not encrypted.
+What a client was told is stored survives a crash of the process or the machine (see `system.sqlite_file`).
 
 A response belongs to the key it was made with (`owner`, see `identity.key_id`); for others it does not exist.
 """
@@ -10,26 +8,22 @@ A response belongs to the key it was made with (`owner`, see `identity.key_id`);
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm4.errors import InvalidRequestError, StoreError
 from glm4.server.stores.thread import OwnThread, on_thread
+from glm4.system.sqlite_file import Schema, SqliteFile
 
-_APPLICATION_ID = 0x474C4D34  # "GLM4", in the header of the file
-_VERSION = 2
 MAX_CHAIN = 1000
 """Responses of one conversation, each continuing the one before."""
 MAX_CHAIN_BYTES = 64 << 20
-_WAIT_SECONDS = 30.0
 
-_SCHEMA = """
+_STATEMENTS = """
 CREATE TABLE responses (
     id TEXT PRIMARY KEY,
     previous TEXT,           -- the response this one continues
@@ -54,6 +48,13 @@ CREATE TRIGGER changed AFTER UPDATE OF bytes ON responses
     BEGIN UPDATE total SET bytes = bytes + new.bytes - old.bytes; END;
 CREATE TRIGGER removed AFTER DELETE ON responses BEGIN UPDATE total SET bytes = bytes - old.bytes; END;
 """
+
+_SCHEMA = Schema(
+    application_id=0x474C4D34,  # "GLM4"
+    version=2,
+    statements=_STATEMENTS,
+    upgrades={1: "ALTER TABLE responses ADD COLUMN owner TEXT NOT NULL DEFAULT ''"},
+)
 
 _WRITE = """
 INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
@@ -104,57 +105,29 @@ class ResponseStore:
         *,
         shares_old: bool = True,
     ) -> None:
-        self._path = path
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._clock = clock
         self._shares_old = shares_old
-        if path is not None:
-            _make_private(path)
-        with self._errors("opened"):
-            self._connection = sqlite3.connect(path or ":memory:", timeout=_WAIT_SECONDS, isolation_level=None)
-            try:
-                self._open()
-            except BaseException:
-                self._connection.close()
-                raise
-
-    def _open(self) -> None:
-        run = self._connection.execute
-        (check,) = run("PRAGMA quick_check(1)").fetchone()
-        if check != "ok":
-            raise sqlite3.DatabaseError(check)
-        for setting in (
-            *("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"),
-            "journal_size_limit = 4194304",
-        ):
-            run(f"PRAGMA {setting}").fetchone()
-        with self._transaction():
-            belongs = run("PRAGMA application_id").fetchone() + run("PRAGMA user_version").fetchone()
-            if run("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                # One statement at a time: executescript would commit the transaction under way.
-                for statement in _SCHEMA.split(";\n"):
-                    run(statement)
-                run(f"PRAGMA application_id = {_APPLICATION_ID}")
-                run(f"PRAGMA user_version = {_VERSION}")
-            elif belongs == (_APPLICATION_ID, 1):
-                run("ALTER TABLE responses ADD COLUMN owner TEXT NOT NULL DEFAULT ''")
-                run(f"PRAGMA user_version = {_VERSION}")
-            elif belongs != (_APPLICATION_ID, _VERSION):
-                raise sqlite3.DatabaseError("it belongs to another program or version")
-            self._purge()
-            self._end_interrupted()
+        self._file = SqliteFile(path, _SCHEMA, "the stored responses")
+        try:
+            with self._file.errors("opened"), self._file.transaction():
+                self._purge()
+                self._end_interrupted()
+        except BaseException:
+            self._file.close()
+            raise
 
     def get(self, response_id: str, owner: str = "") -> StoredResponse | None:
         """A response, or None."""
-        with self._errors("read"):
+        with self._file.errors("read"):
             row = self._row(response_id, owner)
         return None if row is None else StoredResponse(*map(json.loads, row))
 
     def size(self, response_id: str, owner: str = "") -> int:
         """Bytes of a response's text; 0 if there is no such response."""
-        with self._errors("read"):
-            row = self._connection.execute(
+        with self._file.errors("read"):
+            row = self._file.run(
                 "SELECT length(CAST(body AS BLOB)) + length(CAST(input AS BLOB)) FROM responses"
                 " WHERE id = ? AND used >= ? AND owner IN (?, ?)",
                 (response_id, self._oldest(), *self._owners(owner)),
@@ -168,8 +141,8 @@ class ResponseStore:
 
     def output_item(self, item_id: str, owner: str = "") -> dict[str, Any] | None:
         """An item of a response's output, or None."""
-        with self._errors("read"):
-            row = self._connection.execute(
+        with self._file.errors("read"):
+            row = self._file.run(
                 "SELECT body FROM items JOIN responses ON responses.id = response"
                 " WHERE items.id = ? AND used >= ? AND owner IN (?, ?)",
                 (item_id, self._oldest(), *self._owners(owner)),
@@ -185,14 +158,14 @@ class ResponseStore:
         Raises:
             StoreError: it cannot be written, or is larger than the whole store may be.
         """
-        with self._errors("written"), self._transaction():
+        with self._file.errors("written"), self._file.transaction():
             self._purge()
             self._write(body, _json(items), owner)
 
     def finish(self, body: dict[str, Any]) -> bool:
         """Store the end of a response that was stored unfinished; False if it was deleted in the meantime."""
-        with self._errors("written"), self._transaction():
-            row: tuple[str, str] | None = self._connection.execute(
+        with self._file.errors("written"), self._file.transaction():
+            row: tuple[str, str] | None = self._file.run(
                 "SELECT input, owner FROM responses WHERE id = ? AND used >= ?", (body["id"], self._oldest())
             ).fetchone()
             if row is not None:
@@ -201,20 +174,20 @@ class ResponseStore:
 
     def delete(self, response_id: str, owner: str = "") -> bool:
         """Delete a response; False if it did not exist."""
-        with self._errors("written"), self._transaction():
+        with self._file.errors("written"), self._file.transaction():
             known = self._row(response_id, owner) is not None
             if known:
-                self._connection.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+                self._file.run("DELETE FROM responses WHERE id = ?", (response_id,))
         return known
 
     def close(self) -> None:
         """Close the file; the write-ahead log is merged into it."""
-        self._connection.close()
+        self._file.close()
 
     # Inside a transaction
 
     def _row(self, response_id: str, owner: str) -> tuple[str, str] | None:
-        row: tuple[str, str] | None = self._connection.execute(
+        row: tuple[str, str] | None = self._file.run(
             "SELECT body, input FROM responses WHERE id = ? AND used >= ? AND owner IN (?, ?)",
             (response_id, self._oldest(), *self._owners(owner)),
         ).fetchone()
@@ -235,74 +208,37 @@ class ResponseStore:
                 f"a response of {size} bytes is larger than the store's limit ({self._max_bytes} bytes); "
                 "raise the limit, or send store: false"
             )
-        run, now, previous = self._connection.execute, self._clock(), body["previous_response_id"]
+        run, now, previous = self._file.run, self._clock(), body["previous_response_id"]
         run(_WRITE, (body["id"], previous, body["status"], now, size, given, text, owner))
         run(_TOUCH, (previous, MAX_CHAIN, now))
         rows = [(item["id"], body["id"]) for item in body["output"]]
-        self._connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", rows)
+        self._file.connection.executemany("INSERT OR IGNORE INTO items VALUES (?, ?)", rows)
         self._shrink(body["id"])
 
     def _purge(self) -> None:
-        self._connection.execute("DELETE FROM responses WHERE used < ?", (self._oldest(),))
+        self._file.run("DELETE FROM responses WHERE used < ?", (self._oldest(),))
 
     def _shrink(self, newest: str) -> None:
         """Drop the responses unused for the longest time until the rest fits."""
-        (total,) = self._connection.execute("SELECT bytes FROM total").fetchone()
+        (total,) = self._file.run("SELECT bytes FROM total").fetchone()
         gone = []
         with closing(
-            self._connection.execute("SELECT id, bytes FROM responses WHERE id != ? ORDER BY used, rowid", (newest,))
+            self._file.run("SELECT id, bytes FROM responses WHERE id != ? ORDER BY used, rowid", (newest,))
         ) as oldest:
             for response_id, size in oldest:
                 if total <= self._max_bytes:
                     break
                 gone.append((response_id,))
                 total -= size
-        self._connection.executemany("DELETE FROM responses WHERE id = ?", gone)
+        self._file.connection.executemany("DELETE FROM responses WHERE id = ?", gone)
 
     def _end_interrupted(self) -> None:
         """Mark responses that a dead process was writing as failed."""
         reason = {"code": "server_error", "message": "the server stopped before this response was complete"}
-        interrupted = self._connection.execute("SELECT id, body FROM responses WHERE status = 'in_progress'").fetchall()
+        interrupted = self._file.run("SELECT id, body FROM responses WHERE status = 'in_progress'").fetchall()
         for response_id, text in interrupted:
             body = _json({**json.loads(text), "status": "failed", "error": reason})
-            self._connection.execute(
-                "UPDATE responses SET status = 'failed', body = ? WHERE id = ?", (body, response_id)
-            )
-
-    @contextmanager
-    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        with self._connection:  # commits, or rolls back
-            self._connection.execute(f"BEGIN {kind}")
-            yield
-
-    @contextmanager
-    def _errors(self, done: str) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            where = self._path or "in memory"
-            if isinstance(error, sqlite3.OperationalError):
-                advice = "make sure that the disk has room and that nothing else locks the file"
-            else:
-                advice = (
-                    f"move {where} away, together with {where}-wal and {where}-shm if they exist, to start with an "
-                    "empty store, or restore a backup"
-                )
-            raise StoreError(f"the stored responses ({where}) cannot be {done}: {error}; {advice}") from error
-
-
-def _make_private(path: Path) -> None:
-    """Create the file, for its owner only; SQLite gives the files beside it the same permissions."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        if path.stat().st_mode & 0o077:
-            path.chmod(0o600)
-    except OSError as error:
-        raise StoreError(
-            f"the stored responses ({path}) cannot be opened: {error.strerror}; "
-            "name a file this user may read and write"
-        ) from None
+            self._file.run("UPDATE responses SET status = 'failed', body = ? WHERE id = ?", (body, response_id))
 
 
 def _json(value: Any) -> str:

@@ -1,0 +1,53 @@
+"""The tables of `SessionStore`. Conversations are trees: a message's parent is the message it answers."""
+
+from glm4.system.sqlite_file import Schema
+
+_STATEMENTS = """
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY,
+    owner TEXT NOT NULL,         -- key it was made with; for others it does not exist
+    title TEXT NOT NULL,
+    system TEXT NOT NULL,        -- the user's instructions
+    model TEXT NOT NULL,
+    params TEXT NOT NULL,        -- JSON: sampling options and tools
+    leaf TEXT,                   -- last message of the branch that is shown
+    pinned INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL,
+    updated REAL NOT NULL
+);
+CREATE INDEX conversations_by_update ON conversations (owner, pinned DESC, updated DESC);
+CREATE TABLE messages (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    parent TEXT REFERENCES messages (id) ON DELETE CASCADE,
+    role TEXT NOT NULL,          -- user or assistant
+    status TEXT NOT NULL,        -- running, completed, stopped, limit, error, interrupted
+    model TEXT NOT NULL,
+    messages TEXT NOT NULL,      -- JSON: what the model reads of it, in OpenAI's form
+    parts TEXT NOT NULL,         -- JSON: what people see of it
+    sources TEXT NOT NULL,       -- JSON: numbered sources it added
+    usage TEXT NOT NULL,         -- JSON
+    body TEXT NOT NULL,          -- visible text, to be searched
+    created REAL NOT NULL
+);
+CREATE INDEX messages_by_conversation ON messages (conversation, number);
+CREATE INDEX messages_by_parent ON messages (parent);
+CREATE TABLE files (
+    sha256 TEXT NOT NULL,
+    conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+    file TEXT NOT NULL,          -- JSON: StoredFile
+    PRIMARY KEY (conversation, sha256)
+) WITHOUT ROWID;
+CREATE INDEX files_by_content ON files (sha256);
+CREATE VIRTUAL TABLE found USING fts5 (body, content = 'messages', content_rowid = 'number', tokenize = 'trigram');
+CREATE TRIGGER message_added AFTER INSERT ON messages BEGIN
+    INSERT INTO found (rowid, body) VALUES (new.number, new.body); END;
+CREATE TRIGGER message_changed AFTER UPDATE OF body ON messages BEGIN
+    INSERT INTO found (found, rowid, body) VALUES ('delete', old.number, old.body);
+    INSERT INTO found (rowid, body) VALUES (new.number, new.body); END;
+CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
+    INSERT INTO found (found, rowid, body) VALUES ('delete', old.number, old.body); END;
+"""
+
+SCHEMA = Schema(application_id=0x474C4D35, version=1, statements=_STATEMENTS)  # "GLM5": not the store of responses
