@@ -17,7 +17,6 @@ from glm4.documents.loading import checked_document, load_document, render_page
 from glm4.errors import InvalidRequestError, MissingExtraError
 from glm4.system.helper import Limits
 
-
 pytestmark = pytest.mark.thorough
 
 
