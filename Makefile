@@ -47,7 +47,7 @@ chat: $(VENV)/.core ## talk to a model: make chat [MODEL=starter] [PROMPT="..."]
 	@$(BIN)/glm4 chat -m '$(MODEL)' $(if $(PROMPT),"$$PROMPT") $(ARGS)
 
 test-fast: $(VENV)/.dev ## run the tests of every commit, in 2 minutes: no server, no starter model, no calibration
-	$(BIN)/python -m pytest -n $(JOBS) -m "not ($(ELSEWHERE) or slow or thorough or starter or smoke)" \
+	$(BIN)/python -m pytest -n $(JOBS) -m "not ($(ELSEWHERE) or slow or thorough or starter or smoke or tools)" \
 		$(UNHURRIED:%=--ignore=tests/%) $(ARGS)
 
 test: $(VENV)/.dev ## run the tests, in 10 minutes: make test [ARGS="-k parity"] [JOBS=2]

@@ -24,6 +24,8 @@ Glm4Error
 ├── ClusterError             a Ray cluster cannot be reached, or what runs on it failed; says where and why
 ├── MissingExtraError        an optional package is missing or has a version that does not work; says what to do
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
+├── SandboxError             what ran in a sandbox failed or broke a limit; `.cause` says which
+│   └── SandboxUnavailableError  there is no sandbox here; says what to install or which setting is missing
 ├── StoreError               the response store's file cannot be opened, read or written
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
 
@@ -169,6 +171,27 @@ class RemoteUnavailableError(RemoteError):
 
 class KernelError(Glm4Error):
     """No usable compute kernel."""
+
+
+class SandboxError(Glm4Error):
+    """What ran in a sandbox failed, or broke a limit.
+
+    Attributes:
+        cause: "time", "memory" or "failure"; "unavailable" if it could not start.
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class SandboxUnavailableError(SandboxError):
+    """There is no sandbox on this machine; says what to install or which setting is missing."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__("unavailable", message)
 
 
 class StoreError(Glm4Error):

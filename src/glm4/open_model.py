@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -44,6 +45,10 @@ class ModelOptions(TypedDict, total=False):
     max_adapters: int
     adapter_memory: int
     picture_cache_memory: int
+    kv_store: str | os.PathLike[str] | None
+    kv_store_bytes: int
+    kv_store_dtype: str
+    kv_store_min: int
     # TransformersOptions, beside those that it shares with LocalOptions
     device: str
     # RemoteOptions
@@ -157,23 +162,28 @@ def _open_local(
     cached = cache.find(options.wanted, variant)
     if cached is not None:
         try:
-            backend, processor = _load(cached, row, options, images, progress)
+            backend, processor = _load(cached, path, row, options, images, progress)
             return OpenModel(backend, processor, cached)
         except (CheckpointError, TokenizerError):  # damaged on disk: rebuild it from the original
             discard(cached.path)
     checkpoint = open_checkpoint(path, variant=variant)
-    backend, processor = _load(checkpoint, row, options, images, progress)
+    backend, processor = _load(checkpoint, path, row, options, images, progress)
     kept = cache.keep(checkpoint, processor.tokenizer, backend.model, backend.execution.dtype)
     return OpenModel(backend, processor, checkpoint, kept)
 
 
 def _load(
-    checkpoint: Checkpoint, row: BackendRow, options: LocalOptions, images: ImageOptions, progress: Progress | None
+    checkpoint: Checkpoint,
+    source: Path,
+    row: BackendRow,
+    options: LocalOptions,
+    images: ImageOptions,
+    progress: Progress | None,
 ) -> tuple[LocalBackend, Processor]:
     try:
         processor = Processor.load(checkpoint, images)
         banned = processor.tokenizer.unnamed_ids(checkpoint.config.vocab_size)
-        return row.backend_class().load(checkpoint, options, banned, progress), processor
+        return row.backend_class().load(checkpoint, options, banned, progress, source), processor
     except BaseException:
         checkpoint.close()
         raise

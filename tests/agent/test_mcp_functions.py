@@ -19,7 +19,9 @@ from glm4.agent.mcp.connection import MAX_TOOLS
 from glm4.agent.mcp.functions import MAX_DESCRIPTION, MAX_SCHEMA, MAX_SCHEMAS, Names, functions, prefix
 from glm4.agent.mcp.tools import McpTool, open_mcp
 from glm4.agent.tool import Function, Invocation
+from glm4.agent.toolbox import ToolServices, open_tools
 from glm4.chat.call_grammar import callables
+from glm4.errors import InvalidRequestError
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
 from hostile_grammars import HOSTILE
@@ -196,8 +198,8 @@ def test_only_allowed_tools_are_offered_and_run() -> None:
         assert [function.name for function in tool.functions] == ["raw__ok", "raw__hang"]
         assert (tool.approval, tool.approval_of("raw__ok"), tool.approval_of("raw__hang")) == ("ask", "always", "ask")
         assert tool.approval_of("raw__slow") == "never"
-        assert said(call_tool(tool, "raw__slow")) == "mcp:raw has no function raw__slow"
-        assert said(call_tool(tool, "raw__crash")) == "mcp:raw has no function raw__crash"
+        assert said(call_tool(tool, "slow")) == "mcp:raw has no function raw__slow"
+        assert said(call_tool(tool, "crash")) == "mcp:raw has no function raw__crash"
 
 
 def test_what_the_user_is_asked_is_one_short_line() -> None:
@@ -231,3 +233,22 @@ def test_opening_starts_nothing() -> None:
     assert [tool.name for tool in tools] == ["mcp:a b", "mcp:a_b"]
     assert all(isinstance(tool, McpTool) for tool in tools)
     assert open_mcp([]) == []
+
+
+def test_the_toolbox_opens_a_server_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    chosen = raw("normal")
+    path.write_text(
+        json.dumps(
+            {"mcpServers": {"one": {"command": chosen.command, "args": chosen.args}, "two": {"command": "none"}}}
+        )
+    )
+    [tool] = open_tools(["mcp:one"], ToolServices(mcp_config=path))
+    assert isinstance(tool, McpTool)
+    try:
+        assert said(call_tool(tool, "ok")).startswith("ok ")
+        assert tool.approval_of("one__ok") == "ask"
+    finally:
+        tool.close()
+    with pytest.raises(InvalidRequestError, match="it has: mcp:one, mcp:two"):
+        open_tools(["mcp:three"], ToolServices(mcp_config=path))

@@ -62,13 +62,13 @@ def test_branches(tmp_path: Path) -> None:
     second = store.add(session.id, assistant("second", question.id))
     assert [m.id for m in store.branch(session.id)] == [question.id, second.id]
     assert [m.id for m in store.branch(session.id, leaf=first.id)] == [question.id, first.id]
-    store.change(session.id, leaf=first.id)
+    store.change(session.id, changes={"leaf": first.id})
     assert store.branch(session.id)[-1] == first
     assert len(store.messages(session.id)) == 3
     other, _ = talk(store, "elsewhere")
     for wrong in (other.leaf, "no such"):
         with pytest.raises(InvalidRequestError, match="no message"):
-            store.change(session.id, leaf=wrong)
+            store.change(session.id, changes={"leaf": wrong})
         with pytest.raises(InvalidRequestError, match="no message"):
             store.add(session.id, user("x", wrong))
         with pytest.raises(InvalidRequestError, match="no message"):
@@ -78,13 +78,13 @@ def test_branches(tmp_path: Path) -> None:
 def test_lists_pinned_ones_first_and_then_the_latest() -> None:
     store = open_store()
     ids = [talk(store, name)[0].id for name in "abc"]
-    store.change(ids[0], title="A" * 200, pinned=True)
+    store.change(ids[0], changes={"title": "A" * 200, "pinned": True})
     assert [s.id for s in store.sessions()] == [ids[0], ids[2], ids[1]]
     assert len(store.sessions()[0].title) == 80
     page = store.sessions(limit=2)
     assert [s.id for s in store.sessions(before=page[-1].updated)] == [ids[1]]
     with pytest.raises(TypeError, match="unknown change"):
-        store.change(ids[0], owner_="x")
+        store.change(ids[0], changes={"owner_": "x"})
 
 
 def test_others_conversations_do_not_exist() -> None:
@@ -97,7 +97,7 @@ def test_others_conversations_do_not_exist() -> None:
     assert store.file("aa", "me") is not None
     for call in (
         lambda: store.get(session.id, "you"), lambda: store.messages(session.id, "you"),
-        lambda: store.branch(session.id, "you"), lambda: store.change(session.id, "you", title="x"),
+        lambda: store.branch(session.id, "you"), lambda: store.change(session.id, "you", changes={"title": "x"}),
         lambda: store.delete(session.id, "you"), lambda: store.add(session.id, user("x", added[-1].id), "you"),
         lambda: store.files(session.id, "you"), lambda: as_document(store, session.id, "you"),
         lambda: store.add_file(session.id, StoredFile("bb", "b", "text/plain", 1), "you"),
@@ -156,7 +156,7 @@ def test_export_and_import_keep_everything() -> None:
     store, files = open_store(), Files()
     session, (question, _) = talk(store, "q", "first", owner="me")
     store.add(session.id, assistant("second", question.id), "me")
-    store.change(session.id, "me", leaf=question.id)
+    store.change(session.id, "me", changes={"leaf": question.id})
     store.add_file(session.id, files.put("a.txt", b"data"), "me")
     document = json.loads(json.dumps(as_document(store, session.id, "me", files)))
     other, theirs = open_store(), Files()

@@ -227,6 +227,8 @@ def test_a_stop_id_ends_a_grammar_where_its_text_is_complete_and_not_before(pair
 
 def test_a_constraint_of_somebody_else_is_refused(pair: Pair) -> None:
     class Own:
+        own_ends: frozenset[int] = frozenset()
+
         def start(self) -> Any:
             raise AssertionError
 

@@ -18,6 +18,7 @@ class Automaton:
     vocab_size: int
     edges: Mapping[int, Mapping[int, int]]
     accepting: frozenset[int]
+    own_ends: frozenset[int] = frozenset()
 
     def start(self) -> Walk:
         return Walk(self)
@@ -96,6 +97,7 @@ class Failing:
 
     automaton: Automaton
     after: int
+    own_ends: frozenset[int] = frozenset()
 
     def start(self) -> Walk:
         after = self.after

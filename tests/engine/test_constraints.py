@@ -117,6 +117,27 @@ def test_sampled_text_is_the_same_with_guesses_and_without() -> None:
         assert answers[0] == answers[1]
 
 
+def test_a_stop_id_of_the_grammars_own_comes_only_where_it_names_it() -> None:
+    """The likeliest token by far is such a stop id. Elsewhere another one ends the text, complete as it is."""
+    named, other, likely = STOP, STOP - 1, {STOP: 100.0, STOP - 1: 50.0}
+    anywhere = Automaton(VOCAB, {0: {1: 1}, 1: {1: 1}}, frozenset({0, 1}))
+    item = replace(guided("a", prompt(1, 5), anywhere, logit_bias=likely), stop_ids=frozenset({named, other}))
+    made = engine()
+    made.add_request(item)
+    assert run(made)["a"] == [named]
+    own = replace(anywhere, own_ends=frozenset({named}))
+    made = engine()
+    made.add_request(replace(item, constraint=own))
+    assert run(made)["a"] == [other]
+    made = engine()
+    made.add_request(replace(item, constraint=replace(own, edges={0: {1: 1, named: 2}, 1: {}, 2: {}})))
+    assert run(made)["a"] == [named]
+    asked = guided("a", prompt(1, 5), own, logit_bias=likely, stop_token_ids=[named])
+    made = engine()
+    made.add_request(asked)
+    assert run(made)["a"] == [named], "the caller's own stop ids end a text anywhere"
+
+
 def test_a_guess_that_does_not_fit_costs_nothing() -> None:
     """The prompt suggests a 2 behind two ones, and behind a 2 nothing may follow; but the model writes ones only."""
     dead_end = Automaton(VOCAB, {0: {1: 0, 3: 0, 2: 1}, 1: {}}, frozenset())

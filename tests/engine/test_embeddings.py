@@ -144,6 +144,8 @@ def test_a_text_may_fill_the_context_but_not_exceed_it() -> None:
 class Anything:
     """A grammar; nobody gets to ask it."""
 
+    own_ends: frozenset[int] = frozenset()
+
     def start(self) -> NoReturn:
         pytest.fail("an embedding follows no grammar")
 

@@ -7,6 +7,7 @@ preemptions and evictions; some with LoRA adapters, which come and go; some for 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -19,6 +20,7 @@ from test_engine import CONFIG, MODEL, finish, prompt, request, run
 
 from adapter_files import packed_adapter
 from glm4.engine.engine import Engine
+from glm4.engine.page_store import PageStore
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
 from glm4.kernels import int8_cache
@@ -31,10 +33,20 @@ Scores = tuple[TokenLogprobs | None, ...]
 ADAPTERS = {"one": packed_adapter(CONFIG, 1), "two": packed_adapter(CONFIG, 2)}
 
 
-def small_engine(pages: int, kv: str, *, caching: bool = True, **scheduler: int) -> Engine:
+def small_engine(
+    pages: int,
+    kv: str,
+    *,
+    caching: bool = True,
+    store: Callable[[KVCache], PageStore] | None = None,
+    **scheduler: int,
+) -> Engine:
     limit = min(pages * PAGE_SIZE, CONFIG.max_position_embeddings)
     cache = KVCache(CONFIG, pages, kv)
-    made = Engine(MODEL, cache, limit, SchedulerConfig(**scheduler), enable_prefix_caching=caching)
+    page_store = None if store is None else store(cache)
+    made = Engine(
+        MODEL, cache, limit, SchedulerConfig(**scheduler), enable_prefix_caching=caching, page_store=page_store
+    )
     for name, adapter in ADAPTERS.items():
         made.adapters.add(name, adapter)
     return made
@@ -123,6 +135,8 @@ def check_pages(made: Engine) -> None:
 class PageMachine(RuleBasedStateMachine):
     """Random requests, steps, aborts, preemptions and evictions."""
 
+    store: Callable[[KVCache], PageStore] | None = None
+
     @initialize(
         pages=st.integers(4, 14),
         seqs=st.integers(1, 6),
@@ -135,6 +149,7 @@ class PageMachine(RuleBasedStateMachine):
         self.engine = small_engine(
             pages,
             kv,
+            store=self.store,
             max_num_seqs=seqs,
             max_num_batched_tokens=chunk,
             max_prefill_beside_decode=chunk,

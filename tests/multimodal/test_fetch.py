@@ -12,11 +12,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from web_sites import CERTIFICATE, NAME, PICTURE, WAIT, Names, fetcher_of, head, names, page, redirect, refusal, site
 
 from glm4.errors import InvalidRequestError
 from glm4.multimodal.fetch import Fetched, Fetcher, FetchPolicy
 from glm4.version import __version__
+from web_sites import CERTIFICATE, NAME, PICTURE, WAIT, Names, fetcher_of, head, names, page, redirect, refusal, site
 
 # What is sent, and what comes back
 

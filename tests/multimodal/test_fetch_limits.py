@@ -10,9 +10,9 @@ import tracemalloc
 import zlib
 
 import pytest
-from web_sites import NAME, PICTURE, WAIT, drip, fetcher_of, flood, head, names, page, redirect, refusal, site
 
 from glm4.multimodal.fetch import Fetcher, FetchPolicy
+from web_sites import NAME, PICTURE, WAIT, drip, fetcher_of, flood, head, names, page, redirect, refusal, site
 
 
 def test_a_file_of_the_size_allowed_and_one_byte_more() -> None:

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 
-import public_network
 import pytest
+
+import public_network
 
 
 @pytest.mark.skipif(

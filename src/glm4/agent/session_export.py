@@ -69,7 +69,7 @@ def from_document(store: SessionStore, document: object, owner: str = "", files:
     for message in messages:
         store.add(made.id, message, owner)
     if leaf is not None:
-        store.change(made.id, owner, leaf=ids[leaf])
+        store.change(made.id, owner, {"leaf": ids[leaf]})
     for name, data, alt in contents if files is not None else ():
         assert files is not None  # noqa: S101  (for the type checker)
         store.add_file(made.id, files.put(name, data, alt=alt), owner)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from glm4.agent.files import StoredFile
@@ -22,6 +23,7 @@ from glm4.system.sqlite_file import SqliteFile
 
 Status = Literal["running", "completed", "stopped", "limit", "error", "interrupted"]
 MAX_TITLE = 80
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SHORTEST_INDEXED = 3  # characters of a query that the index of trigrams can find
 
 
@@ -151,7 +153,7 @@ class SessionStore:
             ).fetchall()
         return [_session(row) for row in rows]
 
-    def change(self, conversation: str, owner: str = "", **changes: Any) -> Session:
+    def change(self, conversation: str, owner: str = "", changes: Mapping[str, Any] = _NOTHING) -> Session:
         """Change `title`, `system`, `model`, `params`, `pinned` or `leaf`; returns the changed conversation.
 
         Raises:
@@ -161,6 +163,7 @@ class SessionStore:
         if unknown:
             raise TypeError(f"unknown change {sorted(unknown)[0]!r}")
         self.get(conversation, owner)
+        changes = dict(changes)
         if changes.get("leaf") is not None:
             self._message(conversation, changes["leaf"], "leaf")
         if "title" in changes:

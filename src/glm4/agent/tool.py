@@ -199,6 +199,14 @@ class Tool(ABC):
         """Whether this one of its functions may run without asking."""
         return self.approval
 
+    def add_file(self, name: str, data: bytes) -> str | None:
+        """A file of the user, for calls to use; the name by which they find it, or None if the tool takes no files.
+
+        Raises:
+            InvalidRequestError: it takes files, but not this one.
+        """
+        return None
+
     @property
     def parallel(self) -> bool:
         """Whether calls of one turn may run at the same time."""

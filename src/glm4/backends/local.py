@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,13 @@ from glm4.backends.table import BACKENDS
 from glm4.engine.engine import Engine
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import SchedulerConfig
-from glm4.errors import ModelClosedError, OutOfMemoryError
+from glm4.errors import InvalidRequestError, ModelClosedError, OutOfMemoryError
 from glm4.kernels import get_kernels
 from glm4.kernels.base import Kernels
+from glm4.loading.kv_folder import PageFolder
+from glm4.loading.kv_store import KVStore, check_store_dtype
 from glm4.loading.memory_estimate import Wanted, cache_size, choose_precision
+from glm4.loading.source_identity import source_identity
 from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, check_kv_dtype, page_nbytes
@@ -49,6 +53,11 @@ class LocalOptions:
         adapter_memory: bytes they may take in total.
         picture_cache_memory: bytes of what the vision tower made of pictures, kept so that another question about one
             does not need it; 0 keeps none. A picture of GLM-4V-9B takes 26 MB.
+        kv_store: folder that keeps the KV cache of long prompts, so that another question about the same text begins at
+            once, also after a restart; any number of processes may share it. None keeps it in memory only.
+        kv_store_bytes: what may lie there; the least recently used goes first.
+        kv_store_dtype: "int8" rounds what is kept, unless `kv_cache_dtype` is int8; "native" keeps every bit.
+        kv_store_min: tokens of the shortest prompt that is kept.
     """
 
     dtype: str = "auto"
@@ -64,10 +73,17 @@ class LocalOptions:
     max_adapters: int = 16
     adapter_memory: int = 2 << 30
     picture_cache_memory: int = 256 << 20
+    kv_store: str | os.PathLike[str] | None = None
+    kv_store_bytes: int = 10_000_000_000
+    kv_store_dtype: str = "int8"
+    kv_store_min: int = 512
 
     def __post_init__(self) -> None:
         check_numbers(self)
         check_kv_dtype(self.kv_cache_dtype, "kv_cache_dtype")
+        check_store_dtype(self.kv_store_dtype)
+        if self.kv_store is not None and not self.enable_prefix_caching:
+            raise InvalidRequestError("kv_store needs enable_prefix_caching", param="kv_store")
 
     @property
     def wanted(self) -> Wanted:
@@ -92,12 +108,18 @@ class LocalBackend:
         chosen: _Chosen,
         banned_ids: NDArray[np.int64],
         model_type: str = "glm",
+        place: _StorePlace | None = None,
     ) -> None:
         precision, kv_dtype, num_pages, max_model_len = chosen
         scheduler = SchedulerConfig(options.max_num_seqs, options.max_num_batched_tokens)
         if not options.speculation:
             scheduler = replace(scheduler, max_speculative_rows=0)
         cache = _kv_cache(model.config, num_pages, kv_dtype)
+        self._store = None
+        if place is not None:
+            facts = [place.source, precision, model.kernels.isa(), repr(model.config)]
+            rounds = options.kv_store_dtype == "int8"
+            self._store = KVStore(cache, place.folder, facts, round_pages=rounds, min_tokens=options.kv_store_min)
         self._engine: Engine | None = Engine(
             model,
             cache,
@@ -108,6 +130,7 @@ class LocalBackend:
             options.max_adapters,
             options.adapter_memory,
             options.picture_cache_memory,
+            self._store,
         )
         self._model_type = model_type
         self._adapter_format = "fp32" if precision == "fp32" else "bf16"
@@ -136,13 +159,18 @@ class LocalBackend:
         options: LocalOptions,
         banned_ids: NDArray[np.int64],
         progress: Progress | None = None,
+        source: Path | None = None,
     ) -> LocalBackend:
         """Load a checkpoint's weights and reserve the KV cache.
+
+        Args:
+            source: what the checkpoint was opened or made from, which a KV store needs to know.
 
         Raises:
             InvalidRequestError: the checkpoint is packed in another dtype than the requested one; or dtype is "stored"
                 and the checkpoint has no 4-bit tensors.
         """
+        place = _store_place(options, source)
         packed = checkpoint.packed
         if packed is not None:
             options = replace(options, dtype=packed_dtype(options.dtype, packed.precision))
@@ -151,14 +179,15 @@ class LocalBackend:
         model = load_model(checkpoint, precision, _kernels(options), progress)
         if not mapped:
             return_free_memory()  # slabs that were read and packed: up to 100 MB
-        return cls(model, options, chosen, banned_ids, checkpoint.model_type)
+        return cls(model, options, chosen, banned_ids, checkpoint.model_type, place)
 
     @classmethod
     def random(cls, config: ModelConfig, options: LocalOptions, seed: int = 0) -> LocalBackend:
         """A model with this configuration and random weights, for benchmarks."""
+        place = _store_place(options, f"random {seed}")
         precision, chosen = _choose(config, options)
         model = random_model(config, precision, _kernels(options), seed)
-        return cls(model, options, chosen, np.empty(0, np.int64), config.architecture)
+        return cls(model, options, chosen, np.empty(0, np.int64), config.architecture, place)
 
     @property
     def info(self) -> BackendInfo:
@@ -212,6 +241,8 @@ class LocalBackend:
         adapter = read_adapter(
             Path(path), config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room, layers=layers
         )
+        if self._store is not None:
+            _ = adapter.digest  # computed here, where nobody waits for a step
         table.add(name, adapter)
         return _adapter_info(name, adapter)
 
@@ -233,6 +264,8 @@ class LocalBackend:
         if engine is None:
             return
         engine.close()
+        if self._store is not None:
+            self._store.close()
         kernels = engine.model.kernels
         del engine
         # The threads belong to the process: another model that is open starts new ones with its next call.
@@ -258,6 +291,22 @@ class _Chosen(NamedTuple):
     kv_dtype: str
     num_pages: int
     max_model_len: int
+
+
+class _StorePlace(NamedTuple):
+    """Where a model's pages are kept, and what identifies the model there."""
+
+    folder: PageFolder
+    source: object
+
+
+def _store_place(options: LocalOptions, source: Path | str | None) -> _StorePlace | None:
+    if options.kv_store is None:
+        return None
+    identity = source_identity(source) if isinstance(source, Path) else source
+    if identity is None:
+        raise ValueError("a KV store needs the source of the model, to tell it from others")
+    return _StorePlace(PageFolder(Path(options.kv_store).expanduser(), options.kv_store_bytes), identity)
 
 
 def _kv_cache(config: ModelConfig, num_pages: int, kv_dtype: str) -> KVCache:

@@ -9,11 +9,11 @@ from glm4.errors import InvalidRequestError
 from glm4.system.cpus import MOST_THREADS
 
 _LEAST: Mapping[str, int] = MappingProxyType(
-    dict.fromkeys(("max_adapters", "adapter_memory", "picture_cache_memory", "max_retries"), 0)
+    dict.fromkeys(("max_adapters", "adapter_memory", "picture_cache_memory", "max_retries", "kv_store_min"), 0)
     | dict.fromkeys(
         (
-            "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "num_threads",
-            "tensor_parallel_size", "pipeline_parallel_size",
+            "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory", "kv_store_bytes",
+            "num_threads", "tensor_parallel_size", "pipeline_parallel_size",
         ),
         1,
     )

@@ -28,6 +28,9 @@ JSON_OPTIONS: Mapping[str, Any] = {
 # Once small models start calling tools, they do not know when to stop.
 MAX_CALLS = 16
 
+# The library follows all openings of calls at once, and gives up between 160 and 200.
+MAX_FREE_TOOLS = 128
+
 
 @dataclass(frozen=True)
 class CallableTool:
@@ -52,6 +55,57 @@ def marker(name: str, tokenizer: Tokenizer) -> str:
     """This token, or its spelling in ordinary tokens if the vocabulary has no token of that name."""
     token = tokenizer.added_tokens.get(name)
     return literal(name) if token is None else f"<[{token.id}]>"
+
+
+ANY = "/[^\\x1e]*/"
+"""Text of any kind; the character left out is what parsers see in place of a marker."""
+
+LINES = "/([^\\n\\x1e]*\\n)*/"
+"""Whole lines."""
+
+
+def free_text_rules(openings: Sequence[tuple[str, str, str]], committed: str) -> str:
+    """Lark rules for text that is free except where a call begins in it.
+
+    `text` matches text without a call, `called` text up to the end of a call, its first one. What opens a call may also
+    be text: whether it is, is decided by what follows. So a call has to fit once it is certain that it is one, and
+    everything else stays free.
+
+    Args:
+        openings: for each: a terminal that matches text, from the start of a line, up to the end of the opening; the
+            same from the end of an opening that was text; and the rule that has to follow if this is a call.
+        committed: a terminal: what makes a call of an opening that it follows. Calls begin with it.
+    """
+    # Openings are lazy: each ends the text as soon as it is complete, so no later text can contain it.
+    each = range(len(openings))
+    rules = [
+        "text: TEXT | opened others",
+        "others: (other)* OTHER_TEXT",
+        "called: " + " | ".join(f"called_{i}" for i in each),
+        "opened: " + " | ".join(f"opened_{i}" for i in each),
+        "other: " + " | ".join(f"other_{i}" for i in each),
+        f"TEXT: {ANY}",
+        f"COMMITTED: {committed} {ANY}",
+        f"OTHER_TEXT: {ANY} & ~COMMITTED",
+    ]
+    for i, (opening, later, following) in enumerate(openings):
+        rules += [
+            f"called_{i}: (opened_{i} | opened (other)* other_{i}) {following}",
+            f"opened_{i}[lazy]: OPENED_{i}",
+            f"OPENED_{i}: {opening}",
+            f"other_{i}[lazy]: OTHER_{i}",
+            f"LATER_{i}: {later}",
+            f"OTHER_{i}: LATER_{i} & ~COMMITTED",
+        ]
+    return "\n".join(rules)
+
+
+def takes_nothing(schema: Mapping[str, Any]) -> bool:
+    """Whether an enforceable schema certainly allows an empty object."""
+    return not schema.get("required") and schema.keys() <= _EMPTY_FITS
+
+
+_EMPTY_FITS = frozenset(("type", "properties", "required", "additionalProperties", "$defs", "definitions", "$schema"))
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ class ChatOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     """vLLM's name for `template_kwargs`."""
     adapter: str | None
+    constrain_calls: bool
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class ChatRequest:
             follows. The prompt then ends with that text, so `add_generation_prompt` is false.
         template_kwargs: extra variables for the chat template.
         adapter: name of the LoRA adapter to answer with.
+        constrain_calls: with tool_choice "auto": a call that the model begins is one of the offered tools, and its
+            arguments match their schema; text stays free. The docstrings of the dialects' `free_rules` say what calls
+            escape. Other choices, and an answer with `structured_outputs`, are constrained anyway.
     """
 
     messages: tuple[Message, ...]
@@ -63,6 +67,7 @@ class ChatRequest:
     continue_final_message: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     adapter: str | None = None
+    constrain_calls: bool = False
 
     @classmethod
     def of(
@@ -102,7 +107,13 @@ class ChatRequest:
             continue_final_message=continued,
             template_kwargs=options.get("template_kwargs") or options.get("chat_template_kwargs") or {},
             adapter=options.get("adapter"),
+            constrain_calls=options.get("constrain_calls", False),
         )
+
+    @property
+    def free_but_for_calls(self) -> bool:
+        """Whether nothing but its calls is asked of the answer: see `constrain_calls`."""
+        return self.constrain_calls and self.tool_choice.mode == "auto" and bool(self.offered_tools)
 
     @property
     def offered_tools(self) -> list[Tool]:
@@ -120,5 +131,7 @@ def _check_continued(turns: Sequence[Message], choice: ToolChoice, options: Chat
         raise InvalidRequestError(
             f"{name} needs a last message of the assistant with text alone; without one, leave {name} out", param=name
         )
+    if options.get("constrain_calls", False):
+        raise InvalidRequestError(f"{name} continues a text, which constrain_calls does not know", param=name)
     if choice.mode == "required":
         raise InvalidRequestError(f"{name} continues a text, but tool_choice asks for a call", param=name)

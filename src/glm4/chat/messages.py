@@ -26,6 +26,10 @@ class ToolCall:
     name: str
     arguments: str
 
+    def as_dict(self) -> dict[str, Any]:
+        """In OpenAI's form."""
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
 
 class _Content:
     """The descriptor behind `Message.content`: text or parts go in, parts come out."""
@@ -69,6 +73,22 @@ class Message:
     def text(self) -> str:
         """The text parts, joined with line breaks."""
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as `from_dict` reads it: OpenAI's form, and GLM-4's where that has none."""
+        raw: dict[str, Any] = {"role": self.role, "content": self.text}
+        if any(not isinstance(part, TextPart) for part in self.content):
+            raw["content"] = [part.as_dict() for part in self.content]
+        if self.reasoning is not None:
+            raw["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            raw["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        for key in ("tool_call_id", "metadata", "name"):
+            if getattr(self, key) is not None:
+                raw[key] = getattr(self, key)
+        if self.tools:
+            raw["tools"] = [dict(tool) for tool in self.tools]
+        return raw
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "message") -> Message:

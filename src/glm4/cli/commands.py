@@ -37,6 +37,7 @@ _RUN, _MODELS, _TERMINAL = "Run a model", "Manage models", "At the terminal"
 
 COMMANDS: dict[str, CommandRow] = {
     "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
+    "read": CommandRow("glm4.cli.read", _RUN, "Ask about files: PDF, Word, web pages and others; cites their pages."),
     "generate": CommandRow("glm4.cli.generate", _RUN, "Continue a text, without a chat template."),
     "serve": CommandRow("glm4.cli.serve", _RUN, "Serve models over HTTP: OpenAI's and Anthropic's APIs."),
     "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),
@@ -47,5 +48,6 @@ COMMANDS: dict[str, CommandRow] = {
     "quantize": CommandRow("glm4.cli.quantize", _MODELS, "Write a model as a smaller checkpoint that starts fast."),
     "export": CommandRow("glm4.cli.export", _MODELS, "Write a model as GGUF, for llama.cpp and Ollama."),
     "plan": CommandRow("glm4.cli.plan", _MODELS, "Estimate the memory a model needs, and whether it fits here."),
+    "tools": CommandRow("glm4.cli.tools", _MODELS, "Show which tools are ready; install what they need."),
     "completion": CommandRow("glm4.cli.completion", _TERMINAL, "Print a script that completes commands in your shell."),
 }

@@ -24,6 +24,7 @@ _OTHERS = {
     "--dtype": "--torch-dtype --precision",
     "--kv-dtype": "-ctk --cache-type-k -ctv --cache-type-v",
     "--kv-memory": "--kv-cache-memory-bytes",
+    "--kv-store": "--prompt-cache --slot-save-path --kv-transfer-config",
     "--max-num-seqs": "-np --parallel",
     "--lora": "--enable-lora --lora-modules --adapter",
     "--served-model-name": "-a --alias",

@@ -167,6 +167,61 @@ class EngineOptions(BackendOptions):
         ),
     ] = None
     num_threads: Threads = None
+    kv_store: Annotated[
+        str,
+        Option(
+            "--kv-store",
+            metavar="FOLDER",
+            panel=ENGINE,
+            help="Keep the KV cache of long prompts here, so that another question about one starts at once, even after"
+            " a restart.",
+        ),
+    ] = ""
+    kv_store_gb: Annotated[
+        float | None,
+        Option(
+            "--kv-store-gb",
+            metavar="GB",
+            panel=ENGINE,
+            min=0.001,
+            max=1e6,
+            help="What may lie there; the least recently used goes first. The default is 10.",
+        ),
+    ] = None
+    kv_store_dtype: Annotated[
+        str,
+        Option(
+            "--kv-store-dtype",
+            metavar="FORMAT",
+            panel=ENGINE,
+            help="int8 rounds what is kept there (the default), native keeps every bit; an int8 KV cache is never"
+            " rounded again.",
+        ),
+    ] = ""
+    kv_store_min: Annotated[
+        int | None,
+        Option(
+            "--kv-store-min",
+            metavar="TOKENS",
+            panel=ENGINE,
+            min=0,
+            help="Shortest prompt to keep there. The default is 512.",
+        ),
+    ] = None
+
+    def for_llm(self) -> dict[str, Any]:
+        """As `BackendOptions.for_llm`.
+
+        Raises:
+            UsageError: as there, or a store is described but not named.
+        """
+        given = super().for_llm()
+        for name in ("kv_store_gb", "kv_store_dtype", "kv_store_min"):
+            if name in given and "kv_store" not in given:
+                raise UsageError(f"--{name.replace('_', '-')} says how to keep the KV cache, but not where: --kv-store")
+        if "kv_store_gb" in given:
+            given["kv_store_bytes"] = int(given.pop("kv_store_gb") * 1e9)
+        return given
 
 
 def _object(option: str, text: str) -> dict[str, Any]:

@@ -36,7 +36,10 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
     ours = before_separator(args)
     words = [f"{word}={bare[word]}" if word in bare else word for word in ours] + args[len(ours) :]
     try:
-        found, rest = _parser(parameters, options).parse_known_args(words)
+        parser = _parser(parameters, options)
+        # A list of arguments may be interrupted by options.
+        several = any(parameter.is_list and not parameter.spellings for parameter in parameters)
+        found, rest = (parser.parse_known_intermixed_args if several else parser.parse_known_args)(words)
     except argparse.ArgumentError as error:  # too many or too few values; invalid ones are reported by `Declared.read`
         title = str(error.argument_name).split("/")[0]
         is_flag = any(title in parameter.spellings and parameter.kind is bool for parameter in parameters)
@@ -49,7 +52,7 @@ def read(function: Callable[..., None], args: list[str]) -> dict[str, Any]:
     groups: dict[tuple[str, type], dict[str, Any]] = {p.group: {} for p in parameters if p.group}
     for parameter in parameters:
         value = getattr(found, parameter.name)
-        value = parameter.from_environment() if value is None else value
+        value = parameter.from_environment() if value in (None, []) else value
         if value is not None:
             (groups[parameter.group] if parameter.group else arguments)[parameter.name] = value
         elif parameter.required:
@@ -69,7 +72,7 @@ def _parser(parameters: Iterable[Declared], options: Sequence[str]) -> argparse.
             action = "append" if parameter.is_list else "store"
             parser.add_argument(*parameter.spellings, dest=parameter.name, action=action, type=parameter.read)
         else:
-            nargs = None if parameter.required else "?"
+            nargs = "*" if parameter.is_list else None if parameter.required else "?"
             parser.add_argument(parameter.name, nargs=nargs, type=parameter.read).required = False
     if "--threads" in options:
         parser.add_argument(*_COPIES, type=_one)

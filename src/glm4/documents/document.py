@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["heading", "paragraph", "list", "table", "code", "caption", "note"]
 SEPARATOR = "\n\n"
@@ -26,6 +26,10 @@ class Block:
     kind: Kind = "paragraph"
     page: int | None = None
     level: int = 0
+
+    def as_list(self) -> list[Any]:
+        """[text, kind, page, level]: as JSON, without the names that a long document would repeat."""
+        return [self.text, self.kind, self.page, self.level]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Document:
     num_pages: int | None = None
     warnings: tuple[str, ...] = ()
     scanned: tuple[int, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, for stores; `stored_document.document_from_dict` is the way back."""
+        return {
+            "name": self.name, "media_type": self.media_type, "digest": self.digest, "title": self.title,
+            "num_pages": self.num_pages, "warnings": list(self.warnings), "scanned": list(self.scanned),
+            "blocks": [block.as_list() for block in self.blocks],
+        }  # fmt: skip
 
     @cached_property
     def text(self) -> str:

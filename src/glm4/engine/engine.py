@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.engine.adapters import AdapterTable
+from glm4.engine.page_store import PageStore, StoredPrefixes
 from glm4.engine.pictures import PictureEncoder, check_pictures
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest, check_request
@@ -40,6 +41,7 @@ class Engine:
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
         max_adapters, max_adapter_nbytes: limits on the number of loaded LoRA adapters and on their total bytes.
         picture_cache_nbytes: of what the vision tower made of pictures, kept for later requests.
+        page_store: keeps pages of this cache beyond it; needs prefix caching. The caller closes it.
 
     Attributes:
         adapters: the LoRA adapters that requests may name.
@@ -56,6 +58,7 @@ class Engine:
         max_adapters: int = 16,
         max_adapter_nbytes: int = 2 << 30,
         picture_cache_nbytes: int = 256 << 20,
+        page_store: PageStore | None = None,
     ) -> None:
         if max_model_len > cache.num_pages * PAGE_SIZE:
             raise ValueError(f"max_model_len {max_model_len} exceeds the cache's {cache.num_pages * PAGE_SIZE} tokens")
@@ -63,7 +66,8 @@ class Engine:
         self.cache = cache
         self.max_model_len = max_model_len
         self.prefix_cache = PrefixCache(cache, enable_prefix_caching)
-        self.scheduler = Scheduler(scheduler_config or SchedulerConfig(), self.prefix_cache)
+        self._stored = None if page_store is None else StoredPrefixes(page_store, self.prefix_cache)
+        self.scheduler = Scheduler(scheduler_config or SchedulerConfig(), self.prefix_cache, self._stored)
         self._banned_ids = np.empty(0, np.int64) if banned_ids is None else banned_ids
         self._sequences: dict[str, Sequence] = {}
         self._seconds = 0.0  # spent in the model in this step
@@ -127,7 +131,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing. May be called from any thread; the numbers are then only roughly simultaneous."""
-        scheduler, encoder = self.scheduler, self._encoder
+        scheduler, encoder, stored = self.scheduler, self._encoder, self._stored
         # Copies, because another thread may add and remove in the meantime.
         running = {s.request.adapter for s in list(scheduler.running) if s.request.adapter is not None}
         queue = [*scheduler.waiting, *(encoder.waiting if encoder is not None else ())]
@@ -148,6 +152,9 @@ class Engine:
             pictures_encoded=0 if encoder is None else encoder.num_encoded,
             picture_cache_hits=self._num_picture_hits,
             encoding=None if encoder is None else encoder.progress,
+            kv_store_hits=0 if stored is None else stored.num_read_tokens,
+            kv_store_pages_written=0 if stored is None else stored.store.num_written_pages,
+            kv_store_nbytes=0 if stored is None else stored.store.nbytes,
         )
 
     def step(self) -> list[GenerationOutput]:
@@ -158,6 +165,8 @@ class Engine:
         """
         self._seconds = 0.0
         self.scheduler.admit()
+        if self._stored is not None:
+            self._stored.read(self.scheduler.running)
         touched = self._begin_grammars()
         encoder = self._encoder
         encoding = encoder is not None and encoder.has_work(self.scheduler.waiting)
@@ -343,6 +352,8 @@ class Engine:
         if sequence.request.params.prompt_logprobs is not None:
             shared = sequence.pages[: sequence.num_shared_pages]
             self.prefix_cache.keep_scores(shared, first, sequence.prompt_logprobs)
+        if self._stored is not None:
+            self._stored.keep(sequence)
 
     def _score_prompt(self, item: ScheduledSequence, hidden: NDArray[np.float32]) -> None:
         """Record log-probabilities of the prompt ids that the rows of this chunk predict."""

@@ -47,6 +47,10 @@ class TokenMatcher(Protocol):
 class TokenConstraint(Protocol):
     """A compiled grammar over token ids; any number of sequences may follow it, each with its own matcher."""
 
+    @property
+    def own_ends(self) -> frozenset[int]:
+        """The model's stop ids that may come only where the grammar names them; the rest: where a text is complete."""
+
     def start(self) -> TokenMatcher:
         """A new matcher, at the start. Thread-safe."""
 
@@ -64,7 +68,8 @@ class GenerationRequest:
         adapter: name of a loaded LoRA adapter, or None for the model itself.
         pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` then has no effect.
         constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
-            are allowed only where the text is complete. If it cannot be followed further, the text ends with "length".
+            are allowed only where the text is complete (some of them only where the constraint names them). If it
+            cannot be followed further, the text ends with "length".
         structured_outputs: the uncompiled form, for a backend that compiles it; at most one of the two is given.
         group: the request that this is a sample of.
         max_running: samples of the group that may run at once; None does not limit them.
@@ -171,6 +176,9 @@ class EngineStats:
         pictures_encoded: pictures that went through the vision tower.
         picture_cache_hits: pictures of requests that did not have to, because what it made of them was still there.
         encoding: fraction of the picture in the tower that is done, now; None if there is none.
+        kv_store_hits: prompt tokens whose keys and values were read from the store of pages.
+        kv_store_pages_written: pages written there.
+        kv_store_nbytes: bytes of all pages there, now, as far as this process knows.
     """
 
     num_running: int = 0
@@ -188,6 +196,9 @@ class EngineStats:
     pictures_encoded: int = 0
     picture_cache_hits: int = 0
     encoding: float | None = None
+    kv_store_hits: int = 0
+    kv_store_pages_written: int = 0
+    kv_store_nbytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass, field
 
+from glm4.engine.page_store import StoredPrefixes
 from glm4.engine.prefix_cache import PrefixCache
 from glm4.engine.sequence import Sequence
 from glm4.engine.speculation import RowCost
@@ -63,6 +64,9 @@ class ScheduledSequence:
 class Scheduler:
     """Admission, fairness, preemption and page bookkeeping.
 
+    Args:
+        stored: where to look for pages that the prefix cache does not have.
+
     Attributes:
         waiting: the queue.
         running: sequences that hold pages, in order of admission; the last one is preempted first.
@@ -71,9 +75,10 @@ class Scheduler:
         encoder_rows: the vision tower's share of the last step planned, in rows of the text model.
     """
 
-    def __init__(self, config: SchedulerConfig, cache: PrefixCache) -> None:
+    def __init__(self, config: SchedulerConfig, cache: PrefixCache, stored: StoredPrefixes | None = None) -> None:
         self.config = config
         self._cache = cache
+        self._stored = stored
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.lacking: list[Sequence] = []
@@ -105,7 +110,8 @@ class Scheduler:
         """
         self.admit()
         planned: list[ScheduledSequence] = []
-        running = [s for s in self.running if s.end is None]  # others failed while they were admitted
+        # Others failed while they were admitted, or wait for pages of the store.
+        running = [s for s in self.running if s.end is None and not s.num_awaited_pages]
         decoding = [s for s in running if s.num_remaining == 1]
         for sequence in decoding:
             self._plan(sequence, 1, planned)
@@ -178,6 +184,8 @@ class Scheduler:
             sequence.was_admitted = True
             sequence.num_cached = sequence.num_computed
             self._count_lookup(sequence)
+        if self._stored is not None:
+            self._stored.begin(sequence)
 
     def _use_scores(self, sequence: Sequence) -> None:
         """Take log-probabilities from the prefix cache for a prompt that holds pages of it, and the rows they allow."""
@@ -239,7 +247,8 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_awaited_pages = 0
+        sequence.was_preempted = True
         self.running.remove(sequence)
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1

@@ -43,6 +43,12 @@ class Sequence:
         self.num_shared_pages = 0  # full pages added to the prefix cache
         self.num_cached = 0  # prompt ids found in it
         self.was_admitted = False  # it has run before, but may be waiting again
+        self.was_preempted = False
+        # With a page store: keys of the prompt's full pages, how many are there or were given to it, and how many pages
+        # to wait for (0 is none).
+        self.page_keys: list[bytes] | None = None
+        self.num_stored_pages = 0
+        self.num_awaited_pages = 0
         self.spans = request.prompt.spans
         # By digest; read-only. Kept to the end, because a preemption may need them again.
         self.picture_rows: dict[str, Rows] = {}
@@ -212,8 +218,10 @@ class Sequence:
 
     def _end_ids(self) -> NDArray[np.int64]:
         """Ids that are allowed wherever a grammar's text is complete."""
-        ids = set(self.request.params.stop_token_ids)
-        return np.fromiter(ids if self.request.params.ignore_eos else ids | self.request.stop_ids, np.int64)
+        constraint, ids = self.request.constraint, set(self.request.params.stop_token_ids)
+        if not self.request.params.ignore_eos:
+            ids |= self.request.stop_ids if constraint is None else self.request.stop_ids - constraint.own_ends
+        return np.fromiter(ids, np.int64)
 
     def report(self) -> GenerationOutput:
         """Everything new since the last output."""

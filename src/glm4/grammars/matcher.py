@@ -60,6 +60,7 @@ class Grammar:
         forced: the tokens that the grammar forces at the start, all usable: they may be thousands, and are not looked
             for again in the engine's step.
         after: a matcher that has consumed them.
+        own_ends: see `TokenConstraint`.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class Grammar:
         usable: NDArray[np.bool_],
         forced: list[int],
         after: LLMatcher,
+        own_ends: frozenset[int] = frozenset(),
     ) -> None:
-        self.text, self.end_id = text, end_id
+        self.text, self.end_id, self.own_ends = text, end_id, own_ends
         self._matcher, self._usable, self._forced, self._after = matcher, usable, forced, after
         self._lock = threading.Lock()
 

@@ -34,12 +34,13 @@ class GrammarVocabulary:
         self._making = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
 
-    def compile(self, text: str, param: str, what: str) -> Grammar:
+    def compile(self, text: str, param: str, what: str, own_ends: frozenset[int] = frozenset()) -> Grammar:
         """Compile a grammar that is known to be harmless.
 
         Args:
             text: the library's description, JSON.
             param, what: the field at fault and its name in an error.
+            own_ends: see `TokenConstraint`.
 
         Raises:
             InvalidRequestError: it cannot be compiled, or no text fits it.
@@ -62,7 +63,7 @@ class GrammarVocabulary:
             raise InvalidRequestError(f"{what}: {reason(probe.get_error())}", param=param)
         if not self._usable[forced].all() or (probe.is_stopped() and not probe.is_accepting()):
             raise InvalidRequestError(f"{what}: {NOTHING_FITS}", param=param)
-        return Grammar(text, self._end_id, matcher, self._usable, forced, probe)
+        return Grammar(text, self._end_id, matcher, self._usable, forced, probe, own_ends)
 
     @property
     def described(self) -> tuple[list[bytes], list[int], int]:

@@ -14,7 +14,6 @@ Does not cover: an original that changes without changing size, modification tim
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -26,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from glm4.checkpoints.locate import locate_weights
 from glm4.checkpoints.packed_format import FORMAT_VERSION, packed_shapes
 from glm4.errors import CheckpointError, Glm4Error, OutOfMemoryError
 from glm4.kernels.formats import PackedWeight
 from glm4.loading.cache_entries import IDENTITY_FILE, cache_folder, cache_limit, discard, make_room, read_record
 from glm4.loading.memory_estimate import Wanted, choose_precision
 from glm4.loading.packed_folder import Part, folder_nbytes, write_packed_checkpoint
+from glm4.loading.source_identity import source_identity
 from glm4.model.precision import STORED, Precision, named_precision, short_dtype, stored_precision
 from glm4.model.transformer import Transformer
 from glm4.system.atomic_folder import atomic_folder
@@ -51,8 +50,6 @@ _FOUR_BIT = "four_bit"  # key of the original's 4-bit matrices, on which the mea
 # Precisions worth keeping: those used every day. fp32 and bf16 take much disk and serve comparisons.
 _KEPT = (STORED, "int8", "int4")
 _MIN_NBYTES = 64 << 20  # below this, packing again is as fast
-_HEAD_NBYTES = 1 << 20
-_SOURCE_SUFFIXES = (".safetensors", ".json", ".jinja", ".model")
 
 
 class PackedCache:
@@ -67,7 +64,7 @@ class PackedCache:
 
     def __init__(self, model: Path) -> None:
         self._limit = cache_limit()
-        self._identity = _identity(model) if self._limit else None
+        self._identity = source_identity(model) if self._limit else None
 
     def _folder(self, precision: str) -> Path | None:
         """Where the entry of a kept precision is, or would be. The files determine which matrices "stored" keeps."""
@@ -213,31 +210,3 @@ class BackgroundWrite:
 
 class _CancelledError(Exception):
     """The user chose not to wait for the cache."""
-
-
-def _identity(model: Path) -> list[Any] | None:
-    """Path of the weights, then name, size, modification time and head digest of every file that matters."""
-    try:
-        kind, weights = locate_weights(model)
-        files = _gguf_files(weights) if kind == "gguf" else _folder_files(weights)
-        return [str(weights.resolve()), [_file_identity(file) for file in files]]
-    except (OSError, Glm4Error):
-        return None  # opening the original will report the problem
-
-
-def _gguf_files(weights: Path) -> list[Path]:
-    """The file, or all parts of a split model."""
-    stem, separator, _ = weights.name.rpartition("-00001-of-")
-    return sorted(weights.parent.glob(f"{glob.escape(stem)}-*-of-*.gguf")) if separator else [weights]
-
-
-def _folder_files(weights: Path) -> list[Path]:
-    folder = weights if weights.is_dir() else weights.parent
-    return sorted(file for file in folder.iterdir() if file.suffix in _SOURCE_SUFFIXES and file.is_file())
-
-
-def _file_identity(file: Path) -> list[Any]:
-    status = file.stat()
-    with file.open("rb") as stream:
-        head = hashlib.sha256(stream.read(_HEAD_NBYTES)).hexdigest()
-    return [file.name, status.st_size, status.st_mtime_ns, head]

@@ -6,9 +6,11 @@ depends on the row and its adapter alone, whatever else is in the batch.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +55,16 @@ class LoraAdapter:
     def nbytes(self) -> int:
         """Bytes of the packed factors."""
         return sum(pair.a.nbytes + pair.b.nbytes for pair in self.factors.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the packed factors: the same for the same adapter, wherever it was loaded from."""
+        found = hashlib.sha256()
+        for (layer, name), pair in sorted(self.factors.items()):
+            for weight in (pair.a, pair.b):
+                found.update(f"{layer} {name} {weight.format} {weight.rows} {weight.cols}\n".encode())
+                found.update(np.ascontiguousarray(weight.data))
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

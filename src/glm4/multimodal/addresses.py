@@ -139,6 +139,26 @@ def redirected(target: Target, location: str) -> Target:
     return following
 
 
+def linked(base: Target, href: str) -> Target:
+    """Where a link of a page leads, as browsers read it: white space at its ends and line breaks do not count, and
+    other characters that a URL must not have are percent-encoded. It is checked like any other URL before a fetch.
+
+    Args:
+        base: the page, or what it names as its base.
+
+    Raises:
+        AddressError: it leads to no http(s) address, or to one that could be misread.
+    """
+    href = href.strip(" \t\n\f\r").translate({9: None, 10: None, 13: None, 32: "%20"})
+    try:
+        _check_characters(href)
+        return parse_url(urljoin(base.url, href))
+    except AddressError:
+        raise
+    except ValueError:
+        raise AddressError("it is malformed") from None
+
+
 def normal_host(host: str) -> str:
     """A host as `Target.host` has it.
 

@@ -2,14 +2,15 @@
 
 Names are resolved once per hop, every address found must be public, and the connection goes to the address that was
 checked (with the name in SNI, certificate check and Host header). Redirects are followed by hand and checked like the
-first address. Time, size, headers, decompression and content type are bounded. Nothing of this machine or its user is
-sent: no cookies, credentials, netrc or proxies of the environment.
+first address; `ask`, which may carry a key, follows none. Time, size, headers, decompression and content type are
+bounded. Nothing of this machine or its user is sent: no cookies, credentials, netrc or proxies of the environment.
 
 Not covered:
 - services of the operator's own network under public addresses, or behind a NAT64 prefix of its own: firewall them;
 - a firewall's or router's own idea of where a public address leads;
 - hosts that the operator allows are trusted not to redirect among themselves to harm; whoever controls the names of
   `private_hosts` chooses which private machine is asked, with a GET request to any path;
+- `ask` sends what it is given: its address must be the operator's own, never a stranger's;
 - a name lookup cannot be interrupted: its thread lives on after the deadline, and only so many run at a time;
 - what arrives is not looked at: it may be anything, whatever its type says.
 """
@@ -18,15 +19,17 @@ from __future__ import annotations
 
 import io
 import queue
+import re
 import socket
 import ssl
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPException, HTTPResponse
+from types import MappingProxyType
 
 from glm4.errors import InvalidRequestError, shown
 from glm4.multimodal.addresses import AddressError, Target, may_connect, normal_host, parse_url, redirected
@@ -36,6 +39,7 @@ from glm4.version import __version__
 _HEADER_NBYTES = 64 << 10
 _BLOCK_NBYTES = 64 << 10
 _MAX_LOOKUPS = 16
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _REDIRECTS = (301, 302, 303, 307, 308)
 # What servers send if they do not know the type; the decoder finds out.
 _UNKNOWN_TYPES = ("", "application/octet-stream", "binary/octet-stream")
@@ -93,11 +97,48 @@ class Fetched:
     Attributes:
         media_type: what the server says, such as "image/png", in lower case and without parameters; "" if it does not.
         url: where it was found, after redirects.
+        charset: what the server says about a text, in lower case; "" if it does not.
     """
 
     data: bytes = field(repr=False)
     media_type: str
     url: str
+    charset: str = ""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A request but for its address.
+
+    Attributes:
+        kinds: see `Fetcher.fetch`.
+        headers: further ones, checked.
+        body: sent by POST; None is a GET.
+    """
+
+    kinds: Sequence[str]
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes | None = field(default=None, repr=False)
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.body is None else "POST"
+
+    def head(self, target: Target, user_agent: str) -> bytes:
+        """The request up to its body."""
+        accept = [f"{kind}*" if kind.endswith("/") else kind for kind in self.kinds]
+        lines = [
+            f"{self.method} {target.path} HTTP/1.1",
+            f"Host: {target.authority}",
+            f"User-Agent: {user_agent}",
+            f"Accept: {', '.join((*accept, '*/*;q=0.1'))}",
+            "Accept-Encoding: identity",
+            "Connection: close",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+        ]
+        if self.body is not None:
+            lines.append(f"Content-Length: {len(self.body)}")
+        return "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii")
 
 
 class Fetcher:
@@ -122,33 +163,63 @@ class Fetcher:
         Raises:
             InvalidRequestError: the address is refused, or there is nothing of these kinds; `.param` is `where`.
         """
+        return self._answer(url, _Question(kinds), self.policy.max_redirects, where)
+
+    def ask(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        body: bytes | None = None,
+        kinds: Sequence[str] = ("application/json",),
+    ) -> Fetched:
+        """Ask a service of the operator's, with headers that may hold a key. Redirects are an error: they could lead
+        the key elsewhere.
+
+        Args:
+            url: never from a model, a page or a request.
+            headers: further ones; their values are in no error.
+            body: sent by POST; without one it is a GET.
+
+        Raises:
+            InvalidRequestError: as `fetch`; or a header is not one.
+        """
+        for name, value in headers.items():
+            if not (_HEADER_NAME.fullmatch(name) and value.isascii() and value.isprintable()):
+                raise InvalidRequestError(
+                    f"the header {shown(name)} must be printable ASCII; check the key for line breaks"
+                )
+        return self._answer(url, _Question(kinds, headers, body), 0, "")
+
+    def _answer(self, url: str, question: _Question, max_redirects: int, where: str) -> Fetched:
         try:
-            return self._follow(url, kinds)
+            return self._follow(url, question, max_redirects)
         except AddressError as error:
             problem = f"the address cannot be fetched: {error}"
         raise InvalidRequestError(f"{where}: {problem}" if where else problem, param=where or None)
 
-    def _follow(self, url: str, kinds: Sequence[str]) -> Fetched:
+    def _follow(self, url: str, question: _Question, max_redirects: int) -> Fetched:
         end = time.monotonic() + self.policy.total_timeout
         target = parse_url(url)
-        for hop in range(self.policy.max_redirects + 1):
+        for hop in range(max_redirects + 1):
             try:
-                answer = self._get(target, kinds, _Deadline(end))
+                answer = self._get(target, question, _Deadline(end))
             except (OSError, HTTPException, ValueError, zlib.error) as error:
                 reason = _reason(error, target.host)
                 raise AddressError(f"it redirects, and then {reason}" if hop else reason) from None
             if isinstance(answer, Fetched):
                 return answer
             target = answer
-        raise AddressError(f"it redirects more than {self.policy.max_redirects} times; give the final address")
+        times = f"more than {max_redirects} times" if max_redirects else f"to {shown(target.url)}"
+        raise AddressError(f"it redirects {times}; give the final address")
 
-    def _get(self, target: Target, kinds: Sequence[str], deadline: _Deadline) -> Fetched | Target:
+    def _get(self, target: Target, question: _Question, deadline: _Deadline) -> Fetched | Target:
         """The file; or where it is instead."""
         with self._connect(target, self._checked_addresses(target, deadline), deadline) as sock:
             sock.settimeout(deadline.left())
-            sock.sendall(self._request(target, kinds))
+            sock.sendall(question.head(target, self.policy.user_agent) + (question.body or b""))
             wire = _Wire(sock, deadline)
-            response = HTTPResponse(wire, method="GET")  # type: ignore[arg-type]  # it needs only `makefile`
+            response = HTTPResponse(wire, method=question.method)  # type: ignore[arg-type]  # it needs only `makefile`
             try:
                 response.begin()
                 location = response.getheader("Location")
@@ -156,10 +227,11 @@ class Fetcher:
                     return redirected(target, location)
                 if response.status != 200:
                     raise AddressError(f"{target.host} answers HTTP {response.status}")
-                media_type = _checked_type(response, target, kinds)
+                media_type = _checked_type(response, target, question.kinds)
                 # Chunks have headers too.
                 wire.limit = 2 * self.policy.max_nbytes + _HEADER_NBYTES
-                return Fetched(_body(response, self.policy.max_nbytes), media_type, target.url)
+                body = _body(response, self.policy.max_nbytes)
+                return Fetched(body, media_type, target.url, (response.headers.get_content_charset() or "")[:40])
             finally:
                 response.close()
 
@@ -224,18 +296,6 @@ class Fetcher:
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         return tls_context()
-
-    def _request(self, target: Target, kinds: Sequence[str]) -> bytes:
-        accept = [f"{kind}*" if kind.endswith("/") else kind for kind in kinds]
-        lines = (
-            f"GET {target.path} HTTP/1.1",
-            f"Host: {target.authority}",
-            f"User-Agent: {self.policy.user_agent}",
-            f"Accept: {', '.join((*accept, '*/*;q=0.1'))}",
-            "Accept-Encoding: identity",
-            "Connection: close",
-        )
-        return "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii")
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,26 @@ class DeclaredGrammars:
     ) -> StructuredOutputs:
         """The description of an answer in a chat; see `GrammarCompiler.answer`."""
         lark = self._dialect.answer_grammar(tools, self._tokenizer, parallel=parallel, structured=outputs is not None)
-        # The token that ends a call is left out: it is a stop id, and servers allow those only after the grammar ends.
-        for token in self._dialect.stop_ids(self._tokenizer):
-            lark = lark.replace(f" <[{token}]>\n", "\n")
+        lark = self._without_stop_ids(lark)
         if outputs is None:
             return StructuredOutputs(grammar=lark, param="tools")
         lark = lark.replace("@answer", "structured_answer", 1)
         return StructuredOutputs(grammar=f"{lark}structured_answer: {_rule(outputs)}\n", param=outputs.param)
+
+    def calls(self, tools: Sequence[CallableTool]) -> StructuredOutputs:
+        """The description of an answer that is free but for its calls; see `GrammarCompiler.calls`.
+
+        The token that ends calls may end any text here, so a line that is a tool's name can become a call without
+        arguments.
+        """
+        lark = self._dialect.free_grammar(tools, self._tokenizer)
+        return StructuredOutputs(grammar=self._without_stop_ids(lark), param="tools")
+
+    def _without_stop_ids(self, lark: str) -> str:
+        """Without the token that ends a call: it is a stop id, and servers allow those only after the grammar ends."""
+        for token in self._dialect.stop_ids(self._tokenizer):
+            lark = lark.replace(f" <[{token}]>\n", "\n")
+        return lark
 
 
 def form_schema(outputs: StructuredOutputs) -> dict[str, Any]:

@@ -75,11 +75,30 @@ class GrammarCompiler:
             # Find out which part failed; only a refused request pays for this.
             if outputs is not None:
                 self.raw(outputs)
-            for tool in tools:
-                schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
-                what = f"the parameters of function {tool.name!r}"
-                self._compile([schema], tool.param, what, plain=partial(is_plain, tool.schema or {}))
+            self._check_tools(tools)
             raise
+
+    def calls(self, tools: Sequence[CallableTool]) -> TokenConstraint:
+        """The constraint of an answer that is free but for its calls.
+
+        Raises:
+            InvalidRequestError: as `answer`.
+        """
+        lark = self._dialect.free_grammar(tools, self._tokenizer)
+        own_ends = self._dialect.call_ending_ids(self._tokenizer)
+        grammars = [{"name": "start", "lark_grammar": lark}]
+        try:
+            return self._compile(grammars, "tools", "tools", plain=partial(_are_plain, tools), own_ends=own_ends)
+        except InvalidRequestError:
+            self._check_tools(tools)
+            raise
+
+    def _check_tools(self, tools: Sequence[CallableTool]) -> None:
+        """Compile each tool's schema by itself: raises for the one at fault."""
+        for tool in tools:
+            schema = {"name": "start", "json_schema": with_options(tool.schema or {})}
+            what = f"the parameters of function {tool.name!r}"
+            self._compile([schema], tool.param, what, plain=partial(is_plain, tool.schema or {}))
 
     @cached_property
     def _vocabulary(self) -> GrammarVocabulary:
@@ -104,19 +123,25 @@ class GrammarCompiler:
             grammars.append({"name": "answer", **_text_grammar(outputs, schema)})
 
         def plain() -> bool:
-            form = outputs is None or is_plain_form(outputs, schema)
-            return form and all(is_plain(tool.schema or {}) for tool in tools)
+            return (outputs is None or is_plain_form(outputs, schema)) and _are_plain(tools)
 
         blamed = "tools" if outputs is None else outputs.param
         return self._compile(grammars, blamed, blamed, plain=plain)
 
     def _compile(
-        self, grammars: list[dict[str, Any]], param: str, what: str, *, plain: Callable[[], bool]
+        self,
+        grammars: list[dict[str, Any]],
+        param: str,
+        what: str,
+        *,
+        plain: Callable[[], bool],
+        own_ends: frozenset[int] = frozenset(),
     ) -> TokenConstraint:
         """Compile, or take what is compiled already.
 
         Args:
             plain: whether the parts are known to be harmless, as they are unless together they are large.
+            own_ends: see `TokenConstraint`.
         """
         text = json.dumps({"grammars": grammars})
         with self._lock:
@@ -127,12 +152,16 @@ class GrammarCompiler:
         why_not = None if harmless else self._guard.why_not(text)
         if why_not is not None:
             raise InvalidRequestError(f"{what}: {why_not}", param=param)
-        grammar = call_with_stack(lambda: self._vocabulary.compile(text, param, what), STACK_BYTES)
+        grammar = call_with_stack(lambda: self._vocabulary.compile(text, param, what, own_ends), STACK_BYTES)
         with self._lock:
             self._compiled[text] = grammar
             while len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
         return grammar
+
+
+def _are_plain(tools: Sequence[CallableTool]) -> bool:
+    return all(is_plain(tool.schema or {}) for tool in tools)
 
 
 def _text_grammar(outputs: StructuredOutputs, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,6 +176,8 @@ class InputProcessor:
         pictures = tuple(images_of(request.messages))
         media = pictures[0].where if pictures else None
         form = "tool_choice" if request.tool_choice.mode == "required" else _form_param(params)
+        if form is None and request.free_but_for_calls:
+            form = "constrain_calls"
         check_supported(self._info, params, media=media, adapter=request.adapter, grammar=form)
         return pictures
 
@@ -303,9 +305,10 @@ class InputProcessor:
         return self.decoded(self._raw(prompt, SamplingParams(), adapter, "mean"))
 
     def _chat_constraint(self, request: ChatRequest, outputs: StructuredOutputs | None) -> Grammar | None:
-        """A grammar if tools must be called or the answer has a required format; None if the model is unconstrained."""
+        """A grammar if tools must be called, or calls or the answer have a required form; None if there is none."""
         choice, parallel = request.tool_choice, request.parallel_tool_calls
-        if choice.mode != "required" and outputs is None:
+        free = outputs is None and request.free_but_for_calls
+        if choice.mode != "required" and outputs is None and not free:
             return None
         begun = request.continue_final_message or not request.add_generation_prompt
         if outputs is not None and choice.mode != "required" and begun:
@@ -314,6 +317,8 @@ class InputProcessor:
         offered = request.offered_tools
         builtin, attached = self._processor.dialect.builtin_tools, len(offered) - len(request.tools)
         tools = callables(offered, builtin, attached=attached)
+        if free:
+            return self._grammars.calls(tools)
         if choice.mode == "required":
             # The answer's format does not matter: there will be calls instead of an answer.
             return self._grammars.answer(None, choice.among(tools), parallel=parallel and choice.name is None)

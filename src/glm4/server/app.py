@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 from starlette.applications import Starlette
@@ -13,52 +12,22 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from glm4.api.schemas import Schema, components
+from glm4.api.schemas import components
 from glm4.errors import Glm4Error
 from glm4.server import routes
+from glm4.server.agent.app import agent_app
+from glm4.server.app_parts import App
 from glm4.server.config import ServerConfig
 from glm4.server.errors import ApiError, error_response
 from glm4.server.memory import RequestMemory, shares
 from glm4.server.metrics import ServerMetrics
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
 from glm4.server.openapi import OPENAPI_JSON, OpenAPI, document
-from glm4.server.operations import Operation
-from glm4.server.pages import Page, docs
+from glm4.server.pages import docs
 from glm4.server.registry import Loader, ModelRegistry
 from glm4.server.state import ServerState
 from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
 from glm4.system.memory import limit_memory, total_memory
-
-
-@dataclass(frozen=True)
-class App:
-    """A part of the server: its paths, state, startup and shutdown. The server handles keys, hosts, origins and errors.
-
-    Attributes:
-        name: used in errors.
-        operations: paths described in /openapi.json.
-        routes: paths not described there.
-        pages: files for browsers; open without a key.
-        public: other paths that are open without a key, as they are requested.
-        schemas: components that the operations refer to, in addition to the API's.
-        state: what its endpoints need; `find_state(request.app, its class)` returns it.
-        start: runs before the first request, in app order; an error stops the server.
-        stop: runs after the last request, in reverse order, if the start succeeded.
-    """
-
-    name: str
-    operations: Sequence[Operation] = ()
-    routes: Sequence[Route] = ()
-    pages: Sequence[Page] = ()
-    public: frozenset[str] = frozenset()
-    schemas: Mapping[str, Schema] = field(default_factory=dict)
-    state: object = None
-    start: Callable[[Starlette], Awaitable[None]] | None = None
-    stop: Callable[[Starlette], Awaitable[None]] | None = None
-
-    def all_routes(self) -> list[Route]:
-        """Including those of operations and pages."""
-        return [*(one.route() for one in self.operations), *(page.route() for page in self.pages), *self.routes]
 
 
 def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[App] = ()) -> Starlette:
@@ -76,6 +45,7 @@ def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[
         _api(config, load),
         App("llama.cpp", routes=routes.LLAMA_CPP, public=routes.LLAMA_CPP_PUBLIC),
         App("Ollama", routes=routes.OLLAMA),
+        agent_app(config.agent),
     ]
     if config.allow_adapter_loading:
         mounted.append(App("adapter loading", operations=routes.ADAPTERS))

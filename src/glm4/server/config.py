@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4.errors import InvalidRequestError
+from glm4.server.agent.config import AgentConfig
 
 _METRIC_PREFIX = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 ANY_MODEL = "*"
@@ -62,6 +63,7 @@ class ServerConfig:
         allow_adapter_loading: let clients load LoRA adapters from folders on this machine.
         parse_special: read spellings of special tokens in raw prompts as these tokens, unless a request says otherwise.
         log_prompts: write prompts to the log; off by default.
+        agent: what the assistant may use.
         metrics_prefix: prefix of metric names; "vllm" makes dashboards for vLLM work.
     """
 
@@ -91,6 +93,7 @@ class ServerConfig:
     parse_special: bool = False
     log_prompts: bool = False
     metrics_prefix: str = "glm4"
+    agent: AgentConfig = field(default_factory=AgentConfig)
 
     def __post_init__(self) -> None:
         if not self.models:

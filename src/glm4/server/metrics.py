@@ -144,4 +144,7 @@ class _EngineCollector(Collector):
             put(counter, "spec_decode_num_accepted_tokens", "Draft tokens accepted.", stats.num_accepted_tokens)
             put(counter, "pictures_encoded", "Pictures that went through the vision tower.", stats.pictures_encoded)
             put(counter, "picture_cache_hits", "Pictures that did not have to.", stats.picture_cache_hits)
+            put(counter, "kv_store_hits", "Prompt tokens read from the KV store.", stats.kv_store_hits)
+            put(counter, "kv_store_pages_written", "Pages written there.", stats.kv_store_pages_written)
+            put(gauge, "kv_store_bytes", "Bytes of the pages that are there.", stats.kv_store_nbytes)
         yield from families.values()

@@ -30,7 +30,7 @@ class RowRules:
 
     Attributes:
         grammar, end_id: a grammar's description and the id that it calls the end of a text; empty, -1 without one.
-        end_ids: ids that end the answer.
+        end_ids: ids that end the answer, wherever a grammar's text is complete.
         all_stop_ids: ids that may not come before `min_tokens`: with `ignore_eos`, the model's stop ids as well.
         scale: logits are divided by this before vLLM's own temperature.
     """
@@ -77,7 +77,7 @@ def row_rules(request: GenerationRequest) -> RowRules | None:
     return RowRules(
         grammar.text if grammar is not None else "",
         grammar.end_id if grammar is not None else -1,
-        tuple(sorted(ends)),
+        tuple(sorted(ends if grammar is None else ends - (grammar.own_ends - set(params.stop_token_ids)))),
         tuple(sorted(ends | request.stop_ids)),
         params.min_tokens,
         max(1.0, params.temperature / _MOST_TEMPERATURE),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from glm4.chat.call_grammar import CallableTool, literal
+from glm4.chat.call_grammar import ANY, MAX_FREE_TOOLS, CallableTool, literal
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
@@ -42,6 +42,7 @@ class TemplateDialect(ABC):
         builtin_tools: tool types the model knows by name only.
         answer_opening: what the model writes before an answer that is not a call; its parser drops it.
         call_opening: the same before calls.
+        call_ending: the stop token that ends calls and nothing else, in dialects that have one.
         thinking_closing: what ends the thinking that precedes everything else, in dialects that have it.
         media: kinds of content parts its prompts have a place for, besides text. Whether a checkpoint can use them is
             its own affair: `image` says so.
@@ -58,6 +59,7 @@ class TemplateDialect(ABC):
     builtin_tools: tuple[str, ...] = ()
     answer_opening: str = ""
     call_opening: str = ""
+    call_ending: str = ""
     thinking_closing: str | None = None
     media: frozenset[str] = frozenset()
     picture_marks: tuple[str, str, str] = ("", "", "")
@@ -166,6 +168,36 @@ class TemplateDialect(ABC):
             tools: at least one; no others can be called.
             parallel: one call or several, up to `MAX_CALLS`; otherwise exactly one.
         """
+
+    @abstractmethod
+    def free_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer) -> str:
+        """Lark rules whose rule `answer` matches free text and calls of these tools, as `parser` tells them apart.
+
+        Args:
+            tools: at least one.
+        """
+
+    def free_grammar(self, tools: Sequence[CallableTool], tokenizer: Tokenizer) -> str:
+        """A Lark grammar for a whole answer that is free, its thinking included, except for what its calls say.
+
+        Raises:
+            InvalidRequestError: too many tools; `.param` is "tools".
+        """
+        if len(tools) > MAX_FREE_TOOLS:
+            raise InvalidRequestError(
+                f"constrain_calls takes at most {MAX_FREE_TOOLS} tools, not {len(tools)}; offer fewer, or leave it out",
+                param="tools",
+            )
+        rules = self.free_rules(tools, tokenizer)
+        if self.thinking_closing is None:
+            return f"start: answer\n{rules}\n"
+        thinking = f"thinking[suffix={literal(self.thinking_closing)}]: {ANY}"
+        return f"start: {ANY} | thinking answer\n{thinking}\n{rules}\n"
+
+    def call_ending_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The id of `call_ending`, if there is one."""
+        token = tokenizer.added_tokens.get(self.call_ending)
+        return frozenset() if token is None else frozenset({token.id})
 
     def answer_grammar(
         self, tools: Sequence[CallableTool], tokenizer: Tokenizer, *, parallel: bool, structured: bool

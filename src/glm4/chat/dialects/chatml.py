@@ -12,7 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from glm4.chat.call_grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
+from glm4.chat.call_grammar import (
+    ANY,
+    LINES,
+    MAX_CALLS,
+    CallableTool,
+    free_text_rules,
+    json_rule,
+    literal,
+    marker,
+    takes_nothing,
+)
 from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
@@ -21,6 +31,11 @@ from glm4.errors import InvalidRequestError
 from glm4.tokenizer import Tokenizer
 
 END_OF_TURN, END_OF_TEXT = "<|im_end|>", "<|endoftext|>"
+
+_SPACE = r"/[ \t\r\n]*/"
+_UNTAGGED = (
+    rf"""{LINES} /[ \t]{{0,64}}(```(json|tool_call)?)?/ SPACE "{{" SPACE ("{{" SPACE)? /"name"/ SPACE ":" SPACE "\"" """
+)
 
 
 class ChatMLDialect(TemplateDialect):
@@ -71,6 +86,40 @@ class ChatMLDialect(TemplateDialect):
             )
             rules.append(f"arguments_{index}: {json_rule(tool.schema or {'type': 'object'})}")
         return "\n".join(rules)
+
+    def free_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer) -> str:
+        """Text and calls in turn: tagged ones, and JSON at the start of a line that names an offered tool.
+
+        Not covered: JSON without a tag whose arguments precede the name, or which spells the name with escapes.
+        """
+        tag, closing = marker(OPENING, tokenizer), marker(CLOSING, tokenizer)
+        # Models forget the opening tag, too; where the tags are tokens, free text has none of them.
+        closings, stray = (f"{closing} | {literal(CLOSING)}", f" | text {closing}")
+        if closing == literal(CLOSING):
+            closings, stray = closing, ""
+        each = range(len(tools))
+        rules = [
+            f"answer: (called | text {tag} {literal(chr(10))} object {literal(chr(10))} {closing}{stray})* text",
+            f"tagged: SPACE object SPACE ({closings})",
+            "object: " + " | ".join(f"object_{i}" for i in each),
+            "untagged: " + " | ".join(f"untagged_{i}" for i in each),
+            f"SPACE: {_SPACE}",
+            'END: SPACE "}"',
+        ]
+        for i, tool in enumerate(tools):
+            schema, name = tool.schema or {"type": "object"}, json.dumps(tool.name, ensure_ascii=False)
+            head, rest = '{"name": ' + name + ', "arguments": ', literal(name[1:])
+            rules += [
+                f"object_{i}: {literal(head)} arguments_{i} {literal('}')}",
+                f"untagged_{i}: CALL_{i} SPACE arguments_{i} END" + f" | BARE_{i}" * takes_nothing(schema),
+                f"arguments_{i}: {json_rule(schema)}",
+                f'CALL_{i}: {rest} SPACE "," SPACE /"(arguments|parameters)"/ SPACE ":"',
+                f"BARE_{i}: {rest} END",
+            ]
+        committed = " | ".join(f"CALL_{i} | BARE_{i}" for i in each)
+        tagged, line = f"{ANY} {literal(OPENING)}", r"/[^\n\x1e]*\n/"
+        openings = [(tagged, tagged, "tagged"), (_UNTAGGED, f"{line} {_UNTAGGED}", "untagged")]
+        return "\n".join([*rules, free_text_rules(openings, f'(SPACE "{{" | {committed})')])
 
 
 def _entry(message: Message) -> dict[str, Any]:

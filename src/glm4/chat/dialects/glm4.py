@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from glm4.chat.call_grammar import MAX_CALLS, CallableTool, json_rule, literal, marker
+from glm4.chat.call_grammar import ANY, LINES, MAX_CALLS, CallableTool, free_text_rules, json_rule, literal, marker
 from glm4.chat.dialects.base import PICTURES, Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.events import Event, TextDelta, merged
 from glm4.chat.messages import Message
@@ -27,6 +27,9 @@ USER, ASSISTANT, OBSERVATION, END_OF_TEXT = "<|user|>", "<|assistant|>", "<|obse
 # answer that spells the tag in plain characters is not split in two.
 SEGMENT = "\x1e"
 
+_SPACE = r"\s\x1c-\x1f"  # in a class of an expression: whitespace as `str.strip` knows it
+_BLANK = rf"/[{_SPACE}&&[^\n\x1e]]*/"
+
 RAW_TOOLS = ("python", "simple_browser", "cogview")  # their arguments are code or text, not JSON
 
 
@@ -39,6 +42,7 @@ class GLM4Dialect(TemplateDialect):
     markers: Mapping[str, str] = MappingProxyType({ASSISTANT: SEGMENT})
     builtin_tools: tuple[str, ...] = RAW_TOOLS
     answer_opening = "\n"
+    call_ending = OBSERVATION
     media: frozenset[str] = frozenset({"image"})
     picture_marks = ("<|begin_of_image|>", END_OF_TEXT, "<|end_of_image|>")
     picture_template_name = "glm4v"
@@ -91,6 +95,32 @@ class GLM4Dialect(TemplateDialect):
             rules.append(f"call_{index}: {literal(tool.name + self.name_ending)} arguments_{index}")
             rules.append(f"arguments_{index}: {arguments}")
         return "\n".join(rules)
+
+    def free_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer) -> str:
+        """Segments of text or a call. A call is opened by a line that is a function's name, wherever the line is.
+
+        What a built-in tool is asked stays free; its name opens a call only where a segment begins.
+        """
+        functions = [(tool, tool.schema) for tool in tools if tool.schema is not None]
+        raw = " | ".join(literal(tool.name) for tool in tools if tool.schema is None)
+        kinds = " | ".join(["called"] * bool(functions) + ["raw"] * bool(raw))
+        rules = [
+            f"answer: (segment {marker(ASSISTANT, tokenizer)})* (text | ended{' | raw' * bool(raw)})",
+            f"segment: text | {kinds}",
+            f"ended: ({kinds}) {marker(OBSERVATION, tokenizer)}",
+        ]
+        if raw:
+            rules += ["raw: raw_name RAW", "raw_name[lazy]: RAW_NAME"]
+            rules += [f'RAW_NAME: {_BLANK} ({raw}) {_BLANK} "\\n"', f"RAW: {ANY}"]
+        if not functions:
+            return "\n".join([*rules, f"text: {ANY}"])
+        openings = []
+        for index, (tool, schema) in enumerate(functions):
+            opening = f'{LINES} {_BLANK} {literal(tool.name)} {_BLANK} "\\n"'
+            openings.append((opening, opening, f"SPACE arguments_{index}"))
+            rules.append(f"arguments_{index}: {json_rule(schema)}")
+        rules.append(f"SPACE: /[{_SPACE}&&[^\\x1e]]*/")
+        return "\n".join([*rules, free_text_rules(openings, 'SPACE "{"')])
 
 
 def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -174,25 +174,7 @@ def check_param_name(name: str) -> None:
 
 
 def _turn_to_dict(turn: Turn) -> dict[str, Any]:
-    message = turn.message
-    raw: dict[str, Any] = {"role": message.role, "content": message.text}
-    if any(not isinstance(part, TextPart) for part in message.content):
-        raw["content"] = [part.as_dict() for part in message.content]
-    if message.reasoning is not None:
-        raw["reasoning_content"] = message.reasoning
-    if message.tool_calls:
-        raw["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]
-    for key in ("tool_call_id", "metadata", "name"):
-        if getattr(message, key) is not None:
-            raw[key] = getattr(message, key)
-    if message.tools:
-        raw["tools"] = [dict(tool) for tool in message.tools]
-    if turn.interrupted:
-        raw["interrupted"] = True
-    return raw
+    return turn.message.as_dict() | ({"interrupted": True} if turn.interrupted else {})
 
 
 def _turn_from_dict(raw: object, where: str) -> Turn:

@@ -14,10 +14,9 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
-from web_sites import CERTIFICATE, PICTURE, Names, page, redirect, site
-
 from glm4.errors import InvalidRequestError
 from glm4.multimodal.fetch import Fetcher, FetchPolicy
+from web_sites import CERTIFICATE, PICTURE, Names, page, redirect, site
 
 HERE, THERE = "93.184.216.1", "93.184.216.34"
 HERE_V6, THERE_V6 = "2606:4700::1", "2606:4700::34"

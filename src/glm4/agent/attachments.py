@@ -1,0 +1,74 @@
+"""Files of a user as a model gets them: pictures as pictures, documents as text, or as names that tools can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from glm4.agent.files import FileStore, StoredFile
+from glm4.chat.messages import Message
+from glm4.chat.parts import ImagePart, Part, TextPart
+from glm4.documents.document import Document
+from glm4.errors import InvalidRequestError
+from glm4.llm import LLM
+
+READERS = ("files", "python")
+"""Tools that can read a file which is too long for the prompt."""
+
+Load = Callable[[bytes, str], Document]
+
+
+def attached(
+    message: Message, files: Sequence[StoredFile], store: FileStore, llm: LLM, tools: Sequence[str], load: Load
+) -> Message:
+    """A user's message with its files.
+
+    Documents stand in front of the text, each as `[File Name]` and `[File Content]`, as GLM-4's own demo has them, if
+    they all fit half of the model's context. Otherwise their names do, if a tool can read them.
+
+    Args:
+        load: reads a document; see `documents.loading.load_document`.
+
+    Raises:
+        InvalidRequestError: the model does not see a picture, or the documents do not fit and no tool can read them.
+    """
+    pictures = [file for file in files if file.media_type.startswith("image/")]
+    others = [file for file in files if file not in pictures]
+    parts: list[Part] = []
+    readers = [name for name in READERS if name in tools]
+    for file in pictures:
+        if llm.processor.image is not None:
+            parts.append(ImagePart(data=store.read(file.sha256)))
+        elif "python" not in tools:
+            raise InvalidRequestError(f"this model does not see pictures such as {file.name}", param="files")
+    text = _documents(others, store, llm, readers, load)
+    if names := [file.name for file in pictures if llm.processor.image is None]:
+        text += f"The user has sent pictures, which are in /mnt/data: {', '.join(names)}\n\n"
+    content = [*parts, *([TextPart(text)] if text else []), *message.content]
+    return replace(message, content=content)
+
+
+def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load) -> str:
+    if not files:
+        return ""
+    told: list[str] = []
+    try:
+        told = [
+            f"[File Name]\n{file.name}\n[File Content]\n{load(store.read(file.sha256), file.name).text}"
+            for file in files
+        ]
+    except InvalidRequestError:
+        told = []
+        if "python" not in readers:  # which reads any file
+            raise
+    whole = "\n\n".join(told)
+    if told and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
+        return f"{whole}\n\n\n{len(files)} files uploaded.\n" if len(files) > 1 else f"{whole}\n\n\n1 file uploaded.\n"
+    names = ", ".join(file.name for file in files)
+    if not readers:
+        raise InvalidRequestError(
+            f"{names}: too long for this model's context; give the assistant the tool files, or a longer context",
+            param="files",
+        )
+    places = {"files": "search_files and read_file read them", "python": "they are in /mnt/data"}
+    return f"The user has sent files: {names} ({'; '.join(places[name] for name in readers)}).\n\n"

@@ -1,0 +1,124 @@
+"""The tools that users name: `python`, `browser`, `image`, `mcp:SERVER`, and a file of their own functions.
+
+A new tool is a row of the table at the foot. What a tool needs is imported when it is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from glm4.agent.files import FileStore
+from glm4.agent.tool import Tool
+from glm4.errors import InvalidRequestError
+
+MCP = "mcp:"
+"""What the names of MCP servers begin with."""
+
+
+@dataclass(frozen=True)
+class ToolServices:
+    """What tools are opened with.
+
+    Attributes:
+        files: where files of the conversation are; None keeps none.
+        search: the search service of the browser; None for its own choice.
+        mcp_config: the file that lists MCP servers.
+    """
+
+    files: FileStore | None = None
+    search: str | None = None
+    mcp_config: Path | None = None
+
+
+@dataclass(frozen=True)
+class ToolRow:
+    """A tool that can be opened by name.
+
+    Attributes:
+        open: makes the tools of one conversation; they are closed by whoever asked for them.
+        summary: one line for users.
+    """
+
+    open: Callable[[ToolServices], list[Tool]]
+    summary: str
+
+
+def open_tools(names: Sequence[str], services: ToolServices) -> list[Tool]:
+    """Tools for one conversation; the same name twice counts once.
+
+    Args:
+        names: of the table, `mcp:SERVER`, or paths of Python files with functions of the user (`….py`).
+
+    Raises:
+        InvalidRequestError: there is no such tool.
+        MissingExtraError: a package it needs is not installed.
+        Glm4Error: it cannot be opened; those before it are closed.
+    """
+    found: list[Tool] = []
+    with ExitStack() as stack:
+        for name in dict.fromkeys(names):
+            for tool in _open(name, services):
+                stack.callback(tool.close)
+                found.append(tool)
+        stack.pop_all()
+    return found
+
+
+def _open(name: str, services: ToolServices) -> list[Tool]:
+    row = TOOLS.get(name)
+    if row is not None:
+        return row.open(services)
+    if name.endswith(".py"):
+        return list(import_module("glm4.agent.functions").load_tools(Path(name).expanduser()))
+    if name.startswith(MCP):
+        return _mcp_server(name, services)
+    close = difflib.get_close_matches(name, TOOLS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    known = ", ".join(TOOLS)
+    raise InvalidRequestError(
+        f"there is no tool {name[:80]!r}{hint} (tools: {known}, {MCP}NAME for an MCP server, a .py file of functions)",
+        param="tools",
+    )
+
+
+def _mcp_server(name: str, services: ToolServices) -> list[Tool]:
+    if services.mcp_config is None:
+        raise InvalidRequestError(f"{name} needs a file that lists MCP servers (--mcp FILE)", param="tools")
+    opened: list[Tool] = import_module("glm4.agent.mcp").open_mcp(services.mcp_config)
+    chosen = [tool for tool in opened if tool.name == name]
+    for other in opened:
+        if other not in chosen:
+            other.close()
+    if not chosen:
+        known = ", ".join(tool.name for tool in opened) or "none"
+        raise InvalidRequestError(f"{services.mcp_config} has no server {name!r} (it has: {known})", param="tools")
+    return chosen
+
+
+def _python(services: ToolServices) -> list[Tool]:
+    return [import_module("glm4.agent.tools.python").PythonTool()]
+
+
+def _browser(services: ToolServices) -> list[Tool]:
+    return [import_module("glm4.agent.tools.browser").BrowserTool(search=services.search)]
+
+
+def _image(services: ToolServices) -> list[Tool]:
+    return [import_module("glm4.agent.tools.image").ImageTool()]
+
+
+def _files(services: ToolServices) -> list[Tool]:
+    return [import_module("glm4.agent.tools.files").FilesTool()]
+
+
+TOOLS: dict[str, ToolRow] = {
+    "python": ToolRow(_python, "Runs Python code in a sandbox, with files and plots."),
+    "browser": ToolRow(_browser, "Searches the web and reads pages."),
+    "files": ToolRow(_files, "Searches and reads the files of the conversation."),
+    "image": ToolRow(_image, "Makes pictures from descriptions."),
+}

@@ -1,0 +1,1 @@
+"""The assistant's API: requests for turns, and what conversations look like."""

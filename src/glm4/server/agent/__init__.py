@@ -1,0 +1,1 @@
+"""The assistant over HTTP: turns that outlive connections, saved conversations, their files."""

@@ -1,0 +1,163 @@
+"""Endpoints of saved conversations and their files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from dataclasses import asdict
+from functools import partial
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from glm4.agent.sessions import Session, SessionMessage
+from glm4.agent.transcript import file_dict
+from glm4.api.agent.request import CHANGE_FIELDS
+from glm4.api.fields import read_fields
+from glm4.server.agent.state import AgentState, owner_of
+from glm4.server.body import decode, read_body
+from glm4.server.errors import ApiError
+from glm4.server.memory import BODY_MEMORY
+from glm4.server.state import find_state, server_state
+
+_INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
+"""Types that a browser may show in place; it saves the others."""
+_MAX_UPLOADS = 4096
+
+
+async def list_conversations(request: Request) -> Response:
+    """The conversations of this key, the last changed one first."""
+    query = request.query_params
+    limit, before = query.get("limit", "100"), query.get("before")
+    if not re.fullmatch("[1-9][0-9]{0,2}", limit) or (before and not re.fullmatch(r"[0-9.]{1,24}", before)):
+        raise ApiError(400, "limit is a number up to 999, before a time in seconds", "limit", "invalid_value")
+    found = await _state(request).store.sessions(
+        owner_of(request), limit=int(limit), before=float(before) if before else None
+    )
+    return JSONResponse({"conversations": [_session(session) for session in found]})
+
+
+async def search(request: Request) -> Response:
+    """Messages that have a text."""
+    found = await _state(request).store.search(request.query_params.get("q", "")[:1000], owner_of(request))
+    return JSONResponse({"results": [asdict(one) for one in found]})
+
+
+async def conversation(request: Request) -> Response:
+    """One conversation with all its messages: a tree, by `parent`."""
+    state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
+    session = await state.store.get(name, owner)
+    messages = await state.store.messages(name, owner)
+    files = await state.store.files(name, owner)
+    return JSONResponse(
+        {
+            "conversation": _session(session),
+            "messages": [_message(message, state.turns.of_message(message.id)) for message in messages],
+            "files": [_without_none(file_dict(file)) for file in files],
+        }
+    )
+
+
+async def change_conversation(request: Request) -> Response:
+    """Change its title, instructions, model, options, pin, or the branch that is shown."""
+    state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
+    given = read_fields(await server_state(request).read(request), CHANGE_FIELDS)
+    if "params" in given:
+        session = await state.store.get(name, owner)
+        given["params"] = {**session.params, "sampling": given["params"]}
+    return JSONResponse(_session(await state.store.change(name, owner, given)))
+
+
+async def delete_conversation(request: Request) -> Response:
+    """Delete it, with its messages; a turn that runs ends."""
+    state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
+    await state.store.get(name, owner)
+    await state.turns.stop_conversation(name, owner)
+    await state.store.delete(name, owner)
+    return JSONResponse({"done": True})
+
+
+async def export_conversation(request: Request) -> Response:
+    """As JSON with everything, or as Markdown with the branch that is shown (`?format=markdown`)."""
+    state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
+    kind = request.query_params.get("format", "json")
+    if kind == "markdown":
+        text = await state.store.as_markdown(name, owner)
+        return Response(text, media_type="text/markdown; charset=utf-8", headers=_attachment("conversation.md"))
+    if kind != "json":
+        raise ApiError(400, "format must be json or markdown", "format", "invalid_value")
+    document = await state.store.as_document(name, owner, state.files)
+    body = json.dumps(document, ensure_ascii=False).encode()
+    return Response(body, media_type="application/json", headers=_attachment("conversation.json"))
+
+
+async def import_conversation(request: Request) -> Response:
+    """Keep a conversation that was exported, under a new id."""
+    state, owner = _state(request), owner_of(request)
+    document = await asyncio.to_thread(partial(decode, await _read(request, state.config.max_upload_bytes)))
+    name = await state.store.from_document(document, owner, state.files)
+    return JSONResponse(_session(await state.store.get(name, owner)))
+
+
+async def upload_file(request: Request) -> Response:
+    """Keep a file, sent as it is; `?name=` is what it is called."""
+    state, owner = _state(request), owner_of(request)
+    name = request.query_params.get("name", "").strip()
+    if not name:
+        raise ApiError(400, "name the file in the address: ?name=report.pdf", "name", "missing")
+    if request.headers.get("origin") and request.headers.get("content-type", "").partition(";")[0] in (
+        *("text/plain", "multipart/form-data", "application/x-www-form-urlencoded"), ""
+    ):  # fmt: skip
+        raise ApiError(415, "send the file with Content-Type: application/octet-stream")
+    data = await _read(request, state.config.max_upload_bytes)
+    stored = await asyncio.to_thread(partial(state.files.put, name, data))
+    if len(state.uploads) >= _MAX_UPLOADS:
+        state.uploads.pop(next(iter(state.uploads)))
+    state.uploads[owner, stored.sha256] = stored
+    return JSONResponse(_without_none(file_dict(stored)))
+
+
+async def download_file(request: Request) -> Response:
+    """A file of one of this key's conversations. Only pictures are shown in place, and nothing in it runs."""
+    state = _state(request)
+    file = await state.file(request.path_params["sha256"], owner_of(request))
+    data = await asyncio.to_thread(partial(state.files.read, file.sha256))
+    inline = file.media_type in _INLINE
+    headers = {
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "private, max-age=31536000, immutable",
+        **({} if inline else _attachment(file.name)),
+    }
+    kind = file.media_type if inline else "application/octet-stream"
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _state(request: Request) -> AgentState:
+    return find_state(request.app, AgentState)
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    state = server_state(request)
+    memory = state.memory.body()
+    request.scope["state"][BODY_MEMORY] = memory  # released at the end of the request
+    return await read_body(request, memory, limit=limit, seconds=state.config.body_timeout)
+
+
+def _attachment(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+
+
+def _session(session: Session) -> dict[str, object]:
+    return asdict(session)
+
+
+def _message(message: SessionMessage, turn: str | None) -> dict[str, object]:
+    shown = {name: value for name, value in asdict(message).items() if name not in ("messages", "sources")}
+    return shown | ({"turn": turn} if turn else {})
+
+
+def _without_none(values: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}

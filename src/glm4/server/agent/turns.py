@@ -1,0 +1,297 @@
+"""`Turns`: starts turns of an assistant, keeps them while they can be followed, stores what becomes of them.
+
+A turn is a task of the server: it goes on when its reader hangs up. Stop, a limit, or deleting the conversation ends
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from glm4.agent.async_agent import AsyncAgent
+from glm4.agent.conversation import Conversation
+from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, PartBegan, TurnEnded
+from glm4.agent.files import FileStore, StoredFile
+from glm4.agent.sessions import Session, SessionMessage, new_id
+from glm4.agent.tool import Invocation, Sources, Tool
+from glm4.agent.transcript import file_dict
+from glm4.api.agent.request import TurnRequest, turn_params
+from glm4.chat.chat_request import ChatRequest
+from glm4.chat.messages import Message
+from glm4.documents.citations import Source
+from glm4.errors import Glm4Error, InvalidRequestError, StoreError
+from glm4.llm import LLM
+from glm4.outputs import StreamChunk
+from glm4.server.agent.config import AgentConfig
+from glm4.server.agent.store import ThreadedSessionStore
+from glm4.server.agent.tool_pool import ToolPool
+from glm4.server.agent.turn import KEPT_SECONDS, Decision, Turn
+from glm4.server.errors import ApiError, as_api_error, busy
+from glm4.server.generation import Generation
+from glm4.server.memory import BodyMemory
+from glm4.server.pictures import prepare_chat
+from glm4.server.registry import Target
+from glm4.server.state import ServerState
+
+log = logging.getLogger("glm4.server")
+
+_WRITE_SECONDS = 2.0
+Attach = Callable[[Message, Sequence[StoredFile], LLM, Sequence[str]], Message]
+"""A user's message, its files, the model and the names of the tools → the message as the model gets it."""
+
+
+@dataclass
+class _Running:
+    turn: Turn
+    agent: AsyncAgent
+    conversation: Conversation
+    stored: SessionMessage
+    before: int
+    """Messages of the conversation before the turn."""
+    known: int
+    """Sources before it."""
+
+
+class Turns:
+    """The turns of one server.
+
+    Args:
+        attach: gives the model what a message's files have.
+    """
+
+    def __init__(
+        self, config: AgentConfig, store: ThreadedSessionStore, files: FileStore, tools: ToolPool, attach: Attach
+    ) -> None:
+        self._config = config
+        self.store = store
+        self.files = files
+        self.tools = tools
+        self._attach = attach
+        self._turns: dict[str, Turn] = {}
+        self._by_client: dict[tuple[str, str], asyncio.Future[Turn]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def find(self, turn_id: str, owner: str) -> Turn:
+        """A turn of this owner.
+
+        Raises:
+            ApiError: there is no such one (404).
+        """
+        turn = self._turns.get(turn_id)
+        if turn is None or turn.owner != owner:
+            raise ApiError(404, f"there is no turn {turn_id[:100]!r}; its conversation has what became of it", "turn",
+                           "not_found")  # fmt: skip
+        return turn
+
+    def running(self, owner: str) -> list[Turn]:
+        """The turns of this owner that have not ended."""
+        return [turn for turn in self._turns.values() if turn.owner == owner and not turn.ended]
+
+    def of_message(self, message: str) -> str | None:
+        """The turn that is writing this message."""
+        return next((turn.id for turn in self._turns.values() if turn.message == message and not turn.ended), None)
+
+    async def start(
+        self, state: ServerState, target: Target, request: TurnRequest, owner: str, files: Sequence[StoredFile]
+    ) -> Turn:
+        """Start a turn; the same one for a client id that is known.
+
+        Raises:
+            InvalidRequestError: an id, a tool or an option is not known.
+            ApiError: the conversation has a turn already (409), or the owner has too many (429).
+        """
+        if request.client_id is None:
+            return await self._start(state, target, request, owner, files)
+        key = (owner, request.client_id)
+        known = self._by_client.get(key)
+        if known is None:
+            known = self._by_client[key] = asyncio.ensure_future(self._start(state, target, request, owner, files))
+            try:
+                turn = await asyncio.shield(known)
+            except BaseException:
+                self._by_client.pop(key, None)
+                raise
+            asyncio.get_running_loop().call_later(KEPT_SECONDS, self._by_client.pop, key, None)
+            return turn
+        return await asyncio.shield(known)
+
+    async def _start(
+        self, state: ServerState, target: Target, request: TurnRequest, owner: str, files: Sequence[StoredFile]
+    ) -> Turn:
+        if len(self.running(owner)) >= self._config.max_turns:
+            raise busy(f"{self._config.max_turns} turns run already; wait for one of them", 5, status=429)
+        session = await self._session(request, target, owner)
+        if any(turn.conversation == session.id for turn in self.running(owner)):
+            raise ApiError(409, "this conversation has a turn that has not ended; stop it first", "conversation",
+                           "turn_running")  # fmt: skip
+        names = request.tools if request.tools is not None else tuple(session.params.get("tools", ()))
+        self.tools.check(names)
+        params = turn_params(request.params or session.params.get("sampling", {}), target.llm.default_sampling_params())
+        branch = await self.store.branch(session.id, owner, leaf=request.parent)
+        if request.message is not None:
+            message = await asyncio.to_thread(self._attach, request.message, files, target.llm, names)
+            branch.append(await self._asked(session, message, request.message.text, branch, owner, files))
+        elif not branch or branch[-1].role != "user":
+            raise InvalidRequestError(
+                "parent is not a message of the user, so there is nothing to answer", param="parent"
+            )
+        await self._keep_choices(session, request, target, owner)
+        stored = await self.store.add(
+            session.id, SessionMessage("", branch[-1].id, "assistant", "running", target.name, [], []), owner
+        )
+        conversation = self._conversation(session, branch)
+        given = await self.store.files(session.id, owner)
+        tools = await self.tools.take(session.id, names, self.files, given)
+        agent = AsyncAgent(
+            _generator(state, target), target.llm, tools, system=session.system or None, params=params,
+            adapter=target.adapter, limits=self._config.limits, approve=self._approver(stored.id),
+        )  # fmt: skip
+        about = {
+            "turn": new_id(), "conversation": session.id, "parent": branch[-1].id, "message": stored.id,
+            "model": target.name, "context": target.llm.info.max_model_len,
+        }  # fmt: skip
+        turn = Turn(str(about["turn"]), owner, session.id, stored.id, about, stop=agent.stop)
+        self._turns[turn.id] = turn
+        known = len(conversation.sources.all())
+        work = _Running(turn, agent, conversation, stored, len(conversation.messages), known)
+        # Not the request's, which is given back when its answer has been sent.
+        memory = state.memory.body()
+        task = asyncio.create_task(self._run(work, memory), name="glm4-turn")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return turn
+
+    async def _session(self, request: TurnRequest, target: Target, owner: str) -> Session:
+        if request.conversation is not None:
+            return await self.store.get(request.conversation, owner)
+        params = {"tools": list(request.tools or ()), "sampling": dict(request.params)}
+        return await self.store.create(owner, system=request.system or "", model=target.name, params=params)
+
+    async def _keep_choices(self, session: Session, request: TurnRequest, target: Target, owner: str) -> None:
+        """What a request chooses holds for the conversation from then on."""
+        params = dict(session.params)
+        if request.tools is not None:
+            params["tools"] = list(request.tools)
+        if request.params:
+            params["sampling"] = dict(request.params)
+        if params != dict(session.params) or session.model != target.name:
+            await self.store.change(session.id, owner, {"params": params, "model": target.name})
+
+    async def _asked(
+        self, session: Session, message: Message, text: str, branch: Sequence[SessionMessage], owner: str,
+        files: Sequence[StoredFile],
+    ) -> SessionMessage:  # fmt: skip
+        parts: list[dict[str, Any]] = [{"kind": "text", "text": text}]
+        parts += [{"kind": "file", **_without_none(file_dict(file))} for file in files]
+        for file in files:
+            await self.store.add_file(session.id, file, owner)
+        parent = branch[-1].id if branch else None
+        asked = SessionMessage("", parent, "user", "completed", "", [message.as_dict()], parts)
+        return await self.store.add(session.id, asked, owner)
+
+    def _conversation(self, session: Session, branch: Sequence[SessionMessage]) -> Conversation:
+        messages = [Message.from_dict(raw) for message in branch for raw in message.messages]
+        sources = {raw["n"]: Source(**raw) for message in branch for raw in message.sources}
+        return Conversation(session.id, messages, Sources(list(sources.values())), self.files)
+
+    def _approver(self, message: str) -> Callable[[Tool, Invocation], Any]:
+        async def approve(tool: Tool, invocation: Invocation) -> Decision:
+            turn = next(turn for turn in self._turns.values() if turn.message == message)
+            future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+            turn.waiting[invocation.id] = future
+            try:
+                return await future
+            finally:
+                turn.waiting.pop(invocation.id, None)
+
+        return approve
+
+    async def _run(self, work: _Running, memory: BodyMemory) -> None:
+        turn, loop = work.turn, asyncio.get_running_loop()
+        written = loop.time()
+        last: TurnEnded | None = None
+        try:
+            await memory.grow(sum(len(message.text) for message in work.conversation.messages))
+            async with aclosing(work.agent.run(work.conversation)) as events:
+                async for event in events:
+                    if isinstance(event, TurnEnded):
+                        last = event  # told once it is stored
+                        continue
+                    turn.add(event)
+                    if _matters(event) or loop.time() - written >= _WRITE_SECONDS:
+                        written = loop.time()
+                        await self._write(work, "running")
+        except asyncio.CancelledError:
+            last = TurnEnded("stopped", "shutdown")
+        except Exception as error:  # its reader is told; the log says more
+            told = as_api_error(error)
+            turn.add(ErrorRaised("server", told.code or "server_error", told.message))
+            last = TurnEnded("error", "server_error")
+        finally:
+            memory.release()
+            self.tools.release(turn.conversation)
+            await asyncio.shield(self._end(work, last or TurnEnded("error", "server_error")))
+
+    async def _end(self, work: _Running, last: TurnEnded) -> None:
+        await self._write(work, last.status, last)
+        work.turn.add(last)
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._turns.pop, work.turn.id, None)
+
+    async def _write(self, work: _Running, status: Any, last: TurnEnded | None = None) -> None:
+        told = work.turn.transcript.as_dict()
+        stored = replace(
+            work.stored,
+            status=status,
+            messages=[message.as_dict() for message in work.conversation.messages[work.before :]],
+            parts=told["parts"] + [{"kind": "error", **error} for error in told["errors"]],
+            sources=[asdict(source) for source in work.conversation.sources.all()[work.known :]],
+            usage=told["usage"] | ({"reason": last.reason} if last else {}),
+        )
+        try:
+            await self.store.write(stored)
+        except StoreError as error:
+            log.error("a turn was not stored: %s", error)
+
+    async def stop_conversation(self, conversation: str, owner: str) -> None:
+        """End the turn of a conversation, and close its tools."""
+        for turn in self.running(owner):
+            if turn.conversation == conversation:
+                turn.stop()
+        await self.tools.forget(conversation)
+
+    async def close(self) -> None:
+        """End all turns."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+def _generator(state: ServerState, target: Target) -> Callable[[ChatRequest], AsyncIterator[StreamChunk]]:
+    """Answers an agent's requests through the queue, limits and metrics that all requests go through."""
+
+    async def generate(request: ChatRequest) -> AsyncIterator[StreamChunk]:
+        try:
+            generation = Generation(state, target, await prepare_chat(target, request))
+            try:
+                await generation.start()
+                async for chunk in generation.chunks():
+                    yield chunk
+            finally:
+                await generation.close()
+        except ApiError as error:
+            raise Glm4Error(error.message) from None
+
+    return generate
+
+
+def _matters(event: AgentEvent) -> bool:
+    return isinstance(event, PartBegan) or (isinstance(event, CallChanged) and event.seconds is not None)
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,83 @@
+"""`FolderFileStore`: files by content, whatever they are called."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from glm4.agent.file_store import FolderFileStore, clean_name, media_type
+from glm4.errors import InvalidRequestError
+
+
+def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
+    store = FolderFileStore(tmp_path / "deep" / "files")
+    first, second = store.put("a.txt", b"text"), store.put("b.txt", b"text", alt="said")
+    assert first.sha256 == second.sha256
+    assert (first.name, second.name, second.alt, second.nbytes) == ("a.txt", "b.txt", "said", 4)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in files] == [first.sha256]
+    assert files[0].stat().st_mode & 0o077 == 0
+    assert FolderFileStore(tmp_path / "deep" / "files").read(first.sha256) == b"text"
+
+
+@pytest.mark.parametrize(
+    ("name", "cleaned"),
+    [
+        ("../../etc/passwd", "passwd"), ("C:\\x\\y.txt", "y.txt"), ("a\x1b[31m\n.txt", "a[31m.txt"), ("", "file"),
+        ("..", "file"), ("\u202egpj.exe", "gpj.exe"), ("报告.pdf", "报告.pdf"), (".hidden", "hidden"),
+        ("x" * 500 + ".pdf", "x" * 196 + ".pdf"), ("y" * 500, "y" * 200), ("/", "file"),
+    ],
+)  # fmt: skip
+def test_names(name: str, cleaned: str, tmp_path: Path) -> None:
+    assert clean_name(name) == cleaned
+    assert FolderFileStore(tmp_path).put(name, b"x").name == cleaned
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+@pytest.mark.parametrize("size", [(1, 1), (640, 17), (16000, 3)])
+def test_sizes_of_pictures(kind: str, size: tuple[int, int], tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, kind)
+    stored = FolderFileStore(tmp_path).put("picture.txt", file.getvalue())
+    assert stored.media_type == f"image/{kind.lower()}"
+    assert (stored.width, stored.height) == size
+    for cut in range(0, 40, 3):  # half a header is no error
+        FolderFileStore(tmp_path).put("cut", file.getvalue()[:cut])
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "kind"),
+    [
+        (b"%PDF-1.7", "x.txt", "application/pdf"), (b"PK\x03\x04", "x.docx",
+        "application/vnd.openxmlformats-officedocument.wordprocessingml.document"), (b"PK\x03\x04", "x.png",
+        "application/zip"), (b"a,b", "x.csv", "text/csv"), (b"<svg/>", "x.svg", "image/svg+xml"),
+        (b"\x7fELF\0\0", "x.png", "application/octet-stream"), (b"hello", "x.png", "text/plain"),
+        ("你好".encode("utf-16"), "x", "text/plain"), (b"", "x", "text/plain"),
+    ],
+)  # fmt: skip
+def test_the_content_says_what_a_file_is(data: bytes, name: str, kind: str) -> None:
+    assert media_type(data, name) == kind
+
+
+def test_limits(tmp_path: Path) -> None:
+    store = FolderFileStore(tmp_path, max_file_bytes=10, quota=25)
+    with pytest.raises(InvalidRequestError, match="may have 10"):
+        store.put("a", b"x" * 11)
+    first = store.put("a", b"a" * 10)
+    store.put("b", b"b" * 10)
+    with pytest.raises(InvalidRequestError, match="no room"):
+        store.put("c", b"c" * 10)
+    store.put("again", b"a" * 10)
+    with pytest.raises(InvalidRequestError, match="no room"):  # the quota counts what was there before
+        FolderFileStore(tmp_path, quota=25).put("c", b"c" * 10)
+    store.delete(first.sha256)
+    store.put("c", b"c" * 10)
+
+
+@pytest.mark.parametrize("wanted", ["", "../../etc/passwd", "a" * 64, "A" * 64, "/etc/passwd"])
+def test_only_known_files_are_read(wanted: str, tmp_path: Path) -> None:
+    store = FolderFileStore(tmp_path)
+    with pytest.raises(InvalidRequestError, match="no file"):
+        store.read(wanted)
+    store.delete(wanted)
