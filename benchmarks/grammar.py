@@ -231,6 +231,7 @@ def cases(compiler: GrammarCompiler) -> dict[str, Callable[[], TokenConstraint]]
     }
     return raw | {
         "12 tools, one call or more": partial(compiler.answer, None, tools, parallel=True),
+        "12 tools, text free but for calls": partial(compiler.calls, tools),
         "1 of 12 tools": partial(compiler.answer, None, tools[:1], parallel=False),
         "12 tools, or an answer by schema": partial(compiler.answer, invoice, tools, parallel=False),
     }

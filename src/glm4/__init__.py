@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from glm4.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from glm4.agent.functions import tool
     from glm4.async_llm import AsyncLLM
     from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
     from glm4.chat.messages import Message, ToolCall
@@ -40,6 +41,7 @@ _PUBLIC = {
     "CompletionOutput": "glm4.outputs",
     "StreamChunk": "glm4.outputs",
     "Glm4Error": "glm4.errors",
+    "tool": "glm4.agent.functions",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "TextPart",
     "ToolCall",
     "ToolCallDelta",
+    "tool",
 ]
 
 

@@ -22,6 +22,7 @@ Glm4Error
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
 ├── ToolServerError          an MCP server cannot be started or reached, or broke; says which one and why
 ├── ClusterError             a Ray cluster cannot be reached, or what runs on it failed; says where and why
+├── ToolError                a function or a file of them cannot be a tool; says what to change
 ├── MissingExtraError        an optional package is missing or has a version that does not work; says what to do
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
 ├── SandboxError             what ran in a sandbox failed or broke a limit; `.cause` says which
@@ -145,6 +146,10 @@ class ToolServerError(Glm4Error):
 
 class ClusterError(Glm4Error):
     """A Ray cluster cannot be reached, or its processes cannot do the work."""
+
+
+class ToolError(Glm4Error):
+    """A function, or a file of functions, cannot be offered as a tool."""
 
 
 class MissingExtraError(Glm4Error):

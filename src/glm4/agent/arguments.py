@@ -56,6 +56,11 @@ def check(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
         raise ArgumentsError("; ".join(problems))
 
 
+def fits(value: Any, schema: object, root: Mapping[str, Any]) -> bool:
+    """Whether a value matches a schema, whose references are within `root`."""
+    return next(_Checker(root).problems(value, schema, "", 0), None) is None
+
+
 class _Checker:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
@@ -83,8 +88,11 @@ class _Checker:
 
     def _inner(self, value: Any, schema: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
         if isinstance(value, list):
+            first = schema.get("prefixItems")
+            first = first if isinstance(first, list) else []
             for index, one in enumerate(value):
-                yield from self.problems(one, schema.get("items"), f"{where}[{index}]", depth + 1)
+                item = first[index] if index < len(first) else schema.get("items")
+                yield from self.problems(one, item, f"{where}[{index}]", depth + 1)
         if not isinstance(value, dict):
             return
         properties = schema.get("properties")
