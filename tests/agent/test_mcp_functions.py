@@ -236,19 +236,18 @@ def test_opening_starts_nothing() -> None:
 
 
 def test_the_toolbox_opens_a_server_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "mcp.json"
-    chosen = raw("normal")
-    path.write_text(
-        json.dumps(
-            {"mcpServers": {"one": {"command": chosen.command, "args": chosen.args}, "two": {"command": "none"}}}
-        )
-    )
-    [tool] = open_tools(["mcp:one"], ToolServices(mcp_config=path))
+    path, chosen = tmp_path / "mcp.json", raw("normal")
+    entry = {"command": chosen.command, "args": chosen.args}
+    path.write_text(json.dumps({"mcpServers": {"o/n/e": {"command": "none"}, "o_n_e": entry}}))
+    services = ToolServices(mcp_config=path)
+    [tool] = open_tools(["mcp:o_n_e"], services)
     assert isinstance(tool, McpTool)
     try:
         assert said(call_tool(tool, "ok")).startswith("ok ")
-        assert tool.approval_of("one__ok") == "ask"
+        assert tool.functions[0].name == "o_n_e-2__ok", "whatever else is opened"
+        assert tool.approval_of("o_n_e-2__ok") == "ask"
     finally:
         tool.close()
-    with pytest.raises(InvalidRequestError, match="it has: mcp:one, mcp:two"):
-        open_tools(["mcp:three"], ToolServices(mcp_config=path))
+    assert [other.name for other in open_tools(["mcp:"], services)] == ["mcp:o/n/e", "mcp:o_n_e"]
+    with pytest.raises(InvalidRequestError, match=r"has no server 'three' \(it has: o/n/e, o_n_e\)"):
+        open_tools(["mcp:three"], services)
