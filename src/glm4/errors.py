@@ -20,6 +20,7 @@ Glm4Error
 ├── OutOfMemoryError         the weights or the KV cache do not fit; says what would
 ├── RemoteError              the upstream server cannot be used or has failed; says which one and what to do
 │   └── RemoteUnavailableError   it cannot be reached, is busy or too slow; the same request may work later
+├── ToolServerError          an MCP server cannot be started or reached, or broke; says which one and why
 ├── ClusterError             a Ray cluster cannot be reached, or what runs on it failed; says where and why
 ├── ToolError                a function or a file of them cannot be a tool; says what to change
 ├── MissingExtraError        an optional package is missing or has a version that does not work; says what to do
@@ -137,6 +138,10 @@ class PromptTooLongError(InvalidRequestError):
 
 class OutOfMemoryError(Glm4Error):
     """The weights or the KV cache do not fit into memory."""
+
+
+class ToolServerError(Glm4Error):
+    """An MCP server cannot be started or reached, or broke."""
 
 
 class ClusterError(Glm4Error):

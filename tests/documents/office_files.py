@@ -57,9 +57,9 @@ def slides_file() -> bytes:
     for at, text in enumerate(["Item", "Cost", "Rent", "900"]):
         table.cell(at // 2, at % 2).text = text
     third = presentation.slides.add_slide(presentation.slide_layouts[6])
-    data = CategoryChartData()
+    data = CategoryChartData()  # type: ignore[no-untyped-call]
     data.categories = ["Q1", "Q2"]
-    data.add_series("Sales", (10.5, 20))
+    data.add_series("Sales", (10.5, 20))  # type: ignore[no-untyped-call]
     third.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, Inches(1), Inches(1), Inches(4), Inches(3), data)
     return saved(presentation)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+from pathlib import Path
 
 import docx
 import pptx
@@ -99,7 +100,7 @@ def test_a_slide_that_is_a_picture_is_told() -> None:
 
 
 def test_sheets_are_pages_with_tables() -> None:
-    rows = [
+    rows: list[list[object]] = [
         ["Name", "Amount", "Day", "Paid"],
         ["张三", 3, datetime.date(2024, 5, 1), True],
         ["Total", 2.5, datetime.datetime(2024, 5, 1, 12, 30), None],
@@ -123,7 +124,8 @@ def test_hidden_sheets_are_left_out_and_named() -> None:
 
 
 def test_long_sheets_repeat_their_header_and_are_bounded() -> None:
-    rows = [["n", "square"], *([n, n * n] for n in range(25_000))]
+    rows: list[list[object]] = [["n", "square"]]
+    rows += [[n, n * n] for n in range(25_000)]
     document = read(workbook_file({"Long": rows}), "a.xlsx")
     tables = texts(document, "table")
     assert all(table.startswith("| n | square |\n| --- | --- |\n") for table in tables)
@@ -135,6 +137,14 @@ def test_open_document_sheets() -> None:
     document = read(ods_file([["Stadt", "Zahl"], ["Köln", "1"]]), "a.ods")
     assert document.media_type == "application/vnd.oasis.opendocument.spreadsheet"
     assert texts(document, "table") == ["| Stadt | Zahl |\n| --- | --- |\n| Köln | 1 |"]
+
+
+def test_old_workbooks() -> None:
+    data = (Path(__file__).parents[1] / "golden" / "documents" / "table.xls").read_bytes()
+    document = read(data, "table.xls")
+    assert document.media_type == "application/vnd.ms-excel"
+    assert headings(document) == [(1, "数据")]
+    assert texts(document, "table") == ["| Name | Amount |\n| --- | --- |\n| 张三 | 3 |\n| 李四 | 2.5 |"]
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report.txt", "report"])

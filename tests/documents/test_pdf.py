@@ -7,14 +7,17 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pdf_files import PdfFile, Words, lines
 from reading import SANDBOXED, find, headings, read, refusal, texts
 
-from glm4.documents.loading import render_page
+from glm4.documents.formats.parsed import pipe_table
+from glm4.documents.loading import load_document, render_page
 from glm4.errors import InvalidRequestError
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "documents"
 CHINESE = ["国际合作的主要目标是提高效率，并且", "降低成本。这是第二行文字。"]
 JOINED = "国际合作的主要目标是提高效率，并且降低成本。这是第二行文字。"
 
@@ -67,6 +70,37 @@ def test_columns_are_read_one_after_the_other_whatever_the_order_in_the_file() -
         expected = [title.text, *(words.text for words in (*left, *right))]
         positions = [text.index(part) for part in expected]
         assert positions == sorted(positions)
+
+
+def test_columns_that_the_file_has_written_line_by_line_are_taken_apart() -> None:
+    left = lines([f"the left column, line {n}, goes on" for n in range(8)], x=60, top=600)
+    right = lines([f"the right column, line {n}, goes on" for n in range(8)], x=330, top=600)
+    mixed = [words for pair in zip(left, right, strict=True) for words in pair]
+    text = read(bytes(PdfFile([[Words(60, 700, "A title", 18), *mixed]])), "a.pdf").text
+    positions = [text.index(words.text) for words in (*left, *right)]
+    assert positions == sorted(positions)
+
+
+def test_tables_are_found_by_their_columns() -> None:
+    rows = [["City", "Population", "Area"], ["Beijing", "21,890,000", "16,411"], ["Total area", "", "99"]]
+    cells = [
+        Words(x, 600 - 15 * at, text)
+        for at, row in enumerate(rows)
+        for x, text in zip((72, 200, 320), row, strict=True)
+        if text
+    ]
+    around = lines(["This text stands above the table."], top=640), lines(["This stands below."], top=500)
+    document = read(bytes(PdfFile([[*around[0], *cells, *around[1]]])), "a.pdf")
+    assert [(block.kind, block.text) for block in document.blocks] == [
+        ("paragraph", "This text stands above the table."),
+        ("table", pipe_table(rows)),
+        ("paragraph", "This stands below."),
+    ]
+
+
+def test_numbers_and_bullets_before_items_make_no_table() -> None:
+    items = [Words(x, 600 - 15 * at, text) for at in range(4) for x, text in ((72, f"{at + 1}."), (110, f"item {at}"))]
+    assert not texts(read(bytes(PdfFile([items])), "a.pdf"), "table")
 
 
 def test_headers_footers_and_page_numbers_are_dropped_and_chapter_titles_kept() -> None:
@@ -176,3 +210,19 @@ def test_three_hundred_pages_are_read_in_bounded_time(record_property: Callable[
 
 def test_a_file_that_is_empty_inside_is_refused() -> None:
     assert "has no text" in refusal(bytes(PdfFile([[]])), "a.pdf")
+
+
+@pytest.mark.parametrize("cipher", ["", "-aes"])
+def test_encrypted_files_need_a_password_unless_everybody_may_read_them(cipher: str) -> None:
+    document = read((GOLDEN / f"owner{cipher}.pdf").read_bytes(), "a.pdf")
+    assert texts(document) == ["This page may be read but not printed."]
+    data = (GOLDEN / f"secret{cipher}.pdf").read_bytes()
+    assert "needs a password" in refusal(data, "a.pdf")
+    with pytest.raises(InvalidRequestError, match="needs a password"):
+        render_page(data, 1, sandboxed=SANDBOXED)
+
+
+def test_a_local_file_can_be_read_without_a_sandbox() -> None:
+    data = bytes(PdfFile([lines(["Some text."]), None]))
+    assert load_document(data, "a.pdf", sandboxed=False) == read(data, "a.pdf")
+    assert render_page(data, 2, sandboxed=False) == render_page(data, 2, sandboxed=SANDBOXED)

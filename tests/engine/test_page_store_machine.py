@@ -25,7 +25,7 @@ class StoredPageMachine(PageMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
 
-    def store(self, cache: KVCache) -> KVStore:  # type: ignore[override]
+    def store(self, cache: KVCache) -> KVStore:
         return kv_store(cache, self.folder)
 
     @property
@@ -34,7 +34,7 @@ class StoredPageMachine(PageMachine):
         return self.engine._stored
 
     def _step(self) -> None:
-        self.stored._pages_per_step = 1
+        self.stored._most_read = self.stored._most_copied = 1
         super()._step()
         settle(self.stored.store)
 

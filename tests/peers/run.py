@@ -148,7 +148,7 @@ def run(suite: Suite, folder: Path, workers: int) -> Counter[str]:
 def main() -> int:
     """Run the suites that were named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*(suite.name for suite in SUITES), "harnesses", "clients"]
+    names = [*(suite.name for suite in SUITES), "harnesses", "clients", "mcp"]
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(names))
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="suites' tests at a time")
     options = parser.parse_args()
@@ -162,6 +162,9 @@ def main() -> int:
         harnesses.main()
     if "clients" in chosen:
         good &= not subprocess.run([sys.executable, str(HERE / "clients/run.py")], check=False).returncode
+    if "mcp" in chosen:
+        mcp = [sys.executable, "-m", "pytest", "-n", "0", "-m", "peers", str(HERE / "test_mcp_everything.py")]
+        good &= not subprocess.run(mcp, check=False).returncode
     suites = [suite for suite in SUITES if suite.name in chosen]
     return 0 if (not suites or run_suites(suites, options.workers)) and good else 1
 

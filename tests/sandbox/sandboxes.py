@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +17,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from glm4.sandbox.disk import remove
 from glm4.sandbox.interpreter import interpreter_mounts
 from glm4.sandbox.seccomp import ARCHITECTURES
 
 DRIVER = Path(__file__).with_name("sandbox_driver.py")
 PLAIN_USER = 12345
+USERS = ["root", "plain"] if os.geteuid() == 0 else ["plain"]
 HANG_SECONDS = 120.0
 _numbers = itertools.count()
 
@@ -131,7 +132,7 @@ class Box:
         self.process.wait(HANG_SECONDS)
         self.process.stdout.close()
         for path in self._folders:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
 def prelude() -> str:
@@ -139,13 +140,11 @@ def prelude() -> str:
 
 
 def open_box(user: str) -> Iterator[Box]:
-    """Skips where there is no such user or no sandbox.
+    """Skips where there is no sandbox.
 
     Args:
-        user: "root" or "plain".
+        user: of `USERS`.
     """
-    if os.geteuid() != 0 and user == "root":
-        pytest.skip("these tests do not run as root")
     number = 0 if user == "root" else PLAIN_USER if os.geteuid() == 0 else os.geteuid()
     box = Box(number)
     try:

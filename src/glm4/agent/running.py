@@ -78,6 +78,7 @@ class _Running:
     cancelled: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
     _printed: int = 0
+    _shown: bool = False  # people have something of it that is more than a log
 
     @property
     def deadline(self) -> float:
@@ -103,7 +104,7 @@ class _Running:
 
     def _outcome(self, context: ToolContext) -> tuple[ToolResult, bool]:
         try:
-            return self.tool.run(self.invocation, context), self._printed == 0
+            return self.tool.run(self.invocation, context), not self._shown
         except Glm4Error as error:
             text = str(error)
         except BaseException as error:  # whatever a tool raises is for the model to read, `sys.exit` too
@@ -123,6 +124,7 @@ class _Running:
         """See `Listener`."""
         room = MOST_OUTPUT - self._printed
         self._printed += len(text)
+        self._shown = self._shown or channel != "log"
         if room > 0 and text:
             self.post(Said(self.invocation.id, text[:room], channel, truncated=len(text) > room))
 

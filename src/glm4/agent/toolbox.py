@@ -1,4 +1,4 @@
-"""The tools that users name: `python`, `browser`, `image`, `mcp:SERVER`, and a file of their own functions.
+"""The tools that users name: `python`, `browser`, `image`, `files`, `mcp:SERVER`, and a file of their own functions.
 
 A new tool is a row of the table at the foot. What a tool needs is imported when it is opened.
 """
@@ -9,12 +9,12 @@ import difflib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from glm4.agent.files import FileStore
 from glm4.agent.tool import Tool
 from glm4.errors import InvalidRequestError
+from glm4.multimodal.fetch import FetchPolicy
 
 MCP = "mcp:"
 """What the names of MCP servers begin with."""
@@ -26,13 +26,17 @@ class ToolServices:
 
     Attributes:
         files: where files of the conversation are; None keeps none.
-        search: the search service of the browser; None for its own choice.
+        search: the search engine of the browser; None for its own choice.
+        image_url: the service that makes pictures; None: from its environment variable.
         mcp_config: the file that lists MCP servers.
+        fetch_policy: which pages the browser may open; None for its own choice.
     """
 
     files: FileStore | None = None
     search: str | None = None
+    image_url: str | None = None
     mcp_config: Path | None = None
+    fetch_policy: FetchPolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def open_tools(names: Sequence[str], services: ToolServices) -> list[Tool]:
     """Tools for one conversation; the same name twice counts once.
 
     Args:
-        names: of the table, `mcp:SERVER`, or paths of Python files with functions of the user (`….py`).
+        names: of the table, `mcp:SERVER` (`mcp:` for all of them), or paths of Python files with functions of the user
+            (`….py`).
 
     Raises:
         InvalidRequestError: there is no such tool.
@@ -74,9 +79,11 @@ def _open(name: str, services: ToolServices) -> list[Tool]:
     if row is not None:
         return row.open(services)
     if name.endswith(".py"):
-        return list(import_module("glm4.agent.functions").load_tools(Path(name).expanduser()))
+        from glm4.agent.functions import load_tools
+
+        return load_tools(Path(name).expanduser())
     if name.startswith(MCP):
-        return _mcp_server(name, services)
+        return _mcp_servers(name, services)
     close = difflib.get_close_matches(name, TOOLS, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     known = ", ".join(TOOLS)
@@ -86,34 +93,51 @@ def _open(name: str, services: ToolServices) -> list[Tool]:
     )
 
 
-def _mcp_server(name: str, services: ToolServices) -> list[Tool]:
+def _mcp_servers(name: str, services: ToolServices) -> list[Tool]:
+    from glm4.agent.mcp.config import load_servers
+    from glm4.agent.mcp.tools import open_mcp
+
     if services.mcp_config is None:
-        raise InvalidRequestError(f"{name} needs a file that lists MCP servers (--mcp FILE)", param="tools")
-    opened: list[Tool] = import_module("glm4.agent.mcp").open_mcp(services.mcp_config)
-    chosen = [tool for tool in opened if tool.name == name]
-    for other in opened:
-        if other not in chosen:
-            other.close()
+        raise InvalidRequestError(f"{name} needs a file that lists MCP servers", param="tools")
+    servers = load_servers(services.mcp_config)
+    chosen = [server for server in servers if name in (MCP, MCP + server.name)]
     if not chosen:
-        known = ", ".join(tool.name for tool in opened) or "none"
-        raise InvalidRequestError(f"{services.mcp_config} has no server {name!r} (it has: {known})", param="tools")
-    return chosen
+        known = ", ".join(server.name for server in servers) or "none"
+        raise InvalidRequestError(
+            f"{services.mcp_config} has no server {name.removeprefix(MCP)!r} (it has: {known})", param="tools"
+        )
+    return open_mcp(chosen)
 
 
 def _python(services: ToolServices) -> list[Tool]:
-    return [import_module("glm4.agent.tools.python").PythonTool()]
+    from glm4.agent.tools.python import PythonTool
+
+    return [PythonTool()]
 
 
 def _browser(services: ToolServices) -> list[Tool]:
-    return [import_module("glm4.agent.tools.browser").BrowserTool(search=services.search)]
+    from glm4.agent.tools.browser import BrowserTool
+
+    if services.fetch_policy is None:
+        return [BrowserTool(search=services.search)]
+    return [BrowserTool(search=services.search, policy=services.fetch_policy)]
 
 
 def _image(services: ToolServices) -> list[Tool]:
-    return [import_module("glm4.agent.tools.image").ImageTool()]
+    from glm4.agent.tools.image import ImageTool
+
+    return [ImageTool(services.image_url)]
+
+
+def _files(services: ToolServices) -> list[Tool]:
+    from glm4.agent.tools.files import FilesTool
+
+    return [FilesTool()]
 
 
 TOOLS: dict[str, ToolRow] = {
     "python": ToolRow(_python, "Runs Python code in a sandbox, with files and plots."),
     "browser": ToolRow(_browser, "Searches the web and reads pages."),
     "image": ToolRow(_image, "Makes pictures from descriptions."),
+    "files": ToolRow(_files, "Searches and reads the files that the user has sent."),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
+from glm4.cli.agent_options import AgentOptions
 from glm4.cli.parameters import Argument, Option, UsageError
 from glm4.cli.ray_options import PANEL as RAY
 from glm4.cli.ray_options import RayOptions
@@ -155,6 +156,7 @@ def serve(
         str, Option(metavar="FORMAT", panel=_LOG, help="text or json (one object per line).")
     ] = "text",
     log_level: Annotated[str, Option(metavar="LEVEL", panel=_LOG, help="debug, info, warning or error.")] = "info",
+    agent: AgentOptions,
     ray: RayOptions,
     replicas: Annotated[
         int | None,
@@ -197,6 +199,7 @@ def serve(
         max_memory=None if max_memory is None else int(max_memory * 1e9),
         store_max_bytes=store_max_mb << 20,
         store_max_age=store_max_days * 86400,
+        agent=agent.config(),
     )
     set_up_logging(log_format, log_level)
     if ray.ray is not None:

@@ -61,6 +61,11 @@ def split_sentences(text: str) -> list[Sentence]:
     return sentences
 
 
+def sentence_starts(text: str) -> list[int]:
+    """Where the sentences of a text begin, in ascending order."""
+    return [sentence.start for sentence in split_sentences(text)]
+
+
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     for line in _LINE_END.finditer(text):

@@ -37,7 +37,7 @@ _STAGE = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; do
 # is the one that must end with this process. It waits for a sign, as nothing must run if this process ended before
 # bubblewrap knew that it has to end with it.
 _INIT = "/sandbox/sh"
-_INIT_SCRIPT = 'read -r go || exit 1; "$@"; exit $?'
+_INIT_SCRIPT = 'trap : HUP INT QUIT TERM; read -r go || exit 1; "$@"; exit $?'
 GO = b"go\n"
 
 _stage: tempfile.TemporaryDirectory[str] | None = None
@@ -105,7 +105,7 @@ def bubblewrap_command(
         SandboxUnavailableError: a program that is needed is missing.
         FileNotFoundError: the source of a mount.
     """
-    user = sandbox_user()
+    bubblewrap, user = _program("bwrap"), sandbox_user()
     sources = {mount.source: mount.source.resolve(strict=True) for mount in mounts}
     hidden = [] if user is None else [path for path in dict.fromkeys(sources.values()) if not _reachable(path, user)]
     staged = {path: _staging_place(i, folder=path.is_dir()) for i, path in enumerate(hidden)}
@@ -127,7 +127,7 @@ def bubblewrap_command(
     # By a descriptor: the command line of the first process inside can be read there.
     listed = b"".join(os.fsencode(option) + b"\0" for option in options)
     inside = [*_limited(limits), _INIT, "-c", _INIT_SCRIPT, "sh", *command]
-    run = [_program("bwrap"), "--args", descriptors.file(listed), "--", *inside]
+    run = [bubblewrap, "--args", descriptors.file(listed), "--", *inside]
     if user is not None:
         # Not by `subprocess`, which then copies the page tables of this process; with a model in it they are large.
         run = [_program("setpriv"), "--reuid", str(user), "--regid", str(user), "--clear-groups", "--", *run]

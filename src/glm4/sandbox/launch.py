@@ -88,7 +88,7 @@ class SandboxProcess:
             mounts: what it sees beside /usr. Writable ones must belong to the user of the sandbox
                 (`give_to_sandbox`).
             environment: its variables, beside PATH, HOME and LANG.
-            working_directory: inside.
+            working_directory: inside. One that is not there ends with status 1 and a line on standard error.
 
         Raises:
             SandboxUnavailableError: there is no sandbox here.
@@ -145,9 +145,12 @@ def unavailable() -> str | None:
         try:
             with SandboxProcess.start(["true"], limits=Limits(memory_nbytes=64 << 20)) as process:
                 status = process.wait(_START_SECONDS)
-            _checked[key] = None if status == 0 else f"programs do not run in the sandbox (exit status {status})"
-        except (SandboxError, OSError) as error:
+        except SandboxUnavailableError as error:
             _checked[key] = str(error)
+        except (SandboxError, OSError) as error:  # the next time it may be otherwise
+            return str(error)
+        else:
+            _checked[key] = None if status == 0 else f"programs do not run in the sandbox (exit status {status})"
     return _checked[key]
 
 

@@ -57,9 +57,10 @@ def _open(data: bytes) -> WordDocument:
         part = docx.package.Package.open(io.BytesIO(data)).main_document_part
         if not isinstance(part, DocumentPart):
             raise RefusedError("is damaged: its main part is not a Word document")
-        return part.document
+        document: WordDocument = part.document
     except (KeyError, ValueError, OSError) as error:
         raise RefusedError(f"is a damaged Word document ({error}); save it again") from None
+    return document
 
 
 class _Reader:

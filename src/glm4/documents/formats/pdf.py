@@ -2,7 +2,7 @@
 
 JavaScript, forms, attachments, links and annotations are not looked at: PDFium's form module is never started.
 
-Not covered: text that is drawn as lines or pictures; tables are lines of text; right-to-left order is PDFium's.
+Not covered: text drawn as lines or pictures; cells of tables with several lines; right-to-left order is PDFium's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from glm4.documents.formats.detection import Content
 from glm4.documents.formats.parsed import FullError, Parsed, RefusedError
-from glm4.documents.formats.pdf_layout import Line, in_reading_order, is_heading, paragraphs
+from glm4.documents.formats.pdf_layout import in_reading_order, is_heading, paragraphs
+from glm4.documents.formats.pdf_lines import Line
+from glm4.documents.formats.pdf_tables import split_tables
 from glm4.documents.formats.pdf_text import page_lines
 from glm4.documents.limits import MAX_CHARACTERS
 
@@ -47,12 +49,13 @@ def load(content: Content, parsed: Parsed) -> None:
     body = _body_size(pages)
     for number, lines in enumerate(pages, 1):
         kept = [line for line in lines if line.running_key not in running]
-        for paragraph in paragraphs(in_reading_order(kept), body):
-            level = outline.get((number, _squeezed(paragraph.text)), 0) or is_heading(paragraph, body)
-            if level:
-                parsed.add(paragraph.text, "heading", page=number, level=level)
-            else:
-                parsed.add(paragraph.text, paragraph.kind, page=number)
+        for run, rows in split_tables(in_reading_order(kept)):
+            if rows is not None:
+                parsed.add_table(rows, page=number)
+                continue
+            for paragraph in paragraphs(run, body):
+                level = outline.get((number, _squeezed(paragraph.text)), 0) or is_heading(paragraph, body)
+                parsed.add(paragraph.text, "heading" if level else paragraph.kind, page=number, level=level)
     if stopped is not None:
         raise stopped
 

@@ -9,6 +9,9 @@ from itertools import pairwise
 from statistics import median
 from typing import Literal
 
+from glm4.documents.formats.pdf_lines import Line
+from glm4.documents.formats.pdf_tables import split_prose
+
 _WIDE = 0.6  # of the page's text: a line that spans columns
 _HEADING = 1.18  # times the size of the body
 _MOST_HEADING = 160
@@ -18,24 +21,6 @@ _ITEM = re.compile(
 )
 _EAST_ASIAN = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
 _COMPOUND = re.compile(r"\w+-\w+")
-
-
-@dataclass
-class Line:
-    """A line of a page, in points.
-
-    Attributes:
-        base: height of its base line; it grows upward.
-        size: of its characters.
-        running_key: equal for lines of different pages that may be the same header; "" for lines that are none.
-    """
-
-    text: str
-    left: float
-    right: float
-    base: float
-    size: float
-    running_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +35,9 @@ class Paragraph:
 
 def in_reading_order(lines: Sequence[Line]) -> list[Line]:
     """The file's order where it runs down the page, and then down the next column; else columns found by their gaps."""
+    parts = split_prose(lines)
+    if parts is not None:
+        return _by_columns(parts)
     jumps = sum(
         later.base > earlier.base + 0.5 * later.size and later.left < earlier.right
         for earlier, later in pairwise(lines)

@@ -6,16 +6,19 @@ import ctypes
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from glm4.documents.cleaning import clean
-from glm4.documents.formats.pdf_layout import Line
+from glm4.documents.formats.pdf_lines import Line
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfPage, PdfTextPage
 
 _HYPHENS = ("\ufffe", "\x02")  # what PDFium gives for a hyphen at the end of a line, together with the line's end
 _LINES = re.compile("([^\n\ufffe\x02]*)([\n\ufffe\x02]?)")
+_SPACES = re.compile(r"\s+")
+_GAP = 1.3  # times the size: a space is 0.3, and in justified lines rarely more than 1
 _SAMPLES = 20
 _MOST_CHARACTERS = 500_000
 _MOST_UNREADABLE = 0.3
@@ -77,12 +80,37 @@ def _line(text_page: PdfTextPage, text: str, first: int, turn: _Turn) -> Line | 
         size *= math.hypot(matrix.c, matrix.d)
     x, y = ctypes.c_double(), ctypes.c_double()
     raw.FPDFText_GetCharOrigin(text_page, middle, ctypes.byref(x), ctypes.byref(y))
-    box, last = _box(text_page, start), _box(text_page, end)
-    xs = [turn.point(*corner)[0] for corner in (box[:2], box[2:], last[:2], last[2:])]
-    left, right, base = min(xs), max(xs), turn.point(x.value, y.value)[1]
+    base = turn.point(x.value, y.value)[1]
+    left, right = _extent(text_page, start, end, turn)
     if not all(map(math.isfinite, (left, right, base, size))):
         left = right = base = size = 0.0
-    return Line(shown, left, right, base, abs(size))
+    size = abs(size)
+    cells: list[Line] = []
+    if raw.FPDFText_CountRects(text_page, start, end + 1 - start) > 1:
+        for cell_text, cell_start, cell_end in _cells(text_page, text, first, size, turn):
+            shown_cell = " ".join(clean(cell_text).split())
+            if shown_cell:
+                cells.append(Line(shown_cell, *_extent(text_page, cell_start, cell_end, turn), base, size))
+    return Line(shown, left, right, base, size, tuple(cells) if len(cells) > 1 else ())
+
+
+def _cells(text_page: PdfTextPage, text: str, first: int, size: float, turn: _Turn) -> Iterator[tuple[str, int, int]]:
+    """(text, first, last character) of the parts of a line between which there is more than a space."""
+    begin = 0
+    for space in _SPACES.finditer(text):
+        before, after = (_char_index(text_page, first + at) for at in (space.start() - 1, space.end()))
+        if _extent(text_page, after, after, turn)[0] - _extent(text_page, before, before, turn)[1] > _GAP * size:
+            yield text[begin : space.start()], _char_index(text_page, first + begin), before
+            begin = space.end()
+    end = _char_index(text_page, first + len(text) - 1)
+    yield text[begin:], _char_index(text_page, first + begin), end
+
+
+def _extent(text_page: PdfTextPage, start: int, end: int, turn: _Turn) -> tuple[float, float]:
+    """Left and right edge of what lies between two characters."""
+    box, last = _box(text_page, start), _box(text_page, end)
+    xs = [turn.point(*corner)[0] for corner in (box[:2], box[2:], last[:2], last[2:])]
+    return min(xs), max(xs)
 
 
 def _char_index(text_page: PdfTextPage, at: int) -> int:

@@ -29,7 +29,7 @@ async def start_turn(request: Request) -> Response:
 
 async def chat(request: Request) -> Response:
     """Start a turn, and follow it. It goes on if the client hangs up."""
-    return _followed(request, await _start(request), None)
+    return _followed(request, await _start(request), 0)
 
 
 async def follow_turn(request: Request) -> Response:

@@ -136,8 +136,9 @@ def make_environment(folder: Path) -> Path:
 
 def _install_packages(python: Path, report: Progress) -> None:
     raw = ["--progress-bar=raw"] if _pip_version() >= (24, 1) else ["--progress-bar=off"]
-    options = ["--only-binary=:all:", "--no-compile", "--no-input", "--disable-pip-version-check", *raw]
-    command = [*_pip(python), "install", *options, *REQUIREMENTS]
+    # Ignore what is installed: packages on PYTHONPATH would count, and are not there in the sandbox.
+    options = ["--ignore-installed", "--only-binary=:all:", "--no-compile", "--no-input", "--disable-pip-version-check"]
+    command = [*_pip(python), "install", *options, *raw, *REQUIREMENTS]
     report("asking the package index", 0, 0)
     stage = ""
 
@@ -151,7 +152,7 @@ def _install_packages(python: Path, report: Progress) -> None:
         elif line.startswith("Installing collected packages"):
             report("installing", 0, 0)
 
-    _run(command, on_line=on_line)
+    _run(command, on_line=on_line, PIP_USER="0")
     for script in (python.parent).iterdir():  # they name a folder that will be renamed
         if script != python:
             script.unlink()

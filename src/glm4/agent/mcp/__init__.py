@@ -1,0 +1,1 @@
+"""Tools of MCP servers: their configuration, the connections to them, and what models see of them."""
