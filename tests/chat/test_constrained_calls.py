@@ -18,7 +18,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from glm4 import LLM, SamplingParams
+from glm4 import LLM, SamplingParams, ToolCall
 from glm4.backends.base import Capability
 from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.backends.scripted import ScriptedBackend
@@ -370,7 +370,7 @@ def test_the_starter_model_answers_as_before_and_calls_validly() -> None:
         assert not plain.tool_calls
         assert llm.chat(asked, params, tools=tools, constrain_calls=True)[0].outputs[0].token_ids == plain.token_ids
         asked = [{"role": "user", "content": "What is the weather in Rome for 3 days? Use the tool."}]
-        found = []
+        found: list[ToolCall] = []
         for seed in range(8):
             params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120)
             answer = llm.chat(asked, params, tools=tools, constrain_calls=True)[0].outputs[0]
