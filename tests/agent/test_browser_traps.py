@@ -198,7 +198,7 @@ def test_a_call_that_is_cancelled_returns_while_a_server_is_silent() -> None:
 def test_a_slow_page_does_not_take_others_with_it() -> None:
     with site({"/slow": drip(b""), "/good": html(article(title="Good"))}) as public:
         engine = Listed(public.at("/slow"), public.at("/good"))
-        with browser(public, engine=engine, total_timeout=2.0) as tool:
+        with browser(public, engine=engine, total_timeout=6.0) as tool:
             ask(tool, 'search("x")')
             result = ask(tool, "mclick([0, 1])")
     assert not result.failed
