@@ -7,15 +7,17 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pdf_files import PdfFile, Words, lines
 from reading import SANDBOXED, find, headings, read, refusal, texts
 
 from glm4.documents.formats.parsed import pipe_table
-from glm4.documents.loading import render_page
+from glm4.documents.loading import load_document, render_page
 from glm4.errors import InvalidRequestError
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "documents"
 CHINESE = ["国际合作的主要目标是提高效率，并且", "降低成本。这是第二行文字。"]
 JOINED = "国际合作的主要目标是提高效率，并且降低成本。这是第二行文字。"
 
@@ -208,3 +210,19 @@ def test_three_hundred_pages_are_read_in_bounded_time(record_property: Callable[
 
 def test_a_file_that_is_empty_inside_is_refused() -> None:
     assert "has no text" in refusal(bytes(PdfFile([[]])), "a.pdf")
+
+
+@pytest.mark.parametrize("cipher", ["", "-aes"])
+def test_encrypted_files_need_a_password_unless_everybody_may_read_them(cipher: str) -> None:
+    document = read((GOLDEN / f"owner{cipher}.pdf").read_bytes(), "a.pdf")
+    assert texts(document) == ["This page may be read but not printed."]
+    data = (GOLDEN / f"secret{cipher}.pdf").read_bytes()
+    assert "needs a password" in refusal(data, "a.pdf")
+    with pytest.raises(InvalidRequestError, match="needs a password"):
+        render_page(data, 1, sandboxed=SANDBOXED)
+
+
+def test_a_local_file_can_be_read_without_a_sandbox() -> None:
+    data = bytes(PdfFile([lines(["Some text."]), None]))
+    assert load_document(data, "a.pdf", sandboxed=False) == read(data, "a.pdf")
+    assert render_page(data, 2, sandboxed=False) == render_page(data, 2, sandboxed=SANDBOXED)

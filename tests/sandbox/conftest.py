@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sandboxes import Box, open_box
+from sandboxes import USERS, Box, open_box
 
 
-@pytest.fixture(scope="module", params=["root", "plain"])
+@pytest.fixture(scope="module", params=USERS)
 def box(request: pytest.FixtureRequest) -> Iterator[Box]:
     yield from open_box(request.param)

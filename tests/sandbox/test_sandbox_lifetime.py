@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sandboxes import Box, kill_hard, marker, open_box, prelude, running, wait_for
+from sandboxes import USERS, Box, kill_hard, marker, open_box, prelude, running, wait_for
 
 from glm4.errors import SandboxError
 from glm4.sandbox.interpreter import own_mounts
@@ -44,7 +44,7 @@ else:
 """
 
 
-@pytest.fixture(params=["root", "plain"])
+@pytest.fixture(params=USERS)
 def own_box(request: pytest.FixtureRequest) -> Iterator[Box]:
     """A box that a test may kill."""
     yield from open_box(request.param)

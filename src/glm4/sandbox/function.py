@@ -24,6 +24,9 @@ from glm4.sandbox.limits import Limits
 _MAX_TEXT_CHARS = 1000
 _TOO_LONG = "it took too long"
 _PART_NBYTES = 1 << 16
+# Libraries start a thread for each processor, each with a stack, and the limits are not for the machine's size.
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 # What the watcher ended it for.
 _CAUSES = {"cpu": "time", "memory": "memory"}
 
@@ -53,7 +56,10 @@ def run_function(
         raise SandboxUnavailableError(reason)
     code = f"import sys; sys.path[:] = {sys.path!r}; from glm4.sandbox.function_main import main; main({name!r})"
     with SandboxProcess.start(
-        [sys.executable, "-I", "-c", code], mounts=own_mounts(packages), limits=limits or Limits()
+        [sys.executable, "-I", "-c", code],
+        mounts=own_mounts(packages),
+        environment=_ONE_THREAD,
+        limits=limits or Limits(),
     ) as process:
         deadline = time.monotonic() + seconds
         output, text = _exchange(process, argument, deadline, HEADER.size + max_nbytes)

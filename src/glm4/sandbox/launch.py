@@ -145,9 +145,12 @@ def unavailable() -> str | None:
         try:
             with SandboxProcess.start(["true"], limits=Limits(memory_nbytes=64 << 20)) as process:
                 status = process.wait(_START_SECONDS)
-            _checked[key] = None if status == 0 else f"programs do not run in the sandbox (exit status {status})"
-        except (SandboxError, OSError) as error:
+        except SandboxUnavailableError as error:
             _checked[key] = str(error)
+        except (SandboxError, OSError) as error:  # the next time it may be otherwise
+            return str(error)
+        else:
+            _checked[key] = None if status == 0 else f"programs do not run in the sandbox (exit status {status})"
     return _checked[key]
 
 

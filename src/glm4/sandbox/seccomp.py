@@ -129,6 +129,8 @@ _NEVER: Sequence[str] = (
     "settimeofday", "clock_settime", "clock_adjtime", "adjtimex", "sethostname", "setdomainname", "vhangup", "iopl",
     "ioperm", "modify_ldt", "personality", "nfsservctl", "mbind", "set_mempolicy", "migrate_pages", "move_pages",
     "set_mempolicy_home_node",
+    # Counted for the user, who may have other programs.
+    "inotify_init", "inotify_init1",
     # Memory that no process has mapped, and that no limit here would count.
     "memfd_create", "memfd_secret", "shmget", "msgget", "semget", "mq_open",
     # Device nodes and pipes with names, which whoever reads the results might open.
@@ -173,7 +175,8 @@ _X86_64 = {
     **_numbers("chroot sync acct settimeofday mount umount2 swapon swapoff reboot sethostname setdomainname iopl", 161),
     "ioperm": 173, "init_module": 175, "delete_module": 176, "quotactl": 179, "nfsservctl": 180,
     **_numbers("io_setup io_destroy io_getevents io_submit io_cancel", 206), "lookup_dcookie": 212,
-    "clock_settime": 227, **_numbers("mbind set_mempolicy get_mempolicy mq_open", 237), "kexec_load": 246,
+    "clock_settime": 227, "inotify_init": 253, "inotify_init1": 294,
+    **_numbers("mbind set_mempolicy get_mempolicy mq_open", 237), "kexec_load": 246,
     **_numbers("add_key request_key keyctl", 248), "migrate_pages": 256, **_numbers("openat mkdirat mknodat", 257),
     "fchmodat": 268, "unshare": 272, "vmsplice": 278, "move_pages": 279, "perf_event_open": 298,
     **_numbers("fanotify_init fanotify_mark prlimit64 name_to_handle_at open_by_handle_at clock_adjtime", 300),
@@ -182,7 +185,8 @@ _X86_64 = {
 }  # fmt: skip
 
 _AARCH64 = {
-    **_numbers("io_setup io_destroy io_submit io_cancel io_getevents", 0), "lookup_dcookie": 18, "ioctl": 29,
+    **_numbers("io_setup io_destroy io_submit io_cancel io_getevents", 0), "lookup_dcookie": 18, "inotify_init1": 26,
+    "ioctl": 29,
     **_numbers("mknodat mkdirat", 33), **_numbers("umount2 mount pivot_root nfsservctl", 39), "chroot": 51,
     "fchmod": 52, "fchmodat": 53, "openat": 56, "vhangup": 58, "quotactl": 60, "vmsplice": 75, "acct": 89,
     "personality": 92, "unshare": 97, **_numbers("kexec_load init_module delete_module", 104), "clock_settime": 112,

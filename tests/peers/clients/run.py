@@ -26,11 +26,13 @@ class Environment:
     Attributes:
         requirements: what pip is told.
         tests: files of this folder.
+        options: of pytest, for these tests.
     """
 
     name: str
     requirements: tuple[str, ...]
     tests: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -56,7 +58,7 @@ class Environment:
         # Nothing of the project's own pytest settings, and no key or address of the person who runs this.
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("OPENAI_", "ANTHROPIC_"))}
         command = [str(self.python), "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "-p", "no:cacheprovider"]
-        command += ["-q", "--tb=short", "--timeout=120", "-W", "ignore", *self.tests]
+        command += ["-q", "--tb=short", "--timeout=120", "-W", "ignore", *self.options, *self.tests]
         return subprocess.run(command, cwd=HERE, env={**kept, "GLM4_SERVERS": servers}, check=False).returncode == 0
 
 
@@ -75,6 +77,13 @@ ENVIRONMENTS = (
         ("client_openai.py", "client_anthropic.py", "client_agents.py", "client_llm.py"),
     ),
     Environment("litellm", ("litellm>=1.100", "instructor>=1.15"), ("client_litellm.py", "client_instructor.py")),
+    # LangChain's suite for sandboxes. deepagents 0.7 lists files in another form than that wants.
+    Environment(
+        "deepagents",
+        ("deepagents>=0.6,<0.7", "langchain-tests==1.1.9", "pytest-asyncio>=1.1"),
+        ("client_sandbox.py",),
+        ("-o", "asyncio_mode=auto"),
+    ),
 )
 
 

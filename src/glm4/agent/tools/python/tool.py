@@ -125,11 +125,14 @@ class PythonTool(Tool):
             code, seconds=seconds, patience=patience, cancelled=context.cancelled, output=output
         )
         output(b"", final=True)
-        if outcome.overfull:
-            self._data.undo()
+        removed = outcome.overfull and self._data.make_room()
         if outcome.error is not None:
             context.output(outcome.error, "error")
-        notes = [*_endings(outcome, seconds), *self._show_figures(outcome, context), *self._show_files(context)]
+        notes = [
+            *_endings(outcome, seconds, removed),
+            *self._show_figures(outcome, context),
+            *self._show_files(context),
+        ]
         for note in notes:
             context.output(f"{note}\n", "log")
         parts = [text.for_model(), (outcome.error or "").strip("\n"), *(f"[{note}]" for note in notes)]
@@ -169,7 +172,7 @@ class PythonTool(Tool):
         return notes
 
 
-def _endings(outcome: Outcome, seconds: float) -> list[str]:
+def _endings(outcome: Outcome, seconds: float, removed: bool) -> list[str]:
     """How the call ended, if not by itself."""
     reasons = {
         "time": f"stopped after {seconds:.3g} seconds, the most that a call may take",
@@ -179,7 +182,7 @@ def _endings(outcome: Outcome, seconds: float) -> list[str]:
     notes = [] if outcome.stopped is None else [reasons[outcome.stopped]]
     if outcome.lost is not None:
         notes.append(f"the code {outcome.lost}; {_LOST}")
-        notes += ["what this call wrote there was removed"] * outcome.overfull
+        notes += [f"what this call wrote to {DATA} was removed, as it did not fit"] * removed
     elif notes:
         notes[0] += "; variables are kept"
     return notes
