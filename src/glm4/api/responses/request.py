@@ -63,14 +63,15 @@ class ResponsesRequest:
     store: bool = True
     logprobs: bool = False
 
-    def chat(self, earlier: Sequence[Item], items: Sequence[Item]) -> ChatRequest:
+    def chat(self, earlier: Sequence[Item], items: Sequence[Item], raw: Sequence[str] = ()) -> ChatRequest:
         """Convert to a chat request.
 
         Args:
             earlier: the conversation so far.
             items: what this request adds to it, with references resolved.
+            raw: tools whose arguments the model writes as they are; see `TemplateDialect.builtin_tools`.
         """
-        messages = to_messages([*earlier, *items], len(earlier))
+        messages = to_messages([*earlier, *items], len(earlier), raw)
         if self.instructions is not None:
             messages.insert(0, Message("system", self.instructions))
         if not messages:
