@@ -45,6 +45,15 @@ def test_encodings_are_read_as_browsers_do(encoding: str, name: str, text: str) 
     assert decode_html(META.format(name).encode() + text.encode(encoding)) == META.format(name) + text
 
 
+@pytest.mark.parametrize(
+    "name", ["rot13", "base64", "idna", "punycode", "zlib", "hex", "raw_unicode_escape", "utf-7", "x"]
+)
+def test_codecs_that_are_no_character_sets_are_not_used(name: str) -> None:
+    text = "+ADw-script+AD4- caf\\u00e9 \\x41 eJw="
+    assert decode_html(text.encode(), name) == text
+    assert decode_html(f"{META.format(name)}{text}".encode()) == f"{META.format(name)}{text}"
+
+
 def test_a_page_cut_in_the_middle_of_a_character_and_broken_bytes() -> None:
     assert decode_html(CHINESE.encode()[:-1]).startswith(CHINESE[:-1])
     assert decode_html(b"caf\xe9 \xff", "utf-16") != ""
@@ -60,7 +69,8 @@ def test_any_bytes_become_text(data: bytes, declared: str) -> None:
 def test_an_article_is_its_main_text() -> None:
     body = article(
         "<p>First <b>bold</b> and <a href='/deep?x=1&y=2'>a <i>link</i></a>.</p><ul><li>one<li>two</ul>"
-        "<table><tr><th>a<th>b<tr><td>1<td>2</table><pre>def f():\n    return 1</pre><h2>More</h2><p>snake_case * [x]"
+        "<table><tr><th>a<th>b<tr><td>1<td>2</table><pre>def f():\n    return 1</pre><h2>More</h2>"
+        "<p>snake_case * [x] <code>\\[y\\]</code>"
     )
     title, text, links = read_html(body, "http://pictures.test/")
     assert title == "A page"
@@ -70,7 +80,7 @@ def test_an_article_is_its_main_text() -> None:
     assert "| 1 | 2 |" in text
     assert "def f():\n    return 1" in text
     assert "## More" in text
-    assert "snake_case * [x]" in text
+    assert "snake_case * [x] `\\[y\\]`" in text
     assert links == ["http://pictures.test/deep?x=1&y=2"]
 
 

@@ -143,6 +143,11 @@ def test_functions_for_other_models() -> None:
         assert "【0†Page 0†pictures.test】" in read(ask_function(tool, "browser_search", query="x"))
         assert "Cite it as 【7†source】" in read(ask_function(tool, "browser_click", ids=[0]))
         assert "TITLE: Function" in read(ask_function(tool, "browser_open", url=web.at("/"), part=1))
+        long = html(article(f"<p>{FILLER * 60}</p>"))
+        web.answers = {"/long": long}
+        assert f'browser_open("{web.at("/long")}", part=2) shows' in read(
+            ask_function(tool, "browser_open", url=web.at("/long"))
+        )
         assert "has no argument 'q'" in refused(ask_function(tool, "browser_search", q="x"))
         assert "no function 'shell'" in refused(ask_function(tool, "shell", command="ls"))
         for function in tool.functions:

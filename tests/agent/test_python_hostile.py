@@ -11,9 +11,10 @@ import pytest
 from python_conversations import Talk, make_bare_home, needs_sandbox
 
 from glm4.agent.tools.python import PythonTool
-from glm4.agent.tools.python.data_folder import DataFolder, remove, safe_name
+from glm4.agent.tools.python.data_folder import DataFolder, safe_name
 from glm4.agent.tools.python.messages import BrokenMessageError, Messages, pack
 from glm4.agent.tools.python.output_text import OutputText
+from glm4.sandbox.disk import remove
 
 # Inside: writes to every descriptor that is not a standard one, among them that of the answers.
 FORGE = """

@@ -48,6 +48,7 @@ _NO_SIZE = re.compile(r"(?:height|width):0*\.?0*(?:px|em|rem|%)?(?:[;!]|$)")
 _LONG_TAG = re.compile(r"<[^<>]{2048,}>?")
 _LINK = re.compile(r"【(\d+)†([^【】]*)】")
 _ESCAPED = re.compile(r"(?<!\\)\\([_*\[\]<>~#])")
+_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+\n")
 
 
@@ -110,7 +111,10 @@ def _main_text(tree: HtmlElement) -> str:
         main = trafilatura_extract(tree, output_format="markdown", include_links=False, include_tables=True)
     except (RecursionError, ValueError, TypeError, AttributeError, KeyError, IndexError):  # it is no parser of traps
         return ""
-    return _ESCAPED.sub(r"\1", main or "")
+    # Escapes are for those who render Markdown; code has none.
+    pieces = _CODE.split(main or "")
+    pieces[::2] = [_ESCAPED.sub(r"\1", piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _title(tree: HtmlElement) -> str:

@@ -192,7 +192,7 @@ def _document(found: Fetched) -> Page:
     except SandboxUnavailableError as error:
         raise PageError(f"it is a file that is only read in a sandbox, and there is none: {error}") from None
     except InvalidRequestError as error:
-        raise PageError(f"the file {name} cannot be read: {error}") from None
+        raise PageError(f"the file {name} cannot be read: {visible_line(str(error), 400)}") from None
     return Page(found.url, visible_line(document.title or name), visible(document.text[:_MAX_TEXT_CHARS]))
 
 
