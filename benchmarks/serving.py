@@ -52,6 +52,7 @@ class Load:
     seconds: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
 
@@ -124,6 +125,7 @@ async def ask(port: int, job: Job, load: Load) -> None:
         raise SystemExit(f"port {port} gave {usage}, not {job.tokens} tokens")
     load.prompt_tokens += usage["prompt_tokens"]
     load.completion_tokens += usage["completion_tokens"]
+    load.cached_tokens += (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
 
 
 async def clients(port: int, streams: int, seed: int) -> Load:
@@ -141,8 +143,8 @@ async def clients(port: int, streams: int, seed: int) -> Load:
 
 
 @contextmanager
-def server(command: Sequence[str | Path], port: int, ready: str) -> Iterator[None]:
-    """Run a server until the block ends."""
+def server(command: Sequence[str | Path], port: int, ready: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends, or kills it."""
     with tempfile.TemporaryFile() as errors:
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         process = subprocess.Popen([str(word) for word in command], stdout=errors, stderr=errors, env=environment)
@@ -158,7 +160,7 @@ def server(command: Sequence[str | Path], port: int, ready: str) -> Iterator[Non
                     time.sleep(0.1)
             else:
                 raise SystemExit(f"{command[0]} did not become ready")
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait()

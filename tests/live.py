@@ -15,7 +15,8 @@ import uvicorn
 from starlette.applications import Starlette
 
 from glm4.llm import LLM
-from glm4.server.app import App, create_app
+from glm4.server.app import create_app
+from glm4.server.app_parts import App
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.registry import Loader
 from glm4.server.run import make_server

@@ -6,6 +6,7 @@ with site({"/cat.png": page(b"…")}) as pictures:
 
 from __future__ import annotations
 
+import re
 import socketserver
 import ssl
 import threading
@@ -32,7 +33,7 @@ class Site(socketserver.ThreadingTCPServer):
     """Answers by path, and closes the connection.
 
     Attributes:
-        requests: heads of all requests, as they came.
+        requests: heads of all requests, as they came; `bodies`: what followed them.
         server_names: what clients asked for in SNI.
         over: set when the test is done; whoever drips or hangs stops then.
     """
@@ -45,6 +46,7 @@ class Site(socketserver.ThreadingTCPServer):
         super().__init__((address, port), _Connection)
         self.answers = answers
         self.requests: list[str] = []
+        self.bodies: list[bytes] = []
         self.server_names: list[str | None] = []
         self.over = threading.Event()
         self.secure = secure
@@ -78,7 +80,12 @@ class _Connection(socketserver.BaseRequestHandler):
             if not part:
                 return
             head += part
-        self.server.requests.append(head.decode("latin-1"))
+        head, end, body = head.partition(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+        while length is not None and len(body) < int(length[1]):
+            body += self.request.recv(4096)
+        self.server.requests.append((head + end).decode("latin-1"))
+        self.server.bodies.append(body)
         answer = self.server.answers[head.split()[1].decode()]
         with suppress(OSError):
             if isinstance(answer, bytes):
@@ -169,12 +176,16 @@ def names(**more: list[list[str]]) -> Names:
 
 
 def fetcher_of(
-    *sites: Site, resolve: Names | None = None, max_nbytes: int = 1 << 20, total_timeout: float = WAIT
+    *sites: Site,
+    resolve: Names | None = None,
+    max_nbytes: int = 1 << 20,
+    total_timeout: float = WAIT,
+    more_ports: tuple[int, ...] = (),
 ) -> Fetcher:
     """A fetcher to which `pictures.test`, and nothing else, may be a private host."""
     policy = FetchPolicy(
         private_hosts=(NAME,),
-        ports=tuple(site.port for site in sites),
+        ports=(*(site.port for site in sites), *more_ports),
         max_nbytes=max_nbytes,
         total_timeout=total_timeout,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import struct
 import threading
 import time
@@ -15,33 +14,15 @@ from pathlib import Path
 import pytest
 
 from glm4.agent.events import Channel
+from glm4.agent.file_store import FolderFileStore
 from glm4.agent.files import StoredFile
 from glm4.agent.tool import Invocation, Sources, ToolContext
 from glm4.agent.tools.python import PythonTool, environment
-from glm4.errors import InvalidRequestError
 from glm4.hub.store import home
 from glm4.sandbox.launch import unavailable
 
 needs_sandbox = pytest.mark.skipif(unavailable() is not None, reason=f"no sandbox here: {unavailable()}")
 HANG_SECONDS = 120.0
-
-
-class MemoryFiles:
-    """Files of a conversation, in memory; refuses what is larger than `limit`."""
-
-    def __init__(self, limit: int = 1 << 30) -> None:
-        self._limit = limit
-        self._data: dict[str, bytes] = {}
-
-    def put(self, name: str, data: bytes, *, alt: str | None = None) -> StoredFile:
-        if len(data) > self._limit:
-            raise InvalidRequestError("it is too large")
-        key = hashlib.sha256(data).hexdigest()
-        self._data[key] = data
-        return StoredFile(key, name, "application/octet-stream", len(data), alt=alt)
-
-    def read(self, sha256: str) -> bytes:
-        return self._data[sha256]
 
 
 @dataclass
@@ -70,11 +51,11 @@ class _Listener:
 
 
 class Talk:
-    """A tool, called as an agent would."""
+    """A tool, called as an agent would; what it shows is kept in a folder."""
 
-    def __init__(self, tool: PythonTool, files: MemoryFiles | None = None) -> None:
+    def __init__(self, tool: PythonTool, folder: Path, *, max_file_bytes: int = 1 << 30) -> None:
         self.tool = tool
-        self.files = files or MemoryFiles()
+        self.files = FolderFileStore(folder / "files", max_file_bytes=max_file_bytes)
         self._sources = Sources()
 
     def run(

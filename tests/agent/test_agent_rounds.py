@@ -257,6 +257,24 @@ def test_at_the_round_limit_the_model_answers_without_tools(tmp_path: Path, dial
     assert turn.added[-1].text == "I have seen enough."
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_model_that_says_nothing_after_a_result_is_asked_without_tools(tmp_path: Path, dialect: str) -> None:
+    tool = weather()
+    turn = Turn(tmp_path, [CALL[dialect], "", OPENING[dialect] + "Sunny."], [tool], dialect=dialect)
+    assert ending(turn.events) == ("completed", "stop")
+    assert turn.added[-1] == Message("assistant", "Sunny.")
+    assert "Does weather." in turn.prompts[1]
+    assert "Does weather." not in turn.prompts[2]
+    assert "sunny" in turn.prompts[2]
+
+
+def test_a_model_that_says_nothing_at_all_is_not_asked_again(tmp_path: Path) -> None:
+    turn = Turn(tmp_path, [""], [weather()])
+    assert (ending(turn.events), turn.added, len(turn.prompts)) == (("completed", "stop"), [], 1)
+    turn = Turn(tmp_path / "called", [CALL["glm4"], ""], [weather()])
+    assert (ending(turn.events), len(turn.prompts)) == (("completed", "stop"), 3)
+
+
 def test_text_that_looks_like_a_call_is_text_in_the_last_round(tmp_path: Path) -> None:
     turn = Turn(tmp_path, [CALL["glm4"]], [weather()], limits=AgentLimits(rounds=1))
     assert ending(turn.events) == ("limit", "rounds")

@@ -20,9 +20,9 @@ def _environment() -> None:
 
 
 @pytest.fixture
-def talk() -> Iterator[Talk]:
+def talk(tmp_path: Path) -> Iterator[Talk]:
     tool = PythonTool()
-    yield Talk(tool)
+    yield Talk(tool, tmp_path)
     tool.close()
 
 
@@ -39,7 +39,9 @@ def test_figures_are_shown_with_what_they_say(talk: Talk) -> None:
     assert [file.name for file in seen.files] == ["figure-1.png", "figure-2.png"]
     assert seen.files[0].alt == "销售额; x: 月份; y: 数量"
     for file in seen.files:
+        assert file.media_type == "image/png"
         width, height = png_size(talk.data(file))
+        assert (file.width, file.height) == (width, height)
         assert 300 < width < 700
         assert 300 < height < 700
     assert talk.run("plt.get_fignums()").text == "[]"
@@ -76,7 +78,7 @@ def test_many_and_giant_figures_are_limited(talk: Talk) -> None:
     seen = talk.run("plt.plot([1]); plt.text(0, 1000, 'far outside');")
     assert max(png_size(talk.data(seen.files[0]))) <= 4096
     talk.run("import numpy as np")
-    noise = talk.run("plt.figure(figsize=(30, 30)); plt.imshow(np.random.rand(3000, 3000, 3), interpolation='none')")
+    noise = talk.run("plt.figure(figsize=(25, 25)); plt.imshow(np.random.rand(2000, 2000, 3), interpolation='none')")
     assert noise.files[0].nbytes <= 5_000_000
 
 
@@ -111,15 +113,15 @@ def test_the_environment_cannot_be_changed(talk: Talk) -> None:
     )
 
 
-def test_a_large_array_is_a_memory_error() -> None:
+def test_a_large_array_is_a_memory_error(tmp_path: Path) -> None:
     tool = PythonTool(limits=Limits(memory_nbytes=768 << 20))
-    talk = Talk(tool)
+    talk = Talk(tool, tmp_path)
     assert "MemoryError" in talk.run("import numpy as np\nx = 1\nnp.ones(10**9)").text
     assert talk.run("x").text == "1"
     tool.close()
 
 
-def test_what_is_installed_is_complete(tmp_path: Path) -> None:
+def test_what_is_installed_is_complete() -> None:
     folder = environment.environment_folder()
     assert set(environment.packages()) == {"numpy", "pandas", "matplotlib", "openpyxl"}
     assert [file.name for file in (folder / "bin").iterdir()] == ["python"]

@@ -42,10 +42,10 @@ def bare_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def talk(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Talk]:
+def talk(bare_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Talk]:
     monkeypatch.setenv("GLM4_HOME", str(bare_home))
     tool = PythonTool()
-    talk = Talk(tool)
+    talk = Talk(tool, tmp_path)
     assert talk.run(FORGE).text == "[no output]"
     yield talk
     tool.close()
@@ -184,7 +184,7 @@ def test_too_many_and_too_large_files_are_not_read(talk: Talk) -> None:
     )
     assert len(seen.files) == 20
     assert "83 more files in /mnt/data are not offered" in seen.text
-    many = "os.mkdir('many')\nfor i in range(5000): os.mkdir(f'many/{i}')"
+    many = "os.mkdir('many')\nfor i in range(2500): os.mkdir(f'many/{i}')"
     assert talk.run(many).files == []
 
 
@@ -252,7 +252,7 @@ def test_removing_follows_no_link_and_knows_no_depth(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("k")
     root = os.open(inside, os.O_RDONLY)
     handle = os.open(inside, os.O_RDONLY)
-    for _ in range(2000):
+    for _ in range(1100):
         os.symlink(tmp_path, "link", dir_fd=handle)
         os.mkdir("d", dir_fd=handle)
         deeper = os.open("d", os.O_RDONLY, dir_fd=handle)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from python_conversations import MemoryFiles, Talk, make_bare_home, needs_sandbox, running
+from python_conversations import Talk, make_bare_home, needs_sandbox, running
 
 from glm4.agent.tools.python import PythonTool
 from glm4.errors import Glm4Error, InvalidRequestError, SandboxUnavailableError
@@ -30,9 +30,9 @@ def _home(bare_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def talk() -> Iterator[Talk]:
+def talk(tmp_path: Path) -> Iterator[Talk]:
     tool = PythonTool()
-    yield Talk(tool)
+    yield Talk(tool, tmp_path)
     tool.close()
 
 
@@ -98,10 +98,9 @@ def test_output_is_shown_while_the_code_runs(talk: Talk) -> None:
         if "begun" in text:
             talk.tool.add_file("go", b"")
 
-    code = (
-        "import pathlib, time\nprint('begun')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')"
-    )
-    assert talk.run(code, on_output=on_output).text == "begun\ndone"
+    talk.run("import pathlib, time")
+    code = "print('begun', end=' ')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')"
+    assert talk.run(code, on_output=on_output).text == "begun done"
 
 
 def test_output_of_c_code_and_children_is_shown_in_order(talk: Talk) -> None:
@@ -203,9 +202,9 @@ def test_an_interpreter_that_ends_is_replaced(talk: Talk, code: str, why: str) -
     assert "NameError" in talk.run("x").text
 
 
-def test_memory_is_limited() -> None:
+def test_memory_is_limited(tmp_path: Path) -> None:
     tool = PythonTool(limits=Limits(memory_nbytes=256 << 20))
-    talk = Talk(tool)
+    talk = Talk(tool, tmp_path)
     talk.run("x = 5")
     assert "MemoryError" in talk.run("b = bytearray(1 << 30)").text
     assert talk.run("x").text == "5"
@@ -249,8 +248,8 @@ def test_closing_from_another_thread_ends_a_call(talk: Talk) -> None:
         talk.run("1")
 
 
-def test_two_conversations_share_nothing(talk: Talk) -> None:
-    other = Talk(PythonTool())
+def test_two_conversations_share_nothing(talk: Talk, tmp_path: Path) -> None:
+    other = Talk(PythonTool(), tmp_path)
     talk.run("x = 5\nopen('/mnt/data/a', 'w').write('a')\nopen('/tmp/b', 'w').write('b')")
     assert "NameError" in other.run("x").text
     assert other.run("import os\nos.listdir('/mnt/data'), os.path.exists('/tmp/b')").text == "([], False)"
@@ -258,11 +257,11 @@ def test_two_conversations_share_nothing(talk: Talk) -> None:
     other.tool.close()
 
 
-def test_nothing_is_left_when_a_conversation_ends() -> None:
+def test_nothing_is_left_when_a_conversation_ends(tmp_path: Path) -> None:
     tool = PythonTool()
     path = tool._data.path
-    talk = Talk(tool)
-    deep = "import os\nfor _ in range(1500):\n    os.mkdir('d'); os.chdir('d')\nos.chdir('/mnt/data')\nos.chmod('d', 0)"
+    talk = Talk(tool, tmp_path)
+    deep = "import os\nfor _ in range(1100):\n    os.mkdir('d'); os.chdir('d')\nos.chdir('/mnt/data')\nos.chmod('d', 0)"
     assert talk.run(deep).text == "[no output]"
     tool.close()
     assert not path.parent.exists()
@@ -291,23 +290,23 @@ def test_new_and_changed_files_are_offered_once(talk: Talk) -> None:
     assert [talk.data(file) for file in talk.run("open('out/图.txt', 'a').write('!')").files] == [b"one!"]
 
 
-def test_a_store_that_refuses_a_file_is_told_to_the_model() -> None:
+def test_a_store_that_refuses_a_file_is_told_to_the_model(tmp_path: Path) -> None:
     tool = PythonTool()
-    seen = Talk(tool, MemoryFiles(limit=10)).run("open('a.txt', 'w').write('x' * 11);")
-    assert seen.text == "[a.txt cannot be shown: it is too large]"
+    seen = Talk(tool, tmp_path, max_file_bytes=10).run("open('a.txt', 'w').write('x' * 11);")
+    assert seen.text == "[a.txt cannot be shown: a.txt has 11 bytes; files may have 10]"
     assert seen.files == []
     tool.close()
 
 
-def test_a_folder_over_its_quota_gives_up_what_the_call_wrote() -> None:
+def test_a_folder_over_its_quota_gives_up_what_the_call_wrote(tmp_path: Path) -> None:
     tool = PythonTool(limits=Limits(disk_nbytes=4 << 20))
-    talk = Talk(tool)
+    talk = Talk(tool, tmp_path)
     talk.run("open('old', 'w').write('o')")
     talk.run("import os, time")
     fill = "os.makedirs('a/b/c/d/e')\nfor i in range(10): open(f'a/b/{i}', 'wb').write(os.urandom(1 << 20))"
     seen = talk.run(f"{fill}\ntime.sleep(600)")
-    assert "wrote more to /mnt/data than fits there" in seen.text
-    assert "what this call wrote there was removed" in seen.text
+    assert "wrote more files than fit" in seen.text
+    assert "what this call wrote to /mnt/data was removed" in seen.text
     assert talk.run("import os\nos.listdir('.')").text == "['old']"
     with pytest.raises(InvalidRequestError, match="does not fit into /mnt/data, which takes 4 MB"):
         tool.add_file("big", bytes(5 << 20))

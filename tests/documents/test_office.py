@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+from pathlib import Path
 
 import docx
 import pptx
@@ -136,6 +137,14 @@ def test_open_document_sheets() -> None:
     document = read(ods_file([["Stadt", "Zahl"], ["Köln", "1"]]), "a.ods")
     assert document.media_type == "application/vnd.oasis.opendocument.spreadsheet"
     assert texts(document, "table") == ["| Stadt | Zahl |\n| --- | --- |\n| Köln | 1 |"]
+
+
+def test_old_workbooks() -> None:
+    data = (Path(__file__).parents[1] / "golden" / "documents" / "table.xls").read_bytes()
+    document = read(data, "table.xls")
+    assert document.media_type == "application/vnd.ms-excel"
+    assert headings(document) == [(1, "数据")]
+    assert texts(document, "table") == ["| Name | Amount |\n| --- | --- |\n| 张三 | 3 |\n| 李四 | 2.5 |"]
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report.txt", "report"])

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from glm4.documents.attribution import Attribution
 from glm4.documents.bm25 import BM25, fused, terms
 from glm4.documents.citations import Citation
 from glm4.documents.document import Block, Document
 from glm4.documents.passages import passages_of, ranges, sentences_of
 from glm4.documents.reader import ReadAnswer, Reader, ReadEvent, Stage
 from glm4.documents.reading import left_out, plan_reading, shown_text
+from glm4.documents.sentences import sentence_starts
 from glm4.errors import InvalidRequestError
 from scripted_llm import scripted_llm
 
@@ -100,7 +102,7 @@ def test_sections_shows_the_best_in_order_and_says_what_it_left_out() -> None:
     made = [document()]
     sentences = sentences_of(made, split, counts)
     plan = plan_reading(made, sentences, "Is the sun a star? Are whales mammals?", budget=150, strategy="sections")
-    text = shown_text(made, sentences, plan.shown)
+    text = shown_text(made, sentences, plan.shown, numbered=True)
     assert re.findall(r"<C(\d+)>", text) == [str(n) for n in range(len(plan.shown))]
     assert text.index("Whales") < text.index("[…]") < text.index("The sun is a star")
     assert "Amazon" not in text
@@ -118,7 +120,7 @@ def test_embeddings_help_where_words_do_not() -> None:
         return [[1.0, 0.0] if "Sirius" in text or "astronomy" in text else [0.0, 1.0] for text in texts]
 
     plan = plan_reading(made, sentences, "astronomy", budget=70, strategy="sections", embed=embed)
-    assert "Sirius" in shown_text(made, sentences, plan.shown)
+    assert "Sirius" in shown_text(made, sentences, plan.shown, numbered=True)
 
 
 def test_ranges() -> None:
@@ -142,7 +144,7 @@ def test_a_whole_document_and_a_second_question(tmp_path: Path) -> None:
         return f"\n<statement>It is.<cite>{cited}</cite></statement>\n<statement>So.<cite></cite></statement>"
 
     with scripted_llm(tmp_path, say) as llm:
-        reader = Reader(llm, [document()], split=split)
+        reader = Reader(llm, [document()], split=split, longcite=True)
         events, answer = finished(reader, "Is the sun a star?")
         assert answer.text == "It is.\nSo."
         assert [(c.source.page, c.source.section, answer.text[c.start : c.end]) for c in answer.citations] == [
@@ -160,6 +162,41 @@ def test_a_whole_document_and_a_second_question(tmp_path: Path) -> None:
         assert second.text == "It is.\nSo."
 
 
+PLAIN = "The sun is a star indeed. Nobody knows how deep the sea is. 银行九点开门。 The Nile has 17 arms."
+
+
+def test_what_other_models_say_is_cited_by_its_words(tmp_path: Path) -> None:
+    def say(prompt: str) -> str:
+        assert "<C0>" not in prompt
+        assert "# Stars\n\nThe sun is a star. Sirius is bright.\n[Document End]" in prompt
+        return "\n" + PLAIN
+
+    with scripted_llm(tmp_path, say) as llm:
+        events, answer = finished(Reader(llm, [document()], split=sentence_starts), "Tell")
+        assert answer.text == answer.raw == PLAIN
+        assert "".join(e for e in events if isinstance(e, str)) == PLAIN
+        cited = [(c.source.section, PLAIN[c.start : c.end]) for c in answer.citations]
+        assert cited == [("Stars", "The sun is a star indeed."), ("银行", "银行九点开门。")]
+        assert [e for e in events if isinstance(e, Citation)] == list(answer.citations)
+        # A mark comes behind its sentence, not at the end.
+        at = events.index(answer.citations[0])
+        said = "".join(e for e in events[:at] if isinstance(e, str))
+        assert said.startswith("The sun is a star indeed.")
+        assert len(said) < len(PLAIN) - 40
+
+
+def test_attribution() -> None:
+    known = Attribution(
+        ["The profit was 4.2 million euros in 2023.", "In 2022 it was 3.1 million.", "We are 312 people."]
+    )
+    assert known.cited("In 2023 the profit came to 4.2 million euros.") == (0,)
+    assert known.cited("The profit rose from 3.1 million in 2022 to 4.2 million euros in 2023.") == (0, 1)
+    assert known.cited("The profit was 9.9 million euros in 2023.") == ()
+    assert known.cited("Elephants are grey.") == ()
+    assert known.cited("") == ()
+    assert Attribution([]).cited("The profit") == ()
+
+
 def test_several_documents_are_named(tmp_path: Path) -> None:
     def say(prompt: str) -> str:
         assert "[a.pdf]\n<C0># Whales" in prompt
@@ -167,7 +204,9 @@ def test_several_documents_are_named(tmp_path: Path) -> None:
         return "<statement>Both.<cite>[1-1][13-13][99-99]</cite></statement>"
 
     with scripted_llm(tmp_path, say) as llm:
-        _, answer = finished(Reader(llm, [document("a.pdf"), document("b.pdf")], split=split), "Where are whales?")
+        _, answer = finished(
+            Reader(llm, [document("a.pdf"), document("b.pdf")], split=split, longcite=True), "Where are whales?"
+        )
         assert [source.title for source in answer.sources] == ["a.pdf", "b.pdf"]
 
 
@@ -179,7 +218,7 @@ def test_sections_when_it_does_not_fit(tmp_path: Path) -> None:
         return "<statement>Yes.<cite>[0-0]</cite></statement>"
 
     with scripted_llm(tmp_path, say, max_model_len=SHORT) as llm:
-        reader = Reader(llm, [document()], split=split, max_tokens=900)
+        reader = Reader(llm, [document()], split=split, longcite=True, max_tokens=900)
         _, answer = finished(reader, "Is the sun a star?")
         assert answer.plan.strategy == "sections"
         assert "The sun is a star" in seen[0]
@@ -201,7 +240,7 @@ def test_a_summary_reads_every_part(tmp_path: Path) -> None:
         return "<statement>All of it.<cite>[0-1][2-2]</cite></statement>"
 
     with scripted_llm(tmp_path, say, max_model_len=SHORT) as llm:
-        reader = Reader(llm, [document()], split=split, max_tokens=900)
+        reader = Reader(llm, [document()], split=split, longcite=True, max_tokens=900)
         events, answer = finished(reader, "Summarize it", strategy="summary")
         assert len(parts) > 1
         text = "".join(part.split("\n[Part End]")[0] for part in parts)
@@ -214,7 +253,7 @@ def test_a_summary_reads_every_part(tmp_path: Path) -> None:
 
 def test_closing_the_generator_stops_the_answer(tmp_path: Path) -> None:
     with scripted_llm(tmp_path, lambda prompt: "\n" + "word " * 200) as llm:
-        asked = Reader(llm, [document()], split=split).ask("?")
+        asked = Reader(llm, [document()], split=split, longcite=True).ask("?")
         for _ in range(5):
             next(asked)
         asked.close()
@@ -223,4 +262,4 @@ def test_closing_the_generator_stops_the_answer(tmp_path: Path) -> None:
 
 def test_a_document_without_text_is_refused(tmp_path: Path) -> None:
     with scripted_llm(tmp_path, lambda prompt: "") as llm, pytest.raises(InvalidRequestError, match="no text"):
-        Reader(llm, [Document("scan.pdf", "application/pdf", "", (), scanned=(1,))], split=split)
+        Reader(llm, [Document("scan.pdf", "application/pdf", "", (), scanned=(1,))], split=split, longcite=True)

@@ -92,8 +92,19 @@ def test_the_main_text_of_a_page_is_read_without_menus_scripts_and_hidden_parts(
     assert (2, "By region") in headings(document)
     assert document.place(document.text.index("taller towers are built")).section == "By region"
     assert "grew by eleven percent in 2024" in document.text
-    for unwanted in ("About us", "alert", "color:red", "Ignore all previous"):
+    for unwanted in ("About us", "alert", "color:red", "Ignore all previous", "Imprint"):
         assert unwanted not in document.text
+
+
+def test_long_pages_keep_their_headings_and_the_numbers_of_their_lists() -> None:
+    parts = "".join(
+        f"<h3>Part {n}</h3><p>Some words of the part {n}, which is long enough to be a paragraph of its own.</p>"
+        f"<ol><li>first of {n}</li><li>second of {n}</li></ol>"
+        for n in range(100)
+    )
+    document = read(f"<html><body><main>{parts}</main><footer>Imprint</footer></body></html>".encode(), "a.html")
+    assert headings(document) == [(3, f"Part {n}") for n in range(100)]
+    assert document.place(document.text.index("2. second of 77")).section == "Part 77"
 
 
 def test_a_page_without_main_text_is_read_whole() -> None:
@@ -143,6 +154,13 @@ def test_markdown_blocks() -> None:
         ("list", 0, "- one\n- two"), ("table", 0, "| a | b |\n|---|:-:|\n| 1 | 2 |"),
         ("code", 0, "# no heading\n\nx = 1"), ("heading", 3, "Deep"), ("paragraph", 0, "text"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "start", ["A PDF file begins with\n%PDF-1.4\nand so on", "RIFF is a format", "MZ begins a program"]
+)
+def test_texts_about_formats_are_texts(start: str) -> None:
+    assert read(start.encode(), "a.txt").text == start
 
 
 def test_chapters_of_plain_text_are_headings() -> None:

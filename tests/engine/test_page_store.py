@@ -74,7 +74,8 @@ def full(tokens: int) -> int:
 def test_another_process_answers_the_same_and_computes_only_what_is_new(
     chunk: int, step_nbytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page_store, "_STEP_NBYTES", step_nbytes)
+    monkeypatch.setattr(page_store, "_READ_NBYTES", step_nbytes)
+    monkeypatch.setattr(page_store, "_COPY_NBYTES", step_nbytes)
     # With a page per step the answer is long enough to offer all pages that were computed at once.
     first = request("first", [*DOCUMENT, 5, 6, 7], max_tokens=14)
     assert finish(engine(tmp_path, max_num_batched_tokens=chunk), first) == (alone(first), 0)
@@ -119,18 +120,29 @@ def test_what_only_memory_has_is_kept_later(tmp_path: Path) -> None:
     assert finish(engine(tmp_path, min_tokens=200), short) == (alone(short), 0), "not looked for, either"
 
 
+def test_a_prompt_is_on_disk_when_its_answer_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_store, "_PATIENCE", 60.0)
+    made = engine(tmp_path, max_num_batched_tokens=100)
+    made.add_request(request("x", DOCUMENT))
+    while not made.step():
+        assert made.stats().num_running == 1
+    assert len(page_files(tmp_path)) == 10
+
+
 def test_many_at_once_and_too_few_pages_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_store, "_STEP_NBYTES", 1)
+    monkeypatch.setattr(page_store, "_READ_NBYTES", 1)
     items = [request(f"r{i}", [*DOCUMENT[: 40 * i], *prompt(i, 9)], max_tokens=40) for i in range(1, 7)]
+    preemptions = 0
     for _ in range(3):
-        made = engine(tmp_path, pages=12, max_num_seqs=6)
+        made = engine(tmp_path, pages=12, max_num_seqs=6, max_speculative_rows=0)
         for item in items:
             made.add_request(item)
         answers = run(made)
         settle(store_of(made))
         assert answers == {item.request_id: alone(item) for item in items}
-        assert made.scheduler.num_preemptions > 0
+        preemptions += made.scheduler.num_preemptions
         assert made.prefix_cache.num_available_pages == 12
+    assert preemptions > 0
     assert made.stats().kv_store_hits > 0
 
 
@@ -138,7 +150,7 @@ def test_a_sequence_that_is_preempted_while_it_waits_for_pages_starts_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(engine(tmp_path), request("first", DOCUMENT))
-    monkeypatch.setattr(page_store, "_STEP_NBYTES", 1)
+    monkeypatch.setattr(page_store, "_READ_NBYTES", 1)
     made, item = engine(tmp_path), request("x", DOCUMENT)
     made.add_request(item)
     for _ in range(3):
@@ -154,7 +166,7 @@ def test_others_advance_while_one_waits_for_pages_and_it_can_be_aborted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish(engine(tmp_path), request("first", DOCUMENT))
-    monkeypatch.setattr(page_store, "_STEP_NBYTES", 1)
+    monkeypatch.setattr(page_store, "_READ_NBYTES", 1)
     made = engine(tmp_path, max_speculative_rows=0)
     made.add_request(request("stream", prompt(5, 4), max_tokens=30))
     made.step()
@@ -320,6 +332,9 @@ class _Failing:
 
     def write(self, keys: object, first: int, pages: object) -> int:
         return 0
+
+    def wait(self, seconds: float) -> None:
+        pass
 
     def close(self) -> None:
         pass

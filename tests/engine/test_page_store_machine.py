@@ -34,7 +34,7 @@ class StoredPageMachine(PageMachine):
         return self.engine._stored
 
     def _step(self) -> None:
-        self.stored._pages_per_step = 1
+        self.stored._most_read = self.stored._most_copied = 1
         super()._step()
         settle(self.stored.store)
 

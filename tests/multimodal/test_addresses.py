@@ -6,7 +6,15 @@ import random
 
 import pytest
 
-from glm4.multimodal.addresses import MAX_URL_LENGTH, AddressError, may_connect, normal_host, parse_url, redirected
+from glm4.multimodal.addresses import (
+    MAX_URL_LENGTH,
+    AddressError,
+    linked,
+    may_connect,
+    normal_host,
+    parse_url,
+    redirected,
+)
 
 PUBLIC = [
     "1.1.1.1", "8.8.8.8", "93.184.216.34", "100.63.255.255", "100.128.0.1", "172.15.255.255", "172.32.0.1",
@@ -170,3 +178,30 @@ def test_redirects_are_parsed_like_any_other_address(location: str) -> None:
 def test_hosts_are_compared_in_one_form() -> None:
     assert normal_host("Bücher.Example.") == normal_host("xn--bcher-kva.example")
     assert normal_host("[::1]") == normal_host("[0:0:0:0:0:0:0:1]") == "::1"
+
+
+@pytest.mark.parametrize(
+    ("href", "leads_to"),
+    [
+        ("b?x#y", "https://example.com/a/b?x"), ("/b", "https://example.com/b"), ("//b.example/", "https://b.example/"),
+        ("http://b.example", "http://b.example/"), ("?q=a b", "https://example.com/a/?q=a%20b"), ("", "https://example.com/a/"),
+        (" \n/b\t", "https://example.com/b"), ("/b\r\nc", "https://example.com/bc"), ("/ü", "https://example.com/%C3%BC"),
+        ("../../x", "https://example.com/x"),
+    ],
+)  # fmt: skip
+def test_links_lead_where_browsers_say(href: str, leads_to: str) -> None:
+    assert linked(parse_url("https://example.com/a/"), href).url == leads_to
+
+
+@pytest.mark.parametrize(
+    "href",
+    [
+        "javascript:alert(1)", "java\nscript:alert(1)", " JavaScript:1", "data:text/html,x", "mailto:a@b",
+        "file:///etc/passwd", "http://user@b.example/", "http://0x7f.1/", "http://[", "http://b.example:99999/",
+        "\\\\b.example\\x", "/\x00", "/\u202e",
+        "http://b.example/" + "x" * 9000, "vbscript:x", "blob:https://example.com/1", "tel:1",
+    ],
+)  # fmt: skip
+def test_other_links_are_refused(href: str) -> None:
+    with pytest.raises(AddressError):
+        linked(parse_url("https://example.com/a/"), href)

@@ -233,7 +233,7 @@ def test_a_call_waits_for_approval(decision: str, tmp_path: Path) -> None:
     def answer(prompt: str) -> str:
         if "is up" in prompt:
             return "\nUp." if prompt.count("is up") > 1 else 'launch\n{"what": "the second"}'
-        return "\nRefused." if "launch\n" in prompt else 'launch\n{"what": "the first"}'
+        return "\nRefused." if 'launch\n{"what' in prompt else 'launch\n{"what": "the first"}'
 
     with running(tmp_path, answer) as live, live.client() as client:
         body = {"content": "Launch twice", "tools": tools_of(tmp_path)}

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from glm4.api.fields import STRING, Field, read_fields, text
-from glm4.server.app import App, create_app
+from glm4.server.app import create_app
+from glm4.server.app_parts import App
 from glm4.server.errors import ApiError
 from glm4.server.operations import READING, Operation
 from glm4.server.pages import Page

@@ -66,7 +66,7 @@ class Agent:
             limits=limits, params=params, adapter=adapter, constrain_calls=constrain_calls,
         )  # fmt: skip
         self._approve = approve
-        self._stopped = threading.Event()
+        self._stopped = False  # no Event: its lock is not for signal handlers
         self._happened: queue.SimpleQueue[Happening | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
 
@@ -81,7 +81,7 @@ class Agent:
         """
         if not self._busy.acquire(blocking=False):
             raise InvalidRequestError("this agent is in a turn already; its tools serve one conversation")
-        self._stopped.clear()
+        self._stopped = False
         try:
             loop = AgentLoop(conversation, self._options(), clock=time.monotonic)
         except BaseException:
@@ -96,7 +96,7 @@ class Agent:
                     loop.decide(self._approve(step.tool, step.invocation) if self._approve else "never")
                 else:
                     yield from self._run_calls(step, loop, conversation)
-                if self._stopped.is_set():
+                if self._was_stopped():
                     loop.stop()
             yield from loop.take()
         finally:
@@ -108,8 +108,11 @@ class Agent:
 
         From any thread, and from a signal handler.
         """
-        self._stopped.set()
+        self._stopped = True
         self._happened.put(None)
+
+    def _was_stopped(self) -> bool:
+        return self._stopped
 
     def close(self) -> None:
         """Close the tools. Idempotent."""
@@ -127,7 +130,7 @@ class Agent:
             with closing(self._llm.run_steps([(f"agent-{next(_NUMBERS)}", step.request)])) as steps:
                 for chunks in steps:
                     loop.add(chunks)
-                    if self._stopped.is_set():
+                    if self._was_stopped():
                         loop.stop()
                     yield from loop.take()
                     if not loop.generating:
@@ -142,7 +145,7 @@ class Agent:
         self._happened = arrived  # a new one: what calls that were left behind say goes nowhere
         batch = start(step, conversation, arrived.put)
         try:
-            while not batch.done and not self._stopped.is_set():
+            while not batch.done and not self._was_stopped():
                 happened = list(batch.check())
                 if not happened:
                     try:

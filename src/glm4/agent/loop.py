@@ -143,7 +143,8 @@ class AgentLoop:
         self._asked_at = 0.0
         self._rounds = 0
         self._tokens = 0
-        self._last_because: str | None = None  # the limit for which this round is without tools
+        self._last = False  # this round is without tools: the model is to answer
+        self._limit: str | None = None  # why it is
         self._constrain = options.constrain_calls
         for problem in options.prompting.problems:
             self._events.append(ErrorRaised("tool", "tool_unavailable", problem))
@@ -187,9 +188,10 @@ class AgentLoop:
             self._end("limit", "seconds")
             return None
         if self._reader.repeats >= limits.repeats:
-            self._last_because = "repeated_calls"
+            self._limit = "repeated_calls"
         elif self._rounds >= limits.rounds:
-            self._last_because = "rounds"
+            self._limit = "rounds"
+        self._last = self._last or self._limit is not None
         self._rounds += 1
         try:
             request = self._request()
@@ -206,7 +208,7 @@ class AgentLoop:
         tools = prompting.definitions()
         if tools:
             options["tools"] = tools
-            options["tool_choice"] = "none" if self._last_because else "auto"
+            options["tool_choice"] = "none" if self._last else "auto"
             options["constrain_calls"] = self._constrain
         return ChatRequest.of(prompting.messages(self._conversation.messages), self._options.params, **options)
 
@@ -238,8 +240,11 @@ class AgentLoop:
         message = self._round.message()
         if message.tool_calls and reason != "length":
             self._called(message)
-        elif self._last_because is not None:
-            self.stop("limit", self._last_because)
+        elif self._rounds > 1 and not self._last and not message.text:
+            # Small models have nothing to say after a result. Without tools, they do.
+            self._last, self._round = True, None
+        elif self._limit is not None:
+            self.stop("limit", self._limit)
         else:
             self.stop("completed", "length" if reason == "length" else "stop")
 

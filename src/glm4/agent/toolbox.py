@@ -9,7 +9,6 @@ import difflib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from glm4.agent.files import FileStore
@@ -57,7 +56,8 @@ def open_tools(names: Sequence[str], services: ToolServices) -> list[Tool]:
     """Tools for one conversation; the same name twice counts once.
 
     Args:
-        names: of the table, `mcp:SERVER`, or paths of Python files with functions of the user (`….py`).
+        names: of the table, `mcp:SERVER` (`mcp:` for all of them), or paths of Python files with functions of the user
+            (`….py`).
 
     Raises:
         InvalidRequestError: there is no such tool.
@@ -79,9 +79,11 @@ def _open(name: str, services: ToolServices) -> list[Tool]:
     if row is not None:
         return row.open(services)
     if name.endswith(".py"):
-        return list(import_module("glm4.agent.functions").load_tools(Path(name).expanduser()))
+        from glm4.agent.functions import load_tools
+
+        return load_tools(Path(name).expanduser())
     if name.startswith(MCP):
-        return _mcp_server(name, services)
+        return _mcp_servers(name, services)
     close = difflib.get_close_matches(name, TOOLS, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     known = ", ".join(TOOLS)
@@ -91,17 +93,20 @@ def _open(name: str, services: ToolServices) -> list[Tool]:
     )
 
 
-def _mcp_server(name: str, services: ToolServices) -> list[Tool]:
+def _mcp_servers(name: str, services: ToolServices) -> list[Tool]:
+    from glm4.agent.mcp.tools import open_mcp
+
     if services.mcp_config is None:
         raise InvalidRequestError(f"{name} needs a file that lists MCP servers", param="tools")
-    servers = import_module("glm4.agent.mcp.config").load_servers(services.mcp_config)
-    chosen = [server for server in servers if MCP + server.name == name]
+    # All together, as names of functions differ from those of the other servers. Nothing is started by that.
+    tools = open_mcp(services.mcp_config)
+    chosen = [tool for tool in tools if name in (MCP, tool.name)]
     if not chosen:
-        known = ", ".join(server.name for server in servers) or "none"
+        known = ", ".join(tool.name.removeprefix(MCP) for tool in tools) or "none"
         raise InvalidRequestError(
             f"{services.mcp_config} has no server {name.removeprefix(MCP)!r} (it has: {known})", param="tools"
         )
-    return list(import_module("glm4.agent.mcp.tools").open_mcp(chosen))
+    return chosen
 
 
 def _python(services: ToolServices) -> list[Tool]:
@@ -130,14 +135,9 @@ def _files(services: ToolServices) -> list[Tool]:
     return [FilesTool()]
 
 
-def _files(services: ToolServices) -> list[Tool]:
-    return [import_module("glm4.agent.tools.files").FilesTool()]
-
-
 TOOLS: dict[str, ToolRow] = {
     "python": ToolRow(_python, "Runs Python code in a sandbox, with files and plots."),
     "browser": ToolRow(_browser, "Searches the web and reads pages."),
-    "files": ToolRow(_files, "Searches and reads the files of the conversation."),
     "image": ToolRow(_image, "Makes pictures from descriptions."),
     "files": ToolRow(_files, "Searches and reads the files that the user has sent."),
 }

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from glm4.cli import options
 from glm4.cli.parameters import Argument, Exit, Option, UsageError
 
 if TYPE_CHECKING:
+    from glm4.chat.messages import Message
     from glm4.chat.parts import ImagePart, Part
+    from glm4.cli.conversation.assistant import Assistant
     from glm4.llm import LLM
+
+TOOLS = "Tools"
 
 EXAMPLES = """
 glm4 chat
@@ -19,6 +26,7 @@ glm4 chat "Why is the sky blue?"
 glm4 chat "Summarize this:" < report.txt
 glm4 chat -m glm-4-9b-chat --dtype int4 --system "Answer in Chinese."
 glm4 chat -m glm-4v-9b --image cat.png "What is this?"
+glm4 chat -m glm-4-9b-chat --tools python,browser
 glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 """
 
@@ -38,14 +46,38 @@ def chat(
     engine: options.EngineOptions,
     allow_many_images: options.AllowManyImages = False,
     lora: options.Lora = None,
+    tools: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAMES",
+            panel=TOOLS,
+            help="Tools to use: python, browser, image, mcp:SERVER, or a .py file of functions; several with commas.",
+        ),
+    ] = None,
+    mcp: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE", panel=TOOLS, help="The file that lists MCP servers; all of them, unless --tools names one."
+        ),
+    ] = None,
+    search: Annotated[
+        str | None, Option(metavar="ENGINE", panel=TOOLS, help="The browser's search engine: a name, or an address.")
+    ] = None,
+    approve: Annotated[
+        str,
+        Option(metavar="WHEN", panel=TOOLS, help="Calls that need your approval: ask, always (run them) or never."),
+    ] = "ask",
+    as_json: Annotated[
+        bool, Option("--json", panel=TOOLS, help="With a prompt: print each event as a line of JSON.")
+    ] = False,
     max_tokens: options.MaxTokens = None,
     sampling: options.SamplingOptions,
 ) -> None:
     """Talk to a model, or ask it one question.
 
     With a prompt or piped input it answers once and exits; otherwise a conversation starts, with history, multi-line
-    input and commands (see /help there). The starter is a small model that shows the installation works; it is not
-    GLM-4.
+    input and commands (see /help there). With --tools the model may use tools; their steps are shown on standard
+    error. The starter is a small model that shows the installation works; it is not GLM-4.
     """
     from glm4.chat.parts import TextPart
     from glm4.cli.console import clean_text
@@ -55,19 +87,54 @@ def chat(
     system = clean_text(system) if system else None
     from glm4.cli.conversation.interrupt import silent_keyboard
 
+    if as_json and question is None:
+        raise UsageError("--json is for one question; give a PROMPT or pipe one in")
     if question is None and not sys.stdout.isatty():
         raise UsageError("a conversation needs a terminal; give a PROMPT or pipe one in")
-    with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
-        more = engine.for_llm() | {"allow_many_images": allow_many_images}
-        pictures = _pictures(image or [], model, more)
-        llm = options.load_llm(model, lora=lora, **{"max_num_seqs": 1, **more})
-    with llm:
-        if question is not None:
-            _answer_once(llm, [*pictures, TextPart(question)], system, params, plain=plain)
-        else:
+    with ExitStack() as stack:
+        with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
+            more = engine.for_llm() | {"allow_many_images": allow_many_images}
+            pictures = _pictures(image or [], model, more)
+            assistant = _assistant(tools, mcp, search, approve, needed=as_json)
+            if assistant is not None:
+                stack.callback(assistant.close)
+            llm = stack.enter_context(options.load_llm(model, lora=lora, **{"max_num_seqs": 1, **more}))
+        if question is None:
             from glm4.cli.conversation.repl import Repl
 
-            Repl(llm, model, system=system, params=params, plain=plain, pictures=pictures).run()
+            Repl(llm, model, system=system, params=params, plain=plain, pictures=pictures, assistant=assistant).run()
+            return
+        messages = _messages([*pictures, TextPart(question)], system)
+        if assistant is None:
+            _answer_once(llm, messages, params, plain=plain)
+        else:
+            _answer_with_tools(llm, assistant, messages, params, plain=plain, as_json=as_json)
+
+
+def _assistant(
+    tools: Sequence[str] | None, mcp: Path | None, search: str | None, approve: str, *, needed: bool
+) -> Assistant | None:
+    """The tools that were asked for; None for none. What is wrong with them is said before a model is loaded."""
+    if not tools and mcp is None and not needed:
+        return None
+    from glm4.agent.toolbox import MCP, ToolServices, open_tools
+    from glm4.cli.conversation.approvals import APPROVE_OPTIONS
+    from glm4.cli.conversation.assistant import Assistant
+    from glm4.cli.conversation.saved_files import SavedFiles
+
+    chosen = next((option for option in APPROVE_OPTIONS if option == approve), None)
+    if chosen is None:
+        raise UsageError(f"--approve is {', '.join(APPROVE_OPTIONS[:-1])} or {APPROVE_OPTIONS[-1]}, not {approve}")
+    names = [name for given in tools or () for name in given.split(",") if name]
+    if mcp is not None and not any(name.startswith(MCP) for name in names):
+        names.append(MCP)
+    files = SavedFiles()
+    try:
+        opened = open_tools(names, ToolServices(files, search=search, mcp_config=mcp))
+    except BaseException:
+        files.close()
+        raise
+    return Assistant(opened, files, chosen)
 
 
 def _question(prompt: str | None) -> str | None:
@@ -97,19 +164,51 @@ def _pictures(names: Sequence[str], model: str, settings: dict[str, Any]) -> lis
     return [read_picture(name) for name in names]
 
 
-def _answer_once(
-    llm: LLM, question: Sequence[Part], system: str | None, params: dict[str, Any], *, plain: bool
-) -> None:
+def _messages(question: Sequence[Part], system: str | None) -> list[Message]:
     from glm4.chat.messages import Message
-    from glm4.cli.console import EXIT_INTERRUPTED, notice
+
+    return ([Message("system", system)] if system else []) + [Message("user", question)]
+
+
+def _answer_once(llm: LLM, messages: Sequence[Message], params: dict[str, Any], *, plain: bool) -> None:
+    from glm4.cli.console import notice
     from glm4.cli.conversation.answer import answer
     from glm4.cli.conversation.view import make_view
 
-    messages = ([Message("system", system)] if system else []) + [Message("user", question)]
     view, adapter = make_view(plain=plain), options.adapter_name(llm)
     result = answer(llm, messages, llm.default_sampling_params().replace(**params), view, adapter=adapter)
     if result.interrupted:
-        notice("stopped")
-        raise Exit(EXIT_INTERRUPTED)
+        _stopped()
     if result.output is not None and result.output.outputs[0].finish_reason == "length":
-        notice("the answer was cut off at its token limit (--max-tokens, --context)")
+        notice(_CUT_OFF)
+
+
+_CUT_OFF = "the answer was cut off at its token limit (--max-tokens, --context)"
+
+
+def _answer_with_tools(
+    llm: LLM, assistant: Assistant, messages: Sequence[Message], params: dict[str, Any], *, plain: bool, as_json: bool
+) -> None:
+    from glm4.cli.console import EXIT_FAILURE, notice
+    from glm4.cli.conversation.view import make_view
+
+    reply = assistant.answer(
+        llm, messages, llm.default_sampling_params().replace(**params), partial(make_view, plain=plain),
+        adapter=options.adapter_name(llm), as_json=as_json,
+    )  # fmt: skip
+    ending = reply.ending
+    if reply.interrupted:
+        _stopped()
+    if ending.status == "error":
+        raise Exit(EXIT_FAILURE)
+    if ending.status == "limit":
+        notice(f"the turn reached its limit: {ending.reason.replace('_', ' ')}")
+    elif ending.reason == "length":
+        notice(_CUT_OFF)
+
+
+def _stopped() -> NoReturn:
+    from glm4.cli.console import EXIT_INTERRUPTED, notice
+
+    notice("stopped")
+    raise Exit(EXIT_INTERRUPTED)

@@ -41,6 +41,7 @@ COMMANDS: dict[str, CommandRow] = {
     "generate": CommandRow("glm4.cli.generate", _RUN, "Continue a text, without a chat template."),
     "serve": CommandRow("glm4.cli.serve", _RUN, "Serve models over HTTP: OpenAI's and Anthropic's APIs."),
     "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),
+    "sessions": CommandRow("glm4.cli.sessions", _RUN, "List, find, export and delete saved conversations."),
     "bench": CommandRow("glm4.cli.bench", _RUN, "Measure how fast a model runs here."),
     "pull": CommandRow("glm4.cli.pull", _MODELS, "Download a model."),
     "models": CommandRow("glm4.cli.models", _MODELS, "List installed and known models."),

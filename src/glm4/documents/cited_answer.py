@@ -1,7 +1,6 @@
 """Answers that cite numbered sentences: `<statement>…<cite>[3-5]</cite></statement>`, as LongCite was trained to write.
 
-Other models are asked for the same form, and a grammar holds them to it. Whatever is written is read: tags that are
-left open keep what they hold. Source: THUDM/LongCite.
+Whatever is written is read: tags that are left open keep what they hold. Source: THUDM/LongCite.
 """
 
 from __future__ import annotations
@@ -22,13 +21,10 @@ LONGCITE_PROMPT = (
 """What LongCite was trained on, to the letter."""
 
 PROMPT = (
-    "Answer the question from the document below. Its sentences are numbered <C0>, <C1>, <C2> and so on. Write every"
-    " sentence of your answer as <statement>sentence<cite>[first-last]</cite></statement>, where first and last are the"
-    " numbers of the sentences that it rests on: [17-17] for one sentence, [17-19] for three. Give at most three such"
-    " pairs, and none if the document does not say it. Answer in the language of the question, in your own words.\n\n"
-    "[Document Start]\n"
+    "Answer the question at the end from this document alone, in the language of the question. If the document does not"
+    " say it, say so.\n\n[Document Start]\n"
 )
-"""What other models are told."""
+"""What other models are told; see `attribution` for their citations."""
 
 _TAGS = ("<statement>", "</statement>", "<cite>", "</cite>")
 _STRICT = re.compile(r"\[([0-9]+)-([0-9]+)\]")
@@ -66,30 +62,6 @@ def prompt(document: str, question: str, *, longcite: bool = False) -> str:
         document: from `marked`.
     """
     return (LONGCITE_PROMPT if longcite else PROMPT) + document + "\n[Document End]\n\n" + question
-
-
-def grammar(last: int) -> str:
-    """A grammar (Lark) for an answer that cites sentences 0 to `last`."""
-    return (
-        "start: statement+\n"
-        'statement: "<statement>" TEXT "<cite>" span{0,3} "</cite></statement>" BREAK?\n'
-        'span: "[" NUMBER "-" NUMBER "]"\n'
-        f"NUMBER: /{_numbers(last)}/\n"
-        "TEXT: /[^<\\n][^<]{0,600}/\n"
-        "BREAK: /\\n{1,2}/\n"
-    )
-
-
-def _numbers(last: int) -> str:
-    """A regular expression for the whole numbers from 0 to `last`, without leading zeros."""
-    digits = str(last)
-    forms = [] if len(digits) == 1 else ["[0-9]" if len(digits) == 2 else f"[0-9]|[1-9][0-9]{{1,{len(digits) - 2}}}"]
-    for at, digit in enumerate(digits):
-        least = 1 if at == 0 and len(digits) > 1 else 0
-        if int(digit) > least:
-            rest = len(digits) - at - 1
-            forms.append(f"{digits[:at]}[{least}-{int(digit) - 1}]" + (f"[0-9]{{{rest}}}" if rest else ""))
-    return "|".join([*forms, digits])
 
 
 def read_answer(answer: str, last: int, *, strict: bool = False) -> list[Statement]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from typing import TYPE_CHECKING, Literal
 
-from glm4.backends.base import Capability
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
+from glm4.documents.attribution import Attribution
 from glm4.documents.citations import Citation, Source
-from glm4.documents.cited_answer import AnswerStream, Cited, Statement, grammar, prompt, read_answer
+from glm4.documents.cited_answer import AnswerStream, Cited, Statement, prompt, read_answer
 from glm4.documents.document import Document
 from glm4.documents.passages import Passage, Split, ranges, sentences_of
 from glm4.documents.reading import Embed, ReadingPlan, Strategy, left_out, plan_reading, shown_text
 from glm4.errors import InvalidRequestError
-from glm4.sampling_params import SamplingParams, StructuredOutputs
+from glm4.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from glm4.llm import LLM
@@ -50,6 +50,7 @@ class ReadAnswer:
     Attributes:
         text: without tags; `citations` are places in it.
         raw: as the model wrote it.
+        statements: of a LongCite model; nothing of others, whose citations are found by words (`attribution`).
         left_out: what was not read, in words for people; empty if everything was.
         finish_reason: "length" if it was cut off.
     """
@@ -80,8 +81,9 @@ class _Shown:
     """The numbered sentences of a prompt: of the documents, or of notes about parts of them."""
 
     text: str
-    places: list[tuple[int, int, int]] = field(default_factory=list)
+    places: list[tuple[int, int, int]]
     """Of each: document, first character and the one behind the last."""
+    sentences: list[str]
 
 
 def open_reader(
@@ -114,8 +116,7 @@ class Reader:
 
     Args:
         split: finds sentences; LongCite models need the one they were trained with.
-        longcite: the model was trained to write such answers; others are told how, and held to it by a grammar if the
-            backend follows them.
+        longcite: the model was trained to cite; what others say is cited by its words, see `attribution`.
         max_tokens: of an answer.
         embed: see `plan_reading`.
 
@@ -190,14 +191,12 @@ class Reader:
     def _answer(
         self, plan: ReadingPlan, shown: _Shown, last: int, messages: list[Message], question: str
     ) -> Generator[ReadEvent, None, None]:
-        params, numbers = self._params, count(1)
-        if not self._longcite and self._follows_grammars:
-            params = params.replace(structured_outputs=StructuredOutputs(grammar=grammar(last)))
-        stream, text = AnswerStream(last), ""
+        numbers, text = count(1), ""
+        stream = AnswerStream(last) if self._longcite else _Attributed(shown, self._split)
         sources: dict[tuple[int, int | None, str | None], Source] = {}
         citations: list[Citation] = []
         output: RequestOutput | None = None
-        request = ChatRequest.of(messages, params, adapter=self._adapter)
+        request = ChatRequest.of(messages, self._params, adapter=self._adapter)
         with closing(self._llm.run_steps([("read", request)])) as steps:
             for chunk in chain.from_iterable(steps):
                 if chunk.output is not None and chunk.output.error is not None:
@@ -219,7 +218,7 @@ class Reader:
         yield ReadAnswer(
             text,
             stream.raw,
-            tuple(read_answer(stream.raw, last)),
+            tuple(read_answer(stream.raw, last)) if self._longcite else (),
             tuple(citations),
             plan,
             tuple(left_out(self.documents, self._sentences, plan.shown)),
@@ -263,7 +262,9 @@ class Reader:
     def _shown(self, plan: ReadingPlan) -> _Shown:
         sentences = [self._sentences[at] for at in plan.shown]
         places = [(s.document, s.start, s.end) for s in sentences]
-        return _Shown(shown_text(self.documents, self._sentences, plan.shown), places)
+        texts = [self.documents[index].text[start:end] for index, start, end in places]
+        text = shown_text(self.documents, self._sentences, plan.shown, numbered=self._longcite)
+        return _Shown(text, places, texts)
 
     # Summaries
 
@@ -306,13 +307,15 @@ class Reader:
     def _noted(self, notes: Sequence[str], places: Sequence[tuple[int, int, int]]) -> tuple[_Shown, int]:
         """Notes as numbered sentences that cite the parts they are about."""
         pieces: list[str] = []
+        texts: list[str] = []
         cited: list[tuple[int, int, int]] = []
         for note, place in zip(notes, places, strict=True):
             starts = [at for at in self._split(note) if at < len(note)]
             for start, end in pairwise([*starts, len(note)]):
-                pieces.append(f"<C{len(pieces)}>{note[start:end].rstrip()} ")
+                texts.append(note[start:end].rstrip())
+                pieces.append(f"<C{len(pieces)}>{texts[-1]} " if self._longcite else f"{texts[-1]} ")
                 cited.append(place)
-        return _Shown("".join(pieces), cited), sum(self._counts(pieces))
+        return _Shown("".join(pieces), cited, texts), sum(self._counts(pieces))
 
     def _range(self, part: Passage) -> tuple[int, int, int]:
         first, last = self._sentences[part.first], self._sentences[part.end - 1]
@@ -333,7 +336,40 @@ class Reader:
     def _counts(self, texts: Sequence[str]) -> list[int]:
         return [len(self._llm.tokenizer.encode(text)) for text in texts]
 
-    @property
-    def _follows_grammars(self) -> bool:
-        able = self._llm.info.capabilities
-        return bool(able & {Capability.COMPILED_GRAMMARS, Capability.DECLARED_GRAMMARS})
+
+class _Attributed:
+    """An answer without tags as it arrives: each finished sentence with what it rests on."""
+
+    def __init__(self, shown: _Shown, split: Split) -> None:
+        self.raw = ""
+        self._attribution = Attribution(shown.sentences)
+        self._split = split
+        self._done = 0  # characters of sentences that were looked at
+
+    def push(self, text: str) -> list[str | Cited]:
+        """See `AnswerStream.push`."""
+        events: list[str | Cited] = [text] if text else []
+        before, self.raw = self.raw, self.raw + text
+        starts = [at for at in self._split(self.raw[self._done :]) if at > 0]
+        if not starts:  # no further sentence has begun
+            return events
+        end = self._done + starts[-1]
+        cited = list(self._cited(end))
+        # The sentence's marks stand behind it, before what has begun.
+        head = text[: max(0, end - len(before))]
+        rest = text[len(head) :]
+        return [*([head] if head else []), *cited, *([rest] if rest else [])]
+
+    def finish(self) -> list[str | Cited]:
+        """See `AnswerStream.finish`."""
+        return list(self._cited(len(self.raw)))
+
+    def _cited(self, end: int) -> Iterator[Cited]:
+        ended = self.raw[self._done : end]
+        starts = [at for at in self._split(ended) if at < len(ended)]
+        for start, stop in pairwise([*starts, len(ended)]):
+            spans = tuple((at, at) for at in self._attribution.cited(ended[start:stop]))
+            if spans:
+                text = ended[start:stop].rstrip()
+                yield Cited(self._done + start, self._done + start + len(text), spans)
+        self._done = end

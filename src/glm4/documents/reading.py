@@ -143,8 +143,10 @@ def _parts(sentences: Sequence[Sentence], budget: int) -> list[Passage]:
     return parts
 
 
-def shown_text(documents: Sequence[Document], sentences: Sequence[Sentence], shown: Sequence[int]) -> str:
-    """The sentences that are shown, each behind its number; numbers count what is shown, from 0."""
+def shown_text(
+    documents: Sequence[Document], sentences: Sequence[Sentence], shown: Sequence[int], *, numbered: bool
+) -> str:
+    """The sentences that are shown; `numbered`, each is behind its number, which counts what is shown, from 0."""
     pieces: list[str] = []
     for number, at in enumerate(shown):
         sentence = sentences[at]
@@ -156,7 +158,8 @@ def shown_text(documents: Sequence[Document], sentences: Sequence[Sentence], sho
                 pieces.append(f"\n\n[{document.name}]\n" if number else f"[{document.name}]\n")
             elif number or sentence.start:
                 pieces.append(GAP)
-        pieces.append(f"<C{number}>{document.text[sentence.start : sentence.end]}")
+        text = document.text[sentence.start : sentence.end]
+        pieces.append(f"<C{number}>{text}" if numbered else text)
     return "".join(pieces)
 
 

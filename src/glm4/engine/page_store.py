@@ -23,8 +23,13 @@ from glm4.engine.sequence import Sequence
 from glm4.model.kv_cache import PAGE_SIZE
 from glm4.prompt import Prompt
 
-# Bytes of the cache that one step reads from the store, and that it copies for it: some milliseconds each.
-_STEP_NBYTES = 8 << 20
+# Bytes of the cache that one step reads from the store, and that it copies for it: some milliseconds each. A step
+# computes fewer than it may copy, so that writing keeps up with a long prompt.
+_READ_NBYTES = 8 << 20
+_COPY_NBYTES = 32 << 20
+# Seconds that the step which completes a prompt waits for its last pages to be written, at most. So whoever has seen an
+# answer begin can rely on its prompt, whatever happens to this process then; such a step took longer than that itself.
+_PATIENCE = 0.1
 
 
 class PageStore(Protocol):
@@ -63,6 +68,9 @@ class PageStore(Protocol):
             How many were taken; the others may be offered again later.
         """
 
+    def wait(self, seconds: float) -> None:
+        """Wait until everything that was taken is kept, but not longer."""
+
     def close(self) -> None:
         """Finish what `write` began. Idempotent."""
 
@@ -77,7 +85,8 @@ class StoredPrefixes:
     def __init__(self, store: PageStore, prefix_cache: PrefixCache) -> None:
         self.store = store
         self._prefix_cache = prefix_cache
-        self._pages_per_step = max(1, _STEP_NBYTES // store.page_nbytes)
+        self._most_read = max(1, _READ_NBYTES // store.page_nbytes)
+        self._most_copied = max(1, _COPY_NBYTES // store.page_nbytes)
         self.num_read_tokens = 0
 
     def begin(self, sequence: Sequence) -> None:
@@ -91,7 +100,7 @@ class StoredPrefixes:
 
     def read(self, running: Iterable[Sequence]) -> None:
         """A step's part for the sequences that wait for pages, oldest first."""
-        most = self._pages_per_step
+        most = self._most_read
         for one in running:
             if most > 0 and one.num_awaited_pages:
                 before = len(one.pages)
@@ -101,9 +110,11 @@ class StoredPrefixes:
     def keep(self, sequence: Sequence) -> None:
         """Offer the store some of what it lacks of a prompt, as far as that is computed and shared."""
         keys, first = sequence.page_keys, sequence.num_stored_pages
-        stop = min(sequence.num_shared_pages, first + self._pages_per_step, len(keys or ()))
+        stop = min(sequence.num_shared_pages, first + self._most_copied, len(keys or ()))
         if keys and first < stop:
             sequence.num_stored_pages += self.store.write(keys, first, sequence.pages[first:stop])
+            if sequence.num_stored_pages == len(keys):
+                self.store.wait(_PATIENCE)
 
     def _read(self, sequence: Sequence, most: int) -> None:
         keys, first = sequence.page_keys or (), len(sequence.pages)

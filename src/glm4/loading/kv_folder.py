@@ -5,7 +5,8 @@ appears by a rename, complete; nothing is synced to the disk, because a page tha
 checksum. A file is MARK, the SHA-256 of key and content, and the content.
 
 A page's modification time says when it was last used, and is later than that of the page behind it in its prompt. So
-the least recently used pages, which are deleted first, are those that no other page needs.
+the least recently used pages, which are deleted first, are those that no other page needs; and a prompt for which the
+limit is too small keeps its beginning.
 
 Any number of processes may share a folder. Together they may exceed the limit by a sixteenth each, until they next
 count what is there.
@@ -116,7 +117,7 @@ class PageFolder:
         except OSError:
             return False  # nobody would find it
         try:
-            if file.exists() or not self._make_room(_HEADER_NBYTES + len(content)):
+            if file.exists() or not self._make_room(_HEADER_NBYTES + len(content), stamp):
                 return False
             file.parent.mkdir(mode=0o700, exist_ok=True)
             with self._partial() as (descriptor, partial):
@@ -145,20 +146,18 @@ class PageFolder:
         self._since_count = 0
         return found
 
-    def _make_room(self, nbytes: int) -> bool:
-        """Delete the least recently used pages until there is room; False if there can be none."""
+    def _make_room(self, nbytes: int, stamp: int) -> bool:
+        """Delete the least recently used pages until there is room; False if only pages used after `stamp` are left."""
         spare = self._limit // 16
-        if nbytes > self._limit:
-            return False
         if self.nbytes + nbytes > self._limit or self._since_count > spare:
             files = self.count()
             if self.nbytes + nbytes > self._limit:
-                for _, size, file in sorted(files):
-                    if self.nbytes + max(nbytes, spare) <= self._limit:
+                for used, size, file in sorted(files):
+                    if self.nbytes + max(nbytes, spare) <= self._limit or used >= stamp:
                         break
                     file.unlink(missing_ok=True)
                     self.nbytes -= size
-        return True
+        return self.nbytes + nbytes <= self._limit
 
     @contextlib.contextmanager
     def _partial(self) -> Iterator[tuple[int, Path]]:

@@ -54,7 +54,7 @@ class PageCodec:
         )
         for copies, layers in zip((keys, values), self._arrays, strict=True):
             for copied, layer in zip(copies, layers, strict=True):
-                np.take(layer, pages, axis=0, out=copied)
+                np.take(layer, pages, axis=0, out=copied, mode="clip")  # any other mode copies twice
         return keys, values
 
     def encode(self, copies: Copies, index: int) -> bytes | None:

@@ -112,6 +112,12 @@ class KVStore:
                 self._start(self._write_queued)
         return count
 
+    def wait(self, seconds: float) -> None:
+        """See `PageStore`."""
+        thread = self._thread
+        if thread is not None:  # it ends with its work
+            thread.join(seconds)
+
     def close(self) -> None:
         """Finish writing; Ctrl-C abandons what is left."""
         with self._lock:

@@ -18,6 +18,11 @@ from glm4.system.strict_json import finite_float, refuse_constant
 _REFUSED = "the address cannot be fetched: "
 
 
+def fetch_problem(error: InvalidRequestError) -> str:
+    """Why a fetch failed, without the fetcher's advice, which is for people who send requests."""
+    return str(error).removeprefix(_REFUSED).partition("; ")[0]
+
+
 class ServiceError(Glm4Error):
     """A service that cannot be asked or has failed; says which one and what to do, and never shows its key."""
 
@@ -69,7 +74,7 @@ class Endpoint:
         try:
             found = self.fetcher.ask(self.target.url + query, headers=headers, body=data)
         except InvalidRequestError as error:
-            raise self.error(str(error).removeprefix(_REFUSED)) from None
+            raise self.error(fetch_problem(error)) from None
         try:
             return json.loads(found.data, parse_constant=refuse_constant, parse_float=finite_float)
         except (ValueError, RecursionError):

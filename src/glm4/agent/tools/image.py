@@ -18,7 +18,7 @@ from typing import Any
 from glm4.agent.arguments import ArgumentsError, read_object
 from glm4.agent.files import FileStore
 from glm4.agent.tool import Function, Invocation, Tool, ToolContext, ToolResult
-from glm4.agent.tools.endpoint import Endpoint
+from glm4.agent.tools.endpoint import Endpoint, fetch_problem
 from glm4.agent.tools.waiting import Job, wait_for
 from glm4.errors import InvalidRequestError
 from glm4.multimodal.addresses import AddressError, parse_url
@@ -131,7 +131,10 @@ class ImageTool(Tool):
         except AddressError as error:
             raise self._endpoint.error(f"the address of the picture is refused: {error}") from None
         own = (target.scheme, target.host, target.port) == (service.scheme, service.host, service.port)
-        return (self._endpoint.fetcher if own else self._fetcher).fetch(url).data
+        try:
+            return (self._endpoint.fetcher if own else self._fetcher).fetch(url).data
+        except InvalidRequestError as error:
+            raise self._endpoint.error(f"the picture cannot be fetched: {fetch_problem(error)}") from None
 
     def _keep(
         self, data: bytes, ending: str, prompt: str, context: ToolContext, files: FileStore, *, raw: bool

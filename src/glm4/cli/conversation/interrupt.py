@@ -10,7 +10,7 @@ import signal
 import sys
 import termios
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -24,12 +24,16 @@ class Interrupt:
     that takes too long. Outside the main thread, where Python does not allow handlers, it collects nothing.
 
     Inside another `Interrupt`, signals that the outer one has collected but not taken count here.
+
+    Attributes:
+        wake: called from the signal handler, to end a wait.
     """
 
     def __init__(self, *extra: signal.Signals) -> None:
         self._signals = (signal.SIGINT, *extra)
         self._previous: dict[signal.Signals, Any] = {}
         self._count = 0
+        self.wake: Callable[[], None] | None = None
 
     @property
     def requested(self) -> bool:
@@ -56,6 +60,8 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._count += 1
+        if self.wake is not None:
+            self.wake()
         if self._count >= FORCE_AFTER:
             raise KeyboardInterrupt
 

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +17,7 @@ from glm4.cli import console
 from glm4.cli.console import printable
 from glm4.cli.conversation import conversation
 from glm4.cli.conversation.answer import Reply, answer
+from glm4.cli.conversation.assistant import AgentReply, Assistant, show_rounds
 from glm4.cli.conversation.attachments import Attachments
 from glm4.cli.conversation.conversation import PARAM_NAMES, Conversation, Turn
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
@@ -51,6 +53,7 @@ class Repl:
         params: sampling options given on the command line.
         plain: no Markdown rendering.
         pictures: for the first message.
+        assistant: tools that the model may use; None for a plain conversation.
         editor: where lines come from; None creates one for the terminal.
     """
 
@@ -63,6 +66,7 @@ class Repl:
         params: dict[str, Any] | None = None,
         plain: bool = False,
         pictures: Sequence[ImagePart] = (),
+        assistant: Assistant | None = None,
         editor: LineEditor | None = None,
     ) -> None:
         self._llm = llm
@@ -71,7 +75,8 @@ class Repl:
         self._conversation = Conversation(params=dict(params or {}))
         self._conversation.system = system
         self._attachments = Attachments(llm, model, pictures)
-        self._last: Reply | None = None
+        self._assistant = assistant
+        self._last: Reply | AgentReply | None = None
         self._running = True
         self._editor = editor or LineEditor([f"/{name}" for name in COMMANDS], PARAM_NAMES)
 
@@ -157,10 +162,15 @@ class Repl:
             console.notice("[stopped at once; your message was taken back]")
 
     def _answer(self) -> None:
-        turns = self._conversation.turns
+        turns, messages = self._conversation.turns, self._conversation.messages
         params = self._llm.default_sampling_params().replace(**self._conversation.params)
-        view, adapter = make_view(plain=self._plain), adapter_name(self._llm)
-        result = answer(self._llm, self._conversation.messages, params, view, adapter=adapter)
+        adapter = adapter_name(self._llm)
+        if self._assistant is not None:
+            views = partial(make_view, plain=self._plain)
+            self._last = reply = self._assistant.answer(self._llm, messages, params, views, adapter=adapter)
+            self._keep(reply)
+            return
+        result = answer(self._llm, messages, params, make_view(plain=self._plain), adapter=adapter)
         self._last = result
         if result.interrupted and not (result.message.text or result.message.reasoning):
             turns.pop()
@@ -170,10 +180,27 @@ class Repl:
         if result.interrupted:
             console.notice("[stopped; the answer so far stays in the conversation, /retry asks again]")
         elif result.output is not None and result.output.outputs[0].finish_reason == "length":
-            self._say_cut_off(result.output)
+            self._say_cut_off(self._context_used(result.output)[0])
 
-    def _say_cut_off(self, output: RequestOutput) -> None:
-        used, size = self._context_used(output)
+    def _keep(self, reply: AgentReply) -> None:
+        """Add a turn with tools to the conversation, and say how it ended if that is unusual."""
+        turns = self._conversation.turns
+        if not reply.messages:
+            turns.pop()
+            console.notice("[stopped before the answer began; your message was taken back]")
+            return
+        turns += [Turn(message) for message in reply.messages]
+        if reply.interrupted:
+            if turns[-1].message.role == "assistant":
+                turns[-1] = Turn(turns[-1].message, interrupted=True)
+            console.notice("[stopped; what was done so far stays in the conversation, /retry asks again]")
+        elif reply.ending.status == "limit":
+            console.notice(f"[the turn reached its limit: {reply.ending.reason.replace('_', ' ')}]")
+        elif reply.ending.reason == "length" and reply.rounds:
+            self._say_cut_off(reply.rounds[-1].prompt + reply.rounds[-1].completion)
+
+    def _say_cut_off(self, used: int) -> None:
+        size = self._llm.info.max_model_len
         if used >= size:
             console.warning(
                 f"the conversation fills the context ({used:,} of {size:,} tokens), so the answer was cut off"
@@ -218,6 +245,8 @@ class Repl:
 
     def _command_clear(self, argument: str) -> None:
         self._conversation.clear()
+        if self._assistant is not None:
+            self._assistant.forget()
         self._attachments.waiting = []
         self._last = None
         console.notice(
@@ -284,6 +313,9 @@ class Repl:
         if self._last is None:
             console.notice("No answer yet.")
             return
+        if isinstance(self._last, AgentReply):
+            show_rounds(self._last.rounds)
+            return
         if self._last.output is None:
             console.notice("The last answer was stopped; there are no figures for it.")
             return
@@ -302,6 +334,12 @@ class Repl:
         }
         for label, text in rows.items():
             console.stdout().print(f"{label:<12} {text}")
+
+    def _command_tools(self, argument: str) -> None:
+        if self._assistant is None:
+            console.notice("No tools. `glm4 chat --tools python,browser` begins with some.")
+        else:
+            self._assistant.show_tools()
 
     def _command_retry(self, argument: str) -> None:
         before = list(self._conversation.turns)
@@ -354,6 +392,7 @@ COMMANDS: dict[str, CommandHelp] = {
     "image": CommandHelp("/image [FILE]", "Attach a picture to the next message, or show what is; `none` removes it."),
     "system": CommandHelp("/system [TEXT]", "Show or set the system message."),
     "params": CommandHelp("/params [NAME VALUE]", "Show or set sampling options; the value `default` resets one."),
+    "tools": CommandHelp("/tools", "Show the tools that the model may use."),
     "stats": CommandHelp("/stats", "Speed and size of the last answer."),
     "retry": CommandHelp("/retry", "Answer the last message again."),
     "undo": CommandHelp("/undo", "Drop the last message and its answer."),

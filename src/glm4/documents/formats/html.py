@@ -6,10 +6,10 @@ Nothing is fetched: no picture, style, frame or script. Hidden elements are left
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glm4.documents.document import Kind
+from glm4.documents.document import Block, Kind
 from glm4.documents.formats.detection import Content
 from glm4.documents.formats.parsed import Parsed, RefusedError
 
@@ -42,13 +42,9 @@ def load(content: Content, parsed: Parsed) -> None:
     root = parse_html(_declared(content.data) or content.text)
     title = root.find(".//title")
     parsed.set_title(title.text_content() if title is not None else None)
-    whole, main = Parsed(), Parsed()
+    whole = Parsed()
     add_elements(root, whole)
-    length = sum(len(block.text) for block in whole.blocks)
-    if _SHORT_CHARACTERS < length <= _MOST_MAIN_CHARACTERS:
-        _add_main_text(root, main)
-    enough = sum(len(block.text) for block in main.blocks) >= _LEAST_SHARE * length
-    for block in (main if main.blocks and enough else whole).blocks:
+    for block in _main_blocks(root, whole.blocks):
         parsed.add(block.text, block.kind, level=block.level)
 
 
@@ -93,19 +89,39 @@ def _declared(data: bytes) -> str | None:
         return None
 
 
-def _add_main_text(root: HtmlElement, parsed: Parsed) -> None:
+def _main_blocks(root: HtmlElement, blocks: Sequence[Block]) -> Sequence[Block]:
+    """The blocks of a page's main text, as trafilatura finds it; all of them where it finds little.
+
+    It only chooses: of itself it loses headings, numbers of lists and parts of tables.
+    """
+    length = sum(len(block.text) for block in blocks)
+    if not _SHORT_CHARACTERS < length <= _MOST_MAIN_CHARACTERS:
+        return blocks
+    starts = {_start(line) for line in _main_text(root).split("\n")} - {""}
+    found = [at for at, block in enumerate(blocks) if block.kind != "heading" and _start(block.text) in starts]
+    if sum(len(blocks[at].text) for at in found) < _LEAST_SHARE * length:
+        return blocks
+    first, last = found[0], found[-1]
+    while first and blocks[first - 1].kind == "heading":
+        first -= 1
+    chosen = {*found, *(at for at, block in enumerate(blocks) if block.kind != "paragraph")}
+    return [block for at, block in enumerate(blocks) if first <= at <= last and at in chosen]
+
+
+def _main_text(root: HtmlElement) -> str:
     import logging
 
     import trafilatura
     from lxml import html
 
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
-    text = trafilatura.extract(
-        html.fromstring(html.tostring(root)), output_format="html", include_comments=False, include_tables=True,
-        include_formatting=True, favor_recall=True,
-    )  # fmt: skip
-    if text:
-        add_elements(parse_html(text), parsed)
+    copy = html.fromstring(html.tostring(root))  # as it changes what it reads
+    return trafilatura.extract(copy, include_comments=False, include_tables=True, favor_recall=True) or ""
+
+
+def _start(text: str) -> str:
+    """By which a paragraph is found again: its first letters and digits."""
+    return "".join(char for char in text[:200].split("\n")[0] if char.isalnum())[:40]
 
 
 _Piece = tuple[str, Kind, int]

@@ -189,8 +189,6 @@ async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest, 
         await generation.start()
         async for chunk in generation.chunks():
             writer.push(chunk)
-            if chunk.output is not None:
-                writer.finish(chunk.output)
     finally:
         await generation.close()
     if wanted.store:
@@ -233,8 +231,6 @@ async def _events(
     try:
         async for chunk in generation.chunks():
             events = writer.push(chunk)
-            if chunk.output is not None:
-                events += writer.finish(chunk.output)
             if events:
                 yield _written(events)
         if store:

@@ -29,7 +29,7 @@ MAX_LINKS = 5_000
 MAX_CHARS = 400_000
 """Of a page's text."""
 
-_MAX_ELEMENTS = 60_000
+_MAX_ELEMENTS = 40_000
 _MAX_TAG_CHARS = 64 << 10
 _MAX_ATTRIBUTES = 400
 _LEAST_MAIN = 250
@@ -48,6 +48,7 @@ _NO_SIZE = re.compile(r"(?:height|width):0*\.?0*(?:px|em|rem|%)?(?:[;!]|$)")
 _LONG_TAG = re.compile(r"<[^<>]{2048,}>?")
 _LINK = re.compile(r"【(\d+)†([^【】]*)】")
 _ESCAPED = re.compile(r"(?<!\\)\\([_*\[\]<>~#])")
+_CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*)+\n")
 
 
@@ -70,13 +71,15 @@ def extract(argument: bytes) -> bytes:
 
 def read_html(html: str, url: str) -> tuple[str, str, list[str]]:
     """Title, text and links of a page; see `extract`."""
+    from lxml.etree import LxmlError
     from lxml.html import HTMLParser, document_fromstring
 
     html = _LONG_TAG.sub(_without_many_attributes, html.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-    if not html.strip():
-        return "", "", []
     parser = HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
-    tree = document_fromstring(html.encode("utf-8", "replace"), parser=parser, ensure_head_body=True)
+    try:
+        tree = document_fromstring(html.encode("utf-8", "replace"), parser=parser, ensure_head_body=True)
+    except LxmlError:  # nothing is in it
+        return "", "", []
     title = _title(tree)
     base = _base(tree, parse_url(url))
     _remove_unseen(tree)
@@ -108,7 +111,10 @@ def _main_text(tree: HtmlElement) -> str:
         main = trafilatura_extract(tree, output_format="markdown", include_links=False, include_tables=True)
     except (RecursionError, ValueError, TypeError, AttributeError, KeyError, IndexError):  # it is no parser of traps
         return ""
-    return _ESCAPED.sub(r"\1", main or "")
+    # Escapes are for those who render Markdown; code has none.
+    pieces = _CODE.split(main or "")
+    pieces[::2] = [_ESCAPED.sub(r"\1", piece) for piece in pieces[::2]]
+    return "".join(pieces)
 
 
 def _title(tree: HtmlElement) -> str:
@@ -154,15 +160,15 @@ def _is_hidden(element: HtmlElement) -> bool:
 def _number_links(tree: HtmlElement, base: Target) -> list[str]:
     """Put `【n†` and `】` around the words of every link; n is its place in the list returned."""
     numbers: dict[str, int] = {}
+    targets: dict[str, str | None] = {}
     for element in tree.iter("a"):
-        href = element.get("href")
-        if href is None or href.lstrip().startswith("#") or len(numbers) >= MAX_LINKS:
+        href = str(element.get("href", "#")).strip()
+        if href.startswith("#") or len(numbers) >= MAX_LINKS:
             continue
-        try:
-            target = linked(base, href).url
-        except AddressError:
-            continue
-        if not str(element.text_content()).strip():
+        if href not in targets:
+            targets[href] = _web_address(base, href)
+        target = targets[href]
+        if target is None or not str(element.text_content()).strip():
             continue
         number = numbers.setdefault(target, len(numbers))
         element.text = f"【{number}†{(element.text or '').lstrip()}"
@@ -172,6 +178,13 @@ def _number_links(tree: HtmlElement, base: Target) -> list[str]:
         else:
             last.tail = f"{(last.tail or '').rstrip()}】"
     return list(numbers)
+
+
+def _web_address(base: Target, href: str) -> str | None:
+    try:
+        return linked(base, href).url
+    except AddressError:
+        return None
 
 
 def _renumbered(text: str, links: list[str], host: str) -> tuple[str, list[str]]:

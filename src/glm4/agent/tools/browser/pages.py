@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote
 
 from glm4.agent.tools.browser.visible import visible, visible_line, without_unseen
+from glm4.agent.tools.endpoint import fetch_problem
 from glm4.errors import Glm4Error, InvalidRequestError, SandboxError, SandboxUnavailableError, shown
 from glm4.multimodal.fetch import Fetched, Fetcher
 from glm4.sandbox.function import run_function
@@ -102,7 +103,7 @@ class PageReader:
         try:
             found = self._fetcher.fetch(url, kinds=KINDS)
         except InvalidRequestError as error:
-            raise PageError(str(error)) from None
+            raise PageError(fetch_problem(error)) from None
         kind = _kind(found)
         with self._turns:
             page = _document(found) if kind == "document" else self._page(found, html=kind == "html")
@@ -191,7 +192,7 @@ def _document(found: Fetched) -> Page:
     except SandboxUnavailableError as error:
         raise PageError(f"it is a file that is only read in a sandbox, and there is none: {error}") from None
     except InvalidRequestError as error:
-        raise PageError(f"the file {name} cannot be read: {error}") from None
+        raise PageError(f"the file {name} cannot be read: {visible_line(str(error), 400)}") from None
     return Page(found.url, visible_line(document.title or name), visible(document.text[:_MAX_TEXT_CHARS]))
 
 

@@ -103,13 +103,16 @@ class DataFolder:
                 found.append(ChangedFile("/".join(printable(part, 100) for part in key), data))
         return found, left_out
 
-    def undo(self) -> None:
-        """Remove what is new or has changed since the last call of `changes`; for a folder that is over its quota.
+    def make_room(self) -> bool:
+        """If the folder is over its quota: remove what is new or has changed since the last call of `changes`.
 
-        No process may be using the folder.
+        No process may be using the folder. Returns whether it was over its quota.
         """
+        if usage(self.path, self._quota) <= self._quota:
+            return False
         unchanged = {key for key, state in self._scan() if self._states.get(key) == state}
         self._remove_all_but(unchanged, ())
+        return True
 
     def empty(self) -> None:
         """Remove everything. No process may be using the folder. Does nothing when closed."""

@@ -46,7 +46,7 @@ _ENDS: Mapping[str, str] = {
     "memory": "used more memory than it may",
     "processes": "started more processes than it may",
     "cpu": "used more processor time than it may",
-    "disk": "wrote more to /mnt/data than fits there",
+    "disk": "wrote more files than fit",
 }
 
 
@@ -59,7 +59,7 @@ class Outcome:
         left_out: figures that were too many or too large.
         stopped: why it was interrupted.
         lost: why the interpreter ended, as a predicate: "used more memory than it may". Its variables are gone.
-        overfull: it was ended because `/mnt/data` is over its quota.
+        overfull: it was ended for what it wrote, and `/mnt/data` may be over its quota.
     """
 
     error: str | None = None
@@ -99,6 +99,8 @@ class Interpreter:
         """
         with self._lock:
             process = self._running()
+            if self._closed:  # meanwhile
+                process.kill()
             self._calls += 1
             call = _Call(process, self._calls, code, output)
             outcome = call.follow(seconds, patience, cancelled)

@@ -44,9 +44,8 @@ def lacks() -> list[str]:
     """Why there is no python tool here, each reason with what to do about it; empty if there is one."""
     reasons = []
     if not packages():
-        reasons.append(
-            f"the python tool has no environment with numpy, pandas and matplotlib for this Python; {INSTALL}"
-        )
+        environment = "environment with numpy, pandas and matplotlib"
+        reasons.append(f"the python tool has no {environment} for this Python, or an old one; {INSTALL}")
     if (reason := unavailable()) is not None:
         reasons.append(f"the python tool runs code only in a sandbox: {reason}")
     return reasons
@@ -125,11 +124,14 @@ class PythonTool(Tool):
             code, seconds=seconds, patience=patience, cancelled=context.cancelled, output=output
         )
         output(b"", final=True)
-        if outcome.overfull:
-            self._data.undo()
+        removed = outcome.overfull and self._data.make_room()
         if outcome.error is not None:
             context.output(outcome.error, "error")
-        notes = [*_endings(outcome, seconds), *self._show_figures(outcome, context), *self._show_files(context)]
+        notes = [
+            *_endings(outcome, seconds, removed),
+            *self._show_figures(outcome, context),
+            *self._show_files(context),
+        ]
         for note in notes:
             context.output(f"{note}\n", "log")
         parts = [text.for_model(), (outcome.error or "").strip("\n"), *(f"[{note}]" for note in notes)]
@@ -169,7 +171,7 @@ class PythonTool(Tool):
         return notes
 
 
-def _endings(outcome: Outcome, seconds: float) -> list[str]:
+def _endings(outcome: Outcome, seconds: float, removed: bool) -> list[str]:
     """How the call ended, if not by itself."""
     reasons = {
         "time": f"stopped after {seconds:.3g} seconds, the most that a call may take",
@@ -179,7 +181,7 @@ def _endings(outcome: Outcome, seconds: float) -> list[str]:
     notes = [] if outcome.stopped is None else [reasons[outcome.stopped]]
     if outcome.lost is not None:
         notes.append(f"the code {outcome.lost}; {_LOST}")
-        notes += ["what this call wrote there was removed"] * outcome.overfull
+        notes += [f"what this call wrote to {DATA} was removed, as it did not fit"] * removed
     elif notes:
         notes[0] += "; variables are kept"
     return notes

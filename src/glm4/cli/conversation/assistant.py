@@ -1,0 +1,144 @@
+"""`Assistant`: turns with tools in `glm4 chat`, shown as they happen and stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from glm4.agent.agent import Agent
+from glm4.agent.conversation import Conversation
+from glm4.agent.events import ErrorRaised, TurnEnded, UsageAdded
+from glm4.agent.tool import Sources, Tool
+from glm4.chat.messages import Message
+from glm4.cli import console
+from glm4.cli.conversation.agent_view import AgentView, JsonLines, TurnView
+from glm4.cli.conversation.approvals import ApproveOption, approver
+from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
+from glm4.cli.conversation.render import View
+from glm4.cli.conversation.saved_files import SavedFiles
+from glm4.errors import Glm4Error, PromptTooLongError
+
+if TYPE_CHECKING:
+    from glm4.llm import LLM
+    from glm4.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class AgentReply:
+    """What a turn came to.
+
+    Attributes:
+        messages: that it added to the conversation.
+        ending: its last event.
+        rounds: what each round with the model cost.
+    """
+
+    messages: list[Message]
+    ending: TurnEnded
+    rounds: list[UsageAdded]
+
+    @property
+    def interrupted(self) -> bool:
+        """The user stopped it."""
+        return self.ending.status == "stopped"
+
+
+class Assistant:
+    """The tools of `glm4 chat`, and what belongs to a conversation with them from turn to turn.
+
+    Args:
+        tools: closed by `close`.
+        approve: whether to ask before calls of tools that need it.
+    """
+
+    def __init__(self, tools: Sequence[Tool], files: SavedFiles, approve: ApproveOption = "ask") -> None:
+        self.tools = tuple(tools)
+        self._files = files
+        self._approve = approve
+        self.forget()
+
+    def forget(self) -> None:
+        """A new conversation begins: no sources, and nothing approved. Tools keep their state."""
+        self._sources = Sources()
+        self._approved: set[str] = set()
+
+    def answer(
+        self,
+        llm: LLM,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        make_view: Callable[[], View],
+        *,
+        adapter: str | None = None,
+        as_json: bool = False,
+    ) -> AgentReply:
+        """Answer the last message; Ctrl-C stops within a step and keeps what has arrived.
+
+        Args:
+            make_view: for what the model says.
+            as_json: print each event as a line of JSON instead.
+
+        Raises:
+            Glm4Error: the model failed before it had said or done anything.
+        """
+        conversation = Conversation(
+            messages=list(messages), sources=self._sources, files=self._files, approved=self._approved
+        )
+        save = self._files.save
+        view: TurnView = JsonLines(save) if as_json else AgentView(make_view, save)
+        with silent_keyboard(), Interrupt() as interrupt:
+            approve = approver(self._approve, lambda: interrupt.requested)
+            agent = Agent(llm, self.tools, params=params, adapter=adapter, approve=approve)
+            interrupt.wake = agent.stop
+            with view, closing(agent.run(conversation)) as events:
+                for event in events:
+                    view.show(event)
+                    if interrupt.requested:
+                        agent.stop()
+        added = conversation.messages[len(messages) :]
+        if view.failure is not None:
+            self._failed(view.failure, added)
+        assert view.ending is not None  # noqa: S101 (for the type checker: every turn has an end)
+        return AgentReply(added, view.ending, view.rounds)
+
+    def _failed(self, failure: ErrorRaised, added: Sequence[Message]) -> None:
+        if not added:
+            raise (PromptTooLongError if failure.code == "prompt_too_long" else Glm4Error)(failure.message)
+        console.error(failure.message)
+
+    def show_tools(self) -> None:
+        """A line for each tool, for `/tools`."""
+        for tool in self.tools:
+            asks = {"always": "", "ask": "  (asks first)", "never": "  (not allowed)"}[tool.approval]
+            console.stdout().print(console.printable(f"{tool.name}{asks}"), style="bold")
+            for function in tool.functions:
+                about = " ".join(function.description.split())
+                console.notice(f"  {function.name}  {about[:160]}{'…' if len(about) > 160 else ''}")
+
+    def close(self) -> None:
+        """Close the tools. Idempotent."""
+        for tool in self.tools:
+            tool.close()
+        self._files.close()
+
+
+def show_rounds(rounds: Sequence[UsageAdded]) -> None:
+    """What a turn cost, for `/stats`: sums over its rounds with the model."""
+    if not rounds:
+        console.notice("The last answer was stopped; there are no figures for it.")
+        return
+    last, written = rounds[-1], sum(one.completion for one in rounds)
+    decode = sum(one.decode_seconds or 0.0 for one in rounds)
+    cached, read = sum(one.cached for one in rounds), sum(one.prompt for one in rounds)
+    used = last.prompt + last.completion
+    rows = {
+        "rounds": f"{len(rounds)}",
+        "prompts": f"{read:,} tokens ({cached:,} from the cache)",
+        "answers": f"{written:,} tokens",
+        "decode": f"{(written - len(rounds)) / decode:.1f} tokens/s" if decode > 0 and written > len(rounds) else "-",
+        "context": f"{used:,} of {last.context:,} tokens used ({100 * used / last.context:.1f}%)",
+    }
+    for label, text in rows.items():
+        console.stdout().print(f"{label:<12} {text}")
