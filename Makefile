@@ -10,7 +10,8 @@ JOBS   ?= 2
 UNHURRIED := server peers cli hub quantization benchmarks batch \
   multimodal/test_fetch.py multimodal/test_fetch_limits.py multimodal/test_fetch_ask.py \
   multimodal/test_public_network.py agent/test_public_web.py agent/test_image_tool.py $(addprefix agent/test_browser_, \
-  documents.py search.py tool.py traps.py)
+  documents.py search.py tool.py traps.py) \
+  $(patsubst tests/%,%,$(wildcard tests/sandbox/test_escape_*.py)) sandbox/test_sandbox_lifetime.py sandbox/test_sandbox_function.py
 
 # Markers of tests that run in environments of their own.
 ELSEWHERE := live or peers or backends or vllm or ray

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from glm4.agent.files import StoredFile
 from glm4.agent.mcp.config import McpServer
 from glm4.agent.mcp.tools import McpTool, open_mcp
 from glm4.agent.tool import Invocation, Sources, ToolContext, ToolResult
+from glm4.errors import ToolServerError
 
 HERE = Path(__file__).resolve().parent
 HANG = 60.0
@@ -78,13 +79,19 @@ def opened(server: McpServer) -> Iterator[McpTool]:
         tool.close()
 
 
+def check(tool: McpTool) -> None:
+    """Connect."""
+    assert tool.functions is not None
+
+
 def call(tool: McpTool, function: str, /, seconds: float = HANG, **arguments: Any) -> ToolResult:
     return tool.run(invocation(tool, function, **arguments), context(seconds)[0])
 
 
 def invocation(tool: McpTool, function: str, /, **arguments: Any) -> Invocation:
-    names = {one.name.partition("__")[2]: one.name for one in tool.functions}
-    return Invocation("call_1", names.get(function, function), json.dumps(arguments))
+    with suppress(ToolServerError):  # as an agent looks at them before every turn
+        check(tool)
+    return Invocation("call_1", f"{tool._names._prefix}__{function}", json.dumps(arguments))
 
 
 def said(result: ToolResult) -> str:

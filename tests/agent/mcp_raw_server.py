@@ -105,10 +105,10 @@ def start() -> None:
     if FORM == "not_mcp":
         print("220 mail.example.org ESMTP")
     if FORM == "children":  # of the group, and of a session of its own, whose parent has ended
-        subprocess.Popen(["sleep", "3600"])
-        subprocess.run(
-            [sys.executable, "-c", "import subprocess as s; s.Popen(['sleep', '3601'], start_new_session=True)"]
-        )
+        seconds = ARGUMENTS[0]
+        subprocess.Popen(["sleep", seconds])
+        program = f"import subprocess; subprocess.Popen(['sleep', '{seconds}'], start_new_session=True)"
+        subprocess.run([sys.executable, "-c", program])
     if FORM == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

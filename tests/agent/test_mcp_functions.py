@@ -19,7 +19,9 @@ from glm4.agent.mcp.connection import MAX_TOOLS
 from glm4.agent.mcp.functions import MAX_DESCRIPTION, MAX_SCHEMA, MAX_SCHEMAS, Names, functions, prefix
 from glm4.agent.mcp.tools import McpTool, open_mcp
 from glm4.agent.tool import Function, Invocation
+from glm4.agent.toolbox import ToolServices, open_tools
 from glm4.chat.call_grammar import callables
+from glm4.errors import InvalidRequestError
 from glm4.requests.grammar_compiler import GrammarCompiler
 from glm4.requests.processor import Processor
 from hostile_grammars import HOSTILE
@@ -196,8 +198,8 @@ def test_only_allowed_tools_are_offered_and_run() -> None:
         assert [function.name for function in tool.functions] == ["raw__ok", "raw__hang"]
         assert (tool.approval, tool.approval_of("raw__ok"), tool.approval_of("raw__hang")) == ("ask", "always", "ask")
         assert tool.approval_of("raw__slow") == "never"
-        assert said(call_tool(tool, "raw__slow")) == "mcp:raw has no function raw__slow"
-        assert said(call_tool(tool, "raw__crash")) == "mcp:raw has no function raw__crash"
+        assert said(call_tool(tool, "slow")) == "mcp:raw has no function raw__slow"
+        assert said(call_tool(tool, "crash")) == "mcp:raw has no function raw__crash"
 
 
 def test_what_the_user_is_asked_is_one_short_line() -> None:
@@ -231,3 +233,21 @@ def test_opening_starts_nothing() -> None:
     assert [tool.name for tool in tools] == ["mcp:a b", "mcp:a_b"]
     assert all(isinstance(tool, McpTool) for tool in tools)
     assert open_mcp([]) == []
+
+
+def test_the_toolbox_opens_a_server_by_name(tmp_path: Path) -> None:
+    path, chosen = tmp_path / "mcp.json", raw("normal")
+    entry = {"command": chosen.command, "args": chosen.args}
+    path.write_text(json.dumps({"mcpServers": {"o/n/e": {"command": "none"}, "o_n_e": entry}}))
+    services = ToolServices(mcp_config=path)
+    [tool] = open_tools(["mcp:o_n_e"], services)
+    assert isinstance(tool, McpTool)
+    try:
+        assert said(call_tool(tool, "ok")).startswith("ok ")
+        assert tool.functions[0].name == "o_n_e-2__ok", "whatever else is opened"
+        assert tool.approval_of("o_n_e-2__ok") == "ask"
+    finally:
+        tool.close()
+    assert [other.name for other in open_tools(["mcp:"], services)] == ["mcp:o/n/e", "mcp:o_n_e"]
+    with pytest.raises(InvalidRequestError, match=r"has no server 'three' \(it has: o/n/e, o_n_e\)"):
+        open_tools(["mcp:three"], services)

@@ -11,9 +11,10 @@ import pytest
 from python_conversations import Talk, make_bare_home, needs_sandbox
 
 from glm4.agent.tools.python import PythonTool
-from glm4.agent.tools.python.data_folder import DataFolder, remove, safe_name
+from glm4.agent.tools.python.data_folder import DataFolder, safe_name
 from glm4.agent.tools.python.messages import BrokenMessageError, Messages, pack
 from glm4.agent.tools.python.output_text import OutputText
+from glm4.sandbox.disk import remove
 
 # Inside: writes to every descriptor that is not a standard one, among them that of the answers.
 FORGE = """
@@ -183,7 +184,7 @@ def test_too_many_and_too_large_files_are_not_read(talk: Talk) -> None:
     )
     assert len(seen.files) == 20
     assert "83 more files in /mnt/data are not offered" in seen.text
-    many = "os.mkdir('many')\nfor i in range(2500): os.mkdir(f'many/{i}')"
+    many = "os.mkdir('many')\nfor i in range(2100): os.mkdir(f'many/{i}')"
     assert talk.run(many).files == []
 
 

@@ -98,10 +98,9 @@ def test_output_is_shown_while_the_code_runs(talk: Talk) -> None:
         if "begun" in text:
             talk.tool.add_file("go", b"")
 
-    code = (
-        "import pathlib, time\nprint('begun')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')"
-    )
-    assert talk.run(code, on_output=on_output).text == "begun\ndone"
+    talk.run("import pathlib, time")
+    code = "print('begun', end=' ')\nwhile not pathlib.Path('go').exists(): time.sleep(0.01)\nprint('done')"
+    assert talk.run(code, on_output=on_output).text == "begun done"
 
 
 def test_output_of_c_code_and_children_is_shown_in_order(talk: Talk) -> None:

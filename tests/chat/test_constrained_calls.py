@@ -18,7 +18,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from glm4 import LLM, SamplingParams
+from glm4 import LLM, SamplingParams, ToolCall
 from glm4.backends.base import Capability
 from glm4.backends.local import LocalBackend, LocalOptions
 from glm4.backends.scripted import ScriptedBackend
@@ -43,7 +43,7 @@ CITY: dict[str, Any] = {
     "additionalProperties": False,
 }
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
-SCHEMAS = {"weather": CITY, "now": NOTHING}
+SCHEMAS = {"weather": CITY, "now": NOTHING, "北京 (x)*": CITY}
 TOOLS = [{"type": "function", "function": {"name": n, "parameters": s}} for n, s in SCHEMAS.items()]
 CHAT = [{"role": "user", "content": "hello"}]
 OBSERVATION, ASSISTANT, USER = "<|observation|>", "<|assistant|>", "<|user|>"
@@ -113,6 +113,8 @@ FREE = (
     "weather, of course",
     "other\n{}",
     '{"name": "weather", "description": "of a city", "parameters": {"x": 1}}',
+    '{"name": "{{ .Values.name }}", "x": 1}',
+    '{"name": "\n{"name": "we"',
     "<tool_call",
     "<b>\n<|user",
 )
@@ -189,12 +191,13 @@ _UNDECIDED = re.compile(r'"(arguments|parameters)" ?:(?!\s*\{)')
 PIECES = {
     "glm4": [
         "weather", "now", "\n", "\n", " ", "{", "}", "{}", GOOD, "word", "", ASSISTANT, "\r", "\u3000", ": 1",
-        f"\nweather\n{GOOD}", "now\n{}", "now\n",
+        f"\nweather\n{GOOD}", "now\n{}", "now\n", "北京 (x)*", f"\n北京 (x)*\n{GOOD}",
     ],
     "chatml": [
         "<tool_call>", "</tool_call>", "\n", "\n", " ", "{", "}", '{"name": "now"', ', "arguments": ', ', "x": ', "1",
         '{"name": "weather"', GOOD, "{}", "```", "```json", "word", f'\n{{"name": "weather", "arguments": {GOOD}}}\n',
-        '"', '{"name": "other"', ', "parameters" :', "now", '"name": "',
+        '{"name": "北京 (x)*"', '\n{"name": "\\u5317\\u4eac (x)*"', '"', '{"name": "other"',
+        ', "parameters" :', "now", '"name": "',
     ],
 }  # fmt: skip
 
@@ -224,7 +227,7 @@ def test_the_grammar_and_the_parser_agree(text: Processor) -> None:
         if verdict:
             assert is_valid(answer), written
             called += bool(answer.tool_calls)
-        elif not answer.tool_calls and not written.endswith(OBSERVATION) and "<tool_call>" not in written:
+        elif not answer.tool_calls and not written.endswith(OBSERVATION) and "tool_call>" not in written:
             assert verdict or _UNDECIDED.search(written), written
         free += bool(verdict) and not answer.tool_calls
     assert free > 100
@@ -325,7 +328,7 @@ def test_refusals(llm: LLM) -> None:
     bad = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
     with pytest.raises(InvalidRequestError, match="function 'f'") as caught:
         llm.prepare_chat(CHAT, tools=[*TOOLS, bad], constrain_calls=True)
-    assert caught.value.param == "tools[2].function.parameters"
+    assert caught.value.param == f"tools[{len(TOOLS)}].function.parameters"
     begun = [*CHAT, {"role": "assistant", "content": "Well"}]
     with pytest.raises(InvalidRequestError, match="constrain_calls") as caught:
         llm.prepare_chat(begun, tools=TOOLS, continue_final_message=True, constrain_calls=True)
@@ -367,7 +370,7 @@ def test_the_starter_model_answers_as_before_and_calls_validly() -> None:
         assert not plain.tool_calls
         assert llm.chat(asked, params, tools=tools, constrain_calls=True)[0].outputs[0].token_ids == plain.token_ids
         asked = [{"role": "user", "content": "What is the weather in Rome for 3 days? Use the tool."}]
-        found = []
+        found: list[ToolCall] = []
         for seed in range(8):
             params = SamplingParams(temperature=1.0, seed=seed, max_tokens=120)
             answer = llm.chat(asked, params, tools=tools, constrain_calls=True)[0].outputs[0]

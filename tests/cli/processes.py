@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PROGRAM = [sys.executable, "-m", "glm4"]
@@ -28,11 +28,16 @@ def environment(home: Path, **changes: str) -> dict[str, str]:
 
 
 def run(
-    *args: str, home: Path, stdin: str | bytes = "", cwd: Path | None = None, **changes: str
+    *args: str,
+    home: Path,
+    stdin: str | bytes = "",
+    cwd: Path | None = None,
+    program: Sequence[str] = PROGRAM,
+    **changes: str,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run to the end with pipes; output as bytes."""
     return subprocess.run(
-        [*PROGRAM, *args],
+        [*program, *args],
         input=stdin.encode() if isinstance(stdin, str) else stdin,
         capture_output=True,
         env=environment(home, **changes),
@@ -45,12 +50,12 @@ def run(
 class Terminal:
     """A program at a pseudo-terminal of 100 x 30."""
 
-    def __init__(self, args: list[str], env: dict[str, str]) -> None:
+    def __init__(self, args: list[str], env: dict[str, str], program: Sequence[str] = PROGRAM) -> None:
         pid, self._fd = pty.fork()
         if pid == 0:
             # As a shell at a terminal does; tests that run in the background inherit a Ctrl-C that is ignored.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.execve(PROGRAM[0], [*PROGRAM, *args], env)
+            os.execve(program[0], [*program, *args], env)
         self.pid = pid
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self._raw = b""
@@ -98,10 +103,10 @@ class Terminal:
 
 
 @contextlib.contextmanager
-def terminal(*args: str, home: Path, **changes: str) -> Iterator[Terminal]:
+def terminal(*args: str, home: Path, program: Sequence[str] = PROGRAM, **changes: str) -> Iterator[Terminal]:
     """Run a program at a pseudo-terminal."""
-    program = Terminal(list(args), environment(home, **changes))
+    running = Terminal(list(args), environment(home, **changes), program)
     try:
-        yield program
+        yield running
     finally:
-        program.close()
+        running.close()

@@ -17,6 +17,8 @@ from glm4.documents.loading import checked_document, load_document, render_page
 from glm4.errors import InvalidRequestError, MissingExtraError
 from glm4.system.helper import Limits
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_file_is_refused_with_the_reason(name: str) -> None:
@@ -167,7 +169,6 @@ def test_refusals_of_a_parser_that_was_taken_over_are_harmless() -> None:
         checked_document(b'{"missing": "reading PDF needs x; pip install y"}', b"file", "a.txt")
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("make", [word_file, lambda: TEXT_PDF], ids=["docx", "pdf"])
 def test_damaged_bytes_anywhere_never_break_the_reader(make: Callable[[], bytes]) -> None:
     data = bytearray(make())

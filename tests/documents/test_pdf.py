@@ -18,6 +18,13 @@ from glm4.documents.loading import load_document, render_page
 from glm4.errors import InvalidRequestError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "documents"
+
+
+class _Frame(Words):
+    def drawn(self) -> str:
+        return "72 72 400 600 re S"
+
+
 CHINESE = ["国际合作的主要目标是提高效率，并且", "降低成本。这是第二行文字。"]
 JOINED = "国际合作的主要目标是提高效率，并且降低成本。这是第二行文字。"
 
@@ -142,6 +149,14 @@ def test_bookmarks_make_headings_of_lines_in_the_size_of_the_body() -> None:
     assert find(document, "Body of the second").page == 2
 
 
+def test_chapters_in_the_size_of_the_body_are_headings_but_not_in_a_table_of_contents() -> None:
+    contents = lines(["第一章 总则……1", "第二章 职责……2"], font="cjk")
+    body = lines(["第一章 总则"], font="cjk") + lines(["本章规定了基本原则。"], top=650, font="cjk")
+    document = read(bytes(PdfFile([contents, body])), "a.pdf")
+    assert headings(document) == [(1, "第一章 总则")]
+    assert find(document, "本章规定").page == 2
+
+
 def test_paragraphs_end_at_gaps_indents_and_items() -> None:
     first = lines(["The first paragraph has two lines, and this is the", "second one of them."], top=700)
     second = lines(["A second one follows after a gap."], top=650)
@@ -158,6 +173,11 @@ def test_scanned_pages_are_listed_and_blank_ones_are_not() -> None:
     assert document.scanned == (2, 4)
     assert document.num_pages == 4
     assert any("2, 4" in warning for warning in document.warnings)
+
+
+def test_a_page_with_a_few_words_and_lines_around_them_is_not_scanned() -> None:
+    page = [Words(200, 400, "Part II", 20), _Frame(0, 0, "")]
+    assert read(bytes(PdfFile([page, lines(["Some text on this page."])])), "a.pdf").scanned == ()
 
 
 def test_a_wholly_scanned_file_is_a_document_without_blocks() -> None:

@@ -156,6 +156,13 @@ def test_markdown_blocks() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "start", ["A PDF file begins with\n%PDF-1.4\nand so on", "RIFF is a format", "MZ begins a program"]
+)
+def test_texts_about_formats_are_texts(start: str) -> None:
+    assert read(start.encode(), "a.txt").text == start
+
+
 def test_chapters_of_plain_text_are_headings() -> None:
     text = "第一章 开始\n从前有一座山。\n山里有一座庙。\n第二章\n庙里有一个和尚。\n\nChapter 3: The end\n\nIt ends."
     document = read(text.encode("gb18030"), "novel.txt")

@@ -83,10 +83,11 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
 
     def read(name: str, handle: int) -> None:
         while part := os.read(handle, 1 << 16):
-            outputs[name] += part
             if len(outputs[name]) > most:
                 killed.set()
                 process.kill()
+            else:
+                outputs[name] += part
 
     streams = {"stdout": process.stdout.fileno(), "stderr": process.stderr.fileno()}
     threads = [threading.Thread(target=read, args=item) for item in streams.items()]

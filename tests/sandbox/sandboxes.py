@@ -132,7 +132,7 @@ class Box:
         self.process.wait(HANG_SECONDS)
         self.process.stdout.close()
         for path in self._folders:
-            remove(path)
+            remove_folder(path)
 
 
 def prelude() -> str:
@@ -154,6 +154,14 @@ def open_box(user: str) -> Iterator[Box]:
         yield box
     finally:
         box.close()
+
+
+def remove_folder(path: Path) -> None:
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        remove(path.name, parent)
+    finally:
+        os.close(parent)
 
 
 def marker() -> str:

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from sandboxes import Box, marker, running
+from sandboxes import Box, marker, running, wait_for
 
 MIB = 1 << 20
 
@@ -313,7 +313,7 @@ def test_output_is_read_only_as_far_as_wanted(box: Box) -> None:
     outcome = box.run(["sh", "-c", "exec cat /dev/zero"], most=MIB)
     assert outcome.killed
     assert outcome.status == 128 + signal.SIGKILL
-    assert len(outcome.stdout) < 2 * MIB
+    assert MIB < len(outcome.stdout) <= MIB + (1 << 16)
 
 
 def test_output_may_be_any_bytes(box: Box) -> None:
@@ -328,10 +328,14 @@ def test_nothing_is_used_up_outside_by_all_this(box: Box) -> None:
     for _ in range(3):
         box.run(["true"])
         box.run(["sh", "-c", "exec sleep 1000"], seconds=0.0)
-    assert _held(box) == before
+    assert wait_for(
+        lambda: _held(box)[0] <= before[0] and _held(box)[1] <= before[1]
+    )  # its threads may still be ending
+    assert _held(box)[2] == ""
 
 
 def _held(box: Box) -> tuple[int, int, str]:
+    """Descriptors, threads and children."""
     folder = Path(f"/proc/{box.process.pid}")
-    children = (folder / "task" / folder.name / "children").read_text()
+    children = "".join(path.read_text() for path in folder.glob("task/*/children"))
     return len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())), children

@@ -111,7 +111,7 @@ def bystander(box: Box) -> Iterator[int]:
     """A process outside, of the user who runs the sandbox."""
     user = None if os.geteuid() != 0 else 65534 if box.user == 0 else PLAIN_USER
     with subprocess.Popen(["sleep", "1000"], user=user) as process:
-        assert process.pid > 100
+        assert process.pid > 10  # no number of a process inside
         yield process.pid
         assert process.poll() is None
         process.kill()
@@ -120,7 +120,7 @@ def bystander(box: Box) -> Iterator[int]:
 def test_processes_outside_cannot_be_reached(box: Box, bystander: int) -> None:
     found = box.results(f"""
 import signal
-for pid in ({bystander}, {os.getpid()}, {os.getppid()}):
+for pid in ({bystander}, {os.getpid()}):
     attempt(f"kill {{pid}}", os.kill, pid, signal.SIGKILL)
     attempt(f"trace {{pid}}", syscall, "ptrace", 16, pid, 0, 0)
     attempt(f"read {{pid}}", syscall, "process_vm_readv", pid, 0, 0, 0, 0, 0)

@@ -84,8 +84,6 @@ def written(tokenizer: Tokenizer, parts: Iterator[StreamChunk], body: dict[str, 
     events = writer.begin()
     for chunk in parts:
         events += writer.push(chunk)
-        if chunk.output is not None:
-            events += writer.finish(chunk.output)
     events += writer.last()
     return [json.loads(json.dumps(event)) for event in events]
 

@@ -158,7 +158,7 @@ class AsyncAgent:
         self._interrupt = pump.cancel
         timer = None
         if loop.deadline is not None:
-            left = max(0.0, loop.deadline - time.monotonic())
+            left = max(0.0, loop.deadline - time.monotonic()) + 0.01  # timers may be early by as much as clocks differ
             timer = asyncio.get_running_loop().call_later(left, pump.cancel)
         try:
             while loop.generating and not self._was_stopped():

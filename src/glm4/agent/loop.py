@@ -107,15 +107,23 @@ class TurnOptions:
 
 
 def turn_options(
-    llm: LLM, tools: Sequence[Tool], system: str | None, today: date | None, *, limits: AgentLimits, **options: Any
+    llm: LLM,
+    tools: Sequence[Tool],
+    system: str | None,
+    today: date | None,
+    *,
+    limits: AgentLimits,
+    params: SamplingParams | None,
+    **options: Any,
 ) -> TurnOptions:
     """The options of a turn that begins now; may wait, for tools of other processes.
 
     Args:
-        options: params, adapter, constrain_calls.
+        options: adapter, constrain_calls.
     """
     prompting = Prompting(llm.dialect, tools, system=system, today=today)
-    return TurnOptions(prompting, limits, llm.info.max_model_len, **options)
+    params = None if params is None else params.replace(n=1)
+    return TurnOptions(prompting, limits, llm.info.max_model_len, params, **options)
 
 
 class AgentLoop:
@@ -272,7 +280,8 @@ class AgentLoop:
             return
         code, retry = next((found for kind, found in _CODES if isinstance(error, kind)), ("model_failed", False))
         if not self.ended:
-            self._events += self.take()
+            if self._round is not None:
+                self._events += self._round.take()
             self._events.append(ErrorRaised("model", code, str(error), retry))
             self.stop("error", code)
 

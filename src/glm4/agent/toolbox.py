@@ -94,19 +94,19 @@ def _open(name: str, services: ToolServices) -> list[Tool]:
 
 
 def _mcp_servers(name: str, services: ToolServices) -> list[Tool]:
-    from glm4.agent.mcp.config import load_servers
     from glm4.agent.mcp.tools import open_mcp
 
     if services.mcp_config is None:
         raise InvalidRequestError(f"{name} needs a file that lists MCP servers", param="tools")
-    servers = load_servers(services.mcp_config)
-    chosen = [server for server in servers if name in (MCP, MCP + server.name)]
+    # All together, as names of functions differ from those of the other servers. Nothing is started by that.
+    tools = open_mcp(services.mcp_config)
+    chosen = [tool for tool in tools if name in (MCP, tool.name)]
     if not chosen:
-        known = ", ".join(server.name for server in servers) or "none"
+        known = ", ".join(tool.name.removeprefix(MCP) for tool in tools) or "none"
         raise InvalidRequestError(
             f"{services.mcp_config} has no server {name.removeprefix(MCP)!r} (it has: {known})", param="tools"
         )
-    return open_mcp(chosen)
+    return chosen
 
 
 def _python(services: ToolServices) -> list[Tool]:

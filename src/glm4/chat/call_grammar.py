@@ -64,39 +64,59 @@ LINES = "/([^\\n\\x1e]*\\n)*/"
 """Whole lines."""
 
 
-def free_text_rules(openings: Sequence[tuple[str, str, str]], committed: str) -> str:
+@dataclass(frozen=True)
+class Opening:
+    """What opens calls in free text, unless it is part of the text: what follows decides.
+
+    Attributes:
+        begins: terminals that match text, from the start of a line, up to the end of an opening of this kind; each with
+            the rule that has to follow if it is a call.
+        between: a terminal for what precedes these after an opening that was text; empty if nothing has to.
+        committed: a terminal: what makes a call of the opening that it follows. Calls begin with it.
+    """
+
+    begins: Sequence[tuple[str, str]]
+    between: str
+    committed: str
+
+
+def free_text_rules(openings: Sequence[Opening]) -> str:
     """Lark rules for text that is free except where a call begins in it.
 
-    `text` matches text without a call, `called` text up to the end of a call, its first one. What opens a call may also
-    be text: whether it is, is decided by what follows. So a call has to fit once it is certain that it is one, and
-    everything else stays free.
-
-    Args:
-        openings: for each: a terminal that matches text, from the start of a line, up to the end of the opening; the
-            same from the end of an opening that was text; and the rule that has to follow if this is a call.
-        committed: a terminal: what makes a call of an opening that it follows. Calls begin with it.
+    `text` matches text without a call, `called` text up to the end of a call, its first one. A call has to fit once it
+    is certain that it is one, and everything else stays free.
     """
     # Openings are lazy: each ends the text as soon as it is complete, so no later text can contain it.
-    each = range(len(openings))
-    rules = [
-        "text: TEXT | opened others",
-        "others: (other)* OTHER_TEXT",
-        "called: " + " | ".join(f"called_{i}" for i in each),
-        "opened: " + " | ".join(f"opened_{i}" for i in each),
-        "other: " + " | ".join(f"other_{i}" for i in each),
-        f"TEXT: {ANY}",
-        f"COMMITTED: {committed} {ANY}",
-        f"OTHER_TEXT: {ANY} & ~COMMITTED",
+    kinds = [
+        (k, i, begin, then) for k, opening in enumerate(openings) for i, (begin, then) in enumerate(opening.begins)
     ]
-    for i, (opening, later, following) in enumerate(openings):
+    rules = [
+        f"text: TEXT | {' | '.join(f'opened_{k} after_{k}' for k in range(len(openings)))}",
+        f"called: {' | '.join(f'opened_{k} call_after_{k}' for k in range(len(openings)))}"
+        + "".join(f" | opened_{k}_{i} {then}" for k, i, _, then in kinds),
+        f"TEXT: {ANY}",
+    ]
+    for k, opening in enumerate(openings):
+        each = range(len(opening.begins))
+        rules.append(f"opened_{k}: {' | '.join(f'opened_{k}_{i}' for i in each)}")
+        for i, (begin, _) in enumerate(opening.begins):
+            rules += [f"opened_{k}_{i}[lazy]: OPENED_{k}_{i}", f"OPENED_{k}_{i}: {begin}"]
+        later = range(len(openings))
         rules += [
-            f"called_{i}: (opened_{i} | opened (other)* other_{i}) {following}",
-            f"opened_{i}[lazy]: OPENED_{i}",
-            f"OPENED_{i}: {opening}",
-            f"other_{i}[lazy]: OTHER_{i}",
-            f"LATER_{i}: {later}",
-            f"OTHER_{i}: LATER_{i} & ~COMMITTED",
+            f"after_{k}: OTHER_TEXT_{k} | {' | '.join(f'other_{k}_{n} after_{n}' for n in later)}",
+            f"call_after_{k}: {' | '.join(f'other_{k}_{n} call_after_{n}' for n in later)}"
+            + "".join(f" | other_{k}_{n}_{i} {then}" for n, i, _, then in kinds),
+            f"COMMITTED_{k}: {opening.committed} {ANY}",
+            f"OTHER_TEXT_{k}: {ANY} & ~COMMITTED_{k}",
         ]
+        for n in later:
+            rules.append(f"other_{k}_{n}: {' | '.join(f'other_{k}_{n}_{i}' for i in range(len(openings[n].begins)))}")
+        for n, i, begin, _ in kinds:
+            rules += [
+                f"other_{k}_{n}_{i}[lazy]: OTHER_{k}_{n}_{i}",
+                f"LATER_{k}_{n}_{i}: {openings[n].between} {begin}",
+                f"OTHER_{k}_{n}_{i}: LATER_{k}_{n}_{i} & ~COMMITTED_{k}",
+            ]
     return "\n".join(rules)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 _LEAST = 4096  # what a file or folder takes at least, even an empty one: its inode and name
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def usage(folder: Path, enough: int) -> int:
@@ -26,7 +25,7 @@ def usage(folder: Path, enough: int) -> int:
     while waiting and total <= enough:
         path = waiting.pop()
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            handle = os.open(path, _FOLDER)
         except OSError as error:
             if error.errno in _GONE:
                 continue
@@ -50,52 +49,32 @@ def usage(folder: Path, enough: int) -> int:
     return total
 
 
-def remove(folder: Path) -> None:
-    """Remove a folder and all in it, however deep and whatever its modes; no sandbox uses it any more.
+def remove(name: str, folder: int) -> None:
+    """Delete a file or a folder with all in it, however deep: what is inside is moved up before it is deleted.
 
-    `shutil.rmtree` fails where folders are nested deeper than Python's stack. Follows no symbolic link.
+    `shutil.rmtree` fails where folders are nested deeper than Python's stack. No process may be using it.
 
-    Raises:
-        OSError: something there belongs to another user.
+    Args:
+        folder: descriptor of the one that it is in.
     """
-    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    names = (f"glm4-{number}" for number in itertools.count())
-    try:
-        while found := os.listdir(root):  # noqa: PTH208  # of a descriptor
-            for name in found:
-                if _is_folder(name, root):
-                    _empty(name, root, names)
-                    os.rmdir(name, dir_fd=root)
+    waiting, count = [name], 0
+    while waiting:
+        name = waiting.pop()
+        if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=folder)
+            continue
+        os.chmod(name, 0o700, dir_fd=folder)
+        handle = os.open(name, _FOLDER, dir_fd=folder)
+        try:
+            for inner in os.listdir(handle):  # noqa: PTH208  # of a descriptor
+                if stat.S_ISDIR(os.stat(inner, dir_fd=handle, follow_symlinks=False).st_mode):
+                    count += 1
+                    os.chmod(inner, 0o700, dir_fd=handle)
+                    moved = f".removed-{os.getpid()}-{id(waiting)}-{count}"
+                    os.rename(inner, moved, src_dir_fd=handle, dst_dir_fd=folder)
+                    waiting.append(moved)
                 else:
-                    os.unlink(name, dir_fd=root)
-    finally:
-        os.close(root)
-    folder.rmdir()
-
-
-def _empty(name: str, root: int, names: Iterator[str]) -> None:
-    """Remove the files of a folder; folders in it become folders of `root`."""
-    os.chmod(name, 0o700, dir_fd=root)
-    handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
-    try:
-        for inner in os.listdir(handle):  # noqa: PTH208  # of a descriptor
-            if not _is_folder(inner, handle):
-                os.unlink(inner, dir_fd=handle)
-                continue
-            os.chmod(inner, 0o700, dir_fd=handle)  # else its own entry `..` cannot be changed
-            free = next(name for name in names if not _exists(name, root))
-            os.rename(inner, free, src_dir_fd=handle, dst_dir_fd=root)
-    finally:
-        os.close(handle)
-
-
-def _is_folder(name: str, handle: int) -> bool:
-    return stat.S_ISDIR(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode)
-
-
-def _exists(name: str, handle: int) -> bool:
-    try:
-        os.stat(name, dir_fd=handle, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
+                    os.unlink(inner, dir_fd=handle)
+        finally:
+            os.close(handle)
+        os.rmdir(name, dir_fd=folder)

@@ -6,6 +6,7 @@ Each command runs in a sandbox of its own; what lasts is a folder, mounted as /d
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 import tempfile
 import threading
@@ -21,7 +22,6 @@ from langchain_tests.integration_tests import SandboxIntegrationTests
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "src"))
 
 from glm4.sandbox.command import give_to_sandbox
-from glm4.sandbox.disk import remove
 from glm4.sandbox.launch import SandboxProcess, unavailable
 from glm4.sandbox.limits import Limits, Mount
 
@@ -111,4 +111,4 @@ class TestSandbox(SandboxIntegrationTests):
             pytest.skip(reason or "deepagents' commands need a python3 in /usr")
         backend = Backend()
         yield backend
-        remove(backend.folder)
+        shutil.rmtree(backend.folder)

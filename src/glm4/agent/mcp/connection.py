@@ -42,6 +42,7 @@ _SETTLED = 60.0  # a connection that held so long was a good one
 _MOST_BACKOFF = 60.0
 _CLOSE_PATIENCE, _CLOSE_SECONDS = 4.0, 10.0
 _UNWINDING = 6.0  # a server that did not start in time is ended before that is said
+_GRACE = 5.0  # after a deadline that the library should have kept
 _MAX_ERROR = 1000  # characters
 
 
@@ -86,11 +87,6 @@ class Connection:
         if time.monotonic() < self._fresh_until:
             return self._tools
         return self._do(Job(self._listed), time.monotonic() + self.server.startup + _UNWINDING)
-
-    @property
-    def known(self) -> list[types.Tool]:
-        """The last list of `tools`, without asking."""
-        return self._tools
 
     def call(
         self,
@@ -159,13 +155,16 @@ class Connection:
                 atexit.register(self.close)
             loop = self._loop
             loop.call_soon_threadsafe(self._queue.put_nowait, job)
-        while not job.wait(0.05, note):
-            if cancelled is not None and cancelled.is_set():
-                loop.call_soon_threadsafe(job.cancel)
-                raise self._error("was called, and the call was cancelled")
-            if time.monotonic() > deadline + 1 or self._finished.is_set():
-                loop.call_soon_threadsafe(job.cancel)
-                raise self._error("did not answer in time")
+        try:
+            while not job.wait(0.05, note):
+                if cancelled is not None and cancelled.is_set():
+                    raise self._error("was called, and the call was cancelled")
+                if time.monotonic() > deadline + _GRACE or self._finished.is_set():
+                    raise self._error("did not answer in time")
+        finally:
+            if not job.done:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(job.cancel)
         return job.result()
 
     # In the event loop.

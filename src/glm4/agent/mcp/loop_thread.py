@@ -32,7 +32,7 @@ class LoopThread:
             if self._users or self._loop is None or self._thread is None:
                 return
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
+            self._thread.join(timeout=10)  # a look-up of a name cannot be interrupted
             self._loop = self._thread = None
 
 

@@ -39,7 +39,7 @@ _INHERITED = ("PATH", "HOME", "LANG")
 _MARK = "GLM4_MCP_PROCESS"
 _STDERR_KEPT = 4096  # bytes, the last ones
 # Seconds: for the end of what was written before an exit; to leave when stdin ends; after SIGTERM.
-_DRAIN, _LEAVE, _TERMINATE = 0.5, 2.0, 1.0
+_DRAIN, _LEAVE, _TERMINATE = 0.5, 1.0, 1.0
 _KILL_ROUNDS = 20
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from glm4.agent.mcp.config import McpServer
+from glm4.agent.mcp.config import McpServer, load_servers
 from glm4.agent.mcp.connection import Connection
 from glm4.agent.mcp.functions import Names, functions, prefix
 from glm4.agent.mcp.results import tool_result
@@ -20,12 +21,17 @@ _PACKAGES = (Package("mcp", "2.3", "3"),)
 _MAX_ABOUT = 500
 
 
-def open_mcp(servers: Sequence[McpServer]) -> list[Tool]:
+def open_mcp(config: Path | Sequence[McpServer]) -> list[Tool]:
     """Tools of these servers; nothing is started or connected before the first use.
 
+    Args:
+        config: servers, or a file as `load_servers` reads it.
+
     Raises:
+        InvalidRequestError: the file cannot be read, or something in it is wrong.
         MissingExtraError: the package `mcp` is not installed.
     """
+    servers = load_servers(config) if isinstance(config, Path) else config
     if not servers:
         return []
     require_packages("an MCP server", "mcp", _PACKAGES)
@@ -50,21 +56,14 @@ class McpTool(Tool):
         self._seen: list[Any] | None = None
         self._functions: tuple[Function, ...] = ()
 
-    def check(self) -> None:
-        """Connect now.
+    @property
+    def functions(self) -> Sequence[Function]:  # type: ignore[override]
+        """What the server offers now.
 
         Raises:
             ToolServerError: it cannot be started or reached; says why.
         """
-        self._connection.tools()
-
-    @property
-    def functions(self) -> Sequence[Function]:  # type: ignore[override]
-        """What the server offers now; what it offered last, if it cannot be reached (`check` says why)."""
-        try:
-            tools = self._connection.tools()
-        except ToolServerError:  # the connection logs it
-            tools = self._connection.known
+        tools = self._connection.tools()
         if tools is not self._seen:
             self._functions = tuple(functions(self._server.name, tools, self._names))
             self._seen = tools

@@ -17,6 +17,7 @@ from glm4.chat.call_grammar import (
     LINES,
     MAX_CALLS,
     CallableTool,
+    Opening,
     free_text_rules,
     json_rule,
     literal,
@@ -90,7 +91,7 @@ class ChatMLDialect(TemplateDialect):
     def free_rules(self, tools: Sequence[CallableTool], tokenizer: Tokenizer) -> str:
         """Text and calls in turn: tagged ones, and JSON at the start of a line that names an offered tool.
 
-        Not covered: JSON without a tag whose arguments precede the name, or which spells the name with escapes.
+        Not covered: JSON without a tag whose arguments precede the name, or which spells the name with unusual escapes.
         """
         tag, closing = marker(OPENING, tokenizer), marker(CLOSING, tokenizer)
         # Models forget the opening tag, too; where the tags are tokens, free text has none of them.
@@ -108,7 +109,9 @@ class ChatMLDialect(TemplateDialect):
         ]
         for i, tool in enumerate(tools):
             schema, name = tool.schema or {"type": "object"}, json.dumps(tool.name, ensure_ascii=False)
-            head, rest = '{"name": ' + name + ', "arguments": ', literal(name[1:])
+            head = '{"name": ' + name + ', "arguments": '
+            spellings = dict.fromkeys((name, json.dumps(tool.name)))
+            rest = "(" + " | ".join(literal(spelling[1:]) for spelling in spellings) + ")"
             rules += [
                 f"object_{i}: {literal(head)} arguments_{i} {literal('}')}",
                 f"untagged_{i}: CALL_{i} SPACE arguments_{i} END" + f" | BARE_{i}" * takes_nothing(schema),
@@ -116,10 +119,10 @@ class ChatMLDialect(TemplateDialect):
                 f'CALL_{i}: {rest} SPACE "," SPACE /"(arguments|parameters)"/ SPACE ":"',
                 f"BARE_{i}: {rest} END",
             ]
-        committed = " | ".join(f"CALL_{i} | BARE_{i}" for i in each)
-        tagged, line = f"{ANY} {literal(OPENING)}", r"/[^\n\x1e]*\n/"
-        openings = [(tagged, tagged, "tagged"), (_UNTAGGED, f"{line} {_UNTAGGED}", "untagged")]
-        return "\n".join([*rules, free_text_rules(openings, f'(SPACE "{{" | {committed})')])
+        tagged = Opening([(f"{ANY} {literal(OPENING)}", "tagged")], "", 'SPACE "{"')
+        named = " | ".join(f"CALL_{i} | BARE_{i}" for i in each)
+        untagged = Opening([(_UNTAGGED, "untagged")], r"/[^\n\x1e]*\n/", f"({named})")
+        return "\n".join([*rules, free_text_rules([tagged, untagged])])
 
 
 def _entry(message: Message) -> dict[str, Any]:

@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from glm4.chat.call_grammar import ANY, LINES, MAX_CALLS, CallableTool, free_text_rules, json_rule, literal, marker
+from glm4.chat.call_grammar import (
+    ANY,
+    LINES,
+    MAX_CALLS,
+    CallableTool,
+    Opening,
+    free_text_rules,
+    json_rule,
+    literal,
+    marker,
+)
 from glm4.chat.dialects.base import PICTURES, Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.events import Event, TextDelta, merged
 from glm4.chat.messages import Message
@@ -117,10 +127,10 @@ class GLM4Dialect(TemplateDialect):
         openings = []
         for index, (tool, schema) in enumerate(functions):
             opening = f'{LINES} {_BLANK} {literal(tool.name)} {_BLANK} "\\n"'
-            openings.append((opening, opening, f"SPACE arguments_{index}"))
+            openings.append((opening, f"SPACE arguments_{index}"))
             rules.append(f"arguments_{index}: {json_rule(schema)}")
         rules.append(f"SPACE: /[{_SPACE}&&[^\\x1e]]*/")
-        return "\n".join([*rules, free_text_rules(openings, 'SPACE "{"')])
+        return "\n".join([*rules, free_text_rules([Opening(openings, "", 'SPACE "{"')])])
 
 
 def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

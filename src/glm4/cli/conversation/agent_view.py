@@ -143,7 +143,8 @@ class AgentView(TurnView, AgentEventVisitor[None]):
         if written is not None:
             del self._arguments[event.call]
             self._leave()
-            for line in _call_lines(event.tool, "".join(written)):
+            # Whoever is asked has to see all of it.
+            for line in _call_lines(event.tool, "".join(written), folded=event.state != "waiting"):
                 console.notice(line)
         if event.state in _MARKS:
             folded = self._lines.pop(event.call, None)
@@ -228,15 +229,15 @@ class _Folded:
             console.notice(f"  │ {_shortened(line)}")
 
 
-def _call_lines(tool: str, arguments: str) -> list[str]:
+def _call_lines(tool: str, arguments: str, *, folded: bool) -> list[str]:
     """A call, in one line if it is short; a string that is its only argument is shown as it is."""
-    text = _only_text(arguments)
-    lines = text.strip("\n").split("\n")
+    lines = _only_text(arguments).strip("\n").split("\n")
+    if folded:
+        more = [f"… {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else []
+        lines = [*map(_shortened, lines[:MOST_LINES]), *more]
     if len(lines) == 1:
-        return [f"● {tool} {_shortened(lines[0])}".rstrip()]
-    shown = [f"  {_shortened(line)}" for line in lines[:MOST_LINES]]
-    more = [f"  … {len(lines) - MOST_LINES:,} more lines"] if len(lines) > MOST_LINES else []
-    return [f"● {tool}", *shown, *more]
+        return [f"● {tool} {lines[0]}".rstrip()]
+    return [f"● {tool}", *(f"  {line}" for line in lines)]
 
 
 def _only_text(arguments: str) -> str:

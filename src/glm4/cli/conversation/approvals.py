@@ -43,13 +43,13 @@ def approver(option: ApproveOption, interrupted: Callable[[], bool]) -> Callable
 
 def _ask(function: str, interrupted: Callable[[], bool]) -> Decision:
     """Wait for a key. Keys typed before the question do not answer it."""
-    sys.stderr.write(f"  allow {printable(function)}? [o]nce, [a]lways in this conversation, [n]ever: ")
-    sys.stderr.flush()
     descriptor = sys.stdin.fileno()
     decision: Decision = "never"
     with silent_keyboard():
         with contextlib.suppress(termios.error):
             termios.tcflush(descriptor, termios.TCIFLUSH)
+        sys.stderr.write(f"  allow {printable(function)}? [o]nce, [a]lways in this conversation, [n]ever: ")
+        sys.stderr.flush()
         while not interrupted():
             if not select.select([descriptor], [], [], 0.1)[0]:
                 continue

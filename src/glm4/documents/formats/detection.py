@@ -59,6 +59,7 @@ _BINARY = (
     (b"{\\rtf", "in Rich Text Format; save it as DOCX or PDF"), (b"%!PS", "PostScript; save it as PDF"),
     (b"SQLite format 3", "a database, not a document"), (b"ID3", "a sound, not a document"),
 )  # fmt: skip
+_TEXTUAL = (b"{\\rtf", b"%!PS")
 _HTML_START = re.compile(r"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _MAIN_PARTS = {"word/document": DOCX, "ppt/presentation": PPTX, "xl/workbook": XLSX}
@@ -112,7 +113,7 @@ def _binary_type(data: bytes) -> str | None:
     if data.startswith(_OLE):
         return _ole_type(data)
     for magic, what in _BINARY:
-        if data.startswith(magic) and (b"\0" in data[:4096] or len(magic) > 3 or not data[:4096].isascii()):
+        if data.startswith(magic) and (magic in _TEXTUAL or b"\0" in data[:4096] or not data[:4096].isascii()):
             raise RefusedError(f"is {what}")
     if data[4:8] == b"ftyp":
         raise RefusedError("is a picture, a sound or a film, not a document")
@@ -120,9 +121,8 @@ def _binary_type(data: bytes) -> str | None:
 
 
 def _is_pdf(data: bytes) -> bool:
-    """Whether it begins like one, after at most a few bytes that mail programs and printers add."""
-    start = data.index(b"%PDF-")
-    return start == 0 or data[start - 1 : start] in b"\r\n\0" or b"endobj" in data[:4096]
+    """Whether it begins like one, or ends like one after a few bytes that mail programs and printers have put first."""
+    return data.startswith(b"%PDF-") or b"startxref" in data[-2048:]
 
 
 def _archive_type(data: bytes) -> str:

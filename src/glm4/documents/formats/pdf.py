@@ -21,7 +21,7 @@ from glm4.documents.formats.pdf_text import page_lines
 from glm4.documents.limits import MAX_CHARACTERS
 
 if TYPE_CHECKING:
-    from pypdfium2 import PdfDocument
+    from pypdfium2 import PdfDocument, PdfPage
 
 _FEW_CHARACTERS = 16
 _MARGIN_LINES = 2
@@ -103,7 +103,7 @@ def _read_pages(
         visible = sum(len(line.text) for line in lines)
         characters += visible
         if visible < _FEW_CHARACTERS or not readable:
-            if _has_picture(page) or not readable:
+            if not readable or _has_picture(page, any_drawing=not visible):
                 parsed.scanned.append(number)
             if not readable:
                 parsed.warn(f"page {number}: its fonts do not tell which characters they show")
@@ -124,12 +124,14 @@ def _listed(numbers: Sequence[int]) -> str:
     return f"page {shown}" if len(numbers) == 1 else f"{len(numbers)} pages ({shown})"
 
 
-def _has_picture(page: object) -> bool:
-    """Whether anything is drawn on a page without text: a scan, or letters as outlines."""
+def _has_picture(page: PdfPage, *, any_drawing: bool) -> bool:
+    """Whether a page without text has a picture; or anything drawn, as letters may be outlines."""
     from pypdfium2.raw import FPDF_PAGEOBJ_FORM, FPDF_PAGEOBJ_IMAGE, FPDF_PAGEOBJ_PATH, FPDF_PAGEOBJ_SHADING
 
-    wanted = [FPDF_PAGEOBJ_IMAGE, FPDF_PAGEOBJ_PATH, FPDF_PAGEOBJ_SHADING, FPDF_PAGEOBJ_FORM]
-    return any(True for _ in page.get_objects(filter=wanted, max_depth=1))  # type: ignore[attr-defined]
+    wanted = [FPDF_PAGEOBJ_IMAGE, FPDF_PAGEOBJ_FORM]
+    if any_drawing:
+        wanted += [FPDF_PAGEOBJ_PATH, FPDF_PAGEOBJ_SHADING]
+    return any(True for _ in page.get_objects(filter=wanted, max_depth=1))
 
 
 def _outline(document: PdfDocument, parsed: Parsed) -> dict[tuple[int, str], int]:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from glm4.documents.formats.pdf_lines import Line
 from glm4.documents.formats.pdf_tables import split_prose
+from glm4.documents.formats.plain import CHAPTER
 
 _WIDE = 0.6  # of the page's text: a line that spans columns
 _HEADING = 1.18  # times the size of the body
@@ -20,6 +21,7 @@ _ITEM = re.compile(
     r"(?:[•◦▪‣●○■□·–—*-]|\(?\d{1,3}[.)、]|\(?[a-zA-Z][.)]|[（(][一二三四五六七八九十\d]+[）)]|[一二三四五六七八九十]+、)\s*\S"
 )
 _EAST_ASIAN = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
+_LEADERS = re.compile(r"[.·…]\s?[.·…]|…|[\u4e00-\u9fff]\s+\d+$")  # of a table of contents
 _COMPOUND = re.compile(r"\w+-\w+")
 
 
@@ -92,7 +94,9 @@ def paragraphs(lines: Sequence[Line], body: float) -> list[Paragraph]:
 
 
 def is_heading(paragraph: Paragraph, body: float) -> int:
-    """Level of a heading by its size, 0 for none."""
+    """Level of a heading by its size or by its words, 0 for none."""
+    if paragraph.num_lines == 1 and CHAPTER.fullmatch(paragraph.text) and not _LEADERS.search(paragraph.text):
+        return 1
     if len(paragraph.text) > _MOST_HEADING or paragraph.size < _HEADING * body or not re.search(r"\w", paragraph.text):
         return 0
     ratio = paragraph.size / body

@@ -14,17 +14,18 @@ _PARAGRAPH_CHARACTERS = 2000
 _CODE_LINES = 60
 _LINE_CHARACTERS = 2000
 _BLANK = re.compile(r"\n[ \t]*\n")
-_CHAPTER = re.compile(
+CHAPTER = re.compile(
     r"(?:第[一二三四五六七八九十百千零〇两\d]{1,8}[章节節回卷部篇集](?:[\s:：].{0,60})?|(?:chapter|part|book)\s+[\divxlc]+\b.{0,60})",
     re.IGNORECASE,
 )
+"""A line that begins a chapter: "第三章 …", "Chapter 3: …"."""
 
 
 def load(content: Content, parsed: Parsed) -> None:
     """Paragraphs, which blank lines separate; lines like "Chapter 3" or "第三章 …" are headings."""
     for paragraph in _BLANK.split(clean(content.text)):
         for part in _parts(paragraph):
-            if _CHAPTER.fullmatch(part.strip()):
+            if CHAPTER.fullmatch(part.strip()):
                 parsed.add(part, "heading", level=1)
             else:
                 parsed.add(part)
@@ -57,7 +58,7 @@ def _parts(paragraph: str) -> Iterator[str]:
     lines: list[str] = []
     length = 0
     for line in paragraph.split("\n"):
-        chapter = _CHAPTER.fullmatch(line.strip())
+        chapter = CHAPTER.fullmatch(line.strip())
         if lines and (chapter or length + len(line) > _PARAGRAPH_CHARACTERS):
             yield "\n".join(lines)
             lines, length = [], 0

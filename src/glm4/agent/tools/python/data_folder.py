@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from glm4.agent.tools.python.messages import printable
 from glm4.errors import InvalidRequestError
-from glm4.sandbox.disk import usage
+from glm4.sandbox.disk import remove, usage
 
 MOST_FILES = 20
 MOST_FILE_NBYTES = 64 << 20
@@ -184,40 +184,6 @@ class DataFolder:
                     data = file.read(limit + 1)
                     return data if len(data) <= limit else None
         return None
-
-
-def remove(name: str, folder: int) -> None:
-    """Delete a file or a folder with all in it, however deep: what is inside is moved up before it is deleted.
-
-    No process may be using it.
-
-    Args:
-        folder: descriptor of the one that it is in.
-    """
-    waiting, count = [name], 0
-    while waiting:
-        name = waiting.pop()
-        if not stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            os.unlink(name, dir_fd=folder)
-            continue
-        os.chmod(name, 0o700, dir_fd=folder)
-        handle = os.open(name, _FOLDER, dir_fd=folder)
-        try:
-            for inner in os.listdir(handle):  # noqa: PTH208 - of a descriptor
-                if stat.S_ISDIR(os.stat(inner, dir_fd=handle, follow_symlinks=False).st_mode):
-                    count += 1
-                    os.chmod(inner, 0o700, dir_fd=handle)
-                    try:
-                        os.rmdir(inner, dir_fd=handle)
-                    except OSError:  # not empty
-                        moved = f".removed-{os.getpid()}-{id(waiting)}-{count}"
-                        os.rename(inner, moved, src_dir_fd=handle, dst_dir_fd=folder)
-                        waiting.append(moved)
-                else:
-                    os.unlink(inner, dir_fd=handle)
-        finally:
-            os.close(handle)
-        os.rmdir(name, dir_fd=folder)
 
 
 def _state(status: os.stat_result) -> _State:

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from glm4.errors import DownloadError
-from glm4.hub.store import home
+from glm4.hub.store import check_disk_space, home
 from glm4.sandbox.interpreter import as_mounts
 from glm4.sandbox.limits import Mount
 from glm4.system.atomic_folder import atomic_folder
-from glm4.system.disk_space import check_space
 
 REQUIREMENTS = ("numpy>=1.26", "pandas>=2.2", "matplotlib>=3.9", "openpyxl>=3.1", "notojp-matplotlib>=1.1")
 TARGET = "/opt/python"
@@ -79,8 +78,8 @@ def install(report: Progress) -> Mapping[str, str]:
         DiskFullError, InvalidRequestError: no room, or another process is installing.
     """
     folder = environment_folder()
-    check_space(folder, _NBYTES)
     with atomic_folder(folder) as partial:
+        check_disk_space(partial, _NBYTES)
         python = make_environment(partial)
         _install_packages(python, report)
         report("preparing fonts", 0, 0)

@@ -99,6 +99,8 @@ class Interpreter:
         """
         with self._lock:
             process = self._running()
+            if self._closed:  # meanwhile
+                process.kill()
             self._calls += 1
             call = _Call(process, self._calls, code, output)
             outcome = call.follow(seconds, patience, cancelled)

@@ -44,9 +44,8 @@ def lacks() -> list[str]:
     """Why there is no python tool here, each reason with what to do about it; empty if there is one."""
     reasons = []
     if not packages():
-        reasons.append(
-            f"the python tool has no environment with numpy, pandas and matplotlib for this Python; {INSTALL}"
-        )
+        environment = "environment with numpy, pandas and matplotlib"
+        reasons.append(f"the python tool has no {environment} for this Python, or an old one; {INSTALL}")
     if (reason := unavailable()) is not None:
         reasons.append(f"the python tool runs code only in a sandbox: {reason}")
     return reasons

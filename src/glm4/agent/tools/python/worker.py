@@ -28,6 +28,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ class Worker:
         self._call = 0
         self._figures = self._left_out = 0
         self._running = self._sending = self._interrupted = False
-        self._streams = (sys.stdout, sys.stderr)
+        self._streams = (_Stream(1), _Stream(2))
         self._main = types.ModuleType("__main__")
         self._main.__dict__.update(display=self.show)
 
@@ -120,7 +121,7 @@ class Worker:
                 try:
                     stream.flush()
                 except (OSError, ValueError):  # code closed it
-                    self._reopen()
+                    self._streams = (_Stream(1), _Stream(2))
 
     def _run(self, code: str) -> None:
         name = f"<cell {self._call}>"
@@ -139,12 +140,6 @@ class Worker:
         pyplot = sys.modules.get("matplotlib.pyplot")
         if pyplot is not None and hasattr(pyplot, "close"):
             pyplot.close("all")
-
-    def _reopen(self) -> None:
-        streams = [open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2)]  # noqa: SIM115
-        for stream in streams:
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
-        self._streams = (streams[0], streams[1])
 
     def _adapt_pyplot(self, pyplot: Any) -> None:
         def show(*arguments: object, **options: object) -> None:  # pyplot sets attributes of it
@@ -198,6 +193,26 @@ class Worker:
                 return None
             data += part
         return data
+
+
+class _Stream(io.TextIOWrapper):
+    """A standard stream whose lines, and pieces of lines now and then, are seen at once."""
+
+    _SECONDS = 0.1
+
+    def __init__(self, descriptor: int) -> None:
+        binary = open(descriptor, "wb", closefd=False)  # noqa: SIM115 - as long as the process
+        super().__init__(binary, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self._seen = 0.0
+
+    def write(self, text: str) -> int:
+        """Write, and pass it on if nothing was for a while."""
+        count = super().write(text)
+        now = time.monotonic()
+        if now - self._seen > self._SECONDS:
+            self._seen = now
+            self.flush()
+        return count
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -323,7 +338,6 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     worker = Worker(commands, answers)
-    worker._reopen()
     builtins.input = _no_input
     sys.argv, sys.dont_write_bytecode = [""], True
     sys.path.insert(0, DATA)
