@@ -74,22 +74,23 @@ class Chat:
         self.tools.write_text(TOOLS)
         self._answers = folder / "answers.json"
 
-    def answers(self, *answers: str) -> dict[str, str]:
+    def answers(self, *answers: str) -> str:
+        """The file with these answers."""
         self._answers.write_text(json.dumps(answers))
-        return {"ANSWERS": str(self._answers)}
+        return str(self._answers)
 
     def ask(self, answers: Sequence[str], *args: str, stdin: str = "") -> tuple[int, str, str]:
         """One question through pipes: exit code, standard output, standard error."""
         done = run(
             "chat", "--tools", str(self.tools), *args, "Question?",
-            home=self.home, stdin=stdin, program=PROGRAM, **self.answers(*answers),
+            home=self.home, stdin=stdin, program=PROGRAM, ANSWERS=self.answers(*answers),
         )  # fmt: skip
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     @contextmanager
     def terminal(self, answers: Sequence[str], *args: str) -> Iterator[Terminal]:
         with terminal(
-            "chat", "--tools", str(self.tools), *args, home=self.home, program=PROGRAM, **self.answers(*answers)
+            "chat", "--tools", str(self.tools), *args, home=self.home, program=PROGRAM, ANSWERS=self.answers(*answers)
         ) as running:
             yield running
 
@@ -121,12 +122,12 @@ def test_events_as_lines_of_json(chat: Chat) -> None:
 
 
 def test_json_without_tools_and_without_a_question(chat: Chat) -> None:
-    done = run("chat", "--json", "Hello?", home=chat.home, program=PROGRAM, **chat.answers("\nHello."))
+    done = run("chat", "--json", "Hello?", home=chat.home, program=PROGRAM, ANSWERS=chat.answers("\nHello."))
     assert done.returncode == 0
     assert json.loads(done.stdout.splitlines()[-1])["type"] == "end"
-    done = run("chat", "--json", home=chat.home, program=PROGRAM, **chat.answers("\nHello."))
+    done = run("chat", "--json", home=chat.home, program=PROGRAM, ANSWERS=chat.answers("\nHello."))
     assert done.returncode == 2
-    with terminal("chat", "--json", home=chat.home, program=PROGRAM, **chat.answers("\nHello.")) as running:
+    with terminal("chat", "--json", home=chat.home, program=PROGRAM, ANSWERS=chat.answers("\nHello.")) as running:
         running.expect("--json is for one question")
         assert running.wait() == 2
 
