@@ -15,6 +15,7 @@ from glm4.llm import LLM
 READERS = ("files", "python")
 """Tools that can read a file which is too long for the prompt."""
 
+_DATA = "/mnt/data"  # where the python tool has them
 Load = Callable[[bytes, str], Document]
 
 
@@ -43,7 +44,7 @@ def attached(
             raise InvalidRequestError(f"this model does not see pictures such as {file.name}", param="files")
     text = _documents(others, store, llm, readers, load)
     if names := [file.name for file in pictures if llm.processor.image is None]:
-        text += f"The user has sent pictures, which are in /mnt/data: {', '.join(names)}\n\n"
+        text += f"The user has sent pictures, which are in {_DATA}: {', '.join(names)}\n\n"
     content = [*parts, *([TextPart(text)] if text else []), *message.content]
     return replace(message, content=content)
 
@@ -63,12 +64,16 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
             raise
     whole = "\n\n".join(told)
     if told and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
-        return f"{whole}\n\n\n{len(files)} files uploaded.\n" if len(files) > 1 else f"{whole}\n\n\n1 file uploaded.\n"
+        where = ""
+        if "python" in readers:  # a model that does not know copies the content into its code
+            where = f"For Python, it is at {', '.join(f'{_DATA}/{file.name}' for file in files)}.\n"
+        count = "1 file" if len(files) == 1 else f"{len(files)} files"
+        return f"{whole}\n\n\n{count} uploaded.\n{where}"
     names = ", ".join(file.name for file in files)
     if not readers:
         raise InvalidRequestError(
             f"{names}: too long for this model's context; give the assistant the tool files, or a longer context",
             param="files",
         )
-    places = {"files": "search_files and read_file read them", "python": "they are in /mnt/data"}
+    places = {"files": "search_files and read_file read them", "python": f"they are in {_DATA}"}
     return f"The user has sent files: {names} ({'; '.join(places[name] for name in readers)}).\n\n"
