@@ -220,7 +220,7 @@ def test_the_same_call_is_not_run_again_and_the_fourth_time_ends_the_turn(tmp_pa
     turn = Turn(tmp_path, [answer], [tool])
     assert len(tool.invocations) == 1
     assert len(turn.results) == 5
-    assert all("not run again" in text for text in turn.results[1:])
+    assert all(text.startswith("sunny\n") and "not run again" in text for text in turn.results[1:])
     assert ending(turn.events) == ("limit", "repeated_calls")
     assert turn.added[-1] == Message("assistant", "It is sunny.")
 

@@ -66,7 +66,8 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
     if told and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
         where = ""
         if "python" in readers:  # a model that does not know copies the content into its code
-            where = f"For Python, it is at {', '.join(f'{_DATA}/{file.name}' for file in files)}.\n"
+            is_at = "it is at" if len(files) == 1 else "they are at"
+            where = f"For Python, {is_at} {', '.join(f'{_DATA}/{file.name}' for file in files)}.\n"
         count = "1 file" if len(files) == 1 else f"{len(files)} files"
         return f"{whole}\n\n\n{count} uploaded.\n{where}"
     names = ", ".join(file.name for file in files)
