@@ -148,7 +148,7 @@ class Turns:
         given = await self.store.files(session.id, owner)
         tools = await self.tools.take(session.id, names, self.files, given)
         agent = AsyncAgent(
-            _generator(state, target), target.llm, tools, system=session.system or None, params=params,
+            generator(state, target), target.llm, tools, system=session.system or None, params=params,
             adapter=target.adapter, limits=self._config.limits, approve=self._approver(stored.id),
         )  # fmt: skip
         about = {
@@ -271,7 +271,7 @@ class Turns:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _generator(state: ServerState, target: Target) -> Callable[[ChatRequest], AsyncIterator[StreamChunk]]:
+def generator(state: ServerState, target: Target) -> Callable[[ChatRequest], AsyncIterator[StreamChunk]]:
     """Answers an agent's requests through the queue, limits and metrics that all requests go through."""
 
     async def generate(request: ChatRequest) -> AsyncIterator[StreamChunk]:
