@@ -21,6 +21,7 @@ from scripted_llm import scripted_llm
 
 TOOLS = '''
 from glm4 import tool
+from glm4.agent.tool import ToolContext
 
 @tool
 def weather(city: str) -> str:
@@ -35,6 +36,12 @@ def weather(city: str) -> str:
 def launch(what: str) -> str:
     """Launch something."""
     return f"{what} is up"
+
+@tool
+def note(text: str, context: ToolContext) -> str:
+    """Write a note."""
+    context.file(context.files.put("note.txt", text.encode()))
+    return "made it"
 
 @tool
 def wait(seconds: float) -> str:
@@ -344,6 +351,23 @@ def test_files_are_kept_and_given_back(tmp_path: Path) -> None:
         page = {"Origin": "http://localhost:3000", "Content-Type": "text/plain"}
         assert client.post("/v1/agent/files?name=x", content=b"x", headers=page).status_code in (403, 415)
         assert client.post("/v1/agent/files", content=b"x").status_code == 400
+
+
+def test_a_file_that_a_tool_made_can_be_fetched(tmp_path: Path) -> None:
+    def answer(prompt: str) -> str:
+        return "\nSee the file." if "made it" in prompt else 'note\n{"text": "Buy milk."}'
+
+    sessions = tmp_path / "sessions"
+    with running(tmp_path, answer, sessions=sessions) as live, live.client() as client:
+        asked = {"content": "Write that down.", "tools": [str(tmp_path / "tools.py")]}
+        events = followed(client, "/v1/agent/chat", asked)
+        (file,) = [data for _, data in events if data["type"] == "file"]
+        conversation = events[0][1]["conversation"]
+        assert client.get(f"/v1/agent/files/{file['file']}").content == b"Buy milk."
+    with running(tmp_path, answer, sessions=sessions) as live, live.client() as client:
+        assert client.get(f"/v1/agent/files/{file['file']}").content == b"Buy milk."
+        found = client.get(f"/v1/agent/conversations/{conversation}").json()
+        assert [one["name"] for one in found["files"]] == ["note.txt"]
 
 
 def test_what_belongs_to_one_key_does_not_exist_for_another(tmp_path: Path) -> None:
