@@ -329,7 +329,7 @@ def test_files_are_kept_and_given_back(tmp_path: Path) -> None:
         seen.append(prompt)
         return "\nRead."
 
-    with running(tmp_path, answer) as live, live.client() as client:
+    with running(tmp_path, answer, sessions=tmp_path / "sessions") as live, live.client() as client:
         sent = client.post("/v1/agent/files?name=../notes.md", content=b"# Plan\n\nBuy milk.",
                            headers={"Content-Type": "application/octet-stream"})  # fmt: skip
         assert sent.status_code == 200
@@ -347,6 +347,11 @@ def test_files_are_kept_and_given_back(tmp_path: Path) -> None:
         assert back.headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert back.headers["content-disposition"].startswith("attachment")
         assert client.get(f"/v1/agent/files/{'0' * 64}").status_code == 404
+        again = followed(client, "/v1/agent/chat", {"content": "What else?", "files": [file["file"]]})
+        for talk, left in ((events, 200), (again, 404)):
+            assert client.delete(f"/v1/agent/conversations/{talk[0][1]['conversation']}").status_code == 200
+            assert client.get(f"/v1/agent/files/{file['file']}").status_code == left
+        assert not [path for path in (tmp_path / "sessions" / "files").rglob("*") if path.is_file()]
         assert client.post("/v1/agent/chat", json={"content": "x", "files": ["0" * 64]}).status_code == 404
         page = {"Origin": "http://localhost:3000", "Content-Type": "text/plain"}
         assert client.post("/v1/agent/files?name=x", content=b"x", headers=page).status_code in (403, 415)

@@ -66,7 +66,8 @@ def sessions(
             if action == "export":
                 _export(store, files, session.id, format)
             else:
-                store.delete(session.id)
+                for sha256 in store.delete(session.id):
+                    files.delete(sha256)
     finally:
         store.close()
 

@@ -70,11 +70,14 @@ async def change_conversation(request: Request) -> Response:
 
 
 async def delete_conversation(request: Request) -> Response:
-    """Delete it, with its messages; a turn that runs ends."""
+    """Delete it, with its messages and its files; a turn that runs ends."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     await state.store.get(name, owner)
     await state.turns.stop_conversation(name, owner)
-    await state.store.delete(name, owner)
+    waiting = {sha256 for _, sha256 in state.uploads}
+    for sha256 in await state.store.delete(name, owner):
+        if sha256 not in waiting:
+            await asyncio.to_thread(partial(state.files.delete, sha256))
     return JSONResponse({"done": True})
 
 

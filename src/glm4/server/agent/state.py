@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from glm4.agent.files import FileStore, StoredFile
+from glm4.agent.file_store import FolderFileStore
+from glm4.agent.files import StoredFile
 from glm4.server.agent.config import AgentConfig
 from glm4.server.agent.store import ThreadedSessionStore
 from glm4.server.agent.tool_pool import ToolPool
@@ -27,7 +28,7 @@ class AgentState:
 
     config: AgentConfig
     store: ThreadedSessionStore
-    files: FileStore
+    files: FolderFileStore
     tools: ToolPool
     turns: Turns
     uploads: dict[tuple[str, str], StoredFile] = field(default_factory=dict)
