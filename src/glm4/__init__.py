@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from glm4.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from glm4.agent.agent import Agent
+    from glm4.agent.async_agent import AsyncAgent
+    from glm4.agent.conversation import Conversation
     from glm4.agent.functions import tool
     from glm4.async_llm import AsyncLLM
     from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
@@ -41,14 +44,20 @@ _PUBLIC = {
     "CompletionOutput": "glm4.outputs",
     "StreamChunk": "glm4.outputs",
     "Glm4Error": "glm4.errors",
+    "Agent": "glm4.agent.agent",
+    "AsyncAgent": "glm4.agent.async_agent",
+    "Conversation": "glm4.agent.conversation",
     "tool": "glm4.agent.functions",
 }
 
 __all__ = [
     "LLM",
+    "Agent",
+    "AsyncAgent",
     "AsyncLLM",
     "AudioPart",
     "CompletionOutput",
+    "Conversation",
     "Glm4Error",
     "ImagePart",
     "Message",
