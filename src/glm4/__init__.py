@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from glm4.agent.async_agent import AsyncAgent
     from glm4.agent.conversation import Conversation
     from glm4.agent.functions import tool
+    from glm4.agent.limits import AgentLimits
     from glm4.async_llm import AsyncLLM
     from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
     from glm4.chat.messages import Message, ToolCall
@@ -44,15 +45,17 @@ _PUBLIC = {
     "CompletionOutput": "glm4.outputs",
     "StreamChunk": "glm4.outputs",
     "Glm4Error": "glm4.errors",
+    "tool": "glm4.agent.functions",
     "Agent": "glm4.agent.agent",
+    "AgentLimits": "glm4.agent.limits",
     "AsyncAgent": "glm4.agent.async_agent",
     "Conversation": "glm4.agent.conversation",
-    "tool": "glm4.agent.functions",
 }
 
 __all__ = [
     "LLM",
     "Agent",
+    "AgentLimits",
     "AsyncAgent",
     "AsyncLLM",
     "AudioPart",

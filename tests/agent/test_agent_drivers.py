@@ -31,7 +31,7 @@ from glm4.agent.events import (
 )
 from glm4.agent.files import StoredFile
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Invocation, Tool, ToolContext
 from glm4.async_llm import AsyncLLM
 from glm4.chat.chat_request import ChatRequest

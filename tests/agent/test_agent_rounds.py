@@ -14,7 +14,7 @@ from glm4.agent.agent import Agent
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, PartBegan, UsageAdded
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Approval, Function, Invocation, Observation, Tool, ToolContext, ToolResult
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message, ToolCall

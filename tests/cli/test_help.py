@@ -47,7 +47,7 @@ def test_help_has_panels_defaults_and_variables(
         "Access",
         "Limits",
         "Logging and metrics",
-        "Ray cluster",
+        "Assistant", "Ray cluster",
         "Examples",
     ]
     assert "(default: 8000)" in shown
