@@ -82,6 +82,12 @@ class ToolPool:
             await self._make_room()
         return known.tools
 
+    def note(self, conversation: str, file: StoredFile) -> None:
+        """The open tools have made this file, and need not be given it."""
+        known = self._opened.get(conversation)
+        if known is not None:
+            known.given.add(file.sha256)
+
     def release(self, conversation: str) -> None:
         """The turn has ended."""
         known = self._opened.get(conversation)

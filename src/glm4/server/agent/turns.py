@@ -15,7 +15,7 @@ from typing import Any
 
 from glm4.agent.async_agent import AsyncAgent
 from glm4.agent.conversation import Conversation
-from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, PartBegan, TurnEnded
+from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, FileAdded, PartBegan, TurnEnded
 from glm4.agent.files import FileStore, StoredFile
 from glm4.agent.sessions import Session, SessionMessage, new_id
 from glm4.agent.tool import Invocation, Sources, Tool
@@ -222,6 +222,8 @@ class Turns:
                     if isinstance(event, TurnEnded):
                         last = event  # told once it is stored
                         continue
+                    if isinstance(event, FileAdded):
+                        await self._keep_file(turn, event.file)
                     turn.add(event)
                     if _matters(event) or loop.time() - written >= _WRITE_SECONDS:
                         written = loop.time()
@@ -236,6 +238,14 @@ class Turns:
             memory.release()
             self.tools.release(turn.conversation)
             await asyncio.shield(self._end(work, last or TurnEnded("error", "server_error")))
+
+    async def _keep_file(self, turn: Turn, file: StoredFile) -> None:
+        """Note a file that a tool made, before its reader hears of it."""
+        self.tools.note(turn.conversation, file)
+        try:
+            await self.store.add_file(turn.conversation, file, turn.owner)
+        except Glm4Error as error:
+            log.error("a file was not kept: %s", error)
 
     async def _end(self, work: _Running, last: TurnEnded) -> None:
         await self._write(work, last.status, last)
