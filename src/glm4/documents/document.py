@@ -89,12 +89,20 @@ class Document:
             at += len(_shown(block)) + len(SEPARATOR)
         return tuple(starts)
 
+    @cached_property
+    def sections(self) -> tuple[str | None, ...]:
+        """The heading above each block, or the block itself if it is one."""
+        found: list[str | None] = []
+        for block in self.blocks:
+            found.append(block.text if block.kind == "heading" else found[-1] if found else None)
+        return tuple(found)
+
     def place(self, offset: int) -> Place:
         """Where the character of `text` at `offset` stands."""
+        if not self.blocks:
+            return Place(0, None, None)
         index = max(0, bisect_right(self.starts, offset) - 1)
-        above = range(min(index, len(self.blocks) - 1), -1, -1)
-        section = next((self.blocks[at].text for at in above if self.blocks[at].kind == "heading"), None)
-        return Place(index, self.blocks[index].page if self.blocks else None, section)
+        return Place(index, self.blocks[index].page, self.sections[index])
 
 
 def _shown(block: Block) -> str:

@@ -15,7 +15,7 @@ from glm4.documents.citations import Citation, Source
 from glm4.documents.cited_answer import AnswerStream, Cited, Statement, prompt, read_answer
 from glm4.documents.document import Document
 from glm4.documents.passages import Passage, Split, ranges, sentences_of
-from glm4.documents.reading import Embed, ReadingPlan, Strategy, left_out, plan_reading, shown_text
+from glm4.documents.reading import Embed, ReadingPlan, Sections, Strategy, left_out, plan_reading, shown_text
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
@@ -147,6 +147,7 @@ class Reader:
         self._sentences = sentences_of(self.documents, split, self._counts)
         if not self._sentences:
             raise InvalidRequestError("the documents have no text that could be read", param="documents")
+        self._sections = Sections(self.documents, self._sentences)
         self._asked: list[tuple[str, str]] = []
         self._whole: list[Message] = []
 
@@ -160,7 +161,7 @@ class Reader:
         earlier = self._asked[-1][0] + "\n" if self._asked else ""
         return plan_reading(
             self.documents, self._sentences, earlier + question, budget=self._budget(question), strategy=strategy,
-            embed=self._embed,
+            embed=self._embed, sections=self._sections,
         )  # fmt: skip
 
     def ask(self, question: str, strategy: Strategy | None = None) -> Generator[ReadEvent, None, None]:
