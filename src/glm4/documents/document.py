@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 Kind = Literal["heading", "paragraph", "list", "table", "code", "caption", "note"]
+UNSEEN = "without text: pictures, which only a model that sees can read"
+"""How the warning about scanned pages ends."""
 SEPARATOR = "\n\n"
 """Between the blocks of a document's text."""
 
@@ -103,6 +106,12 @@ class Document:
             return Place(0, None, None)
         index = max(0, bisect_right(self.starts, offset) - 1)
         return Place(index, self.blocks[index].page, self.sections[index])
+
+
+def listed_pages(numbers: Sequence[int]) -> str:
+    """Pages for people; of many only the first are named."""
+    shown = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
+    return f"page {shown}" if len(numbers) == 1 else f"{len(numbers)} pages ({shown})"
 
 
 def _shown(block: Block) -> str:
