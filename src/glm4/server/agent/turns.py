@@ -278,6 +278,7 @@ class Turns:
             await asyncio.shield(self._end(work, last or TurnEnded("error", "server_error")))
 
     async def _keep_file(self, turn: Turn, file: StoredFile) -> None:
+        """Note a file that a tool made, before its reader hears of it."""
         self.tools.made(turn.conversation, file)
         try:
             await self.store.add_file(turn.conversation, file, turn.owner)
