@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from glm4.agent.files import FileStore, StoredFile
+from glm4.agent.file_store import FolderFileStore
+from glm4.agent.files import StoredFile
 from glm4.server.agent.config import AgentConfig
 from glm4.server.agent.store import ThreadedSessionStore
 from glm4.server.agent.tool_pool import ToolPool
@@ -14,21 +15,29 @@ from glm4.server.agent.turns import Turns
 from glm4.server.errors import ApiError
 from glm4.server.identity import KEY_ID
 
+_MAX_UPLOADS = 4096
+
 
 @dataclass
 class AgentState:
     """The assistant of one server.
 
     Attributes:
-        uploads: files that were sent and that no conversation has yet, by owner and sha256.
+        uploads: files that were sent, or made for a response, and that no conversation need have; by owner and sha256.
     """
 
     config: AgentConfig
     store: ThreadedSessionStore
-    files: FileStore
+    files: FolderFileStore
     tools: ToolPool
     turns: Turns
     uploads: dict[tuple[str, str], StoredFile] = field(default_factory=dict)
+
+    def keep(self, owner: str, file: StoredFile) -> None:
+        """Let an owner name a file by its sha256; the oldest of many are forgotten."""
+        if len(self.uploads) >= _MAX_UPLOADS:
+            self.uploads.pop(next(iter(self.uploads)))
+        self.uploads[owner, file.sha256] = file
 
     async def file(self, sha256: str, owner: str) -> StoredFile:
         """A file of this owner.
