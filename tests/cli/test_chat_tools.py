@@ -142,6 +142,19 @@ def test_files_are_saved_and_links_listed(chat: Chat) -> None:
     assert f"  saved {saved}\n" in err
 
 
+def test_a_file_of_the_user_is_for_the_model_and_the_tools(chat: Chat, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("The answer is 42.")
+    code, out, _ = chat.ask(["\nIt is 42."], "--file", str(notes))
+    assert (code, out) == (0, "It is 42.\n")
+    prompt = (chat.home / "scripted" / "prompts.txt").read_text()
+    assert "[File Name]\nnotes.txt\n[File Content]\nThe answer is 42.\n" in prompt
+    assert prompt.endswith("Question?<|assistant|>")
+    code, out, err = chat.ask(["\nIt is 42."], "--file", str(tmp_path / "none.txt"))
+    assert (code, out) == (2, "")
+    assert "none.txt" in err
+
+
 def test_a_saved_file_has_its_path_in_json(chat: Chat) -> None:
     _, out, _ = chat.ask([call("draw"), "\nHere."], "--json")
     (file,) = [json.loads(line) for line in out.splitlines() if '"type": "file"' in line]

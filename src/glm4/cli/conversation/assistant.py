@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm4.agent.agent import Agent
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import ErrorRaised, TurnEnded, UsageAdded
+from glm4.agent.files import StoredFile
 from glm4.agent.tool import Sources, Tool
 from glm4.chat.messages import Message
 from glm4.cli import console
@@ -51,10 +54,14 @@ class Assistant:
     Args:
         tools: closed by `close`.
         approve: whether to ask before calls of tools that need it.
+
+    Attributes:
+        given: files of the user that wait for the next message.
     """
 
     def __init__(self, tools: Sequence[Tool], files: SavedFiles, approve: ApproveOption = "ask") -> None:
         self.tools = tuple(tools)
+        self.given: list[StoredFile] = []
         self._files = files
         self._approve = approve
         self.forget()
@@ -63,6 +70,36 @@ class Assistant:
         """A new conversation begins: no sources, and nothing approved. Tools keep their state."""
         self._sources = Sources()
         self._approved: set[str] = set()
+
+    def give(self, path: Path) -> None:
+        """A file of the user: for the tools at once, and for the model with the next message.
+
+        Raises:
+            OSError: it cannot be read.
+            InvalidRequestError: it is too large, or no tool can use it.
+        """
+        data = path.read_bytes()
+        self.given.append(self._files.put(path.name, data))
+        for tool in self.tools:
+            tool.add_file(path.name, data)
+
+    def attached(self, message: Message, llm: LLM) -> Message:
+        """A message with the files that wait: documents as text if they fit, or as names that tools can read.
+
+        Raises:
+            InvalidRequestError: the model does not see pictures, or a document is broken or too long.
+        """
+        if not self.given:
+            return message
+        from glm4.agent.attachments import attached
+        from glm4.documents.loading import load_document
+        from glm4.sandbox.launch import unavailable
+
+        load = partial(load_document, sandboxed=unavailable() is None)
+        names = [tool.name for tool in self.tools]
+        message = attached(message, self.given, self._files, llm, names, load)
+        self.given = []
+        return message
 
     def answer(
         self,
