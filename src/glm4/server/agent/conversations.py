@@ -24,7 +24,6 @@ from glm4.server.state import find_state, server_state
 
 _INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 """Types that a browser may show in place; it saves the others."""
-_MAX_UPLOADS = 4096
 
 
 async def list_conversations(request: Request) -> Response:
@@ -113,9 +112,7 @@ async def upload_file(request: Request) -> Response:
         raise ApiError(415, "send the file with Content-Type: application/octet-stream")
     data = await _read(request, state.config.max_upload_bytes)
     stored = await asyncio.to_thread(partial(state.files.put, name, data))
-    if len(state.uploads) >= _MAX_UPLOADS:
-        state.uploads.pop(next(iter(state.uploads)))
-    state.uploads[owner, stored.sha256] = stored
+    state.note(stored, owner)
     return JSONResponse(_without_none(file_dict(stored)))
 
 

@@ -14,13 +14,16 @@ from glm4.server.agent.turns import Turns
 from glm4.server.errors import ApiError
 from glm4.server.identity import KEY_ID
 
+_MAX_UPLOADS = 4096
+
 
 @dataclass
 class AgentState:
     """The assistant of one server.
 
     Attributes:
-        uploads: files that were sent and that no conversation has yet, by owner and sha256.
+        uploads: files of owners, by owner and sha256, which no conversation may have yet: those that were sent, and
+            those that tools made in responses.
     """
 
     config: AgentConfig
@@ -29,6 +32,12 @@ class AgentState:
     tools: ToolPool
     turns: Turns
     uploads: dict[tuple[str, str], StoredFile] = field(default_factory=dict)
+
+    def note(self, file: StoredFile, owner: str) -> None:
+        """Remember that a file is this owner's, for as long as there is room."""
+        if len(self.uploads) >= _MAX_UPLOADS:
+            self.uploads.pop(next(iter(self.uploads)))
+        self.uploads[owner, file.sha256] = file
 
     async def file(self, sha256: str, owner: str) -> StoredFile:
         """A file of this owner.
