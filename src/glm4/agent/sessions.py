@@ -96,13 +96,16 @@ class SessionStore:
         path: the file, created if missing; None keeps everything in memory.
         clock: seconds since the epoch.
 
+    Attributes:
+        database: of this file; `uploads` and `vector_stores` have tables there, too.
+
     Raises:
         StoreError: the file cannot be used; so does every method.
     """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._file = SqliteFile(path, SCHEMA, "the saved conversations")
+        self._clock = self.clock = clock
+        self.database = self._file = SqliteFile(path, SCHEMA, "the saved conversations")
 
     def end_interrupted(self) -> None:
         """Mark turns that a process which is gone was running. Only who alone writes turns to this file may ask."""

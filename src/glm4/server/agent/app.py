@@ -17,6 +17,8 @@ from glm4.api.schemas import components
 from glm4.server.agent import conversations as saved
 from glm4.server.agent import endpoints as turns
 from glm4.server.agent.config import AgentConfig
+from glm4.server.agent.documents import Documents
+from glm4.server.agent.file_operations import FILE_OPERATIONS
 from glm4.server.agent.state import AgentState
 from glm4.server.agent.store import ThreadedSessionStore
 from glm4.server.agent.tool_pool import ToolPool
@@ -68,6 +70,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
         errors=(404,), parameters={"sha256": "what the file is found by"}),
+    *FILE_OPERATIONS,
 )  # fmt: skip
 
 
@@ -98,8 +101,8 @@ def agent_app(config: AgentConfig) -> App:
             shutil.rmtree(folder, ignore_errors=True)
 
     return App(
-        "assistant", operations=OPERATIONS, schemas=components("agent"),
-        state=AgentState(config, store, files, tools, made), start=start, stop=stop,
+        "assistant", operations=OPERATIONS, schemas={**components("agent"), **components("files")},
+        state=AgentState(config, store, files, tools, made, Documents(files)), start=start, stop=stop,
     )  # fmt: skip
 
 

@@ -58,7 +58,13 @@ class ClientFunctions(Tool):
 
 
 class ToolRun:
-    """One response; made by `open`, and always closed."""
+    """One response; made by `open`, and always closed.
+
+    Attributes:
+        kinds: the function of a tool → what it is in the API.
+        listed: MCP servers and their functions.
+        file_ids: sha256 of a file that was given → the id that it was given by.
+    """
 
     def __init__(
         self, state: AgentState, key: str, agent: AsyncAgent, conversation: Conversation, client: ClientFunctions | None
@@ -70,6 +76,7 @@ class ToolRun:
         self._client = client
         self.kinds: dict[str, Kind] = {}
         self.listed: dict[str, list[Mapping[str, Any]]] = {}
+        self.file_ids: dict[str, str] = {}
 
     @classmethod
     async def open(
@@ -89,8 +96,8 @@ class ToolRun:
             raise InvalidRequestError(str(error), param="tools") from None
         container = next((one.container for one in wanted.builtin if one.container), None) or f"cntr_{new_id()}"
         key = f"{owner} {container}"
-        given = [await agents.file(digest, owner) for one in wanted.builtin for digest in one.files]
-        tools = list(await agents.tools.take(key, names, agents.files, given))
+        given = await agents.given([name for one in wanted.builtin for name in one.files], owner)
+        tools = list(await agents.tools.take(key, names, agents.files, list(given.values())))
         try:
             client = _client_functions(chat)
             chosen = [_allowed(tool, wanted.builtin) for tool in tools]
@@ -107,6 +114,7 @@ class ToolRun:
                 loop = asyncio.get_running_loop()
                 client.end_turn = lambda: loop.call_soon_threadsafe(agent.stop)
             run = cls(agents, key, agent, Conversation(messages=list(chat.messages), files=agents.files), client)
+            run.file_ids = {file.sha256: name for name, file in given.items()}
             for tool in chosen:
                 await asyncio.to_thread(run._describe, tool, container)
         except BaseException:
