@@ -187,7 +187,8 @@ class Repl:
         turns = self._conversation.turns
         if not reply.messages:
             turns.pop()
-            console.notice("[stopped before the answer began; your message was taken back]")
+            what = "stopped before the answer began" if reply.interrupted else "nothing came of it"
+            console.notice(f"[{what}; your message was taken back]")
             return
         turns += [Turn(message) for message in reply.messages]
         if reply.interrupted:

@@ -24,7 +24,6 @@ from glm4.server.state import find_state, server_state
 
 _INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 """Types that a browser may show in place; it saves the others."""
-_MAX_UPLOADS = 4096
 
 
 async def list_conversations(request: Request) -> Response:
@@ -71,11 +70,13 @@ async def change_conversation(request: Request) -> Response:
 
 
 async def delete_conversation(request: Request) -> Response:
-    """Delete it, with its messages; a turn that runs ends."""
+    """Delete it, with its messages and its files; a turn that runs ends."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     await state.store.get(name, owner)
     await state.turns.stop_conversation(name, owner)
-    await state.store.delete(name, owner)
+    async with state.changing:
+        for sha256 in await state.store.delete(name, owner):
+            await state.drop(sha256)
     return JSONResponse({"done": True})
 
 
@@ -114,9 +115,7 @@ async def upload_file(request: Request) -> Response:
     data = await read_raw(request, state.config.max_upload_bytes)
     async with state.changing:
         stored = await asyncio.to_thread(partial(state.files.put, name, data))
-        if len(state.uploads) >= _MAX_UPLOADS:
-            state.uploads.pop(next(iter(state.uploads)))
-        state.uploads[owner, stored.sha256] = stored
+        state.keep(owner, stored)
     return JSONResponse(_without_none(file_dict(stored)))
 
 

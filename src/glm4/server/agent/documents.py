@@ -1,20 +1,18 @@
-"""`Documents`: reads stored files as documents for requests, few at once, and remembers the last ones."""
+"""`Documents`: reads stored files as documents for requests, in turn, and remembers the last ones."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from glm4.agent.files import FileStore, StoredFile
 from glm4.agent.tools.files import FileIndex
 from glm4.documents.document import Document
 from glm4.errors import MissingExtraError, SandboxUnavailableError
+from glm4.server.agent.reading import Readers
 from glm4.server.errors import ApiError
 
-AT_ONCE = 2
-"""Documents that are read at the same time; each may take 1.5 GB for a minute."""
 KEPT_CHARACTERS = 16_000_000
 """Of documents that were read last: 4 MB to 64 MB of memory."""
 KEPT_INDEXES = 4
@@ -23,11 +21,15 @@ MOST_INDEXED = 8_000_000
 
 
 class Documents:
-    """Documents of one server."""
+    """Documents of one server.
 
-    def __init__(self, files: FileStore) -> None:
+    Args:
+        readers: read them, in turn.
+    """
+
+    def __init__(self, files: FileStore, readers: Readers) -> None:
         self._files = files
-        self._free = asyncio.Semaphore(AT_ONCE)
+        self._readers = readers
         self._known: OrderedDict[tuple[str, str], Document] = OrderedDict()
         self._indexes: OrderedDict[tuple[tuple[str, str], ...], FileIndex] = OrderedDict()
 
@@ -37,8 +39,7 @@ class Documents:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
-        async with self._free:
-            document = await self._load(await asyncio.to_thread(self._files.read, file.sha256), file.name)
+        document = await self._read(lambda: self._files.read(file.sha256), file.name)
         self._known[key] = document
         while len(self._known) > 1 and sum(len(one.text) for one in self._known.values()) > KEPT_CHARACTERS:
             self._known.popitem(last=False)
@@ -51,17 +52,15 @@ class Documents:
             InvalidRequestError: it cannot be read; says why.
             ApiError: documents cannot be read on this machine (400).
         """
-        async with self._free:
-            return await self._load(data, name)
+        return await self._read(lambda: data, name)
 
-    async def _load(self, data: bytes, name: str) -> Document:
+    async def _read(self, data: Callable[[], bytes], name: str) -> Document:
         from glm4.documents.loading import load_document
 
         try:
-            document = await asyncio.to_thread(partial(load_document, data, name))
+            return await self._readers.run(lambda: load_document(data(), name))
         except (MissingExtraError, SandboxUnavailableError) as error:
             raise ApiError(400, f"this server cannot read documents: {error}", code="unsupported") from None
-        return document
 
     async def index(self, files: Sequence[StoredFile]) -> FileIndex:
         """What these files are searched with.
@@ -80,8 +79,7 @@ class Documents:
             if length > MOST_INDEXED:
                 raise ApiError(400, f"these files have more than {MOST_INDEXED:,} characters, which is more than can be"
                                " searched together; make several vector stores", code="too_large")  # fmt: skip
-        async with self._free:
-            index = await asyncio.to_thread(FileIndex.of, documents)
+        index = await self._readers.run(partial(FileIndex.of, documents))
         self._indexes[key] = index
         if len(self._indexes) > KEPT_INDEXES:
             self._indexes.popitem(last=False)

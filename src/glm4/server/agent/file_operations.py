@@ -25,8 +25,8 @@ _FILTER = {"filter": "completed or failed"}
 
 FILE_OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/v1/files", files.create_file, "Files", "Keep a file for later requests",
-        "上传文件，供之后的请求使用", "File", FILE_FIELDS, ("file", "purpose"), {"file": "text", "purpose": "assistants"}, errors=READING,
-        media="multipart/form-data"),
+        "上传文件，供之后的请求使用", "File", FILE_FIELDS, ("file", "purpose"),
+        {"file": "text", "purpose": "assistants"}, errors=READING, media="multipart/form-data"),
     Operation("get", "/v1/files", files.list_files, "Files", "The files of this key", "列出文件", "FileList",
         errors=(400,), parameters={**_PAGING, "purpose": "only those with this purpose"}),
     Operation("get", _FILE, files.retrieve_file, "Files", "What is known of a file", "查看文件信息", "File",

@@ -35,7 +35,7 @@ async def create_file(request: Request) -> Response:
         if name not in given:
             raise InvalidRequestError(f"{name} is missing", param=name)
     file = given["file"]
-    return JSONResponse(file_object(await state.keep(file.name, file.data, given["purpose"], owner_of(request))))
+    return JSONResponse(file_object(await state.keep_upload(file.name, file.data, given["purpose"], owner_of(request))))
 
 
 def _check_origin(request: Request) -> None:

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 
 from glm4.agent.async_agent import AsyncAgent
 from glm4.agent.conversation import Conversation
-from glm4.agent.events import AgentEvent, TurnEnded
+from glm4.agent.events import AgentEvent, FileAdded, TurnEnded
 from glm4.agent.sessions import new_id
 from glm4.agent.tool import Approval, Function, Invocation, Tool, ToolContext, ToolResult
 from glm4.api.responses.agent_events import HANDED_OVER
@@ -67,9 +67,16 @@ class ToolRun:
     """
 
     def __init__(
-        self, state: AgentState, key: str, agent: AsyncAgent, conversation: Conversation, client: ClientFunctions | None
+        self,
+        state: AgentState,
+        owner: str,
+        key: str,
+        agent: AsyncAgent,
+        conversation: Conversation,
+        client: ClientFunctions | None,
     ) -> None:
         self._state = state
+        self._owner = owner
         self._key = key
         self._agent = agent
         self._conversation = conversation
@@ -113,7 +120,7 @@ class ToolRun:
             if client is not None:
                 loop = asyncio.get_running_loop()
                 client.end_turn = lambda: loop.call_soon_threadsafe(agent.stop)
-            run = cls(agents, key, agent, Conversation(messages=list(chat.messages), files=agents.files), client)
+            run = cls(agents, owner, key, agent, Conversation(messages=list(chat.messages), files=agents.files), client)
             run.file_ids = {file.sha256: name for name, file in given.items()}
             for tool in chosen:
                 await asyncio.to_thread(run._describe, tool, container)
@@ -129,6 +136,8 @@ class ToolRun:
         """What happens, to the end."""
         async with aclosing(self._agent.run(self._conversation)) as events:
             async for event in events:
+                if isinstance(event, FileAdded):
+                    self._state.keep(self._owner, event.file)
                 if isinstance(event, TurnEnded) and self._client is not None and self._client.called.is_set():
                     yield TurnEnded("completed", HANDED_OVER)
                 else:

@@ -21,13 +21,15 @@ from glm4.server.agent.turns import Turns
 from glm4.server.errors import ApiError
 from glm4.server.identity import KEY_ID
 
+_MAX_UPLOADS = 4096
+
 
 @dataclass
 class AgentState:
     """The assistant of one server.
 
     Attributes:
-        uploads: files that were sent and that no conversation has yet, by owner and sha256.
+        uploads: files that were sent, or made for a response, and that no conversation need have; by owner and sha256.
         changing: held while content is kept or deleted, so that no file loses what another one has just got.
     """
 
@@ -39,6 +41,12 @@ class AgentState:
     documents: Documents
     uploads: dict[tuple[str, str], StoredFile] = field(default_factory=dict)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def keep(self, owner: str, file: StoredFile) -> None:
+        """Let an owner name a file by its sha256; the oldest of many are forgotten."""
+        if len(self.uploads) >= _MAX_UPLOADS:
+            self.uploads.pop(next(iter(self.uploads)))
+        self.uploads[owner, file.sha256] = file
 
     async def file(self, name: str, owner: str) -> StoredFile:
         """A file of this owner, by its sha256 or its id (`file-…`).
@@ -91,7 +99,7 @@ class AgentState:
                 found[name] = await self.file(name, owner)
         return found
 
-    async def keep(self, name: str, data: bytes, purpose: str, owner: str) -> Upload:
+    async def keep_upload(self, name: str, data: bytes, purpose: str, owner: str) -> Upload:
         """Keep a file under a new id.
 
         Raises:
@@ -102,7 +110,7 @@ class AgentState:
             try:
                 return await self.store.add_upload(stored, purpose, owner)
             except BaseException:
-                await self._drop(stored.sha256)
+                await self.drop(stored.sha256)
                 raise
 
     async def discard(self, name: str, owner: str) -> None:
@@ -112,9 +120,10 @@ class AgentState:
             deleted = await self.store.delete_upload(name, owner)
             if deleted is not None:
                 self.documents.forget(deleted.file.sha256)
-                await self._drop(deleted.file.sha256)
+                await self.drop(deleted.file.sha256)
 
-    async def _drop(self, sha256: str) -> None:
+    async def drop(self, sha256: str) -> None:
+        """Delete content, unless something still has it. For who holds `changing`."""
         if all(digest != sha256 for _, digest in self.uploads) and not await self.store.has_content(sha256):
             await asyncio.to_thread(self.files.delete, sha256)
 
