@@ -209,7 +209,9 @@ async def _answer(request: Request, state: ServerState, target: Target, wanted: 
         await _prepare(state, target, wanted, owner, runs=False)
         items, chat = await _conversation(state, wanted, owner, target.llm.dialect.builtin_tools)
         generation = await ToolRun.open(request.app, state, target, wanted, chat, owner)
-        writer = AgentResponseWriter(wanted, target.name, tokenizer, generation.kinds, generation.listed)
+        writer = AgentResponseWriter(
+            wanted, target.name, tokenizer, generation.kinds, generation.listed, generation.file_ids
+        )
     else:
         items, prepared = await _prepare(state, target, wanted, owner)
         generation = Generation(state, target, prepared)
