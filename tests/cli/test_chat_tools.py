@@ -110,6 +110,14 @@ def test_the_answer_is_on_standard_output_and_the_steps_are_not(chat: Chat) -> N
     assert "✓ weather 0.0 s" in err
 
 
+def test_a_call_that_is_not_run_is_shown_before_what_is_wrong_with_it(chat: Chat) -> None:
+    _, _, err = chat.ask([call("weather", town="Beijing"), "\nSorry."])
+    lines = [line for line in err.splitlines() if line.startswith(("●", "  │", "✗"))]
+    assert lines[0] == '● weather {"town": "Beijing"}'
+    assert "city is missing" in lines[1]
+    assert lines[2] == "✗ weather failed"
+
+
 def test_events_as_lines_of_json(chat: Chat) -> None:
     code, out, err = chat.ask([call("weather", city="Beijing"), "\nIt is sunny."], "--json")
     assert code == 0

@@ -71,6 +71,12 @@ def chat(
         str,
         Option(metavar="WHEN", panel=TOOLS, help="Calls that need your approval: ask, always (run them) or never."),
     ] = "ask",
+    resume: Annotated[
+        str | None, Option(metavar="ID", panel=TOOLS, help="Go on with a saved conversation; see `glm4 sessions`.")
+    ] = None,
+    save: Annotated[
+        bool, Option("--save", "--no-save", panel=TOOLS, help="Save a conversation with tools; questions are not.")
+    ] = True,
     as_json: Annotated[
         bool, Option("--json", panel=TOOLS, help="With a prompt: print each event as a line of JSON.")
     ] = False,
@@ -85,6 +91,7 @@ def chat(
     """
     from glm4.chat.parts import TextPart
     from glm4.cli.console import clean_text
+    from glm4.cli.conversation.recording import open_recording
 
     question = _question(prompt)
     params = sampling.given(max_tokens=max_tokens)
@@ -99,16 +106,23 @@ def chat(
         with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
             more = engine.for_llm() | {"allow_many_images": allow_many_images}
             pictures = _pictures(image or [], model, more)
-            assistant = _assistant(tools, mcp, search, approve, files=file or [], needed=as_json)
+            needed = as_json or resume is not None
+            assistant = _assistant(tools, mcp, search, approve, files=file or [], needed=needed)
+            history: list[Message] = []
             if assistant is not None:
                 stack.callback(assistant.close)
+                if resume is not None or (question is None and save):
+                    history = assistant.record(open_recording(model, resume))
             llm = stack.enter_context(options.load_llm(model, lora=lora, **{"max_num_seqs": 1, **more}))
         if question is None:
             from glm4.cli.conversation.repl import Repl
 
-            Repl(llm, model, system=system, params=params, plain=plain, pictures=pictures, assistant=assistant).run()
+            Repl(
+                llm, model, system=system, params=params, plain=plain, pictures=pictures, assistant=assistant,
+                history=history,
+            ).run()  # fmt: skip
             return
-        messages = _messages([*pictures, TextPart(question)], system)
+        messages = _messages([*pictures, TextPart(question)], system, history)
         if assistant is None:
             _answer_once(llm, messages, params, plain=plain)
         else:
@@ -175,10 +189,12 @@ def _pictures(names: Sequence[str], model: str, settings: dict[str, Any]) -> lis
     return [read_picture(name) for name in names]
 
 
-def _messages(question: Sequence[Part], system: str | None) -> list[Message]:
+def _messages(question: Sequence[Part], system: str | None, history: Sequence[Message]) -> list[Message]:
     from glm4.chat.messages import Message
 
-    return ([Message("system", system)] if system else []) + [Message("user", question)]
+    if system:
+        history = [Message("system", system), *(message for message in history if message.role != "system")]
+    return [*history, Message("user", question)]
 
 
 def _answer_once(llm: LLM, messages: Sequence[Message], params: dict[str, Any], *, plain: bool) -> None:

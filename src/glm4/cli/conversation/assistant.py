@@ -14,11 +14,13 @@ from glm4.agent.conversation import Conversation
 from glm4.agent.events import ErrorRaised, TurnEnded, UsageAdded
 from glm4.agent.files import StoredFile
 from glm4.agent.tool import Sources, Tool
+from glm4.agent.transcript import Transcript
 from glm4.chat.messages import Message
 from glm4.cli import console
 from glm4.cli.conversation.agent_view import AgentView, JsonLines, TurnView
 from glm4.cli.conversation.approvals import ApproveOption, approver
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
+from glm4.cli.conversation.recording import Recording, record_quietly
 from glm4.cli.conversation.render import View
 from glm4.cli.conversation.saved_files import SavedFiles
 from glm4.errors import Glm4Error, PromptTooLongError
@@ -62,14 +64,24 @@ class Assistant:
     def __init__(self, tools: Sequence[Tool], files: SavedFiles, approve: ApproveOption = "ask") -> None:
         self.tools = tuple(tools)
         self.given: list[StoredFile] = []
+        self.recording: Recording | None = None  # None saves nothing
         self._files = files
         self._approve = approve
-        self.forget()
+        self._sources = Sources()
+        self._approved: set[str] = set()
 
     def forget(self) -> None:
         """A new conversation begins: no sources, and nothing approved. Tools keep their state."""
         self._sources = Sources()
-        self._approved: set[str] = set()
+        self._approved = set()
+        if self.recording is not None:
+            self.recording.forget()
+
+    def record(self, recording: Recording) -> list[Message]:
+        """Save the turns from now on; returns the conversation that is gone on with."""
+        self.recording = recording
+        self._sources = recording.sources()
+        return recording.messages
 
     def give(self, path: Path) -> None:
         """A file of the user: for the tools at once, and for the model with the next message.
@@ -125,6 +137,7 @@ class Assistant:
         )
         save = self._files.save
         view: TurnView = JsonLines(save) if as_json else AgentView(make_view, save)
+        transcript = Transcript()
         with silent_keyboard(), Interrupt() as interrupt:
             approve = approver(self._approve, lambda: interrupt.requested)
             agent = Agent(llm, self.tools, params=params, adapter=adapter, approve=approve)
@@ -132,9 +145,13 @@ class Assistant:
             with view, closing(agent.run(conversation)) as events:
                 for event in events:
                     view.show(event)
+                    transcript.add(event)
                     if interrupt.requested:
                         agent.stop()
         added = conversation.messages[len(messages) :]
+        if self.recording is not None and added:
+            told = transcript.as_dict()
+            record_quietly(self.recording, messages, added, told, self._sources, self._files.read)
         if view.failure is not None:
             self._failed(view.failure, added)
         assert view.ending is not None  # noqa: S101 (for the type checker: every turn has an end)
@@ -159,6 +176,8 @@ class Assistant:
         for tool in self.tools:
             tool.close()
         self._files.close()
+        if self.recording is not None:
+            self.recording.close()
 
 
 def show_rounds(rounds: Sequence[UsageAdded]) -> None:

@@ -67,13 +67,16 @@ class Repl:
         plain: bool = False,
         pictures: Sequence[ImagePart] = (),
         assistant: Assistant | None = None,
+        history: Sequence[Message] = (),
         editor: LineEditor | None = None,
     ) -> None:
         self._llm = llm
         self._model = model
         self._plain = plain
         self._conversation = Conversation(params=dict(params or {}))
-        self._conversation.system = system
+        self._conversation.turns += [Turn(message) for message in history]
+        if system is not None:
+            self._conversation.system = system
         self._attachments = Attachments(llm, model, pictures)
         self._assistant = assistant
         self._last: Reply | AgentReply | None = None
