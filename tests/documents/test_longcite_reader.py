@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from glm4 import LLM
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.documents.document import Block, Document
+from glm4.documents.longcite_sentences import longcite_starts
 from glm4.documents.reader import ReadAnswer, open_reader
 from glm4.errors import MissingExtraError
 from glm4.variants import VARIANTS
@@ -55,9 +57,8 @@ def test_the_prompt_is_the_one_of_the_training(tmp_path: Path) -> None:
 
     def say(prompt: str) -> str:
         prompts.append(prompt)
-        return (
-            "\n<statement>They breathe.<cite>[0-0]</cite></statement>\n<statement>九点。<cite>[2-3]</cite></statement>"
-        )
+        first = "\n<statement>They breathe.<cite>[0-0]</cite></statement>"
+        return f"{first}\n<statement>九点。<cite>[2-3]</cite></statement>"
 
     with opened(tmp_path, say) as llm:
         answer = asked(llm, *PAGES, question="What do whales do?")
@@ -117,7 +118,8 @@ def test_what_does_not_fit_is_chosen_and_never_cut_within_a_sentence(tmp_path: P
     assert answer.plan.strategy == "sections"
     shown = prompts[0].split("[Document Start]\n")[1].split("\n[Document End]")[0]
     chunks = re.split(r"<C\d+>", shown.replace("[…]", ""))[1:]
-    known = {sentence.strip() for page in pages for sentence in re.split(r"(?<=\.) ", page)}
+    text = document(*pages).text
+    known = {text[start:end].strip() for start, end in pairwise([*longcite_starts(text), len(text)])}
     assert {chunk.strip() for chunk in chunks} <= known
     assert [int(n) for n in re.findall(r"<C(\d+)>", shown)] == list(range(len(chunks)))
     assert [source.page for source in answer.sources] == [47]
