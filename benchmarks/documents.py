@@ -4,8 +4,8 @@
     python benchmarks/documents.py --pages 50 --model smoke --tokens 2000 --rounds 5
 
 The PDF is written here: pages of 40 lines of random words, a heading every ten pages. It is loaded in the sandbox
-(without bubblewrap in a limited process; the facts say which), split into numbered sentences, and planned for a question
-by sections, twice: the second question finds the index.
+(without bubblewrap in a limited process; the facts say which), split into numbered sentences, and planned for a
+question by sections, twice: the second question finds the index.
 
 The questions are those of `glm4 read` as a program. The second comes in the same process (a `Reader`), and in one that
 is started after the first had ended, with the KV store that the first has filled. Time to first token; for a process,
