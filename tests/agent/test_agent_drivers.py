@@ -20,8 +20,10 @@ from glm4.agent.conversation import Conversation
 from glm4.agent.events import (
     AgentEvent,
     CallChanged,
+    ErrorRaised,
     FileAdded,
     OutputAdded,
+    PartBegan,
     Progress,
     TextAdded,
     TurnEnded,
@@ -29,12 +31,15 @@ from glm4.agent.events import (
 )
 from glm4.agent.files import StoredFile
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Invocation, Tool, ToolContext
 from glm4.async_llm import AsyncLLM
 from glm4.chat.chat_request import ChatRequest
+from glm4.chat.events import TextDelta
 from glm4.chat.messages import Message
-from glm4.outputs import StreamChunk
+from glm4.errors import BusyError
+from glm4.outputs import RequestMetrics, RequestOutput, StreamChunk
+from glm4.sampling_params import SamplingParams
 
 HANG = 60.0
 """Seconds after which something hangs, on however slow a machine."""
@@ -183,7 +188,7 @@ def test_closing_after_any_event_leaves_a_valid_conversation(tmp_path: Path, dia
 @pytest.mark.parametrize("dialect", list(SCRIPTS))
 def test_closing_an_asynchronous_turn_after_any_event(tmp_path: Path, dialect: str) -> None:
     whole = len(run_sync(Script(tmp_path / "whole", SCRIPTS[dialect], dialect=dialect), question()))
-    for stop_at in range(1, whole, 5):
+    for stop_at in range(1, whole + 1):
         script = Script(tmp_path / str(stop_at), SCRIPTS[dialect], dialect=dialect)
         conversation = question()
         asyncio.run(run_async(script, conversation, stop_at))
@@ -378,6 +383,35 @@ def test_a_model_that_ends_without_an_end_is_an_error(tmp_path: Path) -> None:
         return [event async for event in agent.run(question())]
 
     assert ending(asyncio.run(main())) == ("error", "model_failed")
+
+
+def test_a_model_that_fails_midway_keeps_what_it_said(tmp_path: Path) -> None:
+    async def failing(request: ChatRequest) -> AsyncIterator[StreamChunk]:
+        yield StreamChunk("", 0, (TextDelta("Half of"),), (1,))
+        output = RequestOutput("", None, [], [], None, RequestMetrics(), error=BusyError("too many pictures"))
+        yield StreamChunk("", 0, (TextDelta(" it"),), (2,), finish_reason="error", output=output)
+
+    conversation = question()
+
+    async def main() -> list[AgentEvent]:
+        agent = AsyncAgent(failing, Script(tmp_path, ["\n"]).llm)
+        return [event async for event in agent.run(conversation)]
+
+    assert asyncio.run(main()) == [
+        Progress("prefill"),
+        Progress("generate"),
+        PartBegan(0, "text"),
+        TextAdded(0, "Half of"),
+        TextAdded(0, " it"),
+        ErrorRaised("model", "busy", "too many pictures", retry=True),
+        TurnEnded("error", "busy"),
+    ]
+    assert conversation.messages[-1] == Message("assistant", "Half of it")
+
+
+def test_one_sample_is_asked_for_whatever_the_parameters_say(tmp_path: Path) -> None:
+    agent = Agent(Script(tmp_path, ["\nHello."]).llm, params=SamplingParams(n=3, temperature=1.0))
+    assert shown_text(list(agent.run(question()))) == "Hello."
 
 
 def test_the_time_a_user_takes_to_decide_does_not_count(tmp_path: Path) -> None:

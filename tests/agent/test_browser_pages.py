@@ -126,6 +126,7 @@ def test_visible() -> None:
         visible("👩\u200d👩\u200d👧 नमस्\u200dते a\u200db ❤\ufe0f x\ufe01\ufe02\ufe03")
         == "👩\u200d👩\u200d👧 नमस्\u200dते ab ❤\ufe0f x"
     )
+    assert visible("\x1b]0;never ended, so it is text\x1bPx\x1b\\ and on") == "0;never ended, so it is text and on"
     assert visible("1\r\n2\r3\u20284\t5\xa06") == "1\n2\n3\n4\t5 6"
     assert visible("【1†x】") == "〖1†x〗"
     assert visible("".join(chr(0xE0000 + ord(c)) for c in "hidden")) == ""

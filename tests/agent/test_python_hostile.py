@@ -184,7 +184,7 @@ def test_too_many_and_too_large_files_are_not_read(talk: Talk) -> None:
     )
     assert len(seen.files) == 20
     assert "83 more files in /mnt/data are not offered" in seen.text
-    many = "os.mkdir('many')\nfor i in range(2500): os.mkdir(f'many/{i}')"
+    many = "os.mkdir('many')\nfor i in range(2100): os.mkdir(f'many/{i}')"
     assert talk.run(many).files == []
 
 

@@ -74,22 +74,23 @@ class Chat:
         self.tools.write_text(TOOLS)
         self._answers = folder / "answers.json"
 
-    def answers(self, *answers: str) -> dict[str, str]:
+    def answers(self, *answers: str) -> str:
+        """The file with these answers."""
         self._answers.write_text(json.dumps(answers))
-        return {"ANSWERS": str(self._answers)}
+        return str(self._answers)
 
     def ask(self, answers: Sequence[str], *args: str, stdin: str = "") -> tuple[int, str, str]:
         """One question through pipes: exit code, standard output, standard error."""
         done = run(
             "chat", "--tools", str(self.tools), *args, "Question?",
-            home=self.home, stdin=stdin, program=PROGRAM, **self.answers(*answers),
+            home=self.home, stdin=stdin, program=PROGRAM, ANSWERS=self.answers(*answers),
         )  # fmt: skip
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     @contextmanager
     def terminal(self, answers: Sequence[str], *args: str) -> Iterator[Terminal]:
         with terminal(
-            "chat", "--tools", str(self.tools), *args, home=self.home, program=PROGRAM, **self.answers(*answers)
+            "chat", "--tools", str(self.tools), *args, home=self.home, program=PROGRAM, ANSWERS=self.answers(*answers)
         ) as running:
             yield running
 
@@ -109,6 +110,14 @@ def test_the_answer_is_on_standard_output_and_the_steps_are_not(chat: Chat) -> N
     assert "✓ weather 0.0 s" in err
 
 
+def test_a_call_that_is_not_run_is_shown_before_what_is_wrong_with_it(chat: Chat) -> None:
+    _, _, err = chat.ask([call("weather", town="Beijing"), "\nSorry."])
+    lines = [line for line in err.splitlines() if line.startswith(("●", "  │", "✗"))]
+    assert lines[0] == '● weather {"town": "Beijing"}'
+    assert "city is missing" in lines[1]
+    assert lines[2] == "✗ weather failed"
+
+
 def test_events_as_lines_of_json(chat: Chat) -> None:
     code, out, err = chat.ask([call("weather", city="Beijing"), "\nIt is sunny."], "--json")
     assert code == 0
@@ -121,12 +130,12 @@ def test_events_as_lines_of_json(chat: Chat) -> None:
 
 
 def test_json_without_tools_and_without_a_question(chat: Chat) -> None:
-    done = run("chat", "--json", "Hello?", home=chat.home, program=PROGRAM, **chat.answers("\nHello."))
+    done = run("chat", "--json", "Hello?", home=chat.home, program=PROGRAM, ANSWERS=chat.answers("\nHello."))
     assert done.returncode == 0
     assert json.loads(done.stdout.splitlines()[-1])["type"] == "end"
-    done = run("chat", "--json", home=chat.home, program=PROGRAM, **chat.answers("\nHello."))
+    done = run("chat", "--json", home=chat.home, program=PROGRAM, ANSWERS=chat.answers("\nHello."))
     assert done.returncode == 2
-    with terminal("chat", "--json", home=chat.home, program=PROGRAM, **chat.answers("\nHello.")) as running:
+    with terminal("chat", "--json", home=chat.home, program=PROGRAM, ANSWERS=chat.answers("\nHello.")) as running:
         running.expect("--json is for one question")
         assert running.wait() == 2
 
@@ -139,6 +148,19 @@ def test_files_are_saved_and_links_listed(chat: Chat) -> None:
     assert saved.name == "plot _31m.png"
     assert saved.read_bytes().startswith(b"\x89PNG")
     assert f"  saved {saved}\n" in err
+
+
+def test_a_file_of_the_user_is_for_the_model_and_the_tools(chat: Chat, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("The answer is 42.")
+    code, out, _ = chat.ask(["\nIt is 42."], "--file", str(notes))
+    assert (code, out) == (0, "It is 42.\n")
+    prompt = (chat.home / "scripted" / "prompts.txt").read_text()
+    assert "[File Name]\nnotes.txt\n[File Content]\nThe answer is 42.\n" in prompt
+    assert prompt.endswith("Question?<|assistant|>")
+    code, out, err = chat.ask(["\nIt is 42."], "--file", str(tmp_path / "none.txt"))
+    assert (code, out) == (2, "")
+    assert "none.txt" in err
 
 
 def test_a_saved_file_has_its_path_in_json(chat: Chat) -> None:

@@ -130,7 +130,8 @@ word = {word!r}
 child = subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(1000)"])
 try:
     print("ready", flush=True)
-    time.sleep(1000)
+    while True:
+        time.sleep(0.05)
 except KeyboardInterrupt:
     print("interrupted", child.poll(), flush=True)
 """

@@ -13,9 +13,10 @@ from typing import Any
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import AgentLoop, Ask, Decision, RunCalls, turn_options
-from glm4.agent.loop import Generate as GenerateStep
+from glm4.agent.loop import AgentLoop
 from glm4.agent.running import Happening, start
+from glm4.agent.steps import Ask, Decision, RunCalls, turn_options
+from glm4.agent.steps import Generate as GenerateStep
 from glm4.agent.tool import Invocation, Tool
 from glm4.async_llm import AsyncLLM
 from glm4.chat.chat_request import ChatRequest
@@ -158,7 +159,7 @@ class AsyncAgent:
         self._interrupt = pump.cancel
         timer = None
         if loop.deadline is not None:
-            left = max(0.0, loop.deadline - time.monotonic())
+            left = max(0.0, loop.deadline - time.monotonic()) + 0.01  # timers may be early by as much as clocks differ
             timer = asyncio.get_running_loop().call_later(left, pump.cancel)
         try:
             while loop.generating and not self._was_stopped():

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import Channel
 from glm4.agent.files import StoredFile
-from glm4.agent.loop import AgentLoop, RunCalls
+from glm4.agent.loop import AgentLoop
+from glm4.agent.steps import RunCalls
 from glm4.agent.tool import Invocation, Tool, ToolContext, ToolResult
 from glm4.errors import Glm4Error
 

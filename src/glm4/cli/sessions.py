@@ -45,7 +45,8 @@ def sessions(
 ) -> None:
     """List and move saved conversations.
 
-    `glm4 chat --tools` saves its conversations, and `glm4 chat --resume ID` continues one.
+    They are what clients of `glm4 serve --sessions FOLDER` have said to its assistant; name that folder with --folder.
+    It may be asked while the server runs.
     """
     if action not in ACTIONS:
         raise UsageError(f"the action is one of {', '.join(ACTIONS)}, not {action!r}")
@@ -66,7 +67,8 @@ def sessions(
             if action == "export":
                 _export(store, files, session.id, format)
             else:
-                store.delete(session.id)
+                for sha256 in store.delete(session.id):
+                    files.delete(sha256)
     finally:
         store.close()
 

@@ -2,6 +2,8 @@
 
 What pages depend on: the source files of the model (`source_identity`), its precision and configuration, the format
 of the cache, the rounding, and our version and instruction set, because other kernels give slightly different numbers.
+
+Does not cover: a disk that hangs. Reading is a part of the engine's steps, a few pages each, and would hang with it.
 """
 
 from __future__ import annotations
@@ -105,7 +107,11 @@ class KVStore:
             if count <= 0:
                 return 0
             parent = keys[first - 1] if first else None
-            copies, nbytes = self._codec.copy(pages[:count]), count * self.page_nbytes
+            try:
+                copies = self._codec.copy(pages[:count])
+            except MemoryError:
+                return 0
+            nbytes = count * self.page_nbytes
             self._queue.append(_Write(parent, keys[first : first + count], copies, nbytes))
             self._queued_nbytes += nbytes
             if self._thread is None:

@@ -105,7 +105,10 @@ class SandboxProcess:
         return self._tree.exceeded
 
     def interrupt(self) -> None:
-        """SIGINT to the program, not to processes it has started."""
+        """SIGINT to the program, not to processes it has started.
+
+        Python notices none that arrives just before it waits in a system call: repeat it until the program reacts.
+        """
         self._tree.interrupt()
 
     def kill(self) -> None:

@@ -53,14 +53,17 @@ READ = Function(
 
 
 @dataclass(frozen=True)
-class _Index:
+class FileIndex:
+    """Documents cut into passages, whose words can be searched."""
+
     documents: tuple[Document, ...]
     sentences: list[Sentence]
     passages: list[Passage]
     words: BM25
 
     @classmethod
-    def of(cls, documents: Sequence[Document]) -> _Index:
+    def of(cls, documents: Sequence[Document]) -> FileIndex:
+        """The index of these documents; takes a second for a thousand pages."""
         from glm4.documents.sentences import sentence_starts
 
         sentences = sentences_of(documents, sentence_starts, lambda texts: [len(text) for text in texts])
@@ -95,7 +98,7 @@ class FilesTool(Tool):
         self._sandboxed = sandboxed
         self._lock = threading.Lock()
         self._documents: dict[str, Document] = {}
-        self._index: _Index | None = None
+        self._index: FileIndex | None = None
 
     def add_file(self, name: str, data: bytes) -> str | None:
         """See `Tool.add_file`; pictures are not for this tool."""
@@ -125,13 +128,13 @@ class FilesTool(Tool):
             if not self._documents:
                 return ToolResult.error("the user has sent no files")
             if self._index is None:
-                self._index = _Index.of(tuple(self._documents.values()))
+                self._index = FileIndex.of(tuple(self._documents.values()))
             index = self._index
         if invocation.function == SEARCH.name:
             return self._search(index, str(given["query"]), context)
         return self._read(str(given["name"]), int(given.get("page", 1)), int(given.get("part", 1)), context)
 
-    def _search(self, index: _Index, query: str, context: ToolContext) -> ToolResult:
+    def _search(self, index: FileIndex, query: str, context: ToolContext) -> ToolResult:
         best = index.words.best(query)[:MOST_FOUND]
         if not best:
             names = ", ".join(self._documents)

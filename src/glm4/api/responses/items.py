@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from glm4.api.responses.earlier_calls import BUILTIN_CALLS, call_messages
 from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart, check_detail, read_audio
 from glm4.errors import InvalidRequestError, shown
@@ -158,6 +159,11 @@ def _reasoning(given: Mapping[str, Any], where: str) -> Item:
     return item
 
 
+def _builtin_call(given: Mapping[str, Any], where: str) -> Item:
+    """A call that a server ran in an earlier turn, as it gave it."""
+    return {**given, "id": _text(given, "id", where, item_id("call"))}
+
+
 def _reference(given: Mapping[str, Any], where: str) -> Item:
     _check_keys(given, where, "id")
     return {"type": REFERENCE, "id": _text(given, "id", where)}
@@ -169,6 +175,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Item]] = {
     "function_call_output": _function_call_output,
     "reasoning": _reasoning,
     REFERENCE: _reference,
+    **dict.fromkeys(BUILTIN_CALLS, _builtin_call),
 }
 
 
@@ -226,11 +233,12 @@ class _Turn:
         return [Message("assistant", self.text or "", reasoning=self.reasoning or None, tool_calls=self.calls)]
 
 
-def to_messages(items: Sequence[Item], num_earlier: int = 0) -> list[Message]:
+def to_messages(items: Sequence[Item], num_earlier: int = 0, raw: Sequence[str] = ()) -> list[Message]:
     """The conversation that resolved items describe: thinking, text and calls of one turn become one message.
 
     Args:
         num_earlier: how many of them are from earlier responses; the rest are the request's `input`.
+        raw: tools whose arguments the model writes as they are.
 
     Raises:
         InvalidRequestError: the output of an unknown call, or a malformed image or audio clip.
@@ -239,6 +247,10 @@ def to_messages(items: Sequence[Item], num_earlier: int = 0) -> list[Message]:
     turn, called = _Turn(), set()
     for index, item in enumerate(items, -num_earlier):
         kind = item["type"]
+        if kind in BUILTIN_CALLS:
+            messages += [*turn.messages(), *call_messages(item, raw)]
+            turn = _Turn()
+            continue
         speaks = kind == "message" and item["role"] == "assistant"
         if not (kind == "function_call" or (turn.text is None and not turn.calls and (speaks or kind == "reasoning"))):
             messages += turn.messages()

@@ -22,6 +22,7 @@ from glm4.api.fields import (
 )
 from glm4.api.openai.fields import CHAT_FIELDS, EFFORTS
 from glm4.api.openai.request import with_effort
+from glm4.api.responses.builtin import BuiltinTool, builtin_tools, is_builtin
 from glm4.api.responses.items import Item, read_input, to_messages
 from glm4.api.responses.tools import offer, read_object, read_tool_choice, read_tools
 from glm4.api.schemas import schemas
@@ -32,7 +33,9 @@ from glm4.sampling_params import MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
 _SCHEMAS = schemas("responses")
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
-INCLUDABLE = (LOGPROBS, ENCRYPTED)
+OUTPUTS = "code_interpreter_call.outputs"
+"""They are always in the response."""
+INCLUDABLE = (LOGPROBS, ENCRYPTED, OUTPUTS)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class ResponsesRequest:
     Attributes:
         items: what this request adds to the conversation; references are not resolved yet.
         options: tools and tool choice in chat-completions format, and the template's variables.
+        builtin: tools that the server runs.
+        max_tool_calls: of those; None for no limit but the server's own.
         logprobs: the response includes log-probabilities.
         echo: the fields of the response object that repeat the request.
     """
@@ -52,18 +57,21 @@ class ResponsesRequest:
     instructions: str | None = None
     previous_response_id: str | None = None
     options: ChatOptions = field(default_factory=ChatOptions)
+    builtin: tuple[BuiltinTool, ...] = ()
+    max_tool_calls: int | None = None
     stream: bool = False
     store: bool = True
     logprobs: bool = False
 
-    def chat(self, earlier: Sequence[Item], items: Sequence[Item]) -> ChatRequest:
+    def chat(self, earlier: Sequence[Item], items: Sequence[Item], raw: Sequence[str] = ()) -> ChatRequest:
         """Convert to a chat request.
 
         Args:
             earlier: the conversation so far.
             items: what this request adds to it, with references resolved.
+            raw: tools whose arguments the model writes as they are; see `TemplateDialect.builtin_tools`.
         """
-        messages = to_messages([*earlier, *items], len(earlier))
+        messages = to_messages([*earlier, *items], len(earlier), raw)
         if self.instructions is not None:
             messages.insert(0, Message("system", self.instructions))
         if not messages:
@@ -111,7 +119,12 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
         changes["structured_outputs"] = form
     sent_as = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
     params = sampling_params(defaults, changes, sent_as)
-    tools, choice = offer(given.get("tools", ()), given.get("tool_choice", "auto"))
+    listed = given.get("tools", ())
+    builtin = builtin_tools(listed)
+    if builtin:
+        _check_builtin(given, logprobs=logprobs)
+    own = [tool for tool in listed if not is_builtin(tool["type"])]
+    tools, choice = offer(own, given.get("tool_choice", "auto"))
     return ResponsesRequest(
         items=given.get("input", []),
         params=params,
@@ -126,6 +139,8 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
                 given.get("chat_template_kwargs", {}), given.get("reasoning", {}).get("effort")
             ),
         },
+        builtin=tuple(builtin) if given.get("tool_choice") != "none" else (),
+        max_tool_calls=given.get("max_tool_calls"),
         stream=given.get("stream", False),
         store=given.get("store", True),
         logprobs=logprobs,
@@ -141,6 +156,14 @@ def _check_thinking(given: Mapping[str, Any], thinks: bool) -> None:
         )
 
 
+def _check_builtin(given: Mapping[str, Any], *, logprobs: bool) -> None:
+    if given.get("tool_choice", "auto") not in ("auto", "none"):
+        raise InvalidRequestError("with built-in tools, tool_choice is auto or none", param="tool_choice")
+    if logprobs and given.get("tool_choice") != "none":
+        name = "include" if LOGPROBS in given.get("include", ()) else "top_logprobs"
+        raise InvalidRequestError("log-probabilities cannot be had together with built-in tools", param=name)
+
+
 def _echo(given: Mapping[str, Any], params: SamplingParams) -> dict[str, Any]:
     """The request fields that OpenAI's response object repeats, with the values in effect."""
     form = given.get("text", {}).get("format", {"type": "text"})
@@ -148,7 +171,7 @@ def _echo(given: Mapping[str, Any], params: SamplingParams) -> dict[str, Any]:
         "background": False,
         "instructions": given.get("instructions"),
         "max_output_tokens": given.get("max_output_tokens"),
-        "max_tool_calls": None,
+        "max_tool_calls": given.get("max_tool_calls"),
         "metadata": given.get("metadata", {}),
         "parallel_tool_calls": given.get("parallel_tool_calls", True),
         "previous_response_id": given.get("previous_response_id"),
@@ -268,6 +291,7 @@ RESPONSES_FIELDS: Mapping[str, Field] = MappingProxyType(
         "stream_options": Field(_SCHEMAS["stream_options"], _stream_options),
         "include": Field({"type": "array", "items": {"enum": list(INCLUDABLE)}}, _include),
         "max_output_tokens": _whole(1),
+        "max_tool_calls": _whole(1, 1000),
         "top_logprobs": _whole(0, MAX_LOGPROBS),
         "store": Field(BOOLEAN, boolean),
         "background": Field({"enum": [False]}, only(False)),
@@ -282,7 +306,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "context_management": "the conversation is read as it is; shorten it yourself",
         "conversation": "send previous_response_id",
         "image": "these models read text only",
-        "max_tool_calls": "the server runs no tools, so there is nothing to limit",
         "max_tokens": "send max_output_tokens",
         "moderation": "this server has no moderation model",
         "n": "a response is one answer",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm4.api.fields import Reader, as_it_is, boolean, mapping, only, text
+from glm4.api.responses.builtin import is_builtin, read_builtin
 from glm4.chat.dialects.glm4 import RAW_TOOLS
 from glm4.chat.tool_choice import ToolChoiceValue
 from glm4.errors import InvalidRequestError, shown
@@ -36,10 +37,12 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     kind = given.get("type")
     if kind in RAW_TOOLS and len(given) == 1:
         return given
+    if is_builtin(kind):
+        return read_builtin(given, where)
     if kind != "function":
         raise InvalidRequestError(
-            f"{where}.type = {shown(kind)} is not supported: the caller runs the tools, so only function is"
-            f" (and GLM-4's own {', '.join(RAW_TOOLS)})",
+            f"{where}.type = {shown(kind)} is not supported; function is, which the caller runs, and code_interpreter,"
+            f" web_search, file_search and mcp (and GLM-4's own {', '.join(RAW_TOOLS)})",
             param=f"{where}.type",
         )
     checks: Mapping[str, Reader] = {

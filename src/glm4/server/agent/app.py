@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from starlette.applications import Starlette
 
 from glm4.agent.attachments import attached
 from glm4.agent.file_store import FolderFileStore
+from glm4.agent.files import StoredFile
 from glm4.agent.sessions import SessionStore, new_id
 from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, TURN_FIELDS
 from glm4.api.schemas import components
+from glm4.chat.messages import Message
+from glm4.llm import LLM
 from glm4.server.agent import conversations as saved
 from glm4.server.agent import endpoints as turns
 from glm4.server.agent.config import AgentConfig
+from glm4.server.agent.documents import Documents
+from glm4.server.agent.file_operations import FILE_OPERATIONS
+from glm4.server.agent.reading import Readers
 from glm4.server.agent.state import AgentState
 from glm4.server.agent.store import ThreadedSessionStore
 from glm4.server.agent.tool_pool import ToolPool
@@ -68,6 +75,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
         errors=(404,), parameters={"sha256": "what the file is found by"}),
+    *FILE_OPERATIONS,
 )  # fmt: skip
 
 
@@ -82,10 +90,13 @@ def agent_app(config: AgentConfig) -> App:
     path = None if config.sessions is None else folder / "conversations.sqlite"
     store = ThreadedSessionStore(partial(SessionStore, path), now=path is not None)
     files = FolderFileStore(folder / "files", max_file_bytes=config.max_upload_bytes, quota=config.max_files_bytes)
-    tools = ToolPool(config)
-    made = Turns(config, store, files, tools, lambda message, given, llm, names: attached(
-        message, given, files, llm, names, _load
-    ))  # fmt: skip
+    readers = Readers(config.max_reading)
+    tools = ToolPool(config, readers)
+
+    async def attach(message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str]) -> Message:
+        return await readers.run(partial(attached, message, given, files, llm, names, _load)) if given else message
+
+    made = Turns(config, store, files, tools, attach)
 
     async def start(app: Starlette) -> None:
         await store.end_interrupted()
@@ -93,13 +104,14 @@ def agent_app(config: AgentConfig) -> App:
     async def stop(app: Starlette) -> None:
         await made.close()
         await tools.close()
+        readers.close()
         await store.close()
         if config.sessions is None:
             shutil.rmtree(folder, ignore_errors=True)
 
     return App(
-        "assistant", operations=OPERATIONS, schemas=components("agent"),
-        state=AgentState(config, store, files, tools, made), start=start, stop=stop,
+        "assistant", operations=OPERATIONS, schemas={**components("agent"), **components("files")},
+        state=AgentState(config, store, files, tools, made, Documents(files, readers)), start=start, stop=stop,
     )  # fmt: skip
 
 

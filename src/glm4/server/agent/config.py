@@ -19,9 +19,10 @@ class AgentConfig:
         sessions: folder of saved conversations and their files; None keeps them until the server ends.
         max_upload_bytes: of one file.
         max_files_bytes: of all files together.
-        max_open: conversations whose tools (interpreters, connections) stay open at once.
+        max_open: conversations whose tools (interpreters, connections) are open at once.
         idle_seconds: after which the tools of a conversation are closed.
         max_turns: that run or wait at once, of one key.
+        max_reading: files that are read at once, each in a process of its own.
     """
 
     tools: tuple[str, ...] = ()
@@ -33,3 +34,4 @@ class AgentConfig:
     max_open: int = 16
     idle_seconds: float = 900.0
     max_turns: int = 32
+    max_reading: int = 2

@@ -24,7 +24,6 @@ from glm4.server.state import find_state, server_state
 
 _INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 """Types that a browser may show in place; it saves the others."""
-_MAX_UPLOADS = 4096
 
 
 async def list_conversations(request: Request) -> Response:
@@ -71,11 +70,13 @@ async def change_conversation(request: Request) -> Response:
 
 
 async def delete_conversation(request: Request) -> Response:
-    """Delete it, with its messages; a turn that runs ends."""
+    """Delete it, with its messages and its files; a turn that runs ends."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     await state.store.get(name, owner)
     await state.turns.stop_conversation(name, owner)
-    await state.store.delete(name, owner)
+    async with state.changing:
+        for sha256 in await state.store.delete(name, owner):
+            await state.drop(sha256)
     return JSONResponse({"done": True})
 
 
@@ -85,18 +86,18 @@ async def export_conversation(request: Request) -> Response:
     kind = request.query_params.get("format", "json")
     if kind == "markdown":
         text = await state.store.as_markdown(name, owner)
-        return Response(text, media_type="text/markdown; charset=utf-8", headers=_attachment("conversation.md"))
+        return Response(text, media_type="text/markdown; charset=utf-8", headers=attachment("conversation.md"))
     if kind != "json":
         raise ApiError(400, "format must be json or markdown", "format", "invalid_value")
     document = await state.store.as_document(name, owner, state.files)
     body = json.dumps(document, ensure_ascii=False).encode()
-    return Response(body, media_type="application/json", headers=_attachment("conversation.json"))
+    return Response(body, media_type="application/json", headers=attachment("conversation.json"))
 
 
 async def import_conversation(request: Request) -> Response:
     """Keep a conversation that was exported, under a new id."""
     state, owner = _state(request), owner_of(request)
-    document = await asyncio.to_thread(partial(decode, await _read(request, state.config.max_upload_bytes)))
+    document = await asyncio.to_thread(partial(decode, await read_raw(request, state.config.max_upload_bytes)))
     name = await state.store.from_document(document, owner, state.files)
     return JSONResponse(_session(await state.store.get(name, owner)))
 
@@ -111,11 +112,10 @@ async def upload_file(request: Request) -> Response:
         *("text/plain", "multipart/form-data", "application/x-www-form-urlencoded"), ""
     ):  # fmt: skip
         raise ApiError(415, "send the file with Content-Type: application/octet-stream")
-    data = await _read(request, state.config.max_upload_bytes)
-    stored = await asyncio.to_thread(partial(state.files.put, name, data))
-    if len(state.uploads) >= _MAX_UPLOADS:
-        state.uploads.pop(next(iter(state.uploads)))
-    state.uploads[owner, stored.sha256] = stored
+    data = await read_raw(request, state.config.max_upload_bytes)
+    async with state.changing:
+        stored = await asyncio.to_thread(partial(state.files.put, name, data))
+        state.keep(owner, stored)
     return JSONResponse(_without_none(file_dict(stored)))
 
 
@@ -129,7 +129,7 @@ async def download_file(request: Request) -> Response:
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=31536000, immutable",
-        **({} if inline else _attachment(file.name)),
+        **({} if inline else attachment(file.name)),
     }
     kind = file.media_type if inline else "application/octet-stream"
     return Response(data, media_type=kind, headers=headers)
@@ -139,14 +139,16 @@ def _state(request: Request) -> AgentState:
     return find_state(request.app, AgentState)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_raw(request: Request, limit: int) -> bytes:
+    """The body as it is; see `server.body.read_body` for the errors."""
     state = server_state(request)
     memory = state.memory.body()
     request.scope["state"][BODY_MEMORY] = memory  # released at the end of the request
     return await read_body(request, memory, limit=limit, seconds=state.config.body_timeout)
 
 
-def _attachment(name: str) -> dict[str, str]:
+def attachment(name: str) -> dict[str, str]:
+    """The header with which browsers save an answer under a name."""
     return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
 
 

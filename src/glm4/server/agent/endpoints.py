@@ -85,6 +85,8 @@ async def _start(request: Request) -> Turn:
     target = state.target(request, {"model": name} if name else {})
     files: list[StoredFile] = [await agent.file(digest, owner) for digest in wanted.files]
     turn: Turn = await agent.turns.start(state, target, wanted, owner, files)
+    for digest in wanted.files:  # the conversation has them now
+        agent.uploads.pop((owner, digest), None)
     return turn
 
 

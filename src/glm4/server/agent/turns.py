@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from glm4.agent.async_agent import AsyncAgent
 from glm4.agent.conversation import Conversation
-from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, PartBegan, TurnEnded
+from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, FileAdded, PartBegan, TurnEnded
 from glm4.agent.files import FileStore, StoredFile
 from glm4.agent.sessions import Session, SessionMessage, new_id
 from glm4.agent.tool import Invocation, Sources, Tool
@@ -41,7 +42,7 @@ from glm4.server.state import ServerState
 log = logging.getLogger("glm4.server")
 
 _WRITE_SECONDS = 2.0
-Attach = Callable[[Message, Sequence[StoredFile], LLM, Sequence[str]], Message]
+Attach = Callable[[Message, Sequence[StoredFile], LLM, Sequence[str]], Awaitable[Message]]
 """A user's message, its files, the model and the names of the tools → the message as the model gets it."""
 
 
@@ -75,6 +76,7 @@ class Turns:
         self._turns: dict[str, Turn] = {}
         self._by_client: dict[tuple[str, str], asyncio.Future[Turn]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._starting: Counter[str] = Counter()  # turns by owner, and by conversation
 
     def find(self, turn_id: str, owner: str) -> Turn:
         """A turn of this owner.
@@ -123,34 +125,70 @@ class Turns:
     async def _start(
         self, state: ServerState, target: Target, request: TurnRequest, owner: str, files: Sequence[StoredFile]
     ) -> Turn:
-        if len(self.running(owner)) >= self._config.max_turns:
+        if len(self.running(owner)) + self._starting[f"key {owner}"] >= self._config.max_turns:
             raise busy(f"{self._config.max_turns} turns run already; wait for one of them", 5, status=429)
-        session = await self._session(request, target, owner)
-        if any(turn.conversation == session.id for turn in self.running(owner)):
-            raise ApiError(409, "this conversation has a turn that has not ended; stop it first", "conversation",
-                           "turn_running")  # fmt: skip
+        with self._counted(f"key {owner}"):
+            session = await self._session(request, target, owner)
+            try:
+                if self._starting[session.id] or any(one.conversation == session.id for one in self.running(owner)):
+                    raise ApiError(409, "this conversation has a turn that has not ended; stop it first",
+                                   "conversation", "turn_running")  # fmt: skip
+                with self._counted(session.id):
+                    return await self._start_in(session, state, target, request, owner, files)
+            except BaseException:
+                if request.conversation is None:  # nobody knows of it yet
+                    await asyncio.shield(self.store.delete(session.id, owner))
+                raise
+
+    @contextmanager
+    def _counted(self, what: str) -> Iterator[None]:
+        """A turn that starts counts before there is one."""
+        self._starting[what] += 1
+        try:
+            yield
+        finally:
+            self._starting[what] -= 1
+            if not self._starting[what]:
+                del self._starting[what]
+
+    async def _start_in(
+        self, session: Session, state: ServerState, target: Target, request: TurnRequest, owner: str,
+        files: Sequence[StoredFile],
+    ) -> Turn:  # fmt: skip
         names = request.tools if request.tools is not None else tuple(session.params.get("tools", ()))
         self.tools.check(names)
         params = turn_params(request.params or session.params.get("sampling", {}), target.llm.default_sampling_params())
         branch = await self.store.branch(session.id, owner, leaf=request.parent)
-        if request.message is not None:
-            message = await asyncio.to_thread(self._attach, request.message, files, target.llm, names)
-            branch.append(await self._asked(session, message, request.message.text, branch, owner, files))
-        elif not branch or branch[-1].role != "user":
+        if request.message is None and (not branch or branch[-1].role != "user"):
             raise InvalidRequestError(
                 "parent is not a message of the user, so there is nothing to answer", param="parent"
             )
-        await self._keep_choices(session, request, target, owner)
-        stored = await self.store.add(
-            session.id, SessionMessage("", branch[-1].id, "assistant", "running", target.name, [], []), owner
-        )
-        conversation = self._conversation(session, branch)
-        given = await self.store.files(session.id, owner)
-        tools = await self.tools.take(session.id, names, self.files, given)
+        message = None
+        if request.message is not None:
+            message = await self._attach(request.message, files, target.llm, names)
+        given = {file.sha256: file for file in (*await self.store.files(session.id, owner), *files)}
+        tools = await self.tools.take(session.id, names, self.files, list(given.values()))
+        try:
+            if message is not None and request.message is not None:
+                branch.append(await self._asked(session, message, request.message.text, branch, owner, files))
+            await self._keep_choices(session, request, target, owner)
+            stored = await self.store.add(
+                session.id, SessionMessage("", branch[-1].id, "assistant", "running", target.name, [], []), owner
+            )
+        except BaseException:
+            self.tools.release(session.id)
+            raise
         agent = AsyncAgent(
-            _generator(state, target), target.llm, tools, system=session.system or None, params=params,
+            generator(state, target), target.llm, tools, system=session.system or None, params=params,
             adapter=target.adapter, limits=self._config.limits, approve=self._approver(stored.id),
         )  # fmt: skip
+        return self._run_in_background(state, target, owner, session, branch, stored, agent)
+
+    def _run_in_background(
+        self, state: ServerState, target: Target, owner: str, session: Session, branch: Sequence[SessionMessage],
+        stored: SessionMessage, agent: AsyncAgent,
+    ) -> Turn:  # fmt: skip
+        conversation = self._conversation(session, branch)
         about = {
             "turn": new_id(), "conversation": session.id, "parent": branch[-1].id, "message": stored.id,
             "model": target.name, "context": target.llm.info.max_model_len,
@@ -222,6 +260,8 @@ class Turns:
                     if isinstance(event, TurnEnded):
                         last = event  # told once it is stored
                         continue
+                    if isinstance(event, FileAdded):
+                        await self._keep_file(turn, event.file)
                     turn.add(event)
                     if _matters(event) or loop.time() - written >= _WRITE_SECONDS:
                         written = loop.time()
@@ -236,6 +276,14 @@ class Turns:
             memory.release()
             self.tools.release(turn.conversation)
             await asyncio.shield(self._end(work, last or TurnEnded("error", "server_error")))
+
+    async def _keep_file(self, turn: Turn, file: StoredFile) -> None:
+        """Note a file that a tool made, before its reader hears of it."""
+        self.tools.made(turn.conversation, file)
+        try:
+            await self.store.add_file(turn.conversation, file, turn.owner)
+        except Glm4Error as error:
+            log.error("a file of a turn was not stored: %s", error)
 
     async def _end(self, work: _Running, last: TurnEnded) -> None:
         await self._write(work, last.status, last)
@@ -271,7 +319,7 @@ class Turns:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def _generator(state: ServerState, target: Target) -> Callable[[ChatRequest], AsyncIterator[StreamChunk]]:
+def generator(state: ServerState, target: Target) -> Callable[[ChatRequest], AsyncIterator[StreamChunk]]:
     """Answers an agent's requests through the queue, limits and metrics that all requests go through."""
 
     async def generate(request: ChatRequest) -> AsyncIterator[StreamChunk]:

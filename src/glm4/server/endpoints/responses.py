@@ -7,19 +7,22 @@ first event. A response belongs to the key it was made with; for other keys it d
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from glm4.api.responses.agent_events import AgentResponseWriter
 from glm4.api.responses.answers import deleted, input_tokens, item_list
 from glm4.api.responses.events import ResponseWriter
 from glm4.api.responses.items import REFERENCE, Item, resolved
 from glm4.api.responses.request import INCLUDABLE, ResponsesRequest, parse_input_tokens, parse_responses
+from glm4.chat.chat_request import ChatRequest
 from glm4.errors import InvalidRequestError, StoreError, TemplateError
 from glm4.requests.input_processor import PreparedRequest
+from glm4.server.agent.response_run import ToolRun
 from glm4.server.errors import ApiError, as_api_error
 from glm4.server.generation import Generation
 from glm4.server.identity import KEY_ID
@@ -31,6 +34,9 @@ from glm4.server.stores.responses import StoredResponse
 from glm4.server.streaming import EventStream, event, until_disconnect
 
 log = logging.getLogger("glm4.server")
+
+_Source = Generation | ToolRun
+_Writer = ResponseWriter | AgentResponseWriter
 
 # The name of a field in chat requests → its name in this API, for errors.
 _FIELDS = {
@@ -54,7 +60,7 @@ async def create(request: Request) -> Response:
             raise ApiError(400, "this server keeps no responses; send store: false", "store", "invalid_value")
         body["store"] = False
     wanted = await parse(partial(parse_responses, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
-    return await until_disconnect(request, _answer(state, target, wanted, _owner(request)))
+    return await until_disconnect(request, _answer(request, state, target, wanted))
 
 
 async def count_tokens(request: Request) -> Response:
@@ -64,6 +70,8 @@ async def count_tokens(request: Request) -> Response:
     target = state.target(request, body)
     llm = target.llm
     wanted = await parse(partial(parse_input_tokens, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
+    if wanted.builtin:
+        raise ApiError(400, "the tokens of built-in tools are not counted; leave them out", "tools", "invalid_value")
     _, prepared = await _prepare(state, target, wanted, _owner(request), runs=False)
     return JSONResponse(input_tokens(len(prepared.prompt_ids)))
 
@@ -136,14 +144,26 @@ async def _prepare(
     state: ServerState, target: Target, wanted: ResponsesRequest, owner: str, *, runs: bool = True
 ) -> tuple[list[Item], PreparedRequest]:
     """The request's own items, and the prompt of the whole conversation; errors name fields of this API."""
-    references = [item["id"] for item in wanted.items if item["type"] == REFERENCE]
-    known = await state.responses.output_items(references, owner) if references else {}
-    items = resolved(wanted.items, known)
+    items, chat = await _conversation(state, wanted, owner, target.llm.dialect.builtin_tools)
     try:
-        chat = wanted.chat(await _earlier(state, wanted.previous_response_id, owner), items)
         return items, await prepare_chat(target, chat, runs=runs)
     except TemplateError as error:
         raise InvalidRequestError(str(error), param="input") from None
+    except InvalidRequestError as error:
+        error.param = _named(error.param, wanted)
+        raise
+
+
+async def _conversation(
+    state: ServerState, wanted: ResponsesRequest, owner: str, raw: Sequence[str]
+) -> tuple[list[Item], ChatRequest]:
+    """The request's own items, and the whole conversation; see `ResponsesRequest.chat` for `raw`."""
+    references = [item["id"] for item in wanted.items if item["type"] == REFERENCE]
+    known = await state.responses.output_items(references, owner) if references else {}
+    items = resolved(wanted.items, known)
+    earlier = await _earlier(state, wanted.previous_response_id, owner)
+    try:
+        return items, wanted.chat(earlier, items, raw)
     except InvalidRequestError as error:
         error.param = _named(error.param, wanted)
         raise
@@ -179,16 +199,30 @@ async def _earlier(state: ServerState, response_id: str | None, owner: str) -> l
     return [item for one in chain for item in (*one.items, *one.body["output"])]
 
 
-async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest, owner: str) -> Response:
-    items, prepared = await _prepare(state, target, wanted, owner)
-    writer = ResponseWriter(wanted, target.name, target.llm.tokenizer)
-    generation = Generation(state, target, prepared)
+async def _answer(request: Request, state: ServerState, target: Target, wanted: ResponsesRequest) -> Response:
+    owner = _owner(request)
+    generation: Generation | ToolRun
+    writer: ResponseWriter | AgentResponseWriter
+    tokenizer = target.llm.tokenizer
+    if wanted.builtin:
+        # What is wrong with the request is found here, and not when the answer has begun.
+        await _prepare(state, target, wanted, owner, runs=False)
+        items, chat = await _conversation(state, wanted, owner, target.llm.dialect.builtin_tools)
+        generation = await ToolRun.open(request.app, state, target, wanted, chat, owner)
+        writer = AgentResponseWriter(
+            wanted, target.name, tokenizer, generation.kinds, generation.listed, generation.file_ids
+        )
+    else:
+        items, prepared = await _prepare(state, target, wanted, owner)
+        generation = Generation(state, target, prepared)
+        writer = ResponseWriter(wanted, target.name, tokenizer)
     if wanted.stream:
         return await _stream(state, generation, writer, items, owner if wanted.store else None)
     try:
         await generation.start()
+        writer.begin()  # lists what stands before the answer
         async for chunk in generation.chunks():
-            writer.push(chunk)
+            writer.push(chunk)  # type: ignore[arg-type]  # each writer gets what its source gives
     finally:
         await generation.close()
     if wanted.store:
@@ -197,7 +231,7 @@ async def _answer(state: ServerState, target: Target, wanted: ResponsesRequest, 
 
 
 async def _stream(
-    state: ServerState, generation: Generation, writer: ResponseWriter, items: list[Item], owner: str | None
+    state: ServerState, generation: _Source, writer: _Writer, items: list[Item], owner: str | None
 ) -> Response:
     """Answer as a stream, and store that for its owner; None does not store it."""
     store = owner is not None
@@ -225,12 +259,12 @@ async def _stream(
 
 
 async def _events(
-    state: ServerState, generation: Generation, writer: ResponseWriter, *, store: bool
+    state: ServerState, generation: _Source, writer: _Writer, *, store: bool
 ) -> AsyncGenerator[bytes, None]:
     yield _written(writer.begin())
     try:
         async for chunk in generation.chunks():
-            events = writer.push(chunk)
+            events = writer.push(chunk)  # type: ignore[arg-type]  # see `_answer`
             if events:
                 yield _written(events)
         if store:
@@ -244,7 +278,7 @@ async def _events(
         yield _written(ending)
 
 
-async def _finish_quietly(state: ServerState, writer: ResponseWriter) -> None:
+async def _finish_quietly(state: ServerState, writer: _Writer) -> None:
     """Store the end of a response without raising. If its output cannot be stored, store the rest."""
     for response in (writer.response, {**writer.response, "output": []}):
         try:
