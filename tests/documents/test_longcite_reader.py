@@ -38,9 +38,9 @@ def document(*pages: str) -> Document:
     return Document("a.pdf", "application/pdf", "0" * 64, blocks, num_pages=len(pages))
 
 
-def opened(folder: Path, answer: Callable[[str], str], **options: int) -> LLM:
+def opened(folder: Path, answer: Callable[[str], str], *, max_model_len: int = 4096) -> LLM:
     """A LongCite model by its name, of which only the weights' size and the answers are not real."""
-    llm = scripted_llm(folder, answer, **options)
+    llm = scripted_llm(folder, answer, max_model_len=max_model_len)
     llm.checkpoint = open_checkpoint(folder, variant=VARIANTS["longcite-glm4-9b"])
     return llm
 
