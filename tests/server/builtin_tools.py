@@ -10,12 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 from browsing import FILLER, html
 from openai_schema import check_response, check_response_stream, events
 from response_stream import plain, rebuilt
 
 from glm4.agent.toolbox import ToolServices
+from glm4.api.schemas import components
 from glm4.multimodal.fetch import FetchPolicy
 from glm4.server.agent.config import AgentConfig
 from glm4.server.config import ModelSpec, ServerConfig
@@ -108,10 +110,18 @@ def both(live: LiveServer, body: dict[str, Any]) -> dict[str, Any]:
         text = http.post("/v1/responses", json={**body, "stream": True}).text
     check_response_stream(text)
     told = [json.loads(data) for data in events(text)]
+    for name, value in (("Response", whole), *(("ResponseEvent", one) for one in told)):
+        described(name).validate(value)
     response = told[-1]["response"]
     assert rebuilt(told) == response["output"]
     assert plain(response) == plain(whole)
     return whole
+
+
+def described(name: str) -> jsonschema.Draft202012Validator:
+    """What the OpenAPI document says of this form."""
+    known = {**components("openai"), **components("responses")}
+    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": {"schemas": known}})
 
 
 def upload(live: LiveServer, name: str, data: bytes) -> str:
