@@ -47,7 +47,8 @@ def test_help_has_panels_defaults_and_variables(
         "Access",
         "Limits",
         "Logging and metrics",
-        "Assistant", "Ray cluster",
+        "Assistant",
+        "Ray cluster",
         "Examples",
     ]
     assert "(default: 8000)" in shown
