@@ -89,7 +89,8 @@ def test_lone_surrogates_are_replaced(tmp_path: Path) -> None:
 HOSTILE: tuple[dict[str, Any], ...] = (
     {"params": {"tools": 5}}, {"params": {"tools": [["x"]]}}, {"params": {"sampling": []}},
     {"title": None}, {"leaf": {"a": 1}}, {"leaf": []},
-    {"messages": [{"id": "a", "parent": "a"}]}, {"messages": [{"id": "a", "parent": ["a"]}]}, {"messages": [{"id": {}}]},
+    {"messages": [{"id": "a", "parent": "a"}]}, {"messages": [{"id": "a", "parent": ["a"]}]},
+    {"messages": [{"id": {}}]},
     {"files": [{"name": "x", "data": "eA==", "alt": 3}]}, {"files": [{"name": 3, "data": "eA=="}]},
 )  # fmt: skip
 HOSTILE_MESSAGES: tuple[dict[str, Any], ...] = (

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from glm4.errors import PromptTooLongError
-from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.system.text_encoding import well_formed
+from glm4.tokenizer import Tokenizer, load_tokenizer
 
 LONGEST = 32
 REMOVING = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("a+"), "removed"), pre_tokenizers.ByteLevel()])

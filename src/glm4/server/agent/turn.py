@@ -113,11 +113,12 @@ class Turn:
         while True:
             self._flush()
             if at is None or at > self.seq or (self._ring and at < self._ring[0][0].seq - 1):
-                at = self.seq
+                at, ended = self.seq, self.ended
                 yield self.snapshot()
-                if self.ended:
-                    yield Numbered(self.seq, self._ring[-1][0].data)
+                if ended:
+                    yield self._ring[-1][0]
                     return
+                continue  # the turn went on while that was sent
             changed = self._changed
             for event in [event for event, _ in self._ring if event.seq > at]:
                 at = event.seq
