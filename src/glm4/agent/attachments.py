@@ -48,22 +48,23 @@ def attached(
     return replace(message, content=content)
 
 
+def told(files: Sequence[tuple[str, str]]) -> str:
+    """Files in front of a message: their names and texts, as GLM-4's own demo has them."""
+    texts = [f"[File Name]\n{name}\n[File Content]\n{text}" for name, text in files]
+    return "\n\n".join(texts) + f"\n\n\n{len(files)} file{'s' if len(files) > 1 else ''} uploaded.\n"
+
+
 def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load) -> str:
     if not files:
         return ""
-    told: list[str] = []
+    whole = ""
     try:
-        told = [
-            f"[File Name]\n{file.name}\n[File Content]\n{load(store.read(file.sha256), file.name).text}"
-            for file in files
-        ]
+        whole = told([(file.name, load(store.read(file.sha256), file.name).text) for file in files])
     except InvalidRequestError:
-        told = []
         if "python" not in readers:  # which reads any file
             raise
-    whole = "\n\n".join(told)
-    if told and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
-        return f"{whole}\n\n\n{len(files)} files uploaded.\n" if len(files) > 1 else f"{whole}\n\n\n1 file uploaded.\n"
+    if whole and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
+        return whole
     names = ", ".join(file.name for file in files)
     if not readers:
         raise InvalidRequestError(
