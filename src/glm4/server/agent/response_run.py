@@ -28,6 +28,7 @@ from glm4.chat.chat_request import ChatRequest
 from glm4.errors import InvalidRequestError
 from glm4.server.agent.state import AgentState
 from glm4.server.agent.turns import generator
+from glm4.server.errors import ApiError
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, find_state
 
@@ -103,7 +104,10 @@ class ToolRun:
             raise InvalidRequestError(str(error), param="tools") from None
         container = next((one.container for one in wanted.builtin if one.container), None) or f"cntr_{new_id()}"
         key = f"{owner} {container}"
-        given = await agents.given([name for one in wanted.builtin for name in one.files], owner)
+        try:
+            given = await agents.given([name for one in wanted.builtin for name in one.files], owner)
+        except ApiError as error:
+            raise InvalidRequestError(error.message, param="tools") from None
         tools = list(await agents.tools.take(key, names, agents.files, list(given.values())))
         try:
             client = _client_functions(chat)
