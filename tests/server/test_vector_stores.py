@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from files_server import HANDBOOK, KEYS, check, client_of, files_server
 from openai import BadRequestError, NotFoundError, OpenAI
+from python_conversations import make_bare_home
 
 from glm4.agent.files import StoredFile
 from glm4.agent.sessions import SessionStore
@@ -220,11 +221,13 @@ def test_file_search_still_takes_digests(live: LiveServer, openai: OpenAI) -> No
     assert (cited.file_id, cited.filename) == (digest, "rules.md")
 
 
-def test_code_reads_files_by_their_ids(tmp_path: Path) -> None:
+def test_code_reads_files_by_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLM4_HOME", str(make_bare_home(tmp_path / "home")))  # without packages to plot with
+
     def code(prompt: str) -> str:
         if "thirty" in prompt:
-            return "\nIt says thirty."
-        return '\npython\nprint(open("/mnt/data/handbook.md").read())'
+            return "It says thirty."
+        return 'python\nprint(open("/mnt/data/handbook.md").read())'
 
     with files_server(tmp_path, code, tools=("python",)) as live:
         openai = client_of(live)

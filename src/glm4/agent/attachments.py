@@ -15,6 +15,9 @@ from glm4.llm import LLM
 READERS = ("files", "python")
 """Tools that can read a file which is too long for the prompt."""
 
+SVG = "image/svg+xml"
+"""A text, which no model sees as a picture."""
+
 Load = Callable[[bytes, str], Document]
 
 
@@ -32,7 +35,7 @@ def attached(
     Raises:
         InvalidRequestError: the model does not see a picture, or the documents do not fit and no tool can read them.
     """
-    pictures = [file for file in files if file.media_type.startswith("image/")]
+    pictures = [file for file in files if file.media_type.startswith("image/") and file.media_type != SVG]
     others = [file for file in files if file not in pictures]
     parts: list[Part] = []
     readers = [name for name in READERS if name in tools]
@@ -44,14 +47,18 @@ def attached(
     text = _documents(others, store, llm, readers, load)
     if names := [file.name for file in pictures if llm.processor.image is None]:
         text += f"The user has sent pictures, which are in /mnt/data: {', '.join(names)}\n\n"
-    content = [*parts, *([TextPart(text)] if text else []), *message.content]
-    return replace(message, content=content)
+    said = list(message.content)
+    if text and said and isinstance(said[0], TextPart):
+        said[0] = TextPart(text + said[0].text)
+    elif text:
+        said.insert(0, TextPart(text))
+    return replace(message, content=[*parts, *said])
 
 
 def told(files: Sequence[tuple[str, str]]) -> str:
-    """Files in front of a message: their names and texts, as GLM-4's own demo has them."""
+    """What stands in front of a message with these files: their names and texts, as GLM-4's own demo has them."""
     texts = [f"[File Name]\n{name}\n[File Content]\n{text}" for name, text in files]
-    return "\n\n".join(texts) + f"\n\n\n{len(files)} file{'s' if len(files) > 1 else ''} uploaded.\n"
+    return "\n\n".join(texts) + f"\n\n\n{len(files)} files uploaded.\n"
 
 
 def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load) -> str:
@@ -59,7 +66,7 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
         return ""
     whole = ""
     try:
-        whole = told([(file.name, load(store.read(file.sha256), file.name).text) for file in files])
+        whole = told([(file.name, text_of(load(store.read(file.sha256), file.name))) for file in files])
     except InvalidRequestError:
         if "python" not in readers:  # which reads any file
             raise
@@ -73,3 +80,9 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
         )
     places = {"files": "search_files and read_file read them", "python": "they are in /mnt/data"}
     return f"The user has sent files: {names} ({'; '.join(places[name] for name in readers)}).\n\n"
+
+
+def text_of(document: Document) -> str:
+    """A document's text, and what is missing from it, so that the model does not take a part for the whole."""
+    missing = "; ".join(document.warnings)
+    return f"{document.text}\n\n(Not all of it could be read: {missing})".lstrip() if missing else document.text

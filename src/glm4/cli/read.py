@@ -237,6 +237,7 @@ def _ask(reader: Reader, question: str, strategy: Strategy | None, *, quiet: boo
 
     answer: ReadAnswer | None = None
     marks: list[int] = []
+    space = ""  # behind what was written: marks stand before it
     with (
         Interrupt() as interrupt,
         silent_keyboard(),
@@ -259,7 +260,10 @@ def _ask(reader: Reader, question: str, strategy: Strategy | None, *, quiet: boo
             elif isinstance(event, Citation):
                 marks.append(event.source.n)
             else:
-                _write("".join(f"[{n}]" for n in marks) + printable(event))
+                text = printable(event)
+                said = text.rstrip()
+                _write("".join(f"[{n}]" for n in marks) + (space + said if said else ""))
+                space = text[len(said) :] if said else space + text
                 marks.clear()
     if answer is None or quiet:
         if answer is None and not quiet:

@@ -44,7 +44,7 @@ _known_terms_of = lru_cache(1 << 15)(_terms_of)  # long texts repeat their words
 
 def _stem(word: str) -> str:
     """The word without the endings that most often hide a match in English."""
-    for ending, least in (("ies", 5), ("ing", 6), ("ed", 5), ("es", 5), ("s", 4)):
+    for ending, least in (("ies", 5), ("ing", 6), ("ed", 5), ("es", 5), ("s", 4), ("e", 4)):
         if len(word) >= least and word.endswith(ending) and not word.endswith("ss"):
             return word.removesuffix(ending) + ("y" if ending == "ies" else "")
     return word

@@ -26,22 +26,32 @@ def call_messages(item: Mapping[str, Any], raw: Sequence[str]) -> list[Message]:
     Args:
         raw: tools whose arguments the model writes as they are.
     """
+    if item.get("status") == "incomplete":
+        return []
     if item["type"] == "code_interpreter_call":
         code = str(item.get("code") or "")
         arguments = code if "python" in raw else json.dumps({"code": code}, ensure_ascii=False)
         outputs = item.get("outputs")
         logs = (
-            [str(one.get("logs", "")) for one in outputs if isinstance(one, Mapping)]
+            [str(one.get("logs") or "") for one in outputs if isinstance(one, Mapping)]
             if isinstance(outputs, list)
             else []
         )
         return _exchange(item, "python", arguments, "\n".join(filter(None, logs)))
     if item["type"] == "mcp_call":
         name = f"{item.get('server_label', '')}__{item.get('name', '')}"
-        return _exchange(
-            item, name, str(item.get("arguments") or "{}"), str(item.get("output") or item.get("error") or "")
-        )
+        said = str(item["output"]) if item.get("output") else _error(item.get("error"))
+        return _exchange(item, name, str(item.get("arguments") or "{}"), said)
     return []
+
+
+def _error(error: Any) -> str:
+    if not isinstance(error, Mapping):
+        return str(error or "")
+    content = error.get("content")
+    parts = content if isinstance(content, list) else []
+    texts = [str(part.get("text", "")) for part in parts if isinstance(part, Mapping)]
+    return "\n".join(texts) or str(error.get("message", ""))
 
 
 def _exchange(item: Mapping[str, Any], name: str, arguments: str, output: str) -> list[Message]:

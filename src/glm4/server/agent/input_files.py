@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from glm4.agent.attachments import told
+from glm4.agent.attachments import SVG, text_of, told
 from glm4.agent.file_store import clean_name, media_type
 from glm4.agent.files import StoredFile
 from glm4.api.files.parts import CHAT, MOST, RESPONSES, PartForm, SentFile, anthropic_file
@@ -91,21 +91,26 @@ class InputFiles:
                 others.append(form.picture(url))
             else:
                 documents.append(await self._text(file))
-        return [*([form.text(told(documents))] if documents else []), *others]
+        if not documents:
+            return others
+        first = others[0] if others and isinstance(others[0], dict) else {}
+        if first.get("type") == form.text("")["type"] and isinstance(first.get("text"), str):
+            return [{**first, "text": told(documents) + first["text"]}, *others[1:]]
+        return [form.text(told(documents)), *others]
 
     async def _picture(self, file: SentFile) -> str | None:
         """A picture as a data URL; None for other files."""
         if file.id is not None:
             stored = await self._stored(file)
             kind = stored.media_type
-            if not kind.startswith("image/") or kind == "image/svg+xml":
+            if not kind.startswith("image/") or kind == SVG:
                 return None
             data = await asyncio.to_thread(self._agents.files.read, stored.sha256)
             await self._hold(len(data))
         else:
             data = file.data or b""
             kind = media_type(data, file.name or "")
-            if not kind.startswith("image/") or kind == "image/svg+xml":
+            if not kind.startswith("image/") or kind == SVG:
                 return None
         self._another(file)
         return f"data:{kind};base64,{base64.b64encode(data).decode()}"
@@ -123,8 +128,9 @@ class InputFiles:
                 document = await self._agents.documents.data(file.data or b"", clean_name(file.name or ""))
         except InvalidRequestError as error:
             raise InvalidRequestError(f"{file.where}: {error}", param=file.where) from None
-        await self._hold(len(document.text.encode()))
-        return document.name, document.text
+        text = text_of(document)
+        await self._hold(len(text.encode()))
+        return document.name, text
 
     async def _stored(self, file: SentFile) -> StoredFile:
         try:
