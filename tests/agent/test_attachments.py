@@ -63,8 +63,9 @@ def test_documents_stand_before_the_question_as_in_the_demo_of_glm_4(blind: LLM)
     assert two.text == (
         "[File Name]\na.txt\n[File Content]\nThe first.\n\n[File Name]\nb.txt\n[File Content]\n"
         + "第二。" * 20
-        + "\n\n\n2 files uploaded.\nWhat is it?"
+        + "\n\n\n2 files uploaded.\nFor Python, they are at /mnt/data/a.txt, /mnt/data/b.txt.\nWhat is it?"
     )
+    assert given(blind, {"a.txt": b"x"}, "python").text.endswith("For Python, it is at /mnt/data/a.txt.\nWhat is it?")
     nothing_said = attached(Message("user", ()), [], MemoryFiles(), blind, (), load)
     assert nothing_said.content == ()
 

@@ -51,7 +51,7 @@ def chat(
         Option(
             metavar="NAMES",
             panel=TOOLS,
-            help="Tools to use: python, browser, image, mcp:SERVER, or a .py file of functions; several with commas.",
+            help="Tools to use: python, browser, files, image, mcp:NAME, a .py file of functions; several with commas.",
         ),
     ] = None,
     file: Annotated[

@@ -43,7 +43,7 @@ class TurnRequest:
         message: of the user; None answers `parent`, the user's message, anew.
         files: sha256 of files that were uploaded.
         tools: names of tools; None are those of the conversation.
-        system: instructions of a new conversation.
+        system: instructions, from this turn on.
         params: sampling options as they were given.
     """
 
@@ -83,7 +83,8 @@ def turn_params(given: Mapping[str, Any], defaults: SamplingParams) -> SamplingP
     Raises:
         InvalidRequestError: see `SamplingParams`; `.param` names the option.
     """
-    changes = {str(_PARAMS[name].sampling): value for name, value in given.items()}
+    # They may have been stored: as JSON, which has no numbers as keys, or by an import.
+    changes = {str(_PARAMS[name].sampling): value for name, value in _params("params", given).items()}
     return sampling_params(defaults, changes, {})
 
 
