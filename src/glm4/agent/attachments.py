@@ -15,6 +15,7 @@ from glm4.llm import LLM
 READERS = ("files", "python")
 """Tools that can read a file which is too long for the prompt."""
 
+_DRAWING = "image/svg+xml"  # which is a text
 Load = Callable[[bytes, str], Document]
 
 
@@ -32,7 +33,7 @@ def attached(
     Raises:
         InvalidRequestError: the model does not see a picture, or the documents do not fit and no tool can read them.
     """
-    pictures = [file for file in files if file.media_type.startswith("image/")]
+    pictures = [file for file in files if file.media_type.startswith("image/") and file.media_type != _DRAWING]
     others = [file for file in files if file not in pictures]
     parts: list[Part] = []
     readers = [name for name in READERS if name in tools]
