@@ -99,15 +99,18 @@ class SessionStore:
         path: the file, created if missing; None keeps everything in memory.
         clock: seconds since the epoch.
 
+    Attributes:
+        database: of this file; `uploads` and `vector_stores` have tables there, too.
+
     Raises:
         StoreError: the file cannot be used; so does every method.
     """
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+        self._clock = self.clock = clock
         self._path = path
         self._serving: int | None = None
-        self._file = SqliteFile(path, SCHEMA, "the saved conversations")
+        self.database = self._file = SqliteFile(path, SCHEMA, "the saved conversations")
 
     def end_interrupted(self) -> None:
         """Mark turns that a process which is gone was running; for servers, when they begin.
@@ -215,7 +218,7 @@ class SessionStore:
         return self.get(conversation, owner)
 
     def delete(self, conversation: str, owner: str = "") -> list[str]:
-        """Delete a conversation with all its messages; returns the sha256 of its files that no other one has."""
+        """Delete a conversation with all its messages; returns the sha256 of its files that nothing else has."""
         self.get(conversation, owner)
         with self._file.errors("written"), self._file.transaction():
             files = [sha256 for (sha256,) in self._file.run(_OWN_FILES, (conversation, conversation)).fetchall()]
@@ -359,6 +362,7 @@ _SEARCHED = (
 _OWN_FILES = (
     "SELECT sha256 FROM files WHERE conversation = ?"
     " AND sha256 NOT IN (SELECT sha256 FROM files WHERE conversation != ?)"
+    " AND sha256 NOT IN (SELECT sha256 FROM uploads)"
 )
 _INDEXED = "number IN (SELECT rowid FROM found WHERE found MATCH ?)"
 

@@ -45,8 +45,8 @@ def sessions(
 ) -> None:
     """List and move saved conversations.
 
-    They are what clients of `glm4 serve --sessions FOLDER` have said to its assistant; name that folder with --folder.
-    It may be asked while the server runs.
+    `glm4 chat --tools` saves its conversations, and `glm4 chat --resume ID` continues one. Those that clients had with
+    `glm4 serve --sessions FOLDER` are in that folder.
     """
     if action not in ACTIONS:
         raise UsageError(f"the action is one of {', '.join(ACTIONS)}, not {action!r}")

@@ -60,10 +60,19 @@ def sentences_of(
     return found
 
 
-def passages_of(documents: Sequence[Document], sentences: Sequence[Sentence], most_tokens: int) -> list[Passage]:
-    """The sentences in passages: not across sections, and of at most so many tokens, if no sentence alone has more."""
+def passages_of(
+    documents: Sequence[Document], sentences: Sequence[Sentence], most_tokens: int, *, within_pages: bool = False
+) -> list[Passage]:
+    """The sentences in passages: not across sections, and of at most so many tokens, if no sentence alone has more.
+
+    Args:
+        within_pages: nor across pages, for what is cited by passages.
+    """
     passages: list[Passage] = []
-    places = [(s.document, documents[s.document].place(s.start).section) for s in sentences]
+    places = [
+        (document, place.section, place.page if within_pages else None)
+        for document, place in places_of(documents, sentences)
+    ]
     for _, group in groupby(range(len(sentences)), key=places.__getitem__):
         first, tokens = -1, 0
         for at in group:

@@ -108,6 +108,9 @@ class Tokenizer(ABC):
         """Length of the longest token in bytes. It takes a while, the first time."""
         return max(len(self.token_bytes(int(token_id))) for token_id in self._named_ids)
 
+    def build(self) -> None:  # noqa: B027  (most are built when they are loaded)
+        """Do now what takes a while when `encode` is used for more than short texts. Thread-safe."""
+
     def encode(
         self,
         text: str,

@@ -88,7 +88,7 @@ def turn_params(given: Mapping[str, Any], defaults: SamplingParams) -> SamplingP
     changes = {
         str(_PARAMS[name].sampling): _PARAMS[name].read(f"params.{name}", value) for name, value in given.items()
     }
-    return sampling_params(defaults, changes, {})
+    return sampling_params(defaults, changes, {str(_PARAMS[name].sampling): f"params.{name}" for name in given})
 
 
 def _id(name: str, value: Any) -> str:

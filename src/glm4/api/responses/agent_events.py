@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from glm4.agent.events import (
@@ -20,6 +21,7 @@ from glm4.agent.events import (
     TurnEnded,
     UsageAdded,
 )
+from glm4.agent.files import StoredFile
 from glm4.api.responses.builtin_items import BuiltinItem, Kind, listed_tools
 from glm4.api.responses.item_writing import CallItem, ItemWriter, PartedItem, message_item, thinking_item
 from glm4.api.responses.request import ResponsesRequest
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
 
 HANDED_OVER = "handed_over"
 """The reason of a turn that ended because the model called a function of the client."""
-_CLIENT = Kind("function")
+_ANSWERED = ("rounds", "repeated_calls")
+"""Limits behind which the model is asked once more, without tools."""
 
 
 class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
     """Writes one response.
 
     Args:
-        kinds: function → what it is in this API; others are the client's.
+        kinds: function → what it is in this API. Calls of other names are not shown: the model is told that there is
+            no such function, and goes on.
         listed: MCP servers and their functions, listed before everything else.
+        file_ids: sha256 of a file → the id that the request named it by, for citations.
     """
 
     def __init__(
@@ -47,16 +52,19 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
         tokenizer: Tokenizer,
         kinds: Mapping[str, Kind],
         listed: Mapping[str, Sequence[Mapping[str, Any]]],
+        file_ids: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(request, model)
         self._tokenizer = tokenizer
         self._kinds = kinds
         self._listed = listed
+        self._file_ids = file_ids
         self._texts: dict[int, str] = {}
         self._parts: dict[int, str] = {}
         self._calls: dict[str, BuiltinItem] = {}
         self._usage = {"prompt": 0, "cached": 0, "completion": 0}
         self._thought: list[str] = []
+        self._made: list[tuple[str, StoredFile]] = []  # by a code interpreter, and not told yet
         self._failure: ErrorRaised | None = None
 
     def begin(self) -> list[dict[str, Any]]:
@@ -106,7 +114,9 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
 
     def call(self, event: CallChanged) -> None:
         """A call is written, runs or has ended."""
-        kind = self._kinds.get(event.tool, _CLIENT)
+        kind = self._kinds.get(event.tool)
+        if kind is None:
+            return
         if kind.kind == "function":
             if event.state == "writing":
                 make = lambda place: CallItem(place, event.part, event.call, event.tool)  # noqa: E731
@@ -133,8 +143,11 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
 
     def file(self, event: FileAdded) -> None:
         """A file of a call."""
-        if event.call in self._calls:
-            self._calls[event.call].files.append(event.file)
+        item = self._calls.get(event.call or "")
+        if item is not None:
+            item.files.append(event.file)
+            if item.kind.container and not event.file.media_type.startswith("image/"):
+                self._made.append((item.kind.container, event.file))
 
     def citation(self, event: CitationAdded) -> None:
         """A source of the message."""
@@ -143,7 +156,8 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
             place = {"start_index": event.citation.start, "end_index": event.citation.end}
             item.annotate(self._emit, {"type": "url_citation", "url": source.url, "title": source.title, **place})
         else:
-            named = {"file_id": source.file or "", "filename": source.title}
+            name = self._file_ids.get(source.file or "", source.file or "")
+            named = {"file_id": name, "filename": source.title}
             item.annotate(self._emit, {"type": "file_citation", **named, "index": event.citation.start})
 
     def usage(self, event: UsageAdded) -> None:
@@ -160,10 +174,11 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
         """End the items."""
         handed = event.reason == HANDED_OVER
         cut = event.reason in ("length", "tokens") and not handed
-        failed = event.status == "error" or (event.status in ("limit", "stopped") and not cut and not handed)
+        ended = event.status == "completed" or event.reason in _ANSWERED
+        failed = not (ended or cut or handed)
         self._end_calls("incomplete")
-        if not failed and not self._answered():
-            self._turn_to(("output_text", 0), message_item)
+        if not failed and not handed:
+            self._tell_files()
         if failed:
             self.fail(*self._why(event), param=None)
             return
@@ -174,6 +189,24 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
             reason="max_output_tokens" if cut else None,
             completed_at=None if cut else int(time.time()),
         )
+
+    def _answered(self) -> bool:
+        kinds = {item["type"] for item in self._items if item is not None}
+        return bool(kinds & {"message", "function_call"}) or (self._open is not None and not self._thinks())
+
+    def _thinks(self) -> bool:
+        return self._open is not None and self._open.key[0] == "reasoning_text"
+
+    def _tell_files(self) -> None:
+        """Name the files that code has made in the message that ends the response."""
+        if self._made or not self._answered():
+            item: PartedItem = self._turn_to(("output_text", 0), message_item)
+            for container, file in self._made:
+                at = item.text.find(file.name)
+                place = (len(item.text),) * 2 if at < 0 else (at, at + len(file.name))
+                named = {"container_id": container, "file_id": file.sha256, "filename": file.name}
+                span = {"start_index": place[0], "end_index": place[1]}
+                item.annotate(self._emit, {"type": "container_file_citation", **named, **span})
 
     def fail(self, message: str, code: str | None = None, param: str | None = None) -> list[dict[str, Any]]:
         """See `ItemWriter.fail`."""

@@ -2,7 +2,7 @@
 
 code_interpreter    the python tool; `container` names an interpreter that stays for the next response
 web_search          the browser
-file_search         files that were sent to /v1/agent/files; their ids stand in `vector_store_ids`
+file_search         vector stores; `vector_store_ids` may also name single files of /v1/files and /v1/agent/files
 mcp                 a server of the operator's file, by its `server_label`; requests name no addresses
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.api.fields import Reader, as_it_is, is_int, only, text
-from glm4.errors import InvalidRequestError, shown
+from glm4.api.fields import Reader, only, text
+from glm4.errors import InvalidRequestError
 
 WEB_SEARCH = ("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11")
 
@@ -25,7 +25,7 @@ class BuiltinTool:
     Attributes:
         kind: "code_interpreter", "web_search", "file_search" or "mcp".
         tool: its name among the server's tools.
-        container: of a code interpreter: the id of the one to go on with; None makes one.
+        container: of a code interpreter: the id of the one to go on with; None makes a new one.
         files: ids of files for it.
         allowed: of an MCP server: names of its functions; None is all.
     """
@@ -56,8 +56,9 @@ def read_builtin(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     read = {key: checks[key](f"{where}.{key}", value) for key, value in given.items()}
     for key in _REQUIRED.get(given["type"], ()):
         if key not in read:
-            raise InvalidRequestError(f"{where}.{key} is missing", param=f"{where}.{key}")
-    return read
+            hint = "; nobody is asked here, so send never" if key == "require_approval" else ""
+            raise InvalidRequestError(f"{where}.{key} is missing{hint}", param=f"{where}.{key}")
+    return {**_DEFAULTS.get(given["type"], {}), **read}
 
 
 def builtin_tools(tools: Sequence[Mapping[str, Any]]) -> list[BuiltinTool]:
@@ -92,16 +93,14 @@ def _names(name: str, value: Any) -> Any:
     return _strings(name, value)
 
 
-def _results(name: str, value: Any) -> int:
-    if not is_int(value) or not 1 <= value <= 50:
-        raise InvalidRequestError(f"{name} must be a whole number from 1 to 50, not {shown(value)}", param=name)
-    return int(value)
-
-
 _READERS: Mapping[str, Mapping[str, Reader]] = {
     "code_interpreter": {"container": _container},
-    **{name: {"search_context_size": only("low", "medium", "high")} for name in WEB_SEARCH},
-    "file_search": {"vector_store_ids": _strings, "max_num_results": _results, "ranking_options": as_it_is},
+    # How much of a page a model reads is decided by its context.
+    **{
+        name: {"search_context_size": only("low", "medium", "high"), "external_web_access": only(True)}
+        for name in WEB_SEARCH
+    },
+    "file_search": {"vector_store_ids": _strings},
     "mcp": {
         "server_label": text,
         "server_description": text,
@@ -109,14 +108,17 @@ _READERS: Mapping[str, Mapping[str, Reader]] = {
         "require_approval": only("never"),
     },
 }
-_REQUIRED = {"file_search": ("vector_store_ids",), "mcp": ("server_label",)}
+_REQUIRED = {"file_search": ("vector_store_ids",), "mcp": ("server_label", "require_approval")}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"code_interpreter": {"container": {"type": "auto"}}}
 _REFUSED = {
     "server_url": "the operator of this server lists its MCP servers; name one by its server_label",
     "connector_id": "there are no connectors here",
     "headers": "the operator of this server lists its MCP servers",
     "authorization": "the operator of this server lists its MCP servers",
     "user_location": "the search engine does not take one",
-    "filters": "put the site's name among the words to search for",
+    "filters": "name sites or files in the question",
+    "max_num_results": "the model gets the best few passages, and can ask for more",
+    "ranking_options": "passages are found by their words",
 }
 
 

@@ -45,6 +45,7 @@ class BuiltinItem:
     output: list[str] = field(default_factory=list)
     files: list[StoredFile] = field(default_factory=list)
     id: str = ""
+    ran: bool = False
 
     def __post_init__(self) -> None:
         self.id = item_id(_KINDS[self.kind.kind].prefix)
@@ -66,35 +67,46 @@ class BuiltinItem:
         """More of its arguments."""
         self.arguments += arguments
         name = _KINDS[self.kind.kind].delta
-        if (
-            arguments
-            and name
-            and not (self.kind.kind == "code_interpreter" and self.arguments.lstrip().startswith("{"))
-        ):
+        if arguments and name and not self._wrapped:
             emit(f"response.{name}.delta", **self._at, delta=arguments)
+
+    @property
+    def _wrapped(self) -> bool:
+        """The arguments are JSON text with the code in it, which is shown when it is whole."""
+        return self.kind.kind == "code_interpreter" and self.arguments.lstrip().startswith("{")
 
     def run(self, emit: Emit) -> None:
         """It begins to run."""
-        kind = self.kind.kind
-        if kind == "code_interpreter":
+        self.ran = True
+        self._written(emit)
+        if running := _KINDS[self.kind.kind].running:
+            emit(f"response.{self.kind.kind}_call.{running}", **self._at)
+
+    def _written(self, emit: Emit) -> None:
+        """The model has written the whole call."""
+        if self.kind.kind == "code_interpreter":
             code = code_of(self.arguments)
-            if code != self.arguments:
+            if self._wrapped:
                 emit("response.code_interpreter_call_code.delta", **self._at, delta=code)
             emit("response.code_interpreter_call_code.done", **self._at, code=code)
-        elif kind == "mcp":
+        elif self.kind.kind == "mcp":
             emit("response.mcp_call_arguments.done", **self._at, arguments=self.arguments)
-        if running := _KINDS[kind].running:
-            emit(f"response.{kind}_call.{running}", **self._at)
 
     def end(self, emit: Emit, status: str, *, failed: bool = False) -> Item:
         """Its last events; returns the finished item."""
         kind = self.kind.kind
+        if not self.ran:
+            self._written(emit)
+            status = status if self.output else "incomplete"  # the turn ended before it could run
         if status == "completed":
             emit(f"response.{kind}_call.{'failed' if failed and kind == 'mcp' else 'completed'}", **self._at)
-        item = self._item("failed" if failed and kind in ("mcp", "web_search") else status)
-        if kind == "mcp":
+            # Code that raises an error was run, and its output says so.
+            status = "failed" if failed and kind != "code_interpreter" else status
+        item = self._item(status)
+        if kind == "mcp" and status != "incomplete":
             text = "".join(self.output)
-            item |= {"output": None, "error": text or "the call failed"} if failed else {"output": text}
+            error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": text}]}
+            item |= {"error": error} if failed else {"output": text}
         emit("response.output_item.done", output_index=self.place, item=item)
         return item
 
@@ -112,7 +124,8 @@ def code_of(arguments: str) -> str:
 def _code_fields(item: BuiltinItem) -> dict[str, Any]:
     text = "".join(item.output)
     outputs: list[dict[str, Any]] = [{"type": "logs", "logs": text}] if text else []
-    outputs += [{"type": "image", "url": FILES + file.sha256} for file in item.files]
+    pictures = (file for file in item.files if file.media_type.startswith("image/"))
+    outputs += [{"type": "image", "url": FILES + file.sha256} for file in pictures]
     return {"code": code_of(item.arguments), "container_id": item.kind.container, "outputs": outputs}
 
 

@@ -51,6 +51,11 @@ class PartedItem:
         self._place = {"output_index": place, "content_index": 0, "item_id": self._item["id"]}
         self._text: list[str] = []
 
+    @property
+    def text(self) -> str:
+        """So far."""
+        return "".join(self._text)
+
     def begin(self, emit: Emit) -> None:
         """See `OpenItem`."""
         item = {**self._item, "status": "in_progress", "content": []}
@@ -72,7 +77,7 @@ class PartedItem:
 
     def end(self, emit: Emit, status: str) -> Item:
         """See `OpenItem`."""
-        text = "".join(self._text)
+        text = self.text
         extra = {"logprobs": self.logprobs} if self._extra else {}
         noted = {"annotations": self.annotations} if self._extra else {}
         part = {"type": self._kind, "text": text, **self._extra, **noted, **extra}

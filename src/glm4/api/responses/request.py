@@ -33,9 +33,9 @@ from glm4.sampling_params import MAX_LOGPROBS, SamplingParams, StructuredOutputs
 
 _SCHEMAS = schemas("responses")
 LOGPROBS, ENCRYPTED = "message.output_text.logprobs", "reasoning.encrypted_content"
-WITHOUT_EFFECT = ("code_interpreter_call.outputs", "web_search_call.action.sources", "file_search_call.results")
-"""Outputs of code are always in the response; the others are not kept."""
-INCLUDABLE = (LOGPROBS, ENCRYPTED, *WITHOUT_EFFECT)
+OUTPUTS = "code_interpreter_call.outputs"
+"""They are always in the response."""
+INCLUDABLE = (LOGPROBS, ENCRYPTED, OUTPUTS)
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def _request(given: Mapping[str, Any], defaults: SamplingParams, thinks: bool) -
     params = sampling_params(defaults, changes, sent_as)
     listed = given.get("tools", ())
     builtin = builtin_tools(listed)
-    if builtin and given.get("tool_choice", "auto") not in ("auto", "none"):
-        raise InvalidRequestError("with built-in tools, tool_choice is auto or none", param="tool_choice")
+    if builtin:
+        _check_builtin(given, logprobs=logprobs)
     own = [tool for tool in listed if not is_builtin(tool["type"])]
     tools, choice = offer(own, given.get("tool_choice", "auto"))
     return ResponsesRequest(
@@ -154,6 +154,14 @@ def _check_thinking(given: Mapping[str, Any], thinks: bool) -> None:
         raise InvalidRequestError(
             f"include: {ENCRYPTED} is not supported; thinking is returned in plain text", param="include"
         )
+
+
+def _check_builtin(given: Mapping[str, Any], *, logprobs: bool) -> None:
+    if given.get("tool_choice", "auto") not in ("auto", "none"):
+        raise InvalidRequestError("with built-in tools, tool_choice is auto or none", param="tool_choice")
+    if logprobs and given.get("tool_choice") != "none":
+        name = "include" if LOGPROBS in given.get("include", ()) else "top_logprobs"
+        raise InvalidRequestError("log-probabilities cannot be had together with built-in tools", param=name)
 
 
 def _echo(given: Mapping[str, Any], params: SamplingParams) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from glm4.llm import LLM
 from glm4.server.agent import conversations as saved
 from glm4.server.agent import endpoints as turns
 from glm4.server.agent.config import AgentConfig
+from glm4.server.agent.documents import Documents
+from glm4.server.agent.file_operations import FILE_OPERATIONS
 from glm4.server.agent.reading import Readers
 from glm4.server.agent.state import AgentState
 from glm4.server.agent.store import ThreadedSessionStore
@@ -73,6 +75,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
         errors=(404,), parameters={"sha256": "what the file is found by"}),
+    *FILE_OPERATIONS,
 )  # fmt: skip
 
 
@@ -107,8 +110,8 @@ def agent_app(config: AgentConfig) -> App:
             shutil.rmtree(folder, ignore_errors=True)
 
     return App(
-        "assistant", operations=OPERATIONS, schemas=components("agent"),
-        state=AgentState(config, store, files, tools, made), start=start, stop=stop,
+        "assistant", operations=OPERATIONS, schemas={**components("agent"), **components("files")},
+        state=AgentState(config, store, files, tools, made, Documents(files, readers)), start=start, stop=stop,
     )  # fmt: skip
 
 

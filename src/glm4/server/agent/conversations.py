@@ -74,9 +74,9 @@ async def delete_conversation(request: Request) -> Response:
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     await state.store.get(name, owner)
     await state.turns.stop_conversation(name, owner)
-    for sha256 in await state.store.delete(name, owner):
-        if all(sha256 != waiting for _, waiting in state.uploads):
-            await asyncio.to_thread(partial(state.files.delete, sha256))
+    async with state.changing:
+        for sha256 in await state.store.delete(name, owner):
+            await state.drop(sha256)
     return JSONResponse({"done": True})
 
 
@@ -86,12 +86,12 @@ async def export_conversation(request: Request) -> Response:
     kind = request.query_params.get("format", "json")
     if kind == "markdown":
         text = await state.store.as_markdown(name, owner)
-        return Response(text, media_type="text/markdown; charset=utf-8", headers=_attachment("conversation.md"))
+        return Response(text, media_type="text/markdown; charset=utf-8", headers=attachment("conversation.md"))
     if kind != "json":
         raise ApiError(400, "format must be json or markdown", "format", "invalid_value")
     document = await state.store.as_document(name, owner, state.files)
     body = json.dumps(document, ensure_ascii=False).encode()
-    return Response(body, media_type="application/json", headers=_attachment("conversation.json"))
+    return Response(body, media_type="application/json", headers=attachment("conversation.json"))
 
 
 async def import_conversation(request: Request) -> Response:
@@ -112,9 +112,10 @@ async def upload_file(request: Request) -> Response:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.headers.get("origin") and kind in _FROM_ANYWHERE:
         raise ApiError(415, "send the file with Content-Type: application/octet-stream")
-    data = await _read(request, state.config.max_upload_bytes)
-    stored = await asyncio.to_thread(partial(state.files.put, name, data))
-    state.keep(owner, stored)
+    data = await read_raw(request, state.config.max_upload_bytes)
+    async with state.changing:
+        stored = await asyncio.to_thread(partial(state.files.put, name, data))
+        state.keep(owner, stored)
     return JSONResponse(_without_none(file_dict(stored)))
 
 
@@ -128,7 +129,7 @@ async def download_file(request: Request) -> Response:
         "Content-Security-Policy": "default-src 'none'; sandbox",
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=31536000, immutable",
-        **({} if inline else _attachment(file.name)),
+        **({} if inline else attachment(file.name)),
     }
     kind = file.media_type if inline else "application/octet-stream"
     return Response(data, media_type=kind, headers=headers)
@@ -138,7 +139,8 @@ def _state(request: Request) -> AgentState:
     return find_state(request.app, AgentState)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def read_raw(request: Request, limit: int) -> bytes:
+    """The body as it is; see `server.body.read_body` for the errors."""
     seconds = server_state(request).config.body_timeout
     return await read_body(request, _memory(request), limit=limit, seconds=seconds)
 
@@ -149,7 +151,8 @@ def _memory(request: Request) -> BodyMemory:
     return memory
 
 
-def _attachment(name: str) -> dict[str, str]:
+def attachment(name: str) -> dict[str, str]:
+    """The headers with which browsers save an answer under a name."""
     return {
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
         "X-Content-Type-Options": "nosniff",

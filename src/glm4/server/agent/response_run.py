@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,8 @@ from starlette.applications import Starlette
 
 from glm4.agent.async_agent import AsyncAgent
 from glm4.agent.conversation import Conversation
-from glm4.agent.events import AgentEvent, FileAdded, TurnEnded
+from glm4.agent.events import AgentEvent, CallChanged, FileAdded, TurnEnded
+from glm4.agent.files import StoredFile
 from glm4.agent.sessions import new_id
 from glm4.agent.tool import Approval, Function, Invocation, Tool, ToolContext, ToolResult
 from glm4.api.responses.agent_events import HANDED_OVER
@@ -25,9 +25,10 @@ from glm4.api.responses.builtin import BuiltinTool
 from glm4.api.responses.builtin_items import Kind
 from glm4.api.responses.request import ResponsesRequest
 from glm4.chat.chat_request import ChatRequest
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, MissingExtraError, SandboxError, ToolServerError
 from glm4.server.agent.state import AgentState
 from glm4.server.agent.turns import generator
+from glm4.server.errors import ApiError
 from glm4.server.registry import Target
 from glm4.server.state import ServerState, find_state
 
@@ -58,25 +59,25 @@ class ClientFunctions(Tool):
 
 
 class ToolRun:
-    """One response; made by `open`, and always closed."""
+    """One response; made by `open`, and always closed.
 
-    def __init__(
-        self,
-        state: AgentState,
-        owner: str,
-        key: str,
-        agent: AsyncAgent,
-        conversation: Conversation,
-        client: ClientFunctions | None,
-    ) -> None:
-        self._state = state
+    Attributes:
+        kinds: function → what it is in the API.
+        listed: MCP servers and their functions.
+        file_ids: sha256 of a file that was given → the id that it was given by.
+    """
+
+    def __init__(self, agents: AgentState, owner: str, key: str, *, stays: bool) -> None:
+        self._agents = agents
         self._owner = owner
         self._key = key
-        self._agent = agent
-        self._conversation = conversation
-        self._client = client
+        self._stays = stays  # the tools, for a later response
+        self._agent: AsyncAgent | None = None
+        self._events: AsyncGenerator[AgentEvent, None] | None = None
+        self._client: ClientFunctions | None = None
         self.kinds: dict[str, Kind] = {}
         self.listed: dict[str, list[Mapping[str, Any]]] = {}
+        self.file_ids: dict[str, str] = {}
 
     @classmethod
     async def open(
@@ -85,64 +86,97 @@ class ToolRun:
         """Open the tools.
 
         Raises:
-            InvalidRequestError: the server does not have one of them, or there is no such file.
-            Glm4Error: a tool cannot be opened.
+            InvalidRequestError: the server does not have one of them, or there is no such file or container.
+            ApiError: a tool cannot be opened (424), or those of too many others are in use (429).
         """
         agents = find_state(app, AgentState)
         names = tuple(dict.fromkeys(one.tool for one in wanted.builtin))
-        try:
-            agents.tools.check(names)
-        except InvalidRequestError as error:
-            raise InvalidRequestError(str(error), param="tools") from None
-        container = next((one.container for one in wanted.builtin if one.container), None) or f"cntr_{new_id()}"
-        key = f"{owner} {container}"
-        given = [await agents.file(digest, owner) for one in wanted.builtin for digest in one.files]
-        tools = list(await agents.tools.take(key, names, agents.files, given))
-        try:
-            client = _client_functions(chat)
-            chosen = [_allowed(tool, wanted.builtin) for tool in tools]
-            limits = agents.config.limits
-            if wanted.max_tool_calls is not None:
-                limits = replace(limits, rounds=min(limits.rounds, wanted.max_tool_calls), calls_per_round=1)
-            if chat.params is not None and chat.params.max_tokens is not None:
-                limits = replace(limits, tokens=chat.params.max_tokens)
-            agent = AsyncAgent(
-                generator(state, target), target.llm, [*chosen, *([client] if client else [])], params=chat.params,
-                adapter=target.adapter, limits=limits, approve=_approve,
+        agents.tools.check(names)
+        container = next((one.container for one in wanted.builtin if one.container), None)
+        key = f"{owner} {container or f'cntr_{new_id()}'}"
+        if container is not None and not agents.tools.has(key):
+            raise InvalidRequestError(
+                f"there is no container {container[:80]!r}, or it was closed, as idle ones are; send"
+                ' {"type": "auto"} for a new one', param="tools",
             )  # fmt: skip
-            if client is not None:
-                loop = asyncio.get_running_loop()
-                client.end_turn = lambda: loop.call_soon_threadsafe(agent.stop)
-            run = cls(agents, owner, key, agent, Conversation(messages=list(chat.messages), files=agents.files), client)
-            for tool in chosen:
-                await asyncio.to_thread(run._describe, tool, container)
-        except BaseException:
-            agents.tools.release(key)
-            raise
+        run = cls(agents, owner, key, stays="python" in names)
+        given = await run._given([name for one in wanted.builtin for name in one.files])
+        try:
+            tools = await agents.tools.take(key, names, agents.files, given)
+            try:
+                await run._set_up(state, target, wanted, chat, [_allowed(tool, wanted.builtin) for tool in tools])
+            except BaseException:
+                await run.close()
+                raise
+        except (ToolServerError, MissingExtraError, SandboxError) as error:
+            raise ApiError(424, str(error), "tools", "tool_unavailable") from error
         return run
+
+    async def _given(self, names: Sequence[str]) -> list[StoredFile]:
+        try:
+            found = await self._agents.given(names, self._owner)
+        except ApiError as error:
+            raise InvalidRequestError(error.message, param="tools") from None
+        self.file_ids = {file.sha256: name for name, file in found.items()}
+        return list(found.values())
+
+    async def _set_up(
+        self, state: ServerState, target: Target, wanted: ResponsesRequest, chat: ChatRequest, tools: Sequence[Tool]
+    ) -> None:
+        for tool in tools:
+            await asyncio.to_thread(self._describe, tool)
+        self._client = client = _client_functions(chat)
+        limits = self._agents.config.limits
+        if wanted.max_tool_calls is not None:
+            limits = replace(limits, rounds=min(limits.rounds, wanted.max_tool_calls), calls_per_round=1)
+        if chat.params is not None and chat.params.max_tokens is not None:
+            limits = replace(limits, tokens=chat.params.max_tokens)
+        self._agent = agent = AsyncAgent(
+            generator(state, target), target.llm, [*tools, *([client] if client else [])], params=chat.params,
+            adapter=target.adapter, limits=limits, approve=_approve,
+        )  # fmt: skip
+        if client is not None:
+            self.kinds |= {function.name: Kind("function") for function in client.functions}
+            loop = asyncio.get_running_loop()
+            client.end_turn = lambda: loop.call_soon_threadsafe(agent.stop)
+        self._events = agent.run(Conversation(messages=list(chat.messages), files=self._agents.files))
 
     async def start(self) -> None:
         """Nothing waits: rounds queue one by one."""
 
     async def chunks(self) -> AsyncIterator[AgentEvent]:
         """What happens, to the end."""
-        async with aclosing(self._agent.run(self._conversation)) as events:
-            async for event in events:
-                if isinstance(event, FileAdded):
-                    self._state.keep(self._owner, event.file)
-                if isinstance(event, TurnEnded) and self._client is not None and self._client.called.is_set():
-                    yield TurnEnded("completed", HANDED_OVER)
-                else:
-                    yield event
+        assert self._events is not None  # noqa: S101 (for the type checker)
+        async for event in self._events:
+            if isinstance(event, FileAdded):
+                self._agents.keep(self._owner, event.file)
+            if isinstance(event, CallChanged) and event.state != "writing":
+                self._hand_over(event.tool)
+            if isinstance(event, TurnEnded) and self._client is not None and self._client.called.is_set():
+                yield TurnEnded("completed", HANDED_OVER)
+            else:
+                yield event
+
+    def _hand_over(self, function: str) -> None:
+        """A call of a client's function is the client's, whatever the loop thinks of its arguments."""
+        if self._client is not None and self.kinds.get(function) == Kind("function"):
+            self._client.called.set()
+            assert self._agent is not None  # noqa: S101
+            self._agent.stop()
 
     async def close(self) -> None:
-        """Let go of the tools; they stay for a later response. Idempotent."""
-        if self._key:
-            self._state.tools.release(self._key)
-            self._key = ""
+        """End the turn, and let go of the tools; a code interpreter stays for a later response. Idempotent."""
+        if self._events is not None:
+            await self._events.aclose()
+        key, self._key = self._key, ""
+        if key:
+            self._agents.tools.release(key)
+            if not self._stays:
+                await self._agents.tools.forget(key)
 
-    def _describe(self, tool: Tool, container: str) -> None:
+    def _describe(self, tool: Tool) -> None:
         """Note what this tool's functions are in the API."""
+        container = self._key.rpartition(" ")[2] if tool.name == "python" else ""
         kind = Kind(_KINDS.get(tool.name, "mcp"), tool.name.partition(":")[2], container)
         functions = list(tool.functions)
         for name in (*([tool.builtin] if tool.builtin else []), *(function.name for function in functions)):

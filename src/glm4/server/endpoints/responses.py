@@ -70,6 +70,8 @@ async def count_tokens(request: Request) -> Response:
     target = state.target(request, body)
     llm = target.llm
     wanted = await parse(partial(parse_input_tokens, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
+    if wanted.builtin:
+        raise ApiError(400, "the tokens of built-in tools are not counted; leave them out", "tools", "invalid_value")
     _, prepared = await _prepare(state, target, wanted, _owner(request), runs=False)
     return JSONResponse(input_tokens(len(prepared.prompt_ids)))
 
@@ -203,9 +205,13 @@ async def _answer(request: Request, state: ServerState, target: Target, wanted: 
     writer: ResponseWriter | AgentResponseWriter
     tokenizer = target.llm.tokenizer
     if wanted.builtin:
+        # What is wrong with the request is found here, and not when the answer has begun.
+        await _prepare(state, target, wanted, owner, runs=False)
         items, chat = await _conversation(state, wanted, owner, target.llm.dialect.builtin_tools)
         generation = await ToolRun.open(request.app, state, target, wanted, chat, owner)
-        writer = AgentResponseWriter(wanted, target.name, tokenizer, generation.kinds, generation.listed)
+        writer = AgentResponseWriter(
+            wanted, target.name, tokenizer, generation.kinds, generation.listed, generation.file_ids
+        )
     else:
         items, prepared = await _prepare(state, target, wanted, owner)
         generation = Generation(state, target, prepared)
@@ -214,6 +220,7 @@ async def _answer(request: Request, state: ServerState, target: Target, wanted: 
         return await _stream(state, generation, writer, items, owner if wanted.store else None)
     try:
         await generation.start()
+        writer.begin()  # lists what stands before the answer
         async for chunk in generation.chunks():
             writer.push(chunk)  # type: ignore[arg-type]  # each writer gets what its source gives
     finally:
