@@ -170,7 +170,8 @@ def test_documents_of_anthropic(live: LiveServer, openai: OpenAI) -> None:
             result: Any = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
             turns: Any = [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": [use]},
                           {"role": "user", "content": [result]}]  # fmt: skip
-            messages = turns if nested else [{"role": "user", "content": [block, {"type": "text", "text": "When?"}]}]
+            flat = [{"role": "user", "content": [block, {"type": "text", "text": "When?"}]}]
+            messages: Any = turns if nested else flat
             client.messages.create(model="m", max_tokens=16, messages=messages)
             assert "<document>\n<title>Birds</title>\nHerons nest in April.\n</document>" in SEEN[-1]
             counted = client.messages.count_tokens(model="m", messages=messages)

@@ -179,16 +179,17 @@ def test_what_is_not_done_is_refused(openai: OpenAI, handbook: str) -> None:
         "type": "static", "static": {"max_chunk_size_tokens": 800, "chunk_overlap_tokens": 400}
     }).id  # fmt: skip
     search: Any = openai.vector_stores.search
-    for wrong in (
+    queries: list[Any] = [
         {"query": ""},
         {"query": "a", "filters": {"type": "eq", "key": "a", "value": "b"}},
         {"query": "a", "max_num_results": 51},
         {"query": "a", "rewrite_query": True},
         {"query": "a", "ranking_options": {"score_threshold": 2}},
         {"query": "a", "ranking_options": {"ranker": "default-2024-11-15"}},
-    ):
+    ]
+    for query in queries:
         with pytest.raises(BadRequestError):
-            search(store, **wrong)
+            search(store, **query)
 
 
 def ask_files(openai: OpenAI, *names: str) -> Any:
