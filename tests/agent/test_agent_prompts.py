@@ -144,8 +144,7 @@ def test_chatml_gets_functions_and_all_observations_of_a_call_together(tmp_path:
     browser = scripted("browser", [ToolResult(pages)], "simple_browser")
     call = '<tool_call>\n{"name": "browser", "arguments": {"ids": [0, 1]}}\n</tool_call>'
     added, conversation = rounds(tmp_path, [call, "Two pages."], [browser], dialect="chatml", system="Be brief.")
-    assert added[0].startswith("<|im_start|>system\nCurrent date: 2026-11-29\n\nYou can call functions yourself")
-    assert "with them.\n\nBe brief.\n\n# Tools" in added[0]
+    assert added[0].startswith("<|im_start|>system\nCurrent date: 2026-11-29\n\nBe brief.\n\n# Tools")
     assert added[1] == (
         f"{call}<|im_end|>\n<|im_start|>user\n<tool_response>\nPage one.\n\nPage two.\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\n"

@@ -70,7 +70,7 @@ def test_files_are_listed_in_pages(live: LiveServer) -> None:
     assert ([one.id for one in page.data], page.has_more) == (made[2:4], True)
     for wrong in ({"limit": 0}, {"limit": 20_000}, {"order": "up"}, {"after": "file-none"}):
         with pytest.raises(BadRequestError):
-            openai.files.list(**wrong)  # type: ignore[arg-type]
+            openai.files.list(**wrong)
     for name in (*made, other):
         assert openai.files.delete(name).deleted
     assert not openai.files.list().data
@@ -128,7 +128,7 @@ def test_what_is_not_done_is_refused(openai: OpenAI) -> None:
         ({"purpose": "assistants", "expires_after": {"anchor": "created_at", "seconds": 3600}}, "expires_after"),
     ):
         with pytest.raises(BadRequestError) as raised:
-            openai.files.create(file=("a.txt", b"a"), **wrong)  # type: ignore[arg-type]
+            openai.files.create(file=("a.txt", b"a"), **wrong)
         assert str(raised.value.param).startswith(param)
     with pytest.raises(BadRequestError, match="empty"):
         openai.files.create(file=("a.txt", b""), purpose="assistants")

@@ -55,26 +55,26 @@ def attached(
     return replace(message, content=[*parts, *said])
 
 
+def told(files: Sequence[tuple[str, str]]) -> str:
+    """What stands in front of a message with these files: their names and texts, as GLM-4's own demo has them."""
+    texts = [f"[File Name]\n{name}\n[File Content]\n{text}" for name, text in files]
+    return "\n\n".join(texts) + f"\n\n\n{len(files)} files uploaded.\n"
+
+
 def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load) -> str:
     if not files:
         return ""
-    told: list[str] = []
+    whole = ""
     try:
-        told = [
-            f"[File Name]\n{file.name}\n[File Content]\n{_text_of(load(store.read(file.sha256), file.name))}"
-            for file in files
-        ]
+        whole = told([(file.name, text_of(load(store.read(file.sha256), file.name))) for file in files])
     except InvalidRequestError:
-        told = []
         if "python" not in readers:  # which reads any file
             raise
-    whole = "\n\n".join(told)
-    if told and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
-        where = ""
+    if whole and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
         if "python" in readers:  # a model that does not know copies the content into its code
             is_at = "it is at" if len(files) == 1 else "they are at"
-            where = f"For Python, {is_at} {', '.join(f'/mnt/data/{file.name}' for file in files)}.\n"
-        return f"{whole}\n\n\n{len(files)} files uploaded.\n{where}"
+            whole += f"For Python, {is_at} {', '.join(f'/mnt/data/{file.name}' for file in files)}.\n"
+        return whole
     names = ", ".join(file.name for file in files)
     if not readers:
         raise InvalidRequestError(
@@ -85,7 +85,7 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
     return f"The user has sent files: {names} ({'; '.join(places[name] for name in readers)}).\n\n"
 
 
-def _text_of(document: Document) -> str:
-    """Its text, and what is missing from it, so that the model does not take a part for the whole."""
+def text_of(document: Document) -> str:
+    """A document's text, and what is missing from it, so that the model does not take a part for the whole."""
     missing = "; ".join(document.warnings)
     return f"{document.text}\n\n(Not all of it could be read: {missing})".lstrip() if missing else document.text

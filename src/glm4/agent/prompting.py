@@ -56,7 +56,6 @@ class Prompting:
         self._all_tools = bool(dialect.builtin_tools)
         self._system = system
         self._today = today
-        self._guidance = _GUIDANCE.get(dialect.name)
         self.replacements = _REPLACEMENTS.get(dialect.name, {})
         builtin = [tool for tool in tools if tool.builtin in dialect.builtin_tools]
         order = {name: at for at, name in enumerate(_BUILTIN_ORDER)}
@@ -97,7 +96,7 @@ class Prompting:
         if self.offered:
             said = "当前日期: " if self._all_tools else "Current date: "
             line = f"{said}{(self._today or date.today()).isoformat()}"
-            system = "\n\n".join(filter(None, (line, self._guidance, system)))
+            system = f"{line}\n\n{system}" if system else line
         return [Message("system", system), *messages] if system else messages
 
     def results(self, call_id: str, result: ToolResult, *, alone: bool, chars: int) -> list[Message]:
@@ -129,15 +128,6 @@ _NOTHING = "(no output)"  # chat templates leave out empty messages
 
 _REPLACEMENTS: Mapping[str, Mapping[str, str]] = MappingProxyType({"glm4": {"[[训练时间]]": "2023年"}})
 """Placeholders that models of a dialect write, and what is meant."""
-
-_GUIDANCE: Mapping[str, str] = MappingProxyType(
-    {
-        "chatml": "You can call functions yourself: do not describe a call, make it. As soon as the results have what"
-        " the user asked for, answer the user's question in words, with them."
-    }
-)
-"""What models of a dialect are told about tools. The small ones of ChatML otherwise write instructions for the user, or
-repeat a call instead of saying what came of it (`benchmarks/agent_tasks.py`)."""
 
 
 def cut(observations: Sequence[Observation], chars: int) -> tuple[Observation, ...]:

@@ -152,7 +152,7 @@ class Reader:
         self._adapter = adapter
         self._embed = embed
         self._split = split
-        self._sentences = sentences_of(self.documents, split, self._counts)
+        self._sentences = sentences_of(self.documents, split, self._counts, numbered=longcite)
         if not self._sentences:
             raise InvalidRequestError("the documents have no text that could be read", param="documents")
         self._sections = Sections(self.documents, self._sentences)
@@ -161,7 +161,7 @@ class Reader:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents, with the numbers of their sentences; at most."""
+        """Tokens of all documents, with the numbers of their sentences for LongCite; at most."""
         return sum(sentence.tokens for sentence in self._sentences)
 
     def plan(self, question: str, strategy: Strategy | None = None) -> ReadingPlan:
