@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from glm4.agent.events import (
     AgentEvent,
     CallChanged,
+    CallState,
+    Channel,
     ErrorRaised,
     OutputAdded,
     PartBegan,
@@ -27,7 +29,8 @@ from glm4.server.agent import turn as module
 from glm4.server.agent.turn import Numbered, Turn
 
 _T = TypeVar("_T")
-CHANNELS = ("output", "error", "log")
+CHANNELS: tuple[Channel, ...] = ("output", "error", "log")
+STATES: tuple[CallState, ...] = ("writing", "writing", "waiting", "running", "done")
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -62,7 +65,7 @@ def events_of(source: random.Random, length: int) -> list[AgentEvent]:
             made.append(TextAdded(source.choice(texts), source.choice(["", "a", "字", "long " * 40])))
         elif kind == 4 and calls:
             part, call = source.choice(calls)
-            state = source.choice(["writing", "writing", "waiting", "running", "done"])
+            state = source.choice(STATES)
             add = source.choice(["x", "y" * 50]) if state == "writing" else ""
             seconds = 0.5 if state == "done" else None
             made.append(CallChanged(part, call, "python", state, add, "about" * (state == "waiting"), seconds))
@@ -241,4 +244,4 @@ def test_to_stop_twice_or_after_the_end_does_no_harm() -> None:
         turn.end()
         return stops
 
-    assert run(play()) == ["stop", "stop"]
+    assert run(play()) == ["stop"]

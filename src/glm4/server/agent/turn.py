@@ -103,7 +103,7 @@ class Turn:
 
     def end(self) -> None:
         """See `stop`; heard also by a turn that has not begun to run."""
-        if not self.ended:
+        if not self.ended and not self.stopped:  # once: a second time would interrupt what cleans up
             self.stopped = True
             self.stop()
 
