@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 from glm4.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from glm4.agent.agent import Agent
+    from glm4.agent.async_agent import AsyncAgent
+    from glm4.agent.conversation import Conversation
     from glm4.agent.functions import tool
+    from glm4.agent.limits import AgentLimits
     from glm4.async_llm import AsyncLLM
     from glm4.chat.events import ReasoningDelta, TextDelta, ToolCallDelta
     from glm4.chat.messages import Message, ToolCall
@@ -42,13 +46,21 @@ _PUBLIC = {
     "StreamChunk": "glm4.outputs",
     "Glm4Error": "glm4.errors",
     "tool": "glm4.agent.functions",
+    "Agent": "glm4.agent.agent",
+    "AgentLimits": "glm4.agent.limits",
+    "AsyncAgent": "glm4.agent.async_agent",
+    "Conversation": "glm4.agent.conversation",
 }
 
 __all__ = [
     "LLM",
+    "Agent",
+    "AgentLimits",
+    "AsyncAgent",
     "AsyncLLM",
     "AudioPart",
     "CompletionOutput",
+    "Conversation",
     "Glm4Error",
     "ImagePart",
     "Message",

@@ -31,7 +31,7 @@ from glm4.agent.events import (
 )
 from glm4.agent.files import StoredFile
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Invocation, Tool, ToolContext
 from glm4.async_llm import AsyncLLM
 from glm4.chat.chat_request import ChatRequest
@@ -188,7 +188,7 @@ def test_closing_after_any_event_leaves_a_valid_conversation(tmp_path: Path, dia
 @pytest.mark.parametrize("dialect", list(SCRIPTS))
 def test_closing_an_asynchronous_turn_after_any_event(tmp_path: Path, dialect: str) -> None:
     whole = len(run_sync(Script(tmp_path / "whole", SCRIPTS[dialect], dialect=dialect), question()))
-    for stop_at in range(1, whole, 5):
+    for stop_at in range(1, whole + 1):
         script = Script(tmp_path / str(stop_at), SCRIPTS[dialect], dialect=dialect)
         conversation = question()
         asyncio.run(run_async(script, conversation, stop_at))

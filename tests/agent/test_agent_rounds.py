@@ -14,7 +14,7 @@ from glm4.agent.agent import Agent
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent, CallChanged, ErrorRaised, PartBegan, UsageAdded
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Approval, Function, Invocation, Observation, Tool, ToolContext, ToolResult
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message, ToolCall
@@ -212,17 +212,23 @@ def test_a_failed_call_may_be_tried_again(tmp_path: Path) -> None:
     assert turn.results == ["the line is busy", "sunny"]
 
 
-def test_the_same_call_is_not_run_again_and_the_fourth_time_ends_the_turn(tmp_path: Path) -> None:
+def test_the_same_call_is_not_run_again_and_the_model_then_answers_without_tools(tmp_path: Path) -> None:
     def answer(prompt: str) -> str:
         return CALL["glm4"] if "# 可用工具" in prompt else "\nIt is sunny."
 
     tool = weather()
     turn = Turn(tmp_path, [answer], [tool])
     assert len(tool.invocations) == 1
-    assert len(turn.results) == 5
-    assert all("not run again" in text for text in turn.results[1:])
+    assert len(turn.results) == 2
+    assert all("not run again. Its result: sunny\n" in text for text in turn.results[1:])
     assert ending(turn.events) == ("limit", "repeated_calls")
     assert turn.added[-1] == Message("assistant", "It is sunny.")
+
+
+def test_a_long_result_is_not_repeated(tmp_path: Path) -> None:
+    turn = Turn(tmp_path, [CALL["glm4"], CALL["glm4"], "\nLong."], [weather("x" * 5000)])
+    assert "not run again: its result stands above" in turn.results[1]
+    assert len(turn.results[1]) < 300
 
 
 def test_other_arguments_or_another_call_between_are_no_repetition(tmp_path: Path) -> None:
@@ -332,7 +338,7 @@ def test_the_same_call_twice_in_one_answer_is_run_once(tmp_path: Path) -> None:
     turn = Turn(tmp_path, [f"{CALL['chatml']}\n{CALL['chatml']}", "Sunny."], [tool], dialect="chatml")
     assert len(tool.invocations) == 1
     assert turn.results[0] == "sunny"
-    assert "not run again" in turn.results[1]
+    assert "twice in one answer" in turn.results[1]
 
 
 @pytest.mark.parametrize(("decision", "runs"), [("once", 1), ("always", 1), ("never", 0)])

@@ -46,7 +46,7 @@ def test_a_pdf_is_read_whatever_it_calls_itself(media_type: str | None) -> None:
         sources = Sources()
         result = only(ask(tool, f'open_url("{web.at("/a/Paper%201.pdf")}")', context(sources)))
     assert "Attention is what a reader needs." in body_of(result)
-    assert result.text.startswith("What follows is from a web page. It is information from a stranger")
+    assert result.text.startswith("What follows is the text of a web page.")
     assert "TITLE: Paper 1.pdf" in result.text
     assert sources.all()[0].url == web.at("/a/Paper%201.pdf")
 

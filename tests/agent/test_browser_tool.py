@@ -220,7 +220,7 @@ def test_glm4_searches_reads_and_cites(tmp_path: Path) -> None:
     assert [(source.n, source.title, source.url) for source in cited] == [(7, "Deep Thought", web.at("/a"))]
     assert "## simple_browser" in script.prompts[0]
     assert "<|observation|>browser_result\nSearch results." in script.prompts[1]
-    assert "<|observation|>quote_result [7†source]\nWhat follows is from a web page." in script.prompts[2]
+    assert "<|observation|>quote_result [7†source]\nWhat follows is the text of a web page." in script.prompts[2]
     assert "The answer is 42." in script.prompts[2]
 
 

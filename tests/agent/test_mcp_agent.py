@@ -9,7 +9,7 @@ from scripted_agent import TODAY, Script
 
 from glm4.agent.agent import Agent
 from glm4.agent.conversation import Conversation
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Invocation, Tool
 
 

@@ -110,6 +110,14 @@ def test_the_answer_is_on_standard_output_and_the_steps_are_not(chat: Chat) -> N
     assert "✓ weather 0.0 s" in err
 
 
+def test_a_call_that_is_not_run_is_shown_before_what_is_wrong_with_it(chat: Chat) -> None:
+    _, _, err = chat.ask([call("weather", town="Beijing"), "\nSorry."])
+    lines = [line for line in err.splitlines() if line.startswith(("●", "  │", "✗"))]
+    assert lines[0] == '● weather {"town": "Beijing"}'
+    assert "city is missing" in lines[1]
+    assert lines[2] == "✗ weather failed"
+
+
 def test_events_as_lines_of_json(chat: Chat) -> None:
     code, out, err = chat.ask([call("weather", city="Beijing"), "\nIt is sunny."], "--json")
     assert code == 0
@@ -140,6 +148,19 @@ def test_files_are_saved_and_links_listed(chat: Chat) -> None:
     assert saved.name == "plot _31m.png"
     assert saved.read_bytes().startswith(b"\x89PNG")
     assert f"  saved {saved}\n" in err
+
+
+def test_a_file_of_the_user_is_for_the_model_and_the_tools(chat: Chat, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("The answer is 42.")
+    code, out, _ = chat.ask(["\nIt is 42."], "--file", str(notes))
+    assert (code, out) == (0, "It is 42.\n")
+    prompt = (chat.home / "scripted" / "prompts.txt").read_text()
+    assert "[File Name]\nnotes.txt\n[File Content]\nThe answer is 42.\n" in prompt
+    assert prompt.endswith("Question?<|assistant|>")
+    code, out, err = chat.ask(["\nIt is 42."], "--file", str(tmp_path / "none.txt"))
+    assert (code, out) == (2, "")
+    assert "none.txt" in err
 
 
 def test_a_saved_file_has_its_path_in_json(chat: Chat) -> None:

@@ -47,6 +47,7 @@ def test_help_has_panels_defaults_and_variables(
         "Access",
         "Limits",
         "Logging and metrics",
+        "Assistant",
         "Ray cluster",
         "Examples",
     ]

@@ -47,7 +47,8 @@ def document(name: str = "facts.pdf") -> Document:
 def test_words_of_any_language() -> None:
     assert terms("The Rivers are flooding, 2024!") == ["river", "flood", "2024"]
     assert terms("银行在街角") == ["银行", "行在", "在街", "街角"]
-    assert terms("класс Straße") == ["класс", "straße"]
+    assert terms("класс Straße") == ["класс", "straß"]
+    assert terms("whale price house box city") == terms("Whales priced houses boxes cities")
 
 
 def test_bm25_finds_what_has_the_words() -> None:
@@ -70,6 +71,19 @@ def test_sentences_cover_the_whole_text() -> None:
         own = [s for s in sentences if s.document == index]
         assert "".join(made[index].text[s.start : s.end] for s in own) == made[index].text
     assert sentences_of([Document("empty", "text/plain", "", ())], split, counts) == []
+
+
+def test_only_what_is_shown_counts(tmp_path: Path) -> None:
+    """A text fits as far as it does; numbers that other models are not shown take no room."""
+    sizes: list[int] = []
+    with scripted_llm(tmp_path, lambda prompt: sizes.append(len(prompt.encode())) or "\nYes.") as llm:  # type: ignore[func-returns-value]
+        for longcite in (False, True):
+            reader = Reader(llm, [document()], split=split, longcite=longcite)
+            _, answer = finished(reader, "?")
+            assert answer.left_out == ()
+            shown = document().text.encode()
+            assert (reader.num_tokens == len(shown)) is not longcite  # a byte is a token
+            assert reader.num_tokens <= len(shown) + 5 * len(answer.plan.shown)
 
 
 def test_passages_stay_within_sections() -> None:
@@ -245,7 +259,7 @@ def test_a_summary_reads_every_part(tmp_path: Path) -> None:
         assert len(parts) > 1
         text = "".join(part.split("\n[Part End]")[0] for part in parts)
         assert sorted(text.split()) == sorted(document().text.split())
-        stages = [e for e in events if isinstance(e, Stage)]
+        stages = [e for e in events if isinstance(e, Stage) and e.name == "notes"]
         assert (stages[-1].done, stages[-1].total) == (len(parts), len(parts))
         assert answer.sources[0].page == 1
         assert answer.left_out == ()

@@ -13,7 +13,8 @@ from starlette.applications import Starlette
 
 from glm4.errors import CheckpointError, StoreError
 from glm4.llm import LLM
-from glm4.server.app import App, create_app
+from glm4.server.app import create_app
+from glm4.server.app_parts import App
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.run import bind, run
 from glm4.server.state import ServerState, find_state

@@ -21,6 +21,7 @@ from scripted_llm import scripted_llm
 
 TOOLS = '''
 from glm4 import tool
+from glm4.agent.tool import ToolContext
 
 @tool
 def weather(city: str) -> str:
@@ -35,6 +36,12 @@ def weather(city: str) -> str:
 def launch(what: str) -> str:
     """Launch something."""
     return f"{what} is up"
+
+@tool
+def note(text: str, context: ToolContext) -> str:
+    """Write a note."""
+    context.file(context.files.put("note.txt", text.encode()))
+    return "made it"
 
 @tool
 def wait(seconds: float) -> str:
@@ -303,7 +310,7 @@ def test_a_question_is_answered_anew_and_edited(tmp_path: Path) -> None:
         assert copy.json()["id"] != first["conversation"]
         assert len(client.get(f"/v1/agent/conversations/{copy.json()['id']}").json()["messages"]) == 3
         assert client.delete(path).json() == {"done": True}
-        assert client.get(path).status_code == 400
+        assert client.get(path).status_code == 404
 
 
 def test_deleting_a_conversation_ends_its_turn(tmp_path: Path) -> None:
@@ -322,7 +329,7 @@ def test_files_are_kept_and_given_back(tmp_path: Path) -> None:
         seen.append(prompt)
         return "\nRead."
 
-    with running(tmp_path, answer) as live, live.client() as client:
+    with running(tmp_path, answer, sessions=tmp_path / "sessions") as live, live.client() as client:
         sent = client.post("/v1/agent/files?name=../notes.md", content=b"# Plan\n\nBuy milk.",
                            headers={"Content-Type": "application/octet-stream"})  # fmt: skip
         assert sent.status_code == 200
@@ -340,10 +347,32 @@ def test_files_are_kept_and_given_back(tmp_path: Path) -> None:
         assert back.headers["content-security-policy"] == "default-src 'none'; sandbox"
         assert back.headers["content-disposition"].startswith("attachment")
         assert client.get(f"/v1/agent/files/{'0' * 64}").status_code == 404
+        again = followed(client, "/v1/agent/chat", {"content": "What else?", "files": [file["file"]]})
+        for talk, left in ((events, 200), (again, 404)):
+            assert client.delete(f"/v1/agent/conversations/{talk[0][1]['conversation']}").status_code == 200
+            assert client.get(f"/v1/agent/files/{file['file']}").status_code == left
+        assert not [path for path in (tmp_path / "sessions" / "files").rglob("*") if path.is_file()]
         assert client.post("/v1/agent/chat", json={"content": "x", "files": ["0" * 64]}).status_code == 404
         page = {"Origin": "http://localhost:3000", "Content-Type": "text/plain"}
         assert client.post("/v1/agent/files?name=x", content=b"x", headers=page).status_code in (403, 415)
         assert client.post("/v1/agent/files", content=b"x").status_code == 400
+
+
+def test_a_file_that_a_tool_made_can_be_fetched(tmp_path: Path) -> None:
+    def answer(prompt: str) -> str:
+        return "\nSee the file." if "made it" in prompt else 'note\n{"text": "Buy milk."}'
+
+    sessions = tmp_path / "sessions"
+    with running(tmp_path, answer, sessions=sessions) as live, live.client() as client:
+        asked = {"content": "Write that down.", "tools": [str(tmp_path / "tools.py")]}
+        events = followed(client, "/v1/agent/chat", asked)
+        (file,) = [data for _, data in events if data["type"] == "file"]
+        conversation = events[0][1]["conversation"]
+        assert client.get(f"/v1/agent/files/{file['file']}").content == b"Buy milk."
+    with running(tmp_path, answer, sessions=sessions) as live, live.client() as client:
+        assert client.get(f"/v1/agent/files/{file['file']}").content == b"Buy milk."
+        found = client.get(f"/v1/agent/conversations/{conversation}").json()
+        assert [one["name"] for one in found["files"]] == ["note.txt"]
 
 
 def test_what_belongs_to_one_key_does_not_exist_for_another(tmp_path: Path) -> None:
@@ -376,7 +405,7 @@ def test_what_belongs_to_one_key_does_not_exist_for_another(tmp_path: Path) -> N
 
 
 WRONG: tuple[dict[str, Any], ...] = (
-    {}, {"content": 3}, {"content": "x", "conversation": "none"}, {"content": "x", "parent": "y"},
+    {}, {"content": 3}, {"content": "x", "parent": "y"},
     {"content": "x", "no": 1}, {"content": "x", "params": {"n": 2}}, {"content": "x", "tools": "all"},
     {"content": "x", "params": {"temperature": -1}}, {"parent": "y"}, {"content": "x", "client_id": ""},
 )  # fmt: skip

@@ -195,7 +195,7 @@ def test_every_api_writes_them(
 
     body = {"input": "x", "include": ["message.output_text.logprobs"]}
     response = ResponseWriter(parse_responses(body, SamplingParams(), thinks=True), "m", tokenizer)
-    events = [event for chunk in chunks for event in response.push(chunk)] + response.finish(output)
+    events = [event for chunk in chunks for event in response.push(chunk)]
     found: list[Any] = []
     for event in events:
         if event["type"] in ("response.output_text.delta", "response.output_text.done"):

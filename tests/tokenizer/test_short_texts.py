@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glm4.grammars.vocabulary import GrammarVocabulary
 from glm4.tokenizer import Tokenizer, load_tokenizer
 from glm4.tokenizer.hf_tokenizer import ByteLevelBPE
 from glm4.tokenizer.saved_table import save_table
@@ -68,6 +71,16 @@ def test_the_library_is_asked_once_there_is_more_text(folder: Path, library: Byt
     assert short.takes("x")
     assert not short.takes("x")
     assert tokenizer.encode("the token") == library.encode("the token")
+
+
+def test_a_grammar_has_the_library_built_before_its_first_token_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    tokenizer = in_python(copy)
+    end = max(token.id for token in tokenizer.added_tokens.values())
+    text = json.dumps({"grammars": [{"lark_grammar": 'start: "a" | "b"'}]})
+    GrammarVocabulary(tokenizer, tokenizer.size, end).compile(text, "grammar", "the grammar")
+    shutil.rmtree(copy)
+    assert tokenizer.encode("x " * CHARACTERS)
 
 
 def test_whole_words_are_looked_up_where_the_model_says_so(folder: Path, library: ByteLevelBPE) -> None:

@@ -21,8 +21,9 @@ from types import TracebackType
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import AgentLoop, Ask, Decision, Generate, RunCalls, turn_options
+from glm4.agent.loop import AgentLoop
 from glm4.agent.running import Happening, start
+from glm4.agent.steps import Ask, Decision, Generate, RunCalls, turn_options
 from glm4.agent.tool import Invocation, Tool
 from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.llm import LLM

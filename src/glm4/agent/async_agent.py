@@ -13,9 +13,10 @@ from typing import Any
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent
 from glm4.agent.limits import AgentLimits
-from glm4.agent.loop import AgentLoop, Ask, Decision, RunCalls, turn_options
-from glm4.agent.loop import Generate as GenerateStep
+from glm4.agent.loop import AgentLoop
 from glm4.agent.running import Happening, start
+from glm4.agent.steps import Ask, Decision, RunCalls, turn_options
+from glm4.agent.steps import Generate as GenerateStep
 from glm4.agent.tool import Invocation, Tool
 from glm4.async_llm import AsyncLLM
 from glm4.chat.chat_request import ChatRequest

@@ -15,6 +15,9 @@ from glm4.llm import LLM
 READERS = ("files", "python")
 """Tools that can read a file which is too long for the prompt."""
 
+SVG = "image/svg+xml"
+"""A text, which no model sees as a picture."""
+
 Load = Callable[[bytes, str], Document]
 
 
@@ -32,7 +35,7 @@ def attached(
     Raises:
         InvalidRequestError: the model does not see a picture, or the documents do not fit and no tool can read them.
     """
-    pictures = [file for file in files if file.media_type.startswith("image/")]
+    pictures = [file for file in files if file.media_type.startswith("image/") and file.media_type != SVG]
     others = [file for file in files if file not in pictures]
     parts: list[Part] = []
     readers = [name for name in READERS if name in tools]
@@ -44,26 +47,34 @@ def attached(
     text = _documents(others, store, llm, readers, load)
     if names := [file.name for file in pictures if llm.processor.image is None]:
         text += f"The user has sent pictures, which are in /mnt/data: {', '.join(names)}\n\n"
-    content = [*parts, *([TextPart(text)] if text else []), *message.content]
-    return replace(message, content=content)
+    said = list(message.content)
+    if text and said and isinstance(said[0], TextPart):
+        said[0] = TextPart(text + said[0].text)
+    elif text:
+        said.insert(0, TextPart(text))
+    return replace(message, content=[*parts, *said])
+
+
+def told(files: Sequence[tuple[str, str]]) -> str:
+    """What stands in front of a message with these files: their names and texts, as GLM-4's own demo has them."""
+    texts = [f"[File Name]\n{name}\n[File Content]\n{text}" for name, text in files]
+    return "\n\n".join(texts) + f"\n\n\n{len(files)} files uploaded.\n"
 
 
 def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load) -> str:
     if not files:
         return ""
-    told: list[str] = []
+    whole = ""
     try:
-        told = [
-            f"[File Name]\n{file.name}\n[File Content]\n{load(store.read(file.sha256), file.name).text}"
-            for file in files
-        ]
+        whole = told([(file.name, text_of(load(store.read(file.sha256), file.name))) for file in files])
     except InvalidRequestError:
-        told = []
         if "python" not in readers:  # which reads any file
             raise
-    whole = "\n\n".join(told)
-    if told and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
-        return f"{whole}\n\n\n{len(files)} files uploaded.\n" if len(files) > 1 else f"{whole}\n\n\n1 file uploaded.\n"
+    if whole and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
+        if "python" in readers:  # a model that does not know copies the content into its code
+            is_at = "it is at" if len(files) == 1 else "they are at"
+            whole += f"For Python, {is_at} {', '.join(f'/mnt/data/{file.name}' for file in files)}.\n"
+        return whole
     names = ", ".join(file.name for file in files)
     if not readers:
         raise InvalidRequestError(
@@ -72,3 +83,9 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
         )
     places = {"files": "search_files and read_file read them", "python": "they are in /mnt/data"}
     return f"The user has sent files: {names} ({'; '.join(places[name] for name in readers)}).\n\n"
+
+
+def text_of(document: Document) -> str:
+    """A document's text, and what is missing from it, so that the model does not take a part for the whole."""
+    missing = "; ".join(document.warnings)
+    return f"{document.text}\n\n(Not all of it could be read: {missing})".lstrip() if missing else document.text

@@ -60,7 +60,7 @@ class CallReader:
 
     def __init__(self, prompting: Prompting) -> None:
         self._offered = prompting.offered
-        self._done: set[tuple[str, str]] = set()  # calls of the last answer that need not be run again
+        self._done: dict[tuple[str, str], str] = {}  # calls of the last answer that need not be run again: results
         self.repeats = 0
 
     def read(self, calls: Sequence[ToolCall], parts: Mapping[str, int], approved: set[str]) -> list[Call]:
@@ -73,8 +73,10 @@ class CallReader:
         read: list[Call] = []
         for written in calls:
             call = self._read(written, parts[written.id])
-            if call.result is None and (call.signature in self._done or call.signature in (c.signature for c in read)):
-                call.result, call.repeated = ToolResult.error(_REPEATED.format(name=written.name)), True
+            if call.result is None and call.signature in self._done:
+                call.result, call.repeated = ToolResult.error(_repeated(written.name, self._done[call.signature])), True
+            elif call.result is None and call.signature in (other.signature for other in read):
+                call.result, call.repeated = ToolResult.error(_TWICE), True
             if call.result is None and call.tool is not None:
                 needs = "always" if call.approval_key in approved else call.tool.approval_of(written.name)
                 call.allowed = {"always": True, "never": False}.get(needs)
@@ -86,9 +88,13 @@ class CallReader:
 
     def note(self, calls: Sequence[Call]) -> None:
         """Take the calls of an answer, which now have results, for its next answer."""
-        self._done = {
-            call.signature for call in calls if call.repeated or (call.result is not None and not call.result.failed)
-        }
+        done = {}
+        for call in calls:
+            if call.repeated:
+                done[call.signature] = self._done.get(call.signature, "")
+            elif call.result is not None and not call.result.failed:
+                done[call.signature] = "\n\n".join(one.text for one in call.result.observations)
+        self._done = done
 
     def _read(self, written: ToolCall, part: int) -> Call:
         offered = self._offered.get(written.name)
@@ -108,10 +114,20 @@ class CallReader:
 NOT_ALLOWED = (
     "The user did not allow this call. Do not make it again; answer without it, or say what you would need it for."
 )
-_REPEATED = (
-    "This is the call that was made just before; it was not run again, because its result stands above. Use that"
-    " result to answer, or call {name} with different arguments."
-)
+_TWICE = "This call is made twice in one answer; it was run once, and its result is that of the first."
+
+
+def _repeated(name: str, result: str) -> str:
+    """What a model reads that makes a call again: the result, if it is short, as small models look at what is near."""
+    if 0 < len(result) <= _MOST_QUOTED:
+        return (
+            f"{name} was called with these arguments just before, and was not run again. Its result: {result}\n"
+            f"Answer with this result, or call {name} with different arguments."
+        )
+    return (
+        f"{name} was called with these arguments just before, and was not run again: its result stands above. Answer"
+        f" with it, or call {name} with different arguments."
+    )
 
 
 def _function_call(part: int, written: ToolCall, offered: Offered) -> Call:

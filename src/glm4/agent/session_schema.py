@@ -15,12 +15,12 @@ CREATE TABLE conversations (
     created REAL NOT NULL,
     updated REAL NOT NULL
 );
-CREATE INDEX conversations_by_update ON conversations (owner, pinned DESC, updated DESC);
+CREATE INDEX conversations_by_update ON conversations (owner, pinned DESC, updated DESC, id DESC);
 CREATE TABLE messages (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-    parent TEXT REFERENCES messages (id) ON DELETE CASCADE,
+    parent TEXT,                 -- no reference: to delete a long chain would nest deeper than SQLite can
     role TEXT NOT NULL,          -- user or assistant
     status TEXT NOT NULL,        -- running, completed, stopped, limit, error, interrupted
     model TEXT NOT NULL,
@@ -32,7 +32,6 @@ CREATE TABLE messages (
     created REAL NOT NULL
 );
 CREATE INDEX messages_by_conversation ON messages (conversation, number);
-CREATE INDEX messages_by_parent ON messages (parent);
 CREATE TABLE files (
     sha256 TEXT NOT NULL,
     conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
@@ -50,4 +49,45 @@ CREATE TRIGGER message_removed AFTER DELETE ON messages BEGIN
     INSERT INTO found (found, rowid, body) VALUES ('delete', old.number, old.body); END;
 """
 
-SCHEMA = Schema(application_id=0x474C4D35, version=1, statements=_STATEMENTS)  # "GLM5": not the store of responses
+_UPLOADS = """
+CREATE TABLE uploads (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,     -- file-…
+    owner TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    file TEXT NOT NULL,          -- JSON: StoredFile
+    created REAL NOT NULL
+);
+CREATE INDEX uploads_by_owner ON uploads (owner, number);
+CREATE INDEX uploads_by_content ON uploads (sha256);
+CREATE TABLE vector_stores (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,     -- vs_…
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    metadata TEXT NOT NULL,      -- JSON
+    created REAL NOT NULL,
+    active REAL NOT NULL
+);
+CREATE INDEX vector_stores_by_owner ON vector_stores (owner, number);
+CREATE TABLE vector_store_files (
+    number INTEGER PRIMARY KEY,
+    store TEXT NOT NULL REFERENCES vector_stores (id) ON DELETE CASCADE,
+    upload TEXT NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
+    batch TEXT NOT NULL,         -- vsfb_… it came with, or empty
+    attributes TEXT NOT NULL,    -- JSON
+    problem TEXT NOT NULL,       -- why it could not be read; empty if it was
+    created REAL NOT NULL,
+    UNIQUE (store, upload)
+);
+CREATE INDEX vector_store_files_by_upload ON vector_store_files (upload);
+"""
+"""What version 2 added: files by ids of their own, and collections of them."""
+
+SCHEMA = Schema(
+    application_id=0x474C4D35,  # "GLM5": not the store of responses
+    version=2,
+    statements=_STATEMENTS + _UPLOADS,
+    upgrades={1: _UPLOADS},
+)

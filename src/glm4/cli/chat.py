@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -26,7 +26,7 @@ glm4 chat "Why is the sky blue?"
 glm4 chat "Summarize this:" < report.txt
 glm4 chat -m glm-4-9b-chat --dtype int4 --system "Answer in Chinese."
 glm4 chat -m glm-4v-9b --image cat.png "What is this?"
-glm4 chat -m glm-4-9b-chat --tools python,browser
+glm4 chat -m glm-4-9b-chat --tools python,browser --file sales.csv
 glm4 chat -m glm-4-9b-chat --lora ./poems-adapter "A poem about rain."
 """
 
@@ -51,8 +51,12 @@ def chat(
         Option(
             metavar="NAMES",
             panel=TOOLS,
-            help="Tools to use: python, browser, image, mcp:SERVER, or a .py file of functions; several with commas.",
+            help="Tools to use: python, browser, files, image, mcp:NAME, a .py file of functions; several with commas.",
         ),
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        Option(metavar="FILE", panel=TOOLS, help="A document or data for the model, and for its tools."),
     ] = None,
     mcp: Annotated[
         Path | None,
@@ -67,6 +71,12 @@ def chat(
         str,
         Option(metavar="WHEN", panel=TOOLS, help="Calls that need your approval: ask, always (run them) or never."),
     ] = "ask",
+    resume: Annotated[
+        str | None, Option(metavar="ID", panel=TOOLS, help="Go on with a saved conversation; see `glm4 sessions`.")
+    ] = None,
+    save: Annotated[
+        bool, Option("--save", "--no-save", panel=TOOLS, help="Save a conversation with tools; questions are not.")
+    ] = True,
     as_json: Annotated[
         bool, Option("--json", panel=TOOLS, help="With a prompt: print each event as a line of JSON.")
     ] = False,
@@ -95,16 +105,25 @@ def chat(
         with silent_keyboard():  # an Enter typed ahead must still be an Enter at the first prompt
             more = engine.for_llm() | {"allow_many_images": allow_many_images}
             pictures = _pictures(image or [], model, more)
-            assistant = _assistant(tools, mcp, search, approve, needed=as_json)
+            needed = as_json or resume is not None
+            assistant = _assistant(tools, mcp, search, approve, files=file or [], needed=needed)
+            history: list[Message] = []
             if assistant is not None:
                 stack.callback(assistant.close)
+                if resume is not None or (question is None and save):
+                    from glm4.cli.conversation.recording import open_recording
+
+                    history = assistant.record(open_recording(model, resume))
             llm = stack.enter_context(options.load_llm(model, lora=lora, **{"max_num_seqs": 1, **more}))
         if question is None:
             from glm4.cli.conversation.repl import Repl
 
-            Repl(llm, model, system=system, params=params, plain=plain, pictures=pictures, assistant=assistant).run()
+            Repl(
+                llm, model, system=system, params=params, plain=plain, pictures=pictures, assistant=assistant,
+                history=history,
+            ).run()  # fmt: skip
             return
-        messages = _messages([*pictures, TextPart(question)], system)
+        messages = _messages([*pictures, TextPart(question)], system, history)
         if assistant is None:
             _answer_once(llm, messages, params, plain=plain)
         else:
@@ -112,10 +131,16 @@ def chat(
 
 
 def _assistant(
-    tools: Sequence[str] | None, mcp: Path | None, search: str | None, approve: str, *, needed: bool
+    tools: Sequence[str] | None,
+    mcp: Path | None,
+    search: str | None,
+    approve: str,
+    *,
+    files: Sequence[Path],
+    needed: bool,
 ) -> Assistant | None:
     """The tools that were asked for; None for none. What is wrong with them is said before a model is loaded."""
-    if not tools and mcp is None and not needed:
+    if not tools and mcp is None and not files and not needed:
         return None
     from glm4.agent.toolbox import MCP, ToolServices, open_tools
     from glm4.cli.conversation.approvals import APPROVE_OPTIONS
@@ -128,13 +153,14 @@ def _assistant(
     names = [name for given in tools or () for name in given.split(",") if name]
     if mcp is not None and not any(name.startswith(MCP) for name in names):
         names.append(MCP)
-    files = SavedFiles()
-    try:
-        opened = open_tools(names, ToolServices(files, search=search, mcp_config=mcp))
-    except BaseException:
-        files.close()
-        raise
-    return Assistant(opened, files, chosen)
+    with ExitStack() as stack:
+        saved = stack.enter_context(closing(SavedFiles()))
+        opened = open_tools(names, ToolServices(saved, search=search, mcp_config=mcp))
+        assistant = stack.enter_context(closing(Assistant(opened, saved, chosen)))
+        for path in files:
+            assistant.give(path)
+        stack.pop_all()
+    return assistant
 
 
 def _question(prompt: str | None) -> str | None:
@@ -164,10 +190,12 @@ def _pictures(names: Sequence[str], model: str, settings: dict[str, Any]) -> lis
     return [read_picture(name) for name in names]
 
 
-def _messages(question: Sequence[Part], system: str | None) -> list[Message]:
+def _messages(question: Sequence[Part], system: str | None, history: Sequence[Message]) -> list[Message]:
     from glm4.chat.messages import Message
 
-    return ([Message("system", system)] if system else []) + [Message("user", question)]
+    if system:
+        history = [Message("system", system), *(message for message in history if message.role != "system")]
+    return [*history, Message("user", question)]
 
 
 def _answer_once(llm: LLM, messages: Sequence[Message], params: dict[str, Any], *, plain: bool) -> None:
@@ -192,6 +220,8 @@ def _answer_with_tools(
     from glm4.cli.console import EXIT_FAILURE, notice
     from glm4.cli.conversation.view import make_view
 
+    *earlier, question = messages
+    messages = [*earlier, assistant.attached(question, llm)]
     reply = assistant.answer(
         llm, messages, llm.default_sampling_params().replace(**params), partial(make_view, plain=plain),
         adapter=options.adapter_name(llm), as_json=as_json,

@@ -9,12 +9,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 _K1 = 1.5
 _B = 0.75
 # Scripts without spaces between words: their pairs of characters take the place of words.
 _DENSE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af\u0e00-\u0e7f"
 _WORD = re.compile(rf"[{_DENSE}]+|[^\W_{_DENSE}]+")
+_IS_DENSE = re.compile(rf"[{_DENSE}]")
+_LONGEST_KNOWN = 40  # characters; what strangers send must not fill the memory
 _COMMON_ENGLISH = re.compile(
     "an?|and|are|as|at|be|by|do(es)?|for|from|how|i[nst]|its|o[fnr]|th(at|e|is)|to|was|were|what|when|where|which|who|why"
     "|will|with"
@@ -26,16 +29,22 @@ def terms(text: str) -> list[str]:
     """The words of a text, in lower case; of Chinese, Japanese, Korean and Thai the pairs of characters."""
     found: list[str] = []
     for word in _WORD.findall(text.lower()):
-        if re.match(rf"[{_DENSE}]", word):
-            found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
-        else:
-            found.append(_stem(word))
-    return [term for term in found if term not in _COMMON_CHINESE and not _COMMON_ENGLISH.fullmatch(term)]
+        found += _known_terms_of(word) if len(word) <= _LONGEST_KNOWN else _terms_of(word)
+    return found
+
+
+def _terms_of(word: str) -> tuple[str, ...]:
+    dense = _IS_DENSE.match(word) is not None
+    found = [word[at : at + 2] for at in range(max(1, len(word) - 1))] if dense else [_stem(word)]
+    return tuple(term for term in found if term not in _COMMON_CHINESE and not _COMMON_ENGLISH.fullmatch(term))
+
+
+_known_terms_of = lru_cache(1 << 15)(_terms_of)  # long texts repeat their words
 
 
 def _stem(word: str) -> str:
     """The word without the endings that most often hide a match in English."""
-    for ending, least in (("ies", 5), ("ing", 6), ("ed", 5), ("es", 5), ("s", 4)):
+    for ending, least in (("ies", 5), ("ing", 6), ("ed", 5), ("es", 5), ("s", 4), ("e", 4)):
         if len(word) >= least and word.endswith(ending) and not word.endswith("ss"):
             return word.removesuffix(ending) + ("y" if ending == "ies" else "")
     return word

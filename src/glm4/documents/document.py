@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 Kind = Literal["heading", "paragraph", "list", "table", "code", "caption", "note"]
+UNSEEN = "without text: pictures, which only a model that sees can read"
+"""How the warning about scanned pages ends."""
 SEPARATOR = "\n\n"
 """Between the blocks of a document's text."""
 
@@ -89,12 +92,26 @@ class Document:
             at += len(_shown(block)) + len(SEPARATOR)
         return tuple(starts)
 
+    @cached_property
+    def sections(self) -> tuple[str | None, ...]:
+        """The heading above each block, or the block itself if it is one."""
+        found: list[str | None] = []
+        for block in self.blocks:
+            found.append(block.text if block.kind == "heading" else found[-1] if found else None)
+        return tuple(found)
+
     def place(self, offset: int) -> Place:
         """Where the character of `text` at `offset` stands."""
+        if not self.blocks:
+            return Place(0, None, None)
         index = max(0, bisect_right(self.starts, offset) - 1)
-        above = range(min(index, len(self.blocks) - 1), -1, -1)
-        section = next((self.blocks[at].text for at in above if self.blocks[at].kind == "heading"), None)
-        return Place(index, self.blocks[index].page if self.blocks else None, section)
+        return Place(index, self.blocks[index].page, self.sections[index])
+
+
+def listed_pages(numbers: Sequence[int]) -> str:
+    """Pages for people; of many only the first are named."""
+    shown = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
+    return f"page {shown}" if len(numbers) == 1 else f"{len(numbers)} pages ({shown})"
 
 
 def _shown(block: Block) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from itertools import count, pairwise
 from typing import TYPE_CHECKING, Literal
 
 from glm4.chat.chat_request import ChatRequest
@@ -15,7 +15,7 @@ from glm4.documents.citations import Citation, Source
 from glm4.documents.cited_answer import AnswerStream, Cited, Statement, prompt, read_answer
 from glm4.documents.document import Document
 from glm4.documents.passages import Passage, Split, ranges, sentences_of
-from glm4.documents.reading import Embed, ReadingPlan, Strategy, left_out, plan_reading, shown_text
+from glm4.documents.reading import Embed, ReadingPlan, Sections, Strategy, left_out, plan_reading, shown_text
 from glm4.errors import InvalidRequestError
 from glm4.sampling_params import SamplingParams
 
@@ -36,9 +36,12 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class Stage:
-    """What is being done, before the answer begins: `done` of `total` parts are read."""
+    """What is being done, before the answer begins: `done` of `total` parts are read; 0 of 0 is unknown.
 
-    name: Literal["planned", "notes"]
+    One comes with every step of the engine, so that who takes the events can stop it within a step.
+    """
+
+    name: Literal["planned", "notes", "reading"]
     done: int = 0
     total: int = 0
 
@@ -93,8 +96,12 @@ def open_reader(
     params: SamplingParams | None = None,
     adapter: str | None = None,
     embed: Embed | None = None,
+    longcite: bool | None = None,
 ) -> Reader:
     """A `Reader` with the prompt and the sentences that the model was trained with, if it is a LongCite model.
+
+    Args:
+        longcite: None goes by the model's name; files on disk do not tell LongCite from GLM-4-9B-Chat.
 
     Raises:
         InvalidRequestError: the documents have no text.
@@ -103,7 +110,8 @@ def open_reader(
     from glm4.documents.longcite_sentences import longcite_starts
     from glm4.documents.sentences import sentence_starts
 
-    longcite = llm.checkpoint is not None and llm.checkpoint.variant.name.startswith(LONGCITE)
+    if longcite is None:
+        longcite = llm.checkpoint is not None and llm.checkpoint.variant.name.startswith(LONGCITE)
     return Reader(
         llm, documents, split=longcite_starts if longcite else sentence_starts, longcite=longcite, params=params,
         max_tokens=MAX_TOKENS if params is None or params.max_tokens is None else params.max_tokens, adapter=adapter,
@@ -144,15 +152,16 @@ class Reader:
         self._adapter = adapter
         self._embed = embed
         self._split = split
-        self._sentences = sentences_of(self.documents, split, self._counts)
+        self._sentences = sentences_of(self.documents, split, self._counts, numbered=longcite)
         if not self._sentences:
             raise InvalidRequestError("the documents have no text that could be read", param="documents")
+        self._sections = Sections(self.documents, self._sentences)
         self._asked: list[tuple[str, str]] = []
         self._whole: list[Message] = []
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents, with the numbers of their sentences; at most."""
+        """Tokens of all documents, with the numbers of their sentences for LongCite; at most."""
         return sum(sentence.tokens for sentence in self._sentences)
 
     def plan(self, question: str, strategy: Strategy | None = None) -> ReadingPlan:
@@ -160,7 +169,7 @@ class Reader:
         earlier = self._asked[-1][0] + "\n" if self._asked else ""
         return plan_reading(
             self.documents, self._sentences, earlier + question, budget=self._budget(question), strategy=strategy,
-            embed=self._embed,
+            embed=self._embed, sections=self._sections,
         )  # fmt: skip
 
     def ask(self, question: str, strategy: Strategy | None = None) -> Generator[ReadEvent, None, None]:
@@ -198,13 +207,17 @@ class Reader:
         output: RequestOutput | None = None
         request = ChatRequest.of(messages, self._params, adapter=self._adapter)
         with closing(self._llm.run_steps([("read", request)])) as steps:
-            for chunk in chain.from_iterable(steps):
-                if chunk.output is not None and chunk.output.error is not None:
-                    raise chunk.output.error
-                events = stream.push(chunk.text)
-                if chunk.output is not None:
-                    output = chunk.output
-                    events += stream.finish()
+            for chunks in steps:
+                if not text:
+                    yield Stage("reading")
+                events: list[str | Cited] = []
+                for chunk in chunks:
+                    if chunk.output is not None and chunk.output.error is not None:
+                        raise chunk.output.error
+                    events += stream.push(chunk.text)
+                    if chunk.output is not None:
+                        output = chunk.output
+                        events += stream.finish()
                 for event in events:
                     if isinstance(event, str):
                         text += event
@@ -297,11 +310,15 @@ class Reader:
         )
         notes = [""] * len(texts)
         yield Stage("notes", 0, len(texts))
-        for done, output in enumerate(self._llm.run(requests), 1):
-            if output.error is not None:
-                raise output.error
-            notes[int(output.request_id)] = output.outputs[0].text.strip()
-            yield Stage("notes", done, len(texts))
+        done = 0
+        with closing(self._llm.run_steps(requests)) as steps:
+            for chunks in steps:
+                for output in (chunk.output for chunk in chunks if chunk.output is not None):
+                    if output.error is not None:
+                        raise output.error
+                    notes[int(output.request_id)] = output.outputs[0].text.strip()
+                    done += 1
+                yield Stage("notes", done, len(texts))
         return notes
 
     def _noted(self, notes: Sequence[str], places: Sequence[tuple[int, int, int]]) -> tuple[_Shown, int]:

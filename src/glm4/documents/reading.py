@@ -49,6 +49,29 @@ class ReadingPlan:
     matched: bool = True
 
 
+class Sections:
+    """The passages of documents, and which words they have; made when first needed, and kept between questions."""
+
+    def __init__(self, documents: Sequence[Document], sentences: Sequence[Sentence]) -> None:
+        self._documents, self._sentences = documents, sentences
+        self._most_tokens = 0
+        self._made: tuple[list[Passage], list[str], BM25] = ([], [], BM25(()))
+
+    def of(self, most_tokens: int) -> tuple[list[Passage], list[str], BM25]:
+        """Passages of at most so many tokens, their texts below their headings, and the index over these."""
+        if most_tokens != self._most_tokens:
+            passages = passages_of(self._documents, self._sentences, most_tokens)
+            texts = [self._text(passage) for passage in passages]
+            self._made = passages, texts, BM25(texts)
+            self._most_tokens = most_tokens
+        return self._made
+
+    def _text(self, passage: Passage) -> str:
+        first, last = self._sentences[passage.first], self._sentences[passage.end - 1]
+        document = self._documents[first.document]
+        return f"{document.place(first.start).section or ''}\n{document.text[first.start : last.end]}"
+
+
 def plan_reading(
     documents: Sequence[Document],
     sentences: Sequence[Sentence],
@@ -57,6 +80,7 @@ def plan_reading(
     budget: int,
     strategy: Strategy | None = None,
     embed: Embed | None = None,
+    sections: Sections | None = None,
 ) -> ReadingPlan:
     """Choose what to read.
 
@@ -64,6 +88,7 @@ def plan_reading(
         budget: tokens that sentences may take in one prompt.
         strategy: None chooses: whole if all fits, summary if the question asks for one, else sections.
         embed: texts → vectors, from a model that was trained for it.
+        sections: of the same documents and sentences, kept from an earlier question.
 
     Raises:
         InvalidRequestError: "whole" is asked for and does not fit; or not even one sentence fits.
@@ -85,8 +110,9 @@ def plan_reading(
     if strategy == "summary":
         parts = tuple(_parts(sentences, budget))
         return ReadingPlan("summary", tuple(at for part in parts for at in range(part.first, part.end)), parts)
-    passages = passages_of(documents, sentences, min(PASSAGE_TOKENS, budget))
-    order = _ranked(documents, sentences, passages, question, embed)
+    kept = sections or Sections(documents, sentences)
+    passages, texts, words = kept.of(min(PASSAGE_TOKENS, budget))
+    order = _ranked(texts, words, question, embed)
     matched = bool(order)
     shown: list[int] = []
     left = budget
@@ -99,20 +125,8 @@ def plan_reading(
     return ReadingPlan("sections", tuple(sorted(shown)), matched=matched)
 
 
-def _ranked(
-    documents: Sequence[Document],
-    sentences: Sequence[Sentence],
-    passages: Sequence[Passage],
-    question: str,
-    embed: Embed | None,
-) -> list[int]:
-    texts = []
-    for passage in passages:
-        first, last = sentences[passage.first], sentences[passage.end - 1]
-        document = documents[first.document]
-        heading = document.place(first.start).section or ""
-        texts.append(f"{heading}\n{document.text[first.start : last.end]}")
-    found = BM25(texts).best(question)
+def _ranked(texts: Sequence[str], words: BM25, question: str, embed: Embed | None) -> list[int]:
+    found = words.best(question)
     if embed is None:
         return found
     wanted, *vectors = embed([question, *texts])

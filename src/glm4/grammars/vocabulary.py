@@ -86,6 +86,7 @@ class GrammarVocabulary:
 
         with self._making:
             if self._vocabulary is None:
+                self._tokenizer.build()  # not in a step, where what a grammar forces is encoded
                 self._vocabulary = LLTokenizer(TokenizerWrapper(_Vocabulary(self._tokenizer, *self.described)))
             return self._vocabulary
 

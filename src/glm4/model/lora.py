@@ -63,7 +63,7 @@ class LoraAdapter:
         for (layer, name), pair in sorted(self.factors.items()):
             for weight in (pair.a, pair.b):
                 found.update(f"{layer} {name} {weight.format} {weight.rows} {weight.cols}\n".encode())
-                found.update(np.ascontiguousarray(weight.data))
+                found.update(np.ascontiguousarray(weight.data).data)
         return found.hexdigest()
 
 

@@ -21,7 +21,7 @@ _ERRORS: Mapping[int, str] = {
     404: "there is no such model or path",
     408: "the body did not arrive in time",
     413: "the body is too large",
-    415: "the body is not sent as application/json",
+    415: "the body is not sent as application/json, or as what else the operation takes",
     421: "the Host header names another machine",
     429: "too many requests are waiting; Retry-After says when to try again",
     500: "a fault of the server",
@@ -122,7 +122,7 @@ def _body(operation: Operation) -> dict[str, Any]:
     if operation.body is None:
         return {}
     content = {"schema": body_schema(operation.body, operation.required), "example": operation.example}
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+    return {"requestBody": {"required": True, "content": {operation.media: content}}}
 
 
 def _responses(operation: Operation, locked: bool) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Operation:
         body: the table its request body is parsed with; None if it takes no body.
         required: fields a body must have.
         example: a body that works.
+        media: what the body is sent as.
         events: component of its events when it streams.
         errors: statuses of errors in the API's format.
         also: other statuses → component, where the body is not an error.
@@ -54,6 +55,7 @@ class Operation:
     also: Mapping[int, str] | None = None
     parameters: Mapping[str, str] | None = None
     error_schema: str = "Error"
+    media: str = "application/json"
 
     @property
     def shown_path(self) -> str:

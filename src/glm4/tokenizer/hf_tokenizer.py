@@ -70,6 +70,10 @@ class ByteLevelBPE(Tokenizer):
         """The library's tokenizer, which encodes plain text."""
         return self._core()
 
+    def build(self) -> None:
+        """See `Tokenizer.build`."""
+        self._core()
+
     def _encode_plain(self, text: str) -> list[int]:
         if self._short_texts is not None and self._short_texts.takes(text):
             return self._short_texts.encode(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm4.agent.tool import Function, Invocation, Tool, ToolContext, ToolResult
 from glm4.documents.bm25 import BM25
@@ -33,12 +33,18 @@ SEARCH = Function(
 )
 READ = Function(
     "read_file",
-    "Read one of the user's files from a page on (or from a position, for files without pages).",
+    "Read one of the user's files, from a page on; what is longer than an answer comes in parts.",
     {
         "type": "object",
         "properties": {
             "name": {"type": "string", "description": "the file's name", "maxLength": 300},
             "page": {"type": "integer", "description": "first page to read, from 1", "minimum": 1, "maximum": 100000},
+            "part": {
+                "type": "integer",
+                "description": "of a long page, or of a file without pages; from 1",
+                "minimum": 1,
+                "maximum": 100000,
+            },
         },
         "required": ["name"],
         "additionalProperties": False,
@@ -47,18 +53,23 @@ READ = Function(
 
 
 @dataclass(frozen=True)
-class _Index:
+class FileIndex:
+    """Documents cut into passages, whose words can be searched."""
+
     documents: tuple[Document, ...]
     sentences: list[Sentence]
     passages: list[Passage]
     words: BM25
 
     @classmethod
-    def of(cls, documents: Sequence[Document]) -> _Index:
+    def of(cls, documents: Sequence[Document]) -> FileIndex:
+        """The index of these documents; takes a second for a thousand pages."""
         from glm4.documents.sentences import sentence_starts
 
-        sentences = sentences_of(documents, sentence_starts, lambda texts: [len(text) for text in texts])
-        passages = passages_of(documents, sentences, PASSAGE_CHARS)
+        sentences = sentences_of(
+            documents, sentence_starts, lambda texts: [len(text) for text in texts], numbered=False
+        )
+        passages = passages_of(documents, sentences, PASSAGE_CHARS, within_pages=True)
         made = cls(tuple(documents), sentences, passages, BM25(()))
         return cls(made.documents, sentences, passages, BM25(f"{p.section or ''}\n{text}" for _, p, text in made.all()))
 
@@ -68,7 +79,10 @@ class _Index:
         for passage in self.passages:
             first, last = self.sentences[passage.first], self.sentences[passage.end - 1]
             document = self.documents[first.document]
-            found.append((document, document.place(first.start), document.text[first.start : last.end].strip()))
+            text = document.text[first.start : last.end].strip()
+            if len(text) > 2 * PASSAGE_CHARS:  # one endless sentence
+                text = f"{text[: 2 * PASSAGE_CHARS]}…"
+            found.append((document, document.place(first.start), text))
         return found
 
 
@@ -86,7 +100,7 @@ class FilesTool(Tool):
         self._sandboxed = sandboxed
         self._lock = threading.Lock()
         self._documents: dict[str, Document] = {}
-        self._index: _Index | None = None
+        self._index: FileIndex | None = None
 
     def add_file(self, name: str, data: bytes) -> str | None:
         """See `Tool.add_file`; pictures are not for this tool."""
@@ -97,10 +111,10 @@ class FilesTool(Tool):
             known = {one.digest: key for key, one in self._documents.items()}
             if document.digest in known:
                 return known[document.digest]
-            unique, number = name, 2
+            unique, number = document.name, 2
             while unique in self._documents:
-                unique, number = f"{name} ({number})", number + 1
-            self._documents[unique] = document
+                unique, number = f"{document.name} ({number})", number + 1
+            self._documents[unique] = replace(document, name=unique)
             self._index = None
         return unique
 
@@ -116,13 +130,13 @@ class FilesTool(Tool):
             if not self._documents:
                 return ToolResult.error("the user has sent no files")
             if self._index is None:
-                self._index = _Index.of(tuple(self._documents.values()))
+                self._index = FileIndex.of(tuple(self._documents.values()))
             index = self._index
         if invocation.function == SEARCH.name:
             return self._search(index, str(given["query"]), context)
-        return self._read(str(given["name"]), int(given.get("page", 1)), context)
+        return self._read(str(given["name"]), int(given.get("page", 1)), int(given.get("part", 1)), context)
 
-    def _search(self, index: _Index, query: str, context: ToolContext) -> ToolResult:
+    def _search(self, index: FileIndex, query: str, context: ToolContext) -> ToolResult:
         best = index.words.best(query)[:MOST_FOUND]
         if not best:
             names = ", ".join(self._documents)
@@ -134,20 +148,21 @@ class FilesTool(Tool):
             lines.append(self._quoted(document, place, text, context))
         return ToolResult.of("\n\n".join(lines))
 
-    def _read(self, name: str, page: int, context: ToolContext) -> ToolResult:
+    def _read(self, name: str, page: int, part: int, context: ToolContext) -> ToolResult:
         document = self._documents.get(name)
         if document is None:
             raise InvalidRequestError(f"there is no file {name[:200]!r}; there are: {', '.join(self._documents)}")
-        pieces, rest = _paged(document, page) if document.num_pages is not None else _window(document, page)
+        pieces, rest = _window(document, page, part)
         shown = [self._quoted(document, place, text, context) for place, text in pieces if text.strip()]
-        return ToolResult.of("\n\n".join([_NOTE, *shown, f"({rest})"]))
+        missing = [f"({warning})" for warning in document.warnings]
+        return ToolResult.of("\n\n".join([_NOTE, *shown, *missing, f"({rest})"]))
 
     def _quoted(self, document: Document, place: Place, text: str, context: ToolContext) -> str:
         source = context.sources.add(
             document.name,
             file=document.digest,
             page=place.page,
-            section=place.section,
+            section=place.section if place.page is None else None,  # a page is one source, however it is found
             text=" ".join(text.split())[:300],
         )
         where = f", page {place.page}" if place.page is not None else ""
@@ -155,33 +170,38 @@ class FilesTool(Tool):
         return f"【{source.n}†{document.name}{where}】\n{text}"
 
 
-def _window(document: Document, page: int) -> tuple[list[tuple[Place, str]], str]:
-    """A part of a text without pages, and where in the whole it is."""
-    total = max(1, -(-len(document.text) // WINDOW_CHARS))
-    if page > total:
-        raise InvalidRequestError(f"{document.name} has {total} parts of {WINDOW_CHARS} characters")
-    start = (page - 1) * WINDOW_CHARS
-    more = f"; read on with page {page + 1}" if page < total else ""
-    return [(document.place(start), document.text[start : start + WINDOW_CHARS])], f"part {page} of {total}{more}"
-
-
-def _paged(document: Document, page: int) -> tuple[list[tuple[Place, str]], str]:
-    """As many whole pages as fit a window, from a page on."""
-    last = document.num_pages or 0
+def _window(document: Document, page: int, part: int) -> tuple[list[tuple[Place, str]], str]:
+    """As many whole pages as fit, from a page on; or a part of one that does not fit. And where in the whole it is."""
+    pages, last = _pages(document), document.num_pages or 1
     if page > last:
-        raise InvalidRequestError(f"{document.name} has {last} pages")
-    pages, size, at = _pages(document), 0, page
+        has = f"{last} pages" if document.num_pages is not None else "no pages, only parts"
+        raise InvalidRequestError(f"{document.name} has {has}")
+    text = pages.get(page, "")
+    parts = max(1, -(-len(text) // WINDOW_CHARS))
+    if part > parts:
+        raise InvalidRequestError(f"page {page} of {document.name} has {parts} parts of {WINDOW_CHARS} characters")
+    numbered = document.num_pages is not None
+    if parts > 1 or not numbered:
+        start = (part - 1) * WINDOW_CHARS
+        place = Place(0, page, None) if numbered else document.place(start)
+        more = f"; read on with part {part + 1}" if part < parts else f"; read on with page {page + 1}"
+        where = f"page {page} of {last}, " if numbered else ""
+        rest = "" if part == parts and page == last else more
+        return [(place, text[start : start + WINDOW_CHARS])], f"{where}part {part} of {parts}{rest}"
+    size, at = 0, page
     pieces: list[tuple[Place, str]] = []
     while at <= last and (not pieces or size + len(pages.get(at, "")) <= WINDOW_CHARS):
-        text = pages.get(at, "")[:WINDOW_CHARS]
-        pieces.append((Place(0, at, None), text))
-        size += len(text)
+        pieces.append((Place(0, at, None), pages.get(at, "")))
+        size += len(pieces[-1][1])
         at += 1
     more = f"; read on with page {at}" if at <= last else ""
     return pieces, f"pages {page} to {at - 1} of {last}{more}"
 
 
 def _pages(document: Document) -> dict[int, str]:
+    """The text of each page; all of it is page 1 of a document without pages."""
+    if document.num_pages is None:
+        return {1: document.text}
     pages: dict[int, str] = {}
     for block in document.blocks:
         if block.page is not None:

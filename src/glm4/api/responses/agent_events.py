@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from glm4.agent.events import (
@@ -41,6 +42,7 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
         kinds: function → what it is in this API. Calls of other names are not shown: the model is told that there is
             no such function, and goes on.
         listed: MCP servers and their functions, listed before everything else.
+        file_ids: sha256 of a file → the id that the request named it by, for citations.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
         tokenizer: Tokenizer,
         kinds: Mapping[str, Kind],
         listed: Mapping[str, Sequence[Mapping[str, Any]]],
+        file_ids: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(request, model)
         self._tokenizer = tokenizer
         self._kinds = kinds
         self._listed = listed
+        self._file_ids = file_ids
         self._texts: dict[int, str] = {}
         self._parts: dict[int, str] = {}
         self._calls: dict[str, BuiltinItem] = {}
@@ -152,7 +156,8 @@ class AgentResponseWriter(ItemWriter, AgentEventVisitor[None]):
             place = {"start_index": event.citation.start, "end_index": event.citation.end}
             item.annotate(self._emit, {"type": "url_citation", "url": source.url, "title": source.title, **place})
         else:
-            named = {"file_id": source.file or "", "filename": source.title}
+            name = self._file_ids.get(source.file or "", source.file or "")
+            named = {"file_id": name, "filename": source.title}
             item.annotate(self._emit, {"type": "file_citation", **named, "index": event.citation.start})
 
     def usage(self, event: UsageAdded) -> None:

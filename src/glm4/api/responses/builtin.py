@@ -2,7 +2,7 @@
 
 code_interpreter    the python tool; `container` names an interpreter that stays for the next response
 web_search          the browser
-file_search         files that were sent to /v1/agent/files; their ids stand in `vector_store_ids`
+file_search         vector stores; `vector_store_ids` may also name single files of /v1/files and /v1/agent/files
 mcp                 a server of the operator's file, by its `server_label`; requests name no addresses
 """
 

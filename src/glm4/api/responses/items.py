@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from glm4.api.files.parts import INPUT_FILE, read_file
 from glm4.api.responses.earlier_calls import BUILTIN_CALLS, call_messages, read_call
 from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart, check_detail, read_audio
@@ -18,6 +19,7 @@ Item = dict[str, Any]
 REFERENCE = "item_reference"
 IMAGE, AUDIO = "input_image", "input_audio"
 MAX_ITEMS = 4096
+_OF_FILES = ("file_id", "file_data", "filename")
 _STATUSES = ("in_progress", "completed", "incomplete")
 
 
@@ -68,7 +70,9 @@ def _message(given: Mapping[str, Any], where: str) -> Item:
             f"{where}.role must be user, assistant, system or developer, not {shown(role)}", param=f"{where}.role"
         )
     own, *others = (
-        ("output_text", "input_text", "refusal") if role == "assistant" else ("input_text", "output_text", IMAGE, AUDIO)
+        ("output_text", "input_text", "refusal")
+        if role == "assistant"
+        else ("input_text", "output_text", IMAGE, AUDIO, INPUT_FILE)
     )
     content = given.get("content", "")
     parts = [{"type": own, "text": content}] if isinstance(content, str) else content
@@ -96,6 +100,9 @@ def _part(raw: Any, kinds: Sequence[str], where: str) -> dict[str, Any]:
             "image_url": _text(given, "image_url", where),
             "detail": given.get("detail", "auto"),
         }
+    if kind == INPUT_FILE:
+        read_file(given, where)
+        return {"type": INPUT_FILE, **{key: given[key] for key in _OF_FILES if key in given}}
     if kind == AUDIO:
         _check_keys(given, where, AUDIO)
         return {"type": AUDIO, AUDIO: given.get(AUDIO)}
@@ -131,7 +138,7 @@ def _function_call_output(given: Mapping[str, Any], where: str) -> Item:
         if not isinstance(output, list):
             raise InvalidRequestError(f"{where}.output must be a string or a list of parts", param=f"{where}.output")
         at = f"{where}.output"
-        kinds = ("input_text", "output_text", IMAGE)
+        kinds = ("input_text", "output_text", IMAGE, INPUT_FILE)
         output = [_part(part, kinds, f"{at}[{index}]") for index, part in enumerate(output)]
     return {
         "id": _text(given, "id", where, item_id("fco")),
@@ -235,6 +242,8 @@ class _Turn:
 
 def to_messages(items: Sequence[Item], num_earlier: int = 0, raw: Sequence[str] = ()) -> list[Message]:
     """The conversation that resolved items describe: thinking, text and calls of one turn become one message.
+
+    Files have become text and pictures before; see `server.agent.input_files`.
 
     Args:
         num_earlier: how many of them are from earlier responses; the rest are the request's `input`.

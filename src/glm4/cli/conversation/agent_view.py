@@ -105,7 +105,7 @@ class AgentView(TurnView, AgentEventVisitor[None]):
         self._make_view = make_view
         self._save = save
         self._view: View | None = None
-        self._arguments: dict[str, list[str]] = {}  # of calls whose arguments have not been shown
+        self._writing: dict[str, tuple[str, list[str]]] = {}  # calls that have not been shown: tool and arguments
         self._lines: dict[str, _Folded] = {}
         self._cited: dict[int, Source] = {}
         self._kinds: dict[int, str] = {}
@@ -136,16 +136,11 @@ class AgentView(TurnView, AgentEventVisitor[None]):
 
     def call(self, event: CallChanged) -> None:
         """One line when a call is to run, and one when it has ended."""
-        written = self._arguments.get(event.call)
         if event.state == "writing":
-            self._arguments.setdefault(event.call, []).append(event.add)
+            self._writing.setdefault(event.call, (event.tool, []))[1].append(event.add)
             return
-        if written is not None:
-            del self._arguments[event.call]
-            self._leave()
-            # Whoever is asked has to see all of it.
-            for line in _call_lines(event.tool, "".join(written), folded=event.state != "waiting"):
-                console.notice(line)
+        # Whoever is asked has to see all of it.
+        self._show_call(event.call, folded=event.state != "waiting")
         if event.state in _MARKS:
             folded = self._lines.pop(event.call, None)
             if folded is not None:
@@ -156,6 +151,7 @@ class AgentView(TurnView, AgentEventVisitor[None]):
 
     def output(self, event: OutputAdded) -> None:
         """The first lines of what a tool says."""
+        self._show_call(event.call, folded=True)
         self._lines.setdefault(event.call, _Folded()).add(event.add)
 
     def file(self, event: FileAdded) -> None:
@@ -182,6 +178,13 @@ class AgentView(TurnView, AgentEventVisitor[None]):
         """The list of what was cited."""
         self._leave()
         self._show_citations()
+
+    def _show_call(self, call: str, *, folded: bool) -> None:
+        tool, arguments = self._writing.pop(call, (None, []))
+        if tool is not None:
+            self._leave()
+            for line in _call_lines(tool, "".join(arguments), folded=folded):
+                console.notice(line)
 
     def _enter(self) -> View:
         if self._view is None:

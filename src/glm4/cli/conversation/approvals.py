@@ -10,7 +10,7 @@ import termios
 from collections.abc import Callable
 from typing import Literal
 
-from glm4.agent.loop import Decision
+from glm4.agent.steps import Decision
 from glm4.agent.tool import Invocation, Tool
 from glm4.cli import console
 from glm4.cli.console import printable

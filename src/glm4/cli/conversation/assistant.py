@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm4.agent.agent import Agent
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import ErrorRaised, TurnEnded, UsageAdded
+from glm4.agent.files import StoredFile
 from glm4.agent.tool import Sources, Tool
+from glm4.agent.transcript import Transcript
 from glm4.chat.messages import Message
 from glm4.cli import console
 from glm4.cli.conversation.agent_view import AgentView, JsonLines, TurnView
 from glm4.cli.conversation.approvals import ApproveOption, approver
 from glm4.cli.conversation.interrupt import Interrupt, silent_keyboard
+from glm4.cli.conversation.recording import Recording, record_quietly
 from glm4.cli.conversation.render import View
 from glm4.cli.conversation.saved_files import SavedFiles
 from glm4.errors import Glm4Error, PromptTooLongError
@@ -51,18 +56,62 @@ class Assistant:
     Args:
         tools: closed by `close`.
         approve: whether to ask before calls of tools that need it.
+
+    Attributes:
+        given: files of the user that wait for the next message.
     """
 
     def __init__(self, tools: Sequence[Tool], files: SavedFiles, approve: ApproveOption = "ask") -> None:
         self.tools = tuple(tools)
+        self.given: list[StoredFile] = []
+        self.recording: Recording | None = None  # None saves nothing
         self._files = files
         self._approve = approve
-        self.forget()
+        self._sources = Sources()
+        self._approved: set[str] = set()
 
     def forget(self) -> None:
         """A new conversation begins: no sources, and nothing approved. Tools keep their state."""
         self._sources = Sources()
-        self._approved: set[str] = set()
+        self._approved = set()
+        if self.recording is not None:
+            self.recording.forget()
+
+    def record(self, recording: Recording) -> list[Message]:
+        """Save the turns from now on; returns the conversation that is gone on with."""
+        self.recording = recording
+        self._sources = recording.sources()
+        return recording.messages
+
+    def give(self, path: Path) -> None:
+        """A file of the user: for the tools at once, and for the model with the next message.
+
+        Raises:
+            OSError: it cannot be read.
+            InvalidRequestError: it is too large, or no tool can use it.
+        """
+        data = path.read_bytes()
+        self.given.append(self._files.put(path.name, data))
+        for tool in self.tools:
+            tool.add_file(path.name, data)
+
+    def attached(self, message: Message, llm: LLM) -> Message:
+        """A message with the files that wait: documents as text if they fit, or as names that tools can read.
+
+        Raises:
+            InvalidRequestError: the model does not see pictures, or a document is broken or too long.
+        """
+        if not self.given:
+            return message
+        from glm4.agent.attachments import attached
+        from glm4.documents.loading import load_document
+        from glm4.sandbox.launch import unavailable
+
+        load = partial(load_document, sandboxed=unavailable() is None)
+        names = [tool.name for tool in self.tools]
+        message = attached(message, self.given, self._files, llm, names, load)
+        self.given = []
+        return message
 
     def answer(
         self,
@@ -88,6 +137,7 @@ class Assistant:
         )
         save = self._files.save
         view: TurnView = JsonLines(save) if as_json else AgentView(make_view, save)
+        transcript = Transcript()
         with silent_keyboard(), Interrupt() as interrupt:
             approve = approver(self._approve, lambda: interrupt.requested)
             agent = Agent(llm, self.tools, params=params, adapter=adapter, approve=approve)
@@ -95,9 +145,13 @@ class Assistant:
             with view, closing(agent.run(conversation)) as events:
                 for event in events:
                     view.show(event)
+                    transcript.add(event)
                     if interrupt.requested:
                         agent.stop()
         added = conversation.messages[len(messages) :]
+        if self.recording is not None and added:
+            told = transcript.as_dict()
+            record_quietly(self.recording, messages, added, told, self._sources, self._files.read)
         if view.failure is not None:
             self._failed(view.failure, added)
         assert view.ending is not None  # noqa: S101 (for the type checker: every turn has an end)
@@ -122,6 +176,8 @@ class Assistant:
         for tool in self.tools:
             tool.close()
         self._files.close()
+        if self.recording is not None:
+            self.recording.close()
 
 
 def show_rounds(rounds: Sequence[UsageAdded]) -> None:

@@ -67,13 +67,16 @@ class Repl:
         plain: bool = False,
         pictures: Sequence[ImagePart] = (),
         assistant: Assistant | None = None,
+        history: Sequence[Message] = (),
         editor: LineEditor | None = None,
     ) -> None:
         self._llm = llm
         self._model = model
         self._plain = plain
         self._conversation = Conversation(params=dict(params or {}))
-        self._conversation.system = system
+        self._conversation.turns += [Turn(message) for message in history]
+        if system is not None:
+            self._conversation.system = system
         self._attachments = Attachments(llm, model, pictures)
         self._assistant = assistant
         self._last: Reply | AgentReply | None = None
@@ -142,11 +145,16 @@ class Repl:
                 return
         waiting, self._attachments.waiting = self._attachments.waiting, []
         message = Message("user", [*waiting, TextPart(text)])
+        given = [] if self._assistant is None else self._assistant.given
         try:
+            if self._assistant is not None:
+                message = self._assistant.attached(message, self._llm)
             self._ask(message)
         finally:
             if all(turn.message is not message for turn in self._conversation.turns):
                 self._attachments.waiting = waiting  # the message was taken back
+                if self._assistant is not None:
+                    self._assistant.given = given
 
     def _ask(self, message: Message, otherwise: list[Turn] | None = None) -> None:
         """Answer `message`; on failure, the conversation is reset to `otherwise` (default: its previous state)."""
@@ -187,7 +195,8 @@ class Repl:
         turns = self._conversation.turns
         if not reply.messages:
             turns.pop()
-            console.notice("[stopped before the answer began; your message was taken back]")
+            what = "stopped before the answer began" if reply.interrupted else "nothing came of it"
+            console.notice(f"[{what}; your message was taken back]")
             return
         turns += [Turn(message) for message in reply.messages]
         if reply.interrupted:

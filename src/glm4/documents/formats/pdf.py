@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from glm4.documents.document import UNSEEN, listed_pages
 from glm4.documents.formats.detection import Content
 from glm4.documents.formats.parsed import FullError, Parsed, RefusedError
 from glm4.documents.formats.pdf_layout import in_reading_order, is_heading, paragraphs
@@ -111,17 +112,12 @@ def _read_pages(
         pages.append(lines)
         page.close()
     if damaged:
-        parsed.warn(f"{_listed(damaged)} cannot be read, as the file is damaged there")
+        parsed.warn(f"{listed_pages(damaged)} cannot be read, as the file is damaged there")
     if len(damaged) == len(numbers):
         raise RefusedError("is a damaged PDF file: none of its pages can be read")
     if parsed.scanned:
-        parsed.warn(f"{_listed(parsed.scanned)} without text: pictures, which only a model that sees can read")
+        parsed.warn(f"{listed_pages(parsed.scanned)} {UNSEEN}")
     return None
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    shown = ", ".join(map(str, numbers[:20])) + (", …" if len(numbers) > 20 else "")
-    return f"page {shown}" if len(numbers) == 1 else f"{len(numbers)} pages ({shown})"
 
 
 def _has_picture(page: PdfPage, *, any_drawing: bool) -> bool:

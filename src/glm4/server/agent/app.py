@@ -21,6 +21,8 @@ from glm4.llm import LLM
 from glm4.server.agent import conversations as saved
 from glm4.server.agent import endpoints as turns
 from glm4.server.agent.config import AgentConfig
+from glm4.server.agent.documents import Documents
+from glm4.server.agent.file_operations import FILE_OPERATIONS
 from glm4.server.agent.reading import Readers
 from glm4.server.agent.state import AgentState
 from glm4.server.agent.store import ThreadedSessionStore
@@ -52,20 +54,20 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", "/v1/agent/tools", turns.list_tools, "Assistant", "The tools that turns may use", "可用的工具",
         "AgentTools"),
     Operation("get", "/v1/agent/conversations", saved.list_conversations, "Assistant", "Saved conversations",
-        "已保存的对话", "AgentConversations", errors=(400,),
-        parameters={"limit": "how many", "before": "only those changed before this time"}),
+        "已保存的对话", "AgentConversations", errors=(400, 404),
+        parameters={"limit": "how many", "after": "the last one of the page before"}),
     Operation("post", "/v1/agent/conversations", saved.import_conversation, "Assistant",
         "Keep a conversation that was exported", "导入对话", "AgentConversation", errors=READING),
     Operation("get", "/v1/agent/conversations/{conversation_id}", saved.conversation, "Assistant",
-        "A conversation with its messages", "一段对话及其消息", "AgentConversationWithMessages", errors=(400,),
+        "A conversation with its messages", "一段对话及其消息", "AgentConversationWithMessages", errors=(404,),
         parameters=_CONVERSATION),
     Operation("patch", "/v1/agent/conversations/{conversation_id}", saved.change_conversation, "Assistant",
         "Change a conversation's title, options or branch", "修改对话的标题、选项或分支", "AgentConversation",
         CHANGE_FIELDS, (), {"title": "Sums"}, errors=READING, parameters=_CONVERSATION),
     Operation("delete", "/v1/agent/conversations/{conversation_id}", saved.delete_conversation, "Assistant",
-        "Delete a conversation", "删除对话", "AgentDone", errors=(400,), parameters=_CONVERSATION),
+        "Delete a conversation", "删除对话", "AgentDone", errors=(404,), parameters=_CONVERSATION),
     Operation("get", "/v1/agent/conversations/{conversation_id}/export", saved.export_conversation, "Assistant",
-        "A conversation as JSON or Markdown", "把对话导出为 JSON 或 Markdown", "AgentExport", errors=(400,),
+        "A conversation as JSON or Markdown", "把对话导出为 JSON 或 Markdown", "AgentExport", errors=(400, 404),
         parameters={**_CONVERSATION, "format": "json or markdown"}),
     Operation("get", "/v1/agent/search", saved.search, "Assistant", "Find messages by their text", "按文字查找消息",
         "AgentFound", parameters={"q": "text to find"}),
@@ -73,6 +75,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
         errors=(404,), parameters={"sha256": "what the file is found by"}),
+    *FILE_OPERATIONS,
 )  # fmt: skip
 
 
@@ -107,8 +110,8 @@ def agent_app(config: AgentConfig) -> App:
             shutil.rmtree(folder, ignore_errors=True)
 
     return App(
-        "assistant", operations=OPERATIONS, schemas=components("agent"),
-        state=AgentState(config, store, files, tools, made), start=start, stop=stop,
+        "assistant", operations=OPERATIONS, schemas={**components("agent"), **components("files")},
+        state=AgentState(config, store, files, tools, made, Documents(files, readers)), start=start, stop=stop,
     )  # fmt: skip
 
 

@@ -44,8 +44,7 @@ async def follow_turn(request: Request) -> Response:
 async def stop_turn(request: Request) -> Response:
     """End a turn within a step; one that has ended stays as it is."""
     turn = _turns(request).find(request.path_params["turn_id"], owner_of(request))
-    if not turn.ended:
-        turn.stop()
+    turn.end()
     return JSONResponse({"done": True})
 
 
@@ -85,6 +84,8 @@ async def _start(request: Request) -> Turn:
     target = state.target(request, {"model": name} if name else {})
     files: list[StoredFile] = [await agent.file(digest, owner) for digest in wanted.files]
     turn: Turn = await agent.turns.start(state, target, wanted, owner, files)
+    for digest in wanted.files:  # the conversation has them now
+        agent.uploads.pop((owner, digest), None)
     return turn
 
 

@@ -64,6 +64,7 @@ class ToolRun:
     Attributes:
         kinds: function → what it is in the API.
         listed: MCP servers and their functions.
+        file_ids: sha256 of a file that was given → the id that it was given by.
     """
 
     def __init__(self, agents: AgentState, owner: str, key: str, *, stays: bool) -> None:
@@ -76,6 +77,7 @@ class ToolRun:
         self._client: ClientFunctions | None = None
         self.kinds: dict[str, Kind] = {}
         self.listed: dict[str, list[Mapping[str, Any]]] = {}
+        self.file_ids: dict[str, str] = {}
 
     @classmethod
     async def open(
@@ -98,7 +100,7 @@ class ToolRun:
                 ' {"type": "auto"} for a new one', param="tools",
             )  # fmt: skip
         run = cls(agents, owner, key, stays="python" in names)
-        given = [await run._file(digest) for one in wanted.builtin for digest in one.files]
+        given = await run._given([name for one in wanted.builtin for name in one.files])
         try:
             tools = await agents.tools.take(key, names, agents.files, given)
             try:
@@ -110,11 +112,13 @@ class ToolRun:
             raise ApiError(424, str(error), "tools", "tool_unavailable") from error
         return run
 
-    async def _file(self, digest: str) -> StoredFile:
+    async def _given(self, names: Sequence[str]) -> list[StoredFile]:
         try:
-            return await self._agents.file(digest, self._owner)
+            found = await self._agents.given(names, self._owner)
         except ApiError as error:
-            raise InvalidRequestError(f"{error.message} to /v1/agent/files", param="tools") from None
+            raise InvalidRequestError(error.message, param="tools") from None
+        self.file_ids = {file.sha256: name for name, file in found.items()}
+        return list(found.values())
 
     async def _set_up(
         self, state: ServerState, target: Target, wanted: ResponsesRequest, chat: ChatRequest, tools: Sequence[Tool]
@@ -145,7 +149,7 @@ class ToolRun:
         assert self._events is not None  # noqa: S101 (for the type checker)
         async for event in self._events:
             if isinstance(event, FileAdded):
-                self._agents.note(event.file, self._owner)
+                self._agents.keep(self._owner, event.file)
             if isinstance(event, CallChanged) and event.state != "writing":
                 self._hand_over(event.tool)
             if isinstance(event, TurnEnded) and self._client is not None and self._client.called.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glm4.agent import uploads, vector_stores
 from glm4.agent.session_export import as_document, as_markdown, from_document
 from glm4.agent.sessions import SessionStore
 from glm4.server.stores.thread import OwnThread, on_thread
@@ -27,3 +28,18 @@ class ThreadedSessionStore(OwnThread[SessionStore]):
     as_document = on_thread(as_document)
     as_markdown = on_thread(as_markdown)
     from_document = on_thread(from_document)
+
+    add_upload = on_thread(uploads.add_upload)
+    find_upload = on_thread(uploads.find_upload)
+    list_uploads = on_thread(uploads.uploads)
+    delete_upload = on_thread(uploads.delete_upload)
+    has_content = on_thread(uploads.has_content)
+    create_store = on_thread(vector_stores.create_store)
+    find_store = on_thread(vector_stores.find_store)
+    list_stores = on_thread(vector_stores.stores)
+    change_store = on_thread(vector_stores.change_store)
+    delete_store = on_thread(vector_stores.delete_store)
+    add_member = on_thread(vector_stores.add_member)
+    remove_member = on_thread(vector_stores.remove_member)
+    members = on_thread(vector_stores.members)
+    find_member = on_thread(vector_stores.find_member)

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from glm4.api.openai import ChatBody, chat_completion, parse_chat
 from glm4.api.openai.events import ChatChunks
+from glm4.server.agent.input_files import InputFiles
 from glm4.server.generation import Generation, whole
 from glm4.server.memory import parse
 from glm4.server.pictures import prepare_chat
@@ -23,6 +24,7 @@ async def chat_completions(request: Request) -> Response:
     state = server_state(request)
     body = await state.read(request)
     target = state.target(request, body)
+    await InputFiles.of(request).chat(body)
     chat = await parse(partial(parse_chat, body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, chat))
 

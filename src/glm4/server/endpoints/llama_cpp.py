@@ -25,6 +25,7 @@ from glm4.api.openai import parse_chat
 from glm4.chat.parts import ImagePart
 from glm4.requests.input_processor import PreparedRequest
 from glm4.requests.prompt_forms import PromptLike
+from glm4.server.agent.input_files import InputFiles
 from glm4.server.generation import Generation, whole_many
 from glm4.server.memory import parse
 from glm4.server.pictures import prepare_chat, prepare_prompts
@@ -130,5 +131,6 @@ async def _prepared(request: Request) -> tuple[Target, PreparedRequest]:
     state = server_state(request)
     body = await state.read(request)
     target = state.target(request, body)
+    await InputFiles.of(request).chat(body)
     chat = await parse(partial(parse_chat, body, target.llm.default_sampling_params()))
     return target, await prepare_chat(target, chat.request, runs=False)

@@ -13,6 +13,7 @@ from glm4.api.anthropic.fields import REFUSED_HEADERS
 from glm4.chat.pictures import images_of
 from glm4.errors import InvalidRequestError, PromptTooLongError
 from glm4.requests.input_processor import PreparedRequest
+from glm4.server.agent.input_files import InputFiles
 from glm4.server.errors import ApiError
 from glm4.server.generation import Generation
 from glm4.server.memory import parse, prepare
@@ -28,6 +29,7 @@ async def messages(request: Request) -> Response:
     body = await state.read(request)
     _check_headers(request)
     target = state.target(request, body)
+    await InputFiles.of(request).anthropic(body)
     wanted = await parse(lambda: parse_message(body, target.llm.default_sampling_params()))
     return await until_disconnect(request, _answer(state, target, wanted))
 
@@ -38,6 +40,7 @@ async def count_tokens(request: Request) -> Response:
     body = await state.read(request)
     _check_headers(request)
     target = state.target(request, body)
+    await InputFiles.of(request).anthropic(body)
     wanted = await parse(lambda: parse_count(body, target.llm.default_sampling_params()))
     count = await _count(target, wanted)
     counts: dict[str, object] = {"input_tokens": count}

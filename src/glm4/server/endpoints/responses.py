@@ -22,6 +22,7 @@ from glm4.api.responses.request import INCLUDABLE, ResponsesRequest, parse_input
 from glm4.chat.chat_request import ChatRequest
 from glm4.errors import InvalidRequestError, StoreError, TemplateError
 from glm4.requests.input_processor import PreparedRequest
+from glm4.server.agent.input_files import InputFiles
 from glm4.server.agent.response_run import ToolRun
 from glm4.server.errors import ApiError, as_api_error
 from glm4.server.generation import Generation
@@ -72,7 +73,7 @@ async def count_tokens(request: Request) -> Response:
     wanted = await parse(partial(parse_input_tokens, body, llm.default_sampling_params(), thinks=llm.dialect.thinks))
     if wanted.builtin:
         raise ApiError(400, "the tokens of built-in tools are not counted; leave them out", "tools", "invalid_value")
-    _, prepared = await _prepare(state, target, wanted, _owner(request), runs=False)
+    _, prepared = await _prepare(state, target, wanted, InputFiles.of(request), runs=False)
     return JSONResponse(input_tokens(len(prepared.prompt_ids)))
 
 
@@ -141,10 +142,10 @@ def _not_found(response_id: str) -> ApiError:
 
 
 async def _prepare(
-    state: ServerState, target: Target, wanted: ResponsesRequest, owner: str, *, runs: bool = True
+    state: ServerState, target: Target, wanted: ResponsesRequest, files: InputFiles, *, runs: bool = True
 ) -> tuple[list[Item], PreparedRequest]:
     """The request's own items, and the prompt of the whole conversation; errors name fields of this API."""
-    items, chat = await _conversation(state, wanted, owner, target.llm.dialect.builtin_tools)
+    items, chat = await _conversation(state, wanted, files, target.llm.dialect.builtin_tools)
     try:
         return items, await prepare_chat(target, chat, runs=runs)
     except TemplateError as error:
@@ -155,15 +156,16 @@ async def _prepare(
 
 
 async def _conversation(
-    state: ServerState, wanted: ResponsesRequest, owner: str, raw: Sequence[str]
+    state: ServerState, wanted: ResponsesRequest, files: InputFiles, raw: Sequence[str]
 ) -> tuple[list[Item], ChatRequest]:
     """The request's own items, and the whole conversation; see `ResponsesRequest.chat` for `raw`."""
     references = [item["id"] for item in wanted.items if item["type"] == REFERENCE]
-    known = await state.responses.output_items(references, owner) if references else {}
+    known = await state.responses.output_items(references, files.owner) if references else {}
     items = resolved(wanted.items, known)
-    earlier = await _earlier(state, wanted.previous_response_id, owner)
+    earlier = await _earlier(state, wanted.previous_response_id, files.owner)
+    read = await files.items(earlier, earlier=True), await files.items(items)
     try:
-        return items, wanted.chat(earlier, items, raw)
+        return items, wanted.chat(*read, raw)
     except InvalidRequestError as error:
         error.param = _named(error.param, wanted)
         raise
@@ -200,18 +202,20 @@ async def _earlier(state: ServerState, response_id: str | None, owner: str) -> l
 
 
 async def _answer(request: Request, state: ServerState, target: Target, wanted: ResponsesRequest) -> Response:
-    owner = _owner(request)
+    owner, files = _owner(request), InputFiles.of(request)
     generation: Generation | ToolRun
     writer: ResponseWriter | AgentResponseWriter
     tokenizer = target.llm.tokenizer
     if wanted.builtin:
         # What is wrong with the request is found here, and not when the answer has begun.
-        await _prepare(state, target, wanted, owner, runs=False)
-        items, chat = await _conversation(state, wanted, owner, target.llm.dialect.builtin_tools)
+        await _prepare(state, target, wanted, files, runs=False)
+        items, chat = await _conversation(state, wanted, InputFiles.of(request), target.llm.dialect.builtin_tools)
         generation = await ToolRun.open(request.app, state, target, wanted, chat, owner)
-        writer = AgentResponseWriter(wanted, target.name, tokenizer, generation.kinds, generation.listed)
+        writer = AgentResponseWriter(
+            wanted, target.name, tokenizer, generation.kinds, generation.listed, generation.file_ids
+        )
     else:
-        items, prepared = await _prepare(state, target, wanted, owner)
+        items, prepared = await _prepare(state, target, wanted, files)
         generation = Generation(state, target, prepared)
         writer = ResponseWriter(wanted, target.name, tokenizer)
     if wanted.stream:

@@ -13,6 +13,7 @@ from glm4.api.fields import BOOLEAN, IDS, STRING, Field, boolean, text, token_id
 from glm4.api.openai import parse_chat
 from glm4.api.openai.fields import CHAT_FIELDS, read_fields
 from glm4.errors import InvalidRequestError, TokenizerError
+from glm4.server.agent.input_files import InputFiles
 from glm4.server.memory import parse, prepare
 from glm4.server.pictures import prepare_chat
 from glm4.server.registry import Target
@@ -139,6 +140,7 @@ async def render(request: Request) -> Response:
     state = server_state(request)
     body = await state.read(request)
     target = state.target(request, body)
+    await InputFiles.of(request).chat(body)
     chat = await parse(lambda: parse_chat(body, target.llm.default_sampling_params()))
     prepared = await prepare_chat(target, chat.request, runs=False)
     ids = prepared.prompt_ids

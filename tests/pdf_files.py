@@ -124,6 +124,18 @@ def lines(
     return [Words(x, top - 1.25 * size * at, text, size, font) for at, text in enumerate(texts)]
 
 
+def tower_pdf(num_pages: int) -> bytes:
+    """Page n says that tower number n is 50 + n meters high."""
+    pages = (f"Tower number {page} is {50 + page} meters high." for page in range(1, num_pages + 1))
+    return bytes(PdfFile([lines([text, "It stands near the river."]) for text in pages]))
+
+
+def locked_pdf() -> bytes:
+    """A file that needs a password."""
+    encryption = f"/Encrypt << /Filter /Standard /V 1 /R 2 /O <{'12' * 32}> /U <{'34' * 32}> /P -4 >> /ID [<00> <00>]"
+    return tower_pdf(1).replace(b"trailer\n<< ", b"trailer\n<< " + encryption.encode() + b" ")
+
+
 def assemble(objects: Sequence[bytes], info: int | None = None) -> bytes:
     """A file of these objects; the first is its catalog."""
     data = bytearray(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
