@@ -72,7 +72,9 @@ def tool_server(
     mcp = folder / "mcp.json"
     # With the folder on its command line, by which a test finds it.
     arguments = ["-I", "-S", str(Path(__file__).with_name("mcp_small_server.py")), str(folder)]
-    mcp.write_text(json.dumps({"mcpServers": {"tests": {"command": sys.executable, "args": arguments}}}))
+    mcp.write_text(
+        json.dumps({"mcpServers": {"tests": {"command": sys.executable, "args": arguments, "approval": "always"}}})
+    )
     services = ToolServices(
         search=None if searched is None else f"searxng:http://127.0.0.1:{searched.port}",
         mcp_config=mcp,
