@@ -6,6 +6,7 @@
 Code runs in the sandbox (`glm4 tools install`), the browser reads a web of its own on this machine, functions come from
 a file, an MCP server is started, documents are searched. Greedy; one turn for each task, in a new conversation, without
 instructions beside the agent's own. The tasks and how answers are checked: agent_task_set.py. Goal: 60 % with grammars.
+Ctrl-C skips the rest of a run, and what there is is printed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -165,9 +166,8 @@ def _summary(rows: Sequence[Row]) -> str:
     tokens = sum(row.written for row in rows)
     seconds = sum(row.seconds for row in rows)
     rounds = sum(row.rounds for row in rows)
-    return (
-        f"{solved} of {len(rows)} ({solved / len(rows):.0%}); {rounds} rounds, {tokens} tokens written, {seconds:.0f} s"
-    )
+    share = f"{solved} of {len(rows)} ({solved / max(1, len(rows)):.0%})"
+    return f"{share}; {rounds} rounds, {tokens} tokens written, {seconds:.0f} s"
 
 
 def main() -> None:
@@ -193,10 +193,11 @@ def main() -> None:
             dtype=arguments.dtype, max_model_len=arguments.context, max_num_seqs=1, num_threads=arguments.threads,
         ) as place:  # fmt: skip
             rows = found.setdefault(grammars, [])
-            for number, task in enumerate(chosen, 1):
-                solved = sum(row.passed for row in rows)
-                harness.progress(f"{label}: task {number}/{len(chosen)}, {task.name} ({solved} solved)")
-                rows.append(place.run(task, grammars=grammars))
+            with suppress(KeyboardInterrupt):  # what there is, is printed
+                for number, task in enumerate(chosen, 1):
+                    solved = sum(row.passed for row in rows)
+                    harness.progress(f"{label}: task {number}/{len(chosen)}, {task.name} ({solved} solved)")
+                    rows.append(place.run(task, grammars=grammars))
     harness.progress("")
     facts |= {f"grammars {'on' if grammars else 'off'}": _summary(rows) for grammars, rows in found.items()}
     if arguments.json:
@@ -205,7 +206,8 @@ def main() -> None:
         return
     titles = ["task", *(f"{word}, {side}" for side in _sides(found) for word in ("result", "rounds", "tokens", "s"))]
     lines = [
-        [task.name, *(cell for rows in found.values() for cell in _cells(rows[at]))] for at, task in enumerate(chosen)
+        [task.name, *(cell for rows in found.values() for cell in _cells(rows[at] if at < len(rows) else None))]
+        for at, task in enumerate(chosen)
     ]
     print(f"{harness.bullets(facts)}\n\n{harness.table(titles, lines)}")
 

@@ -20,7 +20,10 @@ from starlette.routing import Route
 
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM
+from glm4.agent.toolbox import TOOLS
+from glm4.agent.tools.browser.search import ENGINES
 from glm4.api.fields import OPTIONS
+from glm4.api.schemas import components
 from glm4.backends.local import LocalOptions
 from glm4.batch.job import BatchJob
 from glm4.checkpoints.checkpoint import open_checkpoint
@@ -31,9 +34,11 @@ from glm4.cli.console import human_bytes
 from glm4.cli.conversation import repl
 from glm4.cli.parameters import declared
 from glm4.cli.parser import read
+from glm4.documents.reading import STRATEGIES
 from glm4.model.shapes import SHAPES
 from glm4.multimodal.image import encode_picture
 from glm4.planner import plan
+from glm4.sandbox.launch import unavailable
 from glm4.server.app import create_app
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.variants import VARIANTS, get_variant
@@ -52,6 +57,9 @@ GUIDES = (
     "scale",
     "structured",
     "pictures",
+    "assistant",
+    "documents",
+    "agent_api",
     "adapters",
     "export",
     "troubleshooting",
@@ -205,7 +213,7 @@ def test_every_command_and_every_chat_command_is_shown() -> None:
     documented = {words[1] for line in command_lines("README.md") for words in commands(line) if words[0] == "glm4"}
     assert documented >= set(COMMANDS)
     for page in PAGES:
-        if page.endswith(("serving.md", "operating.md", "scale.md")):
+        if page.endswith(("serving.md", "operating.md", "scale.md", "agent_api.md")):
             continue  # its slashes are paths, see below
         slashed = set(re.findall(r"`/([a-z]+)\b", prose(page)))
         assert slashed <= {*repl.COMMANDS, *repl.ALIASES}, page
@@ -216,8 +224,8 @@ def test_every_command_and_every_chat_command_is_shown() -> None:
 def test_paths_of_the_server_exist() -> None:
     app = create_app(ServerConfig((ModelSpec("starter", ("starter",)),)))
     known = {route.path for route in app.routes if isinstance(route, Route)}
-    for page in ("docs/serving.md", "docs/zh/serving.md"):
-        named = set(re.findall(r"`(/[\w/]+)`", prose(page)))
+    for page in (f"docs/{folder}{name}.md" for folder in ("", "zh/") for name in ("serving", "agent_api")):
+        named = set(re.findall(r"`(/[\w/{}]+)`", prose(page)))
         assert named, page
         assert named <= known, page
 
@@ -283,6 +291,8 @@ def test_python_blocks_run(
     page: str, tmp_path: Path, checkpoints: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From top to bottom in one session, as a reader would."""
+    if page == "docs/documents.md" and (missing := unavailable()) is not None:
+        pytest.skip(missing)
     monkeypatch.chdir(tmp_path)
     write_poems_adapter(tmp_path, checkpoints[0])
     (tmp_path / "cat.png").write_bytes(encode_picture(np.zeros((30, 40, 3), np.uint8)))
@@ -380,6 +390,19 @@ def test_model_tables_are_what_the_code_says() -> None:
         assert not missing, f"{page} leaves out GGUF types {missing}"
 
 
+def test_the_assistant_pages_name_what_there_is() -> None:
+    for folder in ("docs/", "docs/zh/"):
+        listed = set(re.findall(r"^\| `([a-z]+)", text_of(f"{folder}assistant.md"), re.MULTILINE))
+        assert listed == {*TOOLS, "mcp", "my_tools.py".partition("_")[0]}, folder
+        engines = set(re.findall(r"`([a-z]+)", text_of(f"{folder}assistant.md")))
+        assert engines >= set(ENGINES), folder
+        events = components("agent")["AgentEvent"]["properties"]["type"]["enum"]
+        rows = re.findall(r"^\| `(\w+)` +\| `", text_of(f"{folder}agent_api.md"), re.MULTILINE)
+        assert set(events) <= set(rows), folder
+        strategies = re.findall(r"^\| `(\w+)` +\|", text_of(f"{folder}documents.md"), re.MULTILINE)
+        assert strategies == list(STRATEGIES), folder
+
+
 def test_download_sizes() -> None:
     for page in ("README.md", "README_zh.md"):
         for name in ("starter", "glm-4-9b-chat"):
@@ -458,5 +481,5 @@ def test_no_path_of_one_machine(page: str) -> None:
     text = text_of(page)
     assert str(ROOT) not in text
     absolute = re.findall(r"(?<![\w.~:/<$-])/[a-z]+/[\w./-]+", text)
-    known = ("/v1/", "/inference/v1/", "/api/", "/dev/null", "/data/")
+    known = ("/v1/", "/inference/v1/", "/api/", "/dev/null", "/data/", "/mnt/data", "/models/")
     assert [path for path in absolute if not path.startswith(known)] == []

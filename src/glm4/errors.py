@@ -12,7 +12,8 @@ Glm4Error
 │   └── DiskFullError            no room left; says how much is missing; what was fetched is kept
 ├── ModelNotFoundError       no such model name, folder or file
 ├── InvalidRequestError      a request that can never succeed; `.param` names the field
-│   └── PromptTooLongError       the prompt does not fit the context
+│   ├── PromptTooLongError       the prompt does not fit the context
+│   └── NotFoundError            it names something that does not exist, or not for this client
 ├── GrammarError             a grammar became too complex to follow during generation; the text ends there
 ├── ModelClosedError         the model was closed; load it again
 ├── InternalError            a bug that one request ran into ended it; its `__cause__` is what went wrong
@@ -103,6 +104,10 @@ class InvalidRequestError(Glm4Error):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class NotFoundError(InvalidRequestError):
+    """What a request names does not exist, or not for this client."""
 
 
 class GrammarError(Glm4Error):

@@ -212,14 +212,14 @@ def test_a_failed_call_may_be_tried_again(tmp_path: Path) -> None:
     assert turn.results == ["the line is busy", "sunny"]
 
 
-def test_the_same_call_is_not_run_again_and_the_fourth_time_ends_the_turn(tmp_path: Path) -> None:
+def test_the_same_call_is_not_run_again_and_the_model_then_answers_without_tools(tmp_path: Path) -> None:
     def answer(prompt: str) -> str:
         return CALL["glm4"] if "# 可用工具" in prompt else "\nIt is sunny."
 
     tool = weather()
     turn = Turn(tmp_path, [answer], [tool])
     assert len(tool.invocations) == 1
-    assert len(turn.results) == 5
+    assert len(turn.results) == 2
     assert all("not run again. Its result: sunny\n" in text for text in turn.results[1:])
     assert ending(turn.events) == ("limit", "repeated_calls")
     assert turn.added[-1] == Message("assistant", "It is sunny.")

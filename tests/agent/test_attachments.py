@@ -63,8 +63,9 @@ def test_documents_stand_before_the_question_as_in_the_demo_of_glm_4(blind: LLM)
     assert two.text == (
         "[File Name]\na.txt\n[File Content]\nThe first.\n\n[File Name]\nb.txt\n[File Content]\n"
         + "第二。" * 20
-        + "\n\n\n2 files uploaded.\nWhat is it?"
+        + "\n\n\n2 files uploaded.\nFor Python, they are at /mnt/data/a.txt, /mnt/data/b.txt.\nWhat is it?"
     )
+    assert given(blind, {"a.txt": b"x"}, "python").text.endswith("For Python, it is at /mnt/data/a.txt.\nWhat is it?")
     nothing_said = attached(Message("user", ()), [], MemoryFiles(), blind, (), load)
     assert nothing_said.content == ()
 
@@ -109,8 +110,9 @@ def test_pictures(blind: LLM, sighted: LLM) -> None:
     assert isinstance(image, ImagePart)
     assert image.data == shown
     assert text == TextPart("[File Name]\na.txt\n[File Content]\nThe first.\n\n\n1 files uploaded.\nWhat is it?")
-    with pytest.raises(InvalidRequestError, match=r"a\.svg"):  # no picture for a model, and no document
-        given(sighted, {"a.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><circle r='4'/></svg>"})
+    drawing = given(sighted, {"a.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><circle r='4'/></svg>"})
+    assert "<circle r='4'/>" in drawing.text  # a text, which no model sees
+    assert len(drawing.content) == 1
 
 
 def test_what_a_file_says_cannot_end_the_users_turn(blind: LLM) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from glm4.agent.file_store import FolderFileStore, clean_name, media_type
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, StoreError
 
 
 def test_the_same_content_is_kept_once(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_content_says_what_a_file_is(data: bytes, name: str, kind: str) -> N
 
 
 def test_limits(tmp_path: Path) -> None:
-    store = FolderFileStore(tmp_path, max_file_bytes=10, quota=25)
+    store = FolderFileStore(tmp_path, max_file_bytes=10, quota=2 * 4096 + 25)
     with pytest.raises(InvalidRequestError, match="may have 10"):
         store.put("a", b"x" * 11)
     first = store.put("a", b"a" * 10)
@@ -70,9 +70,22 @@ def test_limits(tmp_path: Path) -> None:
         store.put("c", b"c" * 10)
     store.put("again", b"a" * 10)
     with pytest.raises(InvalidRequestError, match="no room"):  # the quota counts what was there before
-        FolderFileStore(tmp_path, quota=25).put("c", b"c" * 10)
+        FolderFileStore(tmp_path, quota=2 * 4096 + 25).put("c", b"c" * 10)
     store.delete(first.sha256)
     store.put("c", b"c" * 10)
+
+
+def test_a_folder_that_cannot_be_written_is_the_operators_matter(tmp_path: Path) -> None:
+    (tmp_path / "files").write_text("not a folder")
+    with pytest.raises(StoreError, match="cannot be kept"):
+        FolderFileStore(tmp_path / "files").put("a", b"x")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    kept = FolderFileStore(link).put("a\ud800.txt", b"x")
+    assert kept.name == "a\ufffd.txt"
+    assert FolderFileStore(tmp_path / "elsewhere").read(kept.sha256) == b"x"
+    assert (tmp_path / "elsewhere" / kept.sha256[:2]).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize("wanted", ["", "../../etc/passwd", "a" * 64, "A" * 64, "/etc/passwd"])

@@ -55,6 +55,13 @@ def test_code_comes_raw_in_json_and_in_fences(talk: Talk) -> None:
     assert "no lines with ! or %" in talk.run("!pip install x").text
 
 
+def test_a_module_that_is_not_there_is_answered_with_those_that_are(talk: Talk) -> None:
+    seen = talk.run("import nothing_of_that_name")
+    assert seen.failed
+    assert "No module named 'nothing_of_that_name'\nThis session has numpy, pandas" in seen.text
+    assert "This session has" not in talk.run("{}['a']").text
+
+
 def test_tracebacks_have_only_frames_of_code(talk: Talk) -> None:
     talk.run("import json")
     code = (

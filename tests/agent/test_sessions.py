@@ -82,7 +82,7 @@ def test_lists_pinned_ones_first_and_then_the_latest() -> None:
     assert [s.id for s in store.sessions()] == [ids[0], ids[2], ids[1]]
     assert len(store.sessions()[0].title) == 80
     page = store.sessions(limit=2)
-    assert [s.id for s in store.sessions(before=page[-1].updated)] == [ids[1]]
+    assert [s.id for s in store.sessions(after=page[-1].id)] == [ids[1]]
     with pytest.raises(TypeError, match="unknown change"):
         store.change(ids[0], changes={"owner_": "x"})
 

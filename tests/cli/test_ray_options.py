@@ -12,6 +12,7 @@ from processes import run
 from glm4.batch.ray.cluster import AUTO, Shares, Wanted, cluster, share_out
 from glm4.cli.ray_options import RayOptions
 from glm4.errors import InvalidRequestError
+from glm4.server.agent.config import AgentConfig
 from glm4.server.config import ModelSpec, ServerConfig
 from glm4.server.ray.run import check
 
@@ -47,7 +48,12 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"store_path": Path("s")}, "--store"), ({"allow_adapter_loading": True}, "--allow-adapter-loading")],
+    [
+        ({"store_path": Path("s")}, "--store"),
+        ({"allow_adapter_loading": True}, "--allow-adapter-loading"),
+        ({"agent": AgentConfig(tools=("browser",))}, "--tools"),
+        ({"agent": AgentConfig(sessions=Path("s"))}, "--sessions"),
+    ],
 )
 def test_what_replicas_cannot_share_is_refused(options: dict[str, Any], word: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"{word} does not work with --ray"):

@@ -18,8 +18,9 @@ from glm4.cli.parser import read as read_line
 from glm4.cli.read import _files_and_question, read
 from glm4.hub.store import home as real_home
 from kv_stores import page_files
-from pdf_files import locked_pdf, tower_pdf
+from pdf_files import PdfFile, lines, locked_pdf, tower_pdf
 from tiny import write_folder
+from vision_folder import write_vision_folder
 
 LONG = ("--dtype", "fp32", "--context", "8000", "--temperature", "0", "--max-tokens", "4000")  # "Q?" is answered long
 FAST = ("--dtype", "fp32", "--context", "2048", "--temperature", "0", "--max-tokens", "12")
@@ -277,3 +278,19 @@ def test_the_starter_answers_and_cites_the_page(files: Path) -> None:
     assert [source["page"] for source in found["sources"]] == [2]
     (citation,) = found["citations"]
     assert "52" in found["answer"][citation["start"] : citation["end"]]
+
+
+def test_scanned_pages_are_read_by_models_that_see(model: str, files: Path, tmp_path: Path) -> None:
+    (files / "scan.pdf").write_bytes(bytes(PdfFile([lines(["Some text on the first page."]), None])))
+    (files / "only.pdf").write_bytes(bytes(PdfFile([None])))
+    blind = run("read", "-m", model, *FAST, "scan.pdf", "Q?", home=tmp_path, cwd=files)
+    assert blind.returncode == 0
+    assert b"scan.pdf: page 2 without text: pictures, which only a model that sees can read\n" in blind.stderr
+    code, errors = refused("-m", model, *FAST, "only.pdf", "Q?", home=tmp_path, cwd=files)
+    assert code == 2
+    assert "page 1 without text: pictures, which only a model that sees can read" in errors
+    assert "error: the documents have no text that could be read" in errors
+    sees = str(write_vision_folder(tmp_path / "sees"))
+    done = run("read", "-m", sees, *FAST, "scan.pdf", "Q?", home=tmp_path, cwd=files)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"scan.pdf: page 2 without text: the model has read the pictures, and may err\n" in done.stderr

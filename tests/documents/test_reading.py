@@ -73,6 +73,19 @@ def test_sentences_cover_the_whole_text() -> None:
     assert sentences_of([Document("empty", "text/plain", "", ())], split, counts) == []
 
 
+def test_only_what_is_shown_counts(tmp_path: Path) -> None:
+    """A text fits as far as it does; numbers that other models are not shown take no room."""
+    sizes: list[int] = []
+    with scripted_llm(tmp_path, lambda prompt: sizes.append(len(prompt.encode())) or "\nYes.") as llm:  # type: ignore[func-returns-value]
+        for longcite in (False, True):
+            reader = Reader(llm, [document()], split=split, longcite=longcite)
+            _, answer = finished(reader, "?")
+            assert answer.left_out == ()
+            shown = document().text.encode()
+            assert (reader.num_tokens == len(shown)) is not longcite  # a byte is a token
+            assert reader.num_tokens <= len(shown) + 5 * len(answer.plan.shown)
+
+
 def test_passages_stay_within_sections() -> None:
     made = [document()]
     sentences = sentences_of(made, split, counts)

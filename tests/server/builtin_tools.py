@@ -10,13 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 from browsing import FILLER, html
-from mcp_helpers import HERE as MCP_FOLDER
 from openai_schema import check_response, check_response_stream, events
 from response_stream import plain, rebuilt
 
 from glm4.agent.toolbox import ToolServices
+from glm4.api.schemas import components
 from glm4.multimodal.fetch import FetchPolicy
 from glm4.server.agent.config import AgentConfig
 from glm4.server.config import ModelSpec, ServerConfig
@@ -26,10 +27,10 @@ from web_sites import Site, page, site
 
 _CALL = re.compile(r"[a-z_]+\n")
 KEY = "a-key-for-tests"
-Answers = Sequence[tuple[str, str]]
+Rules = Sequence[tuple[str, str]]
 
 
-def scripted(rules: Answers) -> Callable[[str], str]:
+def scripted(rules: Rules) -> Callable[[str], str]:
     """A model that gives the answer of the first rule whose words the prompt has."""
 
     def answer(prompt: str) -> str:
@@ -42,18 +43,17 @@ def scripted(rules: Answers) -> Callable[[str], str]:
 def web() -> Iterator[Site]:
     """A site with an article, and a SearXNG that finds it."""
     text = f"<html><head><title>On tides</title></head><body><article><p>{FILLER}</p><p>The tide of Fundy rises 16 m."
-    answers: dict[str, Any] = {"/tides": html(f"{text}</p></article></body></html>")}
 
     def found(server: Site, connection: Any) -> None:
         results = [{"url": f"http://127.0.0.1:{server.port}/tides", "title": "On tides", "content": "The highest"}]
         connection.sendall(page(json.dumps({"results": results}).encode(), media_type="application/json"))
 
-    class Any_(dict):  # type: ignore[type-arg]
+    class Answers(dict[str, Any]):
         def __missing__(self, path: str) -> Any:
             assert path.startswith("/search?"), path
             return found
 
-    with site(Any_(answers)) as running:
+    with site(Answers({"/tides": html(f"{text}</p></article></body></html>")})) as running:
         yield running
 
 
@@ -68,9 +68,10 @@ def tool_server(
     delay: float = 0.0,
     **options: Any,
 ) -> Iterator[LiveServer]:
-    """Serve a scripted model and these tools; `mcp:tests` is `mcp_sdk_server.py`, a program of its own."""
+    """Serve a scripted model and these tools; `mcp:tests` is `mcp_small_server.py`, a program of its own."""
     mcp = folder / "mcp.json"
-    arguments = [str(MCP_FOLDER / "mcp_sdk_server.py"), "stdio"]
+    # With the folder on its command line, by which a test finds it.
+    arguments = ["-I", "-S", str(Path(__file__).with_name("mcp_small_server.py")), str(folder)]
     mcp.write_text(json.dumps({"mcpServers": {"tests": {"command": sys.executable, "args": arguments}}}))
     services = ToolServices(
         search=None if searched is None else f"searxng:http://127.0.0.1:{searched.port}",
@@ -88,7 +89,7 @@ def tool_server(
 
 
 @contextmanager
-def asked(folder: Path, rules: Answers, *tools: str, **options: Any) -> Iterator[tuple[openai.OpenAI, LiveServer]]:
+def asked(folder: Path, rules: Rules, *tools: str, **options: Any) -> Iterator[tuple[openai.OpenAI, LiveServer]]:
     """OpenAI's client, connected to such a server."""
     with ExitStack() as stack:
         # GLM-4 begins a text with an empty line of metadata.
@@ -109,10 +110,18 @@ def both(live: LiveServer, body: dict[str, Any]) -> dict[str, Any]:
         text = http.post("/v1/responses", json={**body, "stream": True}).text
     check_response_stream(text)
     told = [json.loads(data) for data in events(text)]
+    for name, value in (("Response", whole), *(("ResponseEvent", one) for one in told)):
+        described(name).validate(value)
     response = told[-1]["response"]
     assert rebuilt(told) == response["output"]
     assert plain(response) == plain(whole)
     return whole
+
+
+def described(name: str) -> jsonschema.Draft202012Validator:
+    """What the OpenAPI document says of this form."""
+    known = {**components("openai"), **components("responses")}
+    return jsonschema.Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": {"schemas": known}})
 
 
 def upload(live: LiveServer, name: str, data: bytes) -> str:

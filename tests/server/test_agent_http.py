@@ -310,7 +310,7 @@ def test_a_question_is_answered_anew_and_edited(tmp_path: Path) -> None:
         assert copy.json()["id"] != first["conversation"]
         assert len(client.get(f"/v1/agent/conversations/{copy.json()['id']}").json()["messages"]) == 3
         assert client.delete(path).json() == {"done": True}
-        assert client.get(path).status_code == 400
+        assert client.get(path).status_code == 404
 
 
 def test_deleting_a_conversation_ends_its_turn(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_what_belongs_to_one_key_does_not_exist_for_another(tmp_path: Path) -> N
 
 
 WRONG: tuple[dict[str, Any], ...] = (
-    {}, {"content": 3}, {"content": "x", "conversation": "none"}, {"content": "x", "parent": "y"},
+    {}, {"content": 3}, {"content": "x", "parent": "y"},
     {"content": "x", "no": 1}, {"content": "x", "params": {"n": 2}}, {"content": "x", "tools": "all"},
     {"content": "x", "params": {"temperature": -1}}, {"parent": "y"}, {"content": "x", "client_id": ""},
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +75,15 @@ def test_code_is_run_and_its_state_stays(tmp_path: Path, dialect: str) -> None:
 @needs_sandbox
 @pytest.mark.usefixtures("bare_home")
 def test_pictures_are_outputs_and_other_files_are_cited(tmp_path: Path) -> None:
-    png = "89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c020000000b4944415478da6364f80f00010501012718e3660000000049454e44ae426082"
+    png = (
+        "89504e470d0a1a0a0000000d4948445200000001000000010804000000b51c0c020000000b4944415478da6364f80f00010501012718"
+        "e3660000000049454e44ae426082"
+    )
     code = (
         f"open('/mnt/data/dot.png', 'wb').write(bytes.fromhex('{png}'))\nopen('/mnt/data/table.csv', 'w').write('a,b')"
     )
     rules = [("dot.png is offered", "x"), ("table.csv", "Here is table.csv, as asked."), ("Draw", f"python\n{code}")]
-    with asked(tmp_path, rules, "python") as (client, live):
+    with asked(tmp_path, rules, "python") as (_client, live):
         whole = both(live, {**ASK, "input": "Draw!", "tools": [CODE], "include": ["code_interpreter_call.outputs"]})
         call, message = whole["output"]
         (image,) = [one for one in call["outputs"] if one["type"] == "image"]
@@ -122,7 +124,7 @@ def test_code_that_fails_goes_on_and_files_reach_it(tmp_path: Path) -> None:
         ("ZeroDivisionError", "python\nprint(open('/mnt/data/notes.txt').read())"),
         ("Divide", "python\n1 / 0"),
     ]
-    with asked(tmp_path, rules, "python") as (client, live):
+    with asked(tmp_path, rules, "python") as (_client, live):
         tool = {
             "type": "code_interpreter",
             "container": {"type": "auto", "file_ids": [upload(live, "notes.txt", b"seven")]},
@@ -169,7 +171,7 @@ def test_files_are_searched_and_cited(tmp_path: Path, dialect: str) -> None:
         ("When", called(dialect, "search_files", query="heron nests")),
     ]
     with asked(tmp_path, rules, "files", dialect=dialect) as (client, live):
-        name = upload(live, "birds.md", "# Birds\n\nThe heron nests in March.\n\n# Fish\n\nPike wait.\n".encode())
+        name = upload(live, "birds.md", b"# Birds\n\nThe heron nests in March.\n\n# Fish\n\nPike wait.\n")
         whole = both(live, {**ASK, "input": "When?", "tools": [{"type": "file_search", "vector_store_ids": [name]}]})
         call, message = whole["output"]
         assert (call["status"], call["queries"], call["results"]) == ("completed", ["heron nests"], None)
@@ -234,7 +236,7 @@ def test_functions_of_the_client_beside_them(tmp_path: Path, dialect: str) -> No
         assert (kinds(again.output), again.output_text) == (["message"], "Rain, and 42.")
 
 
-@pytest.mark.parametrize("arguments", ['{"town": 5}', "not JSON"])
+@pytest.mark.parametrize("arguments", ['{"town": 5}', '{"city": 5}'])
 def test_whatever_is_called_of_the_clients_is_handed_over_once(tmp_path: Path, arguments: str) -> None:
     rules = [("What", f"get_weather\n{arguments}")]
     with asked(tmp_path, rules, "mcp:tests", dialect="glm4") as (_, live):
@@ -302,7 +304,10 @@ def test_thinking_is_told_apart(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "image_generation"}]}, "tools[0].type"),
     ({"tools": [{"type": "code_interpreter"}]}, "tools"),  # this server has none
-    ({"tools": [{"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "4g"}}]}, "tools[0].container.memory_limit"),
+    (
+        {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "4g"}}]},
+        "tools[0].container.memory_limit",
+    ),
     ({"tools": [{"type": "code_interpreter", "container": 5}]}, "tools[0].container"),
     ({"tools": [{"type": "web_search", "user_location": {"type": "approximate"}}]}, "tools[0].user_location"),
     ({"tools": [{"type": "web_search", "filters": {"allowed_domains": ["a.com"]}}]}, "tools[0].filters"),
@@ -342,7 +347,7 @@ def test_what_is_refused_is_named(tmp_path: Path) -> None:
 
 
 def test_a_tool_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
-    with asked(tmp_path, [("hi", "Hello.")], "mcp:tests") as (client, live):
+    with asked(tmp_path, [("hi", "Hello.")], "mcp:tests") as (client, _live):
         (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"tests": {"command": "/no/such/program"}}}))
         with pytest.raises(openai.APIStatusError, match="not installed") as caught:
             client.responses.create(model="m", input="hi", tools=[MCP])

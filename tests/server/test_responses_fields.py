@@ -59,6 +59,7 @@ TELLING: dict[str, tuple[Any, dict[str, Any]]] = {
     "reasoning": ({"effort": "medium"}, {}),
     "include": (["message.output_text.logprobs"], {}),
     "max_output_tokens": (9, {}),
+    "max_tool_calls": (3, {}),
     "top_logprobs": (3, {}),
     "metadata": ({"a": "b"}, {}),
     "store": (False, {}),
@@ -152,6 +153,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(comparable(one) == comparable(other))
 
 
+CODE_CALL = {"type": "code_interpreter_call", "container_id": "c", "code": "1"}
 IMAGE = {"type": "input_image", "image_url": "https://example.com/a.png"}
 AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "mp3"}}
 
@@ -203,6 +205,15 @@ def test_pictures_and_sounds_reach_the_request() -> None:
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [{"type": "reasoning", "summary": [{"type": "x"}]}]}, "input[0].summary[0]"),
         ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"type": "code_interpreter_call"}]}, "input[0].container_id"),
+        ({"input": [CODE_CALL | {"outputs": [{"type": "logs"}]}]}, "input[0].outputs[0]"),
+        ({"input": [CODE_CALL | {"code": 5}]}, "input[0].code"),
+        ({"input": [CODE_CALL | {"id": 5}]}, "input[0].id"),
+        ({"input": [CODE_CALL | {"status": "done"}]}, "input[0].status"),
+        ({"input": [{"type": "web_search_call", "action": 5}]}, "input[0].action"),
+        ({"input": [{"type": "file_search_call", "queries": [5]}]}, "input[0].queries"),
+        ({"input": [{"type": "mcp_call", "server_label": "x", "name": "y"}]}, "input[0].arguments"),
+        ({"input": [{"type": "mcp_list_tools", "server_label": "x", "tools": [{}]}]}, "input[0].tools"),
         ({"input": [{"role": "user", "content": "a", "id": "m"}, {"id": "m"}]}, "input[1].id"),
         ({"include": ["file_search_call.results"]}, "include"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
@@ -217,7 +228,8 @@ def test_pictures_and_sounds_reach_the_request() -> None:
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
         ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
         ({"text": {"format": {"type": "text", "name": "x"}}}, "text.format.name"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [{"type": "image_generation"}]}, "tools[0].type"),
+        ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].require_approval"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools[0].function"),
         ({"tools": [WEATHER | {"defer_loading": True}]}, "tools[0].defer_loading"),

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from glm4.errors import PromptTooLongError
+from glm4.system.text_encoding import well_formed
 from glm4.tokenizer import Tokenizer, load_tokenizer
-from glm4.tokenizer import base as module
 
 LONGEST = 32
 REMOVING = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex("a+"), "removed"), pre_tokenizers.ByteLevel()])
@@ -65,7 +65,7 @@ def bound(tokenizer: Tokenizer, text: str) -> int:
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS)
 def test_a_text_never_has_fewer_tokens(ours: Tokenizer, glm4: Tokenizer, text: str) -> None:
-    text = module._well_formed(text)
+    text = well_formed(text)
     for one in (ours, glm4):
         assert bound(one, text) <= len(one.encode(text))
 

@@ -71,6 +71,9 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
         if "python" not in readers:  # which reads any file
             raise
     if whole and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
+        if "python" in readers:  # a model that does not know copies the content into its code
+            is_at = "it is at" if len(files) == 1 else "they are at"
+            whole += f"For Python, {is_at} {', '.join(f'/mnt/data/{file.name}' for file in files)}.\n"
         return whole
     names = ", ".join(file.name for file in files)
     if not readers:

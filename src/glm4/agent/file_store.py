@@ -14,10 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from glm4.agent.files import StoredFile
-from glm4.errors import InvalidRequestError
+from glm4.errors import DiskFullError, InvalidRequestError, StoreError
 from glm4.system.atomic_file import atomic_file
+from glm4.system.text_encoding import well_formed
 
 MAX_NAME = 200
+_BLOCK = 4096
 _SHA256 = re.compile("[0-9a-f]{64}")
 # Control characters, and those that change the direction in which a name is read ("gpj.exe" for "exe.jpg").
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
@@ -59,7 +61,7 @@ class FolderFileStore:
         self._max_file_bytes = max_file_bytes
         self._quota = quota
         self._lock = threading.Lock()
-        self._nbytes = sum(file.stat().st_size for file in folder.glob("??/*") if _SHA256.fullmatch(file.name))
+        self._nbytes = sum(_taken(file) for file in folder.glob("??/*") if _SHA256.fullmatch(file.name))
 
     def put(self, name: str, data: bytes, *, alt: str | None = None) -> StoredFile:
         """See `FileStore`."""
@@ -71,14 +73,10 @@ class FolderFileStore:
         path = self._path(digest)
         with self._lock:
             if not path.exists():
-                if self._nbytes + len(data) > self._quota:
+                if self._nbytes + _cost(len(data)) > self._quota:
                     raise InvalidRequestError("there is no room left for files; delete conversations", param="files")
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                with atomic_file(path) as file:
-                    file.write(data)
-                path.chmod(0o600)
-                self._nbytes += len(data)
+                self._write(path, data)
+                self._nbytes += _cost(len(data))
         name = clean_name(name)
         kind = media_type(data, name)
         width, height = picture_size(data, kind) or (None, None)
@@ -91,6 +89,8 @@ class FolderFileStore:
                 return self._path(sha256).read_bytes()
         except FileNotFoundError:
             pass
+        except OSError as error:
+            raise StoreError(f"a file in {self._folder} cannot be read: {error.strerror}") from None
         raise InvalidRequestError(f"there is no file {sha256[:100]!r}; send it again", param="files")
 
     def delete(self, sha256: str) -> None:
@@ -98,17 +98,39 @@ class FolderFileStore:
         if _SHA256.fullmatch(sha256):
             with self._lock, suppress(FileNotFoundError):
                 path = self._path(sha256)
-                nbytes = path.stat().st_size
+                nbytes = _taken(path)
                 path.unlink()
                 self._nbytes -= nbytes
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with atomic_file(path) as file:
+                file.write(data)
+            path.chmod(0o600)
+        except (OSError, DiskFullError, InvalidRequestError) as error:  # a matter of the operator's, not of a request
+            raise StoreError(f"files cannot be kept in {self._folder}: {error}") from error
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest
 
 
+def _cost(nbytes: int) -> int:
+    """What a file counts: whole blocks, so that a great many small ones are bounded, too."""
+    return -(-nbytes // _BLOCK) * _BLOCK or _BLOCK
+
+
+def _taken(path: Path) -> int:
+    try:
+        return _cost(path.stat().st_size)
+    except FileNotFoundError:  # another process has deleted it
+        return 0
+
+
 def clean_name(name: str) -> str:
     """A name for people: without folders and invisible characters, not empty, not too long."""
-    name = _UNSEEN.sub("", name.replace("\\", "/").rpartition("/")[2]).strip().strip(".") or "file"
+    name = _UNSEEN.sub("", well_formed(name).replace("\\", "/").rpartition("/")[2]).strip().strip(".") or "file"
     if len(name) <= MAX_NAME:
         return name
     stem, dot, ending = name.rpartition(".")

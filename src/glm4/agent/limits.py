@@ -19,7 +19,8 @@ class AgentLimits:
         output_chars: of a call's result that the model reads; of longer ones it gets the beginning and the end. Less
             on a model whose context is small.
         calls_per_round: further calls of the same answer are not made.
-        repeats: times that the model may make the call it has just made; it is not run again.
+        repeats: answers with a call that the model has just made, and that is not run again; it then answers without
+            tools. Small models that repeat one have all they need, and make no other call after it.
 
     Raises:
         InvalidRequestError: a limit is not positive; `.param` names it.
@@ -30,7 +31,7 @@ class AgentLimits:
     tokens: int | None = None
     output_chars: int = 16_000
     calls_per_round: int = 16
-    repeats: int = 4
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rounds", "seconds", "tokens", "output_chars", "calls_per_round", "repeats"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 from glm4.agent.conversation import Conversation
@@ -15,6 +15,7 @@ from glm4.agent.loop import AgentLoop
 from glm4.agent.steps import RunCalls
 from glm4.agent.tool import Invocation, Tool, ToolContext, ToolResult
 from glm4.errors import Glm4Error
+from glm4.system.text_encoding import well_formed
 
 GRACE = 2.0
 """Seconds that a call has to return after it was told to stop. Then the turn goes on without it."""
@@ -105,12 +106,12 @@ class _Running:
 
     def _outcome(self, context: ToolContext) -> tuple[ToolResult, bool]:
         try:
-            return self.tool.run(self.invocation, context), not self._shown
+            return _valid(self.tool.run(self.invocation, context)), not self._shown
         except Glm4Error as error:
             text = str(error)
         except BaseException as error:  # whatever a tool raises is for the model to read, `sys.exit` too
             text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        return self.timed_out() if self.cancelled.is_set() else ToolResult.error(text), True
+        return self.timed_out() if self.cancelled.is_set() else _valid(ToolResult.error(text)), True
 
     def _finish(self, result: ToolResult, *, news: bool = True) -> None:
         self.post(Finished(self.invocation.id, result, time.monotonic() - self.started, news))
@@ -127,11 +128,16 @@ class _Running:
         self._printed += len(text)
         self._shown = self._shown or channel != "log"
         if room > 0 and text:
-            self.post(Said(self.invocation.id, text[:room], channel, truncated=len(text) > room))
+            self.post(Said(self.invocation.id, well_formed(text[:room]), channel, truncated=len(text) > room))
 
     def file(self, file: StoredFile) -> None:
         """See `Listener`."""
         self.post(Made(self.invocation.id, file))
+
+
+def _valid(result: ToolResult) -> ToolResult:
+    """What UTF-8 does not have cannot be sent or stored."""
+    return replace(result, observations=tuple(replace(one, text=well_formed(one.text)) for one in result.observations))
 
 
 class Batch:

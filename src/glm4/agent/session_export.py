@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from glm4.agent.files import FileStore
 from glm4.agent.sessions import SessionMessage, SessionStore, new_id
 from glm4.chat.messages import as_messages
+from glm4.documents.citations import Source
 from glm4.errors import InvalidRequestError
 
 FORMAT = "glm4-conversation"
@@ -55,31 +56,32 @@ def from_document(store: SessionStore, document: object, owner: str = "", files:
     if given.get("format") != FORMAT or given.get("version") != VERSION:
         raise InvalidRequestError(f"this is not a conversation that glm4 exported (format {FORMAT}, version {VERSION})")
     texts = {name: _text(given.get(name, ""), name) for name in ("title", "system", "model")}
-    params = _object(given.get("params", {}), "params")
+    params = _params(_object(given.get("params", {}), "params"))
     ids: dict[str, str] = {}
     messages = []
     for index, raw in enumerate(_list(given.get("messages"), "messages")):
         message = _read_message(_object(raw, f"messages[{index}]"), f"messages[{index}]", ids)
         messages.append(message)
     leaf = given.get("leaf")
-    if leaf is not None and leaf not in ids:
+    if leaf is not None and (not isinstance(leaf, str) or leaf not in ids):
         raise InvalidRequestError("leaf is not one of the messages", param="leaf")
     contents = [_content(raw, f"files[{index}]") for index, raw in enumerate(_list(given.get("files", []), "files"))]
-    made = store.create(owner, **texts, params=params)
-    for message in messages:
-        store.add(made.id, message, owner)
-    if leaf is not None:
-        store.change(made.id, owner, {"leaf": ids[leaf]})
-    for name, data, alt in contents if files is not None else ():
-        assert files is not None  # noqa: S101  (for the type checker)
-        store.add_file(made.id, files.put(name, data, alt=alt), owner)
+    with store.together():
+        made = store.create(owner, **texts, params=params)
+        for message in messages:
+            store.add(made.id, message, owner)
+        if leaf is not None:
+            store.change(made.id, owner, {"leaf": ids[leaf]})
+        for name, data, alt in contents if files is not None else ():
+            assert files is not None  # noqa: S101  (for the type checker)
+            store.add_file(made.id, files.put(name, data, alt=alt), owner)
     return made.id
 
 
 def as_markdown(store: SessionStore, conversation: str, owner: str = "") -> str:
     """The branch that is shown, for people."""
     session = store.get(conversation, owner)
-    lines = [f"# {session.title or 'Conversation'}", ""]
+    lines = [f"# {' '.join(session.title.split()) or 'Conversation'}", ""]
     for message in store.branch(conversation, owner):
         lines += [f"## {'You' if message.role == 'user' else message.model or 'Assistant'}", ""]
         for part in message.parts:
@@ -108,17 +110,23 @@ def _longest_run(text: str) -> int:
 
 def _read_message(raw: Mapping[str, Any], where: str, ids: dict[str, str]) -> SessionMessage:
     old, parent = _text(raw.get("id"), f"{where}.id"), raw.get("parent")
-    if old in ids or (parent is not None and parent not in ids):
+    if old in ids or (parent is not None and (not isinstance(parent, str) or parent not in ids)):
         raise InvalidRequestError(f"{where} has the id of another message, or a parent that does not precede it")
     role, status = raw.get("role"), raw.get("status")
     if role not in ("user", "assistant") or status not in (*_STATUSES, "running"):
         raise InvalidRequestError(f"{where}.role or {where}.status is not a known one", param=where)
     for index, one in enumerate(_list(raw.get("messages"), f"{where}.messages")):
-        as_messages([_object(one, f"{where}.messages[{index}]")])
+        at = f"{where}.messages[{index}]"
+        if as_messages([_object(one, at)])[0].role == "system":  # which nobody would see
+            raise InvalidRequestError(f"{at} is a system message; a conversation has its own", param=at)
     lists = {}
     for name in ("messages", "parts", "sources"):
         at = f"{where}.{name}"
         lists[name] = [_object(one, at) for one in _list(raw.get(name, []), at)]
+    for part in lists["parts"]:
+        _check_texts(part, ("kind",), ("text", "tool", "arguments"), f"{where}.parts")
+    for source in lists["sources"]:
+        _check_source(source, f"{where}.sources")
     ids[old] = new_id()
     return SessionMessage(
         ids[old],
@@ -131,6 +139,27 @@ def _read_message(raw: Mapping[str, Any], where: str, ids: dict[str, str]) -> Se
         lists["sources"],
         usage=_object(raw.get("usage", {}), f"{where}.usage"),
     )
+
+
+def _params(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as `Session.params` has them; their values are checked when they are used."""
+    for one in _list(given.get("tools", []), "params.tools"):
+        _text(one, "params.tools")
+    _object(given.get("sampling", {}), "params.sampling")
+    return given
+
+
+def _check_texts(given: Mapping[str, Any], needed: Iterable[str], others: Iterable[str], where: str) -> None:
+    for name in (*needed, *(name for name in others if name in given)):
+        _text(given.get(name), f"{where}.{name}")
+
+
+def _check_source(source: Mapping[str, Any], where: str) -> None:
+    n, page = source.get("n"), source.get("page")
+    if set(source) - {one.name for one in fields(Source)} or type(n) is not int or type(page) not in (int, type(None)):
+        raise InvalidRequestError(f"{where} is not a list of numbered sources", param=where)
+    optional = [name for name in ("url", "file", "section") if source.get(name) is not None]
+    _check_texts(source, ("title",), ("text", *optional), where)
 
 
 def _content(raw: object, where: str) -> tuple[str, bytes, str | None]:

@@ -15,12 +15,12 @@ CREATE TABLE conversations (
     created REAL NOT NULL,
     updated REAL NOT NULL
 );
-CREATE INDEX conversations_by_update ON conversations (owner, pinned DESC, updated DESC);
+CREATE INDEX conversations_by_update ON conversations (owner, pinned DESC, updated DESC, id DESC);
 CREATE TABLE messages (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
     conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
-    parent TEXT REFERENCES messages (id) ON DELETE CASCADE,
+    parent TEXT,                 -- no reference: to delete a long chain would nest deeper than SQLite can
     role TEXT NOT NULL,          -- user or assistant
     status TEXT NOT NULL,        -- running, completed, stopped, limit, error, interrupted
     model TEXT NOT NULL,
@@ -32,7 +32,6 @@ CREATE TABLE messages (
     created REAL NOT NULL
 );
 CREATE INDEX messages_by_conversation ON messages (conversation, number);
-CREATE INDEX messages_by_parent ON messages (parent);
 CREATE TABLE files (
     sha256 TEXT NOT NULL,
     conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,

@@ -7,10 +7,13 @@ Files are kept by content in a `FileStore`; here is which conversation has which
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +21,7 @@ from typing import Any, Literal
 
 from glm4.agent.files import StoredFile
 from glm4.agent.session_schema import SCHEMA
-from glm4.errors import InvalidRequestError
+from glm4.errors import InvalidRequestError, NotFoundError
 from glm4.system.sqlite_file import SqliteFile
 
 Status = Literal["running", "completed", "stopped", "limit", "error", "interrupted"]
@@ -105,12 +108,41 @@ class SessionStore:
 
     def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
         self._clock = self.clock = clock
+        self._path = path
+        self._serving: int | None = None
         self.database = self._file = SqliteFile(path, SCHEMA, "the saved conversations")
 
     def end_interrupted(self) -> None:
-        """Mark turns that a process which is gone was running. Only who alone writes turns to this file may ask."""
+        """Mark turns that a process which is gone was running; for servers, when they begin.
+
+        While another process that has asked has the file open, nothing is marked: the turns may be its own.
+        """
+        if not self._is_first():
+            return
         with self._file.errors("written"), self._file.transaction():
             self._file.run("UPDATE messages SET status = 'interrupted' WHERE status = 'running'")
+
+    def _is_first(self) -> bool:
+        """Whether no other process that serves has the file open; from now on this one has."""
+        if self._path is None or self._serving is not None:
+            return True
+        try:
+            self._serving = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(self._serving, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                return False
+            finally:
+                fcntl.flock(self._serving, fcntl.LOCK_SH)
+        except OSError:  # a file system without locks
+            return True
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Everything in the block is stored at once, or nothing."""
+        with self._file.errors("written"), self._file.transaction():
+            yield
 
     def create(
         self,
@@ -127,7 +159,7 @@ class SessionStore:
         with self._file.errors("written"), self._file.transaction():
             self._file.run(
                 "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, NULL, 0, ?, ?)",
-                (made.id, owner, made.title, system, model, _json(made.params), now, now),
+                (made.id, owner, made.title, made.system, model, _json(made.params), now, now),
             )
         return made
 
@@ -135,24 +167,29 @@ class SessionStore:
         """A conversation.
 
         Raises:
-            InvalidRequestError: there is no such one; `.param` is "conversation". So do all methods that take an id.
+            NotFoundError: there is no such one; `.param` is "conversation". So do all methods that take an id.
         """
         with self._file.errors("read"):
             row = self._file.run(_SELECT + " WHERE id = ? AND owner = ?", (conversation, owner)).fetchone()
         if row is None:
-            raise InvalidRequestError(f"there is no conversation {conversation[:100]!r}", param="conversation")
+            raise NotFoundError(f"there is no conversation {conversation[:100]!r}", param="conversation")
         return _session(row)
 
-    def sessions(self, owner: str = "", *, limit: int = 100, before: float | None = None) -> list[Session]:
+    def sessions(self, owner: str = "", *, limit: int = 100, after: str | None = None) -> list[Session]:
         """Conversations, pinned ones first, then the last changed one first.
 
         Args:
-            before: only those that were changed before this time, for the next page.
+            after: only those that follow this one, for the next page.
         """
+        if after is not None:
+            self.get(after, owner)
         with self._file.errors("read"):
             rows = self._file.run(
-                _SELECT + " WHERE owner = ? AND updated < ? ORDER BY pinned DESC, updated DESC LIMIT ?",
-                (owner, float("inf") if before is None else before, limit),
+                _SELECT
+                + " WHERE owner = ?"
+                + (_FOLLOWING if after is not None else "")
+                + " ORDER BY pinned DESC, updated DESC, id DESC LIMIT ?",
+                (owner, *([after] if after is not None else []), limit),
             ).fetchall()
         return [_session(row) for row in rows]
 
@@ -245,7 +282,7 @@ class SessionStore:
         at = leaf or self.get(conversation, owner).leaf
         known = {message.id: message for message in self.messages(conversation, owner)}
         if at is not None and at not in known:
-            raise InvalidRequestError(f"this conversation has no message {at[:100]!r}", param="leaf")
+            raise InvalidRequestError(f"this conversation has no message {at[:100]!r}", param="parent")
         branch: list[SessionMessage] = []
         while at is not None:
             branch.append(known[at])
@@ -254,7 +291,7 @@ class SessionStore:
 
     def search(self, query: str, owner: str = "", *, limit: int = 50) -> list[Found]:
         """Messages whose text has the query, in any language, the latest first."""
-        query = query.strip()
+        query = query.replace("\0", "").strip()  # at which SQLite would end it
         if not query:
             return []
         indexed = (
@@ -298,6 +335,9 @@ class SessionStore:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._serving is not None:
+            os.close(self._serving)
+            self._serving = None
 
     def _message(self, conversation: str, message: str, param: str) -> None:
         with self._file.errors("read"):
@@ -312,6 +352,9 @@ class SessionStore:
 
 
 _SELECT = "SELECT id, title, system, model, params, leaf, pinned, created, updated FROM conversations"
+_FOLLOWING = (
+    " AND (pinned, updated, id) < (SELECT later.pinned, later.updated, later.id FROM conversations later WHERE id = ?)"
+)
 _SEARCHED = (
     "SELECT conversation, messages.id, title, body FROM messages JOIN conversations ON conversations.id = conversation"
     " WHERE owner = ? AND "

@@ -6,9 +6,9 @@ A new tool is a row of the table at the foot. What a tool needs is imported when
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glm4.agent.files import FileStore
@@ -30,6 +30,7 @@ class ToolServices:
         image_url: the service that makes pictures; None: from its environment variable.
         mcp_config: the file that lists MCP servers.
         fetch_policy: which pages the browser may open; None for its own choice.
+        python_files: name → file of functions, for names that are no paths: those that a server's clients use.
     """
 
     files: FileStore | None = None
@@ -37,6 +38,7 @@ class ToolServices:
     image_url: str | None = None
     mcp_config: Path | None = None
     fetch_policy: FetchPolicy | None = None
+    python_files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _open(name: str, services: ToolServices) -> list[Tool]:
     if name.endswith(".py"):
         from glm4.agent.functions import load_tools
 
-        return load_tools(Path(name).expanduser())
+        return load_tools(services.python_files.get(name, Path(name)).expanduser())
     if name.startswith(MCP):
         return _mcp_servers(name, services)
     close = difflib.get_close_matches(name, TOOLS, n=1)

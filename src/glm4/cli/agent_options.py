@@ -49,9 +49,10 @@ class AgentOptions:
         """The settings; every tool is opened once, so that a server whose tools do not work does not start.
 
         Raises:
-            InvalidRequestError: there is no such tool.
+            InvalidRequestError: there is no such tool, or two files have the same name.
             Glm4Error: a tool cannot be opened; says what to install.
         """
+        from glm4.errors import InvalidRequestError
         from glm4.server.agent.config import AgentConfig
 
         names = tool_names(self.tools)
@@ -59,7 +60,13 @@ class AgentOptions:
             return AgentConfig(sessions=self.sessions)
         from glm4.agent.toolbox import ToolServices, open_tools
 
-        services = ToolServices(search=self.search, mcp_config=self.mcp)
+        # Clients name a file as it is called, and learn nothing of the folders of this machine.
+        files = {Path(name).name: Path(name) for name in names if name.endswith(".py")}
+        shown = tuple(dict.fromkeys(Path(name).name if name.endswith(".py") else name for name in names))
+        if len(shown) < len(names):
+            raise InvalidRequestError("two files of --tools have the same name; rename one", param="tools")
+        names = shown
+        services = ToolServices(search=self.search, mcp_config=self.mcp, python_files=files)
         for tool in open_tools(names, services):
             tool.close()
         return AgentConfig(names, services, sessions=self.sessions)

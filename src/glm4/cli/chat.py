@@ -51,7 +51,7 @@ def chat(
         Option(
             metavar="NAMES",
             panel=TOOLS,
-            help="Tools to use: python, browser, image, mcp:SERVER, or a .py file of functions; several with commas.",
+            help="Tools to use: python, browser, files, image, mcp:NAME, a .py file of functions; several with commas.",
         ),
     ] = None,
     file: Annotated[
@@ -91,7 +91,6 @@ def chat(
     """
     from glm4.chat.parts import TextPart
     from glm4.cli.console import clean_text
-    from glm4.cli.conversation.recording import open_recording
 
     question = _question(prompt)
     params = sampling.given(max_tokens=max_tokens)
@@ -112,6 +111,8 @@ def chat(
             if assistant is not None:
                 stack.callback(assistant.close)
                 if resume is not None or (question is None and save):
+                    from glm4.cli.conversation.recording import open_recording
+
                     history = assistant.record(open_recording(model, resume))
             llm = stack.enter_context(options.load_llm(model, lora=lora, **{"max_num_seqs": 1, **more}))
         if question is None:

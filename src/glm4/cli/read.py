@@ -48,6 +48,10 @@ def read(
             help="auto; whole: all of the text; sections: what has the question's words; summary: notes on every part.",
         ),
     ] = "auto",
+    longcite: Annotated[
+        bool,
+        Option("--longcite", help="The model's folder holds LongCite weights; known by itself of -m longcite."),
+    ] = False,
     json_output: AsJson = False,
     keep: Annotated[
         bool,
@@ -88,8 +92,9 @@ def read(
         with progress() as report:
             report("finding sentences", 0, 0)
             reader = open_reader(
-                llm, documents, params=llm.default_sampling_params().replace(**params), adapter=adapter
-            )
+                llm, documents, params=llm.default_sampling_params().replace(**params), adapter=adapter,
+                longcite=longcite or None,
+            )  # fmt: skip
         if question is None:
             _converse(reader, chosen)
         else:

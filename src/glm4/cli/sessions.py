@@ -45,8 +45,8 @@ def sessions(
 ) -> None:
     """List and move saved conversations.
 
-    They are what clients of `glm4 serve --sessions FOLDER` have said to its assistant; name that folder with --folder.
-    It may be asked while the server runs.
+    `glm4 chat --tools` saves its conversations, and `glm4 chat --resume ID` continues one. Those that clients had with
+    `glm4 serve --sessions FOLDER` are in that folder.
     """
     if action not in ACTIONS:
         raise UsageError(f"the action is one of {', '.join(ACTIONS)}, not {action!r}")
@@ -136,10 +136,11 @@ def _find(store: SessionStore, text: str, limit: int, *, as_json: bool) -> None:
 
 def _import(store: SessionStore, files: FolderFileStore, path: Path) -> None:
     from glm4.agent.session_export import from_document
+    from glm4.system.strict_json import finite_float, refuse_constant
     from glm4.system.text_encoding import TextEncodingError, read_text
 
     try:
-        document = json.loads(read_text(path))
+        document = json.loads(read_text(path), parse_constant=refuse_constant, parse_float=finite_float)
     except (ValueError, RecursionError, TextEncodingError):
         raise UsageError(f"{path} is not a conversation that glm4 exported: not valid JSON") from None
     sys.stdout.write(from_document(store, document, files=files) + "\n")

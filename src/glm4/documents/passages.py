@@ -19,7 +19,7 @@ class Sentence:
     Attributes:
         document: which one.
         start: first character in the document's text; `end` is behind its last.
-        tokens: of it and its number, at most.
+        tokens: of it, and of its number if it is shown with one; at most.
     """
 
     document: int
@@ -38,12 +38,17 @@ class Passage:
 
 
 def sentences_of(
-    documents: Sequence[Document], split: Split, count: Callable[[Sequence[str]], Sequence[int]]
+    documents: Sequence[Document],
+    split: Split,
+    count: Callable[[Sequence[str]], Sequence[int]],
+    *,
+    numbered: bool = True,
 ) -> list[Sentence]:
     """All sentences of documents; text before the first one belongs to it.
 
     Args:
         count: texts → tokens of each.
+        numbered: each will be shown behind its number, which counts.
     """
     found: list[Sentence] = []
     for index, document in enumerate(documents):
@@ -55,7 +60,7 @@ def sentences_of(
         starts[0] = 0
         ends = [*starts[1:], len(document.text)]
         texts = [document.text[start:end] for start, end in zip(starts, ends, strict=True)]
-        tokens = count([f"<C{len(found) + at}>{text}" for at, text in enumerate(texts)])
+        tokens = count([f"<C{len(found) + at}>{text}" if numbered else text for at, text in enumerate(texts)])
         found += [Sentence(index, *place) for place in zip(starts, ends, tokens, strict=True)]
     return found
 

@@ -96,8 +96,12 @@ def open_reader(
     params: SamplingParams | None = None,
     adapter: str | None = None,
     embed: Embed | None = None,
+    longcite: bool | None = None,
 ) -> Reader:
     """A `Reader` with the prompt and the sentences that the model was trained with, if it is a LongCite model.
+
+    Args:
+        longcite: None goes by the model's name; files on disk do not tell LongCite from GLM-4-9B-Chat.
 
     Raises:
         InvalidRequestError: the documents have no text.
@@ -106,7 +110,8 @@ def open_reader(
     from glm4.documents.longcite_sentences import longcite_starts
     from glm4.documents.sentences import sentence_starts
 
-    longcite = llm.checkpoint is not None and llm.checkpoint.variant.name.startswith(LONGCITE)
+    if longcite is None:
+        longcite = llm.checkpoint is not None and llm.checkpoint.variant.name.startswith(LONGCITE)
     return Reader(
         llm, documents, split=longcite_starts if longcite else sentence_starts, longcite=longcite, params=params,
         max_tokens=MAX_TOKENS if params is None or params.max_tokens is None else params.max_tokens, adapter=adapter,
@@ -147,7 +152,7 @@ class Reader:
         self._adapter = adapter
         self._embed = embed
         self._split = split
-        self._sentences = sentences_of(self.documents, split, self._counts)
+        self._sentences = sentences_of(self.documents, split, self._counts, numbered=longcite)
         if not self._sentences:
             raise InvalidRequestError("the documents have no text that could be read", param="documents")
         self._sections = Sections(self.documents, self._sentences)
@@ -156,7 +161,7 @@ class Reader:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents, with the numbers of their sentences; at most."""
+        """Tokens of all documents, with the numbers of their sentences for LongCite; at most."""
         return sum(sentence.tokens for sentence in self._sentences)
 
     def plan(self, question: str, strategy: Strategy | None = None) -> ReadingPlan:

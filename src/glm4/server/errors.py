@@ -21,6 +21,7 @@ from glm4.errors import (
     InternalError,
     InvalidRequestError,
     ModelClosedError,
+    NotFoundError,
     OutOfMemoryError,
     PromptTooLongError,
     RemoteError,
@@ -110,6 +111,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return error
     if isinstance(error, PromptTooLongError):
         return ApiError(400, str(error), error.param, "context_length_exceeded")
+    if isinstance(error, NotFoundError):
+        return ApiError(404, str(error), error.param, "not_found")
     if isinstance(error, InvalidRequestError):
         return ApiError(400, str(error), error.param, "invalid_value")
     if isinstance(error, TemplateError):

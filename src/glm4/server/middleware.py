@@ -133,7 +133,7 @@ async def _answer_preflight(headers: dict[str, str], asked: str, send: Send) -> 
     """Answer a browser's preflight; without the first header the browser goes no further."""
     if headers:
         headers |= {
-            "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
+            "access-control-allow-methods": "GET, POST, PATCH, DELETE, OPTIONS",
             "access-control-allow-headers": asked if asked.isascii() and asked.isprintable() else "",
             "access-control-max-age": "600",
         }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from glm4.errors import StoreError
+from glm4.system.text_encoding import well_formed
 
 _WAIT_SECONDS = 30.0
 
@@ -61,12 +62,15 @@ class SqliteFile:
                 raise
 
     def run(self, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        """Execute one statement."""
-        return self.connection.execute(statement, values)
+        """Execute one statement. In texts, what UTF-8 does not have (lone surrogates) is replaced."""
+        return self.connection.execute(statement, [well_formed(v) if isinstance(v, str) else v for v in values])
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything in the block is written, or nothing."""
+        """Everything in the block is written, or nothing; a block inside of another is a part of that."""
+        if self.connection.in_transaction:
+            yield
+            return
         with self.connection:  # commits, or rolls back
             self.connection.execute("BEGIN IMMEDIATE")
             yield

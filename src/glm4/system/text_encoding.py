@@ -84,3 +84,12 @@ def _is_text(head: bytes, encoding: str, *, zeros: int) -> bool:
     except UnicodeDecodeError:
         return True
     return 2 * zeros > len(text)
+
+
+def well_formed(text: str) -> str:
+    """Text with every lone surrogate (legal in JSON strings, not in UTF-8) replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.errors import PromptTooLongError, TokenizerError
+from glm4.system.text_encoding import well_formed
 from glm4.tokenizer.detokenizer import Detokenizer
 
 MAX_TOKEN_ID = 1 << 24  # far above any real vocabulary; keeps a malicious file from requesting a huge table
@@ -131,7 +132,7 @@ class Tokenizer(ABC):
         Raises:
             PromptTooLongError: the text is so long that it must have more than `most` ids.
         """
-        text = _well_formed(text)
+        text = well_formed(text)
         if not allow_special:
             self.check_length([text], most)
             return self._encode_plain(text)
@@ -270,7 +271,7 @@ def _checked_added_tokens(tokens: Iterable[AddedToken]) -> dict[str, AddedToken]
     table: dict[str, AddedToken] = {}
     ids: dict[int, str] = {}
     for token in tokens:
-        usable = 0 < len(token.content) <= 256 and _well_formed(token.content) == token.content
+        usable = 0 < len(token.content) <= 256 and well_formed(token.content) == token.content
         if not usable or not 0 <= token.id < MAX_TOKEN_ID:
             raise TokenizerError(f"special token {token.content[:40]!r} with id {token.id} is not usable")
         if table.get(token.content, token).id != token.id or ids.get(token.id, token.content) != token.content:
@@ -296,13 +297,4 @@ def _restore(text: str, restored: Mapping[int, str]) -> str:
     """Put originals in the place of placeholders. `str.translate` would look up every character of a long text."""
     for code, original in restored.items():
         text = text.replace(chr(code), original)
-    return text
-
-
-def _well_formed(text: str) -> str:
-    """Text with every lone surrogate (legal in JSON strings, not in UTF-8) replaced by U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text

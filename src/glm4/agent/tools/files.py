@@ -66,7 +66,9 @@ class FileIndex:
         """The index of these documents; takes a second for a thousand pages."""
         from glm4.documents.sentences import sentence_starts
 
-        sentences = sentences_of(documents, sentence_starts, lambda texts: [len(text) for text in texts])
+        sentences = sentences_of(
+            documents, sentence_starts, lambda texts: [len(text) for text in texts], numbered=False
+        )
         passages = passages_of(documents, sentences, PASSAGE_CHARS, within_pages=True)
         made = cls(tuple(documents), sentences, passages, BM25(()))
         return cls(made.documents, sentences, passages, BM25(f"{p.section or ''}\n{text}" for _, p, text in made.all()))

@@ -43,7 +43,7 @@ class TurnRequest:
         message: of the user; None answers `parent`, the user's message, anew.
         files: sha256 of files that were uploaded.
         tools: names of tools; None are those of the conversation.
-        system: instructions of a new conversation.
+        system: instructions, from this turn on.
         params: sampling options as they were given.
     """
 
@@ -83,8 +83,12 @@ def turn_params(given: Mapping[str, Any], defaults: SamplingParams) -> SamplingP
     Raises:
         InvalidRequestError: see `SamplingParams`; `.param` names the option.
     """
-    changes = {str(_PARAMS[name].sampling): value for name, value in given.items()}
-    return sampling_params(defaults, changes, {})
+    # An import may have brought any.
+    given = _params("params", given)
+    changes = {
+        str(_PARAMS[name].sampling): _PARAMS[name].read(f"params.{name}", value) for name, value in given.items()
+    }
+    return sampling_params(defaults, changes, {str(_PARAMS[name].sampling): f"params.{name}" for name in given})
 
 
 def _id(name: str, value: Any) -> str:
@@ -101,10 +105,11 @@ def _names(name: str, value: Any) -> tuple[str, ...]:
 
 def _params(name: str, value: Any) -> dict[str, Any]:
     given = {key: one for key, one in mapping(name, value).items() if one is not None}
-    for key in given:
+    for key, one in given.items():
         if key not in _PARAMS:
             raise InvalidRequestError(f"{name} has no option {shown(key)}", param=f"{name}.{key}")
-    return {key: _PARAMS[key].read(f"{name}.{key}", one) for key, one in given.items()}
+        _PARAMS[key].read(f"{name}.{key}", one)
+    return given  # to be stored: as JSON, which not all of what was read is
 
 
 def decision(name: str, value: Any) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from glm4.api.files.parts import INPUT_FILE, read_file
-from glm4.api.responses.earlier_calls import BUILTIN_CALLS, call_messages
+from glm4.api.responses.earlier_calls import BUILTIN_CALLS, call_messages, read_call
 from glm4.chat.messages import Message, Role, ToolCall
 from glm4.chat.parts import ImagePart, Part, TextPart, check_detail, read_audio
 from glm4.errors import InvalidRequestError, shown
@@ -168,7 +168,7 @@ def _reasoning(given: Mapping[str, Any], where: str) -> Item:
 
 def _builtin_call(given: Mapping[str, Any], where: str) -> Item:
     """A call that a server ran in an earlier turn, as it gave it."""
-    return {**given, "id": _text(given, "id", where, item_id("call"))}
+    return {"id": item_id("call"), **read_call(given, where)}
 
 
 def _reference(given: Mapping[str, Any], where: str) -> Item:

@@ -17,24 +17,24 @@ from glm4.agent.transcript import file_dict
 from glm4.api.agent.request import CHANGE_FIELDS
 from glm4.api.fields import read_fields
 from glm4.server.agent.state import AgentState, owner_of
-from glm4.server.body import decode, read_body
+from glm4.server.body import read_body, read_json
 from glm4.server.errors import ApiError
-from glm4.server.memory import BODY_MEMORY
+from glm4.server.memory import BODY_MEMORY, BodyMemory
 from glm4.server.state import find_state, server_state
 
 _INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
 """Types that a browser may show in place; it saves the others."""
+_FROM_ANYWHERE = ("", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
+"""Types that any web page may send to this machine without asking."""
 
 
 async def list_conversations(request: Request) -> Response:
     """The conversations of this key, the last changed one first."""
     query = request.query_params
-    limit, before = query.get("limit", "100"), query.get("before")
-    if not re.fullmatch("[1-9][0-9]{0,2}", limit) or (before and not re.fullmatch(r"[0-9.]{1,24}", before)):
-        raise ApiError(400, "limit is a number up to 999, before a time in seconds", "limit", "invalid_value")
-    found = await _state(request).store.sessions(
-        owner_of(request), limit=int(limit), before=float(before) if before else None
-    )
+    limit = query.get("limit", "100")
+    if not re.fullmatch("[1-9][0-9]{0,2}", limit):
+        raise ApiError(400, "limit is a number up to 999", "limit", "invalid_value")
+    found = await _state(request).store.sessions(owner_of(request), limit=int(limit), after=query.get("after") or None)
     return JSONResponse({"conversations": [_session(session) for session in found]})
 
 
@@ -97,7 +97,8 @@ async def export_conversation(request: Request) -> Response:
 async def import_conversation(request: Request) -> Response:
     """Keep a conversation that was exported, under a new id."""
     state, owner = _state(request), owner_of(request)
-    document = await asyncio.to_thread(partial(decode, await read_raw(request, state.config.max_upload_bytes)))
+    document = await read_json(request, _memory(request), limit=state.config.max_upload_bytes,
+                               seconds=server_state(request).config.body_timeout)  # fmt: skip
     name = await state.store.from_document(document, owner, state.files)
     return JSONResponse(_session(await state.store.get(name, owner)))
 
@@ -108,9 +109,8 @@ async def upload_file(request: Request) -> Response:
     name = request.query_params.get("name", "").strip()
     if not name:
         raise ApiError(400, "name the file in the address: ?name=report.pdf", "name", "missing")
-    if request.headers.get("origin") and request.headers.get("content-type", "").partition(";")[0] in (
-        *("text/plain", "multipart/form-data", "application/x-www-form-urlencoded"), ""
-    ):  # fmt: skip
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.headers.get("origin") and kind in _FROM_ANYWHERE:
         raise ApiError(415, "send the file with Content-Type: application/octet-stream")
     data = await read_raw(request, state.config.max_upload_bytes)
     async with state.changing:
@@ -141,15 +141,22 @@ def _state(request: Request) -> AgentState:
 
 async def read_raw(request: Request, limit: int) -> bytes:
     """The body as it is; see `server.body.read_body` for the errors."""
-    state = server_state(request)
-    memory = state.memory.body()
+    seconds = server_state(request).config.body_timeout
+    return await read_body(request, _memory(request), limit=limit, seconds=seconds)
+
+
+def _memory(request: Request) -> BodyMemory:
+    memory = server_state(request).memory.body()
     request.scope["state"][BODY_MEMORY] = memory  # released at the end of the request
-    return await read_body(request, memory, limit=limit, seconds=state.config.body_timeout)
+    return memory
 
 
 def attachment(name: str) -> dict[str, str]:
-    """The header with which browsers save an answer under a name."""
-    return {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+    """The headers with which browsers save an answer under a name."""
+    return {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+    }
 
 
 def _session(session: Session) -> dict[str, object]:

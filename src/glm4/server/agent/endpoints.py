@@ -44,8 +44,7 @@ async def follow_turn(request: Request) -> Response:
 async def stop_turn(request: Request) -> Response:
     """End a turn within a step; one that has ended stays as it is."""
     turn = _turns(request).find(request.path_params["turn_id"], owner_of(request))
-    if not turn.ended:
-        turn.stop()
+    turn.end()
     return JSONResponse({"done": True})
 
 

@@ -29,6 +29,7 @@ class _Opened:
         tools: by the name they were asked for.
         given: files that each of them has.
         turns: that use them now.
+        approved: calls that their user always allows.
         holds: a tool is open, or is being opened.
     """
 
@@ -37,6 +38,7 @@ class _Opened:
     tools: dict[str, Sequence[Tool]] = field(default_factory=dict)
     given: dict[str, set[str]] = field(default_factory=dict)
     turns: int = 0
+    approved: set[str] = field(default_factory=set)
     holds: bool = False
     closed: bool = False
 
@@ -99,6 +101,11 @@ class ToolPool:
             self.release(conversation)
             raise
         return [tool for name in names for tool in known.tools[name]]
+
+    def approved(self, conversation: str) -> set[str]:
+        """What the user of a conversation has allowed for good: until its tools are closed."""
+        known = self._opened.get(conversation)
+        return set() if known is None else known.approved
 
     def release(self, conversation: str) -> None:
         """The turn has ended."""

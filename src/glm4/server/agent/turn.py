@@ -41,7 +41,9 @@ class Turn:
         owner: key it was started with; for others it does not exist.
         about: what the first event says: turn, conversation, parent, message, model, context.
         stop: ends it within a step.
+        stopped: someone has asked for that.
         transcript: what has happened, including what readers do not have yet.
+        waiting: calls that wait for approval, from the moment on that readers can know of them.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Turn:
     about: Mapping[str, Any]
     transcript: Transcript = field(default_factory=Transcript)
     stop: Callable[[], None] = lambda: None
+    stopped: bool = False
     waiting: dict[str, asyncio.Future[Decision]] = field(default_factory=dict)
     ended: bool = False
     seq: int = 0
@@ -72,8 +75,11 @@ class Turn:
         if not (self._pending and _join(self._pending[-1], data)):
             self._pending.append(data)
         loop = asyncio.get_running_loop()
+        if data["type"] == "call" and data["state"] == "waiting":
+            self.waiting[data["call"]] = loop.create_future()
         if data["type"] == "end":
             self.ended = True
+            self.waiting.clear()
         if self.ended or loop.time() - self._flushed >= FLUSH_SECONDS:
             self._flush()
         elif self._timer is None:
@@ -81,11 +87,25 @@ class Turn:
 
     def decide(self, call: str, decision: Decision) -> bool:
         """Answer a call that waits for approval; False if none of this id does."""
-        future = self.waiting.pop(call, None)
+        future = self.waiting.get(call)
         if future is None or future.done():
             return False
         future.set_result(decision)
         return True
+
+    async def decision(self, call: str) -> Decision:
+        """What the user says to a call that waits; it may have been said already."""
+        future = self.waiting.setdefault(call, asyncio.get_running_loop().create_future())
+        try:
+            return await future
+        finally:
+            self.waiting.pop(call, None)
+
+    def end(self) -> None:
+        """See `stop`; heard also by a turn that has not begun to run."""
+        if not self.ended:
+            self.stopped = True
+            self.stop()
 
     async def follow(self, after: int | None = None) -> AsyncIterator[Numbered]:
         """Events behind number `after`, to the end; a snapshot comes first if those are gone, or without `after`."""
@@ -93,11 +113,12 @@ class Turn:
         while True:
             self._flush()
             if at is None or at > self.seq or (self._ring and at < self._ring[0][0].seq - 1):
-                at = self.seq
+                at, ended = self.seq, self.ended
                 yield self.snapshot()
-                if self.ended:
-                    yield Numbered(self.seq, self._ring[-1][0].data)
+                if ended:
+                    yield self._ring[-1][0]
                     return
+                continue  # the turn went on while that was sent
             changed = self._changed
             for event in [event for event, _ in self._ring if event.seq > at]:
                 at = event.seq
@@ -130,7 +151,7 @@ class Turn:
         changed.set()
 
 
-_JOINED_BY = {"text": ("part",), "output": ("call", "channel"), "call": ("call", "state")}
+_JOINED_BY = {"text": ("part",), "output": ("call", "channel"), "call": ("call", "state"), "progress": ("phase",)}
 
 
 def _join(before: dict[str, Any], later: Mapping[str, Any]) -> bool:
@@ -142,5 +163,5 @@ def _join(before: dict[str, Any], later: Mapping[str, Any]) -> bool:
         return False
     if before.get("truncated"):
         return False
-    before |= {**later, "add": before.get("add", "") + later.get("add", "")}
+    before |= {**later, **({"add": before["add"] + later["add"]} if "add" in later else {})}
     return True

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from glm4.agent.async_agent import AsyncAgent
@@ -75,6 +76,7 @@ class Turns:
         self._attach = attach
         self._turns: dict[str, Turn] = {}
         self._by_client: dict[tuple[str, str], asyncio.Future[Turn]] = {}
+        self._clients: dict[str, tuple[str, str]] = {}  # turn → its key there
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting: Counter[str] = Counter()  # turns by owner, and by conversation
 
@@ -113,14 +115,15 @@ class Turns:
         known = self._by_client.get(key)
         if known is None:
             known = self._by_client[key] = asyncio.ensure_future(self._start(state, target, request, owner, files))
-            try:
-                turn = await asyncio.shield(known)
-            except BaseException:
-                self._by_client.pop(key, None)
-                raise
-            asyncio.get_running_loop().call_later(KEPT_SECONDS, self._by_client.pop, key, None)
-            return turn
+            known.add_done_callback(partial(self._started, key))
         return await asyncio.shield(known)
+
+    def _started(self, key: tuple[str, str], start: asyncio.Future[Turn]) -> None:
+        """Keep what a client calls a turn for as long as the turn; a start that failed may be tried again."""
+        if start.cancelled() or start.exception() is not None:
+            del self._by_client[key]
+        else:
+            self._clients[start.result().id] = key
 
     async def _start(
         self, state: ServerState, target: Target, request: TurnRequest, owner: str, files: Sequence[StoredFile]
@@ -171,7 +174,7 @@ class Turns:
         try:
             if message is not None and request.message is not None:
                 branch.append(await self._asked(session, message, request.message.text, branch, owner, files))
-            await self._keep_choices(session, request, target, owner)
+            session = await self._keep_choices(session, request, target, owner)
             stored = await self.store.add(
                 session.id, SessionMessage("", branch[-1].id, "assistant", "running", target.name, [], []), owner
             )
@@ -210,15 +213,18 @@ class Turns:
         params = {"tools": list(request.tools or ()), "sampling": dict(request.params)}
         return await self.store.create(owner, system=request.system or "", model=target.name, params=params)
 
-    async def _keep_choices(self, session: Session, request: TurnRequest, target: Target, owner: str) -> None:
+    async def _keep_choices(self, session: Session, request: TurnRequest, target: Target, owner: str) -> Session:
         """What a request chooses holds for the conversation from then on."""
         params = dict(session.params)
         if request.tools is not None:
             params["tools"] = list(request.tools)
         if request.params:
             params["sampling"] = dict(request.params)
-        if params != dict(session.params) or session.model != target.name:
-            await self.store.change(session.id, owner, {"params": params, "model": target.name})
+        system = session.system if request.system is None else request.system
+        chosen = {"params": params, "model": target.name, "system": system}
+        if chosen != {"params": dict(session.params), "model": session.model, "system": session.system}:
+            return await self.store.change(session.id, owner, chosen)
+        return session
 
     async def _asked(
         self, session: Session, message: Message, text: str, branch: Sequence[SessionMessage], owner: str,
@@ -235,17 +241,13 @@ class Turns:
     def _conversation(self, session: Session, branch: Sequence[SessionMessage]) -> Conversation:
         messages = [Message.from_dict(raw) for message in branch for raw in message.messages]
         sources = {raw["n"]: Source(**raw) for message in branch for raw in message.sources}
-        return Conversation(session.id, messages, Sources(list(sources.values())), self.files)
+        approved = self.tools.approved(session.id)
+        return Conversation(session.id, messages, Sources(list(sources.values())), self.files, approved)
 
     def _approver(self, message: str) -> Callable[[Tool, Invocation], Any]:
         async def approve(tool: Tool, invocation: Invocation) -> Decision:
             turn = next(turn for turn in self._turns.values() if turn.message == message)
-            future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-            turn.waiting[invocation.id] = future
-            try:
-                return await future
-            finally:
-                turn.waiting.pop(invocation.id, None)
+            return await turn.decision(invocation.id)
 
         return approve
 
@@ -255,6 +257,9 @@ class Turns:
         last: TurnEnded | None = None
         try:
             await memory.grow(sum(len(message.text) for message in work.conversation.messages))
+            if turn.stopped:
+                last = TurnEnded("stopped", "stopped")
+                return
             async with aclosing(work.agent.run(work.conversation)) as events:
                 async for event in events:
                     if isinstance(event, TurnEnded):
@@ -288,7 +293,11 @@ class Turns:
     async def _end(self, work: _Running, last: TurnEnded) -> None:
         await self._write(work, last.status, last)
         work.turn.add(last)
-        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._turns.pop, work.turn.id, None)
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._forget, work.turn.id)
+
+    def _forget(self, turn: str) -> None:
+        self._turns.pop(turn, None)
+        self._by_client.pop(self._clients.pop(turn, ("", "")), None)
 
     async def _write(self, work: _Running, status: Any, last: TurnEnded | None = None) -> None:
         told = work.turn.transcript.as_dict()
@@ -301,15 +310,18 @@ class Turns:
             usage=told["usage"] | ({"reason": last.reason} if last else {}),
         )
         try:
-            await self.store.write(stored)
+            if not await self.store.write(stored):  # its conversation was deleted
+                work.turn.end()
         except StoreError as error:
             log.error("a turn was not stored: %s", error)
+        except Exception:  # its readers have to hear of the end all the same
+            log.exception("a turn was not stored")
 
     async def stop_conversation(self, conversation: str, owner: str) -> None:
         """End the turn of a conversation, and close its tools."""
         for turn in self.running(owner):
             if turn.conversation == conversation:
-                turn.stop()
+                turn.end()
         await self.tools.forget(conversation)
 
     async def close(self) -> None:

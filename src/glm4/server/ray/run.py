@@ -45,6 +45,13 @@ def check(config: ServerConfig) -> None:
             " --lora",
             param="allow_adapter_loading",
         )
+    if config.agent.tools or config.agent.sessions is not None:
+        option = "tools" if config.agent.tools else "sessions"
+        raise InvalidRequestError(
+            f"--{option} does not work with --ray: a turn of the assistant is in one replica, and its approvals and"
+            " followers reach another; serve it without --ray",
+            param=option,
+        )
     check_ray(FEATURE, "ray.serve")
 
 

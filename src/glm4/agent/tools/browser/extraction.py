@@ -106,7 +106,7 @@ def _main_text(tree: HtmlElement) -> str:
 
     from trafilatura import extract as trafilatura_extract
 
-    logging.disable(logging.CRITICAL)
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     try:
         main = trafilatura_extract(tree, output_format="markdown", include_links=False, include_tables=True)
     except (RecursionError, ValueError, TypeError, AttributeError, KeyError, IndexError):  # it is no parser of traps

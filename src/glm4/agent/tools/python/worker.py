@@ -267,12 +267,20 @@ def _parse(code: str, name: str) -> tuple[ast.Module, str]:
         raise
 
 
+_MODULES = (
+    "This session has numpy, pandas, matplotlib, openpyxl and the standard library of Python, and nothing else can be"
+    " installed. Write the code with these.\n"
+)
+
+
 def _traceback(error: BaseException) -> str:
     """What code raised, with the frames of code itself: neither ours nor those of libraries."""
     try:
         report = traceback.TracebackException.from_exception(error)
         _keep_frames_of_code(report, set())
         text = "".join(report.format())
+        if isinstance(error, ModuleNotFoundError):
+            text += _MODULES
     except Exception:  # an exception class of the code itself can raise anywhere
         text = f"{type(error).__name__}\n"
     if len(text) > _MOST_ERROR_CHARS:
