@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import pytest
 from builtin_tools import KEY, scripted, tool_server
-from pdf_files import PdfFile, Words
 from python_conversations import make_environment_once, needs_sandbox, png_size
+
+from pdf_files import PdfFile, Words
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 pytestmark = needs_sandbox

@@ -56,6 +56,8 @@ SHARES = {
     "post /v1/responses/{response_id}/cancel": 1,
     "get /v1/responses/{response_id}/input_items": 2,
 }
+SEEDS = {"post /tokenize": 5}
+"""Of examples; with the one of the others, no example of these is valid."""
 LOADING = ServerConfig((ModelSpec("m", ("m",)),), allow_adapter_loading=True)
 
 
@@ -260,7 +262,7 @@ NAMED = {f"{operation.method} {operation.shown_path}": operation for operation i
 def test_the_server_does_what_its_document_says(server: LiveServer, told: dict[str, Any], name: str) -> None:
     """About 300 examples in all; every operation that needs no luck must have answered some of them."""
     share = SHARES.get(name, 1)
-    statuses = fuzz(server, told, name, GenerationMode.POSITIVE, 2 * share, seed=1)
+    statuses = fuzz(server, told, name, GenerationMode.POSITIVE, 2 * share, seed=SEEDS.get(name, 1))
     if NAMED[name].body is not None:
         fuzz(server, told, name, GenerationMode.NEGATIVE, share, seed=2)
     if "{" not in name and "lora" not in name and "info" not in name:
