@@ -185,6 +185,29 @@ def test_a_client_that_hangs_up_ends_the_tools_of_its_response(tmp_path: Path) -
         assert set(live.leftovers.values()) == {0}
 
 
+def test_a_client_that_never_reads_does_not_hold_a_turn(tmp_path: Path) -> None:
+    import socket
+
+    words = "on and on " * 300
+    rules = [("Tell", f"\n{words}")]
+    with tool_server(tmp_path, scripted(rules), stall_timeout=1.0, agent={"limits": AgentLimits(seconds=None)}) as live:
+        before = live.num_tasks
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            deaf.connect(live.address)
+            body = json.dumps({"content": "Tell", "params": {"max_tokens": 1500}}).encode()
+            head = f"POST /v1/agent/chat HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {KEY}\r\n"
+            head += "Content-Type: application/json\r\n"
+            deaf.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            with live.client(headers=HEADERS) as http:
+                until(lambda: http.get("/v1/agent/conversations").json()["conversations"], "the turn has begun")
+                until(lambda: not http.get("/v1/agent/turns").json()["turns"], "the turn has ended")
+                (found,) = http.get("/v1/agent/conversations").json()["conversations"]
+                message = http.get(f"/v1/agent/conversations/{found['id']}").json()["messages"][-1]
+                assert len(message["parts"][0]["text"]) > 1000
+        until(lambda: live.num_tasks <= before + 1, "nothing waits for the client")  # the pool's own task
+
+
 def test_uploads_are_bounded(tmp_path: Path) -> None:
     agent = {"max_upload_bytes": 1000, "max_files_bytes": 2500}
     with tool_server(tmp_path, scripted(HANG), agent=agent) as live, live.client(headers=HEADERS) as http:
