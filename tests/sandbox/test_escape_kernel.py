@@ -158,7 +158,7 @@ attempt("nice", os.nice, -5)
 attempt("real time", os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))
 attempt("round robin", os.sched_setscheduler, 0, os.SCHED_RR, os.sched_param(1))
 attempt("input", syscall, "ioprio_set", 1, 0, 1 << 13) if "ioprio_set" in NUMBERS else None
-attempt("lower", lambda: os.nice(5))
+attempt("lower", lambda: -os.nice(0) + os.nice(5))
 import resource
 for name in ("AS", "CPU", "FSIZE", "NOFILE", "NPROC", "CORE", "MEMLOCK"):
     number = getattr(resource, f"RLIMIT_{name}")
