@@ -23,7 +23,7 @@ from stepped import until
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 HANG = [("Hang", "tests__hang\n{}"), ("", "\nFine.")]
-MCP = {"tools": ["mcp:tests"]}
+MCP: dict[str, Any] = {"tools": ["mcp:tests"]}
 
 
 def post(live: LiveServer, path: str, body: dict[str, Any]) -> httpx.Response:
