@@ -116,9 +116,8 @@ async def test_an_agent_with_every_tool(tmp_path: Path, streamed: bool, stored: 
 
 def chat(live: LiveServer) -> Any:
     file = upload(live, "birds.md", b"The heron nests in March.\n")
-    model = ChatOpenAI(
-        model="m", base_url=f"{live.url}/v1", api_key=KEY, use_responses_api=True, output_version="responses/v1"
-    )  # type: ignore[call-arg, arg-type]
+    options: Any = {"model": "m", "base_url": f"{live.url}/v1", "api_key": KEY, "output_version": "responses/v1"}
+    model: Any = ChatOpenAI(**options, use_responses_api=True)
     search = {"type": "file_search", "vector_store_ids": [file]}
     weather = {
         "type": "function",

@@ -56,14 +56,15 @@ def test_code_is_run_and_its_state_stays(tmp_path: Path, dialect: str) -> None:
         assert message["content"][0]["text"] == "It is 42."
         assert whole["usage"]["output_tokens"] > len("It is 42.")
         # Its variables are there for who knows its name, and for a response that goes on.
-        tool = {"type": "code_interpreter", "container": call["container_id"]}
+        tool: Any = {"type": "code_interpreter", "container": call["container_id"]}
         later = client.responses.create(**ASK, input="And again?", tools=[tool], previous_response_id=whole["id"])
         assert kinds(later.output) == ["code_interpreter_call", "message"]
         again: Any = later.output[0]
         assert again.container_id == call["container_id"]
         assert again.outputs[0].logs == "4321\n"
+        other: Any = {**tool, "container": "cntr_other"}
         with pytest.raises(openai.BadRequestError, match="there is no container") as caught:
-            client.responses.create(**ASK, input="x", tools=[{**tool, "container": "cntr_other"}])
+            client.responses.create(**ASK, input="x", tools=[other])
         assert caught.value.param == "tools"
         # Stored as it was, and gone when deleted.
         assert client.responses.retrieve(whole["id"]).to_dict()["output"] == whole["output"]
@@ -192,7 +193,7 @@ def test_functions_of_an_mcp_server(tmp_path: Path, dialect: str) -> None:
         ("Add", called(dialect, "tests__add", a=2, b=3)),
     ]
     with asked(tmp_path, rules, "mcp:tests", dialect=dialect) as (client, live):
-        allowed = {**MCP, "allowed_tools": ["add", "fail"]}
+        allowed: Any = {**MCP, "allowed_tools": ["add", "fail"]}
         whole = both(live, {**ASK, "input": "Add!", "tools": [{**MCP, "allowed_tools": ["add"]}]})
         listed, call, message = whole["output"]
         assert [one["name"] for one in listed["tools"]] == ["add"]
