@@ -10,8 +10,9 @@ import zlib
 from collections.abc import Callable
 
 from office_files import book_file, rezipped_as, slides_file, word_file, workbook_file
-from pdf_files import PdfFile, assemble, lines
 from reading import rezipped, zipped
+
+from pdf_files import PdfFile, assemble, lines
 
 LAUGHS = (
     '<?xml version="1.0"?><!DOCTYPE z [<!ENTITY a "lol">'

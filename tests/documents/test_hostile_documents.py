@@ -8,7 +8,6 @@ import crashing_parsers
 import pytest
 from hostile_files import CONTENTS, FONT, PAGE, REFUSED, TEXT_PDF, pdf
 from office_files import book_file, rezipped_as, word_file
-from pdf_files import PdfFile, lines
 from reading import SANDBOXED, read, read_or_refused, refusal, rezipped, texts, zipped
 
 from glm4.documents import loading
@@ -16,6 +15,7 @@ from glm4.documents.limits import MAX_CHARACTERS, MAX_PAGES
 from glm4.documents.loading import checked_document, load_document, render_page
 from glm4.errors import InvalidRequestError, MissingExtraError
 from glm4.system.helper import Limits
+from pdf_files import PdfFile, lines
 
 pytestmark = pytest.mark.thorough
 

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pdf_files import PdfFile, Words, lines
 from reading import SANDBOXED, find, headings, read, refusal, texts
 
 from glm4.documents.formats.parsed import pipe_table
 from glm4.documents.loading import load_document, render_page
 from glm4.errors import InvalidRequestError
+from pdf_files import PdfFile, Words, lines
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "documents"
 

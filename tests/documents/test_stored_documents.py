@@ -9,12 +9,12 @@ import sys
 
 import pytest
 from office_files import slides_file
-from pdf_files import PdfFile, lines
 from reading import read
 
 from glm4.documents.formats.parsed import FullError, Parsed, pipe_table
 from glm4.documents.limits import MAX_CHARACTERS
 from glm4.documents.stored_document import document_from_dict
+from pdf_files import PdfFile, lines
 
 
 def test_a_document_comes_back_from_json() -> None:
