@@ -26,6 +26,8 @@ from kv_stores import page_files
 from live import config, serve
 from tiny import tiny_model, write_folder
 
+pytestmark = pytest.mark.slow  # minutes on two cores, together with the like
+
 SIZE = 700
 
 

@@ -19,6 +19,8 @@ from glm4.sandbox.disk import remove
 # Inside: writes to every descriptor that is not a standard one, among them that of the answers.
 FORGE = """
 import json, os, struct, zlib
+
+pytestmark = pytest.mark.slow  # minutes on two cores, together with the like
 def frame(message, data=b""):
     text = json.dumps(message).encode()
     return struct.pack(">II", len(text), len(data)) + text + data

@@ -242,7 +242,7 @@ def test_a_conversation_with_tools(chat: Chat) -> None:
         "\nI was stopped.", call("delete", name="a.txt"), "\nGone.",
     ]  # fmt: skip
     with chat.terminal(answers) as running:
-        running.expect("/help shows the commands")
+        running.expect("Message, or /help")
         running.send("/tools\r")
         running.expect("delete  (asks first)")
         running.expect("Delete a file.")

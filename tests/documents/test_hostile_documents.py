@@ -17,7 +17,7 @@ from glm4.errors import InvalidRequestError, MissingExtraError
 from glm4.system.helper import Limits
 from pdf_files import PdfFile, lines
 
-pytestmark = pytest.mark.thorough
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -51,7 +51,7 @@ def resident(folder: Path) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc")
 @pytest.mark.parametrize("half_split", [False, True], ids=["by slabs", "rotary rows whole"])
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_pages_that_were_read_are_released(
     tmp_path: Path, dtype: str, half_split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

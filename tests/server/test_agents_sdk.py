@@ -30,7 +30,7 @@ RULES = [
     ("rain in Oslo", "python\nprint(6 * 7)"),
     ("Everything", 'get_weather\n{"city": "Oslo"}'),
 ]
-pytestmark = [needs_sandbox, pytest.mark.usefixtures("bare_home")]
+pytestmark = [pytest.mark.slow, needs_sandbox, pytest.mark.usefixtures("bare_home")]
 
 
 @pytest.fixture

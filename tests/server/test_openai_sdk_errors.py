@@ -50,7 +50,7 @@ AUDIO = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}
         ({"messages": [{"role": "user", "content": [AUDIO]}]}, openai.BadRequestError, "messages[0].content[0]",
          "invalid_value"),
         ({"messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "f"}}]}]},
-         openai.BadRequestError, "messages[0].content[0]", "invalid_value"),
+         openai.BadRequestError, "messages[0].content[0].file", "invalid_value"),
         ({"model": "gpt-9"}, openai.NotFoundError, "model", "model_not_found"),
         ({"stream": True, "n": 0}, openai.BadRequestError, "n", "invalid_value"),
     ],

@@ -85,9 +85,9 @@ class Repl:
 
     def run(self) -> None:
         """Read and answer until /exit or Ctrl-D."""
-        self._banner()
         # A Ctrl-C that arrives before an answer or a prompt stops it as soon as it begins.
         with silent_keyboard(), Interrupt() as interrupt:
+            self._banner()
             while self._running:
                 try:
                     line = self._editor.read(interrupt, attached=self._attachments.names)
