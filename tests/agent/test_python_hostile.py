@@ -16,11 +16,11 @@ from glm4.agent.tools.python.messages import BrokenMessageError, Messages, pack
 from glm4.agent.tools.python.output_text import OutputText
 from glm4.sandbox.disk import remove
 
+pytestmark = pytest.mark.slow  # minutes on two cores, together with the like
+
 # Inside: writes to every descriptor that is not a standard one, among them that of the answers.
 FORGE = """
 import json, os, struct, zlib
-
-pytestmark = pytest.mark.slow  # minutes on two cores, together with the like
 def frame(message, data=b""):
     text = json.dumps(message).encode()
     return struct.pack(">II", len(text), len(data)) + text + data
