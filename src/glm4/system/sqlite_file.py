@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class SqliteFile:
             self._make_private(path)
         with self.errors("opened"):
             self.connection = sqlite3.connect(path or ":memory:", timeout=_WAIT_SECONDS, isolation_level=None)
+            self._closing = weakref.finalize(self, _close, self.connection)
             try:
                 self._open(schema)
             except BaseException:
@@ -92,8 +94,9 @@ class SqliteFile:
             raise StoreError(f"{self._what} ({where}) cannot be {done}: {error}; {advice}") from error
 
     def close(self) -> None:
-        """Close the file; the write-ahead log is merged into it."""
+        """Close the file; the write-ahead log is merged into it. The last reference to it does, too."""
         self.connection.close()
+        self._closing.detach()
 
     def _open(self, schema: Schema) -> None:
         (check,) = self.run("PRAGMA quick_check(1)").fetchone()
@@ -141,3 +144,8 @@ class SqliteFile:
             raise StoreError(
                 f"{self._what} ({path}) cannot be opened: {error.strerror}; name a file this user may read and write"
             ) from None
+
+
+def _close(connection: sqlite3.Connection) -> None:
+    with suppress(sqlite3.ProgrammingError):  # of another thread, which is gone
+        connection.close()
