@@ -12,7 +12,8 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from glm4.errors import InvalidRequestError
 from glm4.multimodal.fetch import Fetcher, FetchPolicy
@@ -97,9 +98,10 @@ def fetch_all() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Build the network, fetch, print."""
-    command = ["unshare", "--net", sys.executable, __file__, "serve"]
+@contextmanager
+def another_machine(script: str) -> Iterator[None]:
+    """Connects this machine to one that runs `script serve`, until the block ends."""
+    command = ["unshare", "--net", sys.executable, script, "serve"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None
         assert other.stdout is not None
@@ -111,14 +113,20 @@ def main() -> None:
             other.stdin.flush()
             assert other.stdout.readline() == b"serving\n"
             os.environ["REQUESTS_CA_BUNDLE"] = str(CERTIFICATE)
-            with (
-                site({"/": page(b"secret")}, address="0.0.0.0", port=80) as secret,
-                site({"/": page(b"secret")}, address=HERE_V6, port=80) as secret_v6,
-            ):
-                found = fetch_all()
-                asked = secret.requests + secret_v6.requests
+            yield
         finally:
             other.stdin.close()
+
+
+def main() -> None:
+    """Build the network, fetch, print."""
+    with (
+        another_machine(__file__),
+        site({"/": page(b"secret")}, address="0.0.0.0", port=80) as secret,
+        site({"/": page(b"secret")}, address=HERE_V6, port=80) as secret_v6,
+    ):
+        found = fetch_all()
+        asked = secret.requests + secret_v6.requests
     print(json.dumps({"found": found, "asked": asked, "picture": PICTURE.decode("latin-1")}))
 
 

@@ -9,8 +9,6 @@ only the operator's setting may lead. So is a service that nobody may reach.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from contextlib import ExitStack
 
@@ -19,8 +17,8 @@ from browsing import article, ask, context, html
 from glm4.agent.tool import Sources
 from glm4.agent.tools.browser import BrowserTool
 from glm4.multimodal.fetch import Fetcher, FetchPolicy
-from public_network import HERE, THERE, THERE_V6, connect
-from web_sites import CERTIFICATE, Names, page, redirect, site
+from public_network import HERE, THERE, THERE_V6, another_machine
+from web_sites import Names, page, redirect, site
 
 NAMES = {
     "pictures.test": [[THERE_V6, THERE]],
@@ -71,31 +69,15 @@ def browse() -> dict[str, object]:
 
 def main() -> None:
     """Build the network, browse, print."""
-    command = ["unshare", "--net", sys.executable, __file__, "serve"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        try:
-            assert other.stdout.readline() == b"here\n"
-            connect(other.pid)
-            other.stdin.write(b"connected\n")
-            other.stdin.flush()
-            assert other.stdout.readline() == b"serving\n"
-            os.environ["REQUESTS_CA_BUNDLE"] = str(CERTIFICATE)
-            results = [{"url": url, "title": f"Result {index}", "content": "…"} for index, url in enumerate(RESULTS)]
-            engine = {
-                "/search?q=words&format=json": page(
-                    json.dumps({"results": results}).encode(), media_type="application/json"
-                )
-            }
-            with (
-                site({"/secret": html("secret")}, address="0.0.0.0", port=80) as secret,
-                site(engine, port=8888) as searched,
-            ):
-                found = browse()
-                asked = [len(secret.requests), len(searched.requests)]
-        finally:
-            other.stdin.close()
+    results = [{"url": url, "title": f"Result {index}", "content": "…"} for index, url in enumerate(RESULTS)]
+    listed = page(json.dumps({"results": results}).encode(), media_type="application/json")
+    with (
+        another_machine(__file__),
+        site({"/secret": html("secret")}, address="0.0.0.0", port=80) as secret,
+        site({"/search?q=words&format=json": listed}, port=8888) as searched,
+    ):
+        found = browse()
+        asked = [len(secret.requests), len(searched.requests)]
     print(json.dumps({**found, "asked": asked}))
 
 

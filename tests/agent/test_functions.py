@@ -293,7 +293,7 @@ def test_what_a_function_raises_is_one_line_without_folders() -> None:
     missing = FileNotFoundError(2, "No such file or directory", "/home/anna/secret plans/../x/data.csv")
     assert "anna" not in fail(missing)
     assert "data.csv" in fail(missing)
-    assert fail(ValueError("C:\\Users\\anna\\data.csv and ~/work/b.txt")) == "ValueError: data.csv and b.txt"
+    assert fail(ValueError("C:\\Users\\anna\\data.csv and ~/notes/b.txt")) == "ValueError: data.csv and b.txt"
     url = "https://example.org/a/b/c?d=/e and 1/2 or src/glm4/x.py"
     assert fail(ValueError(url)) == f"ValueError: {url}"
     assert len(fail(ValueError("x" * 10_000))) < 600
