@@ -86,8 +86,8 @@ class _Dicts(AgentEventVisitor[dict[str, Any]]):
 
 
 def file_dict(file: StoredFile) -> dict[str, Any]:
-    """A file's description as JSON."""
-    return {
+    """A file's description as JSON, without what is not known of it."""
+    values = {
         "file": file.sha256,
         "name": file.name,
         "media_type": file.media_type,
@@ -96,6 +96,7 @@ def file_dict(file: StoredFile) -> dict[str, Any]:
         "height": file.height,
         "alt": file.alt,
     }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def citation_dict(citation: Citation) -> dict[str, Any]:
@@ -193,7 +194,7 @@ class Transcript(AgentEventVisitor[None]):
     def file(self, event: FileAdded) -> None:
         """See `AgentEventVisitor`."""
         files = self._files if event.call is None else self._calls[event.call]["files"]
-        files.append({name: value for name, value in file_dict(event.file).items() if value is not None})
+        files.append(file_dict(event.file))
 
     def citation(self, event: CitationAdded) -> None:
         """See `AgentEventVisitor`."""

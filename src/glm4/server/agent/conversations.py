@@ -54,7 +54,7 @@ async def conversation(request: Request) -> Response:
         {
             "conversation": _session(session),
             "messages": [_message(message, state.turns.of_message(message.id)) for message in messages],
-            "files": [_without_none(file_dict(file)) for file in files],
+            "files": [file_dict(file) for file in files],
         }
     )
 
@@ -116,7 +116,7 @@ async def upload_file(request: Request) -> Response:
     async with state.changing:
         stored = await asyncio.to_thread(partial(state.files.put, name, data))
         state.keep(owner, stored)
-    return JSONResponse(_without_none(file_dict(stored)))
+    return JSONResponse(file_dict(stored))
 
 
 async def download_file(request: Request) -> Response:
@@ -166,7 +166,3 @@ def _session(session: Session) -> dict[str, object]:
 def _message(message: SessionMessage, turn: str | None) -> dict[str, object]:
     shown = {name: value for name, value in asdict(message).items() if name not in ("messages", "sources")}
     return shown | ({"turn": turn} if turn else {})
-
-
-def _without_none(values: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in values.items() if value is not None}

@@ -231,7 +231,7 @@ class Turns:
         files: Sequence[StoredFile],
     ) -> SessionMessage:  # fmt: skip
         parts: list[dict[str, Any]] = [{"kind": "text", "text": text}]
-        parts += [{"kind": "file", **_without_none(file_dict(file))} for file in files]
+        parts += [{"kind": "file", **file_dict(file)} for file in files]
         for file in files:
             await self.store.add_file(session.id, file, owner)
         parent = branch[-1].id if branch else None
@@ -351,7 +351,3 @@ def generator(state: ServerState, target: Target) -> Callable[[ChatRequest], Asy
 
 def _matters(event: AgentEvent) -> bool:
     return isinstance(event, PartBegan) or (isinstance(event, CallChanged) and event.seconds is not None)
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
