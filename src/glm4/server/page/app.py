@@ -1,0 +1,36 @@
+"""`page_app`: the page for people as an app of the server."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from glm4.server.app_parts import App
+from glm4.server.cookies import Cookies
+from glm4.server.page import session
+from glm4.server.page.state import PageState
+from glm4.server.page.static import page_rows
+
+
+def page_app(cookies: Cookies) -> App:
+    """The page: its files, and an API that is its own.
+
+    Args:
+        cookies: sessions of browsers, which the server accepts as it accepts keys.
+    """
+    state = PageState(cookies)
+
+    async def stop(app: Starlette) -> None:
+        state.rendering.close()
+
+    return App(
+        "page", routes=ROUTES, pages=page_rows(), public=frozenset({"/ui/session", "/ui/login"}), state=state, stop=stop
+    )
+
+
+ROUTES = [
+    Route("/ui/session", session.session, methods=["GET"]),
+    Route("/ui/login", session.login, methods=["POST"]),
+    Route("/ui/logout", session.logout, methods=["POST"]),
+]
+"""Not in /openapi.json: they change with the page."""
