@@ -19,7 +19,7 @@ glm4 serve
 glm4 serve -m glm-4-9b-chat --dtype int4 --context 32768
 glm4 serve -m glm-4-9b-chat --lora poems=./poems-adapter --served-model-name glm-4
 glm4 serve -m coder=starter-large -m tiny=smoke
-glm4 serve --host 0.0.0.0 --api-key-file keys.txt
+glm4 serve --ui --host 0.0.0.0 --api-key-file keys.txt
 glm4 serve -m glm-4-9b-chat --ray --replicas 2
 """
 
@@ -31,6 +31,7 @@ def serve(
     engine: options.EngineOptions,
     access: AccessOptions,
     port: Annotated[int, Option(min=0, max=65535, metavar="N", help="Port; 0 takes a free one.")] = 8000,
+    ui: Annotated[bool, Option("--ui", help="Serve the web page, too, at /ui; see `glm4 ui`.")] = False,
     limits: LimitOptions,
     preload: Annotated[bool, Option("--preload", help="Open the port only once the models are loaded.")] = False,
     log: LogOptions,
@@ -46,14 +47,15 @@ def serve(
     """Serve models over HTTP, with OpenAI's and Anthropic's APIs.
 
     The port opens at once and the models load in the background: /health says that the server lives, /ready that it
-    can answer. Only this machine can reach it unless --host says otherwise, and then a key is needed.
+    can answer. Only this machine can reach it unless --host says otherwise, and then a key is needed. With --ui people
+    use it with a browser, each with a key.
     """
     ray.check(replicas=replicas)
     specs = models.specs(first, engine)
     from glm4.server.config import ServerConfig
 
     settings = access.settings() | limits.settings() | log.settings()
-    config = ServerConfig(models=specs, port=port, **settings, agent=agent.config())
+    config = ServerConfig(models=specs, port=port, **settings, agent=agent.config(), ui=ui)
     log.set_up()
     if ray.ray is not None:
         _run_on_ray(config, ray, replicas)
@@ -87,6 +89,8 @@ def _run(config: ServerConfig, *, preload: bool) -> None:
     address, port = listener.getsockname()[:2]
     shown = _shown(address)
     notice(f"serving {', '.join(spec.names[0] for spec in config.models)} at http://{shown}:{port}/v1")
+    if config.ui:
+        notice(f"page: http://{shown}:{port}/ui")
     notice(f"documentation: http://{shown}:{port}/docs   stop with Ctrl-C")
     run(app, config, listener)
 
