@@ -31,13 +31,14 @@ class LogRing(logging.Handler):
             message = record.getMessage()
         except (TypeError, ValueError):  # arguments that do not fit
             message = str(record.msg)
+        message = message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…"
+        raised = _exception(record.exc_info)
         self.records.append(
             {
                 "time": record.created,
-                "level": record.levelname.lower(),
+                "level": record.levelname,
                 "logger": record.name,
-                "message": message if len(message) <= _MAX_MESSAGE else message[: _MAX_MESSAGE - 1] + "…",
-                "exception": _exception(record.exc_info),
+                "message": f"{message}\n{raised}" if raised else message,
             }
         )
 

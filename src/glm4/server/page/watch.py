@@ -40,15 +40,14 @@ class Sample(NamedTuple):
 
 
 class Watch:
-    """Watches a server while it runs; the log from its loggers, with the level that they have.
+    """Watches a server while it runs.
 
-    Args:
-        seconds: between two samples.
+    Attributes:
+        log: of the loggers of glm4, as far as their level lets records through.
     """
 
-    def __init__(self, seconds: float = SAMPLE_SECONDS) -> None:
+    def __init__(self) -> None:
         self.log = LogRing()
-        self._seconds = seconds
         self._begun = time.monotonic()
         self._samples: deque[Sample] = deque(maxlen=SAMPLES)
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +77,7 @@ class Watch:
     async def _run(self, server: ServerState) -> None:
         before, then = current(server), time.monotonic()
         while True:
-            await asyncio.sleep(self._seconds)
+            await asyncio.sleep(SAMPLE_SECONDS)
             values, now = current(server), time.monotonic()
             self._samples.append(_sample(before, values, now - then))
             before, then = values, now
