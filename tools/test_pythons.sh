@@ -17,7 +17,7 @@ find_python() { # version
 }
 
 # The kernels are the same C++ under every Python; their bindings are tested by what stays.
-kernels=(tests --ignore=tests/kernels/test_{linear,attention,elementwise,odd_shapes,group_codes,rounding_loops,ordered_sums}.py)
+kernels=(--ignore=tests/kernels/test_{linear,attention,elementwise,odd_shapes,group_codes,rounding_loops,ordered_sums}.py)
 
 versions=("$@")
 [ $# -gt 0 ] || versions=(3.10 3.13)
