@@ -22,11 +22,13 @@ class PageState:
     Attributes:
         cookies: sessions of browsers.
         attempts: to log in.
+        artifacts: that were shown last.
         rendering: threads that make HTML, apart from those that other requests need.
     """
 
     cookies: Cookies
     attempts: Attempts = field(default_factory=Attempts)
+    artifacts: Artifacts = field(default_factory=Artifacts)
     rendering: Readers = field(default_factory=lambda: Readers(RENDERING_THREADS))
 
 
