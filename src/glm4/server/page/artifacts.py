@@ -10,12 +10,9 @@ which no policy knows, is taken away by a script at its start; what is secret is
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.agent.sessions import new_id
 from glm4.errors import InvalidRequestError
 from glm4.server.agent.state import owner_of
 from glm4.server.errors import ApiError
@@ -23,8 +20,6 @@ from glm4.server.page.state import NO_STORE, page_state
 from glm4.server.state import server_state
 
 MAX_NBYTES = 2 << 20
-MOST_OF_ONE = 64
-MAX_ALL_NBYTES = 128 << 20
 
 _POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -38,35 +33,6 @@ _PRELUDE = (
 _SVG = "<title>SVG</title><style>html,body{margin:0;height:100%}svg{max-width:100%;max-height:100%}</style>"
 _STARTS = {"html": _PRELUDE, "svg": _PRELUDE + _SVG}
 """Kinds → what comes before the source. A document's own doctype and html element are still understood after it."""
-
-
-class Artifacts:
-    """The artifacts of one server, in memory: the ones of each owner that were used last."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()  # owner and id → document
-        self._nbytes = 0
-
-    def keep(self, owner: str, document: bytes) -> str:
-        """Keep a document, and forget older ones if there are too many; returns its id."""
-        key = (owner, new_id())
-        self._kept[key] = document
-        self._nbytes += len(document)
-        own = [one for one in self._kept if one[0] == owner]
-        for one in own[: len(own) - MOST_OF_ONE]:
-            self._forget(one)
-        while self._nbytes > MAX_ALL_NBYTES:
-            self._forget(next(iter(self._kept)))
-        return key[1]
-
-    def find(self, owner: str, name: str) -> bytes | None:
-        """A document of this owner."""
-        if (owner, name) in self._kept:
-            self._kept.move_to_end((owner, name))
-        return self._kept.get((owner, name))
-
-    def _forget(self, key: tuple[str, str]) -> None:
-        self._nbytes -= len(self._kept.pop(key))
 
 
 async def add_artifact(request: Request) -> Response:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from glm4.server.agent.reading import Readers
 from glm4.server.cookies import Cookies
 from glm4.server.page.attempts import Attempts
+from glm4.server.page.kept_artifacts import Artifacts
 from glm4.server.state import find_state
 
 RENDERING_THREADS = 2
