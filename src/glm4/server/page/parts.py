@@ -25,7 +25,7 @@ def dressed(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def arguments_html(tool: str, arguments: str) -> str:
     """What a call was made with: code for interpreters, JSON for others."""
-    from glm4.markup.rendering import render_code
+    from glm4.markup.code import render_code
 
     try:
         given = json.loads(arguments)
