@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from glm4.agent.prompts import MAX_NAME, MAX_TEXT
 from glm4.api.fields import (
     BOOLEAN,
     OBJECT,
@@ -159,3 +160,11 @@ CHANGE_FIELDS: Mapping[str, Field] = MappingProxyType(
     }
 )
 """What can be changed of a conversation."""
+
+PROMPT_FIELDS: Mapping[str, Field] = MappingProxyType(
+    {
+        "name": Field({"type": "string", "minLength": 1, "maxLength": MAX_NAME}, text),
+        "text": Field({"type": "string", "maxLength": MAX_TEXT}, text),
+    }
+)
+"""A saved system prompt."""
