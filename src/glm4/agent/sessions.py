@@ -196,10 +196,13 @@ class SessionStore:
     def change(self, conversation: str, owner: str = "", changes: Mapping[str, Any] = _NOTHING) -> Session:
         """Change `title`, `system`, `model`, `params`, `pinned` or `leaf`; returns the changed conversation.
 
+        Args:
+            changes: also `created` and `updated`, of a conversation that comes from elsewhere; else it is updated now.
+
         Raises:
             InvalidRequestError: `leaf` is not one of its messages.
         """
-        unknown = set(changes) - {"title", "system", "model", "params", "pinned", "leaf"}
+        unknown = set(changes) - {"title", "system", "model", "params", "pinned", "leaf", "created", "updated"}
         if unknown:
             raise TypeError(f"unknown change {sorted(unknown)[0]!r}")
         self.get(conversation, owner)
@@ -214,7 +217,8 @@ class SessionStore:
             for name, value in changes.items():
                 statement = f"UPDATE conversations SET {name} = ? WHERE id = ?"  # noqa: S608  (a name of ours)
                 self._file.run(statement, (value, conversation))
-            self._touch(conversation)
+            if "updated" not in changes:
+                self._touch(conversation)
         return self.get(conversation, owner)
 
     def delete(self, conversation: str, owner: str = "") -> list[str]:
