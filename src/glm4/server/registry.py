@@ -35,6 +35,8 @@ class ServedModel:
     Attributes:
         engine: set once it is ready.
         error: why loading failed.
+        stage: what is being done to load it.
+        progress: how much of that is done, 0 to 1; None if that is unknown.
     """
 
     spec: ModelSpec
@@ -43,6 +45,7 @@ class ServedModel:
     admission: Admission | None = None
     error: str | None = None
     stage: str = "waiting to be loaded"
+    progress: float | None = None
 
     @property
     def name(self) -> str:
@@ -141,6 +144,7 @@ class ModelRegistry:
     async def _load(self, model: ServedModel) -> None:
         def progress(stage: str, done: float, total: float) -> None:
             model.stage = f"{stage}, {done / total:.0%}" if total else stage
+            model.progress = min(1.0, max(0.0, done / total)) if total else None
 
         spec = model.spec
         llm = await self._in_thread(partial(self._load_llm, spec, progress))
