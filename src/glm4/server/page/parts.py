@@ -14,7 +14,7 @@ TEXTS = ("text", "reasoning")
 
 def dressed(part: Mapping[str, Any]) -> dict[str, Any]:
     """A part that is complete, with HTML beside what it has."""
-    from glm4.markup.rendering import render
+    from glm4.markup import render
 
     if part["kind"] in TEXTS:
         return {**part, "blocks": render(part["text"])}
@@ -25,7 +25,7 @@ def dressed(part: Mapping[str, Any]) -> dict[str, Any]:
 
 def arguments_html(tool: str, arguments: str) -> str:
     """What a call was made with: code for interpreters, JSON for others."""
-    from glm4.markup.rendering import render_code
+    from glm4.markup import render_code
 
     try:
         given = json.loads(arguments)

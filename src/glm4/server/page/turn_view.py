@@ -17,7 +17,7 @@ from glm4.server.agent.turn import Numbered, Turn
 from glm4.server.page.parts import TEXTS, arguments_html, dressed
 
 if TYPE_CHECKING:
-    from glm4.markup.incremental import CodeAdded, IncrementalRenderer, Update
+    from glm4.markup import CodeAdded, IncrementalRenderer, Update
 
 SHORTEST_PAUSE = 0.05
 """Seconds between two renderings of a part, at least."""
@@ -101,7 +101,7 @@ class _View:
         return [_update_dict(part, update) for update in updates]
 
     def _updates(self, add: str, *, last: bool) -> tuple[float, Sequence[Update | CodeAdded]]:
-        from glm4.markup.incremental import IncrementalRenderer
+        from glm4.markup import IncrementalRenderer
 
         started = time.monotonic()
         if self._renderer is None:
@@ -111,7 +111,7 @@ class _View:
 
     def _begin(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Take a snapshot in place of all that was before."""
-        from glm4.markup.incremental import IncrementalRenderer
+        from glm4.markup import IncrementalRenderer
 
         parts = data["parts"]
         self._part = self._renderer = None
@@ -140,6 +140,8 @@ class _View:
 
 
 def _update_dict(part: int, update: Update | CodeAdded) -> dict[str, Any]:
-    if hasattr(update, "blocks"):
+    from glm4.markup import Update
+
+    if isinstance(update, Update):
         return {"type": "html", "part": part, "first": update.first, "blocks": list(update.blocks)}
     return {"type": "code", "part": part, "block": update.block, "add": update.add}
