@@ -62,7 +62,7 @@ def test_artifacts_are_bounded_for_each_owner_and_in_all() -> None:
     assert kept.find("ann", first) == b"first"
     assert kept.find("bob", other) == b"bob's"
     large = [kept.keep(f"owner {n}", bytes(MAX_ALL_NBYTES // 4)) for n in range(5)]
-    assert [kept.find(f"owner {n}", name) is not None for n, name in enumerate(large)] == [False] * 2 + [True] * 3
+    assert [kept.find(f"owner {n}", name) is not None for n, name in enumerate(large)] == [False] + [True] * 4
     assert kept.find("bob", other) is None
 
 
