@@ -60,12 +60,17 @@ async def conversation(request: Request) -> Response:
 
 
 async def change_conversation(request: Request) -> Response:
-    """Change its title, instructions, model, options, pin, or the branch that is shown."""
+    """Change its title, instructions, model, tools, options, pin, or the branch that is shown."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     given = read_fields(await server_state(request).read(request), CHANGE_FIELDS)
-    if "params" in given:
+    tools = given.pop("tools", None)
+    if tools is not None:
+        state.tools.check(tools)
+    chosen = {"tools": None if tools is None else list(tools), "sampling": given.pop("params", None)}
+    chosen = {kind: value for kind, value in chosen.items() if value is not None}
+    if chosen:
         session = await state.store.get(name, owner)
-        given["params"] = {**session.params, "sampling": given["params"]}
+        given["params"] = {**session.params, **chosen}
     return JSONResponse(session_dict(await state.store.change(name, owner, given)))
 
 

@@ -1,0 +1,3 @@
+// The side panel with a document, at the cited page.
+
+export function setupDocuments() {}
