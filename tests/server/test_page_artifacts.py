@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from page_server import ANN, logged_in, page_server
+from page_clients import ANN, logged_in, page_server
 
 from glm4.documents.document import Block, Document
 from glm4.sandbox.launch import unavailable

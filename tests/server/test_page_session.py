@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from page_server import ANN, BOB, logged_in, page_server
+from page_clients import ANN, BOB, logged_in, page_server
 from starlette.datastructures import Headers
 
 from glm4.server.config import ModelSpec

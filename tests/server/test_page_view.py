@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_clients import ANN, BOB, conversation, followed, logged_in, page_server, started, tools_of
 from page_folding import Folded, read_events
-from page_server import ANN, BOB, conversation, followed, logged_in, page_server, started, tools_of
 
 from glm4.agent.events import (
     AgentEvent,
