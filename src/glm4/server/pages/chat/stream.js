@@ -74,7 +74,10 @@ export function followTurn(app, turn, { onEvent, onGone }) {
     let ended = false;
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) return ended;
+      if (done) {
+        attempt = null;
+        return ended;
+      }
       heard = performance.now();
       for (const { data } of parser.feed(value)) {
         if (closed) return true;
