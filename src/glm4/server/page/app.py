@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from glm4.server.app_parts import App
 from glm4.server.cookies import Cookies
-from glm4.server.page import session
+from glm4.server.page import artifacts, documents, session, views
 from glm4.server.page.operator import operator
 from glm4.server.page.state import PageState
 from glm4.server.page.static import page_rows
@@ -44,6 +44,11 @@ ROUTES = [
     Route("/ui/session", session.session, methods=["GET"]),
     Route("/ui/login", session.login, methods=["POST"]),
     Route("/ui/logout", session.logout, methods=["POST"]),
+    Route("/ui/conversations/{conversation_id}", views.conversation, methods=["GET"]),
+    Route("/ui/turns/{turn_id}/events", views.follow_turn, methods=["GET"]),
+    Route("/ui/artifacts", artifacts.add_artifact, methods=["POST"]),
+    Route("/ui/artifacts/{artifact_id}", artifacts.show_artifact, methods=["GET"]),
+    Route("/ui/documents/{sha256}", documents.document_page, methods=["GET"]),
     Route("/ui/operator", operator, methods=["GET"]),
 ]
 """Not in /openapi.json: they change with the page."""

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from glm4.server.agent.reading import Readers
 from glm4.server.cookies import Cookies
 from glm4.server.page.attempts import Attempts
+from glm4.server.page.kept_artifacts import Artifacts
 from glm4.server.page.watch import Watch
 from glm4.server.state import find_state
 
@@ -23,12 +24,14 @@ class PageState:
     Attributes:
         cookies: sessions of browsers.
         attempts: to log in.
+        artifacts: that were shown last.
         rendering: threads that make HTML, apart from those that other requests need.
         watch: what the operator sees of the last hour.
     """
 
     cookies: Cookies
     attempts: Attempts = field(default_factory=Attempts)
+    artifacts: Artifacts = field(default_factory=Artifacts)
     rendering: Readers = field(default_factory=lambda: Readers(RENDERING_THREADS))
     watch: Watch = field(default_factory=Watch)
 
