@@ -177,6 +177,8 @@ def test_a_reader_that_is_too_slow_gets_another_snapshot(monkeypatch: pytest.Mon
                 folded.add(await anext(events))
             for _ in range(100):
                 turn.add(TextAdded(0, "more `more` "))
+            while folded.snapshots < 2:
+                folded.add(await anext(events))
             turn.add(TurnEnded("completed", "stop"))
             async for event in events:
                 folded.add(event)
