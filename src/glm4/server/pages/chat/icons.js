@@ -10,6 +10,7 @@ export const ICONS = {
   down: "M6 9.5l6 6 6-6",
   download: "M12 4v11|M7.5 10.5L12 15l4.5-4.5|M5 20h14",
   edit: "M4 20l1-4L16 5l3 3L8 19z|M14 7l3 3",
+  expand: "M9 4H4v5|M4 4l6 6|M15 20h5v-5|M20 20l-6-6",
   external: "M14 4h6v6|M20 4l-9 9|M18 14v6H4V6h6",
   globe: "M12 3a9 9 0 100 18 9 9 0 000-18z|M3 12h18|M12 3c3 3 3 15 0 18c-3-3-3-15 0-18z",
   help: "M12 3a9 9 0 100 18 9 9 0 000-18z|M9.5 9.5a2.5 2.5 0 114 2c-1 .7-1.5 1.2-1.5 2.2|M12 16.8v.2",
@@ -36,4 +37,5 @@ export const ICONS = {
   trash: "M5 7h14|M9 7V4h6v3|M7 7l1 13h8l1-13|M10.5 11v5|M13.5 11v5",
   upload: "M12 16V5|M7.5 9.5L12 5l4.5 4.5|M5 20h14",
   warning: "M12 4L2.5 20h19z|M12 10v5|M12 17.5v.2",
+  wrap: "M4 6h16|M4 12h13a3 3 0 010 6h-4|M15.5 15.5L13 18l2.5 2.5|M4 18h5",
 };

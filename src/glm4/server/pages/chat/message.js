@@ -1,6 +1,7 @@
 // One message of the transcript. sync() may be called at any time and draws only what differs.
 
 import { Blocks } from "./blocks.js";
+import { sourceList } from "./citations.js";
 import { copyText, el, fill, icon, iconButton } from "./dom.js";
 import { openEditor } from "./editor.js";
 import { ICONS } from "./icons.js";
@@ -91,7 +92,7 @@ export class MessageView {
     const drawn = this.parts[number];
     if (!drawn || !part) return;
     const final = hasEnded(this.message) || !this.isLast(number) || this.message.role === "user";
-    if (drawn.kind === "tool") updateToolCard(this.app, drawn.root, part);
+    if (drawn.kind === "tool") updateToolCard(this.app, drawn.root, part, hasEnded(this.message));
     else if (drawn.kind === "file") return;
     else if (this.message.role === "user" || !part.blocks) plain(drawn.root, part.text);
     else drawn.blocks.show(part.blocks, final);
@@ -116,7 +117,7 @@ export class MessageView {
   }
 
   syncNotes() {
-    fill(this.notes, statusNotes(this.app, this.message));
+    fill(this.notes, sourceList(this.app, this.message), statusNotes(this.app, this.message));
   }
 
   syncStats() {

@@ -120,18 +120,6 @@ export function setupTranscript(app) {
   new ResizeObserver(() => following && toEnd()).observe(root);
   new ResizeObserver(() => following && toEnd()).observe(scroller);
 
-  root.addEventListener("click", (event) => {
-    const cite = event.target.closest("a.cite");
-    if (!cite) return;
-    event.preventDefault();
-    const article = cite.closest("article");
-    const message = app.state.messages.get(article?.dataset.id);
-    const n = Number(cite.dataset.n);
-    const citations = message?.parts.flatMap((part) => part.citations ?? []) ?? [];
-    const citation = citations.find((one) => one.n === n);
-    if (citation) app.emit("cite", citation);
-  });
-
   app.on("conversation", ({ switched }) => {
     if (switched || shown !== app.state) {
       for (const view of views.values()) view.root.remove();
