@@ -16,6 +16,7 @@ from glm4.errors import InvalidRequestError
 
 FORMAT = "glm4-conversation"
 VERSION = 1
+_LATEST = 253402300799  # the end of the year 9999, which is the last that programs can show
 _STATUSES = ("completed", "stopped", "limit", "error", "interrupted")
 
 
@@ -41,6 +42,7 @@ def as_document(
         "params": dict(session.params),
         "leaf": session.leaf,
         "created": session.created,
+        "updated": session.updated,
         "messages": [asdict(message) for message in store.messages(conversation, owner)],
         "files": listed,
     }
@@ -57,6 +59,8 @@ def from_document(store: SessionStore, document: object, owner: str = "", files:
         raise InvalidRequestError(f"this is not a conversation that glm4 exported (format {FORMAT}, version {VERSION})")
     texts = {name: _text(given.get(name, ""), name) for name in ("title", "system", "model")}
     params = _params(_object(given.get("params", {}), "params"))
+    dates = {name: _date(given[name], name) for name in ("created", "updated") if given.get(name) is not None}
+    dates = {name: min(date, store.clock()) for name, date in dates.items()}
     ids: dict[str, str] = {}
     messages = []
     for index, raw in enumerate(_list(given.get("messages"), "messages")):
@@ -70,11 +74,10 @@ def from_document(store: SessionStore, document: object, owner: str = "", files:
         made = store.create(owner, **texts, params=params)
         for message in messages:
             store.add(made.id, message, owner)
-        if leaf is not None:
-            store.change(made.id, owner, {"leaf": ids[leaf]})
         for name, data, alt in contents if files is not None else ():
             assert files is not None  # noqa: S101  (for the type checker)
             store.add_file(made.id, files.put(name, data, alt=alt), owner)
+        store.change(made.id, owner, dates | ({} if leaf is None else {"leaf": ids[leaf]}))
     return made.id
 
 
@@ -138,6 +141,7 @@ def _read_message(raw: Mapping[str, Any], where: str, ids: dict[str, str]) -> Se
         lists["parts"],
         lists["sources"],
         usage=_object(raw.get("usage", {}), f"{where}.usage"),
+        created=_date(raw.get("created", 0.0), f"{where}.created"),
     )
 
 
@@ -182,6 +186,13 @@ def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise InvalidRequestError(f"{where} must be a list", param=where)
     return value
+
+
+def _date(value: object, where: str) -> float:
+    """Seconds since the epoch; 0 if it is not known."""
+    if type(value) not in (int, float) or not 0 <= value <= _LATEST:  # type: ignore[operator]
+        raise InvalidRequestError(f"{where} must be seconds since 1970", param=where)
+    return float(value)  # type: ignore[arg-type]
 
 
 def _text(value: object, where: str) -> str:

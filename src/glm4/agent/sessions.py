@@ -199,10 +199,13 @@ class SessionStore:
 
         Its place in the list stays: only messages change `updated`.
 
+        Args:
+            changes: also `created` and `updated`, of a conversation that comes from elsewhere.
+
         Raises:
             InvalidRequestError: `leaf` is not one of its messages.
         """
-        unknown = set(changes) - {"title", "system", "model", "params", "pinned", "leaf"}
+        unknown = set(changes) - {"title", "system", "model", "params", "pinned", "leaf", "created", "updated"}
         if unknown:
             raise TypeError(f"unknown change {sorted(unknown)[0]!r}")
         self.get(conversation, owner)

@@ -111,8 +111,8 @@ class Origins:
             return
         headers = {"access-control-allow-origin": origin, "vary": "Origin"} if self._may_read(origin) else {}
         if scope["method"] == "OPTIONS" and "access-control-request-method" in sent:
-            patches = sent["access-control-request-method"] == "PATCH"
-            await _answer_preflight(headers, sent.get("access-control-request-headers", ""), send, patches=patches)
+            method = sent["access-control-request-method"]
+            await _answer_preflight(headers, sent.get("access-control-request-headers", ""), send, method)
             return
 
         async def send_with_origin(message: Message) -> None:
@@ -131,15 +131,17 @@ class Origins:
             return False
 
 
-async def _answer_preflight(headers: dict[str, str], asked: str, send: Send, *, patches: bool) -> None:
+async def _answer_preflight(headers: dict[str, str], asked: str, send: Send, method: str) -> None:
     """Answer a browser's preflight; without the first header the browser goes no further.
 
     Args:
-        patches: name PATCH, too; who does not ask for it gets llama.cpp's answer, which its clients compare.
+        method: is named, too, if it is PATCH or PUT; who does not ask for them gets llama.cpp's answer, which its
+            clients compare.
     """
     if headers:
+        further = f"{method}, " if method in ("PATCH", "PUT") else ""
         headers |= {
-            "access-control-allow-methods": f"GET, POST, {'PATCH, ' if patches else ''}DELETE, OPTIONS",
+            "access-control-allow-methods": f"GET, POST, {further}DELETE, OPTIONS",
             "access-control-allow-headers": asked if asked.isascii() and asked.isprintable() else "",
             "access-control-max-age": "600",
         }

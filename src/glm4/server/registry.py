@@ -28,6 +28,13 @@ def _load_llm(spec: ModelSpec, progress: Progress) -> LLM:
     return LLM(spec.source, progress=progress, **spec.options)
 
 
+def _stage(stage: str, done: float, total: float) -> str:
+    """`pulling starter, 24% of 491 MB`; totals of a megabyte or more are bytes, and 0 is unknown."""
+    if not total:
+        return stage
+    return f"{stage}, {done / total:.0%}" + (f" of {total / 1e6:,.0f} MB" if total >= 1e6 else "")
+
+
 @dataclass
 class ServedModel:
     """A model that is loading, ready or failed.
@@ -143,7 +150,7 @@ class ModelRegistry:
 
     async def _load(self, model: ServedModel) -> None:
         def progress(stage: str, done: float, total: float) -> None:
-            model.stage = f"{stage}, {done / total:.0%}" if total else stage
+            model.stage = _stage(stage, done, total)
             model.progress = min(1.0, max(0.0, done / total)) if total else None
 
         spec = model.spec

@@ -14,12 +14,13 @@ from glm4.agent.attachments import attached
 from glm4.agent.file_store import FolderFileStore
 from glm4.agent.files import StoredFile
 from glm4.agent.sessions import SessionStore, new_id
-from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, TURN_FIELDS
+from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, PROMPT_FIELDS, TURN_FIELDS
 from glm4.api.schemas import components
 from glm4.chat.messages import Message
 from glm4.llm import LLM
 from glm4.server.agent import conversations as saved
 from glm4.server.agent import endpoints as turns
+from glm4.server.agent import prompts
 from glm4.server.agent.config import AgentConfig
 from glm4.server.agent.documents import Documents
 from glm4.server.agent.file_operations import FILE_OPERATIONS
@@ -33,6 +34,7 @@ from glm4.server.operations import GENERATING, READING, TEXT, Operation
 
 _TURN = {"turn_id": "the id of a turn"}
 _CONVERSATION = {"conversation_id": "the id of a conversation"}
+_PROMPT = {"prompt_id": "the id of a saved prompt"}
 _ASK = {"content": "What is 12345 times 6789?", "tools": []}
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -75,6 +77,16 @@ OPERATIONS: tuple[Operation, ...] = (
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
         errors=(404,), parameters={"sha256": "what the file is found by"}),
+    Operation("get", "/v1/agent/prompts", prompts.list_prompts, "Assistant", "Saved system prompts",
+        "已保存的系统提示词", "AgentPrompts"),
+    Operation("post", "/v1/agent/prompts", prompts.add_prompt, "Assistant", "Save a system prompt", "保存系统提示词",
+        "AgentPrompt", PROMPT_FIELDS, ("name", "text"), {"name": "Brief", "text": "Answer in one sentence."},
+        errors=READING),
+    Operation("put", "/v1/agent/prompts/{prompt_id}", prompts.change_prompt, "Assistant", "Change a saved prompt",
+        "修改已保存的提示词", "AgentPrompt", PROMPT_FIELDS, (), {"text": "Answer in two sentences."}, errors=READING,
+        parameters=_PROMPT),
+    Operation("delete", "/v1/agent/prompts/{prompt_id}", prompts.delete_prompt, "Assistant", "Delete a saved prompt",
+        "删除已保存的提示词", "AgentDone", errors=(404,), parameters=_PROMPT),
     *FILE_OPERATIONS,
 )  # fmt: skip
 

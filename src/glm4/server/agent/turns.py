@@ -22,7 +22,7 @@ from glm4.agent.files import FileStore, StoredFile
 from glm4.agent.sessions import Session, SessionMessage, new_id
 from glm4.agent.tool import Invocation, Sources, Tool
 from glm4.agent.transcript import file_dict
-from glm4.api.agent.request import TurnRequest, turn_params
+from glm4.api.agent.request import ROOT, TurnRequest, turn_params
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.documents.citations import Source
@@ -161,7 +161,8 @@ class Turns:
         names = request.tools if request.tools is not None else tuple(session.params.get("tools", ()))
         self.tools.check(names)
         params = turn_params(request.params or session.params.get("sampling", {}), target.llm.default_sampling_params())
-        branch = await self.store.branch(session.id, owner, leaf=request.parent)
+        first = request.parent == ROOT
+        branch = [] if first else await self.store.branch(session.id, owner, leaf=request.parent)
         if request.message is None and (not branch or branch[-1].role != "user"):
             raise InvalidRequestError(
                 "parent is not a message of the user, so there is nothing to answer", param="parent"

@@ -8,8 +8,10 @@ from starlette.routing import Route
 from glm4.server.app_parts import App
 from glm4.server.cookies import Cookies
 from glm4.server.page import artifacts, documents, session, views
+from glm4.server.page.operator import operator
 from glm4.server.page.state import PageState
 from glm4.server.page.static import page_rows
+from glm4.server.state import ServerState, find_state
 
 
 def page_app(cookies: Cookies) -> App:
@@ -20,11 +22,21 @@ def page_app(cookies: Cookies) -> App:
     """
     state = PageState(cookies)
 
+    async def start(app: Starlette) -> None:
+        state.watch.start(find_state(app, ServerState))
+
     async def stop(app: Starlette) -> None:
+        await state.watch.stop()
         state.rendering.close()
 
     return App(
-        "page", routes=ROUTES, pages=page_rows(), public=frozenset({"/ui/session", "/ui/login"}), state=state, stop=stop
+        "page",
+        routes=ROUTES,
+        pages=page_rows(),
+        public=frozenset({"/ui/session", "/ui/login"}),
+        state=state,
+        start=start,
+        stop=stop,
     )
 
 
@@ -37,5 +49,6 @@ ROUTES = [
     Route("/ui/artifacts", artifacts.add_artifact, methods=["POST"]),
     Route("/ui/artifacts/{artifact_id}", artifacts.show_artifact, methods=["GET"]),
     Route("/ui/documents/{sha256}", documents.document_page, methods=["GET"]),
+    Route("/ui/operator", operator, methods=["GET"]),
 ]
 """Not in /openapi.json: they change with the page."""

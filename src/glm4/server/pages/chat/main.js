@@ -49,7 +49,13 @@ function addressed() {
   return /^#\/c\/([A-Za-z0-9_-]+)$/.exec(location.hash)?.[1] ?? null;
 }
 
+/** The pages of the operator lie over whatever conversation is shown. */
+function isOverlaid() {
+  return location.hash === "#/operator";
+}
+
 app.showAddress = (id) => {
+  if (isOverlaid()) return;
   const hash = id === null ? "#/" : `#/c/${id}`;
   if (location.hash !== hash) history.pushState(null, "", hash);
 };
@@ -120,10 +126,10 @@ app.select = async (leaf, { focus = null } = {}) => {
 };
 
 window.addEventListener("hashchange", () => {
-  if (addressed() !== app.state.id) app.open(addressed());
+  if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
 });
 window.addEventListener("popstate", () => {
-  if (addressed() !== app.state.id) app.open(addressed());
+  if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
 });
 
 // Other tabs of this browser

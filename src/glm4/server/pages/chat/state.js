@@ -23,9 +23,7 @@ export class ConversationState {
     this.tree = new Map(view.tree.map((node) => [node.id, node]));
     this.messages = new Map();
     for (const given of view.messages) {
-      const message = asMessage(given);
-      const known = before.get(given.id);
-      if (known) Object.assign(message, { times: known.times, progress: known.progress });
+      const message = newer(before.get(given.id), asMessage(given));
       this.messages.set(message.id, message);
       if (!this.tree.has(message.id)) this.tree.set(message.id, message);
     }
@@ -150,6 +148,17 @@ export function asMessage(given) {
     local: false,
     times: { started: null, first: null, pieces: 0, reasoning: {} },
   };
+}
+
+/**
+ * The message to go on with. What is stored of one that is being written is older than what its stream has told, and a
+ * view that was asked for before the end may arrive after it.
+ */
+function newer(known, given) {
+  if (!known) return given;
+  const { local, status, turn } = known;
+  if (!local && given.status === "running" && (status !== "running" || (turn && turn === given.turn))) return known;
+  return Object.assign(given, { times: known.times });
 }
 
 /** The Markdown of an answer, as the model wrote it. */
