@@ -68,7 +68,6 @@ function optionRow(app, name, row) {
     input.setAttribute("aria-describedby", wrong ? error.id : help.id);
   };
   help.textContent = app.t(`settings.${name}_help`);
-  input.classList.toggle("code", Boolean(row.list));
   return {
     name,
     input,
