@@ -88,7 +88,9 @@ def formula_block(state: StateBlock, start_line: int, end_line: int, silent: boo
 
 def _open_formula(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
     """In a text that is still being written, a formula without its end yet: its lines are nothing else meanwhile."""
-    if not state.env.get("growing") or state.level:
+    ends_item = silent and state.sCount[start_line] < state.blkIndent
+    ends_table = silent and state.parentType == "table" and state.level <= 2
+    if not state.env.get("growing") or (state.level and not ends_item and not ends_table):
         return False
     if not silent:
         token = state.push("formula_open", "p", 0)
