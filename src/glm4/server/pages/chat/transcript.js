@@ -145,10 +145,11 @@ export function setupTranscript(app) {
       following = true;
       toEnd();
     },
-    focus(id) {
-      const view = views.get(id);
-      view?.root.focus({ preventScroll: true });
-      view?.root.scrollIntoView({ block: "nearest" });
+    focus(id, action) {
+      requestAnimationFrame(() => {
+        views.get(id)?.focusAction(action);
+        views.get(id)?.root.scrollIntoView({ block: "nearest" });
+      });
     },
     /** Show a message: a search has found it. */
     reveal(id) {

@@ -144,7 +144,7 @@ export function setupTurns(app) {
       if (fresh) app.showAddress(ids.conversation);
       app.transcript.changed(changes);
       follow(ids.message);
-      if (fresh) app.reload({ quiet: true });
+      if (fresh) app.reload();
     }
     app.tell({ conversation: ids.conversation });
     app.emit("list");
@@ -157,7 +157,7 @@ export function setupTurns(app) {
     message.failure = app.errorText(error);
     show(id, "failed");
     app.announce(app.t("send.failed", { message: message.failure }), { assertive: true });
-    if (error.code === "turn_running") app.reload({ quiet: true });
+    if (error.code === "turn_running") app.reload();
   }
 
   // What is kept over a reload of the page
@@ -223,7 +223,7 @@ export function setupTurns(app) {
       onGone() {
         if (follower?.turn === turn) follower = null;
         // A server that has started again does not know the turn; the conversation says what became of it.
-        app.reload({ quiet: true });
+        app.reload();
       },
     });
     follower = { turn, state, ...mine };
@@ -273,7 +273,7 @@ export function setupTurns(app) {
     } catch (error) {
       message.stopping = false;
       app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
-      if (error.status === 404) app.reload({ quiet: true });
+      if (error.status === 404) app.reload();
       else app.emit("notice", { text: app.errorText(error), kind: "error" });
     }
   };
@@ -296,7 +296,7 @@ export function setupTurns(app) {
       follow(ids.message);
     } catch (error) {
       app.emit("notice", { text: app.errorText(error), kind: "error" });
-      if (error.code === "turn_running") app.reload({ quiet: true });
+      if (error.code === "turn_running") app.reload();
     }
   };
 
