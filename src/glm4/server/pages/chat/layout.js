@@ -1,6 +1,6 @@
 // The frame around the conversation: drawer and panel, banner, notices, questions, pictures.
 
-import { el, fill, icon, iconButton, openDialog, stored } from "./dom.js";
+import { composing, el, fill, icon, iconButton, openDialog, stored } from "./dom.js";
 import { ICONS } from "./icons.js";
 
 const NARROW = "(max-width: 55rem)";
@@ -133,7 +133,11 @@ function setupQuestions(app) {
       };
       const yes = el("button", { type: "button", class: danger ? "danger" : "primary", text: confirm, onclick: accept });
       const no = el("button", { type: "button", text: app.t("dialog.cancel"), onclick: () => dialog.close() });
-      field?.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && accept());
+      field?.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || composing(event)) return;
+        event.preventDefault(); // else the button that gets the focus back is pressed
+        accept();
+      });
       fill(dialog, el("h2", { id: "question-title", text: title }), text && el("p", { text, dir: "auto" }), field,
         el("div", { class: "dialog-foot" }, no, yes));
       dialog.addEventListener("close", () => resolve(answer), { once: true });

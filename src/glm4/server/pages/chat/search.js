@@ -33,7 +33,7 @@ export function searchBox(app, found, show) {
     }
     if (event.key === "ArrowDown") {
       event.preventDefault();
-      document.querySelector(".found:not([hidden]) a, .conversations:not([hidden]) a")?.focus();
+      document.querySelector(".search-results:not([hidden]) a, .conversations:not([hidden]) a")?.focus();
     }
     if (event.key === "Enter" && worthAsking(input.value)) {
       clearTimeout(search.timer);

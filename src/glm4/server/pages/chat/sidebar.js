@@ -40,7 +40,7 @@ function build(side) {
   const menu = iconButton(ICONS.more, app.t("sidebar.list_menu"), () => openListMenu(app, menu),
     { "aria-haspopup": "menu", "aria-expanded": "false" });
   side.list = el("div", { class: "conversations", onkeydown: (event) => listKeys(side, event) });
-  side.found = el("div", { class: "found", hidden: true,
+  side.found = el("div", { class: "search-results", hidden: true,
     onkeydown: (event) => move(event, [...side.found.querySelectorAll("a")]) });
   const search = searchBox(app, side.found, (searching) => {
     side.found.hidden = !searching;
@@ -117,7 +117,7 @@ function draw(side) {
   const groups = byDay(side.conversations).map(({ key, conversations }) =>
     el("section", { "aria-labelledby": `group-${key}` }, el("h3", { id: `group-${key}` }, app.t(`sidebar.${key}`)),
       el("ul", {}, ...conversations.map((one) => conversationRow(side, one, actions(side))))));
-  if (!groups.length) groups.push(el("p", { class: "empty" }, app.t("sidebar.empty")));
+  if (!groups.length) groups.push(el("p", { class: "list-empty" }, app.t("sidebar.empty")));
   if (side.more) groups.push(moreButton(side));
   fill(list, groups);
   markCurrent(side);
