@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import cast
 
@@ -28,11 +30,16 @@ WORKER_THREADS = 8
 
 
 class Server(uvicorn.Server):
-    """Accepts a bounded number of connections; stops admitting requests as soon as it is told to stop; exits with 0."""
+    """Accepts a bounded number of connections; stops admitting requests as soon as it is told to stop; exits with 0.
 
-    def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
+    Args:
+        on_listening: called in the event loop as soon as clients can connect.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._state = state
+        self._on_listening = on_listening
         self._listeners: list[Listener] = []
         self.workers = WorkerThreads(WORKER_THREADS)
 
@@ -44,6 +51,8 @@ class Server(uvicorn.Server):
         most = most_connections(self._state.config.max_connections)
         connections = cast("set[Connection]", self.server_state.connections)  # `_connection` makes them all
         self._listeners = [Listener(one, self._connection, connections, most) for one in sockets or ()]
+        if self.started:
+            self._on_listening()
 
     def _connection(self) -> Connection:
         return Connection(
@@ -64,6 +73,12 @@ class Server(uvicorn.Server):
             listener.close()
         await super().shutdown(sockets)
 
+    def hang_up(self, number: int, frame: FrameType | None) -> None:
+        """Stop, as SIGTERM does, because the terminal was closed."""
+        self.should_exit = True  # at all times: there is no loop before `run` and after it
+        with suppress(RuntimeError):
+            self.handle_exit(signal.SIGTERM, frame)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop. Called by a signal."""
         # It may arrive in the middle of anything; the loop handles it in order.
@@ -71,7 +86,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def make_server(app: Starlette, config: ServerConfig) -> Server:
+def make_server(app: Starlette, config: ServerConfig, on_listening: Callable[[], None] = lambda: None) -> Server:
     """A server for an application; `run(sockets=[…])` serves on sockets that are already bound."""
     settings = uvicorn.Config(
         app,
@@ -85,7 +100,7 @@ def make_server(app: Starlette, config: ServerConfig) -> Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
     )
-    return Server(settings, find_state(app, ServerState))
+    return Server(settings, find_state(app, ServerState), on_listening)
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -120,8 +135,19 @@ def _advice(error: OSError) -> str:
     return "--host must be a name or an address of this machine"
 
 
-def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; a second one does not wait for running requests.
+def run(
+    app: Starlette,
+    config: ServerConfig,
+    listener: socket.socket,
+    *,
+    on_listening: Callable[[], None] = lambda: None,
+    on_end: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP; a second SIGINT does not wait for running requests.
+
+    Args:
+        on_listening: called once clients can connect; must not block.
+        on_end: called at the end, even if the process then exits at once, as it does while a model is loading.
 
     Raises:
         Glm4Error: an app cannot start.
@@ -129,12 +155,16 @@ def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
     # uvicorn raises the signal again when it is done; here the exit should be quiet.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = make_server(app, config)
+    server = make_server(app, config, on_listening)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+        signal.signal(signal.SIGHUP, server.hang_up)
     try:
         server.run(sockets=[listener])
     except SystemExit:  # how uvicorn reports a failed start
         if app.state.start_error is None:
             raise
+    finally:
+        on_end()
     error: Glm4Error | None = app.state.start_error
     if find_state(app, ServerState).models.is_loading or server.workers.unfinished:
         # A thread that loads a model or tokenizes a text cannot be interrupted, and must not be in native code when
@@ -142,8 +172,9 @@ def run(app: Starlette, config: ServerConfig, listener: socket.socket) -> None:
         if error is not None:
             log.error("%s", error)
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # a terminal that is closed
+                stream.flush()
         os._exit(0 if error is None else error.exit_code)
     if error is not None:
         raise error

@@ -156,6 +156,7 @@ CHANGE_FIELDS: Mapping[str, Field] = MappingProxyType(
         "model": Field(STRING, text),
         "pinned": Field(BOOLEAN, boolean),
         "leaf": Field(_ID, _id),
+        "tools": Field(_STRINGS, _names),
         "params": Field(_PARAMS_SCHEMA, _params),
     }
 )

@@ -35,7 +35,7 @@ async def list_conversations(request: Request) -> Response:
     if not re.fullmatch("[1-9][0-9]{0,2}", limit):
         raise ApiError(400, "limit is a number up to 999", "limit", "invalid_value")
     found = await _state(request).store.sessions(owner_of(request), limit=int(limit), after=query.get("after") or None)
-    return JSONResponse({"conversations": [_session(session) for session in found]})
+    return JSONResponse({"conversations": [session_dict(session) for session in found]})
 
 
 async def search(request: Request) -> Response:
@@ -52,21 +52,26 @@ async def conversation(request: Request) -> Response:
     files = await state.store.files(name, owner)
     return JSONResponse(
         {
-            "conversation": _session(session),
-            "messages": [_message(message, state.turns.of_message(message.id)) for message in messages],
+            "conversation": session_dict(session),
+            "messages": [message_dict(message, state.turns.of_message(message.id)) for message in messages],
             "files": [file_dict(file) for file in files],
         }
     )
 
 
 async def change_conversation(request: Request) -> Response:
-    """Change its title, instructions, model, options, pin, or the branch that is shown."""
+    """Change its title, instructions, model, tools, options, pin, or the branch that is shown."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     given = read_fields(await server_state(request).read(request), CHANGE_FIELDS)
-    if "params" in given:
+    tools = given.pop("tools", None)
+    if tools is not None:
+        state.tools.check(tools)
+    chosen = {"tools": None if tools is None else list(tools), "sampling": given.pop("params", None)}
+    chosen = {kind: value for kind, value in chosen.items() if value is not None}
+    if chosen:
         session = await state.store.get(name, owner)
-        given["params"] = {**session.params, "sampling": given["params"]}
-    return JSONResponse(_session(await state.store.change(name, owner, given)))
+        given["params"] = {**session.params, **chosen}
+    return JSONResponse(session_dict(await state.store.change(name, owner, given)))
 
 
 async def delete_conversation(request: Request) -> Response:
@@ -100,7 +105,7 @@ async def import_conversation(request: Request) -> Response:
     document = await read_json(request, _memory(request), limit=state.config.max_upload_bytes,
                                seconds=server_state(request).config.body_timeout)  # fmt: skip
     name = await state.store.from_document(document, owner, state.files)
-    return JSONResponse(_session(await state.store.get(name, owner)))
+    return JSONResponse(session_dict(await state.store.get(name, owner)))
 
 
 async def upload_file(request: Request) -> Response:
@@ -159,10 +164,12 @@ def attachment(name: str) -> dict[str, str]:
     }
 
 
-def _session(session: Session) -> dict[str, object]:
+def session_dict(session: Session) -> dict[str, object]:
+    """A conversation as JSON, without its messages."""
     return asdict(session)
 
 
-def _message(message: SessionMessage, turn: str | None) -> dict[str, object]:
+def message_dict(message: SessionMessage, turn: str | None) -> dict[str, object]:
+    """A message as JSON; `turn` is the one that is writing it."""
     shown = {name: value for name, value in asdict(message).items() if name not in ("messages", "sources")}
     return shown | ({"turn": turn} if turn else {})
