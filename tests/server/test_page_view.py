@@ -159,6 +159,36 @@ def test_every_reader_has_what_was_said(seed: int, ring: int, monkeypatch: pytes
     asyncio.run(watched(seed, events, lambda: rng.choice((None, None, 0, 0.001))))
 
 
+def test_a_reader_that_is_too_slow_gets_another_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "RING_NBYTES", 2000)
+    monkeypatch.setattr(turns, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(views, "SHORTEST_PAUSE", 60.0)  # so that there is text without HTML
+
+    async def watch() -> None:
+        turn = Turn("t", "", "c", "m", {"turn": "t", "conversation": "c", "message": "m"})
+        rendering = Readers(2)
+        folded = Folded()
+        async with aclosing(turn_view(turn, rendering)) as events:
+            folded.add(await anext(events))
+            turn.add(PartBegan(0, "text"))
+            for _ in range(3):
+                turn.add(TextAdded(0, "word *word* "))
+            while folded.parts == [] or len(folded.parts[0]["text"]) < 36:
+                folded.add(await anext(events))
+            for _ in range(100):
+                turn.add(TextAdded(0, "more `more` "))
+            while folded.snapshots < 2:
+                folded.add(await anext(events))
+            turn.add(TurnEnded("completed", "stop"))
+            async for event in events:
+                folded.add(event)
+        rendering.close()
+        assert folded.snapshots == 2
+        assert folded.stored_parts() == expected(turn)
+
+    asyncio.run(watch())
+
+
 def test_html_comes_no_more_often_than_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text event is sent for each piece of text; HTML for several at once."""
     monkeypatch.setattr(turns, "FLUSH_SECONDS", 0.0)

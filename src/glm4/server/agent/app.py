@@ -14,6 +14,7 @@ from glm4.agent.attachments import attached
 from glm4.agent.file_store import FolderFileStore
 from glm4.agent.files import StoredFile
 from glm4.agent.sessions import SessionStore, new_id
+from glm4.agent.tool import Sources
 from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, PROMPT_FIELDS, TURN_FIELDS
 from glm4.api.schemas import components
 from glm4.chat.messages import Message
@@ -105,8 +106,12 @@ def agent_app(config: AgentConfig) -> App:
     readers = Readers(config.max_reading)
     tools = ToolPool(config, readers)
 
-    async def attach(message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str]) -> Message:
-        return await readers.run(partial(attached, message, given, files, llm, names, _load)) if given else message
+    async def attach(
+        message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str], sources: Sources
+    ) -> Message:
+        if not given:
+            return message
+        return await readers.run(partial(attached, message, given, files, llm, names, _load, sources))
 
     made = Turns(config, store, files, tools, attach)
 

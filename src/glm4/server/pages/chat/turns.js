@@ -139,6 +139,7 @@ export function setupTurns(app) {
     const { state } = entry;
     const fresh = state.id === null;
     const changes = state.started(id, ids, app.settings.model ?? app.session?.models[0]?.name ?? "");
+    mark(ids.conversation, ids);
     if (state === app.state) {
       state.messages.get(ids.message).times.started = Date.now();
       if (fresh) app.showAddress(ids.conversation);
@@ -148,6 +149,13 @@ export function setupTurns(app) {
     }
     app.tell({ conversation: ids.conversation });
     app.emit("list");
+  }
+
+  /** Which conversations are being answered: the list shows it. */
+  function mark(conversation, turn) {
+    if (turn) app.running.set(conversation, turn);
+    else app.running.delete(conversation);
+    app.emit("running");
   }
 
   function failed(id, entry, error) {
@@ -233,6 +241,7 @@ export function setupTurns(app) {
   function ended(message) {
     if (!follower) return;
     follower = null;
+    mark(app.state.id, null);
     app.emit("turn", { running: false, message });
     app.emit("list");
     app.tell({ conversation: app.state.id });
@@ -288,6 +297,7 @@ export function setupTurns(app) {
       const body = { ...given, client_id: newId(), conversation: state.id, parent };
       const ids = await app.api.post("v1/agent/turns", body);
       const changes = state.started(null, ids, app.settings.model ?? "");
+      mark(state.id, ids);
       app.tell({ conversation: state.id });
       if (state !== app.state) return;
       state.messages.get(ids.message).times.started = Date.now();
