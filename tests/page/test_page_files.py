@@ -1,139 +1,218 @@
-"""Files in the page: by dialog, drop and paste; documents that are cited, and the panel that shows the place."""
+"""The files of the page, read as text: what a browser would not complain about, or only in the other language."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from functools import cache
+from pathlib import Path
 
 import pytest
-from page_actions import Chat
-from page_browser import Watch, expect
-from page_model import call
-from page_server import Served, page_server
 
-from pdf_files import PdfFile, Words
-from stepped import until
+import glm4.server
 
-pytestmark = pytest.mark.page
-People = Callable[..., Watch]
+FOLDER = Path(glm4.server.__file__).parent / "pages" / "chat"
+LANGUAGES = ("en", "zh")
+MODULES = sorted(FOLDER.glob("*.js"))
+SOURCES = [FOLDER / "index.html", *sorted(FOLDER.glob("*.css")), *MODULES]
 
-LINE = "Line {} of page {} is about birds, their nests and their songs."
-PIKE = "Pike wait in the reeds for smaller fish."
-
-
-def long_pdf() -> bytes:
-    """A dozen pages; the seventh has a sentence of its own."""
-    pages = [[Words(72, 750 - 12 * at, LINE.format(at, n)) for at in range(40)] for n in range(1, 13)]
-    pages[6][20] = Words(72, 510, PIKE)
-    return bytes(PdfFile(pages))
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    rules = {
-        "Where": (call("search_files", '{"query": "pike"}'), "Pike wait in the reeds【7†source】. So it says."),
-        "Buy": lambda asked: "You should buy milk." if "Buy milk" in asked.prompt else "I see no list.",
-        "look": "Nothing to see.",
-    }
-    folder = tmp_path_factory.mktemp("files")
-    # Of a size that a long document does not fit into half of.
-    with page_server(folder, rules, "files", functions=False, model={"max_model_len": 16384}) as served:
-        yield served
+_COMMENT = re.compile(r"/\*.*?\*/|(?<![:\"'`])//[^\n]*", re.DOTALL)
+# Literals: "…", '…' and `…`; templates may have other literals in their ${}, which are found by themselves.
+_LITERAL = re.compile(r"\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\]|\\.)*`", re.DOTALL)
+_KEY = re.compile(r"[a-z0-9_]+(?:\.[A-Za-z0-9_-]+)+")
+_TEXT_PROPERTY = re.compile(
+    r"(?:\b(?:text|title|alt|label|placeholder)\s*:|(?<!document)\.(?:textContent|innerText|title|alt|placeholder)\s*=(?!=))\s*"
+    r"(?P<value>\"[^\"\n]*\"|'[^'\n]*'|`[^`]*`)"
+)
+_LETTERS = re.compile(r"[A-Za-z\u4e00-\u9fff]{2,}")
+_PRODUCT = {"glm4", "English", "中文", "JSON", "Markdown", "HTML", "CSV", "SVG", "PDF"}
+"""Words that are the same in every language."""
 
 
-@pytest.fixture
-def chat(served: Served, person: People) -> Iterator[Chat]:
-    yield Chat(person(served.url)).ready()
-    served.model.rest()
+@cache
+def _catalog(language: str) -> dict[str, str]:
+    texts: dict[str, str] = json.loads((FOLDER / f"{language}.json").read_text())
+    return texts
 
 
-def attach(chat: Chat, name: str, data: bytes, kind: str) -> None:
-    """By the file dialog; come back when it has arrived."""
-    with chat.page.expect_file_chooser() as chooser:
-        chat.button("composer.attach").click()
-    chooser.value.set_files({"name": name, "mimeType": kind, "buffer": data})
-    expect(chat.page.locator(".attachment[data-state=ready]").filter(has_text=name)).to_be_visible()
+@cache
+def _code(path: Path) -> str:
+    return _COMMENT.sub("", path.read_text())
 
 
-def drop(chat: Chat, name: str, text: str, kind: str, event: str = "drop") -> None:
-    """Drop a file on the page, or paste it into the box."""
-    chat.evaluate(
-        """([name, text, kind, type]) => {
-            const data = new DataTransfer();
-            data.items.add(new File([text], name, {type: kind}));
-            const target = document.getElementById("composer-text");
-            const init = {bubbles: true, cancelable: true};
-            const event = type === "paste" ? new ClipboardEvent("paste", {...init, clipboardData: data})
-              : new DragEvent("drop", {...init, dataTransfer: data});
-            if (type === "drop") target.dispatchEvent(new DragEvent("dragenter", {...init, dataTransfer: data}));
-            target.dispatchEvent(event);
-        }""",
-        [name, text, kind, event],
+def _literals() -> list[str]:
+    return [match[0][1:-1] for path in MODULES for match in _LITERAL.finditer(_code(path))]
+
+
+def _html_keys() -> set[str]:
+    return set(re.findall(r'data-t(?:-label|-placeholder)?="([^"]+)"', (FOLDER / "index.html").read_text()))
+
+
+def _called() -> set[str]:
+    return set(re.findall(r"(?:\bt|app\.has)\(\s*\"([^\"]+)\"", "\n".join(map(_code, MODULES))))
+
+
+@cache
+def _used() -> tuple[frozenset[str], frozenset[str]]:
+    """Keys as they stand in the sources, and beginnings of keys whose end is computed: `progress.${phase}`."""
+    whole, beginnings = _html_keys() | _called(), set()
+    for literal in _literals():
+        if _KEY.fullmatch(literal):
+            whole.add(literal)
+        if (begin := re.match(r"([a-z0-9_]+\.[A-Za-z0-9_.-]*)\$\{", literal)) is not None:
+            beginnings.add(begin[1])
+        # "progress." + phase, and templates within templates
+        beginnings.update(re.findall(r"`([a-z0-9_]+\.[A-Za-z0-9_.-]*)\$\{", literal))
+        if re.fullmatch(r"[a-z0-9_]+\.", literal):
+            beginnings.add(literal)
+    return frozenset(whole), frozenset(beginnings)
+
+
+def _without_plural(key: str) -> str:
+    return key.removesuffix(".one").removesuffix(".other") if key not in _used()[0] else key
+
+
+def _placeholders(text: str) -> list[str]:
+    return sorted(re.findall(r"\{(\w+)\}", text))
+
+
+def test_catalogs_have_the_same_keys_and_placeholders() -> None:
+    english, chinese = map(_catalog, LANGUAGES)
+    assert english.keys() == chinese.keys()
+    differing = [key for key in english if _placeholders(english[key]) != _placeholders(chinese[key])]
+    assert not differing
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_catalogs_are_sorted_one_key_per_line_without_empty_texts(language: str) -> None:
+    text = (FOLDER / f"{language}.json").read_text()
+    keys = re.findall(r'^"([^"]+)": "', text, re.MULTILINE)
+    assert keys == sorted(set(keys))
+    assert keys == list(_catalog(language))
+    assert all(value.strip() for value in _catalog(language).values())
+
+
+def test_plurals_are_complete() -> None:
+    english = _catalog("en")
+    for key in english:
+        if key.endswith(".other") and "{count}" in english[key]:
+            assert f"{key.removesuffix('.other')}.one" in english
+
+
+def test_every_used_key_exists() -> None:
+    english = _catalog("en")
+    whole, _ = _used()
+    rooms = {key.split(".")[0] for key in english}
+    asked = _html_keys() | _called() | {key for key in whole if key.split(".")[0] in rooms and not _is_file(key)}
+    missing = sorted(key for key in asked if key not in english and f"{key}.other" not in english)
+    assert not missing
+
+
+def _is_file(literal: str) -> bool:
+    return literal.endswith((".js", ".css", ".json", ".html", ".svg", ".md", ".csv", ".zip", ".txt", ".png"))
+
+
+def test_no_key_is_unused() -> None:
+    whole, beginnings = _used()
+    # The list of shortcuts writes "ctrl+b" as the names of its keys.
+    keys = {f"keycap.{cap}" for literal in _literals() if "+" in literal for cap in literal.split("+")}
+    unused = [
+        key
+        for key in _catalog("en")
+        if key not in whole | keys
+        and _without_plural(key) not in whole
+        and not any(key.startswith(begin) for begin in beginnings)
+    ]
+    assert not unused
+
+
+def test_modules_have_no_texts_of_their_own() -> None:
+    found = []
+    for path in MODULES:
+        for match in _TEXT_PROPERTY.finditer(_code(path)):
+            words = _LETTERS.findall(re.sub(r"\$\{[^}]*\}", "", match["value"]))
+            if [word for word in words if word not in _PRODUCT]:
+                found.append(f"{path.name}: {match[0]}")
+        for literal in _LITERAL.findall(_code(path)):
+            if re.search(r"[\u4e00-\u9fff]", literal) and literal[1:-1] not in _PRODUCT:
+                found.append(f"{path.name}: {literal}")
+    assert not found
+
+
+def test_the_start_page_has_no_texts_of_its_own() -> None:
+    html = re.sub(r"<!--.*?-->", "", (FOLDER / "index.html").read_text(), flags=re.DOTALL)
+    body = html.split("<body", 1)[1].split(">", 1)[1]
+    texts = [text.strip() for text in re.findall(r">([^<]+)<", f">{body}") if text.strip()]
+    assert not [text for text in texts if text not in _PRODUCT]
+    assert not re.findall(r'\b(?:aria-label|title|placeholder|alt)="[^"]', body)
+
+
+def test_nothing_is_inline() -> None:
+    html = (FOLDER / "index.html").read_text()
+    assert not re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", html, re.IGNORECASE)
+    for path in MODULES:
+        code = _code(path)
+        # Styles as attributes and handlers as texts are refused by the page's policy; el.style.x is not.
+        assert not re.search(r"setAttribute\(\s*[\"'](?:style|on[a-z]+)[\"']", code), path.name
+        assert not re.search(r"\bcssText\b|\beval\(|new Function\(|document\.write\(", code), path.name
+
+
+def test_only_one_module_writes_html() -> None:
+    writers = re.compile(
+        r"\binnerHTML\b|\bouterHTML\b|insertAdjacentHTML|createContextualFragment|parseFromString|setHTML|\bsrcdoc\b"
+        r"|\btrustedTypes\b|createPolicy"
     )
+    assert [path.name for path in MODULES if writers.search(_code(path))] == ["dom.js"]
+    # The names of its functions that take HTML, so that each use can be looked at.
+    uses = {path.name for path in MODULES if re.search(r"(?<![\w.])(?:html|block)\(", _code(path))}
+    assert uses <= {"dom.js", "blocks.js", "state.js", "tools.js"}
 
 
-def test_a_document_is_read_and_cited_and_the_panel_jumps(
-    chat: Chat, served: Served, shoot: Callable[..., object]
-) -> None:
-    chat.choose_tools("files")
-    attach(chat, "long.pdf", long_pdf(), "application/pdf")
-    answer = chat.ask("Where do pike wait?")
-    expect(chat.message(1)).to_contain_text("long.pdf")
-    cited = answer.get_by_role("link", name="7", exact=True)
-    expect(cited).to_be_visible()
-    cited.click()
-    panel = chat.page.get_by_role("complementary", name=chat.t("panel.label"))
-    expect(panel).to_be_visible()
-    expect(panel.get_by_role("spinbutton", name=chat.t("documents.page"))).to_have_value("7")
-    mark = panel.locator("mark").filter(has_text="Pike wait in the reeds").first
-    expect(mark).to_be_in_viewport()
-    shoot(chat.page, "cited page")
-    chat.button("documents.after", panel).click()
-    expect(panel).to_contain_text("of page 8 ")
-    expect(panel.locator("mark")).to_have_count(0)
-    chat.page.keyboard.press("Escape")
-    expect(panel).to_be_hidden()
-    expect(cited).to_be_focused()
-    sources = answer.get_by_role("region", name=chat.t("citations.sources"))
-    sources.get_by_role("button").first.click()
-    expect(panel.get_by_role("spinbutton")).to_have_value("7")
+def test_nothing_comes_from_elsewhere() -> None:
+    known = ("http://www.w3.org/2000/svg", "http://www.w3.org/1998/Math/MathML")
+    for path in [*SOURCES, *FOLDER.glob("*.json"), *FOLDER.glob("*.svg")]:
+        text = path.read_text()
+        for one in known:
+            text = text.replace(one, "")
+        assert not re.search(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text, re.IGNORECASE), path.name
+        assert "@import" not in text
 
 
-def test_drop_and_paste(chat: Chat, served: Served) -> None:
-    drop(chat, "list.md", "# Plan\n\nBuy milk.", "text/markdown")
-    expect(chat.page.locator(".attachment[data-state=ready]")).to_contain_text("list.md")
-    drop(chat, "more.txt", "And bread.", "text/plain", "paste")
-    expect(chat.page.locator(".attachment[data-state=ready]")).to_have_count(2)
-    answer = chat.ask("Buy what?")
-    expect(answer).to_contain_text("You should buy milk.")
-    assert "And bread." in served.model.asked[-1].prompt
-    chat.message(1).get_by_role("button", name="list.md").first.click()
-    expect(chat.page.get_by_role("complementary")).to_contain_text("Buy milk.")
+def test_addresses_are_relative() -> None:
+    """A proxy may serve the page under a prefix."""
+    html = (FOLDER / "index.html").read_text()
+    assert not re.findall(r'\b(?:href|src)="/', html)
+    rooted = [f"{path.name}: {text}" for path in MODULES for text in re.findall(r"[\"'`]/(?:v1|ui)\b", _code(path))]
+    assert not rooted
 
 
-def test_a_file_can_be_taken_back_and_a_wrong_one_is_refused(chat: Chat, served: Served) -> None:
-    attach(chat, "one.txt", b"one", "text/plain")
-    chat.button("composer.remove", name="one.txt").click()
-    expect(chat.page.locator(".attachment")).to_have_count(0)
-    drop(chat, "nothing.bin", "", "application/octet-stream")
-    expect(chat.page.locator("#notices")).to_contain_text("nothing.bin")
-    expect(chat.page.locator(".attachment")).to_have_count(0)
-    chat.ask("look")
-    assert served.conversation()["files"] == []
+def test_the_start_page_names_all_styles_and_no_file_that_is_not_there() -> None:
+    html = (FOLDER / "index.html").read_text()
+    named = {Path(name).name for name in re.findall(r'(?:href|src)="ui/([^"]+)"', html)}
+    files = {path.name for path in FOLDER.iterdir()}
+    assert named <= files
+    assert {name for name in files if name.endswith((".css", ".svg"))} <= named
 
 
-def test_a_long_text_becomes_a_file_that_can_be_text_again(chat: Chat) -> None:
-    text = "A line of words. " * 600
-    chat.evaluate(
-        """(text) => {
-            const data = new DataTransfer();
-            data.setData("text/plain", text);
-            document.getElementById("composer-text").dispatchEvent(
-              new ClipboardEvent("paste", {bubbles: true, cancelable: true, clipboardData: data}));
-        }""",
-        text,
-    )
-    item = chat.page.locator(".attachment[data-state=ready]")
-    expect(item).to_have_count(1)
-    chat.button("composer.as_text", item).click()
-    until(lambda: chat.box.input_value() == text, "the text is in the box")
-    expect(chat.page.locator(".attachment")).to_have_count(0)
+def test_imports_exist() -> None:
+    for path in MODULES:
+        for names, target in re.findall(r"(?<!export )import\s*\{([^}]*)\}\s*from\s*\"\./([^\"]+)\"", _code(path)):
+            code = _code(FOLDER / target)
+            exported = set(re.findall(r"export (?:async )?(?:function\*?|class|const|let) (\w+)", code))
+            for passed_on in re.findall(r"export \{([^}]*)\}", code):
+                exported |= set(re.findall(r"\w+", passed_on))
+            wanted = {name.split(" as ")[0].strip() for name in names.split(",") if name.strip()}
+            assert wanted <= exported, f"{path.name} imports {wanted - exported} from {target}"
+
+
+def test_files_are_small() -> None:
+    assert not [path.name for path in SOURCES if len(path.read_text().splitlines()) > 500]
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 300 * 1024
+
+
+def test_icons_exist_and_are_used() -> None:
+    drawn = set(re.findall(r"^  (\w+): \"M", (FOLDER / "icons.js").read_text(), re.MULTILINE))
+    named = {name for path in MODULES for name in re.findall(r"\bICONS\.(\w+)", _code(path))}
+    chosen = set(_literals()) & drawn  # ICONS[…] of a table
+    assert named <= drawn
+    assert drawn == named | chosen

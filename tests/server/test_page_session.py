@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from page_clients import ANN, BOB, logged_in, page_server
 from starlette.datastructures import Headers
 
-from glm4.server.agent.config import AgentConfig
-from glm4.server.config import ModelSpec, ServerConfig
+from glm4.errors import InvalidRequestError
+from glm4.server.config import ModelSpec
 from glm4.server.cookies import SECONDS, Cookies
 from glm4.server.page.attempts import MOST_OF_ONE
 from glm4.server.page.static import FOLDER, PAGE_HEADERS, page_rows
-from live import LiveServer, config, serve
+from live import config, serve
 from scripted_llm import scripted_llm
-
-ANN, BOB = "the-key-of-ann", "the-key-of-bob"
-
-
-@contextmanager
-def page_server(folder: Path, *keys: str, ui: bool = True, **options: Any) -> Iterator[LiveServer]:
-    settings = ServerConfig((ModelSpec("m", ("m",)),), api_keys=keys, ui=ui, **options)
-    with serve(settings, scripted_llm(folder / "model", lambda prompt: "\nHello.", template=None)) as live:
-        yield live
-
-
-@contextmanager
-def logged_in(live: LiveServer, key: str) -> Iterator[httpx.Client]:
-    """A browser's session: its cookie, and the token as a header."""
-    with live.client() as client:
-        answer = client.post("/ui/login", json={"key": key})
-        assert answer.status_code == 200, answer.text
-        client.headers["X-GLM4-Token"] = answer.json()["token"]
-        yield client
 
 
 def test_every_file_of_the_page_has_a_row() -> None:
@@ -227,12 +207,11 @@ def test_guessing_is_slow_and_nobody_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_without_keys_nobody_logs_in(tmp_path: Path) -> None:
-    agent = AgentConfig(tools=("python",), sessions=tmp_path / "saved")
-    with page_server(tmp_path, agent=agent) as live, live.client() as client:
+    with page_server(tmp_path, agent={"sessions": tmp_path / "saved"}) as live, live.client() as client:
         session = client.get("/ui/session").json()
         assert (session["login"], session["user"], session["operator"], session["token"]) == (False, True, True, "")
         assert session["saved"] is True
-        assert [tool["name"] for tool in session["tools"]] == ["python"]
+        assert session["tools"] == [{"name": str(tmp_path / "tools.py"), "summary": ""}]
         (model,) = session["models"]
         assert {name: model[name] for name in ("name", "state", "error", "context", "sees", "parent")} == {
             "name": "m", "state": "ready", "error": None, "context": 4096, "sees": False, "parent": None,
@@ -271,3 +250,14 @@ def test_a_model_that_failed_is_told(tmp_path: Path) -> None:
     with serve(config(ui=True), load=load) as live, live.client() as client:
         (model,) = client.get("/ui/session").json()["models"]
         assert (model["state"], model["error"]) == ("failed", "internal error (RuntimeError)")
+
+
+def test_why_a_model_failed_is_the_operators_matter(tmp_path: Path) -> None:
+    def load(spec: ModelSpec, progress: Any) -> Any:
+        raise InvalidRequestError("there is no folder /home/ann/models/m")
+
+    with serve(config(ui=True, api_keys=(ANN, BOB)), load=load) as live:
+        for key, told in ((ANN, "there is no folder /home/ann/models/m"), (BOB, "the server's log says why")):
+            with logged_in(live, key) as client:
+                (model,) = client.get("/ui/session").json()["models"]
+                assert (model["state"], model["error"]) == ("failed", told)

@@ -111,7 +111,7 @@ class IncrementalRenderer:
         if opened:
             self._code, self._shown = opened, []
         else:
-            self._shown = [render_block(tokens, env) for tokens in blocks]
+            self._shown = self._rendered(blocks, env)
         now = [*self._final[first:], *self._shown, *([opened.html()] if opened else [])]
         same = _common(before, now)
         return [Update(first + same, tuple(now[same:]))] if same < max(len(before), len(now)) else []
@@ -130,7 +130,8 @@ class IncrementalRenderer:
         if kept <= 0:
             return
         start = _offset(self._tail, _start(blocks[kept]))
-        self._final += [render_block(tokens, env) for tokens in blocks[:kept]]
+        final = {**env, "growing": False}
+        self._final += self._rendered(blocks[:kept], final)
         if len(env.get("references", ())) > len(self._references):
             _, env = self._parse(self._tail[:start])
             self._references = env["references"]
@@ -142,6 +143,11 @@ class IncrementalRenderer:
         self.rendered_characters += len(source)
         env: dict[str, Any] = {"growing": True, "references": dict(self._references)}
         return parse(source, env), env
+
+    def _rendered(self, blocks: list[list[Token]], env: dict[str, Any]) -> list[str]:
+        rendered = [render_block(tokens, env) for tokens in blocks]
+        self._work -= sum(map(len, rendered)) // 4  # a table's empty cells are not in its source
+        return rendered
 
     def _close_code(self, code: _OpenCode) -> list[Update | CodeAdded]:
         source = f"{self._tail}{code.source()}"
@@ -165,7 +171,7 @@ class IncrementalRenderer:
                     updates += self._close_code(self._code)
             self._final += self._shown
             self._shown, self._tail = [], ""
-            self._code = _OpenCode("", "", 0, "")
+            self._code = _OpenCode("", "", 0)
             self._code.endless = True
             updates.append(Update(len(self._final), (self._code.html(),)))
         more, _, _ = self._code.feed(add)
@@ -175,12 +181,12 @@ class IncrementalRenderer:
 class _OpenCode:
     """A code block whose end has not arrived. Its lines are shown as they come, but for what could be its end."""
 
-    def __init__(self, marker: str, language: str, indent: int, content: str) -> None:
+    def __init__(self, marker: str, language: str, indent: int) -> None:
         self.endless = not marker
         self._language = language
         self._indent = indent
         self._source: list[str] = []  # after the tail, as it arrived
-        self._shown = [content]
+        self._shown: list[str] = []
         self._line = ""  # the incomplete line
         self._line_shown = 0
         self._end = re.compile(f" {{0,3}}{re.escape(marker)}{re.escape(marker[:1])}*[ \t]*") if marker else None
@@ -189,14 +195,14 @@ class _OpenCode:
     @classmethod
     def of(cls, blocks: list[list[Token]], source: str) -> _OpenCode | None:
         """The open code block that the text `source` is, or None where it is more or less than that."""
-        if len(blocks) != 1 or blocks[0][0].type != "fence" or not blocks[0][0].meta["open"] or "\n" not in source:
+        if len(blocks) != 1 or blocks[0][0].type != "fence" or not blocks[0][0].meta["open"]:
             return None
         token = blocks[0][0]
-        complete, newline, line = token.content.rpartition("\n")
-        opened = cls(token.markup, language_name(token.info), token.meta["indent"], complete + newline)
-        if line:
-            opened._line = source.rpartition("\n")[2]
-            opened._shown.append(opened._visible())
+        if source.count("\n", 0) <= _start(blocks[0]):
+            return None  # the language may go on
+        opened = cls(token.markup, language_name(token.info), token.meta["indent"])
+        opened.feed(source[_offset(source, _start(blocks[0]) + 1) :])
+        opened._source = []  # which is in `source`
         return opened
 
     def html(self) -> str:

@@ -39,7 +39,7 @@ async def add_artifact(request: Request) -> Response:
     """Keep an artifact for a while."""
     body = await server_state(request).read(request)
     kind, source = body.get("kind"), body.get("source")
-    if kind not in _STARTS:
+    if not isinstance(kind, str) or kind not in _STARTS:
         raise InvalidRequestError(f"kind must be {' or '.join(_STARTS)}", param="kind")
     if not isinstance(source, str):
         raise InvalidRequestError("source must be a string", param="source")

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from glm4.agent.sessions import new_id
 
 MOST_OF_ONE = 64
-MAX_ALL_NBYTES = 128 << 20
+MAX_ALL_NBYTES = 64 << 20
 
 
 class Artifacts:
@@ -23,7 +23,7 @@ class Artifacts:
         self._kept[key] = document
         self._nbytes += len(document)
         own = [one for one in self._kept if one[0] == owner]
-        for one in own[: len(own) - MOST_OF_ONE]:
+        for one in own[: max(0, len(own) - MOST_OF_ONE)]:
             self._forget(one)
         while self._nbytes > MAX_ALL_NBYTES:
             self._forget(next(iter(self._kept)))

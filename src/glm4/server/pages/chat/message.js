@@ -1,6 +1,7 @@
 // One message of the transcript. sync() may be called at any time and draws only what differs.
 
 import { Blocks } from "./blocks.js";
+import { sourceList } from "./citations.js";
 import { copyText, el, fill, icon, iconButton } from "./dom.js";
 import { openEditor } from "./editor.js";
 import { ICONS } from "./icons.js";
@@ -91,7 +92,7 @@ export class MessageView {
     const drawn = this.parts[number];
     if (!drawn || !part) return;
     const final = hasEnded(this.message) || !this.isLast(number) || this.message.role === "user";
-    if (drawn.kind === "tool") updateToolCard(this.app, drawn.root, part);
+    if (drawn.kind === "tool") updateToolCard(this.app, drawn.root, part, hasEnded(this.message));
     else if (drawn.kind === "file") return;
     else if (this.message.role === "user" || !part.blocks) plain(drawn.root, part.text);
     else drawn.blocks.show(part.blocks, final);
@@ -116,7 +117,7 @@ export class MessageView {
   }
 
   syncNotes() {
-    fill(this.notes, statusNotes(this.app, this.message));
+    fill(this.notes, sourceList(this.app, this.message), statusNotes(this.app, this.message));
   }
 
   syncStats() {
@@ -157,13 +158,21 @@ export class MessageView {
 
   branches(ids, index) {
     const { app } = this;
-    const step = (by) => app.select(app.state.leafBelow(ids[index + by]), { focus: ids[index + by] });
+    const step = (by, action) =>
+      app.select(app.state.leafBelow(ids[index + by]), { focus: ids[index + by], action });
     return el("span", { class: "branches", role: "group", "aria-label": app.t("message.branches") },
-      iconButton(ICONS.left, app.t("message.previous"), () => step(-1), { disabled: index === 0,
+      iconButton(ICONS.left, app.t("message.previous"), () => step(-1, "previous"), { disabled: index === 0,
         data: { action: "previous" } }),
       el("span", { class: "branch-place", text: app.t("message.branch", { index: index + 1, total: ids.length }) }),
-      iconButton(ICONS.right, app.t("message.next"), () => step(1), { disabled: index === ids.length - 1,
+      iconButton(ICONS.right, app.t("message.next"), () => step(1, "next"), { disabled: index === ids.length - 1,
         data: { action: "next" } }));
+  }
+
+  /** Give the keyboard back to a button that was used on another version of this message. */
+  focusAction(action) {
+    const other = action === "next" ? "previous" : "next";
+    const wanted = [action, other].map((name) => this.actions.querySelector(`[data-action="${name}"]:not(:disabled)`));
+    (wanted.find(Boolean) ?? this.root).focus({ preventScroll: true });
   }
 
   async copy(button) {

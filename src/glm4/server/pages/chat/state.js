@@ -11,6 +11,7 @@ export class ConversationState {
     this.messages = new Map(); // those whose content is known
     this.tree = new Map(); // all: id → {id, parent, role, status, created}
     this.leaf = null;
+    this.turns = 0; // that were started from here: a view that was asked for before may not have them
   }
 
   /** What GET ui/conversations/{id} answers. Messages that are being sent stay. */
@@ -23,9 +24,7 @@ export class ConversationState {
     this.tree = new Map(view.tree.map((node) => [node.id, node]));
     this.messages = new Map();
     for (const given of view.messages) {
-      const message = asMessage(given);
-      const known = before.get(given.id);
-      if (known) Object.assign(message, { times: known.times, progress: known.progress });
+      const message = newer(before.get(given.id), asMessage(given));
       this.messages.set(message.id, message);
       if (!this.tree.has(message.id)) this.tree.set(message.id, message);
     }
@@ -93,6 +92,7 @@ export class ConversationState {
 
   /** The server has taken a message, and answers it. `ids` is what POST v1/agent/turns answers; `local` may be null. */
   started(local, ids, model) {
+    this.turns += 1;
     const asked = this.messages.get(local);
     if (asked && local !== ids.user_message) {
       this.messages.delete(local);
@@ -150,6 +150,17 @@ export function asMessage(given) {
     local: false,
     times: { started: null, first: null, pieces: 0, reasoning: {} },
   };
+}
+
+/**
+ * The message to go on with. What is stored of one that is being written is older than what its stream has told, and a
+ * view that was asked for before the end may arrive after it.
+ */
+function newer(known, given) {
+  if (!known) return given;
+  const { local, status, turn } = known;
+  if (!local && given.status === "running" && (status !== "running" || (turn && turn === given.turn))) return known;
+  return Object.assign(given, { times: known.times });
 }
 
 /** The Markdown of an answer, as the model wrote it. */

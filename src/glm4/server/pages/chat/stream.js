@@ -71,9 +71,13 @@ export function followTurn(app, turn, { onEvent, onGone }) {
     const answer = await app.api.open(`ui/turns/${turn}/events`, { signal: attempt.signal });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     const parser = new EventParser();
+    let ended = false;
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) return false;
+      if (done) {
+        attempt = null;
+        return ended;
+      }
       heard = performance.now();
       for (const { data } of parser.feed(value)) {
         if (closed) return true;
@@ -84,7 +88,7 @@ export function followTurn(app, turn, { onEvent, onGone }) {
         } catch (error) {
           console.error(error); // a fault of the page must not look like one of the connection
         }
-        if (event.type === "end") return true;
+        ended ||= event.type === "end";
       }
     }
   }
