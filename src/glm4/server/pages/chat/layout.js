@@ -40,8 +40,11 @@ function setupSidebarToggle(app) {
   function show() {
     document.body.classList.toggle("sidebar-open", open);
     toggle.setAttribute("aria-expanded", String(open));
-    scrim.hidden = !(open && narrow.matches);
+    const drawer = open && narrow.matches;
+    scrim.hidden = !drawer;
     sidebar.inert = !open;
+    // The focus stays in the drawer.
+    for (const id of ["center", "panel", "skip-link"]) document.getElementById(id).inert = drawer;
   }
 
   app.toggleSidebar = (wanted = !open, { focus = false } = {}) => {
@@ -50,9 +53,9 @@ function setupSidebarToggle(app) {
     if (!narrow.matches) stored("glm4.sidebar", open ? "open" : "closed");
     show();
     if (!open && had) toggle.focus();
-    if (open && focus) sidebar.querySelector("button, input, a")?.focus();
+    if (open && (focus || narrow.matches)) sidebar.querySelector("button, input, a")?.focus();
   };
-  toggle.addEventListener("click", () => app.toggleSidebar(!open, { focus: narrow.matches }));
+  toggle.addEventListener("click", () => app.toggleSidebar());
   scrim.addEventListener("click", () => app.toggleSidebar(false));
   narrow.addEventListener("change", () => app.toggleSidebar(!narrow.matches && stored("glm4.sidebar") !== "closed"));
   sidebar.addEventListener("keydown", (event) => {
