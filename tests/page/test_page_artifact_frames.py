@@ -82,7 +82,7 @@ def artifact(body: str, script: str = "") -> str:
 
 def test_an_artifact_has_no_webrtc_and_makes_no_document_that_has(browser: Browser, tmp_path: Path) -> None:
     tried = [artifact(body) for body in WRITTEN.values()] + [artifact("", script) for script in DONE.values()]
-    with page_server(tmp_path, []) as served:
+    with page_server(tmp_path, {}) as served:
         page = browser.new_page()
         page.set_default_timeout(HANG_MS)
         page.goto(f"{served.url}/ui")

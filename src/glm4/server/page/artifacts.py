@@ -68,11 +68,11 @@ async def add_artifact(request: Request) -> Response:
 
 async def show_artifact(request: Request) -> Response:
     """An artifact, for a frame only: as a page of its own it would be shown under this server's name."""
-    if request.headers.getlist("sec-fetch-dest") != ["iframe"]:
-        raise ApiError(403, "an artifact is shown in a frame only", code="not_a_frame")
     document = page_state(request).artifacts.find(owner_of(request), request.path_params["artifact_id"])
     if document is None:
         raise ApiError(404, "there is no such artifact any more; show it again", "artifact_id", "not_found")
+    if request.headers.getlist("sec-fetch-dest") != ["iframe"]:
+        raise ApiError(403, "an artifact is shown in a frame only", code="not_a_frame")
     headers = {**NO_STORE, "Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer",
                "Cross-Origin-Resource-Policy": "same-origin"}  # fmt: skip
     return Response(document, media_type="text/html; charset=utf-8", headers=headers)
