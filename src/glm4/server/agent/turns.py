@@ -96,6 +96,11 @@ class Turns:
         """The turns of this owner that have not ended."""
         return [turn for turn in self._turns.values() if turn.owner == owner and not turn.ended]
 
+    def end_all(self) -> None:
+        """End what runs, of all owners; what is there is kept."""
+        for turn in self._turns.values():
+            turn.end()
+
     def of_message(self, message: str) -> str | None:
         """The turn that is writing this message."""
         return next((turn.id for turn in self._turns.values() if turn.message == message and not turn.ended), None)

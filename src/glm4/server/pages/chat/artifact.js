@@ -94,8 +94,15 @@ function openArtifact(app, { kind, source, title = "" }) {
     toggle.setAttribute("aria-pressed", String(!code.hidden));
   }, { "aria-pressed": "false" });
   const wide = iconButton(ICONS.expand, app.t("artifact.larger"), () => {
-    wide.setAttribute("aria-pressed", String(document.body.classList.toggle("panel-wide")));
+    setWide(!document.body.classList.contains("panel-wide"));
   }, { "aria-pressed": "false" });
+
+  /** Over the whole window; what is behind it cannot be reached then. */
+  function setWide(value) {
+    document.body.classList.toggle("panel-wide", value);
+    wide.setAttribute("aria-pressed", String(value));
+    document.getElementById("center").inert = value;
+  }
 
   async function load() {
     fill(stage, el("p", { class: "artifact-note", role: "status", text: app.t("artifact.loading") }));
@@ -114,6 +121,6 @@ function openArtifact(app, { kind, source, title = "" }) {
     saveText(title.includes(".") ? title : fileName(kind, source), source);
   });
   app.panel.open({ title: name, actions: [toggle, reload, wide, save], body: [stage, code],
-    onClose: () => document.body.classList.remove("panel-wide") });
+    onClose: () => setWide(false) });
   load();
 }

@@ -16,9 +16,10 @@ const SOUNDS = { mp3: "audio/mpeg", wav: "audio/wav", ogg: "audio/ogg", oga: "au
  *
  * @param tray the list that shows them.
  * @param onChange called when something about them has changed.
+ * @param onRefused called with the reason why a file is not among them.
  * @param onText called with the text of a pasted file that the user wants in the message instead.
  */
-export function attachments(app, tray, { onChange, onText }) {
+export function attachments(app, tray, { onChange, onRefused, onText }) {
   let items = [];
 
   function changed() {
@@ -30,7 +31,7 @@ export function attachments(app, tray, { onChange, onText }) {
     for (const file of files) {
       const refusal = await refusalOf(app, file, items.length);
       if (refusal) {
-        app.emit("notice", { text: refusal, kind: "error" });
+        onRefused(refusal);
         continue;
       }
       const item = { name: file.name, size: file.size, type: await typeOf(file), file, pasted, progress: 0 };
@@ -55,7 +56,7 @@ export function attachments(app, tray, { onChange, onText }) {
     try {
       const stored = await app.api.upload(item.file, (share) => showProgress(item, share), item.abort.signal);
       if (items.some((other) => other !== item && other.stored?.file === stored.file)) {
-        app.emit("notice", { text: app.t("composer.twice", { name: item.name }), kind: "info" });
+        onRefused(app.t("composer.twice", { name: item.name }));
         remove(item);
         return;
       }
@@ -90,15 +91,15 @@ export function attachments(app, tray, { onChange, onText }) {
   function draw(item) {
     const focused = document.activeElement?.dataset?.action;
     const kept = focused && item.element.contains(document.activeElement);
-    const problem = item.error ?? (item.stored ? problemOf(app, item) : null);
+    const problem = item.stored ? problemOf(app, item) : null;
     const sending = !item.stored && !item.error;
-    item.element.dataset.state = sending ? "sending" : problem ? "problem" : "ready";
+    item.element.dataset.state = sending ? "sending" : item.error || problem ? "problem" : "ready";
     fill(item.element, preview(item),
       el("span", { class: "attachment-text" },
         el("span", { class: "attachment-name", dir: "auto", text: item.name, title: item.name }),
         sending
           ? el("progress", { max: "1", value: String(item.progress), "aria-label": app.t("composer.uploading", { name: item.name }) })
-          : el("span", { class: "attachment-about", text: problem ?? noteOf(app, item) ?? app.bytes(item.size) })),
+          : el("span", { class: "attachment-about", text: item.error ?? problem?.short ?? noteOf(app, item) ?? app.bytes(item.size) })),
       item.error && item.file ? action(item, "retry", ICONS.retry, "composer.retry", () => { item.done = send(item); }) : null,
       item.pasted !== null ? textButton(item) : null,
       action(item, "remove", ICONS.close, "composer.remove", () => remove(item)));
@@ -129,7 +130,7 @@ export function attachments(app, tray, { onChange, onText }) {
     redraw: () => items.forEach(draw),
     get size() { return items.length; },
     /** What keeps the message from being sent, in words; null if nothing does. */
-    problem: () => items.map((item) => item.error ?? (item.stored ? problemOf(app, item) : null)).find(Boolean) ?? null,
+    problem: () => items.map((item) => item.error ?? (item.stored && problemOf(app, item)?.long)).find(Boolean) ?? null,
     /** Waits for what is still on its way. */
     settled: () => Promise.allSettled(items.map((item) => item.done)),
     sending: () => items.some((item) => !item.stored && !item.error),
@@ -161,13 +162,15 @@ async function refusalOf(app, file, count) {
   return null;
 }
 
-/** What keeps the chosen model from using a file; the server would refuse it in the middle of sending. */
+/** What keeps the chosen model from using a file, {short, long}; the server would refuse the whole message. */
 function problemOf(app, { type, name }) {
   const kind = fileKind(type);
   const model = chosenModel(app);
   if (kind === "document" || (kind === "picture" && model?.sees) || hasPython(app)) return null;
-  if (kind === "picture") return app.t("composer.unseen", { model: model?.name ?? "" });
-  return app.t(kind === "other" ? "composer.unread" : "composer.unheard", { name });
+  const values = { model: model?.name ?? "", name };
+  if (kind === "picture") return { short: app.t("composer.unseen_short"), long: app.t("composer.unseen", values) };
+  if (kind === "other") return { short: app.t("composer.unread_short"), long: app.t("composer.unread", values) };
+  return { short: app.t("composer.unheard_short"), long: app.t("composer.unheard", values) };
 }
 
 /** What becomes of a file that the model itself cannot take. */

@@ -31,9 +31,12 @@ export function callKind(part) {
   return KINDS[part.tool] ?? (part.tool?.includes("__") ? "server" : "own");
 }
 
-/** {title, detail}: words in the tense of the call's state, and what it is about, shortened. */
+/**
+ * {title, detail}: words in the tense of the call's state ("Running Python", "Ran Python", "run Python" while it has
+ * not begun), and what it is about, shortened.
+ */
 export function callWords(app, part) {
-  const tense = { done: 1, error: 1, denied: 2, waiting: 2 }[part.state] ?? 0;
+  const tense = { done: 1, error: 1, denied: 2, unfinished: 2, waiting: 2 }[part.state] ?? 0;
   const { words, values = {}, detail = "" } = READERS[callKind(part)](part);
   return { title: app.t(WORDS[words][tense], values), detail: shortened(detail) };
 }

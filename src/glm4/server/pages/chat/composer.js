@@ -25,17 +25,24 @@ export function setupComposer(app) {
   tray.focusAfter = text;
   text.setAttribute("aria-describedby", hint.id);
 
-  const added = attachments(app, tray, { onChange: changed, onText: insert });
+  const added = attachments(app, tray, { onChange: changed, onRefused: refuse, onText: insert });
   let shown = NEW; // whose draft is in the box
   let running = false;
   let stopping = false;
   let waiting = false; // for uploads, before the message goes
+  let refused = ""; // why the files that were added last are not there
   let timer = 0;
+
+  function refuse(words) {
+    refused = [refused, words].filter(Boolean).join(" ");
+    app.announce(words, { assertive: true });
+    changed();
+  }
 
   function changed() {
     if (!CSS.supports("field-sizing", "content")) grow(text);
     if (waiting && added.sending()) showHint(app.t("composer.waiting"), false);
-    else showHint(added.problem());
+    else showHint([refused, added.problem()].filter(Boolean).join(" "));
     showButton();
     clearTimeout(timer);
     timer = setTimeout(save, SAVE_AFTER);
@@ -99,6 +106,12 @@ export function setupComposer(app) {
     save();
   }
 
+  function add(files, options) {
+    refused = "";
+    text.focus();
+    return added.add(files, options);
+  }
+
   function stop() {
     if (stopping) return;
     stopping = true;
@@ -128,18 +141,21 @@ export function setupComposer(app) {
     if (running) stop();
     else submit();
   });
-  text.addEventListener("input", changed);
+  text.addEventListener("input", () => {
+    refused = "";
+    changed();
+  });
   text.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.altKey || composing(event)) return;
     event.preventDefault();
     submit();
   });
   picker.addEventListener("change", () => {
-    added.add([...picker.files]);
+    add([...picker.files]);
     picker.value = "";
   });
-  text.addEventListener("paste", (event) => paste(app, event, added));
-  setupDrop(app, (files) => added.add(files).then(() => text.focus()));
+  text.addEventListener("paste", (event) => paste(app, event, add));
+  setupDrop(app, add);
 
   app.on("conversation", follow);
   app.on("turn", (turn) => {
@@ -168,17 +184,17 @@ export function setupComposer(app) {
   show(readDrafts()[shown] ?? { text: "", files: [] });
 }
 
-function paste(app, event, added) {
+function paste(app, event, add) {
   const data = event.clipboardData;
   const words = data.getData("text/plain");
   const files = [...data.files];
   if (files.length && !words) { // office programs send a picture of the text along with it
     event.preventDefault();
-    added.add(files.map((file) => named(app, file)));
+    add(files.map((file) => named(app, file)));
   } else if (words.length > LONG_PASTE_CHARS) {
     event.preventDefault();
     const name = app.t("composer.pasted_name", { number: stamp() });
-    added.add([new File([words], `${name}.txt`, { type: "text/plain" })], { pasted: words });
+    add([new File([words], `${name}.txt`, { type: "text/plain" })], { pasted: words });
     app.announce(app.t("composer.pasted"));
   }
 }

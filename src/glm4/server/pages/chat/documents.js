@@ -53,6 +53,7 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
     request?.abort();
     const own = (request = new AbortController());
     text.setAttribute("aria-busy", "true");
+    about.textContent = app.t("documents.loading");
     try {
       const query = next === null ? `find=${encodeURIComponent(quotation.replace(/…$/, ""))}` : `page=${next}`;
       const view = await app.api.get(`ui/documents/${encodeURIComponent(file)}?${query}`, { signal: own.signal });

@@ -39,7 +39,7 @@ export function toolCard(app, part) {
 
 /** Bring a card up to date with its part. Text that grows is only appended to. `ended`: nothing of its turn follows. */
 export function updateToolCard(app, card, given, ended = false) {
-  const part = ended && OPEN_STATES.includes(given.state) ? { ...given, state: "unfinished" } : given;
+  const part = ended && isUnfinished(given) ? { ...given, state: "unfinished" } : given;
   const before = card.dataset.state;
   card.dataset.state = part.state;
   card.dataset.kind = callKind(part);
@@ -50,6 +50,12 @@ export function updateToolCard(app, card, given, ended = false) {
   if (before !== part.state) showApproval(app, card, part);
   showFiles(app, card.querySelector(".tool-files"), part);
   if (before !== part.state && !card.dataset.chosen) card.querySelector(".tool-fold").open = isOpen(part);
+}
+
+/** Whether a call was cut off with its turn. The server calls it failed then, without saying why. */
+function isUnfinished({ state, seconds, output = [] }) {
+  if (OPEN_STATES.includes(state)) return true;
+  return state === "error" && seconds === undefined && !output.some(({ channel }) => channel === "error");
 }
 
 /** Open while there is something to follow or to decide on, and where it failed. */
@@ -177,15 +183,13 @@ function showApproval(app, card, part) {
   }
   const { title } = callWords(app, part);
   const question = app.t("tools.question", { action: title });
-  const about = callKind(part) === "python" ? "" : (part.about ?? part.arguments ?? "");
   const buttons = DECISIONS.map(([decision, key]) => el("button", { type: "button", class: decision === "once" ? "primary" : "",
     text: app.t(key), onclick: () => decide(app, root, part.call, decision) }));
   const group = el("div", { class: "approval", role: "group", tabindex: "-1", "aria-label": question },
     el("p", { class: "approval-question", text: question, dir: "auto" }),
-    about ? el("pre", { class: "approval-about", tabindex: "0", text: about, dir: "auto" }) : null,
     el("div", { class: "approval-buttons" }, ...buttons));
   fill(root, group);
-  app.announce(`${question} ${about}`, { assertive: true });
+  app.announce(part.about ? `${question} ${part.about}` : question, { assertive: true });
   // To the group, not to a button, so that a key that was meant for something else allows nothing.
   if (isIdle(document.activeElement)) requestAnimationFrame(() => group.focus({ preventScroll: true }));
 }
