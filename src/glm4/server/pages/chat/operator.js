@@ -4,6 +4,7 @@
 import { el, fill, iconButton, openDialog } from "./dom.js";
 import { errorList } from "./errors.js";
 import { ICONS } from "./icons.js";
+import { stateText } from "./models.js";
 import { timePlot } from "./plots.js";
 
 const EVERY = 3000; // milliseconds
@@ -107,8 +108,7 @@ function modelTable(app, models) {
 
 function modelRow(app, model) {
   const known = (value, format = (one) => app.number(one)) => (value === null || value === undefined ? "–" : format(value));
-  const state = model.state === "loading" && model.stage ? `${app.t("settings.state_loading")}: ${model.stage}`
-    : app.t(`settings.state_${model.state}`);
+  const state = model.state === "failed" ? app.t("settings.state_failed") : stateText(app, model);
   const cells = [
     [el("span", { class: "state", data: { state: model.state } }, state),
       model.error && el("p", { class: "error" }, model.error)],
