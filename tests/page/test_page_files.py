@@ -208,3 +208,11 @@ def test_imports_exist() -> None:
 def test_files_are_small() -> None:
     assert not [path.name for path in SOURCES if len(path.read_text().splitlines()) > 500]
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 300 * 1024
+
+
+def test_icons_exist_and_are_used() -> None:
+    drawn = set(re.findall(r"^  (\w+): \"M", (FOLDER / "icons.js").read_text(), re.MULTILINE))
+    named = {name for path in MODULES for name in re.findall(r"\bICONS\.(\w+)", _code(path))}
+    chosen = set(_literals()) & drawn  # ICONS[…] of a table
+    assert named <= drawn
+    assert drawn == named | chosen

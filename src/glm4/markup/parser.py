@@ -25,8 +25,8 @@ from glm4.markup.formula_rules import formula_block, formula_dollars, formula_te
 from glm4.markup.html_writer import FOOTNOTE_RULES, HtmlWriter
 from glm4.markup.sanitizer import SCHEMES
 
-# A paragraph or cell with more is shown without Markdown. For brackets, stars and such the parser looks through the rest
-# of the text, each time: what their number times its length bounds is that work.
+# A paragraph or cell with more is shown without Markdown. For brackets, stars and such the parser looks through the
+# rest of the text, each time: what their number times its length bounds is that work.
 LONGEST_INLINE = 20_000
 _MOST_SEARCHED = 2_000_000
 _DEEPEST = 40  # lists in lists, quotes in quotes

@@ -55,6 +55,8 @@ export function setupConnection(app) {
   /** What is being done to load a model, in words. The server's "loading, 12% of 3,000 MB" has the share once more. */
   app.stageText = (model) => {
     const stage = (model.stage ?? "").split(",")[0];
+    const repository = /^pulling (\S+)/.exec(stage)?.[1];
+    if (repository) return app.t("stage.pulling", { repository });
     const key = `stage.${stage.replaceAll(" ", "_")}`;
     return app.has(key) ? app.t(key) : stage;
   };
