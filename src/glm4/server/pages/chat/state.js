@@ -188,7 +188,12 @@ function partIndex(message, id) {
 }
 
 const HANDLERS = {
-  snapshot(message, event) {
+  snapshot(message, event, now) {
+    event.parts.forEach(({ kind }, number) => {
+      const last = number === event.parts.length - 1 && !event.end;
+      // When it began is not told; nothing is written before the turn has been started.
+      if (kind === "reasoning" && last) message.times.reasoning[number] ??= { from: message.times.started ?? now, to: null };
+    });
     Object.assign(message, {
       model: event.model ?? message.model,
       context: event.context ?? message.context,

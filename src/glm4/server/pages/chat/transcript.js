@@ -121,7 +121,10 @@ export function setupTranscript(app) {
   });
   // Pictures and a growing composer change the height without a change of the messages.
   new ResizeObserver(() => following && toEnd()).observe(root);
-  new ResizeObserver(() => following && toEnd()).observe(scroller);
+  new ResizeObserver(() => {
+    jump.style.insetBlockEnd = `${scroller.parentElement.clientHeight - scroller.clientHeight + 12}px`;
+    if (following) toEnd();
+  }).observe(scroller);
 
   app.on("conversation", ({ switched }) => {
     if (switched || shown !== app.state) {
