@@ -87,7 +87,7 @@ function announceTurns(app) {
     }
     if (!message || phase !== message.id) return;
     phase = "";
-    const text = sourceOf(message).replace(/[*`#|]+/g, "").trim(); // marks of Markdown that would be spelled out
+    const text = sourceOf(message).replace(/[*#|\x60]+/g, "").trim(); // marks of Markdown that would be spelled out
     const status = app.t(`status.${message.status}`);
     app.announce(text && message.status === "completed" ? app.t("a11y.answer", { text }) : status,
       { assertive: message.status === "error" });
