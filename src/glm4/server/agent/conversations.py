@@ -88,17 +88,29 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def export_conversation(request: Request) -> Response:
-    """As JSON with everything, or as Markdown with the branch that is shown (`?format=markdown`)."""
+    """As JSON with everything, or as Markdown or HTML with the branch that is shown (`?format=markdown`, `html`)."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     kind = request.query_params.get("format", "json")
     if kind == "markdown":
         text = await state.store.as_markdown(name, owner)
         return Response(text, media_type="text/markdown; charset=utf-8", headers=attachment("conversation.md"))
+    if kind == "html":
+        text = await _as_html(state, name, owner)
+        headers = {"Content-Security-Policy": "sandbox", **attachment("conversation.html")}
+        return Response(text, media_type="text/html; charset=utf-8", headers=headers)
     if kind != "json":
-        raise ApiError(400, "format must be json or markdown", "format", "invalid_value")
+        raise ApiError(400, "format must be json, markdown or html", "format", "invalid_value")
     document = await state.store.as_document(name, owner, state.files)
     body = json.dumps(document, ensure_ascii=False).encode()
     return Response(body, media_type="application/json", headers=attachment("conversation.json"))
+
+
+async def _as_html(state: AgentState, name: str, owner: str) -> str:
+    from glm4.agent.session_html import as_html
+
+    session = await state.store.get(name, owner)
+    branch, files = await state.store.branch(name, owner), await state.store.files(name, owner)
+    return await asyncio.to_thread(as_html, session, branch, files, state.files)
 
 
 async def import_conversation(request: Request) -> Response:
