@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import pytest
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
@@ -34,12 +32,20 @@ def missing() -> str | None:
     return None if CHROMIUM else "chromium is not installed"
 
 
+def expect(what: Any) -> Any:
+    """Playwright's assertions about a locator or page, which wait."""
+    from playwright.sync_api import expect as of
+
+    return of(what)
+
+
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """A headless Chromium."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect as assertions
+    from playwright.sync_api import sync_playwright
 
-    expect.set_options(timeout=HANG_MS)
+    assertions.set_options(timeout=HANG_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         yield browser
@@ -158,6 +164,3 @@ def save_screenshot(page: Page, folder: Path, name: str) -> Path:
     path = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')[:100]}.png"
     page.screenshot(path=path)
     return path
-
-
-needs_browser = pytest.mark.skipif(missing() is not None, reason=f"no browser here: {missing()}")

@@ -109,6 +109,7 @@ def page_server(
         more: further models, by name.
         model: options of `Model`.
     """
+    folder.mkdir(exist_ok=True)
     path = folder / "functions.py"
     path.write_text(FUNCTIONS)
     named = (*tools, *([str(path)] if functions else ()))

@@ -11,6 +11,7 @@ import httpx
 from page_clients import ANN, BOB, logged_in, page_server
 from starlette.datastructures import Headers
 
+from glm4.errors import InvalidRequestError
 from glm4.server.config import ModelSpec
 from glm4.server.cookies import SECONDS, Cookies
 from glm4.server.page.attempts import MOST_OF_ONE
@@ -249,3 +250,14 @@ def test_a_model_that_failed_is_told(tmp_path: Path) -> None:
     with serve(config(ui=True), load=load) as live, live.client() as client:
         (model,) = client.get("/ui/session").json()["models"]
         assert (model["state"], model["error"]) == ("failed", "internal error (RuntimeError)")
+
+
+def test_why_a_model_failed_is_the_operators_matter(tmp_path: Path) -> None:
+    def load(spec: ModelSpec, progress: Any) -> Any:
+        raise InvalidRequestError("there is no folder /home/ann/models/m")
+
+    with serve(config(ui=True, api_keys=(ANN, BOB)), load=load) as live:
+        for key, told in ((ANN, "there is no folder /home/ann/models/m"), (BOB, "the server's log says why")):
+            with logged_in(live, key) as client:
+                (model,) = client.get("/ui/session").json()["models"]
+                assert (model["state"], model["error"]) == ("failed", told)

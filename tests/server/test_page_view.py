@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -156,6 +157,70 @@ def test_every_reader_has_what_was_said(seed: int, ring: int, monkeypatch: pytes
     rng = random.Random(seed)
     events = list(turn_events(rng))
     asyncio.run(watched(seed, events, lambda: rng.choice((None, None, 0, 0.001))))
+
+
+def test_a_reader_that_is_too_slow_gets_another_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "RING_NBYTES", 2000)
+    monkeypatch.setattr(turns, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(views, "SHORTEST_PAUSE", 60.0)  # so that there is text without HTML
+
+    async def watch() -> None:
+        turn = Turn("t", "", "c", "m", {"turn": "t", "conversation": "c", "message": "m"})
+        rendering = Readers(2)
+        folded = Folded()
+        async with aclosing(turn_view(turn, rendering)) as events:
+            folded.add(await anext(events))
+            turn.add(PartBegan(0, "text"))
+            for _ in range(3):
+                turn.add(TextAdded(0, "word *word* "))
+            while folded.parts == [] or len(folded.parts[0]["text"]) < 36:
+                folded.add(await anext(events))
+            for _ in range(100):
+                turn.add(TextAdded(0, "more `more` "))
+            while folded.snapshots < 2:
+                folded.add(await anext(events))
+            turn.add(TurnEnded("completed", "stop"))
+            async for event in events:
+                folded.add(event)
+        rendering.close()
+        assert folded.snapshots == 2
+        assert folded.stored_parts() == expected(turn)
+
+    asyncio.run(watch())
+
+
+def test_html_comes_no_more_often_than_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text event is sent for each piece of text; HTML for several at once."""
+    monkeypatch.setattr(turns, "FLUSH_SECONDS", 0.0)
+
+    async def watch() -> tuple[float, list[str]]:
+        turn = Turn("t", "", "c", "m", {"turn": "t", "conversation": "c", "message": "m"})
+        rendering = Readers(2)
+        kinds: list[str] = []
+
+        async def read() -> None:
+            async for event in turn_view(turn, rendering):
+                kinds.append(event["type"])
+
+        reading = asyncio.create_task(read())
+        await asyncio.sleep(0)
+        started = time.monotonic()
+        turn.add(PartBegan(0, "text"))
+        for _ in range(300):
+            turn.add(TextAdded(0, "word *word* "))
+            await asyncio.sleep(0.002)
+        seconds = time.monotonic() - started
+        turn.add(TurnEnded("completed", "stop"))
+        await reading
+        rendering.close()
+        return seconds, kinds
+
+    seconds, kinds = asyncio.run(watch())
+    assert kinds.count("text") > 200
+    assert 2 <= kinds.count("html") <= seconds / views.SHORTEST_PAUSE + 2
+    first = kinds.index("html")
+    assert kinds[:first].count("text") == 1  # as soon as there is some
+    assert kinds[-2:] == ["html", "end"]
 
 
 ANSWER = "".join(MARKDOWN)

@@ -20,6 +20,7 @@ glm4 sessions find "weather in Beijing"
 glm4 sessions export 3f2a --format markdown > talk.md
 glm4 sessions export 3f2a > talk.json
 glm4 sessions import talk.json
+glm4 sessions import conversations.json
 glm4 sessions delete 3f2a
 """
 
@@ -46,7 +47,7 @@ def sessions(
     """List and move saved conversations.
 
     `glm4 chat --tools` saves its conversations, and `glm4 chat --resume ID` continues one. Those that clients had with
-    `glm4 serve --sessions FOLDER` are in that folder.
+    `glm4 serve --sessions FOLDER` are in that folder. Import takes what export wrote, and OpenAI's conversations.json.
     """
     if action not in ACTIONS:
         raise UsageError(f"the action is one of {', '.join(ACTIONS)}, not {action!r}")
@@ -135,15 +136,32 @@ def _find(store: SessionStore, text: str, limit: int, *, as_json: bool) -> None:
 
 
 def _import(store: SessionStore, files: FolderFileStore, path: Path) -> None:
-    from glm4.agent.session_export import from_document
+    from glm4.agent.session_export import digests, from_document
+    from glm4.agent.uploads import has_content
+    from glm4.errors import InvalidRequestError
     from glm4.system.strict_json import finite_float, refuse_constant
     from glm4.system.text_encoding import TextEncodingError, read_text
 
     try:
         document = json.loads(read_text(path), parse_constant=refuse_constant, parse_float=finite_float)
     except (ValueError, RecursionError, TextEncodingError):
-        raise UsageError(f"{path} is not a conversation that glm4 exported: not valid JSON") from None
-    sys.stdout.write(from_document(store, document, files=files) + "\n")
+        raise UsageError(f"{path} is not an export of conversations: not valid JSON") from None
+    documents = document if isinstance(document, list) else [document]
+    failed: list[str] = []
+    for index, one in enumerate(documents):
+        try:
+            sys.stdout.write(from_document(store, one, files=files) + "\n")
+        except InvalidRequestError as error:
+            for sha256 in digests(one):  # those that were kept before it failed
+                if not has_content(store, sha256):
+                    files.delete(sha256)
+            title = one.get("title") if isinstance(one, dict) else None
+            failed.append(f"number {index + 1}{f' ({_shown(title[:80])})' if isinstance(title, str) else ''}: {error}")
+    if failed:
+        listed = "\n  ".join(failed)
+        raise UsageError(f"{len(failed)} of {len(documents)} conversations could not be imported:\n  {listed}")
+    if not documents:
+        raise UsageError(f"{path} has no conversations")
 
 
 def _export(store: SessionStore, files: FolderFileStore, session: str, kind: str) -> None:

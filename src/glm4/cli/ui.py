@@ -90,8 +90,10 @@ def ui(
 
 def _run(config: ServerConfig, claim: Claim, *, choose_port: bool, browser: bool) -> None:
     from glm4.cli.web_browser import has_browser, open_page
+    from glm4.server.agent.state import AgentState
     from glm4.server.app import create_app
     from glm4.server.run import run
+    from glm4.server.state import find_state
 
     loader = TerminalLoader()
     app = create_app(config, loader)
@@ -102,7 +104,8 @@ def _run(config: ServerConfig, claim: Claim, *, choose_port: bool, browser: bool
     _show(config, address, listener.getsockname()[1], opens=opens, wanted=browser)
     run(
         app, config, listener,
-        on_listening=(lambda: open_page(address)) if opens else (lambda: None), on_end=loader.close,
+        on_listening=(lambda: open_page(address)) if opens else (lambda: None),
+        on_stop=find_state(app, AgentState).turns.end_all, on_end=loader.close,
     )  # fmt: skip
 
 

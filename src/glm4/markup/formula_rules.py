@@ -18,9 +18,12 @@ from glm4.markup.formulas import LONGEST_FORMULA
 BAR = "\uf8fe"
 
 _OPENED_BLOCK = re.compile(r"\\\[|\$\$|\\begin\{(?:equation|align|aligned|gather|multline|alignat|eqnarray)\*?\}")
-_AFTER_BLOCK = re.compile(r"[ \t]*([.,;:!?。，；：！？]?)[ \t]*$")
-_CLOSED_PAREN = re.compile(r"(?<!\\)(?:\\\\)*(\\\))")
-_CLOSED_BRACKET = re.compile(r"(?<!\\)(?:\\\\)*(\\\])")
+_MARKS = ".,;:!?。，；：！？"
+_CLOSERS = {
+    "\\)": re.compile(r"(?<!\\)(?:\\\\)*(\\\))"),
+    "\\]": re.compile(r"(?<!\\)(?:\\\\)*(\\\])"),
+    "$$": re.compile(r"(\$\$)"),
+}
 _NEXT_DOLLAR = re.compile(r"(?<!\\)\$")
 _AFTER_DOLLAR = re.compile(r"[0-9$]")
 _BEFORE_DOLLAR = re.compile(r"[0-9A-Za-z\\$]")
@@ -58,32 +61,53 @@ def formula_block(state: StateBlock, start_line: int, end_line: int, silent: boo
     delimiter = opened[0]
     environment = delimiter.startswith("\\begin")
     closer = delimiter.replace("\\begin", "\\end") if environment else {"\\[": "\\]", "$$": "$$"}[delimiter]
-    line, position = start_line, opened.end()
-    while True:
-        at = state.src.find(closer, position, state.eMarks[line])
-        if at >= 0:
-            break
-        line += 1
-        if line >= end_line:
-            return _open_formula(state, start_line, end_line, silent)
-        position = state.bMarks[line] + state.tShift[line]
-        if position >= state.eMarks[line] or state.sCount[line] < state.blkIndent:
-            return False
-        if position - begin > LONGEST_FORMULA:
-            return False
-    after = _AFTER_BLOCK.match(state.src[at + len(closer) : state.eMarks[line]])
-    if not after:
+    found = _block_end(state, closer, start_line, end_line, opened.end())
+    if found is None:
+        return _open_formula(state, start_line, end_line, silent)
+    line, at = found
+    if at < 0:
         return False
+    after = state.src[at + len(closer) : state.eMarks[line]].strip(" \t")
     if not silent:
         content = state.getLines(start_line, line + 1, state.sCount[start_line], False)
         inner = content[content.index(delimiter) + len(delimiter) : content.rindex(closer)]
         token = state.push("formula_block", "math", 0)
         token.content = f"{delimiter}{inner}{closer}" if environment else inner
         token.markup = delimiter
-        token.info = after[1]
+        token.info = after
         token.map = [start_line, line + 1]
     state.line = line + 1
     return True
+
+
+def _block_end(state: StateBlock, closer: str, start: int, end: int, position: int) -> tuple[int, int] | None:
+    """Line and position of the delimiter that ends a formula; position -1: it has no end; None: not within this text.
+
+    What was found is kept for the lines between: many that begin a formula and none that ends one cost one search.
+    """
+    indent = min(state.blkIndent, state.sCount[start])
+    failed: dict[tuple[str, int, int], int] = state.env.setdefault("no_formula", {})
+    key = (closer, indent, end)
+    if position <= failed.get(key, -1):
+        return start, -1
+    last = state.eMarks[end - 1]
+    at = state.src.find(closer, position, min(last, position + LONGEST_FORMULA))
+    if at < 0 and last - position > LONGEST_FORMULA:
+        return start, -1
+    line = start
+    while not at <= state.eMarks[line] or at < 0:
+        line += 1
+        if line >= end:
+            return None
+        begin = state.bMarks[line] + state.tShift[line]
+        if begin >= state.eMarks[line] or state.sCount[line] < indent:
+            failed[key] = begin
+            return line, -1
+    after = state.src[at + len(closer) : state.eMarks[line]].strip(" \t")
+    if len(after) > 1 or after not in _MARKS:
+        failed[key] = at
+        return line, -1
+    return line, at
 
 
 def _open_formula(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:
@@ -106,12 +130,11 @@ def formula_tex(state: StateInline, silent: bool) -> bool:
     opened = state.src[start : start + 2]
     if opened not in ("\\(", "\\["):
         return False
-    limit = min(state.posMax, start + LONGEST_FORMULA)
-    closed = (_CLOSED_PAREN if opened == "\\(" else _CLOSED_BRACKET).search(state.src, start + 2, limit)
-    if not closed or not state.src[start + 2 : closed.start(1)].strip():
+    at = _next(state, "\\)" if opened == "\\(" else "\\]", start + 2)
+    if at < 0 or not state.src[start + 2 : at].strip():
         return False
-    _push(state, state.src[start + 2 : closed.start(1)], opened, silent)
-    state.pos = closed.end(1)
+    _push(state, state.src[start + 2 : at], opened, silent)
+    state.pos = at + 2
     return True
 
 
@@ -122,7 +145,7 @@ def formula_dollars(state: StateInline, silent: bool) -> bool:
     if source[start] != "$" or (start and _BEFORE_DOLLAR.match(source[start - 1])):
         return False
     if source.startswith("$$", start):
-        at = source.find("$$", start + 2, min(state.posMax, start + LONGEST_FORMULA))
+        at = _next(state, "$$", start + 2)
         if at < 0 or not source[start + 2 : at].strip():
             return False
         _push(state, source[start + 2 : at], "$$", silent)
@@ -138,6 +161,20 @@ def formula_dollars(state: StateInline, silent: bool) -> bool:
     _push(state, source[start + 1 : closed.start()], "$", silent)
     state.pos = closed.end()
     return True
+
+
+def _next(state: StateInline, closer: str, start: int) -> int:
+    """Where the next `closer` is that no backslash precedes; -1 where it is too far away.
+
+    The last answer is kept: it is the answer for all positions up to it, however many formulas begin and never end.
+    """
+    kept: dict[str, tuple[str, int, int]] = state.env.setdefault("closers", {})
+    source, first, at = kept.get(closer, ("", 0, 0))
+    if source is not state.src or not first <= start <= at:
+        found = _CLOSERS[closer].search(state.src, start)
+        at = found.start(1) if found else len(state.src)
+        kept[closer] = (state.src, start, at)
+    return at if at + 2 <= state.posMax and at - start <= LONGEST_FORMULA else -1
 
 
 def _push(state: StateInline, tex: str, delimiter: str, silent: bool) -> None:

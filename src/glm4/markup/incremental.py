@@ -111,7 +111,7 @@ class IncrementalRenderer:
         if opened:
             self._code, self._shown = opened, []
         else:
-            self._shown = [render_block(tokens, env) for tokens in blocks]
+            self._shown = self._rendered(blocks, env)
         now = [*self._final[first:], *self._shown, *([opened.html()] if opened else [])]
         same = _common(before, now)
         return [Update(first + same, tuple(now[same:]))] if same < max(len(before), len(now)) else []
@@ -131,7 +131,7 @@ class IncrementalRenderer:
             return
         start = _offset(self._tail, _start(blocks[kept]))
         final = {**env, "growing": False}
-        self._final += [render_block(tokens, final) for tokens in blocks[:kept]]
+        self._final += self._rendered(blocks[:kept], final)
         if len(env.get("references", ())) > len(self._references):
             _, env = self._parse(self._tail[:start])
             self._references = env["references"]
@@ -143,6 +143,11 @@ class IncrementalRenderer:
         self.rendered_characters += len(source)
         env: dict[str, Any] = {"growing": True, "references": dict(self._references)}
         return parse(source, env), env
+
+    def _rendered(self, blocks: list[list[Token]], env: dict[str, Any]) -> list[str]:
+        rendered = [render_block(tokens, env) for tokens in blocks]
+        self._work -= sum(map(len, rendered)) // 4  # a table's empty cells are not in its source
+        return rendered
 
     def _close_code(self, code: _OpenCode) -> list[Update | CodeAdded]:
         source = f"{self._tail}{code.source()}"

@@ -25,9 +25,10 @@ from glm4.markup.formula_rules import formula_block, formula_dollars, formula_te
 from glm4.markup.html_writer import FOOTNOTE_RULES, HtmlWriter
 from glm4.markup.sanitizer import SCHEMES
 
-LONGEST_INLINE = (
-    20_000  # characters of one paragraph or cell; more is shown without Markdown, whose rules are not linear
-)
+# A paragraph or cell with more is shown without Markdown. For brackets, stars and such the parser looks through the
+# rest of the text, each time: what their number times its length bounds is that work.
+LONGEST_INLINE = 20_000
+_MOST_SEARCHED = 2_000_000
 _DEEPEST = 40  # lists in lists, quotes in quotes
 
 _CITATION = re.compile(r"【(?:\d{1,4}:)?(\d{1,4})†[^【】\n]{0,300}】")
@@ -102,9 +103,14 @@ def _marking_open(parser: MarkdownIt) -> Callable[[StateBlock, int, int, bool], 
 
 def _long_inline(state: StateCore) -> None:
     for token in state.tokens:
-        if token.type == "inline" and len(token.content) > LONGEST_INLINE:
+        if token.type == "inline" and _costly(token.content):
             token.children = [Token("text", "", 0, content=token.content)]
             token.content = ""
+
+
+def _costly(text: str) -> bool:
+    searches = 4 * text.count("[") + sum(map(text.count, "*_~"))
+    return len(text) > LONGEST_INLINE or searches * len(text) > _MOST_SEARCHED
 
 
 def _dress(state: StateCore) -> None:

@@ -34,12 +34,19 @@ class Server(uvicorn.Server):
 
     Args:
         on_listening: called in the event loop as soon as clients can connect.
+        on_stop: called there when it is told to stop.
     """
 
-    def __init__(self, config: uvicorn.Config, state: ServerState, on_listening: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        on_listening: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(config)
         self._state = state
-        self._on_listening = on_listening
+        self._on_listening, self._on_stop = on_listening, on_stop
         self._listeners: list[Listener] = []
         self.workers = WorkerThreads(WORKER_THREADS)
 
@@ -82,12 +89,20 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop. Called by a signal."""
         # It may arrive in the middle of anything; the loop handles it in order.
-        asyncio.get_running_loop().call_soon_threadsafe(self._state.models.stop_admitting)
+        asyncio.get_running_loop().call_soon_threadsafe(self._stop)
         super().handle_exit(sig, frame)
 
+    def _stop(self) -> None:
+        self._on_stop()
+        self._state.models.stop_admitting()
 
-def make_server(app: Starlette, config: ServerConfig, on_listening: Callable[[], None] = lambda: None) -> Server:
-    """A server for an application; `run(sockets=[…])` serves on sockets that are already bound."""
+
+def make_server(app: Starlette, config: ServerConfig, **calls: Callable[[], None]) -> Server:
+    """A server for an application; `run(sockets=[…])` serves on sockets that are already bound.
+
+    Args:
+        calls: `on_listening` and `on_stop` of `Server`.
+    """
     settings = uvicorn.Config(
         app,
         host=config.host,
@@ -100,7 +115,7 @@ def make_server(app: Starlette, config: ServerConfig, on_listening: Callable[[],
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(config.shutdown_timeout)),
     )
-    return Server(settings, find_state(app, ServerState), on_listening)
+    return Server(settings, find_state(app, ServerState), **calls)
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -140,14 +155,14 @@ def run(
     config: ServerConfig,
     listener: socket.socket,
     *,
-    on_listening: Callable[[], None] = lambda: None,
     on_end: Callable[[], None] = lambda: None,
+    **calls: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP; a second SIGINT does not wait for running requests.
 
     Args:
-        on_listening: called once clients can connect; must not block.
         on_end: called at the end, even if the process then exits at once, as it does while a model is loading.
+        calls: see `make_server`.
 
     Raises:
         Glm4Error: an app cannot start.
@@ -155,7 +170,7 @@ def run(
     # uvicorn raises the signal again when it is done; here the exit should be quiet.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = make_server(app, config, on_listening)
+    server = make_server(app, config, **calls)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
         signal.signal(signal.SIGHUP, server.hang_up)
     try:

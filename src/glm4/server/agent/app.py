@@ -14,6 +14,7 @@ from glm4.agent.attachments import attached
 from glm4.agent.file_store import FolderFileStore
 from glm4.agent.files import StoredFile
 from glm4.agent.sessions import SessionStore, new_id
+from glm4.agent.tool import Sources
 from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, PROMPT_FIELDS, TURN_FIELDS
 from glm4.api.schemas import components
 from glm4.chat.messages import Message
@@ -59,7 +60,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "已保存的对话", "AgentConversations", errors=(400, 404),
         parameters={"limit": "how many", "after": "the last one of the page before"}),
     Operation("post", "/v1/agent/conversations", saved.import_conversation, "Assistant",
-        "Keep a conversation that was exported", "导入对话", "AgentConversation", errors=READING),
+        "Keep exported conversations, ours or OpenAI's", "导入对话（本程序或 OpenAI 导出的）", "AgentImport",
+        errors=READING),
     Operation("get", "/v1/agent/conversations/{conversation_id}", saved.conversation, "Assistant",
         "A conversation with its messages", "一段对话及其消息", "AgentConversationWithMessages", errors=(404,),
         parameters=_CONVERSATION),
@@ -105,8 +107,12 @@ def agent_app(config: AgentConfig) -> App:
     readers = Readers(config.max_reading)
     tools = ToolPool(config, readers)
 
-    async def attach(message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str]) -> Message:
-        return await readers.run(partial(attached, message, given, files, llm, names, _load)) if given else message
+    async def attach(
+        message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str], sources: Sources
+    ) -> Message:
+        if not given:
+            return message
+        return await readers.run(partial(attached, message, given, files, llm, names, _load, sources))
 
     made = Turns(config, store, files, tools, attach)
 

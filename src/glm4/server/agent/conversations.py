@@ -12,10 +12,12 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.agent.sessions import Session, SessionMessage
+from glm4.agent.session_export import digests
+from glm4.agent.sessions import MAX_TITLE, Session, SessionMessage
 from glm4.agent.transcript import file_dict
 from glm4.api.agent.request import CHANGE_FIELDS
 from glm4.api.fields import read_fields
+from glm4.errors import InvalidRequestError
 from glm4.server.agent.state import AgentState, owner_of
 from glm4.server.body import read_body, read_json
 from glm4.server.errors import ApiError
@@ -100,12 +102,34 @@ async def export_conversation(request: Request) -> Response:
 
 
 async def import_conversation(request: Request) -> Response:
-    """Keep a conversation that was exported, under a new id."""
+    """Keep an exported conversation, ours or OpenAI's, under a new id; of a list, those that can be read."""
     state, owner = _state(request), owner_of(request)
-    document = await read_json(request, _memory(request), limit=state.config.max_upload_bytes,
+    document = await read_json(request, _memory(request), limit=state.config.max_upload_bytes, lists=True,
                                seconds=server_state(request).config.body_timeout)  # fmt: skip
-    name = await state.store.from_document(document, owner, state.files)
-    return JSONResponse(session_dict(await state.store.get(name, owner)))
+    if not isinstance(document, list):
+        return JSONResponse(await _keep_imported(state, document, owner))
+    if not document:
+        raise ApiError(400, "the list has no conversations", code="invalid_value")
+    kept, failed = [], []
+    for index, one in enumerate(document):
+        try:
+            kept.append(await _keep_imported(state, one, owner))
+        except InvalidRequestError as error:
+            title = one.get("title") if isinstance(one, dict) else None
+            named = title[:MAX_TITLE] if isinstance(title, str) else ""
+            failed.append({"index": index, "title": named, "reason": str(error)})
+    return JSONResponse({"conversations": kept, "failed": failed})
+
+
+async def _keep_imported(state: AgentState, document: object, owner: str) -> dict[str, object]:
+    async with state.changing:
+        try:
+            name = await state.store.from_document(document, owner, state.files)
+        except BaseException:
+            for sha256 in digests(document):  # those that were kept before it failed
+                await state.drop(sha256)
+            raise
+    return session_dict(await state.store.get(name, owner))
 
 
 async def upload_file(request: Request) -> Response:

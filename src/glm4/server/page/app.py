@@ -23,6 +23,7 @@ def page_app(cookies: Cookies) -> App:
     state = PageState(cookies)
 
     async def start(app: Starlette) -> None:
+        state.warm_up()
         state.watch.start(find_state(app, ServerState))
 
     async def stop(app: Starlette) -> None:

@@ -33,7 +33,8 @@ async def document_page(request: Request) -> Response:
     state = find_state(request.app, AgentState)
     file = await state.file(request.path_params["sha256"], owner_of(request))
     document = await state.documents.stored(file)
-    shown = await page_state(request).rendering.run(partial(_page, document, asked and int(asked), words))
+    number = None if asked is None else int(asked)
+    shown = await page_state(request).rendering.run(partial(_page, document, number, words))
     return JSONResponse(shown, headers=NO_STORE)
 
 

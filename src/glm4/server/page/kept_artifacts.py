@@ -7,7 +7,7 @@ from collections import OrderedDict
 from glm4.agent.sessions import new_id
 
 MOST_OF_ONE = 64
-MAX_ALL_NBYTES = 128 << 20
+MAX_ALL_NBYTES = 64 << 20
 
 
 class Artifacts:

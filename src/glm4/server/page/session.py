@@ -89,13 +89,14 @@ def _session(request: Request, owner: str | None, begun: BrowserSession | None) 
     server, agent = server_state(request), find_state(request.app, AgentState).config
     login = bool(server.config.api_keys)
     known = not login or owner is not None
+    operator = known and _is_operator(request, owner)
     return {
         "version": __version__,
         "login": login,
         "user": known,
         "token": begun.token if begun else "",
-        "operator": known and _is_operator(request, owner),
-        "models": [_model(*one) for one in served_names(server.models)] if known else [],
+        "operator": operator,
+        "models": [_model(*one, operator=operator) for one in served_names(server.models)] if known else [],
         "tools": [
             {"name": name, "summary": TOOLS[name].summary if name in TOOLS else ""} for name in agent.tools if known
         ],
@@ -104,7 +105,7 @@ def _session(request: Request, owner: str | None, begun: BrowserSession | None) 
     }
 
 
-def _model(model: ServedModel, name: str, parent: str | None) -> dict[str, Any]:
+def _model(model: ServedModel, name: str, parent: str | None, *, operator: bool) -> dict[str, Any]:
     engine = model.engine
     failed = model.error is not None or (engine is not None and engine.failed)
     llm = None if engine is None else engine.llm
@@ -113,7 +114,8 @@ def _model(model: ServedModel, name: str, parent: str | None) -> dict[str, Any]:
         "state": "failed" if failed else "loading" if engine is None else "ready",
         "stage": model.stage,
         "progress": model.progress if engine is None else None,
-        "error": model.error or ("it has stopped; the server's log says why" if failed else None),
+        # It may name folders of this machine.
+        "error": (model.error if operator else None) or ("the server's log says why" if failed else None),
         "context": None if llm is None else llm.info.max_model_len,
         "sees": llm is not None and sees(llm),
         "parent": parent,

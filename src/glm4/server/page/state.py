@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,6 +36,10 @@ class PageState:
     artifacts: Artifacts = field(default_factory=Artifacts)
     rendering: Readers = field(default_factory=lambda: Readers(RENDERING_THREADS))
     watch: Watch = field(default_factory=Watch)
+
+    def warm_up(self) -> None:
+        """Load what makes HTML, while nobody waits for it."""
+        self._loading = asyncio.ensure_future(self.rendering.run(lambda: importlib.import_module("glm4.markup")))
 
 
 def page_state(request: Request) -> PageState:

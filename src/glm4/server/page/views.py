@@ -19,7 +19,7 @@ from glm4.server.page.parts import dressed
 from glm4.server.page.state import NO_STORE, page_state
 from glm4.server.page.turn_view import turn_view
 from glm4.server.state import find_state, server_state
-from glm4.server.streaming import EventStream, event
+from glm4.server.streaming import EventStream, event, until_disconnect
 
 
 async def follow_turn(request: Request) -> Response:
@@ -43,15 +43,19 @@ async def conversation(request: Request) -> Response:
     files = await state.store.files(name, owner)
     branch = _branch(messages, request.query_params.get("leaf") or session.leaf)
     rendering = page_state(request).rendering
-    # One by one: turns that run get their turn of the threads between them.
-    shown = [await rendering.run(partial(_shown, one, state.turns.of_message(one.id))) for one in branch]
-    answer = {
-        "conversation": session_dict(session),
-        "tree": [_in_tree(message) for message in messages],
-        "messages": shown,
-        "files": [file_dict(file) for file in files],
-    }
-    return JSONResponse(answer, headers=NO_STORE)
+
+    async def answer() -> Response:
+        # One by one: turns that run get their turn of the threads between them.
+        shown = [await rendering.run(partial(_shown, one, state.turns.of_message(one.id))) for one in branch]
+        whole = {
+            "conversation": session_dict(session),
+            "tree": [_in_tree(message) for message in messages],
+            "messages": shown,
+            "files": [file_dict(file) for file in files],
+        }
+        return await rendering.run(partial(JSONResponse, whole, headers=NO_STORE))
+
+    return await until_disconnect(request, answer())
 
 
 def _branch(messages: Sequence[SessionMessage], leaf: str | None) -> list[SessionMessage]:

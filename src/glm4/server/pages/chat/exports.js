@@ -122,8 +122,8 @@ function progressDialog(app, title) {
   const text = el("p", { role: "status" });
   const body = el("div", {}, bar, text);
   const button = el("button", { type: "button", onclick: () => dialog.close() }, app.t("dialog.cancel"));
-  const dialog = el("dialog", { class: "small", "aria-labelledby": "progress-title" },
-    el("h2", { id: "progress-title" }, title), body, el("div", { class: "dialog-foot" }, button));
+  const dialog = document.getElementById("progress-dialog");
+  fill(dialog, el("h2", { id: "progress-title" }, title), body, el("div", { class: "dialog-foot" }, button));
   const progress = {
     ended: false,
     show(done, total) {
@@ -138,11 +138,7 @@ function progressDialog(app, title) {
       button.focus();
     },
   };
-  dialog.addEventListener("close", () => {
-    progress.ended = true;
-    dialog.remove();
-  });
-  document.body.append(dialog);
+  dialog.onclose = () => { progress.ended = true; };
   openDialog(dialog);
   return progress;
 }

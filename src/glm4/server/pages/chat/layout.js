@@ -1,6 +1,6 @@
 // The frame around the conversation: drawer and panel, banner, notices, questions, pictures.
 
-import { el, fill, icon, iconButton, openDialog, stored } from "./dom.js";
+import { composing, el, fill, icon, iconButton, openDialog, stored } from "./dom.js";
 import { ICONS } from "./icons.js";
 
 const NARROW = "(max-width: 55rem)";
@@ -40,8 +40,11 @@ function setupSidebarToggle(app) {
   function show() {
     document.body.classList.toggle("sidebar-open", open);
     toggle.setAttribute("aria-expanded", String(open));
-    scrim.hidden = !(open && narrow.matches);
+    const drawer = open && narrow.matches;
+    scrim.hidden = !drawer;
     sidebar.inert = !open;
+    // The focus stays in the drawer.
+    for (const id of ["center", "panel", "skip-link"]) document.getElementById(id).inert = drawer;
   }
 
   app.toggleSidebar = (wanted = !open, { focus = false } = {}) => {
@@ -50,9 +53,9 @@ function setupSidebarToggle(app) {
     if (!narrow.matches) stored("glm4.sidebar", open ? "open" : "closed");
     show();
     if (!open && had) toggle.focus();
-    if (open && focus) sidebar.querySelector("button, input, a")?.focus();
+    if (open && (focus || narrow.matches)) sidebar.querySelector("button, input, a")?.focus();
   };
-  toggle.addEventListener("click", () => app.toggleSidebar(!open, { focus: narrow.matches }));
+  toggle.addEventListener("click", () => app.toggleSidebar());
   scrim.addEventListener("click", () => app.toggleSidebar(false));
   narrow.addEventListener("change", () => app.toggleSidebar(!narrow.matches && stored("glm4.sidebar") !== "closed"));
   sidebar.addEventListener("keydown", (event) => {
@@ -133,7 +136,11 @@ function setupQuestions(app) {
       };
       const yes = el("button", { type: "button", class: danger ? "danger" : "primary", text: confirm, onclick: accept });
       const no = el("button", { type: "button", text: app.t("dialog.cancel"), onclick: () => dialog.close() });
-      field?.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && accept());
+      field?.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || composing(event)) return;
+        event.preventDefault(); // else the button that gets the focus back is pressed
+        accept();
+      });
       fill(dialog, el("h2", { id: "question-title", text: title }), text && el("p", { text, dir: "auto" }), field,
         el("div", { class: "dialog-foot" }, no, yes));
       dialog.addEventListener("close", () => resolve(answer), { once: true });

@@ -6,8 +6,12 @@ import { el, fill } from "./dom.js";
 export function setupLogin(app) {
   const login = { app, dialog: document.getElementById("login-dialog"), wrong: "" };
   // Without a key there is nothing behind this dialog: no key and no click closes it.
+  // Browsers ask "cancel" only once, and close the second time.
   login.dialog.dataset.modal = "";
+  login.dialog.setAttribute("closedby", "none");
   login.dialog.addEventListener("cancel", (event) => event.preventDefault());
+  login.dialog.addEventListener("keydown", (event) => event.key === "Escape" && event.preventDefault());
+  login.dialog.addEventListener("close", () => show(login));
   app.on("session", () => show(login));
   app.on("language", () => login.dialog.open && build(login));
   app.logout = () => logout(app);
@@ -22,7 +26,9 @@ function show(login) {
     dialog.showModal();
     dialog.querySelector("input").focus();
   }
-  if (!needed && dialog.open) dialog.close();
+  if (needed || !dialog.open) return;
+  dialog.close();
+  document.getElementById("composer-text")?.focus();
 }
 
 function build(login) {
@@ -62,6 +68,7 @@ async function enter(app, key) {
   } catch (error) {
     return error.status === 401 ? app.t("login.wrong") : app.errorText(error);
   }
+  document.getElementById("notices").replaceChildren(); // that the key was missing
   app.tell({ session: true }); // other tabs
   app.announce(app.t("login.done"));
   return "";

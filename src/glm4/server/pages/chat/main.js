@@ -95,13 +95,16 @@ function show(state) {
 }
 
 /** Read the shown conversation again: something may have happened elsewhere. */
-app.reload = async ({ leaf = null } = {}) => {
+app.reload = async () => {
   const { state } = app;
   if (state.id === null || !app.session?.user) return;
   try {
-    const query = leaf ? `?leaf=${encodeURIComponent(leaf)}` : "";
-    const view = await app.api.get(`ui/conversations/${encodeURIComponent(state.id)}${query}`);
-    if (state !== app.state) return;
+    let view;
+    for (let turns = -1; turns !== state.turns; ) {
+      turns = state.turns;
+      view = await app.api.get(`ui/conversations/${encodeURIComponent(state.id)}`);
+      if (state !== app.state) return;
+    }
     app.transcript.changed(state.load(view));
     app.emit("conversation", { id: state.id, switched: false });
     app.follow();
@@ -114,15 +117,19 @@ app.reload = async ({ leaf = null } = {}) => {
 };
 
 /** Show another branch, and remember it. */
-app.select = async (leaf, { focus = null } = {}) => {
-  await app.reload({ leaf });
-  if (focus) requestAnimationFrame(() => app.transcript.focus(focus));
+app.select = async (leaf, { focus = null, action = null } = {}) => {
+  const { id } = app.state;
   try {
-    await app.api.patch(`v1/agent/conversations/${encodeURIComponent(app.state.id)}`, { leaf });
-    app.tell({ conversation: app.state.id });
+    // First, so that no view which is on its way brings the other branch back.
+    await app.api.patch(`v1/agent/conversations/${encodeURIComponent(id)}`, { leaf });
   } catch (error) {
     app.emit("notice", { text: app.errorText(error), kind: "error" });
+    return;
   }
+  if (id !== app.state.id) return;
+  await app.reload();
+  if (focus) app.transcript.focus(focus, action);
+  app.tell({ conversation: id });
 };
 
 window.addEventListener("hashchange", () => {

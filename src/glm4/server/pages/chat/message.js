@@ -158,13 +158,21 @@ export class MessageView {
 
   branches(ids, index) {
     const { app } = this;
-    const step = (by) => app.select(app.state.leafBelow(ids[index + by]), { focus: ids[index + by] });
+    const step = (by, action) =>
+      app.select(app.state.leafBelow(ids[index + by]), { focus: ids[index + by], action });
     return el("span", { class: "branches", role: "group", "aria-label": app.t("message.branches") },
-      iconButton(ICONS.left, app.t("message.previous"), () => step(-1), { disabled: index === 0,
+      iconButton(ICONS.left, app.t("message.previous"), () => step(-1, "previous"), { disabled: index === 0,
         data: { action: "previous" } }),
       el("span", { class: "branch-place", text: app.t("message.branch", { index: index + 1, total: ids.length }) }),
-      iconButton(ICONS.right, app.t("message.next"), () => step(1), { disabled: index === ids.length - 1,
+      iconButton(ICONS.right, app.t("message.next"), () => step(1, "next"), { disabled: index === ids.length - 1,
         data: { action: "next" } }));
+  }
+
+  /** Give the keyboard back to a button that was used on another version of this message. */
+  focusAction(action) {
+    const other = action === "next" ? "previous" : "next";
+    const wanted = [action, other].map((name) => this.actions.querySelector(`[data-action="${name}"]:not(:disabled)`));
+    (wanted.find(Boolean) ?? this.root).focus({ preventScroll: true });
   }
 
   async copy(button) {

@@ -36,7 +36,7 @@ function choices(app, known) {
 export function stateText(app, model) {
   if (model.state === "ready") return app.t("settings.state_ready");
   if (model.state === "failed") return app.t("settings.failed", { reason: model.error ?? "" });
-  const stage = model.stage && app.has(`stage.${model.stage}`) ? app.t(`stage.${model.stage}`) : model.stage;
+  const stage = app.stageText(model);
   const share = typeof model.progress === "number" ? app.number(model.progress, { style: "percent" }) : "";
   return [app.t("settings.state_loading"), stage, share].filter(Boolean).join(" · ");
 }

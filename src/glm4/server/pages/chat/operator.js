@@ -114,7 +114,7 @@ function modelRow(app, model) {
     known(model.context),
     known(model.running),
     known(model.waiting),
-    known(model.kv_pages_used, () => app.t("operator.of", { used: model.kv_pages_used, total: model.kv_pages_total })),
+    known(model.kv_pages_total || null, () => app.t("operator.of", { used: model.kv_pages_used, total: model.kv_pages_total })),
     known(model.prefix_hit_rate, (share) => app.number(share, { style: "percent", maximumFractionDigits: 1 })),
     (model.adapters ?? []).join(", ") || "–",
   ];

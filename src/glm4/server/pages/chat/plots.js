@@ -6,11 +6,12 @@ import { el, svg } from "./dom.js";
 const HEIGHT = 180;
 const EDGE = { top: 10, right: 12, bottom: 24, left: 46 };
 const TABLE_ROWS = 60;
+const SHORT = 600; // seconds; then ticks say them
 
 /** A plot that can be redrawn.
  * @param {object} app
- * @param {{title: string, series: {name: string, format: (value: number) => string}[], top?: number}} about
- *   top: the value of the upper edge; without it, the largest value.
+ * @param {{title: string, series: {name: string, format: (value: number) => string}[], top?: number, whole?: boolean}} about
+ *   top: the value of the upper edge; without it, the largest value. whole: ticks are whole numbers.
  * @returns {{element: HTMLElement, update: (times: number[], values: (number|null)[][]) => void}}
  *   times in seconds since the epoch, values per line.
  */
@@ -98,7 +99,7 @@ function draw(plot) {
   const width = area.clientWidth;
   if (!width) return; // not shown now
   const highest = Math.max(0, ...values.flat().filter((value) => value !== null));
-  const ticks = niceTicks(about.top ?? highest);
+  const ticks = niceTicks(about.top ?? highest, about.whole);
   const top = ticks.at(-1);
   const [first, last] = times.length > 1 ? [times[0], times.at(-1)] : [(times[0] ?? 1) - 1, times[0] ?? 1];
   const x = (plot.x = (time) => EDGE.left + ((time - first) / (last - first)) * (width - EDGE.left - EDGE.right));
@@ -112,7 +113,7 @@ function draw(plot) {
   for (const time of timeTicks(times, Math.max(2, Math.floor(width / 110)))) {
     picture.append(svg("line", { x1: x(time), x2: x(time), y1: y(0), y2: y(0) + 4, class: "plot-grid" }));
     const anchor = x(time) < EDGE.left + 20 ? "start" : x(time) > width - EDGE.right - 20 ? "end" : "middle";
-    picture.append(svg("text", { x: x(time), y: HEIGHT - 6, "text-anchor": anchor }, clock(plot.app, time)));
+    picture.append(svg("text", { x: x(time), y: HEIGHT - 6, "text-anchor": anchor }, clock(plot.app, time, last - first < SHORT)));
   }
   values.forEach((line, index) => {
     for (const points of stretches(times, line)) {
@@ -140,8 +141,8 @@ function stretches(times, values) {
 }
 
 /** 0 and some round numbers, the last of them not below `highest`. */
-function niceTicks(highest) {
-  const wanted = (highest || 1) / 4;
+function niceTicks(highest, whole) {
+  const wanted = Math.max((highest || 1) / 4, whole ? 1 : 0);
   const power = 10 ** Math.floor(Math.log10(wanted));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((one) => one >= wanted * 0.999);
   const ticks = [0];

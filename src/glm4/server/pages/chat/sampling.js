@@ -38,7 +38,7 @@ export function samplingForm(app, change) {
   }
   reset.addEventListener("click", () => {
     shown = {};
-    rows.forEach((row) => row.show(null));
+    rows.forEach((row) => row.clear());
     change(shown);
     app.announce(app.t("settings.reset_done"));
   });
@@ -56,6 +56,7 @@ export function samplingForm(app, change) {
 
 function optionRow(app, name, row) {
   const id = `option-${name}`;
+  let drawn = "null";
   const input = row.list
     ? el("textarea", { id, rows: "2", spellcheck: "false", "aria-describedby": `${id}-help` })
     : el("input", { id, type: "number", inputmode: Number.isInteger(row.step) ? "numeric" : "decimal", step: row.step,
@@ -68,7 +69,6 @@ function optionRow(app, name, row) {
     input.setAttribute("aria-describedby", wrong ? error.id : help.id);
   };
   help.textContent = app.t(`settings.${name}_help`);
-  input.classList.toggle("code", Boolean(row.list));
   return {
     name,
     input,
@@ -77,12 +77,20 @@ function optionRow(app, name, row) {
     read() {
       const value = row.list ? readList(input.value) : readNumber(input, row);
       const wrong = value === undefined || (row.list && value && value.length > row.most);
+      if (!wrong) drawn = JSON.stringify(value);
       say(wrong ? app.t(`settings.${wrongAs(row)}`, { min: row.min ?? LEAST, max: row.max ?? MOST, most: row.most }) : "");
       return wrong ? undefined : value;
     },
     show(value) {
+      const now = JSON.stringify(value);
+      if (now === drawn) return; // what is being typed, or was refused, stays
+      drawn = now;
       say("");
       input.value = value === null ? "" : row.list ? writeList(value) : String(value);
+    },
+    clear() {
+      drawn = null;
+      this.show(null);
     },
     setDefault(value) {
       const empty = value === null || (row.list && !value.length);

@@ -33,7 +33,7 @@ export function searchBox(app, found, show) {
     }
     if (event.key === "ArrowDown") {
       event.preventDefault();
-      document.querySelector(".found:not([hidden]) a, .conversations:not([hidden]) a")?.focus();
+      document.querySelector(".search-results:not([hidden]) a, .conversations:not([hidden]) a")?.focus();
     }
     if (event.key === "Enter" && worthAsking(input.value)) {
       clearTimeout(search.timer);
@@ -56,7 +56,7 @@ async function ask(search, show) {
   try {
     const { results } = await app.api.get(`v1/agent/search?q=${encodeURIComponent(query)}`);
     if (asked !== search.asked) return;
-    const said = app.t("search.count", { count: results.length });
+    const said = results.length ? app.t("search.count", { count: results.length }) : app.t("search.none");
     found.replaceChildren(el("h3", {}, said),
       el("ul", {}, ...results.map((one) => el("li", {}, resultLink(app, one, query)))));
     app.announce(said);

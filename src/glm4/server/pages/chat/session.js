@@ -52,6 +52,15 @@ export function setupConnection(app) {
     if (session.user) poll();
   };
 
+  /** What is being done to load a model, in words. The server's "loading, 12% of 3,000 MB" has the share once more. */
+  app.stageText = (model) => {
+    const stage = (model.stage ?? "").split(",")[0];
+    const repository = /^pulling (\S+)/.exec(stage)?.[1];
+    if (repository) return app.t("stage.pulling", { repository });
+    const key = `stage.${stage.replaceAll(" ", "_")}`;
+    return app.has(key) ? app.t(key) : stage;
+  };
+
   function loading() {
     return (app.session?.models ?? []).find((model) => model.state === "loading");
   }
@@ -91,8 +100,7 @@ export function setupConnection(app) {
   }
 
   function drawLoading(model) {
-    const key = `stage.${model.stage}`;
-    const stage = app.has(key) ? app.t(key) : (model.stage ?? "");
+    const stage = app.stageText(model);
     const known = typeof model.progress === "number";
     const bar = el("progress", { max: "1", "aria-label": app.t("banner.loading", { model: model.name }) });
     if (known) bar.value = model.progress;

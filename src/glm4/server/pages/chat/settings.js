@@ -168,9 +168,14 @@ function showTools(app, element) {
       app.choose({ tools: input.checked ? [...others, tool.name] : others });
     });
     return el("div", { class: "switch" }, input, el("label", { for: id }, tool.name),
-      el("p", { id: `${id}-about`, class: "help" }, tool.summary));
+      el("p", { id: `${id}-about`, class: "help" }, summaryOf(app, tool)));
   });
   fill(element, rows.length ? rows : el("p", { class: "help" }, app.t("settings.no_tools")));
+}
+
+/** Tools of our own are described in the reader's language; others only by themselves. */
+function summaryOf(app, tool) {
+  return app.has(`settings.tool_${tool.name}`) ? app.t(`settings.tool_${tool.name}`) : tool.summary;
 }
 
 function choice(label, id, options, value, change) {

@@ -39,14 +39,15 @@ function build(side) {
     app.t("sidebar.new"));
   const menu = iconButton(ICONS.more, app.t("sidebar.list_menu"), () => openListMenu(app, menu),
     { "aria-haspopup": "menu", "aria-expanded": "false" });
+  const close = iconButton(ICONS.close, app.t("sidebar.close"), () => app.toggleSidebar(false), { class: "drawer-close" });
   side.list = el("div", { class: "conversations", onkeydown: (event) => listKeys(side, event) });
-  side.found = el("div", { class: "found", hidden: true,
+  side.found = el("div", { class: "search-results", hidden: true,
     onkeydown: (event) => move(event, [...side.found.querySelectorAll("a")]) });
   const search = searchBox(app, side.found, (searching) => {
     side.found.hidden = !searching;
     side.list.hidden = searching;
   });
-  fill(document.getElementById("sidebar-head"), el("div", { class: "sidebar-row" }, fresh, menu), search);
+  fill(document.getElementById("sidebar-head"), el("div", { class: "sidebar-row" }, fresh, menu, close), search);
   const body = document.getElementById("sidebar-body");
   fill(body, side.list, side.found);
   body.dataset.drop = app.t("import.drop");
@@ -62,7 +63,6 @@ function showWhetherSaved(app) {
 
 function startNew(app) {
   app.open(null);
-  if (document.body.classList.contains("sidebar-open") && matchMedia("(pointer: coarse)").matches) app.toggleSidebar(false);
   document.getElementById("composer-text")?.focus();
 }
 
@@ -117,7 +117,7 @@ function draw(side) {
   const groups = byDay(side.conversations).map(({ key, conversations }) =>
     el("section", { "aria-labelledby": `group-${key}` }, el("h3", { id: `group-${key}` }, app.t(`sidebar.${key}`)),
       el("ul", {}, ...conversations.map((one) => conversationRow(side, one, actions(side))))));
-  if (!groups.length) groups.push(el("p", { class: "empty" }, app.t("sidebar.empty")));
+  if (!groups.length) groups.push(el("p", { class: "list-empty" }, app.t("sidebar.empty")));
   if (side.more) groups.push(moreButton(side));
   fill(list, groups);
   markCurrent(side);

@@ -11,6 +11,7 @@ export class ConversationState {
     this.messages = new Map(); // those whose content is known
     this.tree = new Map(); // all: id → {id, parent, role, status, created}
     this.leaf = null;
+    this.turns = 0; // that were started from here: a view that was asked for before may not have them
   }
 
   /** What GET ui/conversations/{id} answers. Messages that are being sent stay. */
@@ -91,6 +92,7 @@ export class ConversationState {
 
   /** The server has taken a message, and answers it. `ids` is what POST v1/agent/turns answers; `local` may be null. */
   started(local, ids, model) {
+    this.turns += 1;
     const asked = this.messages.get(local);
     if (asked && local !== ids.user_message) {
       this.messages.delete(local);

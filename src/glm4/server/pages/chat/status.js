@@ -3,6 +3,8 @@
 import { el, icon } from "./dom.js";
 import { ICONS } from "./icons.js";
 
+const SHORTEST = 0.05; // seconds that are worth telling
+
 /** Elements that say how a message is doing; none for one that is complete. */
 export function statusNotes(app, message) {
   if (message.local) return [localNote(app, message)];
@@ -87,10 +89,13 @@ export function statLine(app, message) {
   }
   if (times.started !== null && times.first !== null) {
     told.push(app.t("stats.first", { time: app.duration((times.first - times.started) / 1000) }));
-  } else if (usage.prefill_seconds > 0) {
+  } else if (usage.prefill_seconds >= SHORTEST) {
     told.push(app.t("stats.prefill", { time: app.duration(usage.prefill_seconds) }));
   }
-  if (usage.prompt) told.push(app.t("stats.prompt", { count: usage.prompt, cached: usage.cached ?? 0 }));
+  if (usage.prompt) {
+    const key = usage.cached ? "stats.prompt_cached" : "stats.prompt";
+    told.push(app.t(key, { count: usage.prompt, cached: usage.cached }));
+  }
   return told.join(" · ");
 }
 

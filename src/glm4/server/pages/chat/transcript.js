@@ -91,7 +91,6 @@ export function setupTranscript(app) {
       if (root.children[index] !== article) root.insertBefore(article, root.children[index] ?? null);
     });
     welcome.hidden = branch.length > 0;
-    document.body.classList.toggle("empty", branch.length === 0);
   }
 
   function toEnd() {
@@ -107,8 +106,12 @@ export function setupTranscript(app) {
     jump.hidden = distance() <= NEAR_END;
   }
 
+  let top = 0;
   scroller.addEventListener("scroll", () => {
-    following = distance() <= NEAR_END;
+    // Only going up is the reader's wish to stay; the distance also grows when more is written.
+    if (distance() <= NEAR_END) following = true;
+    else if (scroller.scrollTop < top) following = false;
+    top = scroller.scrollTop;
     showJump();
   }, { passive: true });
   jump.addEventListener("click", () => {
@@ -145,10 +148,11 @@ export function setupTranscript(app) {
       following = true;
       toEnd();
     },
-    focus(id) {
-      const view = views.get(id);
-      view?.root.focus({ preventScroll: true });
-      view?.root.scrollIntoView({ block: "nearest" });
+    focus(id, action) {
+      requestAnimationFrame(() => {
+        views.get(id)?.focusAction(action);
+        views.get(id)?.root.scrollIntoView({ block: "nearest" });
+      });
     },
     /** Show a message: a search has found it. */
     reveal(id) {

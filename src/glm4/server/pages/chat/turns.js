@@ -139,15 +139,23 @@ export function setupTurns(app) {
     const { state } = entry;
     const fresh = state.id === null;
     const changes = state.started(id, ids, app.settings.model ?? app.session?.models[0]?.name ?? "");
+    mark(ids.conversation, ids);
     if (state === app.state) {
       state.messages.get(ids.message).times.started = Date.now();
       if (fresh) app.showAddress(ids.conversation);
       app.transcript.changed(changes);
       follow(ids.message);
-      if (fresh) app.reload({ quiet: true });
+      if (fresh) app.reload();
     }
     app.tell({ conversation: ids.conversation });
     app.emit("list");
+  }
+
+  /** Which conversations are being answered: the list shows it. */
+  function mark(conversation, turn) {
+    if (turn) app.running.set(conversation, turn);
+    else app.running.delete(conversation);
+    app.emit("running");
   }
 
   function failed(id, entry, error) {
@@ -157,7 +165,7 @@ export function setupTurns(app) {
     message.failure = app.errorText(error);
     show(id, "failed");
     app.announce(app.t("send.failed", { message: message.failure }), { assertive: true });
-    if (error.code === "turn_running") app.reload({ quiet: true });
+    if (error.code === "turn_running") app.reload();
   }
 
   // What is kept over a reload of the page
@@ -223,7 +231,7 @@ export function setupTurns(app) {
       onGone() {
         if (follower?.turn === turn) follower = null;
         // A server that has started again does not know the turn; the conversation says what became of it.
-        app.reload({ quiet: true });
+        app.reload();
       },
     });
     follower = { turn, state, ...mine };
@@ -233,6 +241,7 @@ export function setupTurns(app) {
   function ended(message) {
     if (!follower) return;
     follower = null;
+    mark(app.state.id, null);
     app.emit("turn", { running: false, message });
     app.emit("list");
     app.tell({ conversation: app.state.id });
@@ -273,7 +282,7 @@ export function setupTurns(app) {
     } catch (error) {
       message.stopping = false;
       app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
-      if (error.status === 404) app.reload({ quiet: true });
+      if (error.status === 404) app.reload();
       else app.emit("notice", { text: app.errorText(error), kind: "error" });
     }
   };
@@ -288,6 +297,7 @@ export function setupTurns(app) {
       const body = { ...given, client_id: newId(), conversation: state.id, parent };
       const ids = await app.api.post("v1/agent/turns", body);
       const changes = state.started(null, ids, app.settings.model ?? "");
+      mark(state.id, ids);
       app.tell({ conversation: state.id });
       if (state !== app.state) return;
       state.messages.get(ids.message).times.started = Date.now();
@@ -296,7 +306,7 @@ export function setupTurns(app) {
       follow(ids.message);
     } catch (error) {
       app.emit("notice", { text: app.errorText(error), kind: "error" });
-      if (error.code === "turn_running") app.reload({ quiet: true });
+      if (error.code === "turn_running") app.reload();
     }
   };
 
