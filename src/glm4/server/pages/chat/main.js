@@ -183,7 +183,8 @@ async function start() {
   app.shortcut("escape", "key.stop", () => (app.state.runningMessage() ? app.stop() : false));
   show(app.state);
   await app.refreshSession();
-  if (app.session?.user) await app.open(addressed());
+  // Whoever was quick has sent something by now; it must not be swept away.
+  if (app.session?.user && app.state.leaf === null) await app.open(addressed());
   app.on("authorized", () => app.open(addressed()));
 }
 
