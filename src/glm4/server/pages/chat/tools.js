@@ -133,10 +133,11 @@ export function externalLink(app, url, title) {
 }
 
 function showOutput(app, root, part) {
-  const outputs = part.output ?? [];
+  const browser = callKind(part) === "browser";
+  const outputs = (part.output ?? []).filter(({ channel }) => !(browser && channel === "log")); // the summary says it
   root.hidden = outputs.length === 0;
   outputs.forEach((output, index) => {
-    const block = root.children[index] ?? root.appendChild(outputBlock(app, output));
+    const block = root.children[index] ?? root.appendChild(outputBlock(app, part, output));
     const text = block.querySelector("pre");
     const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 24;
     grow(text, output.text);
@@ -151,8 +152,9 @@ function showOutput(app, root, part) {
   while (root.children.length > outputs.length) root.lastElementChild.remove();
 }
 
-function outputBlock(app, output) {
-  const label = app.t(CHANNELS[output.channel] ?? CHANNELS.output);
+function outputBlock(app, part, output) {
+  const read = output.channel === "output" && ["browser", "files"].includes(callKind(part));
+  const label = app.t(read ? "tools.channel.read" : (CHANNELS[output.channel] ?? CHANNELS.output));
   const text = el("pre", { tabindex: "0", role: "group", "aria-label": label, dir: "auto" });
   const block = el("div", { class: "output", data: { channel: output.channel } });
   const all = el("button", { type: "button", class: "text-button show-all", hidden: true, "aria-expanded": "false",
