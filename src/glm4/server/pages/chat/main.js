@@ -187,7 +187,8 @@ async function start() {
   });
   show(app.state);
   await app.refreshSession();
-  if (app.session?.user) await app.open(addressed());
+  // Whoever was quick has sent something by now; it must not be swept away.
+  if (app.session?.user && app.state.leaf === null) await app.open(addressed());
   app.on("authorized", () => app.open(addressed()));
 }
 

@@ -25,7 +25,7 @@ export function setupSettings(app) {
   app.openSettings = (section) => open(settings, section);
   app.on("conversation", () => adopt(settings));
   app.on("session", () => adopt(settings));
-  app.on("turn", ({ running }) => running && remember(settings));
+  app.on("turn", ({ running }) => running && app.session && remember(settings)); // before, no tool is known
   app.on("settings", () => show(settings));
   app.on("language", () => {
     if (settings.dialog.open) build(settings);
