@@ -31,7 +31,7 @@ def conversation(nodes: list[dict[str, Any]], current: str | None, **more: Any) 
     }  # fmt: skip
 
 
-HIDDEN = {"is_visually_hidden_from_conversation": True}
+HIDDEN: Any = {"is_visually_hidden_from_conversation": True}
 
 
 def trip() -> dict[str, Any]:

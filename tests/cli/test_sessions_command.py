@@ -48,6 +48,10 @@ def test_list_find_export_import_delete(home: Path, tmp_path: Path, capsys: pyte
     markdown = out("export", ident[:8], "--format", "markdown")
     assert "# 今天天气怎么样？" in markdown
     assert "\x1b" not in markdown
+    page = out("export", ident[:8], "--format", "html")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "An answer to 今天天气怎么样？" in page
+    assert "\x1b" not in page
     (tmp_path / "talk.json").write_text(out("export", ident))
     new = out("import", str(tmp_path / "talk.json")).strip()
     assert len(json.loads(out("--json"))) == 3

@@ -129,3 +129,26 @@ def test_what_is_imported_belongs_to_its_key(tmp_path: Path) -> None:
             assert yours.get("/v1/agent/search?q=Zhejiang").json() == {"results": []}
             assert mine.get("/v1/agent/search?q=Zhejiang").json()["results"]
             assert httpx.post(live.url + IMPORT, json=[trip()]).status_code == 401
+
+
+def test_an_html_export_is_one_file_that_browsers_save(tmp_path: Path) -> None:
+    with running(tmp_path, lambda prompt: "\nIt is **bold**.") as live, live.client() as client:
+        file = upload(client, "a.png", base64.b64decode(PNG))["file"]
+        talk = followed(client, "/v1/agent/chat", {"content": "Draw <b>"})[0][1]["conversation"]
+        document = client.get(f"{IMPORT}/{talk}/export").json()
+        # A file that the conversation does not have is not put into it, whatever its messages name.
+        named = {"kind": "file", "file": file, "name": "a.png", "media_type": "image/png"}
+        document["messages"][0]["parts"].append(named)
+        copy = client.post(IMPORT, json=document).json()["id"]
+        answer = client.get(f"{IMPORT}/{copy}/export?format=html")
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert "attachment" in answer.headers["content-disposition"]
+        assert "conversation.html" in answer.headers["content-disposition"]
+        assert answer.headers["content-security-policy"] == "sandbox"
+        assert "<strong>bold</strong>" in answer.text
+        assert "Draw &lt;b&gt;" in answer.text
+        assert PNG not in answer.text
+        document["files"] = [{"name": "a.png", "data": PNG}]
+        copy = client.post(IMPORT, json=document).json()["id"]
+        assert f"data:image/png;base64,{PNG}" in client.get(f"{IMPORT}/{copy}/export?format=html").text
+        assert client.get(f"{IMPORT}/{copy}/export?format=pdf").status_code == 400

@@ -41,6 +41,9 @@ def test_the_first_question_is_edited(tmp_path: Path) -> None:
         markdown = client.get(path + "/export?format=markdown").text
         assert "New question" not in markdown
         assert "answer 5" in markdown
+        html = client.get(path + "/export?format=html").text
+        assert "New question" not in html
+        assert "answer 5" in html
         client.patch(path, json={"leaf": edited[0][1]["message"]})
         assert "answer 3" in client.get(path + "/export?format=markdown").text
         document = client.get(path + "/export").json()

@@ -105,9 +105,9 @@ def _in_order(nodes: Mapping[str, _Node]) -> list[str]:
         found.append(name)
         left += below.get(name, [])[::-1]
         node = nodes[name]
-        parent = None if node.parent is None else nodes[node.parent]
-        if parent is not None:
-            node.above = node.parent if parent.piece is not None else parent.above
+        if node.parent is not None:
+            over = nodes[node.parent]
+            node.above = node.parent if over.piece is not None else over.above
             if node.piece is not None and node.above is not None:
                 nodes[node.above].below += 1
     if len(found) != len(nodes):

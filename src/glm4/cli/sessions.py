@@ -18,6 +18,7 @@ EXAMPLES = """
 glm4 sessions
 glm4 sessions find "weather in Beijing"
 glm4 sessions export 3f2a --format markdown > talk.md
+glm4 sessions export 3f2a --format html > talk.html
 glm4 sessions export 3f2a > talk.json
 glm4 sessions import talk.json
 glm4 sessions import conversations.json
@@ -39,7 +40,7 @@ def sessions(
         Path | None, Option(metavar="FOLDER", help="Where they are: what `glm4 serve --sessions` was given.")
     ] = None,
     format: Annotated[
-        str, Option(metavar="FORMAT", help="Of an export: json has everything, markdown is to read.")
+        str, Option(metavar="FORMAT", help="Of an export: json has everything, markdown and html are to read.")
     ] = "json",
     limit: Annotated[int, Option(min=1, max=10_000, metavar="N", help="How many to list.")] = 50,
     as_json: AsJson = False,
@@ -51,8 +52,8 @@ def sessions(
     """
     if action not in ACTIONS:
         raise UsageError(f"the action is one of {', '.join(ACTIONS)}, not {action!r}")
-    if format not in ("json", "markdown"):
-        raise UsageError(f"--format is json or markdown, not {format!r}")
+    if format not in ("json", "markdown", "html"):
+        raise UsageError(f"--format is json, markdown or html, not {format!r}")
     if (what is None) != (action == "list"):
         raise UsageError(f"{action} takes {'nothing' if action == 'list' else 'WHAT: see `glm4 sessions --help`'}")
     store, files = open_sessions(folder)
@@ -170,6 +171,11 @@ def _export(store: SessionStore, files: FolderFileStore, session: str, kind: str
 
     if kind == "markdown":
         sys.stdout.write(console.printable(as_markdown(store, session)))
+    elif kind == "html":
+        from glm4.agent.session_html import as_html
+
+        text = as_html(store.get(session), store.branch(session), store.files(session), files)
+        sys.stdout.write(console.printable(text))
     else:
         console.print_json(as_document(store, session, files=files))
 

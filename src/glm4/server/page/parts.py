@@ -5,9 +5,10 @@ Called on threads: the first call loads libraries, and a long text takes a while
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from glm4.agent.session_html import arguments_html
 
 TEXTS = ("text", "reasoning")
 
@@ -21,16 +22,3 @@ def dressed(part: Mapping[str, Any]) -> dict[str, Any]:
     if "call" in part and part["state"] != "writing":
         return {**part, "code": arguments_html(part["tool"], part["arguments"])}
     return dict(part)
-
-
-def arguments_html(tool: str, arguments: str) -> str:
-    """What a call was made with: code for interpreters, JSON for others."""
-    from glm4.markup import render_code
-
-    try:
-        given = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return render_code(arguments, "python" if tool == "python" else None)
-    if isinstance(given, dict) and isinstance(given.get("code"), str) and tool == "python":
-        return render_code(given["code"], "python")
-    return render_code(json.dumps(given, ensure_ascii=False, indent=2), "json")

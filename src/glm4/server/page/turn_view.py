@@ -12,9 +12,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from glm4.agent.session_html import arguments_html
 from glm4.server.agent.reading import Readers
 from glm4.server.agent.turn import Numbered, Turn
-from glm4.server.page.parts import TEXTS, arguments_html, dressed
+from glm4.server.page.parts import TEXTS, dressed
 
 if TYPE_CHECKING:
     from glm4.markup import CodeAdded, IncrementalRenderer, Update
