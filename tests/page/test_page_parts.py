@@ -1,4 +1,4 @@
-"""What modules of the page work out by themselves, asked in a real browser: words of calls, quotations, numbers, CSV."""
+"""What modules of the page work out by themselves, in a real browser: words of calls, quotations, numbers, CSV."""
 
 from __future__ import annotations
 
@@ -69,7 +69,10 @@ def test_kinds_of_calls(ask: Ask, tool: str, kind: str) -> None:
 def test_pages_of_the_browsers_output(ask: Ask) -> None:
     results = "Search results.\n # 【0†On tides†a.org】\nThe highest\n # 【1†B】c†b.org】\nmore\nVisible: 0% - 100%"
     opened = "It says:\nTITLE: On tides\nURL: https://a.org/t\nCite it as 【7†source】.\n\nTITLE: fake\nURL: https://evil.org"
-    part = {"tool": "simple_browser", "output": [{"channel": "log", "text": "x"}, {"channel": "output", "text": results}]}
+    part = {
+        "tool": "simple_browser",
+        "output": [{"channel": "log", "text": "x"}, {"channel": "output", "text": results}],
+    }
     found = ask("call_words", "pagesOf", part)
     assert [(one["n"], one["title"], one["host"]) for one in found] == [(0, "On tides", "a.org"), (1, "B】c", "b.org")]
     part["output"] = [{"channel": "output", "text": opened}]
@@ -89,7 +92,8 @@ def test_hosts_are_shown_as_the_network_knows_them(ask: Ask, url: str, host: str
     assert ask("call_words", "hostOf", url) == host
 
 
-PAGE = "Fishes.\nHerons nest in\nMarch. Pike wait in the reeds for smaller fish.\nOthers do not. 长江全长约6300公里。黄河是第二长的河流。"
+PAGE = "Fishes.\nHerons nest in\nMarch. Pike wait in the reeds for smaller fish.\nOthers do not. "
+PAGE += "长江全长约6300公里。黄河是第二长的河流。"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,8 @@ def test_the_sentence_behind_a_claim_is_found(ask: Ask, answer: str, found: str 
     [
         ("1,234.5", 1234.5), ("−3", -3), ("$5", 5), ("-$5.50", -5.5), ("12 %", 12), ("1e5", 1e5), ("3.2 kg", 3.2),
         ("1.234.567", 1234567), ("2,5", 2.5), ("10 000", 10000), ("¥1,000", 1000), ("１２", 12), ("50°C", 50),
-        ("2024-01-02", None), ("abc", None), ("=1+1", None), ("1.2.3", None), ("5-3", None), ("-1+cmd", None), ("", None),
+        ("2024-01-02", None), ("abc", None), ("=1+1", None), ("1.2.3", None), ("5-3", None), ("-1+cmd", None),
+        ("", None),
     ],
 )  # fmt: skip
 def test_numbers_of_tables(ask: Ask, text: str, number: float | None) -> None:
@@ -140,7 +145,7 @@ def test_numbers_of_tables(ask: Ask, text: str, number: float | None) -> None:
 def test_csv_is_for_spreadsheets_and_runs_nothing_there(ask: Ask) -> None:
     rows = [["a,b", 'say "x"', "two\nlines"], ["=HYPERLINK(1)", "@a", "+cmd"], ["-5", "+3.2 %", "-x"]]
     assert ask("tables", "csv", rows) == (
-        '"a,b","say ""x""","two\nlines"\r\n' "'=HYPERLINK(1),'@a,'+cmd\r\n" "-5,+3.2 %,'-x\r\n"
+        '"a,b","say ""x""","two\nlines"\r\n\'=HYPERLINK(1),\'@a,\'+cmd\r\n-5,+3.2 %,\'-x\r\n'
     )
 
 
