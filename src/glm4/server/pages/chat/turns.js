@@ -219,7 +219,11 @@ export function setupTurns(app) {
     }
   }
 
-  app.on("session", () => {
+  app.on("session", ({ login, user }) => {
+    if (login && !user) { // what is on the screen stays for who signs in again; nothing else for whoever comes next
+      stored(OUTBOX, null);
+      for (const [id, { state }] of outbox) if (state !== app.state) outbox.delete(id);
+    }
     for (const [id, entry] of outbox) if (entry.state.messages.get(id)?.status === "waiting") entry.wake?.();
   });
   app.on("reached", () => {
