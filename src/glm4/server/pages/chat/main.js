@@ -57,7 +57,10 @@ function isOverlaid() {
 app.showAddress = (id) => {
   if (isOverlaid()) return;
   const hash = id === null ? "#/" : `#/c/${id}`;
-  if (location.hash !== hash) history.pushState(null, "", hash);
+  if (location.hash === hash) return;
+  // "Back" leads to what was shown before, not to the empty page that a conversation began as.
+  if (["", "#/"].includes(location.hash)) history.replaceState(null, "", hash);
+  else history.pushState(null, "", hash);
 };
 
 let opening = 0;
@@ -132,9 +135,7 @@ app.select = async (leaf, { focus = null, action = null } = {}) => {
   app.tell({ conversation: id });
 };
 
-window.addEventListener("hashchange", () => {
-  if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
-});
+// Links, "back" and what is typed into the address bar all come here.
 window.addEventListener("popstate", () => {
   if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
 });
