@@ -78,7 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("post", "/v1/agent/files", saved.upload_file, "Assistant", "Keep a file for a later turn",
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
-        errors=(404,), parameters={"sha256": "what the file is found by"}),
+        errors=(404,), parameters={"sha256": "what the file is found by", "download": "1 has browsers save it"}),
     Operation("get", "/v1/agent/prompts", prompts.list_prompts, "Assistant", "Saved system prompts",
         "已保存的系统提示词", "AgentPrompts"),
     Operation("post", "/v1/agent/prompts", prompts.add_prompt, "Assistant", "Save a system prompt", "保存系统提示词",

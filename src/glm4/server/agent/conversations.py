@@ -10,7 +10,7 @@ from functools import partial
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
 from glm4.agent.session_export import digests
 from glm4.agent.sessions import MAX_TITLE, Session, SessionMessage
@@ -24,8 +24,10 @@ from glm4.server.errors import ApiError
 from glm4.server.memory import BODY_MEMORY, BodyMemory
 from glm4.server.state import find_state, server_state
 
-_INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
-"""Types that a browser may show in place; it saves the others."""
+_PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+_AUDIO = ("audio/wav", "audio/mpeg", "audio/ogg", "audio/flac", "audio/mp4", "audio/aac", "audio/webm")
+_INLINE = (*_PICTURES, *_AUDIO)
+"""Types that a browser may show or play in place; it saves the others."""
 _FROM_ANYWHERE = ("", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
 """Types that any web page may send to this machine without asking."""
 
@@ -161,19 +163,25 @@ async def upload_file(request: Request) -> Response:
 
 
 async def download_file(request: Request) -> Response:
-    """A file of one of this key's conversations. Only pictures are shown in place, and nothing in it runs."""
+    """A file of one of this key's conversations, or a range of it (`Range`), as players ask for it.
+
+    Only pictures and audio are shown in place, unless `?download=1` has them saved, too; nothing in a file runs.
+    """
     state = _state(request)
     file = await state.file(request.path_params["sha256"], owner_of(request))
-    data = await asyncio.to_thread(partial(state.files.read, file.sha256))
+    path = await asyncio.to_thread(state.files.path, file.sha256)
     inline = file.media_type in _INLINE
+    plays = "media-src 'self'; " if file.media_type in _AUDIO else ""
+    saved = not inline or request.query_params.get("download", "0") not in ("", "0")
     headers = {
-        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Security-Policy": f"default-src 'none'; {plays}sandbox",
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=31536000, immutable",
-        **({} if inline else attachment(file.name)),
+        "ETag": f'"{file.sha256}"',
+        **(attachment(file.name) if saved else {}),
     }
     kind = file.media_type if inline else "application/octet-stream"
-    return Response(data, media_type=kind, headers=headers)
+    return FileResponse(path, media_type=kind, headers=headers)
 
 
 def _state(request: Request) -> AgentState:
