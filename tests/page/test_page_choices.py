@@ -167,3 +167,24 @@ def test_the_operator_reads_load_and_errors_with_the_keyboard(chat: Chat) -> Non
     chat.page.keyboard.press("Escape")  # the first one may have emptied the field
     expect(dialog).to_be_hidden()
     expect(chat.page).to_have_url(before)
+
+
+def test_a_message_of_another_branch_is_found_with_all_that_follows_it(chat: Chat) -> None:
+    chat.ask("hello first")
+    chat.ask("hello to the otter")
+    chat.ask("hello again")
+    chat.button("message.edit", chat.message(3)).click()
+    box = chat.message(3).get_by_role("textbox")
+    box.fill("hello to the badger")
+    box.press("Enter")
+    expect(chat.messages).to_have_count(4)
+    chat.ended()
+    search = chat.page.get_by_role("searchbox", name=chat.t("search.label"))
+    search.fill("otter")
+    chat.page.get_by_role("navigation").locator("mark").click()
+    expect(chat.messages).to_have_count(6)
+    expect(chat.message(3)).to_be_focused()
+    search.fill("badger")
+    chat.page.get_by_role("navigation").locator("mark").filter(has_text="badger").click()
+    expect(chat.messages).to_have_count(4)
+    expect(chat.message(3)).to_be_in_viewport()
