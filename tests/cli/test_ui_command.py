@@ -33,11 +33,11 @@ NO_SCREEN = {"BROWSER": "", "DISPLAY": "", "WAYLAND_DISPLAY": "", "SSH_CONNECTIO
 
 
 class Program:
-    """`glm4 ui` with pipes, in a process group of its own."""
+    """A command with pipes, in a process group of its own."""
 
-    def __init__(self, home: Path, *options: str, **variables: str) -> None:
+    def __init__(self, home: Path, *words: str, **variables: str) -> None:
         self.process = subprocess.Popen(
-            [*PROGRAM, "ui", *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            [*PROGRAM, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, start_new_session=True, env=environment(home, **NO_SCREEN | variables),
         )  # fmt: skip
         self.lines: list[str] = []
@@ -70,16 +70,20 @@ class Program:
         self._reader.join()
         return code
 
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.end()
+
 
 @contextmanager
 def ui(home: Path, *options: str, **variables: str) -> Iterator[Program]:
-    program = Program(home, *options, **variables)
+    program = Program(home, "ui", *options, **variables)
     try:
         yield program
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(program.process.pid, signal.SIGKILL)
-        program.end()
+        program.kill()
 
 
 def browser(folder: Path) -> tuple[str, Path]:
@@ -191,19 +195,45 @@ def test_its_end_keeps_what_was_said_and_leaves_nothing(tmp_path: Path, end: sig
     assert text
 
 
+def test_serve_has_the_page_when_asked_and_stays_under_nohup(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    options = [*model_options(tmp_path), "--port", "0", "--api-key-file", str(keys), "--ui"]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what a child inherits, as from nohup
+    try:
+        program = Program(tmp_path, "serve", *options)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        url = program.ready()
+        assert f"page: {url}/ui\n" in program.said
+        assert httpx.get(url, follow_redirects=True).url == f"{url}/ui"
+        session = httpx.get(f"{url}/ui/session").json()
+        assert (session["login"], session["user"], session["saved"]) == (True, False, False)
+        program.process.send_signal(signal.SIGHUP)
+        assert httpx.get(f"{url}/health").status_code == 200
+        program.process.send_signal(signal.SIGTERM)
+        assert program.end() == 0
+    finally:
+        program.kill()
+
+
 def hung_up(program: Terminal) -> int:
     """Close the terminal under a program; its exit code."""
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, program._fd)
     os.close(nothing)
     ended: list[int] = []
-    until(lambda: ended or ended.extend(_status(program.pid)) or ended, "the program ends")
+
+    def has_ended() -> bool:
+        found, status = os.waitpid(program.pid, os.WNOHANG)
+        if found:
+            ended.append(os.waitstatus_to_exitcode(status))
+        return bool(ended)
+
+    until(has_ended, "the program ends")
     return ended[0]
-
-
-def _status(pid: int) -> list[int]:
-    found, status = os.waitpid(pid, os.WNOHANG)
-    return [os.waitstatus_to_exitcode(status)] if found else []
 
 
 def test_it_ends_with_its_terminal(tmp_path: Path) -> None:

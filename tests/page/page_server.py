@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,10 @@ def page_server(
     folder.mkdir(exist_ok=True)
     path = folder / "functions.py"
     path.write_text(FUNCTIONS)
-    named = (*tools, *([str(path)] if functions else ()))
+    named = (*tools, *([path.name] if functions else ()))
     models = {"scripted": Model(folder / "model", rules, **(model or {})), **(more or {})}
-    agent = AgentConfig(named, services or ToolServices(), sessions=sessions)
+    services = replace(services or ToolServices(), python_files={path.name: path})
+    agent = AgentConfig(named, services, sessions=sessions)
     specs = tuple(ModelSpec(name, (name,)) for name in models)
     config = ServerConfig(specs, agent=agent, ui=True, **options)
     with serve(config, load=lambda spec, progress: models[spec.source].llm) as live:

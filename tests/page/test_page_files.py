@@ -207,7 +207,6 @@ def test_imports_exist() -> None:
 
 def test_files_are_small() -> None:
     assert not [path.name for path in SOURCES if len(path.read_text().splitlines()) > 500]
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 300 * 1024
 
 
 def test_icons_exist_and_are_used() -> None:

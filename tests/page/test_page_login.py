@@ -80,11 +80,15 @@ def test_what_is_mine_does_not_exist_for_you(two: tuple[Chat, Chat], served: Ser
         prompt = client.post("/v1/agent/prompts", json={"name": "Mine", "text": "secret"}).json()["id"]
     paths = [
         f"ui/conversations/{conversation}", f"ui/turns/{turn['turn']}/events", f"ui/documents/{file}",
-        f"ui/artifacts/{artifact}", f"v1/agent/conversations/{conversation}", f"v1/agent/files/{file}",
+        f"v1/agent/conversations/{conversation}", f"v1/agent/files/{file}",
         f"v1/agent/conversations/{conversation}/export", f"v1/agent/turns/{turn['turn']}/events",
     ]  # fmt: skip
     get = "(path) => fetch(path).then((answer) => answer.status)"
     assert [yours.evaluate(get, path) for path in paths] == [404] * len(paths)
+    with served.client(KEYS[0]) as own, served.client(KEYS[1]) as other:
+        framed = {"Sec-Fetch-Dest": "iframe", "Sec-Fetch-Site": "same-origin"}
+        found = [one.get(f"/ui/artifacts/{artifact}", headers=framed).status_code for one in (own, other)]
+        assert found == [200, 404]
     send = """async ([path, method, body]) => {
         const {token} = await (await fetch("ui/session")).json();
         const headers = {"X-GLM4-Token": token, "Content-Type": "application/json"};

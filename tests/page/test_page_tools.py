@@ -26,13 +26,18 @@ def said(asked: Asked) -> str:
     return f"The tool said: {asked.observations[-1][:80]}"
 
 
+def another(asked: Asked) -> str:
+    """A second launch, if the first one was allowed."""
+    return call("launch", '{"what": "a kite"}') if "is up" in asked.observations[-1] else said(asked)
+
+
 RULES = {
     "plot": (call("python", PLOT), "There it is."),
     "fail": (call("python", "1 / 0"), "It failed."),
     "flood": (call("python", "for n in range(20000): print('line', n)"), "Much."),
     "endless": (call("python", "while True: pass"), "Never."),
     "weather": ("Let me see." + call("weather", '{"city": "Rome"}'), said),
-    "launch": (call("launch", '{"what": "a rocket"}'), call("launch", '{"what": "a kite"}'), said),
+    "launch": (call("launch", '{"what": "a rocket"}'), another, said),
     "hang": (call("hang", "{}"), "It stopped."),
     "write": (call("note", json.dumps({"name": "notes.csv", "text": "a,b\n1,2\n"})), "Written."),
 }
@@ -65,14 +70,15 @@ def test_a_python_step_with_a_plot(chat: Chat, shoot: Callable[..., object]) -> 
     card.locator("summary").click()
     expect(card.locator("pre.code .k, pre.code .kn").first).to_be_visible()
     expect(card.get_by_role("group", name=chat.t("tools.channel.output"))).to_contain_text("drawn")
-    with chat.page.expect_download() as download:
-        card.get_by_role("link", name="figure").or_(answer.locator(".tool-files a[download]")).first.click()
-    assert download.value.path().read_bytes().startswith(b"\x89PNG")
     shoot(chat.page, "plot")
     chat.page.reload()
     expect(answer.get_by_role("img", name="Squares")).to_be_visible()
     answer.get_by_role("button", name="Squares").click()
-    expect(chat.page.get_by_role("dialog").get_by_role("img", name="Squares")).to_be_visible()
+    dialog = chat.page.get_by_role("dialog")
+    expect(dialog.get_by_role("img", name="Squares")).to_be_visible()
+    with chat.page.expect_download() as download:
+        dialog.get_by_role("link", name=chat.t("file.download")).click()
+    assert download.value.path().read_bytes().startswith(b"\x89PNG")
 
 
 @needs_sandbox
@@ -85,7 +91,7 @@ def test_a_step_that_fails_and_one_that_says_much(chat: Chat) -> None:
     card = answer.locator("section.tool-card")
     card.locator("summary").click()
     expect(card).to_contain_text("line 0")
-    assert len(card.inner_text()) < 200_000
+    assert len(card.inner_text()) < 210_000
     chat.button("tools.show_all", card).click()
     expect(chat.button("tools.show_less", card)).to_be_visible()
 
@@ -117,15 +123,16 @@ def test_a_function_and_its_answer(chat: Chat, served: Served) -> None:
 def test_the_page_asks_before_a_call_runs(chat: Chat, decision: str, shoot: Callable[..., object]) -> None:
     chat.send("Please launch")
     group = chat.page.get_by_role("group").filter(has=chat.button(f"tools.allow_{decision}"))
-    expect(group).to_contain_text("a rocket")
+    waiting = chat.message(-1).locator("section.tool-card[data-state=waiting]")
+    expect(waiting.get_by_text("a rocket").first).to_be_visible()  # what it would be called with
     expect(group).to_be_focused()  # the box was empty; a key allows nothing
     if decision == "once":
         shoot(chat.page, "approval")
         chat.page.reload()  # the question is still there
-        expect(group).to_contain_text("a rocket")
+        expect(waiting.get_by_text("a rocket").first).to_be_visible()
     chat.button(f"tools.allow_{decision}").click()
     if decision == "once":
-        expect(group).to_contain_text("a kite")
+        expect(waiting.get_by_text("a kite").first).to_be_visible()
         chat.button("tools.allow_never").click()
     answer = chat.ended()
     states = [card.get_attribute("data-state") for card in answer.locator("section.tool-card").all()]

@@ -63,7 +63,7 @@ def test_log_in_and_out(tmp_path: Path) -> None:
         assert wrong.json()["error"]["code"] == "invalid_api_key"
         assert not client.cookies
         assert client.post("/ui/login", json={"key": 7}).status_code == 400
-        answer = client.post("/ui/login", json={"key": ANN})
+        answer = client.post("/ui/login", json={"key": f" {ANN}\n"})
         port = live.address[1]
         cookie = answer.headers["set-cookie"]
         assert cookie.startswith(f"glm4_session_{port}=")
@@ -83,6 +83,7 @@ def test_log_in_and_out(tmp_path: Path) -> None:
         out = client.post("/ui/logout", headers={"X-GLM4-Token": session["token"]})
         assert out.status_code == 200
         assert "max-age=0" in out.headers["set-cookie"].lower()
+        assert out.headers["clear-site-data"] == '"cache"'
         assert not client.cookies
         with live.client(cookies=copied) as thief:
             assert thief.get("/v1/models").status_code == 401

@@ -21,7 +21,7 @@ from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.server.config import ServerConfig
 from glm4.server.connection import Connection
 from glm4.server.errors import log
-from glm4.server.listener import Listener, most_connections
+from glm4.server.listener import BACKLOG, Listener, most_connections
 from glm4.server.state import ServerState, find_state
 from glm4.system.worker_threads import WorkerThreads
 
@@ -119,7 +119,7 @@ def make_server(app: Starlette, config: ServerConfig, **calls: Callable[[], None
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """The socket to listen on; port 0 takes a free one.
+    """A socket that listens; port 0 takes a free one. Who connects is kept waiting until `run` accepts.
 
     Raises:
         InvalidRequestError: the address cannot be used.
@@ -132,6 +132,7 @@ def bind(config: ServerConfig) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)  # only now nobody else has the port, too
         except OSError:
             listener.close()
             raise

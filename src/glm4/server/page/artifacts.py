@@ -4,11 +4,17 @@ A frame of `srcdoc` would have the page's policy, under which no script of their
 nobody knows who is not given it, with a policy of its own. It is a document of no origin: no cookies, no storage, no
 requests, no way to the page around it.
 
-Not covered: an artifact may use the processor, and show what looks like a part of the page, within its frame. WebRTC,
-which no policy knows, is taken away by a script at its start; what is secret is to stay out of artifacts all the same.
+WebRTC, which no policy knows, is taken away by a script at the start of each. A document inside of it would have it
+again; those with an address are forbidden by the policy, and what could make one without (`srcdoc`, also written in
+pieces, and `javascript:`) is refused: in the source here, and by the browser in what scripts do (Trusted Types).
+
+Not covered: an artifact may use the processor, and show what looks like a part of the page, within its frame. Browsers
+without Trusted Types refuse less, so what is secret is to stay out of artifacts.
 """
 
 from __future__ import annotations
+
+import re
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,12 +30,23 @@ MAX_NBYTES = 2 << 20
 _POLICY = (
     "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; font-src data:; media-src data: blob:; connect-src 'none'; form-action 'none'; "
-    "base-uri 'none'; frame-ancestors 'self'"
+    "base-uri 'none'; frame-ancestors 'self'; require-trusted-types-for 'script'; trusted-types default"
 )
-_PRELUDE = (
-    "<!doctype html><script>for(const name of Object.getOwnPropertyNames(window))"
-    "if(/RTC/.test(name))delete window[name];document.currentScript.remove()</script>"
-)
+# Functions are bound before a script of the artifact can replace them. XML can write a name with entities.
+_PRELUDE = """<!doctype html><script>{
+const bound = (method) => Function.prototype.call.bind(method);
+const at = bound(String.prototype.indexOf), small = bound(String.prototype.toLowerCase);
+const refused = (html, sink) => at(sink, "write") >= 0 || at(sink, "srcdoc") >= 0
+  || at(html, "srcdoc") >= 0 || at(html, "<!entity") >= 0;
+window.trustedTypes?.createPolicy("default", {
+  createHTML: (html, type, sink) => refused(small(html), small(sink)) ? null : html,
+  createScript: (script, type, sink) => at(small(sink), "location") >= 0 ? null : script,
+  createScriptURL: (url) => url,
+});
+for (const name of Object.getOwnPropertyNames(window)) if (/RTC|XSLT/.test(name)) delete window[name];
+document.currentScript.remove();
+}</script>"""
+_FRAME_SOURCE = re.compile("srcdoc", re.IGNORECASE)
 _SVG = "<title>SVG</title><style>html,body{margin:0;height:100%}svg{max-width:100%;max-height:100%}</style>"
 _STARTS = {"html": _PRELUDE, "svg": _PRELUDE + _SVG}
 """Kinds → what comes before the source. A document's own doctype and html element are still understood after it."""
@@ -43,7 +60,7 @@ async def add_artifact(request: Request) -> Response:
         raise InvalidRequestError(f"kind must be {' or '.join(_STARTS)}", param="kind")
     if not isinstance(source, str):
         raise InvalidRequestError("source must be a string", param="source")
-    document = (_STARTS[kind] + source).encode()
+    document = (_STARTS[kind] + _FRAME_SOURCE.sub("src_doc", source)).encode()
     if len(document) > MAX_NBYTES:
         raise ApiError(413, f"an artifact may have {MAX_NBYTES >> 20} MB", "source", "too_large")
     return JSONResponse({"id": page_state(request).artifacts.keep(owner_of(request), document)}, headers=NO_STORE)
@@ -51,11 +68,11 @@ async def add_artifact(request: Request) -> Response:
 
 async def show_artifact(request: Request) -> Response:
     """An artifact, for a frame only: as a page of its own it would be shown under this server's name."""
-    if request.headers.getlist("sec-fetch-dest") != ["iframe"]:
-        raise ApiError(403, "an artifact is shown in a frame only", code="not_a_frame")
     document = page_state(request).artifacts.find(owner_of(request), request.path_params["artifact_id"])
     if document is None:
         raise ApiError(404, "there is no such artifact any more; show it again", "artifact_id", "not_found")
+    if request.headers.getlist("sec-fetch-dest") != ["iframe"]:
+        raise ApiError(403, "an artifact is shown in a frame only", code="not_a_frame")
     headers = {**NO_STORE, "Content-Security-Policy": _POLICY, "Referrer-Policy": "no-referrer",
                "Cross-Origin-Resource-Policy": "same-origin"}  # fmt: skip
     return Response(document, media_type="text/html; charset=utf-8", headers=headers)

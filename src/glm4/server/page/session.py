@@ -44,7 +44,7 @@ async def login(request: Request) -> Response:
     if not server_state(request).config.api_keys:
         return JSONResponse(_session(request, None, None), headers=NO_STORE)
     with page.attempts.one(request.client.host if request.client else ""):
-        found = page.cookies.known_key(key)
+        found = page.cookies.known_key(key.strip())  # it may have been pasted with a line end
         if found is None:
             await page.attempts.failed()
             raise ApiError(401, "this is not a valid key", "key", "invalid_api_key")
@@ -59,7 +59,8 @@ async def logout(request: Request) -> Response:
     begun: BrowserSession | None = request.scope["state"].get(SESSION)
     if begun is not None:
         page_state(request).cookies.end(begun)
-    answer = JSONResponse({"done": True}, headers=NO_STORE)
+    # Pictures of conversations are in the browser's cache for long.
+    answer = JSONResponse({"done": True}, headers={**NO_STORE, "Clear-Site-Data": '"cache"'})
     _set_cookie(answer, request, "", 0)
     return answer
 

@@ -3,6 +3,7 @@
 // The transcript is not a live region: reading every change aloud makes an answer impossible to follow.
 
 import { composing, el, fill, openDialog } from "./dom.js";
+import { sourceOf } from "./state.js";
 
 const EVERY = 7000;
 
@@ -86,7 +87,7 @@ function announceTurns(app) {
     }
     if (!message || phase !== message.id) return;
     phase = "";
-    const text = message.parts.filter((part) => part.kind === "text").map((part) => part.text).join(" ").trim();
+    const text = sourceOf(message).replace(/[*#|\x60]+/g, "").trim(); // marks of Markdown that would be spelled out
     const status = app.t(`status.${message.status}`);
     app.announce(text && message.status === "completed" ? app.t("a11y.answer", { text }) : status,
       { assertive: message.status === "error" });

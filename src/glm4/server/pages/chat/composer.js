@@ -175,6 +175,8 @@ export function setupComposer(app) {
     if (app.session.login && !app.session.user) stored(DRAFTS, null); // for whoever sits here next
   });
   addEventListener("pagehide", save);
+  // What floats stays above the box.
+  new ResizeObserver(() => document.documentElement.style.setProperty("--composer-height", `${form.offsetHeight}px`)).observe(form);
   app.translate(form);
   /** A message that was not sent comes back: in front of what has been typed since. */
   app.on("draft", (draft) => {

@@ -18,7 +18,7 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
   let request = null;
   const cited = { page, section, quotation, claim };
 
-  const text = el("div", { class: "document-text", tabindex: "0", role: "document", dir: "auto" });
+  const text = el("div", { class: "document-text", tabindex: "0", role: "group", "aria-label": name, dir: "auto" });
   const about = el("p", { class: "document-about", role: "status" });
   const field = el("input", { type: "number", min: "1", value: "1", inputmode: "numeric" });
   const of = el("span", {});

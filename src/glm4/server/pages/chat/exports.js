@@ -91,6 +91,7 @@ export async function importFiles(app, files) {
     }
   }
   app.emit("list");
+  app.tell({});
   progress.finish(report(app, outcome));
   if (outcome.imported.length === 1 && !outcome.failed.length) app.open(outcome.imported[0].id);
 }

@@ -44,8 +44,9 @@ function pictureView(app, file) {
   const label = app.t("files.enlarge", { name: file.alt ?? file.name });
   const button = el("button", { type: "button", class: "picture", title: label, "aria-label": label,
     onclick: () => app.showPicture(file) }, picture);
-  picture.addEventListener("error", () => button.replaceWith(cardView(app, file, "other")));
-  return button;
+  const root = el("figure", { class: "shown-picture" }, button, downloadLink(app, file));
+  picture.addEventListener("error", () => root.replaceWith(cardView(app, file, "other")));
+  return root;
 }
 
 function playerView(app, file, kind) {

@@ -6,22 +6,45 @@ export const LANGUAGES = { en: "English", zh: "中文" };
 const KEPT_AS = "glm4.language";
 
 /** The language to begin with: the one that was chosen, else the first that the browser asks for and we have. */
-export function firstLanguage() {
+function firstLanguage() {
   const chosen = stored(KEPT_AS);
   if (chosen in LANGUAGES) return chosen;
   const asked = (navigator.languages ?? [navigator.language]).map((tag) => tag.toLowerCase().split("-")[0]);
   return asked.find((tag) => tag in LANGUAGES) ?? "en";
 }
 
+async function fetched(lang) {
+  const answer = await fetch(`ui/${lang}.json`);
+  if (!answer.ok) throw new Error(`ui/${lang}.json: ${answer.status}`);
+  return answer.json();
+}
+
+function translated(root, t) {
+  for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of root.querySelectorAll("[data-t-placeholder]")) {
+    element.setAttribute("placeholder", t(element.dataset.tPlaceholder));
+  }
+  for (const element of root.querySelectorAll("[data-t-label]")) {
+    const label = t(element.dataset.tLabel);
+    element.setAttribute("aria-label", label);
+    if (element.tagName === "BUTTON") element.title = label;
+  }
+}
+
+// Begun at once: the first words are there before the other modules are.
+const FIRST = fetched(firstLanguage());
+FIRST.then((catalog) => {
+  translated(document, (key) => catalog[key] ?? "");
+  if (!location.hash.startsWith("#/c/")) document.getElementById("welcome").hidden = false;
+}, () => {});
+
 /** Adds t, has, number, bytes, duration, date, translate and setLanguage to the app. */
 export async function setupLanguage(app) {
   let catalog = {};
   let plurals;
 
-  async function load(lang) {
-    const answer = await fetch(`ui/${lang}.json`);
-    if (!answer.ok) throw new Error(`ui/${lang}.json: ${answer.status}`);
-    catalog = await answer.json();
+  async function load(lang, texts) {
+    catalog = await texts;
     plurals = new Intl.PluralRules(lang);
     app.lang = lang;
     document.documentElement.lang = lang === "zh" ? "zh-Hans" : lang;
@@ -57,21 +80,11 @@ export async function setupLanguage(app) {
   };
   app.date = (seconds, options = { dateStyle: "medium", timeStyle: "short" }) =>
     new Intl.DateTimeFormat(app.lang, options).format(new Date(seconds * 1000));
-  app.translate = (root) => {
-    for (const element of root.querySelectorAll("[data-t]")) element.textContent = app.t(element.dataset.t);
-    for (const element of root.querySelectorAll("[data-t-placeholder]")) {
-      element.setAttribute("placeholder", app.t(element.dataset.tPlaceholder));
-    }
-    for (const element of root.querySelectorAll("[data-t-label]")) {
-      const label = app.t(element.dataset.tLabel);
-      element.setAttribute("aria-label", label);
-      if (element.tagName === "BUTTON") element.title = label;
-    }
-  };
+  app.translate = (root) => translated(root, app.t);
   app.setLanguage = async (lang) => {
+    await load(lang, fetched(lang));
     stored(KEPT_AS, lang);
-    await load(lang);
     app.emit("language", lang);
   };
-  await load(firstLanguage());
+  await load(firstLanguage(), FIRST);
 }

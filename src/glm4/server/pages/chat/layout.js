@@ -59,7 +59,9 @@ function setupSidebarToggle(app) {
   scrim.addEventListener("click", () => app.toggleSidebar(false));
   narrow.addEventListener("change", () => app.toggleSidebar(!narrow.matches && stored("glm4.sidebar") !== "closed"));
   sidebar.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && narrow.matches) app.toggleSidebar(false);
+    if (event.key !== "Escape" || !narrow.matches || event.defaultPrevented) return;
+    event.preventDefault();
+    app.toggleSidebar(false);
   });
   // On a phone the list has done its work once a conversation is chosen.
   app.on("conversation", ({ switched }) => switched && narrow.matches && app.toggleSidebar(false));

@@ -180,10 +180,15 @@ async function start() {
   app.translate(document);
   for (const name of ["conversation", "turn", "language"]) app.on(name, title);
   app.shortcut("ctrl+shift+o", "key.new", () => app.open(null));
-  app.shortcut("escape", "key.stop", () => (app.state.runningMessage() ? app.stop() : false));
+  app.shortcut("escape", "key.stop", () => {
+    // What is open is closed first.
+    if (document.querySelector("dialog:modal, :popover-open") || !app.state.runningMessage()) return false;
+    return app.stop();
+  });
   show(app.state);
   await app.refreshSession();
-  if (app.session?.user) await app.open(addressed());
+  // Whoever was quick has sent something by now; it must not be swept away.
+  if (app.session?.user && app.state.leaf === null) await app.open(addressed());
   app.on("authorized", () => app.open(addressed()));
 }
 

@@ -25,8 +25,8 @@ export function openMenu(button, label, items) {
     if (menu.contains(document.activeElement) || document.activeElement === document.body) button.focus();
     menu.remove();
   });
-  // Inside the same dialog or drawer: what is outside of a modal one takes no clicks.
-  (button.closest("dialog") ?? document.body).append(menu);
+  // Inside the same dialog or landmark: what is outside of a modal one takes no clicks.
+  (button.closest("dialog, nav, main") ?? document.body).append(menu);
   menu.showPopover();
   place(menu, button);
   button.setAttribute("aria-expanded", "true");
@@ -38,6 +38,7 @@ function moveInMenu(event, menu) {
   const at = rows.indexOf(document.activeElement);
   const steps = { ArrowDown: at + 1, ArrowUp: at - 1 + rows.length, Home: 0, End: rows.length - 1 };
   if (event.key === "Tab") menu.hidePopover();
+  if (event.key === "Escape") event.stopPropagation(); // closes the menu, and not the drawer
   if (!(event.key in steps)) return;
   event.preventDefault();
   event.stopPropagation();

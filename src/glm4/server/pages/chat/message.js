@@ -121,13 +121,13 @@ export class MessageView {
   }
 
   syncStats() {
-    this.stats.textContent = statLine(this.app, this.message);
+    const line = statLine(this.app, this.message);
+    if (this.stats.textContent !== line) this.stats.textContent = line;
   }
 
   syncFoot() {
     const { app, message } = this;
-    const key = JSON.stringify([message.id, message.status, message.local, app.lang, app.state.siblings(message.id),
-      app.state.runningMessage() !== null]);
+    const key = JSON.stringify([message.id, message.local, app.lang, app.state.siblings(message.id)]);
     this.syncStats();
     if (key === this.footKey) return;
     this.footKey = key;

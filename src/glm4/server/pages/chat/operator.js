@@ -4,6 +4,7 @@
 import { el, fill, iconButton, openDialog } from "./dom.js";
 import { errorList } from "./errors.js";
 import { ICONS } from "./icons.js";
+import { stateText } from "./models.js";
 import { timePlot } from "./plots.js";
 
 const EVERY = 3000; // milliseconds
@@ -73,7 +74,7 @@ function show(operator) {
   fill(dialog,
     el("header", { class: "dialog-head" }, el("h2", { id: "operator-title" }, app.t("operator.title")),
       el("a", { href: "metrics", target: "_blank" }, "/metrics"), el("a", { href: "docs", target: "_blank" }, "/docs"),
-      iconButton(ICONS.close, app.t("dialog.close"), () => dialog.close())),
+      iconButton(ICONS.close, app.t("dialog.close"), () => dialog.close(), { autofocus: true })),
     el("div", { class: "dialog-body" }, failed,
       el("section", {}, el("h3", {}, app.t("operator.models")), models, facts),
       el("section", { class: "plots" }, plots.map(([, plot]) => plot.element)),
@@ -107,10 +108,10 @@ function modelTable(app, models) {
 
 function modelRow(app, model) {
   const known = (value, format = (one) => app.number(one)) => (value === null || value === undefined ? "–" : format(value));
-  const state = model.state === "loading" && model.stage ? `${app.t("settings.state_loading")}: ${model.stage}`
-    : app.t(`settings.state_${model.state}`);
+  const state = model.state === "failed" ? app.t("settings.state_failed") : stateText(app, model);
   const cells = [
-    el("span", { class: "state", data: { state: model.state }, title: model.error ?? null }, state),
+    [el("span", { class: "state", data: { state: model.state } }, state),
+      model.error && el("p", { class: "error" }, model.error)],
     known(model.context),
     known(model.running),
     known(model.waiting),
@@ -123,8 +124,14 @@ function modelRow(app, model) {
 
 function facts(app, seen) {
   const memory = Object.entries(seen.memory ?? {}).filter(([, bytes]) => typeof bytes === "number");
-  const rows = [[app.t("operator.uptime"), app.duration(seen.uptime)],
+  const rows = [[app.t("operator.uptime"), longTime(app, seen.uptime)],
     ...memory.map(([name, bytes]) => [app.has(`operator.memory_${name}`) ? app.t(`operator.memory_${name}`) : name,
       app.bytes(bytes)])];
   return rows.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)));
+}
+
+function longTime(app, seconds) {
+  const [unit, length] = seconds < 7200 ? [null] : seconds < 172_800 ? ["hour", 3600] : ["day", 86_400];
+  if (!unit) return app.duration(seconds);
+  return app.number(seconds / length, { style: "unit", unit, unitDisplay: "long", maximumFractionDigits: 1 });
 }

@@ -86,12 +86,14 @@ export async function deleteRow(side, conversation, actions) {
     }
   }
   app.announce(app.t("sidebar.deleted", { title }));
+  app.tell({ conversation: conversation.id });
   actions.removed(conversation.id);
 }
 
 async function change(app, conversation, changes, actions) {
   try {
     Object.assign(conversation, await app.api.patch(`v1/agent/conversations/${conversation.id}`, changes));
+    app.tell({ conversation: conversation.id });
     if (app.state.id === conversation.id && app.state.conversation) {
       Object.assign(app.state.conversation, conversation);
       app.emit("conversation", { switched: false });

@@ -56,7 +56,7 @@ async function ask(search, show) {
   try {
     const { results } = await app.api.get(`v1/agent/search?q=${encodeURIComponent(query)}`);
     if (asked !== search.asked) return;
-    const said = results.length ? app.t("search.count", { count: results.length }) : app.t("search.none");
+    const said = app.t("search.count", { count: results.length });
     found.replaceChildren(el("h3", {}, said),
       el("ul", {}, ...results.map((one) => el("li", {}, resultLink(app, one, query)))));
     app.announce(said);

@@ -18,14 +18,14 @@ const THEMES = ["system", "light", "dark"];
 export function setupSettings(app) {
   /** Fields of the request for a turn. */
   app.settings.forTurn = () => chosen(app.settings);
-  const settings = { app, dialog: document.getElementById("settings-dialog"), pending: 0, sending: null, shown: {}, told: "" };
+  const settings = { app, dialog: document.getElementById("settings-dialog"), pending: 0, sending: null, shown: {}, told: "",
+    last: lastUsed() };
   adopt(settings);
-  showTheme(stored(THEME));
   app.choose = (changes) => choose(settings, changes);
   app.openSettings = (section) => open(settings, section);
   app.on("conversation", () => adopt(settings));
   app.on("session", () => adopt(settings));
-  app.on("turn", ({ running }) => running && remember(app));
+  app.on("turn", ({ running }) => running && app.session && remember(settings)); // before, no tool is known
   app.on("settings", () => show(settings));
   app.on("language", () => {
     if (settings.dialog.open) build(settings);
@@ -50,7 +50,7 @@ function adopt(settings) {
   const taken = conversation
     ? { model: conversation.model, system: conversation.system, tools: conversation.params.tools ?? [],
       params: conversation.params.sampling ?? {} }
-    : lastUsed();
+    : settings.last;
   Object.assign(app.settings, offered(settings, taken));
   app.emit("settings", app.settings);
 }
@@ -79,8 +79,9 @@ function offered(settings, { model, tools, system, params }) {
   return { model: served ? model : usable[0]?.name ?? null, tools: tools.filter((name) => names.has(name)), system, params };
 }
 
-function remember(app) {
-  stored(KEPT_AS, JSON.stringify(app.settings));
+function remember(settings) {
+  settings.last = { ...settings.app.settings };
+  stored(KEPT_AS, JSON.stringify(settings.last));
 }
 
 function chosen({ model, tools, system, params }) {
@@ -91,7 +92,7 @@ function chosen({ model, tools, system, params }) {
 async function choose(settings, changes) {
   const { app } = settings;
   Object.assign(app.settings, changes);
-  remember(app);
+  remember(settings);
   app.emit("settings", app.settings);
   const { id } = app.state;
   if (!id) return;
@@ -105,6 +106,7 @@ async function send(settings, id, changes) {
   try {
     const changed = await app.api.patch(`v1/agent/conversations/${id}`, changes);
     if (app.state.id === id && app.state.conversation) Object.assign(app.state.conversation, changed);
+    app.tell({ conversation: id });
   } catch (error) {
     app.emit("notice", { text: app.errorText(error), kind: "error" });
   } finally {
@@ -213,6 +215,7 @@ function about(settings) {
   const leave = login && user && el("button", { type: "button", onclick: () => {
     dialog.close();
     stored(KEPT_AS, null); // the next one at this computer is somebody else
+    settings.last = lastUsed();
     app.logout();
   } }, app.t("login.logout"));
   return el("div", {}, line, leave);

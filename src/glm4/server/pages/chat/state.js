@@ -4,6 +4,8 @@
 const ENDED = ["completed", "stopped", "limit", "error", "interrupted"];
 
 export class ConversationState {
+  #childrenOf = null; // of the tree as it is now
+
   constructor() {
     this.id = null;
     this.conversation = null; // {id, title, system, model, params, leaf, pinned, created, updated}
@@ -22,6 +24,7 @@ export class ConversationState {
     this.files = view.files ?? [];
     const before = this.messages;
     this.tree = new Map(view.tree.map((node) => [node.id, node]));
+    this.#childrenOf = null;
     this.messages = new Map();
     for (const given of view.messages) {
       const message = newer(before.get(given.id), asMessage(given));
@@ -37,37 +40,47 @@ export class ConversationState {
 
   /** The messages from the first to the last one that is shown. */
   branch() {
-    const branch = [];
-    for (let at = this.leaf; at !== null && at !== undefined; at = this.messages.get(at)?.parent) {
-      const message = this.messages.get(at);
-      if (!message) break;
-      branch.unshift(message);
-    }
-    return branch;
+    return [...this.#upwards()].reverse();
+  }
+
+  *#upwards() {
+    for (let at = this.messages.get(this.leaf); at; at = this.messages.get(at.parent)) yield at;
   }
 
   /** The messages that answer the same one as this message: {ids, index}. */
   siblings(id) {
     const node = this.tree.get(id) ?? this.messages.get(id);
     if (!node) return { ids: [id], index: 0 };
-    const ids = [...this.tree.values()]
-      .filter((one) => (one.parent ?? null) === (node.parent ?? null) && one.role === node.role)
-      .map((one) => one.id);
+    const ids = this.#children().get(node.parent ?? null) ?? [];
     return { ids, index: Math.max(ids.indexOf(id), 0) };
   }
 
   /** The latest leaf below a message: what is shown of its branch. */
   leafBelow(id) {
-    const newest = new Map(); // parent → its last child; the tree is in the order of creation
-    for (const node of this.tree.values()) if (node.parent) newest.set(node.parent, node.id);
+    const children = this.#children(); // in the order of creation, as the tree
     let at = id;
-    while (newest.has(at)) at = newest.get(at);
+    while (children.has(at)) at = children.get(at).at(-1);
     return at;
+  }
+
+  /** Parent → the messages that answer it. */
+  #children() {
+    if (this.#childrenOf) return this.#childrenOf;
+    this.#childrenOf = new Map();
+    for (const { id, parent } of this.tree.values()) {
+      const known = this.#childrenOf.get(parent ?? null);
+      if (known) known.push(id);
+      else this.#childrenOf.set(parent ?? null, [id]);
+    }
+    return this.#childrenOf;
   }
 
   /** The message that is being written, if one is. */
   runningMessage() {
-    return this.branch().find((message) => message.role === "assistant" && message.status === "running") ?? null;
+    for (const message of this.#upwards()) {
+      if (message.role === "assistant" && message.status === "running") return message;
+    }
+    return null;
   }
 
   // Messages that are being sent
@@ -86,6 +99,7 @@ export class ConversationState {
     const message = this.messages.get(id);
     this.messages.delete(id);
     this.tree.delete(id);
+    this.#childrenOf = null;
     if (this.leaf === id) this.leaf = message.parent ?? null;
     return [{ message: id, part: null, kind: "conversation" }];
   }
@@ -97,6 +111,7 @@ export class ConversationState {
     if (asked && local !== ids.user_message) {
       this.messages.delete(local);
       this.tree.delete(local);
+      this.#childrenOf = null;
       Object.assign(asked, { id: ids.user_message, status: "completed", local: false });
       this.#append(asked);
     }
@@ -111,6 +126,7 @@ export class ConversationState {
   #append(message) {
     this.messages.set(message.id, message);
     this.tree.set(message.id, message);
+    this.#childrenOf = null;
     this.leaf = message.id;
   }
 
@@ -188,7 +204,12 @@ function partIndex(message, id) {
 }
 
 const HANDLERS = {
-  snapshot(message, event) {
+  snapshot(message, event, now) {
+    event.parts.forEach(({ kind }, number) => {
+      const last = number === event.parts.length - 1 && !event.end;
+      // When it began is not told; nothing is written before the turn has been started.
+      if (kind === "reasoning" && last) message.times.reasoning[number] ??= { from: message.times.started ?? now, to: null };
+    });
     Object.assign(message, {
       model: event.model ?? message.model,
       context: event.context ?? message.context,

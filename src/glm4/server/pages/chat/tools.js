@@ -23,6 +23,7 @@ const CHANNELS = { output: "tools.channel.output", error: "tools.channel.error",
 const DECISIONS = [["once", "tools.allow_once"], ["always", "tools.allow_always"], ["never", "tools.allow_never"]];
 const SHOWN_LINES = 14;
 const LONG_CHARS = 1500;
+const LONG_ABOUT = 300; // may need scrolling, for which the keyboard needs a place
 
 /** The card of a tool's part. */
 export function toolCard(app, part) {
@@ -132,10 +133,11 @@ export function externalLink(app, url, title) {
 }
 
 function showOutput(app, root, part) {
-  const outputs = part.output ?? [];
+  const browser = callKind(part) === "browser";
+  const outputs = (part.output ?? []).filter(({ channel }) => !(browser && channel === "log")); // the summary says it
   root.hidden = outputs.length === 0;
   outputs.forEach((output, index) => {
-    const block = root.children[index] ?? root.appendChild(outputBlock(app, output));
+    const block = root.children[index] ?? root.appendChild(outputBlock(app, part, output));
     const text = block.querySelector("pre");
     const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 24;
     grow(text, output.text);
@@ -150,8 +152,9 @@ function showOutput(app, root, part) {
   while (root.children.length > outputs.length) root.lastElementChild.remove();
 }
 
-function outputBlock(app, output) {
-  const label = app.t(CHANNELS[output.channel] ?? CHANNELS.output);
+function outputBlock(app, part, output) {
+  const read = output.channel === "output" && ["browser", "files"].includes(callKind(part));
+  const label = app.t(read ? "tools.channel.read" : (CHANNELS[output.channel] ?? CHANNELS.output));
   const text = el("pre", { tabindex: "0", role: "group", "aria-label": label, dir: "auto" });
   const block = el("div", { class: "output", data: { channel: output.channel } });
   const all = el("button", { type: "button", class: "text-button show-all", hidden: true, "aria-expanded": "false",
@@ -183,13 +186,15 @@ function showApproval(app, card, part) {
   }
   const { title } = callWords(app, part);
   const question = app.t("tools.question", { action: title });
+  const about = callKind(part) === "python" ? "" : (part.about ?? ""); // code stands above, in color
   const buttons = DECISIONS.map(([decision, key]) => el("button", { type: "button", class: decision === "once" ? "primary" : "",
     text: app.t(key), onclick: () => decide(app, root, part.call, decision) }));
   const group = el("div", { class: "approval", role: "group", tabindex: "-1", "aria-label": question },
     el("p", { class: "approval-question", text: question, dir: "auto" }),
+    about ? el("p", { class: "approval-about", tabindex: about.length > LONG_ABOUT ? "0" : null, text: about, dir: "auto" }) : null,
     el("div", { class: "approval-buttons" }, ...buttons));
   fill(root, group);
-  app.announce(part.about ? `${question} ${part.about}` : question, { assertive: true });
+  app.announce(`${question} ${about}`, { assertive: true });
   // To the group, not to a button, so that a key that was meant for something else allows nothing.
   if (isIdle(document.activeElement)) requestAnimationFrame(() => group.focus({ preventScroll: true }));
 }

@@ -1,9 +1,12 @@
 // The messages of the shown branch. Changes are collected, and drawn once per frame.
 
-import { el, fill, icon } from "./dom.js";
+import { icon } from "./dom.js";
 import { ICONS } from "./icons.js";
 import { MessageView } from "./message.js";
 
+const ONE_TURN = '[data-action="edit"], [data-action="retry"]'; // they start one, and there is one at a time
+const AT_ONCE = 12; // messages
+const SLICE_MS = 12;
 const NEAR_END = 64; // pixels: whoever is nearer follows what is written
 
 /** Adds transcript {changed(changes), toEnd()} to the app. */
@@ -17,7 +20,9 @@ export function setupTranscript(app) {
   let whole = false;
   let frame = 0;
   let following = true;
-  let shown; // id of the conversation
+  let shown; // the state of the conversation
+  let waiting = []; // views that are not drawn yet, or not again
+  let slice = 0;
 
   jump.append(icon(ICONS.down));
 
@@ -80,7 +85,6 @@ export function setupTranscript(app) {
       if (!view) view = new MessageView(app, message, index + 1);
       view.message = message;
       view.place(index + 1);
-      view.sync();
       kept.set(message.id, view);
       return view.root;
     });
@@ -91,6 +95,18 @@ export function setupTranscript(app) {
       if (root.children[index] !== article) root.insertBefore(article, root.children[index] ?? null);
     });
     welcome.hidden = branch.length > 0;
+    waiting = [...views.values()];
+    for (const view of waiting.splice(-AT_ONCE)) view.sync();
+    cancelAnimationFrame(slice);
+    slice = requestAnimationFrame(drawRest);
+  }
+
+  /** Draw the messages further up, the last of them first, some in each frame. */
+  function drawRest() {
+    const until = performance.now() + SLICE_MS;
+    while (waiting.length && performance.now() < until) waiting.pop().sync();
+    if (waiting.length) slice = requestAnimationFrame(drawRest);
+    if (following) toEnd();
   }
 
   function toEnd() {
@@ -121,12 +137,16 @@ export function setupTranscript(app) {
   });
   // Pictures and a growing composer change the height without a change of the messages.
   new ResizeObserver(() => following && toEnd()).observe(root);
-  new ResizeObserver(() => following && toEnd()).observe(scroller);
+  new ResizeObserver(() => {
+    jump.style.insetBlockEnd = `${scroller.parentElement.clientHeight - scroller.clientHeight + 12}px`;
+    if (following) toEnd();
+  }).observe(scroller);
 
   app.on("conversation", ({ switched }) => {
     if (switched || shown !== app.state) {
       for (const view of views.values()) view.root.remove();
       views.clear();
+      waiting = [];
       dirty.clear();
       following = true;
     }
@@ -134,7 +154,8 @@ export function setupTranscript(app) {
     changed([{ message: null, part: null, kind: "conversation" }]);
   });
   app.on("turn", () => {
-    for (const view of views.values()) view.syncFoot();
+    const busy = app.state.runningMessage() !== null;
+    for (const button of root.querySelectorAll(ONE_TURN)) button.disabled = busy;
   });
   app.on("language", () => changed([{ message: null, part: null, kind: "conversation" }]));
   setInterval(() => {
@@ -159,6 +180,7 @@ export function setupTranscript(app) {
       requestAnimationFrame(() => {
         const view = views.get(id);
         if (!view) return;
+        view.sync();
         following = false;
         view.root.scrollIntoView({ block: "start" });
         view.root.focus({ preventScroll: true });
@@ -167,6 +189,4 @@ export function setupTranscript(app) {
       });
     },
   };
-  fill(welcome, el("h2", { class: "welcome-title", data: { t: "welcome.title" }, text: app.t("welcome.title") }),
-    el("p", { data: { t: "welcome.text" }, text: app.t("welcome.text") }));
 }

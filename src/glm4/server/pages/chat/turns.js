@@ -88,8 +88,7 @@ export function setupTurns(app) {
       try {
         entry.posted = true;
         keep();
-        const given = app.settings.forTurn ? app.settings.forTurn() : chosen(app.settings);
-        const ids = await app.api.post("v1/agent/turns", { ...given, ...entry.body });
+        const ids = await app.api.post("v1/agent/turns", { ...app.settings.forTurn(), ...entry.body });
         if (entry.withdrawn) await app.api.post(`v1/agent/turns/${ids.turn}/stop`).catch(() => {});
         else taken(id, entry, ids);
         return;
@@ -293,8 +292,7 @@ export function setupTurns(app) {
     const parent = message?.role === "assistant" ? message.parent : id;
     if (!parent || !state.id || state.runningMessage()) return;
     try {
-      const given = app.settings.forTurn ? app.settings.forTurn() : chosen(app.settings);
-      const body = { ...given, client_id: newId(), conversation: state.id, parent };
+      const body = { ...app.settings.forTurn(), client_id: newId(), conversation: state.id, parent };
       const ids = await app.api.post("v1/agent/turns", body);
       const changes = state.started(null, ids, app.settings.model ?? "");
       mark(state.id, ids);
@@ -322,14 +320,4 @@ export function setupTurns(app) {
       return false;
     }
   };
-}
-
-/** The choices for the next turn, as fields of a request. */
-function chosen({ model, tools, system, params }) {
-  const given = {};
-  if (model) given.model = model;
-  if (tools?.length) given.tools = tools;
-  if (system) given.system = system;
-  if (params && Object.keys(params).length) given.params = params;
-  return given;
 }
