@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from glm4.agent.tool import Sources
 from glm4.agent.word_citations import cited_by_words
 from glm4.documents.citations import Source
@@ -14,9 +16,12 @@ SOURCES = [
 ]
 
 
-def found(text: str, **part: object) -> list[tuple[str, int, str]]:
+def found(text: str, **part: Any) -> list[tuple[str, int, str]]:
     """What is cited of a text: the words that cite, the source's number, what of it is quoted."""
-    parts = [{"kind": "reasoning", "text": "The heron nests in March."}, {"kind": "text", "text": text, **part}]
+    parts: list[dict[str, Any]] = [
+        {"kind": "reasoning", "text": "The heron nests in March."},
+        {"kind": "text", "text": text, **part},
+    ]
     events = cited_by_words(parts, SOURCES)
     assert all(event.part == 1 for event in events)
     cited = [event.citation for event in events]
