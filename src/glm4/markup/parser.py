@@ -25,8 +25,8 @@ from glm4.markup.formula_rules import formula_block, formula_dollars, formula_te
 from glm4.markup.html_writer import FOOTNOTE_RULES, HtmlWriter
 from glm4.markup.sanitizer import SCHEMES
 
-# A paragraph or cell with more is shown without Markdown. For brackets, stars and such the parser looks through the rest
-# of the text, each time: what their number times its length bounds is that work.
+# A paragraph or cell with more is shown without Markdown. For brackets, stars and such the parser looks through the
+# rest of the text, each time: what their number times its length bounds is that work.
 LONGEST_INLINE = 20_000
 _MOST_SEARCHED = 2_000_000
 _DEEPEST = 40  # lists in lists, quotes in quotes
@@ -34,7 +34,7 @@ _DEEPEST = 40  # lists in lists, quotes in quotes
 _CITATION = re.compile(r"【(?:\d{1,4}:)?(\d{1,4})†[^【】\n]{0,300}】")
 _TASK = re.compile(r"\[([ xX])\][ \t]+")
 _FILE = re.compile(r"(?:\./)?(v1/agent/files/[0-9a-f]{64})")
-_PLAIN_HOST = re.compile(r"[a-z0-9][a-z0-9.-]*[a-z][a-z0-9-]*", re.IGNORECASE)
+_PLAIN_HOST = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}", re.IGNORECASE)
 _DOMAIN_IN_TEXT = re.compile(r"(?:https?://|www\.)\S|[\w-]+\.(?:[a-z]{2,})(?:$|[/\s:])", re.IGNORECASE)
 _DIRECTED = words(
     """
