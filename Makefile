@@ -13,14 +13,14 @@ UNHURRIED := server peers cli hub quantization benchmarks batch \
   documents.py search.py tool.py traps.py) \
   $(patsubst tests/%,%,$(wildcard tests/sandbox/test_escape_*.py)) sandbox/test_sandbox_lifetime.py sandbox/test_sandbox_function.py
 
-# Markers of tests that run in environments of their own.
-ELSEWHERE := live or peers or backends or vllm or ray
+# Markers of tests that run in environments of their own, or need a browser.
+ELSEWHERE := live or peers or backends or vllm or ray or page
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test-fast test test-slow test-pythons backends vllm ray peers lint types format bench golden sanitize neon clean
+.PHONY: help chat test-fast test test-slow test-pythons backends vllm ray page peers lint types format bench golden sanitize neon clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -89,6 +89,9 @@ vllm: .venv-vllm/.done ## run the tests of the vLLM backend, on the CPU
 
 ray: .venv-ray/.done ## run the tests of batches and servers on a Ray cluster on this machine
 	.venv-ray/bin/python -m pytest -n 0 -m ray $(ARGS)
+
+page: $(VENV)/.dev ## run the tests of the web page in a real browser; screenshots: build/page-screenshots
+	$(BIN)/python -m pytest -n $(JOBS) -m page $(ARGS)
 
 peers: $(VENV)/.dev ## run the test suites of other projects against our server: make peers [ARGS="llama_cpp"]
 	$(BIN)/python tests/peers/run.py $(ARGS)

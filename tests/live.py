@@ -101,7 +101,8 @@ def serve(
         apps: served beside the API.
     """
     app = create_app(config, load if llm is None else lambda spec, progress: llm, apps)
-    listener = socket.socket()
+    # As `bind` makes it: without the protocol, asyncio does not set TCP_NODELAY, and answers come 40 ms late.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.bind(("127.0.0.1", 0))

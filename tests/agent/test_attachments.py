@@ -10,6 +10,7 @@ from memory_files import MemoryFiles
 from glm4 import LLM, ImagePart, Message, TextPart
 from glm4.agent.attachments import attached
 from glm4.agent.files import StoredFile
+from glm4.agent.tool import Sources
 from glm4.chat.chat_request import ChatRequest
 from glm4.documents.document import Document
 from glm4.documents.loading import load_document
@@ -47,7 +48,7 @@ def given(llm: LLM, files: dict[str, bytes], *tools: str, question: str = "What 
         kind = "image/png" if name.endswith(".png") else "image/svg+xml" if name.endswith(".svg") else "text/plain"
         made = store.put(name, data)
         stored.append(StoredFile(made.sha256, name, kind, len(data)))
-    return attached(Message("user", question), stored, store, llm, tools, load)
+    return attached(Message("user", question), stored, store, llm, tools, load, Sources())
 
 
 def test_a_message_without_files_stays_as_it_is(blind: LLM) -> None:
@@ -57,16 +58,19 @@ def test_a_message_without_files_stays_as_it_is(blind: LLM) -> None:
 def test_documents_stand_before_the_question_as_in_the_demo_of_glm_4(blind: LLM) -> None:
     one = given(blind, {"a.txt": b"The first."})
     assert one.content == (
-        TextPart("[File Name]\na.txt\n[File Content]\nThe first.\n\n\n1 files uploaded.\nWhat is it?"),
+        TextPart(
+            "[File Name]\na.txt\n[File Content]\n【7†a.txt】\nThe first.\n\n\n1 files uploaded.\n"
+            "Cite a source as 【number†source】.\nWhat is it?"
+        ),
     )
     two = given(blind, {"a.txt": b"The first.", "b.txt": "第二。".encode("gb18030") * 20}, "files", "python")
     assert two.text == (
-        "[File Name]\na.txt\n[File Content]\nThe first.\n\n[File Name]\nb.txt\n[File Content]\n"
-        + "第二。" * 20
-        + "\n\n\n2 files uploaded.\nFor Python, they are at /mnt/data/a.txt, /mnt/data/b.txt.\nWhat is it?"
+        "[File Name]\na.txt\n[File Content]\n【7†a.txt】\nThe first.\n\n[File Name]\nb.txt\n[File Content]\n"
+        "【8†b.txt】\n" + "第二。" * 20 + "\n\n\n2 files uploaded.\nCite a source as 【number†source】.\n"
+        "For Python, they are at /mnt/data/a.txt, /mnt/data/b.txt.\nWhat is it?"
     )
     assert given(blind, {"a.txt": b"x"}, "python").text.endswith("For Python, it is at /mnt/data/a.txt.\nWhat is it?")
-    nothing_said = attached(Message("user", ()), [], MemoryFiles(), blind, (), load)
+    nothing_said = attached(Message("user", ()), [], MemoryFiles(), blind, (), load, Sources())
     assert nothing_said.content == ()
 
 
@@ -109,7 +113,8 @@ def test_pictures(blind: LLM, sighted: LLM) -> None:
     image, text = seen.content
     assert isinstance(image, ImagePart)
     assert image.data == shown
-    assert text == TextPart("[File Name]\na.txt\n[File Content]\nThe first.\n\n\n1 files uploaded.\nWhat is it?")
+    assert isinstance(text, TextPart)
+    assert text.text.startswith("[File Name]\na.txt\n[File Content]\n【7†a.txt】\nThe first.\n\n\n1 files uploaded.\n")
     drawing = given(sighted, {"a.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><circle r='4'/></svg>"})
     assert "<circle r='4'/>" in drawing.text  # a text, which no model sees
     assert len(drawing.content) == 1

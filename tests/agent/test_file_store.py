@@ -54,6 +54,15 @@ def test_sizes_of_pictures(kind: str, size: tuple[int, int], tmp_path: Path) -> 
         "application/zip"), (b"a,b", "x.csv", "text/csv"), (b"<svg/>", "x.svg", "image/svg+xml"),
         (b"\x7fELF\0\0", "x.png", "application/octet-stream"), (b"hello", "x.png", "text/plain"),
         ("你好".encode("utf-16"), "x", "text/plain"), (b"", "x", "text/plain"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "x", "audio/wav"), (b"ID3\x04\0\0", "x.txt", "audio/mpeg"),
+        (b"\xff\xfb\x90\x64\0", "x", "audio/mpeg"), (b"\xff\xf3\x84\xc4\0", "x", "audio/mpeg"),
+        (b"\xff\xf1\x50\x80\0", "x", "audio/aac"), (b"OggS\0\x02" + bytes(22) + b"OpusHead", "x", "audio/ogg"),
+        (b"fLaC\0\0\0\x22", "x", "audio/flac"), (b"\0\0\0\x20ftypM4A \0", "x", "audio/mp4"),
+        (b"\0\0\0\x20ftypisom\0", "x.m4a", "application/octet-stream"),
+        (b"\x1a\x45\xdf\xa3\x9fB\x86\x81\x01B\x82\x84webm" + b"A_OPUS", "x", "audio/webm"),
+        (b"\x1a\x45\xdf\xa3\x9fB\x86\x81\x01B\x82\x84webm" + b"V_VP9", "x", "video/webm"),
+        (b"\x1a\x45\xdf\xa3\x9fB\x86\x81\x01B\x82\x88matroska\0", "x", "application/octet-stream"),
+        ("\ufeff纯文本".encode("utf-16-le"), "x.txt", "text/plain"), (b"\xff\xfb", "x", "text/plain"),
     ],
 )  # fmt: skip
 def test_the_content_says_what_a_file_is(data: bytes, name: str, kind: str) -> None:

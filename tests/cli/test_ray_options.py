@@ -51,6 +51,7 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
     [
         ({"store_path": Path("s")}, "--store"),
         ({"allow_adapter_loading": True}, "--allow-adapter-loading"),
+        ({"ui": True}, "--ui"),
         ({"agent": AgentConfig(tools=("browser",))}, "--tools"),
         ({"agent": AgentConfig(sessions=Path("s"))}, "--sessions"),
     ],

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from openai_exports import trip
 from processes import run
 
 from glm4.agent.sessions import SessionMessage, SessionStore
@@ -47,6 +48,10 @@ def test_list_find_export_import_delete(home: Path, tmp_path: Path, capsys: pyte
     markdown = out("export", ident[:8], "--format", "markdown")
     assert "# 今天天气怎么样？" in markdown
     assert "\x1b" not in markdown
+    page = out("export", ident[:8], "--format", "html")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "An answer to 今天天气怎么样？" in page
+    assert "\x1b" not in page
     (tmp_path / "talk.json").write_text(out("export", ident))
     new = out("import", str(tmp_path / "talk.json")).strip()
     assert len(json.loads(out("--json"))) == 3
@@ -70,6 +75,28 @@ def test_list_find_export_import_delete(home: Path, tmp_path: Path, capsys: pyte
 def test_mistakes_are_usage_errors(args: tuple[str, ...], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sessions", *args]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_openais_export_is_imported_as_far_as_it_can_be_read(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = tmp_path / "conversations.json"
+    export.write_text(json.dumps([trip(), trip() | {"title": "\x1b[31mBroken", "mapping": 5}, trip()]))
+    assert main(["sessions", "import", str(export)]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.split()) == 2
+    assert "1 of 3 conversations could not be imported" in said.err
+    assert "number 2" in said.err
+    assert "Broken): mapping must be an object" in said.err
+    assert "\x1b" not in said.err
+    export.write_text(json.dumps([trip()]))
+    assert main(["sessions", "import", str(export)]) == 0
+    name = capsys.readouterr().out.strip()
+    assert main(["sessions", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["title"] for one in listed[2:]] == ["Trip to 杭州"] * 3  # behind those that are newer
+    assert main(["sessions", "export", name, "--format", "markdown"]) == 0
+    assert "It is 42 km." in capsys.readouterr().out
 
 
 def test_what_is_not_a_conversation_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,7 @@ class FakeHub:
         stall: accept requests and never answer.
         redirect: send everybody there, announcing the sha256 `announced` as the hub does for large files.
         cut_after: close the connection of file downloads after so many bytes, once per entry.
+        held: a file that is sent only when the block ends, or `released` is set.
         ignore_range: send whole files whatever is asked.
         requests: (method, path) of everything asked.
     """
@@ -124,6 +125,7 @@ class FakeHub:
         self.redirect = ""
         self.announced = ""
         self.cut_after: list[int] = []
+        self.held = ""
         self.ignore_range = False
         self.requests: list[tuple[str, str]] = []
         self.ranges: list[str] = []
@@ -183,7 +185,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith(f"{listing}/tree/"):
             self._send(200, json.dumps(self._tree()).encode(), {"Content-Type": "application/json"}, send_body)
         elif path.startswith(f"/{hub.repo_id}/resolve/") and path.split("/", 5)[5] in hub.files:
-            self._file(hub.files[path.split("/", 5)[5]], send_body)
+            name = path.split("/", 5)[5]
+            if name == hub.held and send_body:
+                hub.released.wait(120)
+            self._file(hub.files[name], send_body)
         else:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound" if "/api/" in path else "EntryNotFound"}, send_body)
 

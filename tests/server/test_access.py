@@ -86,9 +86,10 @@ def test_origins_that_were_allowed(tmp_path: Path) -> None:
         assert preflight.status_code == 200  # browsers send no key with it
         assert preflight.headers["access-control-allow-headers"] == "authorization"
         assert preflight.headers["access-control-allow-methods"] == "GET, POST, DELETE, OPTIONS"
-        patch = {"origin": "https://app.example", "access-control-request-method": "PATCH"}
-        allowed = client.options(CHAT, headers=patch).headers["access-control-allow-methods"]
-        assert allowed == "GET, POST, PATCH, DELETE, OPTIONS"
+        for method in ("PATCH", "PUT"):
+            asks = {"origin": "https://app.example", "access-control-request-method": method}
+            allowed = client.options(CHAT, headers=asks).headers["access-control-allow-methods"]
+            assert allowed == f"GET, POST, {method}, DELETE, OPTIONS"
         denied = client.post(CHAT, json=HELLO, headers={"origin": "https://app.example"})
         assert (denied.status_code, denied.headers["access-control-allow-origin"]) == (401, "https://app.example")
         assert denied.headers["vary"] == "Origin"

@@ -241,6 +241,8 @@ def test_what_is_unknown_and_what_is_anothers_is_answered_alike(tmp_path: Path) 
                 ("PATCH", f"/v1/agent/conversations/{talk}", {"leaf": about["message"]}),
                 ("GET", f"/v1/agent/conversations/{talk}/export", None),
                 ("GET", f"/v1/agent/conversations/{talk}/export?format=markdown", None),
+                ("GET", f"/v1/agent/conversations/{talk}/export?format=html", None),
+                ("POST", "/v1/agent/turns", {"content": "x", "conversation": talk, "parent": "root"}),
                 ("GET", f"/v1/agent/conversations?after={talk}", None),
                 ("GET", f"/v1/agent/turns/{turn}/events", None), ("POST", f"/v1/agent/turns/{turn}/stop", None),
                 ("POST", f"/v1/agent/turns/{turn}/approvals/x", {"decision": "once"}),

@@ -298,6 +298,12 @@ def test_a_question_is_answered_anew_and_edited(tmp_path: Path) -> None:
         wrong = client.post("/v1/agent/chat", json={**body, "parent": first["message"]})
         assert wrong.status_code == 400
         assert client.patch(path, json={"leaf": "x"}).status_code == 400
+        before = client.get(path).json()["conversation"]["updated"]
+        client.patch(path, json={"params": {"top_k": 3}})
+        chosen = client.patch(path, json={"tools": [str(tmp_path / "tools.py")]}).json()
+        assert chosen["params"] == {"tools": [str(tmp_path / "tools.py")], "sampling": {"top_k": 3}}
+        assert chosen["updated"] == before  # no new message, so its place in the list stays
+        assert client.patch(path, json={"tools": ["gopher"]}).json()["error"]["param"] == "tools"
         markdown = client.get(path + "/export?format=markdown").text
         assert "# Chosen" in markdown
         assert "one" in markdown

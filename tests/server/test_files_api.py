@@ -112,7 +112,7 @@ def test_content_goes_with_the_last_file_that_has_it(live: LiveServer, openai: O
 def test_files_survive_a_restart_and_an_older_database_is_upgraded(tmp_path: Path) -> None:
     store = SessionStore(tmp_path / "saved" / "conversations.sqlite")
     kept = store.create(title="from before").id
-    for table in ("vector_store_files", "vector_stores", "uploads"):
+    for table in ("vector_store_files", "vector_stores", "uploads", "prompts"):
         store.database.run(f"DROP TABLE {table}")
     store.database.run("PRAGMA user_version = 1")
     store.close()

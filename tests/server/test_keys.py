@@ -11,7 +11,7 @@ import httpx
 import pytest
 from raw_http import refused
 
-from glm4.cli.serve import _keys
+from glm4.cli.serving_options import read_keys
 from glm4.llm import LLM
 from live import LiveServer, config, serve
 from tiny import write_folder
@@ -128,5 +128,5 @@ def test_a_key_file_that_others_can_read_is_warned_about(tmp_path: Path, capsys:
     file.write_text(KEYS[0] + "\n")
     for mode, warned in ((0o600, False), (0o400, False), (0o644, True), (0o640, True), (0o602, True)):
         file.chmod(mode)
-        assert _keys([], file) == KEYS[:1]
+        assert read_keys([], file) == KEYS[:1]
         assert ("chmod 600" in capsys.readouterr().err) == warned, oct(mode)

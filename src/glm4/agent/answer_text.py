@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from glm4.agent.cited_files import quotation
 from glm4.agent.tool import Sources
 from glm4.chat.parsers.base import overlap
 from glm4.documents.citations import Citation
@@ -12,6 +13,7 @@ from glm4.documents.citations import Citation
 _OPENING = "【"
 _CITATION = re.compile(r"【\s*(\d{1,6})\s*†[^【】]{0,300}】")
 _LONGEST = 320  # characters of a citation that is still open
+_REMEMBERED = 1200  # characters before a citation, in which its sentence begins
 
 
 class Placeholders:
@@ -43,12 +45,16 @@ class Placeholders:
 
 
 class CitationFinder:
-    """Finds `【7†…】` in the growing text of one part; numbers of no source are left alone."""
+    """Finds `【7†…】` in the growing text of one part; numbers of no source are left alone.
+
+    Of a file, the source has the sentence that is meant; see `cited_files.quotation`.
+    """
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._open = ""  # from the last bracket that may begin a citation
         self._at = 0  # place of `_open` in the part
+        self._said = ""  # before `_open`
 
     def push(self, text: str) -> list[Citation]:
         """The citations that this text completes."""
@@ -59,8 +65,10 @@ class CitationFinder:
             end = match.end()
             source = self._sources.get(int(match.group(1)))
             if source is not None:
-                found.append(Citation(source, self._at + match.start(), self._at + end))
+                said = self._said + text[: match.start()]
+                found.append(Citation(quotation(source, said), self._at + match.start(), self._at + end))
         opening = text.rfind(_OPENING, end)
         keep = opening if opening >= 0 and len(text) - opening <= _LONGEST else len(text)
         self._open, self._at = text[keep:], self._at + keep
+        self._said = (self._said + text[:keep])[-_REMEMBERED:]
         return found

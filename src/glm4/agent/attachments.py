@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from glm4.agent.cited_files import CITE, numbered
 from glm4.agent.files import FileStore, StoredFile
+from glm4.agent.tool import Sources
 from glm4.chat.messages import Message
 from glm4.chat.parts import ImagePart, Part, TextPart
 from glm4.documents.document import Document
@@ -22,15 +24,18 @@ Load = Callable[[bytes, str], Document]
 
 
 def attached(
-    message: Message, files: Sequence[StoredFile], store: FileStore, llm: LLM, tools: Sequence[str], load: Load
-) -> Message:
+    message: Message, files: Sequence[StoredFile], store: FileStore, llm: LLM, tools: Sequence[str], load: Load,
+    sources: Sources,
+) -> Message:  # fmt: skip
     """A user's message with its files.
 
     Documents stand in front of the text, each as `[File Name]` and `[File Content]`, as GLM-4's own demo has them, if
-    they all fit half of the model's context. Otherwise their names do, if a tool can read them.
+    they all fit half of the model's context; their pages or sections have numbers, by which the answer cites them.
+    Otherwise their names do, if a tool can read them.
 
     Args:
         load: reads a document; see `documents.loading.load_document`.
+        sources: of the conversation; the parts of the documents become some.
 
     Raises:
         InvalidRequestError: the model does not see a picture, or the documents do not fit and no tool can read them.
@@ -44,7 +49,7 @@ def attached(
             parts.append(ImagePart(data=store.read(file.sha256)))
         elif "python" not in tools:
             raise InvalidRequestError(f"this model does not see pictures such as {file.name}", param="files")
-    text = _documents(others, store, llm, readers, load)
+    text = _documents(others, store, llm, readers, load, sources)
     if names := [file.name for file in pictures if llm.processor.image is None]:
         text += f"The user has sent pictures, which are in /mnt/data: {', '.join(names)}\n\n"
     said = list(message.content)
@@ -61,16 +66,21 @@ def told(files: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(texts) + f"\n\n\n{len(files)} files uploaded.\n"
 
 
-def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load) -> str:
+def _documents(
+    files: Sequence[StoredFile], store: FileStore, llm: LLM, readers: Sequence[str], load: Load, sources: Sources
+) -> str:
     if not files:
         return ""
-    whole = ""
+    whole, tried = "", sources.copy()
     try:
-        whole = told([(file.name, text_of(load(store.read(file.sha256), file.name))) for file in files])
+        documents = [(file.name, load(store.read(file.sha256), file.name)) for file in files]
+        whole = told([(name, text_of(document, numbered(document, tried))) for name, document in documents])
+        whole += f"{CITE}\n" if tried.all() != sources.all() else ""
     except InvalidRequestError:
         if "python" not in readers:  # which reads any file
             raise
     if whole and len(llm.tokenizer.encode(whole)) <= llm.info.max_model_len // 2:
+        sources.take(tried)
         if "python" in readers:  # a model that does not know copies the content into its code
             is_at = "it is at" if len(files) == 1 else "they are at"
             whole += f"For Python, {is_at} {', '.join(f'/mnt/data/{file.name}' for file in files)}.\n"
@@ -85,7 +95,11 @@ def _documents(files: Sequence[StoredFile], store: FileStore, llm: LLM, readers:
     return f"The user has sent files: {names} ({'; '.join(places[name] for name in readers)}).\n\n"
 
 
-def text_of(document: Document) -> str:
-    """A document's text, and what is missing from it, so that the model does not take a part for the whole."""
-    missing = "; ".join(document.warnings)
-    return f"{document.text}\n\n(Not all of it could be read: {missing})".lstrip() if missing else document.text
+def text_of(document: Document, text: str | None = None) -> str:
+    """A document's text, and what is missing from it, so that the model does not take a part for the whole.
+
+    Args:
+        text: in place of the document's own.
+    """
+    text, missing = document.text if text is None else text, "; ".join(document.warnings)
+    return f"{text}\n\n(Not all of it could be read: {missing})".lstrip() if missing else text

@@ -31,10 +31,19 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GIF89a", "image/gif"),
     (8, b"WEBP", "image/webp"),
     (0, b"BM", "image/bmp"),
+    (8, b"WAVE", "audio/wav"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"OggS", "audio/ogg"),
+    (0, b"fLaC", "audio/flac"),
+    (4, b"ftypM4A", "audio/mp4"),
+    (4, b"ftypM4B", "audio/mp4"),
     (0, b"%PDF-", "application/pdf"),
     (0, b"PK\x03\x04", "application/zip"),
     (0, b"\x1f\x8b", "application/gzip"),
 )
+_MP3_FRAMES = (0xE2, 0xE3, 0xF2, 0xF3, 0xFA, 0xFB)  # behind 0xFF: layer III; 0xFE would be UTF-16
+_AAC_FRAMES = (0xF0, 0xF1, 0xF8, 0xF9)
+_EBML = b"\x1a\x45\xdf\xa3"
 _OFFICE = {
     "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
@@ -93,6 +102,13 @@ class FolderFileStore:
             raise StoreError(f"a file in {self._folder} cannot be read: {error.strerror}") from None
         raise InvalidRequestError(f"there is no file {sha256[:100]!r}; send it again", param="files")
 
+    def path(self, sha256: str) -> Path:
+        """Where a file is, to be read piece by piece; see `FileStore.read` for the error."""
+        path = self._path(sha256)
+        if not _SHA256.fullmatch(sha256) or not path.is_file():
+            raise InvalidRequestError(f"there is no file {sha256[:100]!r}; send it again", param="files")
+        return path
+
     def delete(self, sha256: str) -> None:
         """Forget a file; unknown ones are ignored."""
         if _SHA256.fullmatch(sha256):
@@ -144,9 +160,23 @@ def media_type(data: bytes, name: str) -> str:
         if data[at : at + len(magic)] == magic:
             return _OFFICE.get(ending, kind) if kind == "application/zip" else kind
     head = data[:4096]
+    if (kind := _stream_type(head)) is not None:
+        return kind
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "application/octet-stream"
     return _TEXTS.get(ending, "text/plain")
+
+
+def _stream_type(head: bytes) -> str | None:
+    """What is told by more than one mark: MP3 and AAC without a header, and WebM, which may also be a film."""
+    if head[:1] == b"\xff" and len(head) > 4:
+        if head[1] in _MP3_FRAMES and head[2] >> 4 != 15:
+            return "audio/mpeg"
+        if head[1] in _AAC_FRAMES:
+            return "audio/aac"
+    if head.startswith(_EBML) and b"webm" in head[:64]:
+        return "video/webm" if b"V_" in head else "audio/webm"
+    return None
 
 
 def picture_size(data: bytes, kind: str) -> tuple[int, int] | None:

@@ -85,9 +85,23 @@ CREATE INDEX vector_store_files_by_upload ON vector_store_files (upload);
 """
 """What version 2 added: files by ids of their own, and collections of them."""
 
+_PROMPTS = """
+CREATE TABLE prompts (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    name TEXT NOT NULL,
+    text TEXT NOT NULL,
+    created REAL NOT NULL,
+    updated REAL NOT NULL
+);
+CREATE INDEX prompts_by_owner ON prompts (owner, number);
+"""
+"""What version 3 added: system prompts with names."""
+
 SCHEMA = Schema(
     application_id=0x474C4D35,  # "GLM5": not the store of responses
-    version=2,
-    statements=_STATEMENTS + _UPLOADS,
-    upgrades={1: _UPLOADS},
+    version=3,
+    statements=_STATEMENTS + _UPLOADS + _PROMPTS,
+    upgrades={1: _UPLOADS, 2: _PROMPTS},
 )

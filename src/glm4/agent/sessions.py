@@ -38,6 +38,7 @@ class Session:
         params: sampling options and names of tools, as the client gave them.
         leaf: last message of the branch that is shown; None before the first.
         created: seconds since the epoch.
+        updated: when a message was last added or written.
     """
 
     id: str
@@ -196,10 +197,15 @@ class SessionStore:
     def change(self, conversation: str, owner: str = "", changes: Mapping[str, Any] = _NOTHING) -> Session:
         """Change `title`, `system`, `model`, `params`, `pinned` or `leaf`; returns the changed conversation.
 
+        Its place in the list stays: only messages change `updated`.
+
+        Args:
+            changes: also `created` and `updated`, of a conversation that comes from elsewhere.
+
         Raises:
             InvalidRequestError: `leaf` is not one of its messages.
         """
-        unknown = set(changes) - {"title", "system", "model", "params", "pinned", "leaf"}
+        unknown = set(changes) - {"title", "system", "model", "params", "pinned", "leaf", "created", "updated"}
         if unknown:
             raise TypeError(f"unknown change {sorted(unknown)[0]!r}")
         self.get(conversation, owner)
@@ -214,7 +220,6 @@ class SessionStore:
             for name, value in changes.items():
                 statement = f"UPDATE conversations SET {name} = ? WHERE id = ?"  # noqa: S608  (a name of ours)
                 self._file.run(statement, (value, conversation))
-            self._touch(conversation)
         return self.get(conversation, owner)
 
     def delete(self, conversation: str, owner: str = "") -> list[str]:

@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from glm4.agent.events import Channel
@@ -100,13 +100,20 @@ class Listener(Protocol):
 
 
 class Sources:
-    """The numbered sources of a conversation. Numbers begin at 7, as those in GLM-4's training did. Thread-safe."""
+    """The numbered sources of a conversation. Numbers begin at 7, as those in GLM-4's training did. Thread-safe.
+
+    Args:
+        after: a number that is in use already, and those before it.
+    """
 
     FIRST = 7
+    MOST_TEXT = 20_000
+    """Characters that are kept of one source."""
 
-    def __init__(self, sources: Sequence[Source] = ()) -> None:
+    def __init__(self, sources: Sequence[Source] = (), *, after: int = FIRST - 1) -> None:
         self._lock = threading.Lock()
         self._by_number = {source.n: source for source in sources}
+        self._after = max(after, *self._by_number, self.FIRST - 1)
 
     def add(
         self,
@@ -118,13 +125,27 @@ class Sources:
         section: str | None = None,
         text: str = "",
     ) -> Source:
-        """Number a source; the same page of the same address or file keeps its number."""
+        """Number a source; the same page of the same address or file keeps its number, and gets further text."""
         with self._lock:
             for known in self._by_number.values():
                 if (known.url, known.file, known.page, known.section) == (url, file, page, section):
-                    return known
-            n = max(self._by_number, default=self.FIRST - 1) + 1
-            return self._by_number.setdefault(n, Source(n, title, url, file, page, section, text))
+                    if file is None or text in known.text:
+                        return known
+                    more = replace(known, text=f"{known.text}\n\n{text}"[: self.MOST_TEXT])
+                    self._by_number[known.n] = more
+                    return more
+            self._after += 1
+            made = Source(self._after, title, url, file, page, section, text[: self.MOST_TEXT])
+            return self._by_number.setdefault(made.n, made)
+
+    def copy(self) -> Sources:
+        """The same sources, to try what further ones would be."""
+        return Sources(self.all(), after=self._after)
+
+    def take(self, other: Sources) -> None:
+        """Become what a copy has become."""
+        with self._lock:
+            self._by_number, self._after = {source.n: source for source in other.all()}, other._after
 
     def get(self, n: int) -> Source | None:
         """The source of this number."""

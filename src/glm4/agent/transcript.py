@@ -122,7 +122,8 @@ class Transcript(AgentEventVisitor[None]):
         parts: text and reasoning: {kind, text, citations}; tools: {kind, call, tool, state, arguments, about, seconds,
             output: [{channel, text}], files}.
         files: that belong to no call.
-        usage: sums over the rounds, their number, and the context of the model.
+        usage: sums over the rounds, their number, the context of the model, and `last`, what the last round filled of
+            it.
         errors: in order.
         end: {status, reason}; null while the turn runs.
     """
@@ -205,6 +206,7 @@ class Transcript(AgentEventVisitor[None]):
         """See `AgentEventVisitor`."""
         self._usage["rounds"] += 1
         self._usage["context"] = event.context
+        self._usage["last"] = {"prompt": event.prompt, "completion": event.completion}
         for name in ("prompt", "cached", "completion", "prefill_seconds", "decode_seconds"):
             value = getattr(event, name)
             if value is not None:

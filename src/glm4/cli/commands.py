@@ -38,6 +38,7 @@ _RUN, _MODELS, _TERMINAL = "Run a model", "Manage models", "At the terminal"
 COMMANDS: dict[str, CommandRow] = {
     "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
     "read": CommandRow("glm4.cli.read", _RUN, "Ask about files: PDF, Word, web pages and others; cites their pages."),
+    "ui": CommandRow("glm4.cli.ui", _RUN, "Talk to a model in your browser."),
     "generate": CommandRow("glm4.cli.generate", _RUN, "Continue a text, without a chat template."),
     "serve": CommandRow("glm4.cli.serve", _RUN, "Serve models over HTTP: OpenAI's and Anthropic's APIs."),
     "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),

@@ -18,8 +18,10 @@ EXAMPLES = """
 glm4 sessions
 glm4 sessions find "weather in Beijing"
 glm4 sessions export 3f2a --format markdown > talk.md
+glm4 sessions export 3f2a --format html > talk.html
 glm4 sessions export 3f2a > talk.json
 glm4 sessions import talk.json
+glm4 sessions import conversations.json
 glm4 sessions delete 3f2a
 """
 
@@ -38,7 +40,7 @@ def sessions(
         Path | None, Option(metavar="FOLDER", help="Where they are: what `glm4 serve --sessions` was given.")
     ] = None,
     format: Annotated[
-        str, Option(metavar="FORMAT", help="Of an export: json has everything, markdown is to read.")
+        str, Option(metavar="FORMAT", help="Of an export: json has everything, markdown and html are to read.")
     ] = "json",
     limit: Annotated[int, Option(min=1, max=10_000, metavar="N", help="How many to list.")] = 50,
     as_json: AsJson = False,
@@ -46,12 +48,12 @@ def sessions(
     """List and move saved conversations.
 
     `glm4 chat --tools` saves its conversations, and `glm4 chat --resume ID` continues one. Those that clients had with
-    `glm4 serve --sessions FOLDER` are in that folder.
+    `glm4 serve --sessions FOLDER` are in that folder. Import takes what export wrote, and OpenAI's conversations.json.
     """
     if action not in ACTIONS:
         raise UsageError(f"the action is one of {', '.join(ACTIONS)}, not {action!r}")
-    if format not in ("json", "markdown"):
-        raise UsageError(f"--format is json or markdown, not {format!r}")
+    if format not in ("json", "markdown", "html"):
+        raise UsageError(f"--format is json, markdown or html, not {format!r}")
     if (what is None) != (action == "list"):
         raise UsageError(f"{action} takes {'nothing' if action == 'list' else 'WHAT: see `glm4 sessions --help`'}")
     store, files = open_sessions(folder)
@@ -135,15 +137,32 @@ def _find(store: SessionStore, text: str, limit: int, *, as_json: bool) -> None:
 
 
 def _import(store: SessionStore, files: FolderFileStore, path: Path) -> None:
-    from glm4.agent.session_export import from_document
+    from glm4.agent.session_export import digests, from_document
+    from glm4.agent.uploads import has_content
+    from glm4.errors import InvalidRequestError
     from glm4.system.strict_json import finite_float, refuse_constant
     from glm4.system.text_encoding import TextEncodingError, read_text
 
     try:
         document = json.loads(read_text(path), parse_constant=refuse_constant, parse_float=finite_float)
     except (ValueError, RecursionError, TextEncodingError):
-        raise UsageError(f"{path} is not a conversation that glm4 exported: not valid JSON") from None
-    sys.stdout.write(from_document(store, document, files=files) + "\n")
+        raise UsageError(f"{path} is not an export of conversations: not valid JSON") from None
+    documents = document if isinstance(document, list) else [document]
+    failed: list[str] = []
+    for index, one in enumerate(documents):
+        try:
+            sys.stdout.write(from_document(store, one, files=files) + "\n")
+        except InvalidRequestError as error:
+            for sha256 in digests(one):  # those that were kept before it failed
+                if not has_content(store, sha256):
+                    files.delete(sha256)
+            title = one.get("title") if isinstance(one, dict) else None
+            failed.append(f"number {index + 1}{f' ({_shown(title[:80])})' if isinstance(title, str) else ''}: {error}")
+    if failed:
+        listed = "\n  ".join(failed)
+        raise UsageError(f"{len(failed)} of {len(documents)} conversations could not be imported:\n  {listed}")
+    if not documents:
+        raise UsageError(f"{path} has no conversations")
 
 
 def _export(store: SessionStore, files: FolderFileStore, session: str, kind: str) -> None:
@@ -152,6 +171,11 @@ def _export(store: SessionStore, files: FolderFileStore, session: str, kind: str
 
     if kind == "markdown":
         sys.stdout.write(console.printable(as_markdown(store, session)))
+    elif kind == "html":
+        from glm4.agent.session_html import as_html
+
+        text = as_html(store.get(session), store.branch(session), store.files(session), files)
+        sys.stdout.write(console.printable(text))
     else:
         console.print_json(as_document(store, session, files=files))
 

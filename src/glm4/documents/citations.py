@@ -15,7 +15,8 @@ class Source:
         file: sha256 of a file, in hexadecimal; None for a web page.
         page: of a file with pages, counted from 1.
         section: heading above the part, if there is one.
-        text: what was shown of it, for a quotation beside the link; may be shortened.
+        text: what was shown of it; may be shortened. In a citation of a file: the sentence that is meant, white space
+            as single spaces, or nothing if it is not known.
     """
 
     n: int

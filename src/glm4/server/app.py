@@ -18,12 +18,14 @@ from glm4.server import routes
 from glm4.server.agent.app import agent_app
 from glm4.server.app_parts import App
 from glm4.server.config import ServerConfig
+from glm4.server.cookies import Cookies
 from glm4.server.errors import ApiError, error_response
 from glm4.server.memory import RequestMemory, shares
 from glm4.server.metrics import ServerMetrics
 from glm4.server.middleware import HostCheck, Keys, Origins, RequestLog
 from glm4.server.openapi import OPENAPI_JSON, OpenAPI, document
-from glm4.server.pages import docs
+from glm4.server.page.app import page_app
+from glm4.server.pages import docs, redirect
 from glm4.server.registry import Loader, ModelRegistry
 from glm4.server.state import ServerState
 from glm4.server.stores.responses import ResponseStore, ThreadedResponseStore
@@ -49,7 +51,11 @@ def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[
     ]
     if config.allow_adapter_loading:
         mounted.append(App("adapter loading", operations=routes.ADAPTERS))
-    mounted += [App("docs", routes=[Route("/", docs.root)], pages=docs.PAGES, public=frozenset({"/"})), *apps]
+    cookies = Cookies(config.api_keys) if config.ui else None
+    if cookies is not None:
+        mounted.append(page_app(cookies))
+    root = Route("/", partial(redirect, to="ui" if config.ui else "docs"))
+    mounted += [App("docs", routes=[root], pages=docs.PAGES, public=frozenset({"/"})), *apps]
     public = {"/openapi.json", *(path for app in mounted for path in (*app.public, *(page.path for page in app.pages)))}
     operations = [*(one for app in mounted for one in app.operations), OPENAPI_JSON]
     schemas = {name: schema for app in mounted for name, schema in app.schemas.items()}
@@ -64,7 +70,7 @@ def create_app(config: ServerConfig, load: Loader | None = None, apps: Sequence[
             Middleware(RequestLog),
             Middleware(Origins, config=config),
             Middleware(HostCheck, config=config),
-            Middleware(Keys, keys=config.api_keys, public=public),
+            Middleware(Keys, keys=config.api_keys, public=public, cookies=cookies),
         ],
     )
     served.router.redirect_slashes = False

@@ -26,11 +26,12 @@ MAX_CONTAINERS = 1 << 16
 _STRING_OR_MARK = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 
 
-async def read_json(request: Request, memory: BodyMemory, *, limit: int, seconds: float) -> dict[str, Any]:
-    """The JSON object of a request body.
+async def read_json(request: Request, memory: BodyMemory, *, limit: int, seconds: float, lists: bool = False) -> Any:
+    """The JSON object of a request body, as a dict.
 
     Args:
         memory: what the body takes is held there.
+        lists: take an array, too.
         limit: maximum bytes of the body.
         seconds: the body must arrive within this time.
 
@@ -40,7 +41,7 @@ async def read_json(request: Request, memory: BodyMemory, *, limit: int, seconds
     _check_type(request)
     raw = await read_body(request, memory, limit=limit, seconds=seconds)
     # Decoding a large body takes seconds; other streams continue meanwhile.
-    return await memory.work(partial(decode, raw))
+    return await memory.work(partial(decode_any if lists else decode, raw))
 
 
 def _check_type(request: Request) -> None:
@@ -87,6 +88,14 @@ def decode(raw: bytes) -> dict[str, Any]:
     Raises:
         ApiError: not UTF-8, not JSON, NaN, a lone surrogate, nested too deeply, too many values (413), not an object.
     """
+    value = decode_any(raw)
+    if not isinstance(value, dict):
+        raise ApiError(400, f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
+    return value
+
+
+def decode_any(raw: bytes) -> Any:
+    """Any JSON value; see `decode`."""
     _check_encoding(raw)
     try:
         text = raw.decode("utf-8-sig")
@@ -104,8 +113,6 @@ def decode(raw: bytes) -> dict[str, Any]:
     except ValueError as error:  # Python converts integers of a few thousand digits at most
         reason = str(error) if isinstance(error, NotJsonError) else "a number has too many digits"
         raise ApiError(400, f"the body is not valid JSON: {reason}", code="invalid_json") from None
-    if not isinstance(value, dict):
-        raise ApiError(400, f"the body must be a JSON object, not {type(value).__name__}", code="invalid_json")
     if "\\ud" in text or "\\uD" in text:
         _check_unicode(value)
     return value

@@ -64,6 +64,7 @@ class ServerConfig:
         parse_special: read spellings of special tokens in raw prompts as these tokens, unless a request says otherwise.
         log_prompts: write prompts to the log; off by default.
         agent: what the assistant may use.
+        ui: serve the page for people, at /ui.
         metrics_prefix: prefix of metric names; "vllm" makes dashboards for vLLM work.
     """
 
@@ -94,6 +95,7 @@ class ServerConfig:
     log_prompts: bool = False
     metrics_prefix: str = "glm4"
     agent: AgentConfig = field(default_factory=AgentConfig)
+    ui: bool = False
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -136,6 +136,8 @@ class _EngineCollector(Collector):
             put(gauge, "num_requests_running", "Requests in the batch.", stats.num_running)
             put(gauge, "num_requests_waiting", "Requests waiting for a slot.", waiting)
             put(gauge, "kv_cache_usage_perc", "Fraction of KV pages in use.", usage)
+            put(gauge, "kv_pages_used", "KV pages in use.", stats.kv_pages_used)
+            put(gauge, "kv_pages_total", "KV pages that there are.", stats.kv_pages_total)
             put(gauge, "prompt_score_bytes", "Memory of log-probabilities of prompts.", stats.prompt_score_nbytes)
             put(counter, "prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries)
             put(counter, "prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits)

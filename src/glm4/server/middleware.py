@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm4.server.config import ServerConfig
+from glm4.server.cookies import SESSION, TOKEN_HEADER, Cookies, may_act
 from glm4.server.errors import ANTHROPIC_PREFIX, ApiError, current_request, error_response
 from glm4.server.identity import KEY_ID, key_id
 from glm4.server.memory import BODY_MEMORY, BodyMemory
@@ -110,8 +111,8 @@ class Origins:
             return
         headers = {"access-control-allow-origin": origin, "vary": "Origin"} if self._may_read(origin) else {}
         if scope["method"] == "OPTIONS" and "access-control-request-method" in sent:
-            patches = sent["access-control-request-method"] == "PATCH"
-            await _answer_preflight(headers, sent.get("access-control-request-headers", ""), send, patches=patches)
+            method = sent["access-control-request-method"]
+            await _answer_preflight(headers, sent.get("access-control-request-headers", ""), send, method)
             return
 
         async def send_with_origin(message: Message) -> None:
@@ -130,15 +131,17 @@ class Origins:
             return False
 
 
-async def _answer_preflight(headers: dict[str, str], asked: str, send: Send, *, patches: bool) -> None:
+async def _answer_preflight(headers: dict[str, str], asked: str, send: Send, method: str) -> None:
     """Answer a browser's preflight; without the first header the browser goes no further.
 
     Args:
-        patches: name PATCH, too; who does not ask for it gets llama.cpp's answer, which its clients compare.
+        method: is named, too, if it is PATCH or PUT; who does not ask for them gets llama.cpp's answer, which its
+            clients compare.
     """
     if headers:
+        further = f"{method}, " if method in ("PATCH", "PUT") else ""
         headers |= {
-            "access-control-allow-methods": f"GET, POST, {'PATCH, ' if patches else ''}DELETE, OPTIONS",
+            "access-control-allow-methods": f"GET, POST, {further}DELETE, OPTIONS",
             "access-control-allow-headers": asked if asked.isascii() and asked.isprintable() else "",
             "access-control-max-age": "600",
         }
@@ -186,40 +189,59 @@ class HostCheck:
 
 
 class Keys:
-    """API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`; compared in constant time.
+    """API keys, as `Authorization: Bearer KEY` or `x-api-key: KEY`, or the cookie of a browser's session.
+
+    Keys are compared in constant time. A request that has a key is judged by that alone, whatever cookie it has.
 
     Args:
         public: paths open without one.
+        cookies: sessions of browsers; None if there are none.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], public: Collection[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: Sequence[str], public: Collection[str], cookies: Cookies | None = None
+    ) -> None:
         self._app = app
         self._public = public
         self._keys = [(key.encode(), key_id(key)) for key in keys]
+        self._cookies = cookies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run as an ASGI application."""
-        found = self._find(scope) if scope["type"] == "http" and self._keys else None
-        if found is not None:
-            scope["state"][KEY_ID] = found
-        elif scope["type"] == "http" and self._keys and scope["path"] not in self._public:
-            error = ApiError(
-                401, "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY", code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-            await error_response(Request(scope), error)(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        if scope["type"] == "http" and (found is not None or not self._keys) and TRUSTED in scope["state"]:
+        if self._keys:
+            error = self._identify(scope)
+            if error is not None and scope["path"] not in self._public:
+                await error_response(Request(scope), error)(scope, receive, send)
+                return
+        if (KEY_ID in scope["state"] or not self._keys) and TRUSTED in scope["state"]:
             scope["state"][TRUSTED]()
         await self._app(scope, receive, send)
 
-    def _find(self, scope: Scope) -> str | None:
-        """The `key_id` of the request's key, if that is valid."""
+    def _identify(self, scope: Scope) -> ApiError | None:
+        """Note whose request it is; else, why nobody's."""
         headers = Headers(scope=scope)
         scheme, _, token = headers.get("authorization", "").partition(" ")
         offered = [headers.get("x-api-key", "")]
         if scheme.lower() == "bearer":
             offered.append(token.strip())
-        # Every key is compared, so that the time does not reveal which one was close.
-        found = [name for key, name in self._keys for one in offered if one and hmac.compare_digest(key, one.encode())]
-        return found[0] if found else None
+        if any(offered) or self._cookies is None:
+            # Every key is compared, so that the time does not reveal which one was close.
+            found = [
+                id_ for key, id_ in self._keys for one in offered if one and hmac.compare_digest(key, one.encode())
+            ]
+            if found:
+                scope["state"][KEY_ID] = found[0]
+                return None
+        elif (session := self._cookies.find(headers)) is not None:
+            if not may_act(session, scope["method"], headers):
+                message = f"another page may have sent this: the header {TOKEN_HEADER} is missing or not the session's"
+                return ApiError(403, message, code="cross_site")
+            scope["state"] |= {KEY_ID: session.key_id, SESSION: session}
+            return None
+        return ApiError(
+            401, "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY", code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip

@@ -37,7 +37,10 @@ class ServerState:
         """The JSON object of a request, within this server's limits."""
         config, memory = self.config, self.memory.body()
         request.scope["state"][BODY_MEMORY] = memory  # released at the end of the request
-        return await read_json(request, memory, limit=config.max_body_bytes, seconds=config.body_timeout)
+        body: dict[str, Any] = await read_json(
+            request, memory, limit=config.max_body_bytes, seconds=config.body_timeout
+        )
+        return body
 
     def target(self, request: Request, body: Mapping[str, Any]) -> Target:
         """The model a body asks for, and whose cached prompts it may reuse.

@@ -45,6 +45,11 @@ def _own(root: Path = ROOT) -> int:
     return _number(root / "proc/self/status", "RssAnon", ":") * 1024
 
 
+def resident_memory(root: Path = ROOT) -> int:
+    """Bytes of this process that are in memory, mapped files (packed weights) among them; 0 where it is not known."""
+    return _number(root / "proc/self/status", "VmRSS", ":") * 1024
+
+
 class Room(NamedTuple):
     """Memory that one process may use.
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from glm4.agent.cited_files import quoted
 from glm4.agent.tool import Function, Invocation, Tool, ToolContext, ToolResult
 from glm4.documents.bm25 import BM25
 from glm4.documents.document import Document, Place
@@ -145,7 +146,7 @@ class FilesTool(Tool):
         lines = [_NOTE]
         for at in best:
             document, place, text = passages[at]
-            lines.append(self._quoted(document, place, text, context))
+            lines.append(quoted(document, place, text, context.sources))
         return ToolResult.of("\n\n".join(lines))
 
     def _read(self, name: str, page: int, part: int, context: ToolContext) -> ToolResult:
@@ -153,21 +154,9 @@ class FilesTool(Tool):
         if document is None:
             raise InvalidRequestError(f"there is no file {name[:200]!r}; there are: {', '.join(self._documents)}")
         pieces, rest = _window(document, page, part)
-        shown = [self._quoted(document, place, text, context) for place, text in pieces if text.strip()]
+        shown = [quoted(document, place, text, context.sources) for place, text in pieces if text.strip()]
         missing = [f"({warning})" for warning in document.warnings]
         return ToolResult.of("\n\n".join([_NOTE, *shown, *missing, f"({rest})"]))
-
-    def _quoted(self, document: Document, place: Place, text: str, context: ToolContext) -> str:
-        source = context.sources.add(
-            document.name,
-            file=document.digest,
-            page=place.page,
-            section=place.section if place.page is None else None,  # a page is one source, however it is found
-            text=" ".join(text.split())[:300],
-        )
-        where = f", page {place.page}" if place.page is not None else ""
-        where += f", {place.section}" if place.section else ""
-        return f"【{source.n}†{document.name}{where}】\n{text}"
 
 
 def _window(document: Document, page: int, part: int) -> tuple[list[tuple[Place, str]], str]:

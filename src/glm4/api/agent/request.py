@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from glm4.agent.prompts import MAX_NAME, MAX_TEXT
 from glm4.api.fields import (
     BOOLEAN,
     OBJECT,
@@ -25,6 +26,8 @@ from glm4.errors import InvalidRequestError, shown
 from glm4.sampling_params import SamplingParams
 
 MAX_ID = 128
+ROOT = "root"
+"""As the parent of a message: it has none, and begins the conversation anew beside the first one."""
 _STRINGS = {"type": "array", "items": STRING, "maxItems": 64}
 _PARAMS = {
     name: row for name, row in OPTIONS.items() if row.sampling and name not in ("n", "logprobs", "prompt_logprobs")
@@ -39,7 +42,7 @@ class TurnRequest:
     Attributes:
         client_id: of the client's choice; a second request with the same one gets the same turn.
         conversation: None begins a new one.
-        parent: message that this one answers; None is the last one that is shown.
+        parent: message that this one answers; None is the last one that is shown, `ROOT` is none.
         message: of the user; None answers `parent`, the user's message, anew.
         files: sha256 of files that were uploaded.
         tools: names of tools; None are those of the conversation.
@@ -72,6 +75,8 @@ def parse_turn(body: Mapping[str, Any]) -> TurnRequest:
         raise InvalidRequestError("files need content: say what to do with them", param="content")
     elif "parent" not in given:
         raise InvalidRequestError("content is missing; or name the parent that is to be answered anew", param="content")
+    elif given.get("parent") == ROOT:
+        raise InvalidRequestError("content is missing; the parent root has no question to answer", param="content")
     if given.get("parent") is not None and given.get("conversation") is None:
         raise InvalidRequestError("parent needs the conversation it belongs to", param="conversation")
     return TurnRequest(**given)
@@ -151,7 +156,16 @@ CHANGE_FIELDS: Mapping[str, Field] = MappingProxyType(
         "model": Field(STRING, text),
         "pinned": Field(BOOLEAN, boolean),
         "leaf": Field(_ID, _id),
+        "tools": Field(_STRINGS, _names),
         "params": Field(_PARAMS_SCHEMA, _params),
     }
 )
 """What can be changed of a conversation."""
+
+PROMPT_FIELDS: Mapping[str, Field] = MappingProxyType(
+    {
+        "name": Field({"type": "string", "minLength": 1, "maxLength": MAX_NAME}, text),
+        "text": Field({"type": "string", "maxLength": MAX_TEXT}, text),
+    }
+)
+"""A saved system prompt."""

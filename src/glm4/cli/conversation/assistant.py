@@ -109,7 +109,7 @@ class Assistant:
 
         load = partial(load_document, sandboxed=unavailable() is None)
         names = [tool.name for tool in self.tools]
-        message = attached(message, self.given, self._files, llm, names, load)
+        message = attached(message, self.given, self._files, llm, names, load, self._sources)
         self.given = []
         return message
 

@@ -26,7 +26,7 @@ class Recording:
         self._store, self._files, self._model = store, files, model
         self._session = session
         self._said: list[tuple[str, list[Message]]] = []  # of the branch: message → what the model reads of it
-        self._sources: list[Source] = []
+        self._sources: list[Source] = []  # the latest of a number counts
         for stored in store.branch(session.id) if session is not None else ():
             self._said.append((stored.id, [Message.from_dict(raw) for raw in stored.messages]))
             self._sources += [Source(**raw) for raw in stored.sources]
@@ -70,8 +70,7 @@ class Recording:
             self._session = self._store.create(system=system, model=self._model)
         elif system != self._session.system:
             self._session = self._store.change(self._session.id, changes={"system": system})
-        known = {source.n for source in self._sources}
-        new = [asdict(source) for source in sources.all() if source.n not in known]
+        new = [asdict(source) for source in sources.all() if source not in self._sources]
         self._add("user", [question], [{"kind": "text", "text": question.text}])
         self._add("assistant", added, told["parts"], told["end"]["status"], new, told["usage"])
         self._sources = sources.all()

@@ -14,12 +14,14 @@ from glm4.agent.attachments import attached
 from glm4.agent.file_store import FolderFileStore
 from glm4.agent.files import StoredFile
 from glm4.agent.sessions import SessionStore, new_id
-from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, TURN_FIELDS
+from glm4.agent.tool import Sources
+from glm4.api.agent.request import APPROVAL_FIELDS, CHANGE_FIELDS, PROMPT_FIELDS, TURN_FIELDS
 from glm4.api.schemas import components
 from glm4.chat.messages import Message
 from glm4.llm import LLM
 from glm4.server.agent import conversations as saved
 from glm4.server.agent import endpoints as turns
+from glm4.server.agent import prompts
 from glm4.server.agent.config import AgentConfig
 from glm4.server.agent.documents import Documents
 from glm4.server.agent.file_operations import FILE_OPERATIONS
@@ -33,6 +35,7 @@ from glm4.server.operations import GENERATING, READING, TEXT, Operation
 
 _TURN = {"turn_id": "the id of a turn"}
 _CONVERSATION = {"conversation_id": "the id of a conversation"}
+_PROMPT = {"prompt_id": "the id of a saved prompt"}
 _ASK = {"content": "What is 12345 times 6789?", "tools": []}
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -57,7 +60,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "已保存的对话", "AgentConversations", errors=(400, 404),
         parameters={"limit": "how many", "after": "the last one of the page before"}),
     Operation("post", "/v1/agent/conversations", saved.import_conversation, "Assistant",
-        "Keep a conversation that was exported", "导入对话", "AgentConversation", errors=READING),
+        "Keep exported conversations, ours or OpenAI's", "导入对话（本程序或 OpenAI 导出的）", "AgentImport",
+        errors=READING),
     Operation("get", "/v1/agent/conversations/{conversation_id}", saved.conversation, "Assistant",
         "A conversation with its messages", "一段对话及其消息", "AgentConversationWithMessages", errors=(404,),
         parameters=_CONVERSATION),
@@ -67,14 +71,24 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("delete", "/v1/agent/conversations/{conversation_id}", saved.delete_conversation, "Assistant",
         "Delete a conversation", "删除对话", "AgentDone", errors=(404,), parameters=_CONVERSATION),
     Operation("get", "/v1/agent/conversations/{conversation_id}/export", saved.export_conversation, "Assistant",
-        "A conversation as JSON or Markdown", "把对话导出为 JSON 或 Markdown", "AgentExport", errors=(400, 404),
-        parameters={**_CONVERSATION, "format": "json or markdown"}),
+        "A conversation as JSON, Markdown or HTML", "把对话导出为 JSON、Markdown 或 HTML", "AgentExport",
+        errors=(400, 404), parameters={**_CONVERSATION, "format": "json, markdown or html"}),
     Operation("get", "/v1/agent/search", saved.search, "Assistant", "Find messages by their text", "按文字查找消息",
         "AgentFound", parameters={"q": "text to find"}),
     Operation("post", "/v1/agent/files", saved.upload_file, "Assistant", "Keep a file for a later turn",
         "上传文件，供之后的轮次使用", "AgentFile", errors=READING, parameters={"name": "what it is called"}),
     Operation("get", "/v1/agent/files/{sha256}", saved.download_file, "Assistant", "A file", "下载文件", TEXT,
-        errors=(404,), parameters={"sha256": "what the file is found by"}),
+        errors=(404,), parameters={"sha256": "what the file is found by", "download": "1 has browsers save it"}),
+    Operation("get", "/v1/agent/prompts", prompts.list_prompts, "Assistant", "Saved system prompts",
+        "已保存的系统提示词", "AgentPrompts"),
+    Operation("post", "/v1/agent/prompts", prompts.add_prompt, "Assistant", "Save a system prompt", "保存系统提示词",
+        "AgentPrompt", PROMPT_FIELDS, ("name", "text"), {"name": "Brief", "text": "Answer in one sentence."},
+        errors=READING),
+    Operation("put", "/v1/agent/prompts/{prompt_id}", prompts.change_prompt, "Assistant", "Change a saved prompt",
+        "修改已保存的提示词", "AgentPrompt", PROMPT_FIELDS, (), {"text": "Answer in two sentences."}, errors=READING,
+        parameters=_PROMPT),
+    Operation("delete", "/v1/agent/prompts/{prompt_id}", prompts.delete_prompt, "Assistant", "Delete a saved prompt",
+        "删除已保存的提示词", "AgentDone", errors=(404,), parameters=_PROMPT),
     *FILE_OPERATIONS,
 )  # fmt: skip
 
@@ -93,8 +107,12 @@ def agent_app(config: AgentConfig) -> App:
     readers = Readers(config.max_reading)
     tools = ToolPool(config, readers)
 
-    async def attach(message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str]) -> Message:
-        return await readers.run(partial(attached, message, given, files, llm, names, _load)) if given else message
+    async def attach(
+        message: Message, given: Sequence[StoredFile], llm: LLM, names: Sequence[str], sources: Sources
+    ) -> Message:
+        if not given:
+            return message
+        return await readers.run(partial(attached, message, given, files, llm, names, _load, sources))
 
     made = Turns(config, store, files, tools, attach)
 

@@ -10,20 +10,24 @@ from functools import partial
 from urllib.parse import quote
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
-from glm4.agent.sessions import Session, SessionMessage
+from glm4.agent.session_export import digests
+from glm4.agent.sessions import MAX_TITLE, Session, SessionMessage
 from glm4.agent.transcript import file_dict
 from glm4.api.agent.request import CHANGE_FIELDS
 from glm4.api.fields import read_fields
+from glm4.errors import InvalidRequestError
 from glm4.server.agent.state import AgentState, owner_of
 from glm4.server.body import read_body, read_json
 from glm4.server.errors import ApiError
 from glm4.server.memory import BODY_MEMORY, BodyMemory
 from glm4.server.state import find_state, server_state
 
-_INLINE = ("image/png", "image/jpeg", "image/webp", "image/gif")
-"""Types that a browser may show in place; it saves the others."""
+_PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+_AUDIO = ("audio/wav", "audio/mpeg", "audio/ogg", "audio/flac", "audio/mp4", "audio/aac", "audio/webm")
+_INLINE = (*_PICTURES, *_AUDIO)
+"""Types that a browser may show or play in place; it saves the others."""
 _FROM_ANYWHERE = ("", "text/plain", "multipart/form-data", "application/x-www-form-urlencoded")
 """Types that any web page may send to this machine without asking."""
 
@@ -35,7 +39,7 @@ async def list_conversations(request: Request) -> Response:
     if not re.fullmatch("[1-9][0-9]{0,2}", limit):
         raise ApiError(400, "limit is a number up to 999", "limit", "invalid_value")
     found = await _state(request).store.sessions(owner_of(request), limit=int(limit), after=query.get("after") or None)
-    return JSONResponse({"conversations": [_session(session) for session in found]})
+    return JSONResponse({"conversations": [session_dict(session) for session in found]})
 
 
 async def search(request: Request) -> Response:
@@ -52,21 +56,26 @@ async def conversation(request: Request) -> Response:
     files = await state.store.files(name, owner)
     return JSONResponse(
         {
-            "conversation": _session(session),
-            "messages": [_message(message, state.turns.of_message(message.id)) for message in messages],
+            "conversation": session_dict(session),
+            "messages": [message_dict(message, state.turns.of_message(message.id)) for message in messages],
             "files": [file_dict(file) for file in files],
         }
     )
 
 
 async def change_conversation(request: Request) -> Response:
-    """Change its title, instructions, model, options, pin, or the branch that is shown."""
+    """Change its title, instructions, model, tools, options, pin, or the branch that is shown."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     given = read_fields(await server_state(request).read(request), CHANGE_FIELDS)
-    if "params" in given:
+    tools = given.pop("tools", None)
+    if tools is not None:
+        state.tools.check(tools)
+    chosen = {"tools": None if tools is None else list(tools), "sampling": given.pop("params", None)}
+    chosen = {kind: value for kind, value in chosen.items() if value is not None}
+    if chosen:
         session = await state.store.get(name, owner)
-        given["params"] = {**session.params, "sampling": given["params"]}
-    return JSONResponse(_session(await state.store.change(name, owner, given)))
+        given["params"] = {**session.params, **chosen}
+    return JSONResponse(session_dict(await state.store.change(name, owner, given)))
 
 
 async def delete_conversation(request: Request) -> Response:
@@ -81,26 +90,60 @@ async def delete_conversation(request: Request) -> Response:
 
 
 async def export_conversation(request: Request) -> Response:
-    """As JSON with everything, or as Markdown with the branch that is shown (`?format=markdown`)."""
+    """As JSON with everything, or as Markdown or HTML with the branch that is shown (`?format=markdown`, `html`)."""
     state, owner, name = _state(request), owner_of(request), request.path_params["conversation_id"]
     kind = request.query_params.get("format", "json")
     if kind == "markdown":
         text = await state.store.as_markdown(name, owner)
         return Response(text, media_type="text/markdown; charset=utf-8", headers=attachment("conversation.md"))
+    if kind == "html":
+        text = await _as_html(state, name, owner)
+        headers = {"Content-Security-Policy": "sandbox", **attachment("conversation.html")}
+        return Response(text, media_type="text/html; charset=utf-8", headers=headers)
     if kind != "json":
-        raise ApiError(400, "format must be json or markdown", "format", "invalid_value")
+        raise ApiError(400, "format must be json, markdown or html", "format", "invalid_value")
     document = await state.store.as_document(name, owner, state.files)
     body = json.dumps(document, ensure_ascii=False).encode()
     return Response(body, media_type="application/json", headers=attachment("conversation.json"))
 
 
+async def _as_html(state: AgentState, name: str, owner: str) -> str:
+    from glm4.agent.session_html import as_html
+
+    session = await state.store.get(name, owner)
+    branch, files = await state.store.branch(name, owner), await state.store.files(name, owner)
+    return await asyncio.to_thread(as_html, session, branch, files, state.files)
+
+
 async def import_conversation(request: Request) -> Response:
-    """Keep a conversation that was exported, under a new id."""
+    """Keep an exported conversation, ours or OpenAI's, under a new id; of a list, those that can be read."""
     state, owner = _state(request), owner_of(request)
-    document = await read_json(request, _memory(request), limit=state.config.max_upload_bytes,
+    document = await read_json(request, _memory(request), limit=state.config.max_upload_bytes, lists=True,
                                seconds=server_state(request).config.body_timeout)  # fmt: skip
-    name = await state.store.from_document(document, owner, state.files)
-    return JSONResponse(_session(await state.store.get(name, owner)))
+    if not isinstance(document, list):
+        return JSONResponse(await _keep_imported(state, document, owner))
+    if not document:
+        raise ApiError(400, "the list has no conversations", code="invalid_value")
+    kept, failed = [], []
+    for index, one in enumerate(document):
+        try:
+            kept.append(await _keep_imported(state, one, owner))
+        except InvalidRequestError as error:
+            title = one.get("title") if isinstance(one, dict) else None
+            named = title[:MAX_TITLE] if isinstance(title, str) else ""
+            failed.append({"index": index, "title": named, "reason": str(error)})
+    return JSONResponse({"conversations": kept, "failed": failed})
+
+
+async def _keep_imported(state: AgentState, document: object, owner: str) -> dict[str, object]:
+    async with state.changing:
+        try:
+            name = await state.store.from_document(document, owner, state.files)
+        except BaseException:
+            for sha256 in digests(document):  # those that were kept before it failed
+                await state.drop(sha256)
+            raise
+    return session_dict(await state.store.get(name, owner))
 
 
 async def upload_file(request: Request) -> Response:
@@ -120,19 +163,25 @@ async def upload_file(request: Request) -> Response:
 
 
 async def download_file(request: Request) -> Response:
-    """A file of one of this key's conversations. Only pictures are shown in place, and nothing in it runs."""
+    """A file of one of this key's conversations, or a range of it (`Range`), as players ask for it.
+
+    Only pictures and audio are shown in place, unless `?download=1` has them saved, too; nothing in a file runs.
+    """
     state = _state(request)
     file = await state.file(request.path_params["sha256"], owner_of(request))
-    data = await asyncio.to_thread(partial(state.files.read, file.sha256))
+    path = await asyncio.to_thread(state.files.path, file.sha256)
     inline = file.media_type in _INLINE
+    plays = "media-src 'self'; " if file.media_type in _AUDIO else ""
+    saved = not inline or request.query_params.get("download", "0") not in ("", "0")
     headers = {
-        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Content-Security-Policy": f"default-src 'none'; {plays}sandbox",
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=31536000, immutable",
-        **({} if inline else attachment(file.name)),
+        "ETag": f'"{file.sha256}"',
+        **(attachment(file.name) if saved else {}),
     }
     kind = file.media_type if inline else "application/octet-stream"
-    return Response(data, media_type=kind, headers=headers)
+    return FileResponse(path, media_type=kind, headers=headers)
 
 
 def _state(request: Request) -> AgentState:
@@ -159,10 +208,12 @@ def attachment(name: str) -> dict[str, str]:
     }
 
 
-def _session(session: Session) -> dict[str, object]:
+def session_dict(session: Session) -> dict[str, object]:
+    """A conversation as JSON, without its messages."""
     return asdict(session)
 
 
-def _message(message: SessionMessage, turn: str | None) -> dict[str, object]:
+def message_dict(message: SessionMessage, turn: str | None) -> dict[str, object]:
+    """A message as JSON; `turn` is the one that is writing it."""
     shown = {name: value for name, value in asdict(message).items() if name not in ("messages", "sources")}
     return shown | ({"turn": turn} if turn else {})

@@ -15,11 +15,12 @@ from typing import Any
 from starlette.applications import Starlette
 
 from glm4.agent.async_agent import AsyncAgent
+from glm4.agent.cited_files import last_number
 from glm4.agent.conversation import Conversation
 from glm4.agent.events import AgentEvent, CallChanged, FileAdded, TurnEnded
 from glm4.agent.files import StoredFile
 from glm4.agent.sessions import new_id
-from glm4.agent.tool import Approval, Function, Invocation, Tool, ToolContext, ToolResult
+from glm4.agent.tool import Approval, Function, Invocation, Sources, Tool, ToolContext, ToolResult
 from glm4.api.responses.agent_events import HANDED_OVER
 from glm4.api.responses.builtin import BuiltinTool
 from glm4.api.responses.builtin_items import Kind
@@ -139,7 +140,8 @@ class ToolRun:
             self.kinds |= {function.name: Kind("function") for function in client.functions}
             loop = asyncio.get_running_loop()
             client.end_turn = lambda: loop.call_soon_threadsafe(agent.stop)
-        self._events = agent.run(Conversation(messages=list(chat.messages), files=self._agents.files))
+        sources = Sources(after=last_number(message.text for message in chat.messages))
+        self._events = agent.run(Conversation(messages=list(chat.messages), sources=sources, files=self._agents.files))
 
     async def start(self) -> None:
         """Nothing waits: rounds queue one by one."""

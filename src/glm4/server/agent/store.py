@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glm4.agent import uploads, vector_stores
+from glm4.agent import prompts, uploads, vector_stores
 from glm4.agent.session_export import as_document, as_markdown, from_document
 from glm4.agent.sessions import SessionStore
 from glm4.server.stores.thread import OwnThread, on_thread
@@ -28,6 +28,11 @@ class ThreadedSessionStore(OwnThread[SessionStore]):
     as_document = on_thread(as_document)
     as_markdown = on_thread(as_markdown)
     from_document = on_thread(from_document)
+
+    list_prompts = on_thread(prompts.prompts)
+    add_prompt = on_thread(prompts.add_prompt)
+    change_prompt = on_thread(prompts.change_prompt)
+    delete_prompt = on_thread(prompts.delete_prompt)
 
     add_upload = on_thread(uploads.add_upload)
     find_upload = on_thread(uploads.find_upload)

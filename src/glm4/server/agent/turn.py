@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class Turn:
             self.stopped = True
             self.stop()
 
-    async def follow(self, after: int | None = None) -> AsyncIterator[Numbered]:
+    async def follow(self, after: int | None = None) -> AsyncGenerator[Numbered, None]:
         """Events behind number `after`, to the end; a snapshot comes first if those are gone, or without `after`."""
         at = after
         while True:

@@ -22,7 +22,7 @@ from glm4.agent.files import FileStore, StoredFile
 from glm4.agent.sessions import Session, SessionMessage, new_id
 from glm4.agent.tool import Invocation, Sources, Tool
 from glm4.agent.transcript import file_dict
-from glm4.api.agent.request import TurnRequest, turn_params
+from glm4.api.agent.request import ROOT, TurnRequest, turn_params
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
 from glm4.documents.citations import Source
@@ -43,8 +43,8 @@ from glm4.server.state import ServerState
 log = logging.getLogger("glm4.server")
 
 _WRITE_SECONDS = 2.0
-Attach = Callable[[Message, Sequence[StoredFile], LLM, Sequence[str]], Awaitable[Message]]
-"""A user's message, its files, the model and the names of the tools → the message as the model gets it."""
+Attach = Callable[[Message, Sequence[StoredFile], LLM, Sequence[str], Sources], Awaitable[Message]]
+"""A user's message, its files, the model, the names of the tools and the sources → the message as the model gets it."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class _Running:
     stored: SessionMessage
     before: int
     """Messages of the conversation before the turn."""
-    known: int
+    known: list[Source]
     """Sources before it."""
 
 
@@ -95,6 +95,11 @@ class Turns:
     def running(self, owner: str) -> list[Turn]:
         """The turns of this owner that have not ended."""
         return [turn for turn in self._turns.values() if turn.owner == owner and not turn.ended]
+
+    def end_all(self) -> None:
+        """End what runs, of all owners; what is there is kept."""
+        for turn in self._turns.values():
+            turn.end()
 
     def of_message(self, message: str) -> str | None:
         """The turn that is writing this message."""
@@ -161,19 +166,21 @@ class Turns:
         names = request.tools if request.tools is not None else tuple(session.params.get("tools", ()))
         self.tools.check(names)
         params = turn_params(request.params or session.params.get("sampling", {}), target.llm.default_sampling_params())
-        branch = await self.store.branch(session.id, owner, leaf=request.parent)
+        first = request.parent == ROOT
+        branch = [] if first else await self.store.branch(session.id, owner, leaf=request.parent)
         if request.message is None and (not branch or branch[-1].role != "user"):
             raise InvalidRequestError(
                 "parent is not a message of the user, so there is nothing to answer", param="parent"
             )
-        message = None
+        message, sources = None, _sources(branch)
         if request.message is not None:
-            message = await self._attach(request.message, files, target.llm, names)
+            message = await self._attach(request.message, files, target.llm, names, sources)
         given = {file.sha256: file for file in (*await self.store.files(session.id, owner), *files)}
         tools = await self.tools.take(session.id, names, self.files, list(given.values()))
         try:
             if message is not None and request.message is not None:
-                branch.append(await self._asked(session, message, request.message.text, branch, owner, files))
+                new = _new(sources, _sources(branch).all())
+                branch.append(await self._asked(session, message, request.message.text, branch, owner, files, new))
             session = await self._keep_choices(session, request, target, owner)
             stored = await self.store.add(
                 session.id, SessionMessage("", branch[-1].id, "assistant", "running", target.name, [], []), owner
@@ -198,7 +205,7 @@ class Turns:
         }  # fmt: skip
         turn = Turn(str(about["turn"]), owner, session.id, stored.id, about, stop=agent.stop)
         self._turns[turn.id] = turn
-        known = len(conversation.sources.all())
+        known = conversation.sources.all()
         work = _Running(turn, agent, conversation, stored, len(conversation.messages), known)
         # Not the request's, which is given back when its answer has been sent.
         memory = state.memory.body()
@@ -228,21 +235,20 @@ class Turns:
 
     async def _asked(
         self, session: Session, message: Message, text: str, branch: Sequence[SessionMessage], owner: str,
-        files: Sequence[StoredFile],
+        files: Sequence[StoredFile], sources: Sequence[dict[str, Any]],
     ) -> SessionMessage:  # fmt: skip
         parts: list[dict[str, Any]] = [{"kind": "text", "text": text}]
         parts += [{"kind": "file", **file_dict(file)} for file in files]
         for file in files:
             await self.store.add_file(session.id, file, owner)
         parent = branch[-1].id if branch else None
-        asked = SessionMessage("", parent, "user", "completed", "", [message.as_dict()], parts)
+        asked = SessionMessage("", parent, "user", "completed", "", [message.as_dict()], parts, sources)
         return await self.store.add(session.id, asked, owner)
 
     def _conversation(self, session: Session, branch: Sequence[SessionMessage]) -> Conversation:
         messages = [Message.from_dict(raw) for message in branch for raw in message.messages]
-        sources = {raw["n"]: Source(**raw) for message in branch for raw in message.sources}
         approved = self.tools.approved(session.id)
-        return Conversation(session.id, messages, Sources(list(sources.values())), self.files, approved)
+        return Conversation(session.id, messages, _sources(branch), self.files, approved)
 
     def _approver(self, message: str) -> Callable[[Tool, Invocation], Any]:
         async def approve(tool: Tool, invocation: Invocation) -> Decision:
@@ -306,7 +312,7 @@ class Turns:
             status=status,
             messages=[message.as_dict() for message in work.conversation.messages[work.before :]],
             parts=told["parts"] + [{"kind": "error", **error} for error in told["errors"]],
-            sources=[asdict(source) for source in work.conversation.sources.all()[work.known :]],
+            sources=_new(work.conversation.sources, work.known),
             usage=told["usage"] | ({"reason": last.reason} if last else {}),
         )
         try:
@@ -347,6 +353,17 @@ def generator(state: ServerState, target: Target) -> Callable[[ChatRequest], Asy
             raise Glm4Error(error.message) from None
 
     return generate
+
+
+def _sources(branch: Sequence[SessionMessage]) -> Sources:
+    """The sources of a branch; of one that was shown again, the latest."""
+    found = {raw["n"]: Source(**raw) for message in branch for raw in message.sources}
+    return Sources(list(found.values()))
+
+
+def _new(sources: Sources, known: Sequence[Source]) -> list[dict[str, Any]]:
+    """Sources that were not known, or not with this text, to be stored."""
+    return [asdict(source) for source in sources.all() if source not in known]
 
 
 def _matters(event: AgentEvent) -> bool:

@@ -45,6 +45,12 @@ def check(config: ServerConfig) -> None:
             " --lora",
             param="allow_adapter_loading",
         )
+    if config.ui:
+        raise InvalidRequestError(
+            "--ui does not work with --ray: the page's sessions and turns are in one replica, and its requests reach"
+            " another; serve it without --ray",
+            param="ui",
+        )
     if config.agent.tools or config.agent.sessions is not None:
         option = "tools" if config.agent.tools else "sessions"
         raise InvalidRequestError(

@@ -1,0 +1,24 @@
+"""Parts of messages as the page shows them: text and reasoning with `blocks` of HTML, tool calls with their `code`.
+
+Called on threads: the first call loads libraries, and a long text takes a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from glm4.agent.session_html import arguments_html
+
+TEXTS = ("text", "reasoning")
+
+
+def dressed(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part that is complete, with HTML beside what it has."""
+    from glm4.markup import render
+
+    if part["kind"] in TEXTS:
+        return {**part, "blocks": render(part["text"])}
+    if "call" in part and part["state"] != "writing":
+        return {**part, "code": arguments_html(part["tool"], part["arguments"])}
+    return dict(part)

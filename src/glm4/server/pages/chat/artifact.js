@@ -1,0 +1,126 @@
+// Bars on code blocks, tables and formulas; HTML and SVG that a model wrote, in a frame of their own.
+//
+// What runs in the frame has no origin: no cookie, no storage, nothing of this page, and no network. The server sends it
+// with a policy that says so, too, and only into a frame. Not covered: what it draws, which may look like anything.
+
+import { copyText, el, fill, icon, iconButton, saveText } from "./dom.js";
+import { ICONS } from "./icons.js";
+import { dressTable } from "./tables.js";
+
+const DONE_MS = 1500;
+const ENDINGS = {
+  bash: "sh", c: "c", console: "txt", cpp: "cpp", csharp: "cs", css: "css", csv: "csv", diff: "diff", go: "go", html: "html",
+  java: "java", javascript: "js", js: "js", json: "json", jsx: "jsx", kotlin: "kt", latex: "tex", lua: "lua",
+  markdown: "md", md: "md", php: "php", python: "py", py: "py", r: "r", ruby: "rb", rust: "rs", sh: "sh", shell: "sh",
+  sql: "sql", svg: "svg", swift: "swift", tex: "tex", toml: "toml", ts: "ts", tsx: "tsx", typescript: "ts", xml: "xml",
+  yaml: "yaml", yml: "yaml",
+};
+const NAMED = /^\s*(?:#|\/\/|--|;|%|\/\*|<!--)\s*(?:file(?:name)?:\s*)?(?:[\w.-]+\/)*([\w-][\w.-]*\.[a-z][a-z0-9]{0,5})\s*(?:\*\/|-->)?\s*$/i;
+
+export function setupArtifacts(app) {
+  /** Show {kind: "html" | "svg", source, title?} in the side panel. */
+  app.showArtifact = (artifact) => openArtifact(app, artifact);
+}
+
+/** Called once for each block that will not change any more: `element` is the `div.block` around the rendered HTML. */
+export function dressBlock(app, element) {
+  for (const code of element.querySelectorAll("pre.code")) dressCode(app, code);
+  for (const table of element.querySelectorAll("div.table")) dressTable(app, table);
+  for (const formula of element.querySelectorAll(".formula[data-tex]")) dressFormula(app, formula);
+}
+
+/** A button that copies, and shows that it has. */
+export function copyButton(app, label, text) {
+  const button = iconButton(ICONS.copy, label, async () => {
+    const copied = await copyText(text());
+    app.announce(app.t(copied ? "artifact.copied" : "artifact.not_copied"));
+    if (!copied) {
+      app.emit("notice", { kind: "error", text: app.t("artifact.not_copied") });
+      return;
+    }
+    fill(button, icon(ICONS.check));
+    setTimeout(() => fill(button, icon(ICONS.copy)), DONE_MS);
+  });
+  return button;
+}
+
+function dressCode(app, pre) {
+  if (pre.parentElement.classList.contains("code-block")) return;
+  const language = pre.dataset.lang ?? "";
+  const source = () => pre.textContent;
+  const kind = artifactKind(language, source());
+  const wrap = iconButton(ICONS.wrap, app.t("artifact.wrap"), () => {
+    wrap.setAttribute("aria-pressed", String(pre.classList.toggle("wrapped")));
+  }, { "aria-pressed": "false" });
+  const bar = el("div", { class: "code-bar" }, el("span", { class: "code-language", text: language || app.t("artifact.code") }),
+    kind ? el("button", { type: "button", class: "text-button", onclick: () => app.showArtifact({ kind, source: source() }) },
+      icon(ICONS.play), app.t("artifact.show")) : null,
+    wrap,
+    iconButton(ICONS.download, app.t("artifact.download"), () => saveText(fileName(language, source()), source())),
+    copyButton(app, app.t("artifact.copy"), source));
+  pre.setAttribute("aria-label", app.t("artifact.code_in", { language: language || app.t("artifact.code") }));
+  const block = el("div", { class: "code-block" });
+  pre.replaceWith(block);
+  block.append(bar, pre);
+}
+
+function artifactKind(language, source) {
+  const name = language.toLowerCase();
+  if (name === "html" || name === "xhtml") return "html";
+  return name === "svg" || (name === "xml" && /^\s*(<\?xml[^>]*>\s*)?(<!--[\s\S]*?-->\s*)*<svg[\s>]/.test(source)) ? "svg" : null;
+}
+
+/** A name for code: the one in its first line if there is one, else by its language. */
+function fileName(language, source) {
+  const own = NAMED.exec(source.split("\n", 1)[0])?.[1];
+  return own ?? `code.${ENDINGS[language.toLowerCase()] ?? "txt"}`;
+}
+
+function dressFormula(app, formula) {
+  if (formula.querySelector("button")) return;
+  formula.append(copyButton(app, app.t("artifact.copy_tex"), () => formula.dataset.tex));
+}
+
+// Documents in a frame
+
+function openArtifact(app, { kind, source, title = "" }) {
+  const name = title || app.t(kind === "svg" ? "artifact.picture" : "artifact.page");
+  const stage = el("div", { class: "artifact-stage" });
+  const code = el("pre", { class: "code artifact-source", tabindex: "0", hidden: true, "aria-label": app.t("artifact.source") },
+    el("code", { text: source }));
+  const toggle = iconButton(ICONS.code, app.t("artifact.source"), () => {
+    code.hidden = !code.hidden;
+    stage.hidden = !code.hidden;
+    toggle.setAttribute("aria-pressed", String(!code.hidden));
+  }, { "aria-pressed": "false" });
+  const wide = iconButton(ICONS.expand, app.t("artifact.larger"), () => {
+    setWide(!document.body.classList.contains("panel-wide"));
+  }, { "aria-pressed": "false" });
+
+  /** Over the whole window; what is behind it cannot be reached then. */
+  function setWide(value) {
+    document.body.classList.toggle("panel-wide", value);
+    wide.setAttribute("aria-pressed", String(value));
+    document.getElementById("center").inert = value;
+  }
+
+  async function load() {
+    fill(stage, el("p", { class: "artifact-note", role: "status", text: app.t("artifact.loading") }));
+    try {
+      const { id } = await app.api.post("ui/artifacts", { kind, source });
+      // Its document, not this page, decides what it may load; the sandbox keeps it from being anybody here.
+      fill(stage, el("iframe", { src: `ui/artifacts/${encodeURIComponent(id)}`, sandbox: "allow-scripts", title: name,
+        referrerpolicy: "no-referrer" }));
+    } catch (error) {
+      fill(stage, el("p", { class: "artifact-note", role: "alert", text: app.errorText(error) }));
+    }
+  }
+
+  const reload = iconButton(ICONS.retry, app.t("artifact.reload"), load);
+  const save = iconButton(ICONS.download, app.t("artifact.download"), () => {
+    saveText(title.includes(".") ? title : fileName(kind, source), source);
+  });
+  app.panel.open({ title: name, actions: [toggle, reload, wide, save], body: [stage, code],
+    onClose: () => setWide(false) });
+  load();
+}

@@ -1,0 +1,90 @@
+// Texts of the page: flat keys, {placeholders}, plurals as key.one and key.other.
+
+import { stored } from "./dom.js";
+
+export const LANGUAGES = { en: "English", zh: "中文" };
+const KEPT_AS = "glm4.language";
+
+/** The language to begin with: the one that was chosen, else the first that the browser asks for and we have. */
+function firstLanguage() {
+  const chosen = stored(KEPT_AS);
+  if (chosen in LANGUAGES) return chosen;
+  const asked = (navigator.languages ?? [navigator.language]).map((tag) => tag.toLowerCase().split("-")[0]);
+  return asked.find((tag) => tag in LANGUAGES) ?? "en";
+}
+
+async function fetched(lang) {
+  const answer = await fetch(`ui/${lang}.json`);
+  if (!answer.ok) throw new Error(`ui/${lang}.json: ${answer.status}`);
+  return answer.json();
+}
+
+function translated(root, t) {
+  for (const element of root.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of root.querySelectorAll("[data-t-placeholder]")) {
+    element.setAttribute("placeholder", t(element.dataset.tPlaceholder));
+  }
+  for (const element of root.querySelectorAll("[data-t-label]")) {
+    const label = t(element.dataset.tLabel);
+    element.setAttribute("aria-label", label);
+    if (element.tagName === "BUTTON") element.title = label;
+  }
+}
+
+// Begun at once: the first words are there before the other modules are.
+const FIRST = fetched(firstLanguage());
+FIRST.then((catalog) => {
+  translated(document, (key) => catalog[key] ?? "");
+  if (!location.hash.startsWith("#/c/")) document.getElementById("welcome").hidden = false;
+}, () => {});
+
+/** Adds t, has, number, bytes, duration, date, translate and setLanguage to the app. */
+export async function setupLanguage(app) {
+  let catalog = {};
+  let plurals;
+
+  async function load(lang, texts) {
+    catalog = await texts;
+    plurals = new Intl.PluralRules(lang);
+    app.lang = lang;
+    document.documentElement.lang = lang === "zh" ? "zh-Hans" : lang;
+    document.documentElement.dir = "ltr";
+    app.translate(document);
+  }
+
+  app.lang = "en";
+  app.has = (key) => key in catalog || `${key}.other` in catalog;
+  app.number = (value, options) => new Intl.NumberFormat(app.lang, options).format(value);
+  app.t = (key, values = {}) => {
+    const form = "count" in values ? `${key}.${plurals.select(values.count)}` : key;
+    const text = catalog[form] ?? catalog[`${key}.other`] ?? catalog[key] ?? key;
+    return text.replace(/\{(\w+)\}/g, (whole, name) => {
+      const value = values[name];
+      if (value === undefined) return whole;
+      return typeof value === "number" ? app.number(value) : String(value);
+    });
+  };
+  app.bytes = (count) => {
+    const units = ["byte", "kilobyte", "megabyte", "gigabyte"];
+    const power = count < 1 ? 0 : Math.min(Math.floor(Math.log10(count) / 3), 3);
+    const options = { style: "unit", unit: units[power], unitDisplay: "short", maximumFractionDigits: power ? 1 : 0 };
+    return app.number(count / 1000 ** power, options);
+  };
+  app.duration = (seconds) => {
+    if (seconds < 60) {
+      const digits = seconds < 10 ? 1 : 0;
+      return app.number(seconds, { style: "unit", unit: "second", unitDisplay: "narrow", maximumFractionDigits: digits });
+    }
+    const whole = Math.round(seconds);
+    return app.t("time.minutes", { minutes: Math.floor(whole / 60), seconds: String(whole % 60).padStart(2, "0") });
+  };
+  app.date = (seconds, options = { dateStyle: "medium", timeStyle: "short" }) =>
+    new Intl.DateTimeFormat(app.lang, options).format(new Date(seconds * 1000));
+  app.translate = (root) => translated(root, app.t);
+  app.setLanguage = async (lang) => {
+    await load(lang, fetched(lang));
+    stored(KEPT_AS, lang);
+    app.emit("language", lang);
+  };
+  await load(firstLanguage(), FIRST);
+}

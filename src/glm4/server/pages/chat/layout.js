@@ -1,0 +1,168 @@
+// The frame around the conversation: drawer and panel, banner, notices, questions, pictures.
+
+import { composing, el, fill, icon, iconButton, openDialog, stored } from "./dom.js";
+import { ICONS } from "./icons.js";
+
+const NARROW = "(max-width: 55rem)";
+const NOTICE_MS = 8000;
+
+/** Adds panel, confirm, showPicture, toggleSidebar and the "notice" listener to the app. */
+export function setupLayout(app) {
+  setupSidebarToggle(app);
+  setupPanel(app);
+  setupNotices(app);
+  setupQuestions(app);
+  setupPictures(app);
+  for (const button of document.querySelectorAll("[data-close]")) {
+    button.append(icon(ICONS.close));
+    button.addEventListener("click", () => button.closest("dialog").close());
+  }
+  for (const dialog of document.querySelectorAll("dialog")) {
+    // A click beside a dialog is a click on its backdrop, which belongs to the dialog itself.
+    dialog.addEventListener("pointerdown", (event) => {
+      if (event.target === dialog && !dialog.hasAttribute("data-modal")) dialog.close();
+    });
+  }
+  document.getElementById("skip-link").addEventListener("click", (event) => {
+    event.preventDefault(); // the address names a conversation
+    document.getElementById("composer-text")?.focus();
+  });
+}
+
+function setupSidebarToggle(app) {
+  const toggle = document.getElementById("sidebar-toggle");
+  const scrim = document.getElementById("scrim");
+  const sidebar = document.getElementById("sidebar");
+  const narrow = matchMedia(NARROW);
+  let open = !narrow.matches && stored("glm4.sidebar") !== "closed";
+  toggle.append(icon(ICONS.menu));
+
+  function show() {
+    document.body.classList.toggle("sidebar-open", open);
+    toggle.setAttribute("aria-expanded", String(open));
+    const drawer = open && narrow.matches;
+    scrim.hidden = !drawer;
+    sidebar.inert = !open;
+    // The focus stays in the drawer.
+    for (const id of ["center", "panel", "skip-link"]) document.getElementById(id).inert = drawer;
+  }
+
+  app.toggleSidebar = (wanted = !open, { focus = false } = {}) => {
+    const had = sidebar.contains(document.activeElement);
+    open = wanted;
+    if (!narrow.matches) stored("glm4.sidebar", open ? "open" : "closed");
+    show();
+    if (!open && had) toggle.focus();
+    if (open && (focus || narrow.matches)) sidebar.querySelector("button, input, a")?.focus();
+  };
+  toggle.addEventListener("click", () => app.toggleSidebar());
+  scrim.addEventListener("click", () => app.toggleSidebar(false));
+  narrow.addEventListener("change", () => app.toggleSidebar(!narrow.matches && stored("glm4.sidebar") !== "closed"));
+  sidebar.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !narrow.matches || event.defaultPrevented) return;
+    event.preventDefault();
+    app.toggleSidebar(false);
+  });
+  // On a phone the list has done its work once a conversation is chosen.
+  app.on("conversation", ({ switched }) => switched && narrow.matches && app.toggleSidebar(false));
+  app.shortcut("ctrl+b", "key.sidebar", () => app.toggleSidebar());
+  show();
+}
+
+/** app.panel.open({title, body, actions, onClose}) shows elements beside the transcript; app.panel.close() */
+function setupPanel(app) {
+  const panel = document.getElementById("panel");
+  const close = document.getElementById("panel-close");
+  let before = null;
+  let ended = null;
+  close.append(icon(ICONS.close));
+  app.panel = {
+    open({ title, body, actions = [], onClose = null }) {
+      if (panel.hidden) before = document.activeElement;
+      ended?.();
+      ended = onClose;
+      fill(document.getElementById("panel-title"), title);
+      fill(document.getElementById("panel-actions"), actions);
+      fill(document.getElementById("panel-body"), body);
+      panel.hidden = false;
+      document.body.classList.add("panel-open");
+      close.focus({ preventScroll: true });
+    },
+    close() {
+      if (panel.hidden) return;
+      panel.hidden = true;
+      document.body.classList.remove("panel-open");
+      ended?.();
+      ended = null;
+      document.getElementById("panel-body").replaceChildren();
+      if (before?.isConnected) before.focus({ preventScroll: true });
+    },
+    get isOpen() {
+      return !panel.hidden;
+    },
+  };
+  close.addEventListener("click", app.panel.close);
+  panel.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    event.stopPropagation();
+    app.panel.close();
+  });
+  app.on("conversation", ({ switched }) => switched && app.panel.close());
+}
+
+/** app.emit("notice", {text, kind: "info" | "ok" | "error"}) */
+function setupNotices(app) {
+  const notices = document.getElementById("notices");
+  app.on("notice", ({ text, kind = "info" }) => {
+    const notice = el("div", { class: "notice", data: { kind } }, el("span", { text, dir: "auto" }));
+    const close = iconButton(ICONS.close, app.t("notice.close"), () => notice.remove());
+    notice.append(close);
+    notices.append(notice);
+    while (notices.children.length > 4) notices.firstElementChild.remove();
+    app.announce(text, { assertive: kind === "error" });
+    if (kind !== "error") setTimeout(() => notice.remove(), NOTICE_MS);
+  });
+}
+
+/** await app.ask({title, text, confirm, danger, input}) → the input's text (true without input), or null */
+function setupQuestions(app) {
+  const dialog = document.getElementById("question-dialog");
+  app.ask = ({ title, text = "", confirm, danger = false, input = null }) =>
+    new Promise((resolve) => {
+      let answer = null;
+      const field = input === null ? null : el("input", { type: "text", value: input, "aria-labelledby": "question-title" });
+      const accept = () => {
+        answer = field ? field.value : true;
+        dialog.close();
+      };
+      const yes = el("button", { type: "button", class: danger ? "danger" : "primary", text: confirm, onclick: accept });
+      const no = el("button", { type: "button", text: app.t("dialog.cancel"), onclick: () => dialog.close() });
+      field?.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" || composing(event)) return;
+        event.preventDefault(); // else the button that gets the focus back is pressed
+        accept();
+      });
+      fill(dialog, el("h2", { id: "question-title", text: title }), text && el("p", { text, dir: "auto" }), field,
+        el("div", { class: "dialog-foot" }, no, yes));
+      dialog.addEventListener("close", () => resolve(answer), { once: true });
+      openDialog(dialog);
+      if (field) field.select();
+      else (danger ? no : yes).focus();
+    });
+}
+
+/** app.showPicture({file, name, alt}) */
+function setupPictures(app) {
+  const dialog = document.getElementById("picture-dialog");
+  app.showPicture = (file) => {
+    const address = `v1/agent/files/${file.file}`;
+    const close = iconButton(ICONS.close, app.t("dialog.close"), () => dialog.close());
+    fill(dialog,
+      el("header", { class: "dialog-head" }, el("h2", { text: file.name, dir: "auto" }),
+        el("a", { class: "icon-button", href: address, download: file.name, "aria-label": app.t("file.download") },
+          icon(ICONS.download)), close),
+      el("img", { src: address, alt: file.alt ?? file.name, width: file.width, height: file.height }));
+    openDialog(dialog);
+  };
+}

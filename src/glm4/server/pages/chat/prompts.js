@@ -1,0 +1,108 @@
+// The system prompt, and the library of saved ones.
+
+import { el, fill } from "./dom.js";
+
+const WAIT = 600; // milliseconds after the last key
+const PATH = "v1/agent/prompts";
+
+/** The editor; `change(text)` is called a moment after the last key, and by flush().
+ * @returns {{element: HTMLElement, show: (text: string) => void, flush: () => void}}
+ */
+export function systemEditor(app, change) {
+  const text = el("textarea", { id: "system-text", rows: "4", dir: "auto", "aria-describedby": "system-help" });
+  const saved = el("select", { id: "system-saved" });
+  const save = el("button", { type: "button" }, app.t("prompts.save"));
+  const remove = el("button", { type: "button" }, app.t("prompts.delete"));
+  const editor = { app, text, saved, remove, prompts: [], timer: 0, change };
+  text.addEventListener("input", () => {
+    clearTimeout(editor.timer);
+    editor.timer = setTimeout(() => flush(editor), WAIT);
+    showWhichIsUsed(editor);
+  });
+  saved.addEventListener("change", () => {
+    const prompt = editor.prompts.find((one) => one.id === saved.value);
+    text.value = prompt?.text ?? "";
+    remove.disabled = !prompt;
+    change(text.value);
+    app.announce(app.t(prompt ? "prompts.loaded" : "prompts.cleared"));
+  });
+  save.addEventListener("click", () => saveAs(editor));
+  remove.addEventListener("click", () => removePrompt(editor));
+  loadPrompts(editor);
+  const element = el("div", { class: "system" },
+    el("div", { class: "field" }, el("label", { for: "system-saved" }, app.t("prompts.saved")), saved, save, remove),
+    el("label", { for: "system-text", class: "visually-hidden" }, app.t("settings.system")), text,
+    el("p", { class: "help", id: "system-help" }, app.t("prompts.help")));
+  return {
+    element,
+    flush: () => flush(editor),
+    show(value) {
+      if (editor.timer || text === document.activeElement) return; // being typed
+      text.value = value;
+      showWhichIsUsed(editor);
+    },
+  };
+}
+
+function flush(editor) {
+  if (!editor.timer) return;
+  clearTimeout(editor.timer);
+  editor.timer = 0;
+  editor.change(editor.text.value);
+}
+
+async function loadPrompts(editor) {
+  try {
+    editor.prompts = (await editor.app.api.get(PATH)).prompts;
+  } catch (error) {
+    editor.app.emit("notice", { text: editor.app.errorText(error), kind: "error" });
+  }
+  showWhichIsUsed(editor);
+}
+
+/** The saved prompt that has this text; "own words" if none has. */
+function showWhichIsUsed({ app, text, saved, remove, prompts }) {
+  const used = prompts.find((one) => one.text === text.value);
+  const own = text.value && !used ? el("option", { value: "own", disabled: true }, app.t("prompts.own")) : null;
+  fill(saved, el("option", { value: "" }, app.t("prompts.none")), own,
+    prompts.map((one) => el("option", { value: one.id }, one.name)));
+  saved.value = used ? used.id : own ? "own" : "";
+  remove.disabled = !used;
+}
+
+/** Save the text under a name; the name of another one replaces that. */
+async function saveAs(editor) {
+  const { app, text } = editor;
+  flush(editor);
+  if (!text.value.trim()) {
+    app.emit("notice", { text: app.t("prompts.empty"), kind: "info" });
+    return;
+  }
+  const known = editor.prompts.find((one) => one.id === editor.saved.value);
+  const name = (await app.ask({ title: app.t("prompts.name"), confirm: app.t("prompts.save_action"),
+    input: known?.name ?? "" }))?.trim();
+  if (!name) return;
+  const same = editor.prompts.find((one) => one.name === name);
+  await change(editor, () => (same ? app.api.put(`${PATH}/${same.id}`, { text: text.value })
+    : app.api.post(PATH, { name, text: text.value })), app.t("prompts.saved_as", { name }));
+}
+
+async function removePrompt(editor) {
+  const { app, saved, prompts } = editor;
+  const prompt = prompts.find((one) => one.id === saved.value);
+  if (!prompt) return;
+  const agreed = await app.ask({ title: app.t("prompts.delete_title"),
+    text: app.t("prompts.delete_text", { name: prompt.name }), confirm: app.t("prompts.delete"), danger: true });
+  if (agreed) await change(editor, () => app.api.del(`${PATH}/${prompt.id}`), app.t("prompts.deleted", { name: prompt.name }));
+}
+
+async function change(editor, act, said) {
+  const { app } = editor;
+  try {
+    await act();
+    app.announce(said);
+  } catch (error) {
+    app.emit("notice", { text: app.errorText(error), kind: "error" });
+  }
+  await loadPrompts(editor);
+}

@@ -1,0 +1,323 @@
+// Sending, following, stopping; what is shown and the running turn belong together here.
+
+import { isAway } from "./api.js";
+import { newId, stored } from "./dom.js";
+import { backoff, followTurn } from "./stream.js";
+
+const OUTBOX = "glm4.outbox";
+const KNOWN_MS = 240_000; // for so long the server surely knows a client_id again
+
+/** Adds send, resend, takeBack, stop, retry, edit, decide, follow and flushOutbox to the app. */
+export function setupTurns(app) {
+  const outbox = new Map(); // local id → {body, state, files, created, posted}
+  let follower = null; // {turn, message, close, wake}
+
+  // Sending
+
+  /** Show and send a message. True once it is in the transcript; what becomes of it is shown there. */
+  app.send = async ({ text, files = [], images = [] }) => {
+    if (app.state.runningMessage()) {
+      app.emit("notice", { text: app.t("error.turn_running"), kind: "info" });
+      return false;
+    }
+    const parent = app.state.branch().at(-1)?.id ?? null;
+    return place({ text, files: [...files, ...images], parent });
+  };
+
+  app.edit = async (id, { text, files = [] }) => {
+    const message = app.state.messages.get(id);
+    if (!message) return false;
+    return place({ text, files, parent: message.parent, edits: true });
+  };
+
+  function place({ text, files, parent, edits = false }) {
+    const { state } = app;
+    if (state.branch().some((message) => message.local)) {
+      app.emit("notice", { text: app.t("send.one"), kind: "info" });
+      return false;
+    }
+    const id = newId();
+    const body = { client_id: id, content: text };
+    if (files.length) body.files = files.map((file) => file.file);
+    if (state.id) body.conversation = state.id;
+    if (edits) body.parent = parent ?? "root";
+    const before = state.leaf;
+    app.transcript.changed(state.addLocal(id, { text, files, parent }));
+    app.transcript.toEnd();
+    outbox.set(id, { body, state, files, before, created: Date.now(), posted: false });
+    keep();
+    deliver(id);
+    return true;
+  }
+
+  app.resend = (id) => {
+    const entry = outbox.get(id);
+    if (!entry) return;
+    entry.body.client_id = entry.failed ? newId() : entry.body.client_id;
+    entry.failed = false;
+    deliver(id);
+  };
+
+  /** Not to be sent after all: it becomes the draft again. */
+  app.takeBack = (id) => {
+    const entry = outbox.get(id);
+    if (!entry) return;
+    entry.withdrawn = true;
+    entry.wake?.();
+    outbox.delete(id);
+    keep();
+    const changes = entry.state.removeLocal(id);
+    entry.state.leaf = entry.before;
+    if (entry.state === app.state) {
+      app.transcript.changed(changes);
+      app.emit("turn", { running: false, message: null });
+    }
+    app.emit("draft", { text: entry.body.content, files: entry.files });
+  };
+
+  async function deliver(id) {
+    const entry = outbox.get(id);
+    for (let failures = 0; outbox.get(id) === entry && !entry.withdrawn; failures += 1) {
+      if (!modelReady()) {
+        show(id, "waiting");
+        await pause(entry, null);
+        failures = -1;
+        continue;
+      }
+      show(id, failures ? "away" : "sending");
+      try {
+        entry.posted = true;
+        keep();
+        const ids = await app.api.post("v1/agent/turns", { ...app.settings.forTurn(), ...entry.body });
+        if (entry.withdrawn) await app.api.post(`v1/agent/turns/${ids.turn}/stop`).catch(() => {});
+        else taken(id, entry, ids);
+        return;
+      } catch (error) {
+        if (!isAway(error)) {
+          failed(id, entry, error);
+          return;
+        }
+        if (error.code === "shutting_down" || error.status) entry.posted = true;
+      }
+      show(id, "away");
+      await pause(entry, backoff(failures));
+    }
+  }
+
+  function pause(entry, milliseconds) {
+    return new Promise((resolve) => {
+      const timer = milliseconds === null ? 0 : setTimeout(resolve, milliseconds);
+      entry.wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  /** Whether the chosen model can answer. Unknown names are for the server to refuse. */
+  function modelReady() {
+    const models = app.session?.models ?? [];
+    const name = app.settings.model ?? app.state.conversation?.model;
+    const model = models.find((one) => one.name === name) ?? models[0];
+    return model?.state === "ready" || model?.state === "failed";
+  }
+
+  function show(id, status) {
+    const entry = outbox.get(id);
+    const message = entry?.state.messages.get(id);
+    if (!message || message.status === status) return;
+    message.status = status;
+    if (entry.state !== app.state) return;
+    app.transcript.changed([{ message: id, part: null, kind: "end" }]);
+    app.emit("turn", { running: status !== "failed", message: null, sending: true });
+  }
+
+  function taken(id, entry, ids) {
+    outbox.delete(id);
+    keep();
+    const { state } = entry;
+    const fresh = state.id === null;
+    const changes = state.started(id, ids, app.settings.model ?? app.session?.models[0]?.name ?? "");
+    mark(ids.conversation, ids);
+    if (state === app.state) {
+      state.messages.get(ids.message).times.started = Date.now();
+      if (fresh) app.showAddress(ids.conversation);
+      app.transcript.changed(changes);
+      follow(ids.message);
+      if (fresh) app.reload();
+    }
+    app.tell({ conversation: ids.conversation });
+    app.emit("list");
+  }
+
+  /** Which conversations are being answered: the list shows it. */
+  function mark(conversation, turn) {
+    if (turn) app.running.set(conversation, turn);
+    else app.running.delete(conversation);
+    app.emit("running");
+  }
+
+  function failed(id, entry, error) {
+    entry.failed = true;
+    const message = entry.state.messages.get(id);
+    if (!message) return;
+    message.failure = app.errorText(error);
+    show(id, "failed");
+    app.announce(app.t("send.failed", { message: message.failure }), { assertive: true });
+    if (error.code === "turn_running") app.reload();
+  }
+
+  // What is kept over a reload of the page
+
+  function keep() {
+    const entries = [...outbox].map(([id, { body, state, files, created, posted }]) =>
+      ({ id, body: { ...body, conversation: state.id ?? undefined }, files, created, posted }));
+    stored(OUTBOX, entries.length ? JSON.stringify(entries) : null);
+  }
+
+  /** Messages of this page that were being sent when it was closed: sent again, under the same client_id. */
+  app.flushOutbox = () => {
+    let entries = [];
+    try {
+      entries = JSON.parse(stored(OUTBOX) ?? "[]");
+    } catch {
+      // not ours
+    }
+    stored(OUTBOX, null);
+    for (const { id, body, files, created, posted } of entries) {
+      if ((body.conversation ?? null) !== app.state.id || outbox.size) continue;
+      if (posted && Date.now() - created > KNOWN_MS) {
+        app.emit("draft", { text: body.content, files });
+        continue;
+      }
+      const { state } = app;
+      const before = state.leaf;
+      const parent = body.parent === undefined ? before : body.parent === "root" ? null : body.parent;
+      app.transcript.changed(state.addLocal(id, { text: body.content, files, parent }));
+      outbox.set(id, { body, state, files, before, created, posted });
+      keep();
+      deliver(id);
+    }
+  };
+
+  app.on("session", () => {
+    for (const [id, entry] of outbox) if (entry.state.messages.get(id)?.status === "waiting") entry.wake?.();
+  });
+  app.on("reached", () => {
+    for (const [id, entry] of outbox) if (entry.state.messages.get(id)?.status === "away") entry.wake?.();
+    follower?.wake();
+  });
+
+  // Following
+
+  /** Follow a message that is being written; at most one stream is open. */
+  function follow(id) {
+    const { state } = app;
+    const message = state.messages.get(id);
+    if (!message?.turn) return;
+    if (follower?.turn === message.turn && follower.state === state) return;
+    follower?.close();
+    const { turn } = message;
+    const mine = followTurn(app, turn, {
+      onEvent(event) {
+        if (follower?.turn !== turn) return;
+        const now = state.messages.get(id);
+        if (!now) return;
+        app.transcript.changed(state.apply(event, now));
+        app.emit("message", { id, event });
+        if (now.status !== "running") ended(now);
+      },
+      onGone() {
+        if (follower?.turn === turn) follower = null;
+        // A server that has started again does not know the turn; the conversation says what became of it.
+        app.reload();
+      },
+    });
+    follower = { turn, state, ...mine };
+    app.emit("turn", { running: true, message });
+  }
+
+  function ended(message) {
+    if (!follower) return;
+    follower = null;
+    mark(app.state.id, null);
+    app.emit("turn", { running: false, message });
+    app.emit("list");
+    app.tell({ conversation: app.state.id });
+  }
+
+  /** Open the stream of the shown conversation's running message, or close the one of another. */
+  app.follow = () => {
+    const message = app.state.runningMessage();
+    if (message?.turn) {
+      follow(message.id);
+      return;
+    }
+    if (!follower) return;
+    const { state } = follower;
+    follower.close();
+    follower = null;
+    const before = [...state.messages.values()].find((one) => one.turn === null && one.role === "assistant");
+    app.emit("turn", { running: false, message: state === app.state ? (app.state.branch().at(-1) ?? before) : null });
+  };
+
+  app.wakeStream = () => follower?.wake();
+
+  // Acting on messages
+
+  app.stop = async () => {
+    const sending = app.state.branch().find((message) => message.local && message.status !== "failed");
+    if (sending) {
+      app.takeBack(sending.id);
+      return;
+    }
+    const message = app.state.runningMessage();
+    if (!message?.turn || message.stopping) return;
+    message.stopping = true;
+    app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
+    app.announce(app.t("status.stopping"));
+    try {
+      await app.api.post(`v1/agent/turns/${message.turn}/stop`);
+    } catch (error) {
+      message.stopping = false;
+      app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
+      if (error.status === 404) app.reload();
+      else app.emit("notice", { text: app.errorText(error), kind: "error" });
+    }
+  };
+
+  app.retry = async (id) => {
+    const { state } = app;
+    const message = state.messages.get(id);
+    const parent = message?.role === "assistant" ? message.parent : id;
+    if (!parent || !state.id || state.runningMessage()) return;
+    try {
+      const body = { ...app.settings.forTurn(), client_id: newId(), conversation: state.id, parent };
+      const ids = await app.api.post("v1/agent/turns", body);
+      const changes = state.started(null, ids, app.settings.model ?? "");
+      mark(state.id, ids);
+      app.tell({ conversation: state.id });
+      if (state !== app.state) return;
+      state.messages.get(ids.message).times.started = Date.now();
+      app.transcript.changed(changes);
+      app.transcript.toEnd();
+      follow(ids.message);
+    } catch (error) {
+      app.emit("notice", { text: app.errorText(error), kind: "error" });
+      if (error.code === "turn_running") app.reload();
+    }
+  };
+
+  app.decide = async (call, decision) => {
+    const message = app.state.runningMessage();
+    if (!message?.turn) return false;
+    try {
+      const { done } = await app.api.post(`v1/agent/turns/${message.turn}/approvals/${encodeURIComponent(call)}`,
+        { decision });
+      return done;
+    } catch (error) {
+      app.emit("notice", { text: app.errorText(error), kind: "error" });
+      return false;
+    }
+  };
+}
