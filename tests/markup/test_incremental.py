@@ -122,6 +122,14 @@ def written_coarsely(renderer: IncrementalRenderer, document: str, size: int) ->
     return blocks
 
 
+@pytest.mark.parametrize("shape", ["Some **text** and $x$.\n\n", "- an item of **one** list\n", "```py\nx\n```\n\n"])
+def test_a_long_text_at_once_is_shown_at_once(shape: str) -> None:
+    """As when a page comes back to an answer that is being written."""
+    text = shape * (60_000 // len(shape))
+    renderer = IncrementalRenderer()
+    assert applied([], renderer.feed(text)) == renderer.blocks == render(text)
+
+
 _ROW = "| 模型 | $x^2$ | `code` and text |\n"
 SHAPES = {
     "paragraphs": "Some **text** of an answer with $x$ in it, two lines of it,\nand more.\n\n",

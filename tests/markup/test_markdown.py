@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from html_rules import text_of
 
-from glm4.markup import render, render_code
+from glm4.markup import render, render_code, rendering
 from glm4.markup.code import COLORED_CHARACTERS
 from glm4.markup.languages import ALIASES, LANGUAGES, lexer_class
 
@@ -152,3 +152,14 @@ def test_a_paragraph_that_would_be_costly_is_plain() -> None:
     assert text_of(block) == "**a** [" * 5_000
     (block,) = render("**a** " * 100)
     assert block.count("<strong>") == 100
+
+
+def test_what_is_kept_of_whole_texts_is_bounded() -> None:
+    texts = [f"{number} " + "word " * 6_000 for number in range(400)]
+    for text in texts:
+        assert render(text)[0].startswith('<p dir="auto">')
+    assert rendering._kept._bytes <= rendering._KEPT_BYTES
+    assert rendering._kept._bytes == sum(map(rendering._size, rendering._kept._entries.values()))
+    blocks = render(texts[-1])
+    blocks.clear()
+    assert len(render(texts[-1])) == 1

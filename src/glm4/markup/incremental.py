@@ -74,7 +74,7 @@ class IncrementalRenderer:
         self._text.append(add)
         room = max(LONGEST_PART - self._length, 0)
         self._length += len(add)
-        self._work = min(self._work + _WORK * len(add), _SAVED_WORK + 4 * len(self._tail))
+        self._work = min(self._work + _WORK * len(add), _SAVED_WORK + 4 * (len(self._tail) + len(add)))
         updates = self._grow(add[:room]) if room else []
         if len(add) > room:
             updates += self._overflow(add[room:])
