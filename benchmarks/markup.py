@@ -75,7 +75,7 @@ def answer(tokens: int, seed: int = 7) -> list[str]:
 
 
 def timed(pieces: list[str], step: Callable[[str], int]) -> tuple[list[float], int]:
-    """Milliseconds of processor time of each step, and the sum of what the steps return: characters sent to the page."""
+    """Milliseconds of processor time of each step, and the sum of what the steps return: characters that are sent."""
     times: list[float] = []
     sent = 0
     for piece in pieces:
