@@ -65,7 +65,7 @@ app.showAddress = (id) => {
 
 let opening = 0;
 
-/** Show a conversation; null is a new one. `message` of `options` is scrolled to. */
+/** Show a conversation; null is a new one. `message` of `options` is scrolled to, on whatever branch it is. */
 app.open = async (id, { message = null } = {}) => {
   opening += 1;
   const mine = opening;
@@ -75,11 +75,13 @@ app.open = async (id, { message = null } = {}) => {
     return;
   }
   try {
-    const leaf = message ? `?leaf=${encodeURIComponent(message)}` : "";
-    const view = await app.api.get(`ui/conversations/${encodeURIComponent(id)}${leaf}`);
-    if (mine !== opening) return;
+    const path = `ui/conversations/${encodeURIComponent(id)}`;
     const state = new ConversationState();
-    state.load(view);
+    state.load(await app.api.get(path));
+    if (message && !state.messages.has(message) && state.tree.has(message)) {
+      state.load(await app.api.get(`${path}?leaf=${encodeURIComponent(state.leafBelow(message))}`));
+    }
+    if (mine !== opening) return;
     app.showAddress(id);
     show(state);
     if (message) app.transcript.reveal(message);

@@ -253,7 +253,7 @@ export function setupTurns(app) {
       onGone() {
         if (follower?.turn === turn) follower = null;
         // A server that has started again does not know the turn; the conversation says what became of it.
-        app.reload();
+        app.reload().then(() => follower ?? app.emit("turn", { running: false, message: null }));
       },
     });
     follower = { turn, state, ...mine };
