@@ -20,7 +20,8 @@ HOSTILE = (
 USUAL = (
     r"f(x) = \left\{ \begin{cases} (a+b)^2 & x \in [0, 1) \\ \sqrt{(c)} & x \in (1, 2] \end{cases} \right.",
     r"\left(\frac{(a)(b)}{[c]}\right)", r"\bigl( (a) \bigr)", r"\langle x, y \rangle", "(" * 30 + "x" + ")" * 30,
-    r"\lfloor x \rfloor + \lceil y \rceil", r"\newcommand{\mine}{\mathbb{R}} \mine", r"]a, b[", r"P(A \mid B) = \lambda",
+    r"\lfloor x \rfloor + \lceil y \rceil", r"\newcommand{\mine}{\mathbb{R}} \mine",
+    r"]a, b[", r"P(A \mid B) = \lambda",
 )  # fmt: skip
 _PIECES = (
     "(", "[", r"\{", r"\langle ", ")", "]", r"\}", r"\rangle ", "{", "}", r"\left(", r"\right)", r"\left.", r"\right.",
