@@ -38,7 +38,7 @@ def test_sampling_options_go_with_the_question_and_stay_with_the_conversation(ch
     dialog.get_by_label(chat.t("settings.max_tokens"), exact=True).fill("12")
     dialog.get_by_label(chat.t("settings.temperature"), exact=True).fill("9")
     dialog.get_by_label(chat.t("settings.temperature"), exact=True).blur()
-    expect(dialog.get_by_role("alert").filter(has_text="2")).to_be_visible()
+    expect(dialog.get_by_text(chat.t("settings.out_of_range", min=0, max=2))).to_be_visible()
     dialog.get_by_label(chat.t("settings.temperature"), exact=True).fill("0.5")
     dialog.get_by_label(chat.t("settings.stop"), exact=True).fill("END")
     dialog.get_by_label(chat.t("settings.stop"), exact=True).blur()
