@@ -68,6 +68,7 @@ class Model:
 
     Attributes:
         asked: what it was asked, in order.
+        waiting: requests at a HOLD; `passed` is how many of these were passed.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class Model:
         self._opening = "\n" if dialect in ("glm4", "glm4_0414") else ""
         self._permits = threading.Semaphore(0)
         self._free = False
+        self.passed = 0
+        self.waiting: set[str] = set()
         self.rules = dict(rules)
         self.asked: list[Asked] = []
         self.backend = _HoldingBackend(self, burst, delay, max_model_len=max_model_len, max_num_seqs=max_num_seqs)
@@ -99,7 +102,8 @@ class Model:
         rounds = [found] if isinstance(found, str) or callable(found) else list(found)
         answer = rounds[min(len(asked.observations), len(rounds) - 1)]
         said = answer if isinstance(answer, str) else answer(asked)
-        text = said.removeprefix("\x1e") if said.startswith("\x1e") else self._opening + said
+        before, said = (HOLD, said[1:]) if said.startswith(HOLD) else ("", said)
+        text = before + (said[1:] if said.startswith("\x1e") else self._opening + said)
         ids: list[int] = []
         for piece in re.split(f"({HOLD}|\x1e)", text):
             if piece == HOLD:
@@ -110,8 +114,20 @@ class Model:
                 ids += self._text.tokenizer.encode(piece)
         return [*ids, special_id("<|user|>")]
 
-    def may_go_on(self) -> bool:
-        return self._free or self._permits.acquire(blocking=False)
+    def may_go_on(self, request: str) -> bool:
+        """Whether this request passes the HOLD that it has come to."""
+        if not (self._free or self._permits.acquire(blocking=False)):
+            self.waiting.add(request)
+            return False
+        self.waiting.discard(request)
+        self.passed += 1
+        return True
+
+    def go_to_next(self) -> None:
+        """Let the only request pass a HOLD, and come back when it has come to the next one."""
+        passed = self.passed
+        self.go()
+        until(lambda: self.passed > passed and self.waiting, "the next place to wait")
 
     def go(self, count: int = 1) -> None:
         """Let it pass so many HOLDs."""
@@ -122,6 +138,7 @@ class Model:
         self._free = True
         until(lambda: not self.llm.has_unfinished_requests(), "the model is idle")
         self._free = False
+        self.waiting.clear()
         while self._permits.acquire(blocking=False):
             pass
 
@@ -129,10 +146,10 @@ class Model:
 class _HoldingBackend(ScriptedBackend):
     def __init__(self, model: Model, burst: int, delay: float, **options: Any) -> None:
         super().__init__(model.script, vocab_size=VOCAB_SIZE, **options)
-        self._model, self._burst, self._delay = model, burst, delay
+        self._model, self._burst, self.delay = model, burst, delay
 
     def step(self) -> list[GenerationOutput]:
-        time.sleep(self._delay)
+        time.sleep(self.delay)
         outputs = super().step()
         if not any(output.token_ids or output.finish_reason for output in outputs):
             time.sleep(0.005)  # all wait
@@ -142,7 +159,7 @@ class _HoldingBackend(ScriptedBackend):
         ids: tuple[int, ...] = ()
         for _ in range(self._burst):
             if running.answer[running.sent : running.sent + 1] == [-1]:
-                if not self._model.may_go_on():
+                if not self._model.may_go_on(running.request.request_id):
                     break
                 running.answer = [*running.answer[: running.sent], *running.answer[running.sent + 1 :]]
             output = super()._advance(running)

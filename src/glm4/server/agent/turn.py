@@ -57,6 +57,7 @@ class Turn:
     waiting: dict[str, asyncio.Future[Decision]] = field(default_factory=dict)
     ended: bool = False
     seq: int = 0
+    _progress: dict[str, Any] | None = None
     _ring: deque[tuple[Numbered, int]] = field(default_factory=deque)
     _nbytes: int = 0
     _pending: list[dict[str, Any]] = field(default_factory=list)
@@ -72,6 +73,8 @@ class Turn:
         """Something happened. The first text goes out at once, more of it every `FLUSH_SECONDS`."""
         self.transcript.add(event)
         data = event_dict(event)
+        if data["type"] in ("progress", "part", "end"):
+            self._progress = {**data} if data["type"] == "progress" else None
         if not (self._pending and _join(self._pending[-1], data)):
             self._pending.append(data)
         loop = asyncio.get_running_loop()
@@ -129,8 +132,9 @@ class Turn:
                 await changed.wait()
 
     def snapshot(self) -> Numbered:
-        """Everything so far, as one event with the number of the last one."""
-        return Numbered(self.seq, {"type": "snapshot", "seq": self.seq, **self.about, **self.transcript.as_dict()})
+        """Everything so far as one event, with the number of the last one and what is going on before the next part."""
+        data = {"type": "snapshot", "seq": self.seq, **self.about, **self.transcript.as_dict()}
+        return Numbered(self.seq, data if self._progress is None else {**data, "progress": self._progress})
 
     def _flush(self) -> None:
         if self._timer is not None:
