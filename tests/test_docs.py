@@ -57,6 +57,7 @@ GUIDES = (
     "scale",
     "structured",
     "pictures",
+    "page",
     "assistant",
     "documents",
     "agent_api",
@@ -213,7 +214,7 @@ def test_every_command_and_every_chat_command_is_shown() -> None:
     documented = {words[1] for line in command_lines("README.md") for words in commands(line) if words[0] == "glm4"}
     assert documented >= set(COMMANDS)
     for page in PAGES:
-        if page.endswith(("serving.md", "operating.md", "scale.md", "agent_api.md")):
+        if page.endswith(("page.md", "serving.md", "operating.md", "scale.md", "agent_api.md")):
             continue  # its slashes are paths, see below
         slashed = set(re.findall(r"`/([a-z]+)\b", prose(page)))
         assert slashed <= {*repl.COMMANDS, *repl.ALIASES}, page

@@ -154,7 +154,7 @@ def test_a_file_of_the_user_is_for_the_model_and_the_tools(chat: Chat, tmp_path:
     notes = tmp_path / "notes.txt"
     notes.write_text("The answer is 42.")
     code, out, _ = chat.ask(["\nIt is 42."], "--file", str(notes))
-    assert (code, out) == (0, "It is 42.\n")
+    assert (code, out) == (0, "It is 42.\n\n[7] notes.txt\n")
     prompt = (chat.home / "scripted" / "prompts.txt").read_text()
     assert "[File Name]\nnotes.txt\n[File Content]\n【7†notes.txt】\nThe answer is 42.\n" in prompt
     assert prompt.endswith("Question?<|assistant|>")

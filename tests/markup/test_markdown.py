@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from html_rules import text_of
 
-from glm4.markup import render, render_code
+from glm4.markup import render, render_code, rendering
+from glm4.markup.code import COLORED_CHARACTERS
+from glm4.markup.languages import ALIASES, LANGUAGES, lexer_class
 
 LINK = 'rel="noopener noreferrer nofollow"'
 
@@ -36,13 +39,24 @@ def test_a_block_is_written_as_the_page_expects(markdown: str, html: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["$5 and $6", "costs $5, or $6.", "US$5-$10", "从$5到$10之间", "a $ b $ c", r"\$x\$", "`$x$`", "$ x$", "$x $"],
+    [
+        "$5 and $6",
+        "costs $5, or $6.",
+        "US$5-$10",
+        "从$5到$10之间",
+        "a $ b $ c",
+        r"\$x\$",
+        "`$x$`",
+        "echo $HOME:$PATH",
+        "$ x$",
+        "$x $",
+    ],
 )
 def test_money_and_code_are_not_formulas(text: str) -> None:
     assert "data-tex" not in "".join(render(text))
 
 
-@pytest.mark.parametrize("text", ["$x$", "(see $x$)", r"\(x\)", "由$x$得", "$5 and $x$", "$6; $x$-axis"])
+@pytest.mark.parametrize("text", ["$x$", "(see $x$)", r"\(x\)", "由$x$得", "$5 and $x$", "$6; $x$-axis", "the $x$th"])
 def test_formulas_within_text(text: str) -> None:
     assert formula("x") in "".join(render(text))
 
@@ -85,3 +99,67 @@ def test_code_is_colored_by_classes() -> None:
         render_code("a < b", "no-such")
         == '<pre class="code" data-lang="no-such" tabindex="0"><code>a &lt; b</code></pre>'
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "rest"),
+    [
+        ("see https://e.org/a_b?c=1.", "https://e.org/a_b?c=1", "."),
+        ("(https://e.org)", "https://e.org", ")"),
+        ("见https://e.org/a，或", "https://e.org/a", "，或"),
+    ],
+)
+def test_an_address_in_text_is_a_link(text: str, address: str, rest: str) -> None:
+    assert f'<a href="{address}" target="_blank" {LINK}>{address}</a>{rest}' in render(text)[0]
+
+
+def test_an_address_in_code_is_text() -> None:
+    assert "<a" not in render("`https://e.org` and\n\n    https://e.org")[0]
+
+
+@pytest.mark.parametrize(
+    ("tex", "html"),
+    [
+        (r"\boxed{x}", '<menclose notation="box" class="m-box">'),
+        (r"\begin{aligned}a&=b\end{aligned}", '<mtd class="m-right m-pr0">'),
+        (r"\begin{split}a&=b\end{split}", '<mtd class="m-left m-pl0">'),
+        (r"\begin{array}{c|c}a&b\\\hline c&d\end{array}", "m-border-top"),
+        (r"a = b \tag{1}", "<mtext>(1)</mtext>"),
+        (r"\mbox{如果} x", "<mtext>如果</mtext>"),
+    ],
+)
+def test_formulas_have_classes_and_no_styles(tex: str, html: str) -> None:
+    block = render(f"$${tex}$$")[0]
+    assert html in block
+    assert " style=" not in block
+
+
+def test_code_that_is_long_is_colored_at_its_start_only() -> None:
+    source = "x = 1\n" * 10_000
+    block = render_code(source, "python")
+    colored, plain = block.rsplit("</span>", 1)
+    assert text_of(block) == source
+    assert plain.count("x = 1") == 10_000 - COLORED_CHARACTERS // 6
+    assert colored.count("x ") == COLORED_CHARACTERS // 6
+
+
+def test_each_language_of_the_list_is_colored() -> None:
+    assert [language for language in sorted({*LANGUAGES, *ALIASES}) if lexer_class(language) is None] == []
+
+
+def test_a_paragraph_that_would_be_costly_is_plain() -> None:
+    (block,) = render("**a** [" * 5_000)
+    assert text_of(block) == "**a** [" * 5_000
+    (block,) = render("**a** " * 100)
+    assert block.count("<strong>") == 100
+
+
+def test_what_is_kept_of_whole_texts_is_bounded() -> None:
+    texts = [f"{number} " + "word " * 6_000 for number in range(400)]
+    for text in texts:
+        assert render(text)[0].startswith('<p dir="auto">')
+    assert rendering._kept._bytes <= rendering._KEPT_BYTES
+    assert rendering._kept._bytes == sum(map(rendering._size, rendering._kept._entries.values()))
+    blocks = render(texts[-1])
+    blocks.clear()
+    assert len(render(texts[-1])) == 1

@@ -115,7 +115,7 @@ def test_a_file_can_be_taken_back_and_a_wrong_one_is_refused(chat: Chat, served:
     chat.button("composer.remove", name="one.txt").click()
     expect(chat.page.locator(".attachment")).to_have_count(0)
     drop(chat, "nothing.bin", "", "application/octet-stream")
-    expect(chat.page.locator("#notices")).to_contain_text("nothing.bin")
+    expect(chat.page.locator("#composer-hint")).to_contain_text("nothing.bin")
     expect(chat.page.locator(".attachment")).to_have_count(0)
     chat.ask("look")
     assert served.conversation()["files"] == []

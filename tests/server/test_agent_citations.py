@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from builtin_tools import KEY, asked, upload
 from python_conversations import needs_sandbox
 from test_agent_edges import upload as sent
@@ -26,9 +27,9 @@ def citations(events: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
     ]
 
 
-def serving(folder: Path, answer: Any, *tools: str, sessions: Path | None = None) -> Any:
+def serving(folder: Path, answer: Any, *tools: str, sessions: Path | None = None, dialect: str | None = None) -> Any:
     config = ServerConfig((ModelSpec("m", ("m",)),), agent=AgentConfig(tools=tools, sessions=sessions))
-    return serve(config, scripted_llm(folder / "model", answer, template=None))
+    return serve(config, scripted_llm(folder / "model", answer, template=None, dialect=dialect))
 
 
 @needs_sandbox
@@ -124,3 +125,41 @@ def test_a_later_response_numbers_its_sources_behind_those_of_the_earlier(tmp_pa
         (message,) = [one for one in second["output"] if one["type"] == "message"]
         (cited,) = message["content"][0]["annotations"]  # 7 is the earlier response's, and no source of this one
         assert (cited["filename"], cited["index"]) == ("birds.md", len("In the reeds"))
+
+
+def test_a_model_that_is_not_asked_to_cite_is_cited_by_its_words(tmp_path: Path) -> None:
+    seen: list[str] = []
+    answers = ["Herons nest in March.", "Nothing of that kind.", "Pike hide in reeds【8†birds.md】."]
+
+    def answer(prompt: str) -> str:
+        seen.append(prompt)
+        return answers[len(seen) - 1]
+
+    with serving(tmp_path, answer, dialect="chatml") as live, live.client() as client:
+        file = sent(client, "birds.md", BIRDS)["file"]
+        first = followed(client, "/v1/agent/chat", {"content": "When?", "files": [file]})
+        assert "【" not in seen[0]
+        assert "[File Content]\n# Birds\n\nThe heron" in seen[0]
+        (cited,) = citations(first)
+        assert (cited["n"], cited["file"], cited["section"], cited["start"], cited["end"]) == (7, file, "Birds", 0, 21)
+        assert cited["text"] == "The heron nests in March."
+        assert first[-1][1]["type"] == "end"
+        talk = first[0][1]["conversation"]
+        stored = client.get(f"/v1/agent/conversations/{talk}").json()["messages"][-1]
+        assert stored["parts"][0]["citations"] == [cited]
+        again = followed(client, "/v1/agent/chat", {"content": "What else?", "conversation": talk})
+        assert citations(again) == []
+        own = followed(client, "/v1/agent/chat", {"content": "Pike?", "conversation": talk})
+        assert [(one["n"], one["text"]) for one in citations(own)] == [(8, "Pike hide in the reeds.")]
+
+
+def test_an_answer_that_cannot_be_compared_still_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> list[Any]:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("glm4.server.agent.turns.cited_by_words", fail)
+    with serving(tmp_path, lambda prompt: "Herons nest in March.", dialect="chatml") as live, live.client() as client:
+        file = sent(client, "birds.md", BIRDS)["file"]
+        events = followed(client, "/v1/agent/chat", {"content": "When?", "files": [file]})
+        assert events[-1][1]["status"] == "completed"
+        assert citations(events) == []

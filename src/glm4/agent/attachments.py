@@ -30,8 +30,10 @@ def attached(
     """A user's message with its files.
 
     Documents stand in front of the text, each as `[File Name]` and `[File Content]`, as GLM-4's own demo has them, if
-    they all fit half of the model's context; their pages or sections have numbers, by which the answer cites them.
-    Otherwise their names do, if a tool can read them.
+    they all fit half of the model's context. Otherwise their names do, if a tool can read them.
+
+    Their pages or sections are sources. Models whose dialect was trained to cite by number are shown the numbers; those
+    of others, whose answers get worse of them, are not. See `word_citations`.
 
     Args:
         load: reads a document; see `documents.loading.load_document`.
@@ -74,8 +76,11 @@ def _documents(
     whole, tried = "", sources.copy()
     try:
         documents = [(file.name, load(store.read(file.sha256), file.name)) for file in files]
-        whole = told([(name, text_of(document, numbered(document, tried))) for name, document in documents])
-        whole += f"{CITE}\n" if tried.all() != sources.all() else ""
+        marked = [(name, text_of(document, numbered(document, tried))) for name, document in documents]
+        if llm.dialect.builtin_tools:
+            whole = told(marked) + f"{CITE}\n"
+        else:
+            whole = told([(name, text_of(document)) for name, document in documents])
     except InvalidRequestError:
         if "python" not in readers:  # which reads any file
             raise

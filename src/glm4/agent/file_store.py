@@ -160,8 +160,9 @@ def media_type(data: bytes, name: str) -> str:
         if data[at : at + len(magic)] == magic:
             return _OFFICE.get(ending, kind) if kind == "application/zip" else kind
     head = data[:4096]
-    if (kind := _stream_type(head)) is not None:
-        return kind
+    stream = _stream_type(head)
+    if stream is not None:
+        return stream
     if b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "application/octet-stream"
     return _TEXTS.get(ending, "text/plain")

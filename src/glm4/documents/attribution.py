@@ -10,7 +10,6 @@ denies.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 from glm4.documents.bm25 import terms
@@ -27,8 +26,11 @@ class Attribution:
 
     def __init__(self, sentences: Sequence[str]) -> None:
         self._terms = [frozenset(terms(sentence)) for sentence in sentences]
-        holders = Counter(term for known in self._terms for term in known)
-        self._weights = {term: math.log(1 + len(self._terms) / number) for term, number in holders.items()}
+        self._holders: dict[str, list[int]] = {}
+        for at, known in enumerate(self._terms):
+            for term in known:
+                self._holders.setdefault(term, []).append(at)
+        self._weights = {term: math.log(1 + len(self._terms) / len(held)) for term, held in self._holders.items()}
         self._unknown = math.log(1 + max(1, len(self._terms)))
 
     def cited(self, sentence: str) -> tuple[int, ...]:
@@ -37,14 +39,19 @@ class Attribution:
         left = {term: self._weights.get(term, self._unknown) for term in said}
         total = math.fsum(left[term] for term in sorted(left))
         found: list[int] = []
+        gains: dict[int, float] = {}
+        for term in sorted(said):  # sums of the same order are the same
+            for at in self._holders.get(term, ()):
+                gains[at] = gains.get(at, 0.0) + left[term]
         while total and len(found) < MOST_CITED:
-            gains = [math.fsum(left[term] for term in sorted(known & left.keys())) for known in self._terms]
-            best = max(range(len(gains)), key=gains.__getitem__, default=-1)
+            best = max(gains, key=lambda at: (gains[at], -at), default=-1)
             if best < 0 or gains[best] < _LEAST_MORE * total:
                 break
             found.append(best)
-            for term in self._terms[best]:
-                left.pop(term, None)
+            for term in sorted(self._terms[best] & left.keys()):
+                weight = left.pop(term)
+                for at in self._holders[term]:
+                    gains[at] -= weight
         covered = total - math.fsum(left[term] for term in sorted(left))
         if not found or covered < _LEAST_COVERED * total or any(term.isdigit() for term in left):
             return ()

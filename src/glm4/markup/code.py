@@ -33,7 +33,7 @@ def _colored(source: str, kind_of_lexer: type[Lexer]) -> str:
     run: list[str] = []
     current = ""
     for _, kind, text in lexer.get_tokens_unprocessed(source):
-        name = code_class(kind) if not text.isspace() else current
+        name = code_class(kind) if not text.isspace() else "" if "\n" in text else current
         if name != current:
             _write_run(pieces, run, current)
             run, current = [], name

@@ -27,6 +27,7 @@ _CLOSERS = {
 _NEXT_DOLLAR = re.compile(r"(?<!\\)\$")
 _AFTER_DOLLAR = re.compile(r"[0-9$]")
 _BEFORE_DOLLAR = re.compile(r"[0-9A-Za-z\\$]")
+_SHELL = re.compile(r"[^A-Za-z0-9)\]}|']\$[A-Za-z]")  # $HOME:$PATH
 _MONEY = re.compile(r"\d[\d,.]*\s+[A-Za-z]{2}|\d[^\\{]*[\u3040-\u9fff\uac00-\ud7af，。；：]|.*`", re.DOTALL)
 _BARS = re.compile(
     r"(?<![0-9A-Za-z\\$])\$(?![\s$])[^$\n]*?(?<![\s\\])\$(?![0-9A-Za-z$])|\\\([^\n]*?\\\)|\\\[[^\n]*?\\\]"
@@ -156,7 +157,11 @@ def formula_dollars(state: StateInline, silent: bool) -> bool:
     closed = _NEXT_DOLLAR.search(source, start + 1, min(state.posMax, start + _LONGEST_DOLLARS))
     if not closed or closed.start() == start + 1 or source[closed.start() - 1].isspace():
         return False
-    if _AFTER_DOLLAR.match(source, closed.end()) or _MONEY.match(source, start + 1, closed.start()):
+    if (
+        _SHELL.match(source, closed.start() - 1)
+        or _AFTER_DOLLAR.match(source, closed.end())
+        or _MONEY.match(source, start + 1, closed.start())
+    ):
         return False
     _push(state, source[start + 1 : closed.start()], "$", silent)
     state.pos = closed.end()

@@ -22,8 +22,9 @@ from glm4.markup.parser import parse
 from glm4.markup.rendering import LONGEST_PART, normalize, render, render_block
 
 # Characters parsed or rendered per character that arrives, and what may be saved up: it bounds the whole work.
-_WORK = 256
+_WORK = 128
 _SAVED_WORK = 16_384
+_USUAL_GROWTH = 10  # characters of HTML for one of Markdown
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class IncrementalRenderer:
         self._text.append(add)
         room = max(LONGEST_PART - self._length, 0)
         self._length += len(add)
-        self._work = min(self._work + _WORK * len(add), _SAVED_WORK + 4 * len(self._tail))
+        self._work = min(self._work + _WORK * len(add), _SAVED_WORK + 4 * (len(self._tail) + len(add)))
         updates = self._grow(add[:room]) if room else []
         if len(add) > room:
             updates += self._overflow(add[room:])
@@ -146,7 +147,8 @@ class IncrementalRenderer:
 
     def _rendered(self, blocks: list[list[Token]], env: dict[str, Any]) -> list[str]:
         rendered = [render_block(tokens, env) for tokens in blocks]
-        self._work -= sum(map(len, rendered)) // 4  # a table's empty cells are not in its source
+        # A table's empty cells are not in its source: what is far longer than usual counts, too.
+        self._work -= max(0, sum(map(len, rendered)) - _USUAL_GROWTH * len(self._tail)) // 2
         return rendered
 
     def _close_code(self, code: _OpenCode) -> list[Update | CodeAdded]:

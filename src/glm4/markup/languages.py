@@ -15,13 +15,13 @@ from glm4.markup.code_classes import words
 
 _NAMES = """
     abnf ada apache applescript awk bash batch bibtex c clojure cmake cobol common-lisp console coq cpp
-    crystal csharp css csv cuda cython d dart delphi dhall diff django dockerfile ebnf elixir emacs-lisp erb
+    crystal csharp css cuda cython d dart delphi diff django dockerfile ebnf elixir emacs-lisp erb
     erlang fish fortran fsharp gas gdscript gherkin glsl go graphql groovy handlebars haskell hcl hlsl html
     http ini java javascript jinja json jsonnet jsx julia kotlin kql latex lean lean4 less llvm lua make
     markdown mathematica matlab meson mysql nasm nginx nim nix objective-c ocaml octave pascal perl php
     plpgsql postgresql powershell prolog promql properties protobuf puppet pycon pytb python python2 r racket
-    regex rst ruby rust sas sass scala scheme scss sed solidity spss sql sqlite3 stata svelte swift
-    systemverilog tcl terraform tex thrift toml tsx typescript v vba vbnet verilog vhdl vim vue wgsl xml yaml
+    rst ruby rust sas sass scala scheme scss sed solidity sql sqlite3 stata swift
+    systemverilog tcl terraform tex thrift toml tsx typescript v vbnet verilog vhdl vim vue wgsl xml yaml
     zig
 """
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
+from markdown_it.common.normalize_url import normalizeLink
 from markdown_it.ruler import RuleOptionsType
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
@@ -31,10 +32,13 @@ LONGEST_INLINE = 20_000
 _MOST_SEARCHED = 2_000_000
 _DEEPEST = 40  # lists in lists, quotes in quotes
 
-_CITATION = re.compile(r"【(?:\d{1,4}:)?(\d{1,4})†[^【】\n]{0,300}】")
+_IN_TEXT = re.compile(
+    r"【(?:[0-9]{1,4}:)?(?P<source>[0-9]{1,4})†[^【】\n]{0,300}】"
+    r"|(?<![A-Za-z0-9])(?P<address>https?://[^\s<>\"`|\\【】（）《》「」，。；：！？、\u200e-\u202e\u2066-\u2069]{3,2000})"
+)
 _TASK = re.compile(r"\[([ xX])\][ \t]+")
 _FILE = re.compile(r"(?:\./)?(v1/agent/files/[0-9a-f]{64})")
-_PLAIN_HOST = re.compile(r"[a-z0-9][a-z0-9.-]*[a-z][a-z0-9-]*", re.IGNORECASE)
+_PLAIN_HOST = re.compile(r"(?:[a-z0-9-]+\.)+[a-z]{2,}", re.IGNORECASE)
 _DOMAIN_IN_TEXT = re.compile(r"(?:https?://|www\.)\S|[\w-]+\.(?:[a-z]{2,})(?:$|[/\s:])", re.IGNORECASE)
 _DIRECTED = words(
     """
@@ -146,8 +150,8 @@ def _dress_inline(children: list[Token]) -> list[Token]:
             _close_link(dressed, start, host, token)
         elif token.type == "image":
             _picture(dressed, token, within_link=bool(links))
-        elif token.type == "text" and not links and "【" in token.content:
-            dressed.extend(_cited(token.content))
+        elif token.type == "text" and not links and ("【" in token.content or "://" in token.content):
+            _text(dressed, token.content)
         else:
             dressed.append(token)
     return dressed
@@ -197,18 +201,27 @@ def _picture(dressed: list[Token], token: Token, *, within_link: bool) -> None:
     if within_link:
         dressed.append(text)
         return
-    opened = Token("link_open", "a", 1, attrs={"href": source})
+    _link(dressed, source, text.content)
+
+
+def _link(dressed: list[Token], href: str, text: str) -> None:
+    opened = Token("link_open", "a", 1, attrs={"href": href})
     host = _open_link(opened)
     start = len(dressed)
-    dressed.extend((opened, text))
+    dressed.extend((opened, Token("text", "", 0, content=text)))
     _close_link(dressed, start, host, Token("link_close", "a", -1))
 
 
-def _cited(text: str) -> list[Token]:
-    tokens: list[Token] = []
+def _text(dressed: list[Token], text: str) -> None:
+    """Text with its citations and the web addresses that stand in it as such."""
     end = 0
-    for found in _CITATION.finditer(text):
-        tokens.append(Token("text", "", 0, content=text[end : found.start()]))
-        tokens.append(Token("citation", "a", 0, content=str(int(found[1]))))
+    for found in _IN_TEXT.finditer(text):
+        dressed.append(Token("text", "", 0, content=text[end : found.start()]))
         end = found.end()
-    return [*tokens, Token("text", "", 0, content=text[end:])]
+        if found["source"]:
+            dressed.append(Token("citation", "a", 0, content=str(int(found["source"]))))
+            continue
+        address = found["address"].rstrip(".,;:!?)]}*_~'")
+        end -= len(found["address"]) - len(address)
+        _link(dressed, normalizeLink(address), address)
+    dressed.append(Token("text", "", 0, content=text[end:]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from glm4.agent.agent import Agent
 from glm4.agent.conversation import Conversation
-from glm4.agent.events import ErrorRaised, TurnEnded, UsageAdded
+from glm4.agent.events import AgentEvent, ErrorRaised, TurnEnded, UsageAdded
 from glm4.agent.files import StoredFile
 from glm4.agent.tool import Sources, Tool
 from glm4.agent.transcript import Transcript
@@ -144,8 +144,9 @@ class Assistant:
             interrupt.wake = agent.stop
             with view, closing(agent.run(conversation)) as events:
                 for event in events:
-                    view.show(event)
-                    transcript.add(event)
+                    for one in (*self._cited(event, transcript), event):
+                        view.show(one)
+                        transcript.add(one)
                     if interrupt.requested:
                         agent.stop()
         added = conversation.messages[len(messages) :]
@@ -156,6 +157,15 @@ class Assistant:
             self._failed(view.failure, added)
         assert view.ending is not None  # noqa: S101 (for the type checker: every turn has an end)
         return AgentReply(added, view.ending, view.rounds)
+
+    def _cited(self, event: AgentEvent, transcript: Transcript) -> Sequence[AgentEvent]:
+        """What belongs before an event: of the last one, what the answer has from files."""
+        sources = self._sources.all()
+        if not isinstance(event, TurnEnded) or not any(source.file for source in sources):
+            return ()
+        from glm4.agent.word_citations import cited_by_words
+
+        return cited_by_words(transcript.as_dict()["parts"], sources)
 
     def _failed(self, failure: ErrorRaised, added: Sequence[Message]) -> None:
         if not added:

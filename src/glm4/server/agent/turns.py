@@ -22,6 +22,7 @@ from glm4.agent.files import FileStore, StoredFile
 from glm4.agent.sessions import Session, SessionMessage, new_id
 from glm4.agent.tool import Invocation, Sources, Tool
 from glm4.agent.transcript import file_dict
+from glm4.agent.word_citations import cited_by_words
 from glm4.api.agent.request import ROOT, TurnRequest, turn_params
 from glm4.chat.chat_request import ChatRequest
 from glm4.chat.messages import Message
@@ -277,6 +278,7 @@ class Turns:
                     if _matters(event) or loop.time() - written >= _WRITE_SECONDS:
                         written = loop.time()
                         await self._write(work, "running")
+            await _cite(work)
         except asyncio.CancelledError:
             last = TurnEnded("stopped", "shutdown")
         except Exception as error:  # its reader is told; the log says more
@@ -353,6 +355,19 @@ def generator(state: ServerState, target: Target) -> Callable[[ChatRequest], Asy
             raise Glm4Error(error.message) from None
 
     return generate
+
+
+async def _cite(work: _Running) -> None:
+    """Say what an answer that cites nothing has from the user's files."""
+    sources = work.conversation.sources.all()
+    if not any(source.file for source in sources):
+        return
+    parts = work.turn.transcript.as_dict()["parts"]
+    try:
+        for event in await asyncio.to_thread(cited_by_words, parts, sources):
+            work.turn.add(event)
+    except Exception:  # the answer is there all the same
+        log.exception("an answer was not compared with its files")
 
 
 def _sources(branch: Sequence[SessionMessage]) -> Sources:

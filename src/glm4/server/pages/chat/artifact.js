@@ -97,11 +97,16 @@ function openArtifact(app, { kind, source, title = "" }) {
     setWide(!document.body.classList.contains("panel-wide"));
   }, { "aria-pressed": "false" });
 
+  const behind = ["center", "sidebar", "skip-link"].map((id) => document.getElementById(id));
+  let reached = []; // what could be reached before
+
   /** Over the whole window; what is behind it cannot be reached then. */
   function setWide(value) {
+    if (value === document.body.classList.contains("panel-wide")) return;
     document.body.classList.toggle("panel-wide", value);
     wide.setAttribute("aria-pressed", String(value));
-    document.getElementById("center").inert = value;
+    if (value) reached = behind.filter((element) => !element.inert);
+    for (const element of reached) element.inert = value;
   }
 
   async function load() {

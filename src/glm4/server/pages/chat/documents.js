@@ -98,23 +98,23 @@ function atEnd(element, direction) {
 }
 
 /**
- * Mark the passage that the model was shown, and in it, or on the page, the sentence that supports what the answer
- * says. Returns the mark to look at; null if neither is there.
+ * Mark the sentence that supports what the answer says, in the passage that the model was shown; without such a sentence,
+ * the passage. A passage elsewhere on the page is left out: it is the page's beginning, or was found for another
+ * question. Returns the mark to look at; null if there is nothing to mark.
  */
 function markCited(element, { section, quotation, claim }) {
   const text = element.textContent;
   const passage = findQuotation(text, quotation) ?? (section ? findQuotation(text, section) : null);
   const sentence = claim ? findClaim(text, claim) : null;
-  if (!passage && !sentence) return null;
   const cuts = [];
-  if (passage && sentence && overlap(passage, sentence)) {
+  if (sentence && passage && overlap(passage, sentence)) {
     if (passage.start < sentence.start) cuts.push([passage.start, sentence.start, "passage"]);
     cuts.push([sentence.start, sentence.end, "sentence"]);
     if (passage.end > sentence.end) cuts.push([sentence.end, passage.end, "passage"]);
-  } else {
-    if (passage) cuts.push([passage.start, passage.end, "passage"]);
-    if (sentence) cuts.push([sentence.start, sentence.end, "sentence"]);
-    cuts.sort((a, b) => a[0] - b[0]);
+  } else if (sentence) {
+    cuts.push([sentence.start, sentence.end, "sentence"]);
+  } else if (passage) {
+    cuts.push([passage.start, passage.end, "passage"]);
   }
   const pieces = [];
   let at = 0;

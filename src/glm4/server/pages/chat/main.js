@@ -57,12 +57,15 @@ function isOverlaid() {
 app.showAddress = (id) => {
   if (isOverlaid()) return;
   const hash = id === null ? "#/" : `#/c/${id}`;
-  if (location.hash !== hash) history.pushState(null, "", hash);
+  if (location.hash === hash) return;
+  // "Back" leads to what was shown before, not to the empty page that a conversation began as.
+  if (["", "#/"].includes(location.hash)) history.replaceState(null, "", hash);
+  else history.pushState(null, "", hash);
 };
 
 let opening = 0;
 
-/** Show a conversation; null is a new one. `message` of `options` is scrolled to. */
+/** Show a conversation; null is a new one. `message` of `options` is scrolled to, on whatever branch it is. */
 app.open = async (id, { message = null } = {}) => {
   opening += 1;
   const mine = opening;
@@ -72,11 +75,13 @@ app.open = async (id, { message = null } = {}) => {
     return;
   }
   try {
-    const leaf = message ? `?leaf=${encodeURIComponent(message)}` : "";
-    const view = await app.api.get(`ui/conversations/${encodeURIComponent(id)}${leaf}`);
-    if (mine !== opening) return;
+    const path = `ui/conversations/${encodeURIComponent(id)}`;
     const state = new ConversationState();
-    state.load(view);
+    state.load(await app.api.get(path));
+    if (message && !state.messages.has(message) && state.tree.has(message)) {
+      state.load(await app.api.get(`${path}?leaf=${encodeURIComponent(state.leafBelow(message))}`));
+    }
+    if (mine !== opening) return;
     app.showAddress(id);
     show(state);
     if (message) app.transcript.reveal(message);
@@ -132,9 +137,7 @@ app.select = async (leaf, { focus = null, action = null } = {}) => {
   app.tell({ conversation: id });
 };
 
-window.addEventListener("hashchange", () => {
-  if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
-});
+// Links, "back" and what is typed into the address bar all come here.
 window.addEventListener("popstate", () => {
   if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
 });

@@ -1,6 +1,7 @@
 // Below the composer: the tools that are on, and how much of the model's context the conversation fills.
 
 import { el, fill } from "./dom.js";
+import { toolName } from "./models.js";
 
 const NEARLY_FULL = 0.8;
 const FULL = 0.95;
@@ -74,5 +75,5 @@ function place(details, button) {
 }
 
 function listed(app, names) {
-  return new Intl.ListFormat(app.lang, { style: "short", type: "unit" }).format(names);
+  return new Intl.ListFormat(app.lang, { style: "short", type: "unit" }).format(names.map(toolName));
 }

@@ -61,3 +61,8 @@ export function modelDetails(app, model) {
   ];
   return el("p", {}, el("strong", {}, model.name), " · ", facts.filter(Boolean).join(" · "));
 }
+
+/** A tool's name for people: a file of functions goes by its name, without its folder. */
+export function toolName(name) {
+  return name.split("/").at(-1);
+}

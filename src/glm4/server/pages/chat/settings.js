@@ -7,7 +7,7 @@ import { el, fill, iconButton, openDialog, stored } from "./dom.js";
 import { LANGUAGES } from "./i18n.js";
 import { ICONS } from "./icons.js";
 import { setupMeter } from "./meter.js";
-import { modelDetails, setupModels } from "./models.js";
+import { modelDetails, setupModels, toolName } from "./models.js";
 import { systemEditor } from "./prompts.js";
 import { samplingForm } from "./sampling.js";
 
@@ -169,7 +169,7 @@ function showTools(app, element) {
       const others = app.settings.tools.filter((name) => name !== tool.name);
       app.choose({ tools: input.checked ? [...others, tool.name] : others });
     });
-    return el("div", { class: "switch" }, input, el("label", { for: id }, tool.name),
+    return el("div", { class: "switch" }, input, el("label", { for: id }, toolName(tool.name)),
       el("p", { id: `${id}-about`, class: "help" }, summaryOf(app, tool)));
   });
   fill(element, rows.length ? rows : el("p", { class: "help" }, app.t("settings.no_tools")));

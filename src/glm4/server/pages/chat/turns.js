@@ -10,7 +10,7 @@ const KNOWN_MS = 240_000; // for so long the server surely knows a client_id aga
 /** Adds send, resend, takeBack, stop, retry, edit, decide, follow and flushOutbox to the app. */
 export function setupTurns(app) {
   const outbox = new Map(); // local id → {body, state, files, created, posted}
-  let follower = null; // {turn, message, close, wake}
+  let follower = null; // {turn, state, close, wake}
 
   // Sending
 
@@ -145,6 +145,8 @@ export function setupTurns(app) {
       app.transcript.changed(changes);
       follow(ids.message);
       if (fresh) app.reload();
+    } else if (app.state.id === ids.conversation) {
+      app.reload();
     }
     app.tell({ conversation: ids.conversation });
     app.emit("list");
@@ -177,6 +179,10 @@ export function setupTurns(app) {
 
   /** Messages of this page that were being sent when it was closed: sent again, under the same client_id. */
   app.flushOutbox = () => {
+    if (outbox.size) {
+      reshow();
+      return;
+    }
     let entries = [];
     try {
       entries = JSON.parse(stored(OUTBOX) ?? "[]");
@@ -200,7 +206,24 @@ export function setupTurns(app) {
     }
   };
 
-  app.on("session", () => {
+  /** Show what is being sent to this conversation, which was left and is shown again. */
+  function reshow() {
+    const { state } = app;
+    for (const [id, entry] of outbox) {
+      if (!state.id || entry.state === state || entry.state.id !== state.id) continue;
+      const { status, failure, parent } = entry.state.messages.get(id);
+      Object.assign(entry, { state, before: state.leaf });
+      app.transcript.changed(state.addLocal(id, { text: entry.body.content, files: entry.files, parent }));
+      Object.assign(state.messages.get(id), { status, failure });
+      if (status !== "failed") app.emit("turn", { running: true, message: null, sending: true });
+    }
+  }
+
+  app.on("session", ({ login, user }) => {
+    if (login && !user) { // what is on the screen stays for who signs in again; nothing else for whoever comes next
+      stored(OUTBOX, null);
+      for (const [id, { state }] of outbox) if (state !== app.state) outbox.delete(id);
+    }
     for (const [id, entry] of outbox) if (entry.state.messages.get(id)?.status === "waiting") entry.wake?.();
   });
   app.on("reached", () => {
@@ -234,14 +257,18 @@ export function setupTurns(app) {
       },
     });
     follower = { turn, state, ...mine };
-    app.emit("turn", { running: true, message });
+    say(true, message);
+  }
+
+  function say(running, message) {
+    app.emit("turn", { running, message });
   }
 
   function ended(message) {
     if (!follower) return;
     follower = null;
     mark(app.state.id, null);
-    app.emit("turn", { running: false, message });
+    say(false, message);
     app.emit("list");
     app.tell({ conversation: app.state.id });
   }
@@ -253,12 +280,12 @@ export function setupTurns(app) {
       follow(message.id);
       return;
     }
-    if (!follower) return;
-    const { state } = follower;
-    follower.close();
+    follower?.close();
     follower = null;
-    const before = [...state.messages.values()].find((one) => one.turn === null && one.role === "assistant");
-    app.emit("turn", { running: false, message: state === app.state ? (app.state.branch().at(-1) ?? before) : null });
+    // The turn's own end may have been missed, or another conversation is shown.
+    const branch = app.state.branch();
+    const sending = branch.some((one) => one.local && one.status !== "failed");
+    if (!message && !sending) say(false, branch.at(-1) ?? null);
   };
 
   app.wakeStream = () => follower?.wake();
