@@ -66,7 +66,7 @@ function optionRow(app, name, row) {
   const error = el("p", { id: `${id}-error`, class: "error", role: "alert" });
   const say = (wrong) => {
     error.textContent = wrong;
-    input.toggleAttribute("aria-invalid", Boolean(wrong));
+    input.setAttribute("aria-invalid", String(Boolean(wrong)));
     input.setAttribute("aria-describedby", wrong ? error.id : help.id);
   };
   help.textContent = app.t(`settings.${name}_help`);
