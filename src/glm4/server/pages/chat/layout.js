@@ -64,6 +64,9 @@ function setupSidebarToggle(app) {
     app.toggleSidebar(false);
   });
   // On a phone the list has done its work once a conversation is chosen.
+  sidebar.addEventListener("click", (event) => { // also the one that is shown already
+    if (narrow.matches && event.target.closest("a[aria-current]")) app.toggleSidebar(false);
+  });
   app.on("conversation", ({ switched }) => switched && narrow.matches && app.toggleSidebar(false));
   app.shortcut("ctrl+b", "key.sidebar", () => app.toggleSidebar());
   show();
