@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from page_actions import Chat
 from page_browser import Watch, expect
+from page_model import Rules
 from page_server import Served, page_server
 from python_conversations import make_environment_once, needs_sandbox
 
@@ -28,7 +29,7 @@ WAVE = (
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    rules = {
+    rules: Rules = {
         "Show": "```html\n<h1>Hello</h1>\n```",
         "listen": lambda asked: "It is in /mnt/data." if "tone.wav" in asked.prompt else "I have nothing.",
     }
