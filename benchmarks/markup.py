@@ -25,7 +25,8 @@ from glm4.markup.rendering import normalize, render_normalized
 _SECTION = r"""## {n}. Attention and memory 注意力与显存
 
 The **key-value cache** grows with the context: each token adds `2 * layers * heads * dim` values, so a context of
-{n},000 tokens costs $2 L H d$ numbers per layer. 每一层都要读取全部缓存，因此长上下文的速度取决于内存带宽【{n}†source】。
+{n},000 tokens costs $2 L H d$ numbers per layer.
+每一层都要读取全部缓存，因此长上下文的速度取决于内存带宽【{n}†source】。
 
 1. First, the *prefill* reads the prompt in one pass.
 2. Then each step appends one row to the cache:

@@ -63,6 +63,9 @@ def test_no_text_is_missing_while_it_is_written(document: str) -> None:
     [
         ("# a\n\nb\n\n- c\n- d\n\n```py\nx = 1\n```\n\n| a |\n|---|\n| b |\n\n\\[\n- x\n\\]\n\ne", 0),
         ("[a]: https://e.org\n\nb\n\nsee [a]\n\nc", 0),
+        ("half a line is not a heading\n#tag\n\nnor a rule\n---x\n\nnor code\n```x``` y\n\nnor a list\n1.x\n\nb", 0),
+        ("- a\n-b\n\n| a |\n|---|\n| b |\n#c\n\n> d\n>e\n#f\n\ng", 0),
+        ("text before\n\\[ no formula\n- x\n\nb\n\nc", 0),
         ("see [a]\n\nb\n\nc\n\n[a]: https://e.org", 1),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a turn is made with is chosen in the page and lives in the conversation; the operator sees the load."""
+"""Choices live in the conversation; the meter, the plots of the operator, and what a search shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from page_actions import Chat, catalog
+from page_actions import Chat
 from page_browser import Watch, expect
 from page_server import Served, page_server
 
@@ -25,9 +25,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def chat(served: Served, person: People) -> Iterator[Chat]:
-    with served.client() as client:
-        for one in client.get("/v1/agent/prompts").json()["prompts"]:
-            client.delete(f"/v1/agent/prompts/{one['id']}")
     chat = Chat(person(served.url)).ready()
     yield chat
     served.model.rest()
@@ -89,48 +86,6 @@ def test_what_the_server_would_refuse_is_said_at_the_field_and_not_sent(chat: Ch
     seed.blur()
     assert stored(chat, served, lambda one: one["params"]["sampling"])["params"]["sampling"] == {"seed": 7}
     expect(top_p).to_have_value("1.5")  # what was refused can be mended
-
-
-def test_system_prompts_are_used_saved_and_deleted(chat: Chat, served: Served) -> None:
-    dialog = chat.settings()
-    text = dialog.get_by_role("textbox", name=chat.t("settings.system"), exact=True)
-    text.fill("Answer like a pirate.")
-    chat.button("prompts.save", dialog).click()
-    chat.page.locator("#question-dialog").get_by_role("textbox").fill("Pirate")
-    chat.page.keyboard.press("Enter")
-    saved = dialog.get_by_label(chat.t("prompts.saved"), exact=True)
-    expect(saved.locator("option:checked")).to_have_text("Pirate")
-    chat.close(dialog)
-    chat.ask("hello")
-    assert "Answer like a pirate." in served.model.asked[-1].prompt
-    chat.settings()
-    saved.select_option("")
-    expect(text).to_have_value("")
-    assert stored(chat, served, lambda one: not one["system"])["params"] is not None
-    saved.select_option("Pirate")
-    expect(text).to_have_value("Answer like a pirate.")
-    chat.button("prompts.delete", dialog).click()
-    chat.answer("prompts.delete")
-    expect(saved.locator("option")).to_have_text([chat.t("prompts.none"), chat.t("prompts.own")])
-    expect(text).to_have_value("Answer like a pirate.")
-    with served.client() as client:
-        assert client.get("/v1/agent/prompts").json() == {"prompts": []}
-
-
-def test_theme_and_language_change_at_once_and_stay(chat: Chat) -> None:
-    chat.evaluate("globalThis.here = true")
-    dialog = chat.settings()
-    dialog.get_by_label(chat.t("settings.theme"), exact=True).select_option("dark")
-    background = "getComputedStyle(document.body).backgroundColor"
-    dark = chat.evaluate(background)
-    dialog.get_by_label(chat.t("settings.language"), exact=True).select_option("zh")
-    words = catalog("zh")
-    expect(chat.page.get_by_role("dialog", name=words["settings.title"])).to_be_visible()
-    expect(chat.page.locator("html")).to_have_attribute("lang", "zh-Hans")
-    assert chat.evaluate("globalThis.here") is True  # the page was not loaded again
-    chat.page.reload()
-    expect(chat.page.get_by_role("button", name=words["sidebar.new"])).to_be_visible()
-    assert chat.evaluate(background) == dark
 
 
 def test_the_meter_warns_of_a_full_context(chat: Chat) -> None:

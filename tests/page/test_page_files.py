@@ -209,6 +209,12 @@ def test_files_are_small() -> None:
     assert not [path.name for path in SOURCES if len(path.read_text().splitlines()) > 500]
 
 
+def test_a_visit_loads_at_most_300_kb() -> None:
+    """A browser loads one of the catalogs."""
+    catalogs = [(FOLDER / f"{language}.json").stat().st_size for language in LANGUAGES]
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) - min(catalogs) <= 300_000
+
+
 def test_icons_exist_and_are_used() -> None:
     drawn = set(re.findall(r"^  (\w+): \"M", (FOLDER / "icons.js").read_text(), re.MULTILINE))
     named = {name for path in MODULES for name in re.findall(r"\bICONS\.(\w+)", _code(path))}

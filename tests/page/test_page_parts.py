@@ -59,7 +59,8 @@ def test_code_is_read_while_it_is_written(ask: Ask, arguments: str, code: str) -
     ("tool", "kind"),
     [
         ("python", "python"), ("simple_browser", "browser"), ("browser_open", "browser"), ("read_file", "files"),
-        ("cogview", "image"), ("notes__list", "server"), ("weather", "own"),
+        ("cogview", "image"), ("notes__list", "server"), ("weather", "own"), ("constructor", "own"),
+        ("__proto__", "server"),
     ],
 )  # fmt: skip
 def test_kinds_of_calls(ask: Ask, tool: str, kind: str) -> None:

@@ -11,6 +11,7 @@ from threading import Lock
 
 from math_core import LatexError, LatexToMathML
 
+from glm4.markup.open_delimiters import is_hard
 from glm4.markup.sanitizer import escape, escape_attribute
 
 LONGEST_FORMULA = 5_000
@@ -51,7 +52,7 @@ def _classes(style: re.Match[str]) -> str:
 
 @lru_cache(maxsize=4096)
 def _mathml(tex: str, display: bool) -> str | None:
-    if len(tex) > LONGEST_FORMULA:
+    if len(tex) > LONGEST_FORMULA or is_hard(tex):
         return None
     for pattern, known in _SYNONYMS:
         tex = pattern.sub(known, tex)

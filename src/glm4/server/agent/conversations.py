@@ -171,10 +171,11 @@ async def download_file(request: Request) -> Response:
     file = await state.file(request.path_params["sha256"], owner_of(request))
     path = await asyncio.to_thread(state.files.path, file.sha256)
     inline = file.media_type in _INLINE
-    plays = "media-src 'self'; " if file.media_type in _AUDIO else ""
+    plays = file.media_type in _AUDIO
     saved = not inline or request.query_params.get("download", "0") not in ("", "0")
     headers = {
-        "Content-Security-Policy": f"default-src 'none'; {plays}sandbox",
+        # In a sandbox, the browser's own player may not load the file.
+        "Content-Security-Policy": "default-src 'none'; " + ("media-src 'self'" if plays else "sandbox"),
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=31536000, immutable",
         "ETag": f'"{file.sha256}"',

@@ -9,6 +9,7 @@ import { dressTable } from "./tables.js";
 
 const DONE_MS = 1500;
 const ENDINGS = {
+  __proto__: null,
   bash: "sh", c: "c", console: "txt", cpp: "cpp", csharp: "cs", css: "css", csv: "csv", diff: "diff", go: "go", html: "html",
   java: "java", javascript: "js", js: "js", json: "json", jsx: "jsx", kotlin: "kt", latex: "tex", lua: "lua",
   markdown: "md", md: "md", php: "php", python: "py", py: "py", r: "r", ruby: "rb", rust: "rs", sh: "sh", shell: "sh",
@@ -33,9 +34,9 @@ export function dressBlock(app, element) {
 export function copyButton(app, label, text) {
   const button = iconButton(ICONS.copy, label, async () => {
     const copied = await copyText(text());
-    app.announce(app.t(copied ? "artifact.copied" : "artifact.not_copied"));
+    app.announce(app.t(copied ? "message.copied" : "message.not_copied"));
     if (!copied) {
-      app.emit("notice", { kind: "error", text: app.t("artifact.not_copied") });
+      app.emit("notice", { kind: "error", text: app.t("message.not_copied") });
       return;
     }
     fill(button, icon(ICONS.check));
@@ -56,7 +57,7 @@ function dressCode(app, pre) {
     kind ? el("button", { type: "button", class: "text-button", onclick: () => app.showArtifact({ kind, source: source() }) },
       icon(ICONS.play), app.t("artifact.show")) : null,
     wrap,
-    iconButton(ICONS.download, app.t("artifact.download"), () => saveText(fileName(language, source()), source())),
+    iconButton(ICONS.download, app.t("file.download"), () => saveText(fileName(language, source()), source())),
     copyButton(app, app.t("artifact.copy"), source));
   pre.setAttribute("aria-label", app.t("artifact.code_in", { language: language || app.t("artifact.code") }));
   const block = el("div", { class: "code-block" });
@@ -122,7 +123,7 @@ function openArtifact(app, { kind, source, title = "" }) {
   }
 
   const reload = iconButton(ICONS.retry, app.t("artifact.reload"), load);
-  const save = iconButton(ICONS.download, app.t("artifact.download"), () => {
+  const save = iconButton(ICONS.download, app.t("file.download"), () => {
     saveText(title.includes(".") ? title : fileName(kind, source), source);
   });
   app.panel.open({ title: name, actions: [toggle, reload, wide, save], body: [stage, code],

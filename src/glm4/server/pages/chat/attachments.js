@@ -8,7 +8,7 @@ const MOST_FILES = 64; // the server's limit for a turn
 const SNIFFED_BYTES = 4096;
 const READABLE = new Set(`pdf docx pptx xlsx xlsb xls ods epub html htm xhtml md markdown csv tsv tab json ipynb txt svg
   log rtf`.split(/\s+/));
-const SOUNDS = { mp3: "audio/mpeg", wav: "audio/wav", ogg: "audio/ogg", oga: "audio/ogg", opus: "audio/ogg",
+const SOUNDS = { __proto__: null, mp3: "audio/mpeg", wav: "audio/wav", ogg: "audio/ogg", oga: "audio/ogg", opus: "audio/ogg",
   flac: "audio/flac", m4a: "audio/mp4", aac: "audio/aac", weba: "audio/webm" };
 
 /**
@@ -20,6 +20,7 @@ const SOUNDS = { mp3: "audio/mpeg", wav: "audio/wav", ogg: "audio/ogg", oga: "au
  * @param onText called with the text of a pasted file that the user wants in the message instead.
  */
 export function attachments(app, tray, { onChange, onRefused, onText }) {
+  const taking = new Set(); // files that are being looked at
   let items = [];
 
   function changed() {
@@ -27,7 +28,16 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
     onChange();
   }
 
-  async function add(files, { pasted = null } = {}) {
+  function add(files, options) {
+    const done = take(files, options).finally(() => {
+      taking.delete(done);
+      changed();
+    });
+    taking.add(done);
+    return done;
+  }
+
+  async function take(files, { pasted = null } = {}) {
     for (const file of files) {
       const refusal = await refusalOf(app, file, items.length);
       if (refusal) {
@@ -132,8 +142,11 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
     /** What keeps the message from being sent, in words; null if nothing does. */
     problem: () => items.map((item) => item.error ?? (item.stored && problemOf(app, item)?.long)).find(Boolean) ?? null,
     /** Waits for what is still on its way. */
-    settled: () => Promise.allSettled(items.map((item) => item.done)),
-    sending: () => items.some((item) => !item.stored && !item.error),
+    async settled() {
+      await Promise.allSettled(taking);
+      await Promise.allSettled(items.map((item) => item.done));
+    },
+    sending: () => taking.size > 0 || items.some((item) => !item.stored && !item.error),
     /** Files that the server has, as it describes them. */
     files: () => items.filter((item) => item.stored).map((item) => item.stored),
     /** Replace them by files that the server has. */

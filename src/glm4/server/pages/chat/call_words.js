@@ -14,6 +14,7 @@ const WORDS = {
   own: ["tools.own.now", "tools.own.past", "tools.own.ask"],
 };
 const KINDS = {
+  __proto__: null, // names come from models: "constructor" is not a tool
   python: "python",
   simple_browser: "browser",
   browser_search: "browser",
@@ -137,7 +138,7 @@ const READERS = {
     return { words: "image", detail: (tool === "cogview" ? text : stringField(text, "prompt")) ?? "" };
   },
   server: ({ tool, arguments: text }) => {
-    const [, server, name] = /^(.+?)__(.*)$/s.exec(tool);
+    const [, server, name] = /^(.*?)__(.*)$/s.exec(tool);
     return { words: "server", values: { server, name }, detail: listed(fieldsOf(text)) };
   },
   own: ({ tool, arguments: text }) => ({ words: "own", values: { name: tool ?? "" }, detail: listed(fieldsOf(text)) }),

@@ -5,12 +5,12 @@ import { el, icon, iconButton } from "./dom.js";
 import { ICONS } from "./icons.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
-const ARTIFACTS = { "text/html": "html", "image/svg+xml": "svg" };
+const ARTIFACTS = { __proto__: null, "text/html": "html", "image/svg+xml": "svg" };
 const UNREADABLE = ["application/octet-stream", "application/zip", "application/gzip"];
 const MOST_ARTIFACT_BYTES = 2_000_000;
 
 /** "picture" (a browser shows it), "audio", "video", "document" (its text can be read) or "other". */
-export function fileKind(type) {
+export function fileKind(type = "") {
   if (PICTURES.includes(type)) return "picture";
   if (type.startsWith("audio/")) return "audio";
   if (type.startsWith("video/")) return "video";
@@ -32,7 +32,7 @@ export function fileList(app, files, props = {}) {
 
 /** One file, as it is shown in a message. */
 export function fileCard(app, file) {
-  const kind = fileKind(file.media_type ?? "");
+  const kind = fileKind(file.media_type);
   if (kind === "picture") return pictureView(app, file);
   if (kind === "audio" || kind === "video") return playerView(app, file, kind);
   return cardView(app, file, kind);

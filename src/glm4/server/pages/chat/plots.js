@@ -12,7 +12,7 @@ const SHORT = 600; // seconds; then ticks say them
  * @param {object} app
  * @param {{title: string, series: {name: string, format: (value: number) => string}[], top?: number, whole?: boolean}} about
  *   top: the value of the upper edge; without it, the largest value. whole: ticks are whole numbers.
- * @returns {{element: HTMLElement, update: (times: number[], values: (number|null)[][]) => void}}
+ * @returns {{element: HTMLElement, update: (times: number[], values: number[][]) => void}}
  *   times in seconds since the epoch, values per line.
  */
 export function timePlot(app, about) {
@@ -90,7 +90,7 @@ function showReading(plot) {
 }
 
 function readingAt(plot, at) {
-  const values = plot.about.series.map((line, index) => `${line.name} ${shown(line, plot.values[index][at])}`);
+  const values = plot.about.series.map((line, index) => `${line.name} ${line.format(plot.values[index][at])}`);
   return `${clock(plot.app, plot.times[at], true)} · ${values.join(" · ")}`;
 }
 
@@ -98,8 +98,7 @@ function draw(plot) {
   const { area, about, times, values } = plot;
   const width = area.clientWidth;
   if (!width) return; // not shown now
-  const highest = Math.max(0, ...values.flat().filter((value) => value !== null));
-  const ticks = niceTicks(about.top ?? highest, about.whole);
+  const ticks = niceTicks(about.top ?? Math.max(0, ...values.flat()), about.whole);
   const top = ticks.at(-1);
   const [first, last] = times.length > 1 ? [times[0], times.at(-1)] : [(times[0] ?? 1) - 1, times[0] ?? 1];
   const x = (plot.x = (time) => EDGE.left + ((time - first) / (last - first)) * (width - EDGE.left - EDGE.right));
@@ -116,28 +115,12 @@ function draw(plot) {
     picture.append(svg("text", { x: x(time), y: HEIGHT - 6, "text-anchor": anchor }, clock(plot.app, time, last - first < SHORT)));
   }
   values.forEach((line, index) => {
-    for (const points of stretches(times, line)) {
-      const where = points.map(([time, value]) => `${x(time).toFixed(1)},${y(Math.min(value, top)).toFixed(1)}`);
-      picture.append(svg("polyline", { points: where.join(" "), class: `plot-line plot-line-${index + 1}` }));
-    }
+    const points = line.map((value, at) => `${x(times[at]).toFixed(1)},${y(Math.min(value, top)).toFixed(1)}`);
+    picture.append(svg("polyline", { points: points.join(" "), class: `plot-line plot-line-${index + 1}` }));
   });
   picture.append(svg("line", { y1: EDGE.top, y2: y(0), class: "plot-cursor", hidden: true }));
   area.replaceChildren(picture);
   showReading(plot);
-}
-
-/** Runs of points without a gap: what was not measured is not drawn. */
-function stretches(times, values) {
-  const runs = [];
-  let run = [];
-  values.forEach((value, index) => {
-    if (value !== null) run.push([times[index], value]);
-    if (run.length && (value === null || index === values.length - 1)) {
-      runs.push(run);
-      run = [];
-    }
-  });
-  return runs;
 }
 
 /** 0 and some round numbers, the last of them not below `highest`. */
@@ -160,7 +143,7 @@ function fillTable(plot) {
   if (!plot.details.open) return;
   const from = Math.max(0, plot.times.length - TABLE_ROWS);
   const rows = plot.times.slice(from).map((time, index) => {
-    const cells = plot.about.series.map((line, one) => el("td", {}, shown(line, plot.values[one][from + index])));
+    const cells = plot.about.series.map((line, one) => el("td", {}, line.format(plot.values[one][from + index])));
     return el("tr", {}, el("th", { scope: "row" }, clock(plot.app, time, true)), ...cells);
   });
   plot.body.replaceChildren(...rows.reverse());
@@ -170,10 +153,6 @@ function nearest(times, time) {
   if (!times.length) return null;
   const at = times.findIndex((one) => one >= time);
   return at < 0 ? times.length - 1 : at;
-}
-
-function shown(line, value) {
-  return value === null || value === undefined ? "–" : line.format(value);
 }
 
 function clock(app, time, seconds = false) {

@@ -1,10 +1,11 @@
-// Sampling options: one table, from which the form is made. Ranges are the server's.
+// Sampling options: one table, from which the form is made. Ranges are the server's; it takes hotter temperatures, too,
+// at which no model says anything.
 
 import { el } from "./dom.js";
 
 /** name → how it is asked for; `list` is one string a line; `unset` is shown where the model has no value of its own. */
 export const SAMPLING = {
-  temperature: { min: 0, max: 100, step: 0.05, unset: "as_model" },
+  temperature: { min: 0, max: 2, step: 0.05, unset: "as_model" },
   top_p: { min: 0, max: 1, step: 0.01, unset: "as_model" },
   top_k: { min: -1, step: 1, unset: "no_limit" },
   min_p: { min: 0, max: 1, step: 0.01, unset: "as_model" },

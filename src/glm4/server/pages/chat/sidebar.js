@@ -40,7 +40,8 @@ function build(side) {
   const menu = iconButton(ICONS.more, app.t("sidebar.list_menu"), () => openListMenu(app, menu),
     { "aria-haspopup": "menu", "aria-expanded": "false" });
   const close = iconButton(ICONS.close, app.t("sidebar.close"), () => app.toggleSidebar(false), { class: "drawer-close" });
-  side.list = el("div", { class: "conversations", onkeydown: (event) => listKeys(side, event) });
+  side.list = el("div", { class: "conversations", onkeydown: (event) => listKeys(side, event),
+    onclick: (event) => leaveDrawer(app, event) });
   side.found = el("div", { class: "search-results", hidden: true,
     onkeydown: (event) => move(event, [...side.found.querySelectorAll("a")]) });
   const search = searchBox(app, side.found, (searching) => {
@@ -101,6 +102,12 @@ async function loadMore(side) {
   } catch {
     reload(side); // the last one was deleted elsewhere
   }
+}
+
+/** The conversation that is shown already: the drawer has done its work all the same. */
+function leaveDrawer(app, event) {
+  const drawer = !document.getElementById("scrim").hidden;
+  if (drawer && event.target.closest("a[aria-current]")) app.toggleSidebar(false);
 }
 
 function markRunning({ app, list }) {

@@ -10,6 +10,7 @@ export { fileCard } from "./files.js";
 
 const KIND_ICONS = { python: "code", browser: "globe", files: "document", image: "image", server: "tool", own: "tool" };
 const STATES = {
+  __proto__: null,
   writing: "tools.state.writing",
   waiting: "tools.state.waiting",
   running: "tools.state.running",
@@ -19,7 +20,7 @@ const STATES = {
   unfinished: "tools.state.unfinished",
 };
 const OPEN_STATES = ["writing", "waiting", "running"];
-const CHANNELS = { output: "tools.channel.output", error: "tools.channel.error", log: "tools.channel.log" };
+const CHANNELS = { __proto__: null, output: "tools.channel.output", error: "tools.channel.error", log: "tools.channel.log" };
 const DECISIONS = [["once", "tools.allow_once"], ["always", "tools.allow_always"], ["never", "tools.allow_never"]];
 const SHOWN_LINES = 14;
 const LONG_CHARS = 1500;
@@ -80,7 +81,7 @@ function showSummary(app, card, part) {
 }
 
 function stateIcon(state) {
-  const paths = { done: ICONS.check, error: ICONS.warning, denied: ICONS.close, unfinished: ICONS.close, waiting: ICONS.help }[state];
+  const paths = { __proto__: null, done: ICONS.check, error: ICONS.warning, denied: ICONS.close, unfinished: ICONS.close, waiting: ICONS.help }[state];
   return paths ? icon(paths) : el("span", { class: "spinner", "aria-hidden": "true" });
 }
 
@@ -209,10 +210,5 @@ async function decide(app, root, call, decision) {
   const disable = (value) => buttons.forEach((button) => button.setAttribute("aria-disabled", String(value)));
   if (buttons[0]?.getAttribute("aria-disabled") === "true") return;
   disable(true);
-  try {
-    await app.decide(call, decision);
-  } catch (error) {
-    disable(false);
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
-  }
+  if (!(await app.decide(call, decision))) disable(false);
 }

@@ -142,12 +142,16 @@ export function setupTranscript(app) {
     if (following) toEnd();
   }).observe(scroller);
 
+  function forget() {
+    for (const view of views.values()) view.root.remove();
+    views.clear();
+    waiting = [];
+    dirty.clear();
+  }
+
   app.on("conversation", ({ switched }) => {
     if (switched || shown !== app.state) {
-      for (const view of views.values()) view.root.remove();
-      views.clear();
-      waiting = [];
-      dirty.clear();
+      forget();
       following = true;
     }
     shown = app.state;
@@ -157,7 +161,10 @@ export function setupTranscript(app) {
     const busy = app.state.runningMessage() !== null;
     for (const button of root.querySelectorAll(ONE_TURN)) button.disabled = busy;
   });
-  app.on("language", () => changed([{ message: null, part: null, kind: "conversation" }]));
+  app.on("language", () => {
+    forget(); // cards and bars have words, too
+    changed([{ message: null, part: null, kind: "conversation" }]);
+  });
   setInterval(() => {
     const running = app.state.runningMessage();
     if (running && !document.hidden) views.get(running.id)?.syncStats();
