@@ -134,11 +134,12 @@ def _ours_delete(hand: Hand) -> None:
 
 def _theirs_ready(page: Page) -> None:
     page.get_by_label("Regenerate").last.wait_for()
-    page.get_by_role("button", name="Send").last.wait_for()
+    page.get_by_role("button", name="Stop").last.wait_for(state="detached")
 
 
 def _theirs_new(hand: Hand) -> None:
     hand.click(hand.button("New chat"))
+    hand.page.get_by_label("Regenerate").last.wait_for(state="detached")
     _ask(hand, "Say hi.")
     _theirs_ready(hand.page)
 
@@ -155,7 +156,7 @@ def _theirs_settings(hand: Hand, section: str | None, label: str, value: str) ->
     hand.click(hand.page.get_by_label("Settings").last)
     if section is not None:
         hand.click(hand.button(section))
-    hand.page.get_by_label(label).first.fill(value)
+    hand.page.locator(f"label:text-is('{label}')").locator("xpath=..").locator("input, textarea").first.fill(value)
     hand.click(hand.button("Save settings"))
 
 
@@ -244,13 +245,13 @@ def clicks(address: str, side: int, folder: Path) -> dict[str, int | None]:
 
 
 @contextmanager
-def _serving(command: list[str], address: str) -> Iterator[None]:
+def _serving(command: list[str], ready: str) -> Iterator[None]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
         while time.monotonic() < until:
             try:
-                with urlopen(address, timeout=5):
+                with urlopen(ready, timeout=5):
                     break
             except (URLError, OSError):
                 time.sleep(0.3)
@@ -280,11 +281,10 @@ def main() -> None:
     theirs = [str(given.llama_server), "-m", str(file), "--path", str(given.llama_page), "--port", str(other), "-c",
               "4096", "--jinja"]  # fmt: skip
     counted = []
-    for side, (command, address) in enumerate(
-        [(ours, f"http://127.0.0.1:{port}/ui"), (theirs, f"http://127.0.0.1:{other}/")]
-    ):
-        with tempfile.TemporaryDirectory() as folder, _serving(command, address):
-            counted.append(clicks(address, side, Path(folder)))
+    sides = ((ours, f"http://127.0.0.1:{port}/", "ui", "ready"), (theirs, f"http://127.0.0.1:{other}/", "", "health"))
+    for side, (command, address, path, ready) in enumerate(sides):
+        with tempfile.TemporaryDirectory() as folder, _serving(command, address + ready):
+            counted.append(clicks(address + path, side, Path(folder)))
     if given.json:
         print(json.dumps({name: {"glm4": counted[0][name], "llama.cpp": counted[1][name]} for name in TASKS}))
         return

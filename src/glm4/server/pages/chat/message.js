@@ -69,7 +69,7 @@ export class MessageView {
 
   make(part, number) {
     const { app, message } = this;
-    if (part.kind === "tool") return { kind: "tool", root: toolCard(app, part), shown: null };
+    if (part.kind === "tool") return { kind: "tool", root: toolCard(app, part, hasEnded(message)), shown: null };
     if (part.kind === "file") return { kind: "file", root: fileCard(app, part) };
     if (part.kind === "reasoning") {
       const blocks = el("div", { class: "blocks" });

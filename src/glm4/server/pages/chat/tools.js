@@ -26,8 +26,8 @@ const SHOWN_LINES = 14;
 const LONG_CHARS = 1500;
 const LONG_ABOUT = 300; // may need scrolling, for which the keyboard needs a place
 
-/** The card of a tool's part. */
-export function toolCard(app, part) {
+/** The card of a tool's part; see updateToolCard. */
+export function toolCard(app, part, ended = false) {
   const summary = el("summary", {});
   const body = el("div", { class: "tool-body" });
   const fold = el("details", { class: "tool-fold" }, summary, body);
@@ -35,7 +35,7 @@ export function toolCard(app, part) {
   // A fold that the reader has opened or closed stays as it is.
   summary.addEventListener("click", () => { card.dataset.chosen = "true"; });
   body.append(el("div", { class: "tool-code" }), el("div", { class: "tool-pages" }), el("div", { class: "tool-output" }));
-  updateToolCard(app, card, part);
+  updateToolCard(app, card, part, ended);
   return card;
 }
 
@@ -51,7 +51,10 @@ export function updateToolCard(app, card, given, ended = false) {
   showOutput(app, card.querySelector(".tool-output"), part);
   if (before !== part.state) showApproval(app, card, part);
   showFiles(app, card.querySelector(".tool-files"), part);
-  if (before !== part.state && !card.dataset.chosen) card.querySelector(".tool-fold").open = isOpen(part);
+  const open = isOpen(part);
+  if (card.dataset.open === String(open)) return;
+  card.dataset.open = String(open);
+  if (!card.dataset.chosen) card.querySelector(".tool-fold").open = open;
 }
 
 /** Whether a call was cut off with its turn. The server calls it failed then, without saying why. */
@@ -63,7 +66,8 @@ function isUnfinished({ state, seconds, output = [] }) {
 /** Open while there is something to follow or to decide on, and where it failed. */
 function isOpen(part) {
   if (part.state === "waiting" || part.state === "error") return true;
-  return callKind(part) === "python" && ["writing", "running"].includes(part.state);
+  if (!["writing", "running"].includes(part.state)) return false;
+  return callKind(part) === "python" || (callKind(part) !== "browser" && (part.output ?? []).length > 0);
 }
 
 function showSummary(app, card, part) {
