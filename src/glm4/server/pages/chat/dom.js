@@ -126,12 +126,13 @@ export function newId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Read and keep a value in the browser; without storage (private windows) nothing is kept. */
-export function stored(key, value) {
+/** Read and keep a value in the browser, or in its tab alone; without storage (private windows) nothing is kept. */
+export function stored(key, value, { tab = false } = {}) {
   try {
-    if (value === undefined) return localStorage.getItem(key);
-    if (value === null) localStorage.removeItem(key);
-    else localStorage.setItem(key, value);
+    const storage = tab ? sessionStorage : localStorage;
+    if (value === undefined) return storage.getItem(key);
+    if (value === null) storage.removeItem(key);
+    else storage.setItem(key, value);
   } catch {
     // the page works without
   }

@@ -10,6 +10,7 @@ const KNOWN_MS = 240_000; // for so long the server surely knows a client_id aga
 /** Adds send, resend, takeBack, stop, retry, edit, decide, follow and flushOutbox to the app. */
 export function setupTurns(app) {
   const outbox = new Map(); // local id → {body, state, files, created, posted}
+  const later = read(); // of an earlier life of this page, for conversations that are not shown yet
   let follower = null; // {turn, state, close, wake}
 
   // Sending
@@ -55,6 +56,7 @@ export function setupTurns(app) {
     if (!entry) return;
     entry.body.client_id = entry.failed ? newId() : entry.body.client_id;
     entry.failed = false;
+    entry.state.messages.get(id).failure = null;
     deliver(id);
   };
 
@@ -165,6 +167,7 @@ export function setupTurns(app) {
     if (!message) return;
     message.failure = app.errorText(error);
     show(id, "failed");
+    keep();
     app.announce(app.t("send.failed", { message: message.failure }), { assertive: true });
     if (error.code === "turn_running") app.reload();
   }
@@ -172,38 +175,40 @@ export function setupTurns(app) {
   // What is kept over a reload of the page
 
   function keep() {
-    const entries = [...outbox].map(([id, { body, state, files, created, posted }]) =>
-      ({ id, body: { ...body, conversation: state.id ?? undefined }, files, created, posted }));
-    stored(OUTBOX, entries.length ? JSON.stringify(entries) : null);
+    const entries = [...outbox].map(([id, { body, state, files, created, posted }]) => ({ id, files, created, posted,
+      body: { ...body, conversation: state.id ?? undefined }, failure: state.messages.get(id)?.failure }));
+    entries.push(...later);
+    // Of this tab: another one would send it, too.
+    stored(OUTBOX, entries.length ? JSON.stringify(entries) : null, { tab: true });
   }
 
-  /** Messages of this page that were being sent when it was closed: sent again, under the same client_id. */
-  app.flushOutbox = () => {
-    if (outbox.size) {
-      reshow();
-      return;
-    }
-    let entries = [];
+  function read() {
     try {
-      entries = JSON.parse(stored(OUTBOX) ?? "[]");
+      return JSON.parse(stored(OUTBOX, undefined, { tab: true }) ?? "[]");
     } catch {
-      // not ours
+      return []; // not ours
     }
-    stored(OUTBOX, null);
-    for (const { id, body, files, created, posted } of entries) {
-      if ((body.conversation ?? null) !== app.state.id || outbox.size) continue;
-      if (posted && Date.now() - created > KNOWN_MS) {
-        app.emit("draft", { text: body.content, files });
-        continue;
-      }
-      const { state } = app;
+  }
+
+  /** What was being sent to the shown conversation when the page was closed: sent again, under the same client_id. */
+  app.flushOutbox = () => {
+    reshow();
+    const { state } = app;
+    const mine = later.find(({ body }) => (body.conversation ?? null) === state.id);
+    if (!mine || state.branch().some((message) => message.local)) return;
+    later.splice(later.indexOf(mine), 1);
+    const { id, body, files, created, posted, failure } = mine;
+    if (posted && !failure && Date.now() - created > KNOWN_MS) {
+      app.emit("draft", { text: body.content, files });
+    } else {
       const before = state.leaf;
       const parent = body.parent === undefined ? before : body.parent === "root" ? null : body.parent;
       app.transcript.changed(state.addLocal(id, { text: body.content, files, parent }));
-      outbox.set(id, { body, state, files, before, created, posted });
-      keep();
-      deliver(id);
+      outbox.set(id, { body, state, files, before, created, posted, failed: Boolean(failure) });
+      if (failure) Object.assign(state.messages.get(id), { failure, status: "failed" });
+      else deliver(id);
     }
+    keep();
   };
 
   /** Show what is being sent to this conversation, which was left and is shown again. */
@@ -221,8 +226,9 @@ export function setupTurns(app) {
 
   app.on("session", ({ login, user }) => {
     if (login && !user) { // what is on the screen stays for who signs in again; nothing else for whoever comes next
-      stored(OUTBOX, null);
+      later.length = 0;
       for (const [id, { state }] of outbox) if (state !== app.state) outbox.delete(id);
+      stored(OUTBOX, null, { tab: true });
     }
     for (const [id, entry] of outbox) if (entry.state.messages.get(id)?.status === "waiting") entry.wake?.();
   });
