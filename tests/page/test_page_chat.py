@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from page_actions import Chat
 from page_browser import Watch, expect
-from page_model import HOLD
+from page_model import HOLD, Rules
 from page_server import Served, page_server, text_of
 
 pytestmark = pytest.mark.page
@@ -42,7 +42,7 @@ numbers = iter(range(1, 1000))
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    rules = {
+    rules: Rules = {
         "rich": RICH,
         "slow": f"It begins{HOLD} and goes on{HOLD} and ends.",
         "long": f"{LONG}{HOLD}\n\nThe end.",

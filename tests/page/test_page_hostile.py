@@ -10,7 +10,7 @@ import pytest
 from page_actions import Chat
 from page_browser import Watch, expect
 from page_corpus import ALLOWED_ATTRIBUTES, BEACON, PAYLOADS
-from page_model import Asked, call
+from page_model import Asked, Rules, call
 from page_server import Served, page_server
 from test_page_artifacts import beacon
 
@@ -39,7 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, payloads: list[str]) -> Ite
         return payloads[int(asked.question.rsplit(" ", 1)[-1])]
 
     everything = "\n\n".join(payloads)
-    rules = {
+    rules: Rules = {
         "speak": spoken,
         "everything": everything,
         "think": f"<think>{everything}</think>\n{everything}",
@@ -206,7 +206,7 @@ def foreign(text: str) -> dict[str, Any]:
         },
         {"kind": text, "text": text},
     ]
-    user = {
+    user: dict[str, Any] = {
         "id": "u",
         "parent": None,
         "role": "user",

@@ -201,7 +201,7 @@ def test_a_conversation_of_500_messages_opens(chat: Chat, served: Served) -> Non
     with served.client() as client:
         one = client.get(f"/v1/agent/conversations/{exported['conversation']['id']}/export").json()
         user, assistant = one["messages"]
-        messages = []
+        messages: list[dict[str, Any]] = []
         for at in range(250):
             parent = messages[-1]["id"] if messages else None
             messages.append({**user, "id": f"u{at}", "parent": parent})

@@ -178,7 +178,7 @@ def test_motion_is_spared_for_those_who_ask(served: Served, person: People) -> N
 
 
 def test_the_page_is_small_and_asks_for_nothing_elsewhere(served: Served, person: People) -> None:
-    sizes = {path.name: len(path.read_bytes()) for path in STATIC.iterdir() if path.is_file()}  # type: ignore[attr-defined]
+    sizes = {path.name: len(path.read_bytes()) for path in STATIC.iterdir() if path.is_file()}
     assert sum(sizes.values()) <= MOST_STATIC_BYTES, sizes
     chat = Chat(person(served.url)).ready()
     asked = {one.rpartition("/")[2] for one in chat.watch.requests if "/ui/" in one}

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from page_actions import Chat
 from page_browser import Watch, expect
@@ -56,10 +57,10 @@ def test_first_visit_to_first_answer(
     expect(chat.messages).to_have_count(2)
     answer = chat.ended()
     expect(banner).to_be_hidden()
-    assert "bonjour" in chat.shown().lower()
+    stored = httpx.get(f"{url}/ui/conversations/{chat.conversation}").json()["messages"][-1]
+    assert stored["usage"]["completion"] > 0
+    assert re.search("[a-zA-Z]", chat.shown())
     expect(answer.locator(".message-stats")).to_contain_text("tokens/s")
-    chat.ask("Write a Python function that adds two numbers.")
-    expect(chat.message(-1).locator("pre.code")).not_to_have_count(0)
     shoot(chat.page, "starter")
     process.send_signal(signal.SIGINT)
     assert process.wait(60) in (0, 130)

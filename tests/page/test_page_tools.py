@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from page_actions import Chat
 from page_browser import Watch, expect
-from page_model import Asked, call
+from page_model import Asked, Rules, call
 from page_server import Served, page_server
 from python_conversations import make_environment_once, needs_sandbox
 
@@ -31,7 +31,7 @@ def another(asked: Asked) -> str:
     return call("launch", '{"what": "a kite"}') if "is up" in asked.observations[-1] else said(asked)
 
 
-RULES = {
+RULES: Rules = {
     "plot": (call("python", PLOT), "There it is."),
     "fail": (call("python", "1 / 0"), "It failed."),
     "flood": (call("python", "for n in range(20000): print('line', n)"), "Much."),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from page_actions import Chat
 from page_browser import Watch, expect
-from page_model import call
+from page_model import Rules, call
 from page_server import Served, page_server
 
 from pdf_files import PdfFile, Words
@@ -29,7 +29,7 @@ def long_pdf() -> bytes:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    rules = {
+    rules: Rules = {
         "Where": (call("search_files", '{"query": "pike"}'), "Pike wait in the reeds【7†source】. So it says."),
         "Buy": lambda asked: "You should buy milk." if "Buy milk" in asked.prompt else "I see no list.",
         "look": "Nothing to see.",
