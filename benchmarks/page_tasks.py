@@ -152,11 +152,11 @@ def _theirs_edit(hand: Hand) -> None:
     _theirs_ready(hand.page)
 
 
-def _theirs_settings(hand: Hand, section: str | None, label: str, value: str) -> None:
+def _theirs_settings(hand: Hand, section: str | None, field: str, value: str) -> None:
     hand.click(hand.page.get_by_label("Settings").last)
     if section is not None:
         hand.click(hand.button(section))
-    hand.page.locator(f"label:text-is('{label}')").locator("xpath=..").locator("input, textarea").first.fill(value)
+    hand.page.locator(field).first.fill(value)
     hand.click(hand.button("Save settings"))
 
 
@@ -205,9 +205,12 @@ TASKS: dict[str, tuple[Task, Task]] = {
     "add a document": (lambda hand: hand.choose(lambda: hand.click(hand.button("Add files"))), _theirs_attach),
     "set the temperature": (
         _ours_temperature,
-        lambda hand: _theirs_settings(hand, "Sampling", "Temperature", "0.2"),
+        lambda hand: _theirs_settings(hand, "Sampling", "#temperature", "0.2"),
     ),
-    "set a system prompt": (_ours_system, lambda hand: _theirs_settings(hand, None, "System Message", "Be brief.")),
+    "set a system prompt": (
+        _ours_system,
+        lambda hand: _theirs_settings(hand, None, "[role=dialog] textarea", "Be brief."),
+    ),
     "find a conversation by its words": (_ours_search, _theirs_search),
     "save a conversation as a file": (_ours_export, _theirs_export),
     "delete a conversation": (_ours_delete, _theirs_delete),

@@ -75,5 +75,5 @@ function place(details, button) {
 }
 
 function listed(app, names) {
-  return new Intl.ListFormat(app.lang, { style: "short", type: "unit" }).format(names.map(toolName));
+  return new Intl.ListFormat(app.lang, { style: "narrow", type: "conjunction" }).format(names.map(toolName));
 }
