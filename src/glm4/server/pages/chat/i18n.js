@@ -1,6 +1,6 @@
 // Texts of the page: flat keys, {placeholders}, plurals as key.one and key.other.
 
-import { stored } from "./dom.js";
+import { byId, stored } from "./dom.js";
 
 export const LANGUAGES = { en: "English", zh: "中文" };
 const KEPT_AS = "glm4.language";
@@ -35,7 +35,7 @@ function translated(root, t) {
 const FIRST = fetched(firstLanguage());
 FIRST.then((catalog) => {
   translated(document, (key) => catalog[key] ?? "");
-  if (!location.hash.startsWith("#/c/")) document.getElementById("welcome").hidden = false;
+  if (!location.hash.startsWith("#/c/")) byId("welcome").hidden = false;
 }, () => {});
 
 /** Adds t, has, number, bytes, duration, date, translate and setLanguage to the app. */
@@ -48,7 +48,6 @@ export async function setupLanguage(app) {
     plurals = new Intl.PluralRules(lang);
     app.lang = lang;
     document.documentElement.lang = lang === "zh" ? "zh-Hans" : lang;
-    document.documentElement.dir = "ltr";
     app.translate(document);
   }
 
@@ -78,7 +77,7 @@ export async function setupLanguage(app) {
     const whole = Math.round(seconds);
     return app.t("time.minutes", { minutes: Math.floor(whole / 60), seconds: String(whole % 60).padStart(2, "0") });
   };
-  app.date = (seconds, options = { dateStyle: "medium", timeStyle: "short" }) =>
+  app.date = (seconds, options) =>
     new Intl.DateTimeFormat(app.lang, options).format(new Date(seconds * 1000));
   app.translate = (root) => translated(root, app.t);
   app.setLanguage = async (lang) => {
