@@ -51,7 +51,6 @@ export async function setupLanguage(app) {
     plurals = new Intl.PluralRules(lang);
     app.lang = lang;
     document.documentElement.lang = lang === "zh" ? "zh-Hans" : lang;
-    document.documentElement.dir = "ltr";
     app.translate(document);
   }
 
@@ -81,7 +80,7 @@ export async function setupLanguage(app) {
     const whole = Math.round(seconds);
     return app.t("time.minutes", { minutes: Math.floor(whole / 60), seconds: String(whole % 60).padStart(2, "0") });
   };
-  app.date = (seconds, options = { dateStyle: "medium", timeStyle: "short" }) =>
+  app.date = (seconds, options) =>
     new Intl.DateTimeFormat(app.lang, options).format(new Date(seconds * 1000));
   app.translate = (root) => translated(root, app.t);
   app.setLanguage = async (lang) => {
