@@ -2,16 +2,16 @@
 //
 // The transcript is not a live region: reading every change aloud makes an answer impossible to follow.
 
-import { composing, el, fill, openDialog } from "./dom.js";
+import { byId, composing, el, fill, openDialog } from "./dom.js";
 import { sourceOf } from "./state.js";
 
 const EVERY = 7000;
 
 /** Adds announce and shortcut to the app. */
 export function setupAccessibility(app) {
-  const polite = document.getElementById("status");
-  const urgent = document.getElementById("alert");
-  const dialog = document.getElementById("shortcuts-dialog");
+  const polite = byId("status");
+  const urgent = byId("alert");
+  const dialog = byId("shortcuts-dialog");
   const shortcuts = [];
 
   app.announce = (text, { assertive = false } = {}) => {
@@ -48,11 +48,10 @@ export function setupAccessibility(app) {
   function showShortcuts() {
     const rows = shortcuts.filter(({ label }) => label).map(({ keys, label }) =>
       el("div", { class: "shortcut" }, el("dt", {}, ...keyCaps(app, keys)), el("dd", { text: app.t(label) })));
-    fill(document.getElementById("shortcuts-list"), ...rows);
+    fill(byId("shortcuts-list"), ...rows);
     openDialog(dialog);
   }
 
-  app.showShortcuts = showShortcuts;
   app.shortcut("?", "key.shortcuts", showShortcuts);
   announceTurns(app);
 }

@@ -2,11 +2,10 @@
 
 /** A request that failed. `status` is 0 if the server was not reached; `code` is the server's word for the reason. */
 export class ApiError extends Error {
-  constructor(status, code, message, param = null) {
+  constructor(status, code, message) {
     super(message);
     this.status = status;
     this.code = code;
-    this.param = param;
   }
 }
 
@@ -17,7 +16,7 @@ export function isAway(error) {
   return error instanceof ApiError && (AWAY.includes(error.status) || error.code === "shutting_down");
 }
 
-/** Adds api and errorText to the app. Every answer of the server and every failure to get one is reported to `reached`. */
+/** Adds api, errorText and fail (a notice of it) to the app. Every answer of the server and every failure to get one is reported to `reached`. */
 export function setupApi(app, { reached, unauthorized }) {
   async function request(method, path, body, { signal, headers = {} } = {}) {
     const sent = { ...headers };
@@ -71,12 +70,14 @@ export function setupApi(app, { reached, unauthorized }) {
     if (app.has(`error.status_${error.status}`)) return app.t(`error.status_${error.status}`, values);
     return app.t("error.other", values);
   };
+
+  app.fail = (error) => app.notice(app.errorText(error), "error");
 }
 
 function asError(status, text) {
   try {
     const { error } = JSON.parse(text);
-    if (typeof error === "object") return new ApiError(status, error.code ?? "", error.message ?? "", error.param);
+    if (typeof error === "object") return new ApiError(status, error.code ?? "", error.message ?? "");
   } catch {
     // not the server's form: a proxy's page, say
   }

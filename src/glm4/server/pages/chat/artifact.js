@@ -3,8 +3,7 @@
 // What runs in the frame has no origin: no cookie, no storage, nothing of this page, and no network. The server sends it
 // with a policy that says so, too, and only into a frame. Not covered: what it draws, which may look like anything.
 
-import { copyText, el, fill, icon, iconButton, saveText } from "./dom.js";
-import { ICONS } from "./icons.js";
+import { byId, copyText, el, fill, icon, iconButton, saveText } from "./dom.js";
 import { dressTable } from "./tables.js";
 
 const DONE_MS = 1500;
@@ -32,15 +31,15 @@ export function dressBlock(app, element) {
 
 /** A button that copies, and shows that it has. */
 export function copyButton(app, label, text) {
-  const button = iconButton(ICONS.copy, label, async () => {
+  const button = iconButton("copy", label, async () => {
     const copied = await copyText(text());
     app.announce(app.t(copied ? "message.copied" : "message.not_copied"));
     if (!copied) {
-      app.emit("notice", { kind: "error", text: app.t("message.not_copied") });
+      app.notice(app.t("message.not_copied"), "error");
       return;
     }
-    fill(button, icon(ICONS.check));
-    setTimeout(() => fill(button, icon(ICONS.copy)), DONE_MS);
+    fill(button, icon("check"));
+    setTimeout(() => fill(button, icon("copy")), DONE_MS);
   });
   return button;
 }
@@ -50,14 +49,14 @@ function dressCode(app, pre) {
   const language = pre.dataset.lang ?? "";
   const source = () => pre.textContent;
   const kind = artifactKind(language, source());
-  const wrap = iconButton(ICONS.wrap, app.t("artifact.wrap"), () => {
-    wrap.setAttribute("aria-pressed", String(pre.classList.toggle("wrapped")));
+  const wrap = iconButton("wrap", app.t("artifact.wrap"), () => {
+    wrap.setAttribute("aria-pressed", pre.classList.toggle("wrapped"));
   }, { "aria-pressed": "false" });
   const bar = el("div", { class: "code-bar" }, el("span", { class: "code-language", text: language || app.t("artifact.code") }),
     kind ? el("button", { type: "button", class: "text-button", onclick: () => app.showArtifact({ kind, source: source() }) },
-      icon(ICONS.play), app.t("artifact.show")) : null,
+      icon("play"), app.t("artifact.show")) : null,
     wrap,
-    iconButton(ICONS.download, app.t("file.download"), () => saveText(fileName(language, source()), source())),
+    iconButton("download", app.t("file.download"), () => saveText(fileName(language, source()), source())),
     copyButton(app, app.t("artifact.copy"), source));
   pre.setAttribute("aria-label", app.t("artifact.code_in", { language: language || app.t("artifact.code") }));
   const block = el("div", { class: "code-block" });
@@ -89,23 +88,23 @@ function openArtifact(app, { kind, source, title = "" }) {
   const stage = el("div", { class: "artifact-stage" });
   const code = el("pre", { class: "code artifact-source", tabindex: "0", hidden: true, "aria-label": app.t("artifact.source") },
     el("code", { text: source }));
-  const toggle = iconButton(ICONS.code, app.t("artifact.source"), () => {
+  const toggle = iconButton("code", app.t("artifact.source"), () => {
     code.hidden = !code.hidden;
     stage.hidden = !code.hidden;
-    toggle.setAttribute("aria-pressed", String(!code.hidden));
+    toggle.setAttribute("aria-pressed", !code.hidden);
   }, { "aria-pressed": "false" });
-  const wide = iconButton(ICONS.expand, app.t("artifact.larger"), () => {
+  const wide = iconButton("expand", app.t("artifact.larger"), () => {
     setWide(!document.body.classList.contains("panel-wide"));
   }, { "aria-pressed": "false" });
 
-  const behind = ["center", "sidebar", "skip-link"].map((id) => document.getElementById(id));
+  const behind = ["center", "sidebar", "skip-link"].map((id) => byId(id));
   let reached = []; // what could be reached before
 
   /** Over the whole window; what is behind it cannot be reached then. */
   function setWide(value) {
     if (value === document.body.classList.contains("panel-wide")) return;
     document.body.classList.toggle("panel-wide", value);
-    wide.setAttribute("aria-pressed", String(value));
+    wide.setAttribute("aria-pressed", value);
     if (value) reached = behind.filter((element) => !element.inert);
     for (const element of reached) element.inert = value;
   }
@@ -122,8 +121,8 @@ function openArtifact(app, { kind, source, title = "" }) {
     }
   }
 
-  const reload = iconButton(ICONS.retry, app.t("artifact.reload"), load);
-  const save = iconButton(ICONS.download, app.t("file.download"), () => {
+  const reload = iconButton("retry", app.t("artifact.reload"), load);
+  const save = iconButton("download", app.t("file.download"), () => {
     saveText(title.includes(".") ? title : fileName(kind, source), source);
   });
   app.panel.open({ title: name, actions: [toggle, reload, wide, save], body: [stage, code],

@@ -2,7 +2,6 @@
 
 import { el, fill, icon, iconButton } from "./dom.js";
 import { fileAddress, fileKind } from "./files.js";
-import { ICONS } from "./icons.js";
 
 const MOST_FILES = 64; // the server's limit for a turn
 const SNIFFED_BYTES = 4096;
@@ -110,9 +109,9 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
         sending
           ? el("progress", { max: "1", value: String(item.progress), "aria-label": app.t("composer.uploading", { name: item.name }) })
           : el("span", { class: "attachment-about", text: item.error ?? problem?.short ?? noteOf(app, item) ?? app.bytes(item.size) })),
-      item.error && item.file ? action(item, "retry", ICONS.retry, "composer.retry", () => { item.done = send(item); }) : null,
+      item.error && item.file ? action(item, "retry", "retry", "composer.retry", () => { item.done = send(item); }) : null,
       item.pasted !== null ? textButton(item) : null,
-      action(item, "remove", ICONS.close, "composer.remove", () => remove(item)));
+      action(item, "remove", "close", "composer.remove", () => remove(item)));
     if (kept) item.element.querySelector(`[data-action="${focused}"]`)?.focus();
   }
 
@@ -132,7 +131,7 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
   function preview(item) {
     const source = item.url ?? (item.stored && fileKind(item.type) === "picture" ? fileAddress(item.stored) : null);
     if (source) return el("img", { class: "attachment-preview", src: source, alt: "" });
-    return el("span", { class: "attachment-preview" }, icon(fileKind(item.type) === "audio" ? ICONS.play : ICONS.document));
+    return el("span", { class: "attachment-preview" }, icon(fileKind(item.type) === "audio" ? "play" : "document"));
   }
 
   return {

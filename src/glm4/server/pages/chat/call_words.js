@@ -1,18 +1,6 @@
 // What a tool call does, in words, for the summary line of its card; and what its arguments and its output say.
 // Arguments come as the model writes them: JSON that may be cut anywhere, or GLM-4's own forms (code, search("…")).
 
-const WORDS = {
-  python: ["tools.python.now", "tools.python.past", "tools.python.ask"],
-  search: ["tools.search.now", "tools.search.past", "tools.search.ask"],
-  click: ["tools.click.now", "tools.click.past", "tools.click.ask"],
-  open: ["tools.open.now", "tools.open.past", "tools.open.ask"],
-  findFiles: ["tools.find_files.now", "tools.find_files.past", "tools.find_files.ask"],
-  readFile: ["tools.read_file.now", "tools.read_file.past", "tools.read_file.ask"],
-  readPage: ["tools.read_page.now", "tools.read_page.past", "tools.read_page.ask"],
-  image: ["tools.image.now", "tools.image.past", "tools.image.ask"],
-  server: ["tools.server.now", "tools.server.past", "tools.server.ask"],
-  own: ["tools.own.now", "tools.own.past", "tools.own.ask"],
-};
 const KINDS = {
   __proto__: null, // names come from models: "constructor" is not a tool
   python: "python",
@@ -25,6 +13,7 @@ const KINDS = {
   cogview: "image",
   generate_image: "image",
 };
+const TENSES = { done: "past", error: "past", denied: "ask", unfinished: "ask", waiting: "ask" };
 const DETAIL_CHARS = 120;
 
 /** "python", "browser", "files", "image", "server" (an MCP server's function) or "own" (a function of the operator). */
@@ -37,9 +26,9 @@ export function callKind(part) {
  * not begun), and what it is about, shortened.
  */
 export function callWords(app, part) {
-  const tense = { done: 1, error: 1, denied: 2, unfinished: 2, waiting: 2 }[part.state] ?? 0;
+  const tense = TENSES[part.state] ?? "now";
   const { words, values = {}, detail = "" } = READERS[callKind(part)](part);
-  return { title: app.t(WORDS[words][tense], values), detail: shortened(detail) };
+  return { title: app.t(`call.${words}.${tense}`, values), detail: shortened(detail) };
 }
 
 /** The code of a python call, as far as it is written. */
@@ -124,9 +113,9 @@ function browserCall(part) {
 }
 
 function filesCall({ tool, arguments: text = "" }) {
-  if (tool === "search_files") return { words: "findFiles", detail: stringField(text, "query") ?? "" };
+  if (tool === "search_files") return { words: "find_files", detail: stringField(text, "query") ?? "" };
   const { page } = fieldsOf(text);
-  const words = page === undefined ? "readFile" : "readPage";
+  const words = page === undefined ? "read_file" : "read_page";
   return { words, values: { page }, detail: stringField(text, "name") ?? "" };
 }
 

@@ -3,7 +3,6 @@
 import { hostOf } from "./call_words.js";
 import { el, fill, icon } from "./dom.js";
 import { claimBefore } from "./find_text.js";
-import { ICONS } from "./icons.js";
 import { externalLink } from "./tools.js";
 
 const MARGIN = 8;
@@ -42,7 +41,7 @@ export function sourceList(app, message) {
 
 function sourceLink(app, citation, part) {
   if (hostOf(citation.url ?? "")) return externalLink(app, citation.url, citation.title);
-  const words = [icon(ICONS.document), el("span", { text: placeOf(app, citation), dir: "auto" })];
+  const words = [icon("document"), el("span", { text: placeOf(app, citation), dir: "auto" })];
   if (!citation.file) return el("span", {}, ...words);
   return el("button", { type: "button", class: "source-file", onclick: () => openCitation(app, { citation, part }) }, ...words);
 }

@@ -1,8 +1,7 @@
 // The text box: input methods, drafts, files by dialog, drop and paste, send and stop.
 
 import { attachments } from "./attachments.js";
-import { composing, el, fill, icon, iconButton, stored } from "./dom.js";
-import { ICONS } from "./icons.js";
+import { byId, composing, el, fill, icon, iconButton, setName, stored, storedObject } from "./dom.js";
 
 const DRAFTS = "glm4.drafts";
 const MOST_DRAFTS = 20;
@@ -12,12 +11,12 @@ const SAVE_AFTER = 300;
 const NEW = "new"; // the draft of a conversation that does not exist yet
 
 export function setupComposer(app) {
-  const form = document.getElementById("composer");
+  const form = byId("composer");
   const tray = el("ul", { class: "attachments", hidden: true });
   const text = el("textarea", { id: "composer-text", rows: "1", dir: "auto", enterkeyhint: "send", autocomplete: "off",
     "data-t-placeholder": "composer.placeholder", "data-t-label": "composer.text" });
   const picker = el("input", { type: "file", multiple: true, hidden: true, tabindex: "-1", "data-t-label": "composer.attach" });
-  const attach = iconButton(ICONS.paperclip, "", () => picker.click(), { id: "composer-attach", "data-t-label": "composer.attach" });
+  const attach = iconButton("paperclip", "", () => picker.click(), { id: "composer-attach", "data-t-label": "composer.attach" });
   const button = el("button", { type: "submit", id: "composer-send", class: "icon-button" });
   const hint = el("p", { id: "composer-hint", role: "status", hidden: true });
   fill(form, el("div", { class: "composer-box" }, tray, hint,
@@ -57,10 +56,9 @@ export function setupComposer(app) {
   function showButton() {
     const label = app.t(stopping ? "composer.stopping" : running ? "composer.stop" : "composer.send");
     button.classList.toggle("stop", running);
-    button.setAttribute("aria-label", label);
-    button.title = label;
-    button.setAttribute("aria-disabled", String(stopping || (!running && !text.value.trim() && added.size === 0)));
-    fill(button, icon(running ? ICONS.stop : ICONS.send));
+    setName(button, label);
+    button.setAttribute("aria-disabled", stopping || (!running && !text.value.trim() && added.size === 0));
+    fill(button, icon(running ? "stop" : "send"));
   }
 
   function save() {
@@ -132,7 +130,7 @@ export function setupComposer(app) {
     save();
     if (!switched) writeDraft(shown, { text: "", files: [] });
     shown = next;
-    if (switched) show(readDrafts()[shown] ?? { text: "", files: [] });
+    if (switched) show(storedObject(DRAFTS)[shown] ?? { text: "", files: [] });
     else save();
   }
 
@@ -183,7 +181,7 @@ export function setupComposer(app) {
     show({ text: [draft.text, text.value.trim()].filter(Boolean).join("\n\n"), files: [...draft.files, ...added.files()] });
     text.focus();
   });
-  show(readDrafts()[shown] ?? { text: "", files: [] });
+  show(storedObject(DRAFTS)[shown] ?? { text: "", files: [] });
 }
 
 function paste(app, event, add) {
@@ -213,7 +211,7 @@ function stamp() {
 }
 
 function setupDrop(app, add) {
-  const shade = el("div", { id: "drop-shade", hidden: true }, icon(ICONS.upload), el("p", { "data-t": "composer.drop" }));
+  const shade = el("div", { id: "drop-shade", hidden: true }, icon("upload"), el("p", { "data-t": "composer.drop" }));
   document.body.append(shade);
   app.translate(shade);
   let depth = 0;
@@ -238,19 +236,9 @@ function grow(area) {
   area.style.height = `${area.scrollHeight}px`;
 }
 
-// Drafts: {conversation: {text, files, at}}, the oldest of many are forgotten
-
-function readDrafts() {
-  try {
-    const drafts = JSON.parse(stored(DRAFTS) ?? "{}");
-    return typeof drafts === "object" && drafts !== null ? drafts : {};
-  } catch {
-    return {};
-  }
-}
-
+/** Drafts are {conversation: {text, files, at}}; the oldest of many are forgotten. */
 function writeDraft(id, { text, files }) {
-  const drafts = readDrafts();
+  const drafts = storedObject(DRAFTS);
   if (!drafts[id] && !text && !files.length) return;
   delete drafts[id];
   if (text || files.length) drafts[id] = { text: text.slice(0, MOST_DRAFT_CHARS), files, at: Date.now() };

@@ -4,7 +4,6 @@ import { setupCitations } from "./citations.js";
 import { el, fill, icon, iconButton } from "./dom.js";
 import { fileAddress } from "./files.js";
 import { findClaim, findQuotation } from "./find_text.js";
-import { ICONS } from "./icons.js";
 
 export function setupDocuments(app) {
   /** Show a document: {file, name, page?, section?, quotation?, claim?}; what was cited is marked on its page. */
@@ -22,11 +21,11 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
   const about = el("p", { class: "document-about", role: "status" });
   const field = el("input", { type: "number", min: "1", value: "1", inputmode: "numeric" });
   const of = el("span", {});
-  const before = iconButton(ICONS.left, app.t("documents.before"), () => go(at - 1));
-  const after = iconButton(ICONS.right, app.t("documents.after"), () => go(at + 1));
+  const before = iconButton("left", app.t("documents.before"), () => go(at - 1));
+  const after = iconButton("right", app.t("documents.after"), () => go(at + 1));
   const pages = el("form", { class: "document-pages", hidden: true }, before, field, of, after);
   const download = el("a", { class: "icon-button", href: fileAddress({ file }), download: name,
-    title: app.t("files.download", { name }), "aria-label": app.t("files.download", { name }) }, icon(ICONS.download));
+    title: app.t("files.download", { name }), "aria-label": app.t("files.download", { name }) }, icon("download"));
 
   pages.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -43,7 +42,7 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
   async function go(wanted) {
     const next = Math.min(Math.max(1, Math.round(wanted) || 1), total);
     if (next === at && text.firstChild) {
-      field.value = String(at);
+      field.value = at;
       return;
     }
     await load(next);
@@ -71,12 +70,12 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
 
   function show(view) {
     pages.hidden = total <= 1;
-    field.value = String(at);
-    field.max = String(total);
+    field.value = at;
+    field.max = total;
     field.setAttribute("aria-label", app.t(view.numbered ? "documents.page" : "documents.part"));
     of.textContent = app.t("documents.of", { total });
-    before.setAttribute("aria-disabled", String(at <= 1));
-    after.setAttribute("aria-disabled", String(at >= total));
+    before.setAttribute("aria-disabled", at <= 1);
+    after.setAttribute("aria-disabled", at >= total);
     fill(text, view.text);
     text.scrollTop = 0;
     const here = cited.page === at;

@@ -1,7 +1,41 @@
-// Elements, and the page's only Trusted Types policy.
+// Elements, drawings, and the page's only Trusted Types policy.
 //
 // What html() is given must come from the server's renderer, which has cleaned it. Nothing else may be shown with it:
 // file names, titles, tool output and errors are text.
+
+// Line drawings of buttons: paths on a 24 × 24 grid, separated by "|".
+const ICONS = {
+  chart: "M4 20V4|M4 20h16|M8 16l4-5 3 3 5-7",
+  check: "M5 12.5l4.5 4.5L19 7.5",
+  close: "M6 6l12 12|M18 6L6 18",
+  code: "M8.5 7L4 12l4.5 5|M15.5 7l4.5 5-4.5 5",
+  copy: "M9 9h10v11H9z|M15 9V4H5v11h4",
+  document: "M6 3h8l4 4v14H6z|M14 3v4h4|M9 12h6|M9 16h6",
+  down: "M6 9.5l6 6 6-6",
+  download: "M12 4v11|M7.5 10.5L12 15l4.5-4.5|M5 20h14",
+  edit: "M4 20l1-4L16 5l3 3L8 19z|M14 7l3 3",
+  expand: "M9 4H4v5|M4 4l6 6|M15 20h5v-5|M20 20l-6-6",
+  external: "M14 4h6v6|M20 4l-9 9|M18 14v6H4V6h6",
+  globe: "M12 3a9 9 0 100 18 9 9 0 000-18z|M3 12h18|M12 3c3 3 3 15 0 18c-3-3-3-15 0-18z",
+  help: "M12 3a9 9 0 100 18 9 9 0 000-18z|M9.5 9.5a2.5 2.5 0 114 2c-1 .7-1.5 1.2-1.5 2.2|M12 16.8v.2",
+  image: "M4 5h16v14H4z|M4 16l5-5 4 4 3-3 4 4|M15 9v.2",
+  left: "M14.5 6l-6 6 6 6",
+  menu: "M4 7h16|M4 12h16|M4 17h16",
+  more: "M6 12v.2|M12 12v.2|M18 12v.2",
+  paperclip: "M19 11l-7.5 7.5a4.5 4.5 0 01-6.4-6.4L13 4.3a3 3 0 014.2 4.2l-7.6 7.6a1.5 1.5 0 01-2.1-2.1l6.5-6.5",
+  play: "M8 5l11 7-11 7z",
+  plus: "M12 5v14|M5 12h14",
+  retry: "M19 12a7 7 0 11-2.2-5.1|M19 4v4h-4",
+  right: "M9.5 6l6 6-6 6",
+  send: "M12 19V6|M6 11.5L12 5.5l6 6",
+  settings: "M4 7h9|M17 7h3|M15 5v4|M4 17h3|M11 17h9|M9 15v4",
+  sort: "M8 5v14|M4.5 15.5L8 19l3.5-3.5|M16 19V5|M12.5 8.5L16 5l3.5 3.5",
+  stop: "M7 7h10v10H7z",
+  tool: "M14.5 6.5a4 4 0 015-1l-3 3 .5 2 2 .5 3-3a4 4 0 01-5.5 5L9 20.5 4.5 16l7.5-7.5a4 4 0 012.5-2z",
+  upload: "M12 16V5|M7.5 9.5L12 5l4.5 4.5|M5 20h14",
+  warning: "M12 4L2.5 20h19z|M12 10v5|M12 17.5v.2",
+  wrap: "M4 6h16|M4 12h13a3 3 0 010 6h-4|M15.5 15.5L13 18l2.5 2.5|M4 18h5",
+};
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -46,26 +80,45 @@ function filled(element, props, children) {
     else if (typeof value === "function") element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...present(children));
   return element;
 }
 
-/** A line drawing from icons.js, hidden from screen readers. */
-export function icon(paths) {
+function present(children) {
+  return children.flat().filter((child) => child !== null && child !== undefined && child !== false);
+}
+
+/** A line drawing, hidden from screen readers. */
+export function icon(name) {
   const props = { viewBox: "0 0 24 24", class: "icon", "aria-hidden": "true", focusable: "false" };
-  return svg("svg", props, ...paths.split("|").map((d) => svg("path", { d })));
+  return svg("svg", props, ...ICONS[name].split("|").map((d) => svg("path", { d })));
 }
 
 /** A button that shows an icon and has a name. */
-export function iconButton(paths, label, onclick, props = {}) {
-  const { class: more = "", ...others } = props;
+export function iconButton(drawing, label, onclick, { class: more = "", ...others } = {}) {
   return el("button", { type: "button", class: `icon-button ${more}`, title: label, "aria-label": label, onclick,
-    ...others }, icon(paths));
+    ...others }, icon(drawing));
+}
+
+/** A button with words. */
+export function textButton(text, onclick, props = {}) {
+  return el("button", { type: "button", text, onclick, ...props });
+}
+
+/** Say what a button with a drawing does. */
+export function setName(button, label) {
+  button.title = label;
+  button.setAttribute("aria-label", label);
+}
+
+/** The element of this id in the start page. */
+export function byId(id) {
+  return document.getElementById(id);
 }
 
 /** Replace what an element has. */
 export function fill(element, ...children) {
-  element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(...present(children));
   return element;
 }
 
@@ -85,24 +138,24 @@ export async function copyText(text) {
   // In an open dialog everything outside of it is inert.
   (document.querySelector("dialog:modal") ?? document.body).append(area);
   area.select();
-  let copied = false;
-  try {
-    copied = document.execCommand("copy");
-  } catch {
-    copied = false;
-  }
+  const copied = document.execCommand("copy");
   area.remove();
   before?.focus?.({ preventScroll: true });
   return copied;
 }
 
-/** Let the browser save text as a file. */
-export function saveText(name, text, type = "text/plain") {
-  const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
-  const link = el("a", { href: url, download: name, hidden: true });
+/** Let the browser save what is at an address; without a name, as the server calls it. */
+export function download(href, name = true) {
+  const link = el("a", { href, download: name, hidden: true });
   document.body.append(link);
   link.click();
   link.remove();
+}
+
+/** Let the browser save text as a file. */
+export function saveText(name, text, type = "text/plain") {
+  const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
+  download(url, name);
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
@@ -137,4 +190,13 @@ export function stored(key, value, { tab = false } = {}) {
     // the page works without
   }
   return value ?? null;
+}
+
+/** The JSON object that is kept; an empty one if there is none, or something that is not ours. */
+export function storedObject(key) {
+  try {
+    return Object(JSON.parse(stored(key) ?? "{}"));
+  } catch {
+    return {};
+  }
 }

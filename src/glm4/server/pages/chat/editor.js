@@ -1,6 +1,6 @@
 // Editing a question in its place: the new one is a branch beside it.
 
-import { composing, el } from "./dom.js";
+import { composing, el, textButton } from "./dom.js";
 
 export function openEditor(view) {
   const { app, message, body, root } = view;
@@ -25,8 +25,8 @@ export function openEditor(view) {
   view.editor = el("div", { class: "editor" }, area,
     el("div", { class: "editor-foot" },
       el("p", { class: "hint", text: app.t("edit.hint") }),
-      el("button", { type: "button", text: app.t("dialog.cancel"), onclick: close }),
-      el("button", { type: "button", class: "primary", text: app.t("edit.send"), onclick: send })));
+      textButton(app.t("dialog.cancel"), close),
+      textButton(app.t("edit.send"), send, { class: "primary" })));
   area.addEventListener("keydown", (event) => {
     if (composing(event)) return;
     if (event.key === "Escape") close();

@@ -1,7 +1,6 @@
 // The errors of the log that the server keeps: filter by level and words, copy.
 
 import { copyText, el, fill, iconButton } from "./dom.js";
-import { ICONS } from "./icons.js";
 
 const LEVELS = ["WARNING", "ERROR", "CRITICAL"];
 
@@ -13,7 +12,7 @@ export function errorList(app) {
   const said = el("p", { class: "help", role: "status" });
   const rows = el("ol", { class: "errors", tabindex: "0", "aria-label": app.t("errors.title") });
   const list = { app, level, words, said, rows, errors: [], drawn: "" };
-  const copy = iconButton(ICONS.copy, app.t("errors.copy"), async () => {
+  const copy = iconButton("copy", app.t("errors.copy"), async () => {
     const text = chosen(list).map((one) => line(app, one)).join("\n");
     const kind = (await copyText(text)) ? "ok" : "error";
     app.emit("notice", { text: app.t(kind === "ok" ? "errors.copied" : "errors.not_copied"), kind });

@@ -1,6 +1,6 @@
 // Conversations as files, and back. A file of several is a JSON array of them: so are OpenAI's exports, and ours.
 
-import { el, fill, openDialog, saveText } from "./dom.js";
+import { byId, download, el, fill, openDialog, saveText, textButton } from "./dom.js";
 import { openMenu } from "./menu.js";
 
 const FORMATS = ["json", "markdown", "html"];
@@ -11,13 +11,7 @@ const SHOWN = 20; // failures that are listed
 export function exportItems(app, conversation) {
   return FORMATS.map((format) => ({
     label: app.t(`export.${format}`),
-    act: () => {
-      // The server names the file, and says that it is to be saved; the browser then shows how far it is.
-      const link = el("a", { href: `${pathOf(conversation.id)}?format=${format}`, download: true, hidden: true });
-      document.body.append(link);
-      link.click();
-      link.remove();
-    },
+    act: () => download(`${pathOf(conversation.id)}?format=${format}`),
   }));
 }
 
@@ -48,7 +42,7 @@ async function exportAll(app) {
       }
     }
   } catch (error) {
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
     return;
   } finally {
     progress.close();
@@ -122,8 +116,8 @@ function progressDialog(app, title) {
   const bar = el("progress", { max: "1", "aria-label": title });
   const text = el("p", { role: "status" });
   const body = el("div", {}, bar, text);
-  const button = el("button", { type: "button", onclick: () => dialog.close() }, app.t("dialog.cancel"));
-  const dialog = document.getElementById("progress-dialog");
+  const button = textButton(app.t("dialog.cancel"), () => dialog.close());
+  const dialog = byId("progress-dialog");
   fill(dialog, el("h2", { id: "progress-title" }, title), body, el("div", { class: "dialog-foot" }, button));
   const progress = {
     ended: false,

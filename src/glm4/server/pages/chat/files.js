@@ -2,7 +2,6 @@
 // Their addresses need no key in them: the cookie goes along, and the server answers only to whom a file belongs.
 
 import { el, icon, iconButton } from "./dom.js";
-import { ICONS } from "./icons.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const ARTIFACTS = { __proto__: null, "text/html": "html", "image/svg+xml": "svg" };
@@ -57,7 +56,7 @@ function playerView(app, file, kind) {
 function cardView(app, file, kind) {
   const about = el("span", { class: "file-about", text: app.bytes(file.bytes ?? 0) });
   const name = el("span", { class: "file-name", dir: "auto", text: file.name });
-  const shown = [icon(ICONS.document), name, about];
+  const shown = [icon("document"), name, about];
   const opens = kind === "document" && app.showDocument;
   const main = opens
     ? el("button", { type: "button", class: "file-open", title: app.t("files.read", { name: file.name }),
@@ -69,12 +68,12 @@ function cardView(app, file, kind) {
 function artifactButton(app, file) {
   const kind = ARTIFACTS[file.media_type];
   if (!kind || file.bytes > MOST_ARTIFACT_BYTES) return null;
-  return iconButton(ICONS.play, app.t("files.show", { name: file.name }), async () => {
+  return iconButton("play", app.t("files.show", { name: file.name }), async () => {
     try {
       const source = await (await app.api.open(fileAddress(file))).text();
       app.showArtifact({ kind, source, title: file.name });
     } catch (error) {
-      app.emit("notice", { text: app.errorText(error), kind: "error" });
+      app.fail(error);
     }
   });
 }
@@ -82,5 +81,5 @@ function artifactButton(app, file) {
 function downloadLink(app, file) {
   const label = app.t("files.download", { name: file.name });
   return el("a", { class: "icon-button", href: fileAddress(file), download: file.name, title: label,
-    "aria-label": label }, icon(ICONS.download));
+    "aria-label": label }, icon("download"));
 }

@@ -1,20 +1,24 @@
 // Texts of the page: flat keys, {placeholders}, plurals as key.one and key.other.
-
-import { stored } from "./dom.js";
+//
+// It imports nothing: it is the first module that runs, and the first words wait for no other.
 
 export const LANGUAGES = { en: "English", zh: "中文" };
 const KEPT_AS = "glm4.language";
 
 /** The language to begin with: the one that was chosen, else the first that the browser asks for and we have. */
 function firstLanguage() {
-  const chosen = stored(KEPT_AS);
-  if (chosen in LANGUAGES) return chosen;
+  try {
+    const chosen = localStorage.getItem(KEPT_AS);
+    if (chosen in LANGUAGES) return chosen;
+  } catch {
+    // no storage
+  }
   const asked = (navigator.languages ?? [navigator.language]).map((tag) => tag.toLowerCase().split("-")[0]);
   return asked.find((tag) => tag in LANGUAGES) ?? "en";
 }
 
 async function fetched(lang) {
-  const answer = await fetch(`ui/${lang}.json`);
+  const answer = await fetch(`ui/${lang}.json`, { priority: "high" });
   if (!answer.ok) throw new Error(`ui/${lang}.json: ${answer.status}`);
   return answer.json();
 }
@@ -31,7 +35,6 @@ function translated(root, t) {
   }
 }
 
-// Begun at once: the first words are there before the other modules are.
 const FIRST = fetched(firstLanguage());
 FIRST.then((catalog) => {
   translated(document, (key) => catalog[key] ?? "");
@@ -48,7 +51,6 @@ export async function setupLanguage(app) {
     plurals = new Intl.PluralRules(lang);
     app.lang = lang;
     document.documentElement.lang = lang === "zh" ? "zh-Hans" : lang;
-    document.documentElement.dir = "ltr";
     app.translate(document);
   }
 
@@ -78,12 +80,16 @@ export async function setupLanguage(app) {
     const whole = Math.round(seconds);
     return app.t("time.minutes", { minutes: Math.floor(whole / 60), seconds: String(whole % 60).padStart(2, "0") });
   };
-  app.date = (seconds, options = { dateStyle: "medium", timeStyle: "short" }) =>
+  app.date = (seconds, options) =>
     new Intl.DateTimeFormat(app.lang, options).format(new Date(seconds * 1000));
   app.translate = (root) => translated(root, app.t);
   app.setLanguage = async (lang) => {
     await load(lang, fetched(lang));
-    stored(KEPT_AS, lang);
+    try {
+      localStorage.setItem(KEPT_AS, lang);
+    } catch {
+      // not kept
+    }
     app.emit("language", lang);
   };
   await load(firstLanguage(), FIRST);

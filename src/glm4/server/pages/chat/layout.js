@@ -1,12 +1,11 @@
 // The frame around the conversation: drawer and panel, banner, notices, questions, pictures.
 
-import { composing, el, fill, icon, iconButton, openDialog, stored } from "./dom.js";
-import { ICONS } from "./icons.js";
+import { byId, composing, el, fill, icon, iconButton, openDialog, stored, textButton } from "./dom.js";
 
 const NARROW = "(max-width: 55rem)";
 const NOTICE_MS = 8000;
 
-/** Adds panel, confirm, showPicture, toggleSidebar and the "notice" listener to the app. */
+/** Adds panel, notice, ask, showPicture and toggleSidebar to the app. */
 export function setupLayout(app) {
   setupSidebarToggle(app);
   setupPanel(app);
@@ -14,7 +13,7 @@ export function setupLayout(app) {
   setupQuestions(app);
   setupPictures(app);
   for (const button of document.querySelectorAll("[data-close]")) {
-    button.append(icon(ICONS.close));
+    button.append(icon("close"));
     button.addEventListener("click", () => button.closest("dialog").close());
   }
   for (const dialog of document.querySelectorAll("dialog")) {
@@ -23,37 +22,37 @@ export function setupLayout(app) {
       if (event.target === dialog && !dialog.hasAttribute("data-modal")) dialog.close();
     });
   }
-  document.getElementById("skip-link").addEventListener("click", (event) => {
+  byId("skip-link").addEventListener("click", (event) => {
     event.preventDefault(); // the address names a conversation
-    document.getElementById("composer-text")?.focus();
+    byId("composer-text")?.focus();
   });
 }
 
 function setupSidebarToggle(app) {
-  const toggle = document.getElementById("sidebar-toggle");
-  const scrim = document.getElementById("scrim");
-  const sidebar = document.getElementById("sidebar");
+  const toggle = byId("sidebar-toggle");
+  const scrim = byId("scrim");
+  const sidebar = byId("sidebar");
   const narrow = matchMedia(NARROW);
   let open = !narrow.matches && stored("glm4.sidebar") !== "closed";
-  toggle.append(icon(ICONS.menu));
+  toggle.append(icon("menu"));
 
   function show() {
     document.body.classList.toggle("sidebar-open", open);
-    toggle.setAttribute("aria-expanded", String(open));
+    toggle.setAttribute("aria-expanded", open);
     const drawer = open && narrow.matches;
     scrim.hidden = !drawer;
     sidebar.inert = !open;
     // The focus stays in the drawer.
-    for (const id of ["center", "panel", "skip-link"]) document.getElementById(id).inert = drawer;
+    for (const id of ["center", "panel", "skip-link"]) byId(id).inert = drawer;
   }
 
-  app.toggleSidebar = (wanted = !open, { focus = false } = {}) => {
+  app.toggleSidebar = (wanted = !open) => {
     const had = sidebar.contains(document.activeElement);
     open = wanted;
     if (!narrow.matches) stored("glm4.sidebar", open ? "open" : "closed");
     show();
     if (!open && had) toggle.focus();
-    if (open && (focus || narrow.matches)) sidebar.querySelector("button, input, a")?.focus();
+    if (open && narrow.matches) sidebar.querySelector("button, input, a")?.focus();
   };
   toggle.addEventListener("click", () => app.toggleSidebar());
   scrim.addEventListener("click", () => app.toggleSidebar(false));
@@ -74,34 +73,29 @@ function setupSidebarToggle(app) {
 
 /** app.panel.open({title, body, actions, onClose}) shows elements beside the transcript; app.panel.close() */
 function setupPanel(app) {
-  const panel = document.getElementById("panel");
-  const close = document.getElementById("panel-close");
+  const panel = byId("panel");
+  const close = byId("panel-close");
   let before = null;
   let ended = null;
-  close.append(icon(ICONS.close));
+  close.append(icon("close"));
   app.panel = {
     open({ title, body, actions = [], onClose = null }) {
       if (panel.hidden) before = document.activeElement;
       ended?.();
       ended = onClose;
-      fill(document.getElementById("panel-title"), title);
-      fill(document.getElementById("panel-actions"), actions);
-      fill(document.getElementById("panel-body"), body);
+      fill(byId("panel-title"), title);
+      fill(byId("panel-actions"), actions);
+      fill(byId("panel-body"), body);
       panel.hidden = false;
-      document.body.classList.add("panel-open");
       close.focus({ preventScroll: true });
     },
     close() {
       if (panel.hidden) return;
       panel.hidden = true;
-      document.body.classList.remove("panel-open");
       ended?.();
       ended = null;
-      document.getElementById("panel-body").replaceChildren();
+      byId("panel-body").replaceChildren();
       if (before?.isConnected) before.focus({ preventScroll: true });
-    },
-    get isOpen() {
-      return !panel.hidden;
     },
   };
   close.addEventListener("click", app.panel.close);
@@ -114,23 +108,23 @@ function setupPanel(app) {
   app.on("conversation", ({ switched }) => switched && app.panel.close());
 }
 
-/** app.emit("notice", {text, kind: "info" | "ok" | "error"}) */
+/** app.notice(text, kind): "info" or "error" */
 function setupNotices(app) {
-  const notices = document.getElementById("notices");
-  app.on("notice", ({ text, kind = "info" }) => {
+  const notices = byId("notices");
+  app.notice = (text, kind = "info") => {
     const notice = el("div", { class: "notice", data: { kind } }, el("span", { text, dir: "auto" }));
-    const close = iconButton(ICONS.close, app.t("notice.close"), () => notice.remove());
+    const close = iconButton("close", app.t("notice.close"), () => notice.remove());
     notice.append(close);
     notices.append(notice);
     while (notices.children.length > 4) notices.firstElementChild.remove();
     app.announce(text, { assertive: kind === "error" });
     if (kind !== "error") setTimeout(() => notice.remove(), NOTICE_MS);
-  });
+  };
 }
 
 /** await app.ask({title, text, confirm, danger, input}) → the input's text (true without input), or null */
 function setupQuestions(app) {
-  const dialog = document.getElementById("question-dialog");
+  const dialog = byId("question-dialog");
   app.ask = ({ title, text = "", confirm, danger = false, input = null }) =>
     new Promise((resolve) => {
       let answer = null;
@@ -139,8 +133,8 @@ function setupQuestions(app) {
         answer = field ? field.value : true;
         dialog.close();
       };
-      const yes = el("button", { type: "button", class: danger ? "danger" : "primary", text: confirm, onclick: accept });
-      const no = el("button", { type: "button", text: app.t("dialog.cancel"), onclick: () => dialog.close() });
+      const yes = textButton(confirm, accept, { class: danger ? "danger" : "primary" });
+      const no = textButton(app.t("dialog.cancel"), () => dialog.close());
       field?.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" || composing(event)) return;
         event.preventDefault(); // else the button that gets the focus back is pressed
@@ -157,14 +151,14 @@ function setupQuestions(app) {
 
 /** app.showPicture({file, name, alt}) */
 function setupPictures(app) {
-  const dialog = document.getElementById("picture-dialog");
+  const dialog = byId("picture-dialog");
   app.showPicture = (file) => {
     const address = `v1/agent/files/${file.file}`;
-    const close = iconButton(ICONS.close, app.t("dialog.close"), () => dialog.close());
+    const close = iconButton("close", app.t("dialog.close"), () => dialog.close());
     fill(dialog,
       el("header", { class: "dialog-head" }, el("h2", { text: file.name, dir: "auto" }),
         el("a", { class: "icon-button", href: address, download: file.name, "aria-label": app.t("file.download") },
-          icon(ICONS.download)), close),
+          icon("download")), close),
       el("img", { src: address, alt: file.alt ?? file.name, width: file.width, height: file.height }));
     openDialog(dialog);
   };

@@ -1,10 +1,10 @@
 // Login by API key: the server gives a cookie that scripts cannot read. What is in the composer stays; when the key has
 // been accepted, the page goes on where it was.
 
-import { el, fill } from "./dom.js";
+import { byId, el, fill } from "./dom.js";
 
 export function setupLogin(app) {
-  const login = { app, dialog: document.getElementById("login-dialog"), wrong: "" };
+  const login = { app, dialog: byId("login-dialog"), wrong: "" };
   // Without a key there is nothing behind this dialog: no key and no click closes it.
   // Browsers ask "cancel" only once, and close the second time.
   login.dialog.dataset.modal = "";
@@ -28,7 +28,7 @@ function show(login) {
   }
   if (needed || !dialog.open) return;
   dialog.close();
-  document.getElementById("composer-text")?.focus();
+  byId("composer-text")?.focus();
 }
 
 function build(login) {
@@ -68,7 +68,7 @@ async function enter(app, key) {
   } catch (error) {
     return error.status === 401 ? app.t("login.wrong") : app.errorText(error);
   }
-  document.getElementById("notices").replaceChildren(); // that the key was missing
+  byId("notices").replaceChildren(); // that the key was missing
   app.tell({ session: true }); // other tabs
   app.announce(app.t("login.done"));
   return "";
@@ -78,7 +78,7 @@ async function logout(app) {
   try {
     await app.api.post("ui/logout");
   } catch (error) {
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
     return;
   }
   await app.open(null); // nothing of it stays on the screen

@@ -5,6 +5,7 @@ import { setupApi } from "./api.js";
 import { setupArtifacts } from "./artifact.js";
 import { setupComposer } from "./composer.js";
 import { setupDocuments } from "./documents.js";
+import { byId } from "./dom.js";
 import { setupLanguage } from "./i18n.js";
 import { setupLayout } from "./layout.js";
 import { setupLogin } from "./login.js";
@@ -87,7 +88,7 @@ app.open = async (id, { message = null } = {}) => {
     if (message) app.transcript.reveal(message);
   } catch (error) {
     if (mine !== opening) return;
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
     if (error.status === 404) app.open(null);
   }
 };
@@ -115,7 +116,7 @@ app.reload = async () => {
     app.follow();
   } catch (error) {
     if (error.status === 404 && state === app.state) {
-      app.emit("notice", { text: app.t("conversation.gone"), kind: "info" });
+      app.notice(app.t("conversation.gone"));
       app.open(null);
     }
   }
@@ -128,7 +129,7 @@ app.select = async (leaf, { focus = null, action = null } = {}) => {
     // First, so that no view which is on its way brings the other branch back.
     await app.api.patch(`v1/agent/conversations/${encodeURIComponent(id)}`, { leaf });
   } catch (error) {
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
     return;
   }
   if (id !== app.state.id) return;
@@ -162,7 +163,7 @@ function title() {
   const name = app.state.conversation?.title ?? "";
   const running = app.state.runningMessage() ? "● " : "";
   document.title = `${running}${name ? `${name} · ` : ""}glm4`;
-  document.getElementById("title").textContent = name || "glm4"; // which is there for the first paint
+  byId("title").textContent = name || "glm4"; // which is there for the first paint
 }
 
 async function start() {

@@ -4,7 +4,6 @@ import { Blocks } from "./blocks.js";
 import { sourceList } from "./citations.js";
 import { copyText, el, fill, icon, iconButton } from "./dom.js";
 import { openEditor } from "./editor.js";
-import { ICONS } from "./icons.js";
 import { hasEnded, sourceOf } from "./state.js";
 import { statLine, statusNotes } from "./status.js";
 import { fileCard, toolCard, updateToolCard } from "./tools.js";
@@ -143,14 +142,14 @@ export class MessageView {
     const busy = app.state.runningMessage() !== null;
     const made = [];
     if (ids.length > 1) made.push(this.branches(ids, index));
-    const copy = iconButton(ICONS.copy, app.t("message.copy"), () => this.copy(copy), { data: { action: "copy" } });
+    const copy = iconButton("copy", app.t("message.copy"), () => this.copy(copy), { data: { action: "copy" } });
     made.push(copy);
     if (message.role === "user") {
-      made.push(iconButton(ICONS.edit, app.t("message.edit"), () => openEditor(this), { disabled: busy,
+      made.push(iconButton("edit", app.t("message.edit"), () => openEditor(this), { disabled: busy,
         data: { action: "edit" } }));
     }
     if (message.role === "assistant") {
-      made.push(iconButton(ICONS.retry, app.t("message.retry"), () => app.retry(message.id), { disabled: busy,
+      made.push(iconButton("retry", app.t("message.retry"), () => app.retry(message.id), { disabled: busy,
         data: { action: "retry" } }));
     }
     return made;
@@ -161,10 +160,10 @@ export class MessageView {
     const step = (by, action) =>
       app.select(app.state.leafBelow(ids[index + by]), { focus: ids[index + by], action });
     return el("span", { class: "branches", role: "group", "aria-label": app.t("message.branches") },
-      iconButton(ICONS.left, app.t("message.previous"), () => step(-1, "previous"), { disabled: index === 0,
+      iconButton("left", app.t("message.previous"), () => step(-1, "previous"), { disabled: index === 0,
         data: { action: "previous" } }),
       el("span", { class: "branch-place", text: app.t("message.branch", { index: index + 1, total: ids.length }) }),
-      iconButton(ICONS.right, app.t("message.next"), () => step(1, "next"), { disabled: index === ids.length - 1,
+      iconButton("right", app.t("message.next"), () => step(1, "next"), { disabled: index === ids.length - 1,
         data: { action: "next" } }));
   }
 
@@ -180,11 +179,11 @@ export class MessageView {
     const copied = await copyText(sourceOf(this.message));
     app.announce(app.t(copied ? "message.copied" : "message.not_copied"));
     if (!copied) {
-      app.emit("notice", { kind: "error", text: app.t("message.not_copied") });
+      app.notice(app.t("message.not_copied"), "error");
       return;
     }
-    fill(button, icon(ICONS.check));
-    setTimeout(() => fill(button, icon(ICONS.copy)), COPIED_MS);
+    fill(button, icon("check"));
+    setTimeout(() => fill(button, icon("copy")), COPIED_MS);
   }
 }
 

@@ -1,22 +1,22 @@
 // Below the composer: the tools that are on, and how much of the model's context the conversation fills.
 
-import { el, fill } from "./dom.js";
+import { byId, el, fill, setName, textButton } from "./dom.js";
 import { toolName } from "./models.js";
 
 const NEARLY_FULL = 0.8;
 const FULL = 0.95;
 
 export function setupMeter(app) {
-  const tools = el("button", { type: "button", class: "quiet", onclick: () => app.openSettings("tools") });
+  const tools = textButton("", () => app.openSettings("tools"), { class: "quiet" });
   const bar = el("span");
-  const said = el("span", { class: "meter-text" });
+  const said = el("span");
   const details = el("p", { id: "meter-details", popover: "auto", class: "meter-details" });
   const button = el("button", { type: "button", class: "quiet meter", popovertarget: "meter-details" },
     el("span", { class: "gauge", "aria-hidden": "true" }, bar), said);
   details.addEventListener("toggle", (event) => event.newState === "open" && place(details, button));
   const warning = el("p", { class: "meter-warning", role: "status" });
   const row = el("div", { id: "meter" }, tools, button, details, warning);
-  (document.getElementById("composer-foot") ?? document.getElementById("main")).append(row);
+  (byId("composer-foot") ?? byId("main")).append(row);
   const meter = { app, tools, bar, said, details, button, warning };
   for (const name of ["conversation", "message", "turn", "settings", "session", "language"]) {
     app.on(name, () => show(meter));
@@ -25,9 +25,9 @@ export function setupMeter(app) {
 }
 
 /** What is in the context: prompt and answer of the last round with the model, on the branch that is shown.
- * @returns {{used: number, prompt: number, completion: number, cached: number, context: number} | null}
+ * @returns {{used: number, prompt: number, completion: number, context: number} | null}
  */
-export function contextUse(app) {
+function contextUse(app) {
   const answered = app.state.branch().filter((message) => message.role === "assistant" && message.usage?.prompt);
   const message = answered.at(-1);
   if (!message) return null;
@@ -36,7 +36,7 @@ export function contextUse(app) {
   const { prompt, completion } = usage.last ?? usage;
   const model = app.session?.models.find((one) => one.name === app.settings.model);
   const context = model?.context ?? message.context ?? usage.context;
-  return context ? { used: prompt + completion, prompt, completion, cached: usage.cached ?? 0, context } : null;
+  return context ? { used: prompt + completion, prompt, completion, context } : null;
 }
 
 function show({ app, tools, bar, said, details, button, warning }) {
@@ -58,8 +58,7 @@ function show({ app, tools, bar, said, details, button, warning }) {
   said.textContent = percent;
   button.className = `quiet meter ${share >= FULL ? "full" : share >= NEARLY_FULL ? "nearly-full" : ""}`;
   const short = app.t("meter.label", { used: use.used, context: use.context, percent });
-  button.title = short;
-  button.setAttribute("aria-label", short);
+  setName(button, short);
   fill(details, el("strong", {}, short), el("br"),
     app.t("meter.details", { prompt: use.prompt, completion: use.completion }), el("br"),
     app.t("meter.left", { left: Math.max(0, use.context - use.used) }));

@@ -1,11 +1,11 @@
 // Which model (or adapter of one) answers: the choice in the bar, and what there is to know of a model.
 
-import { el, fill } from "./dom.js";
+import { byId, el, fill } from "./dom.js";
 
 export function setupModels(app) {
   const select = el("select", { id: "model", onchange: () => app.choose({ model: select.value }) });
   const models = { app, select, said: "", drawn: "" };
-  fill(document.getElementById("bar-model"), select);
+  fill(byId("bar-model"), select);
   for (const name of ["session", "settings", "language"]) app.on(name, () => show(models));
   show(models);
 }

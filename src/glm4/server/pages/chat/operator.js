@@ -1,9 +1,8 @@
 // The pages of the operator, at #/operator: models and their queues, plots over time, memory, errors. The values are
 // those of /metrics; the page asks for them as long as it is looked at.
 
-import { el, fill, iconButton, openDialog } from "./dom.js";
+import { byId, el, fill, iconButton, openDialog, setName } from "./dom.js";
 import { errorList } from "./errors.js";
-import { ICONS } from "./icons.js";
 import { stateText } from "./models.js";
 import { timePlot } from "./plots.js";
 
@@ -11,15 +10,14 @@ const EVERY = 3000; // milliseconds
 const ROUTE = "#/operator";
 
 export function setupOperator(app) {
-  const dialog = document.getElementById("operator-dialog");
+  const dialog = byId("operator-dialog");
   const operator = { app, dialog, timer: 0, parts: null, before: "#/" };
-  const button = iconButton(ICONS.chart, "", () => { location.hash = ROUTE; }, { id: "operator-open" });
+  const button = iconButton("chart", "", () => { location.hash = ROUTE; }, { id: "operator-open" });
   const name = () => {
     button.hidden = !app.session?.operator;
-    button.title = app.t("operator.title");
-    button.setAttribute("aria-label", button.title);
+    setName(button, app.t("operator.title"));
   };
-  document.getElementById("bar-tools").prepend(button);
+  byId("bar-tools").prepend(button);
   window.addEventListener("hashchange", (event) => route(operator, event.oldURL));
   dialog.addEventListener("close", () => left(operator));
   document.addEventListener("visibilitychange", () => !document.hidden && dialog.open && refresh(operator));
@@ -74,7 +72,7 @@ function show(operator) {
   fill(dialog,
     el("header", { class: "dialog-head" }, el("h2", { id: "operator-title" }, app.t("operator.title")),
       el("a", { href: "metrics", target: "_blank" }, "/metrics"), el("a", { href: "docs", target: "_blank" }, "/docs"),
-      iconButton(ICONS.close, app.t("dialog.close"), () => dialog.close(), { autofocus: true })),
+      iconButton("close", app.t("dialog.close"), () => dialog.close(), { autofocus: true })),
     el("div", { class: "dialog-body" }, failed,
       el("section", {}, el("h3", {}, app.t("operator.models")), models, facts),
       el("section", { class: "plots" }, plots.map(([, plot]) => plot.element)),

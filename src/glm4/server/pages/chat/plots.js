@@ -80,13 +80,13 @@ function showReading(plot) {
   const reading = at === null ? (times.length ? "" : plot.app.t("operator.no_data")) : readingAt(plot, at);
   plot.readout.textContent = reading;
   area.setAttribute("aria-valuemin", "0");
-  area.setAttribute("aria-valuemax", String(Math.max(0, times.length - 1)));
-  area.setAttribute("aria-valuenow", String(at ?? Math.max(0, times.length - 1)));
+  area.setAttribute("aria-valuemax", Math.max(0, times.length - 1));
+  area.setAttribute("aria-valuenow", at ?? Math.max(0, times.length - 1));
   area.setAttribute("aria-valuetext", reading || (times.length ? readingAt(plot, times.length - 1) : ""));
   const cursor = area.querySelector(".plot-cursor");
   if (!cursor) return;
   cursor.toggleAttribute("hidden", at === null);
-  if (at !== null) for (const name of ["x1", "x2"]) cursor.setAttribute(name, String(plot.x(times[at])));
+  if (at !== null) for (const name of ["x1", "x2"]) cursor.setAttribute(name, plot.x(times[at]));
 }
 
 function readingAt(plot, at) {

@@ -1,6 +1,6 @@
 // The system prompt, and the library of saved ones.
 
-import { el, fill } from "./dom.js";
+import { el, fill, textButton } from "./dom.js";
 
 const WAIT = 600; // milliseconds after the last key
 const PATH = "v1/agent/prompts";
@@ -11,8 +11,8 @@ const PATH = "v1/agent/prompts";
 export function systemEditor(app, change) {
   const text = el("textarea", { id: "system-text", rows: "4", dir: "auto", "aria-describedby": "system-help" });
   const saved = el("select", { id: "system-saved" });
-  const save = el("button", { type: "button" }, app.t("prompts.save"));
-  const remove = el("button", { type: "button" }, app.t("prompts.delete"));
+  const save = textButton(app.t("prompts.save"), () => saveAs(editor));
+  const remove = textButton(app.t("prompts.delete"), () => removePrompt(editor));
   const editor = { app, text, saved, remove, prompts: [], timer: 0, change };
   text.addEventListener("input", () => {
     clearTimeout(editor.timer);
@@ -26,8 +26,6 @@ export function systemEditor(app, change) {
     change(text.value);
     app.announce(app.t(prompt ? "prompts.loaded" : "prompts.cleared"));
   });
-  save.addEventListener("click", () => saveAs(editor));
-  remove.addEventListener("click", () => removePrompt(editor));
   loadPrompts(editor);
   const element = el("div", { class: "system" },
     el("div", { class: "field" }, el("label", { for: "system-saved" }, app.t("prompts.saved")), saved, save, remove),
@@ -55,7 +53,7 @@ async function loadPrompts(editor) {
   try {
     editor.prompts = (await editor.app.api.get(PATH)).prompts;
   } catch (error) {
-    editor.app.emit("notice", { text: editor.app.errorText(error), kind: "error" });
+    editor.app.fail(error);
   }
   showWhichIsUsed(editor);
 }
@@ -75,7 +73,7 @@ async function saveAs(editor) {
   const { app, text } = editor;
   flush(editor);
   if (!text.value.trim()) {
-    app.emit("notice", { text: app.t("prompts.empty"), kind: "info" });
+    app.notice(app.t("prompts.empty"));
     return;
   }
   const known = editor.prompts.find((one) => one.id === editor.saved.value);
@@ -102,7 +100,7 @@ async function change(editor, act, said) {
     await act();
     app.announce(said);
   } catch (error) {
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
   }
   await loadPrompts(editor);
 }

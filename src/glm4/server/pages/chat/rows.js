@@ -2,7 +2,6 @@
 
 import { composing, el, iconButton } from "./dom.js";
 import { exportItems } from "./exports.js";
-import { ICONS } from "./icons.js";
 import { openMenu } from "./menu.js";
 
 const MAX_TITLE = 80; // the server's
@@ -26,7 +25,7 @@ export function conversationRow(side, conversation, actions) {
     ...exportItems(app, conversation),
     { label: app.t("sidebar.delete"), act: () => deleteRow(side, conversation, actions), danger: true },
   ]);
-  const button = iconButton(ICONS.more, name, open, { "aria-haspopup": "menu", "aria-expanded": "false" });
+  const button = iconButton("more", name, open, { "aria-haspopup": "menu", "aria-expanded": "false" });
   const row = el("li", { data: { id: conversation.id } }, link, button);
   row.addEventListener("contextmenu", (event) => {
     if (event.target.closest("input")) return;
@@ -81,7 +80,7 @@ export async function deleteRow(side, conversation, actions) {
     await app.api.del(`v1/agent/conversations/${conversation.id}`);
   } catch (error) {
     if (error.status !== 404) { // else it is gone, as wanted
-      app.emit("notice", { text: app.errorText(error), kind: "error" });
+      app.fail(error);
       return;
     }
   }
@@ -99,7 +98,7 @@ async function change(app, conversation, changes, actions) {
       app.emit("conversation", { switched: false });
     }
   } catch (error) {
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
   }
   actions.drawAgain();
   actions.changed();

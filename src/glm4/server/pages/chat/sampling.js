@@ -1,10 +1,10 @@
 // Sampling options: one table, from which the form is made. Ranges are the server's; it takes hotter temperatures, too,
 // at which no model says anything.
 
-import { el } from "./dom.js";
+import { el, textButton } from "./dom.js";
 
 /** name → how it is asked for; `list` is one string a line; `unset` is shown where the model has no value of its own. */
-export const SAMPLING = {
+const SAMPLING = {
   temperature: { min: 0, max: 2, step: 0.05, unset: "as_model" },
   top_p: { min: 0, max: 1, step: 0.01, unset: "as_model" },
   top_k: { min: -1, step: 1, unset: "no_limit" },
@@ -25,7 +25,12 @@ const LEAST = Number.MIN_SAFE_INTEGER;
  */
 export function samplingForm(app, change) {
   const rows = Object.entries(SAMPLING).map(([name, row]) => optionRow(app, name, row));
-  const reset = el("button", { type: "button" }, app.t("settings.reset"));
+  const reset = textButton(app.t("settings.reset"), () => {
+    shown = {};
+    rows.forEach((row) => row.clear());
+    change(shown);
+    app.announce(app.t("settings.reset_done"));
+  });
   const element = el("div", { class: "options" }, ...rows.map((row) => row.element), reset);
   let shown = {};
   for (const row of rows) {
@@ -37,12 +42,6 @@ export function samplingForm(app, change) {
       change(shown);
     });
   }
-  reset.addEventListener("click", () => {
-    shown = {};
-    rows.forEach((row) => row.clear());
-    change(shown);
-    app.announce(app.t("settings.reset_done"));
-  });
   return {
     element,
     show(params, defaults) {
@@ -66,7 +65,7 @@ function optionRow(app, name, row) {
   const error = el("p", { id: `${id}-error`, class: "error", role: "alert" });
   const say = (wrong) => {
     error.textContent = wrong;
-    input.setAttribute("aria-invalid", String(Boolean(wrong)));
+    input.setAttribute("aria-invalid", Boolean(wrong));
     input.setAttribute("aria-describedby", wrong ? error.id : help.id);
   };
   help.textContent = app.t(`settings.${name}_help`);

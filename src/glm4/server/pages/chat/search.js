@@ -63,7 +63,7 @@ async function ask(search, show) {
     show(true);
   } catch (error) {
     if (asked !== search.asked) return;
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
   }
 }
 

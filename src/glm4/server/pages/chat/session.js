@@ -1,6 +1,6 @@
 // Whether the server is there, who we are, what it has loaded, which turns run.
 
-import { el, fill } from "./dom.js";
+import { byId, el, fill } from "./dom.js";
 
 const LOADING_MS = 1000;
 const POLL_MS = 5000;
@@ -8,7 +8,7 @@ const AWAY_MS = 2000;
 
 /** Adds refreshSession, reached, unauthorized and running (conversation id → turn) to the app. */
 export function setupConnection(app) {
-  const banner = document.getElementById("banner");
+  const banner = byId("banner");
   let away = false;
   let timer = 0;
   let checking = null;

@@ -3,9 +3,8 @@
 // The choices live in the conversation, on the server; a new conversation begins with those that were used last, which
 // the browser keeps.
 
-import { el, fill, iconButton, openDialog, stored } from "./dom.js";
+import { byId, el, fill, iconButton, openDialog, setName, stored, storedObject, textButton } from "./dom.js";
 import { LANGUAGES } from "./i18n.js";
-import { ICONS } from "./icons.js";
 import { setupMeter } from "./meter.js";
 import { modelDetails, setupModels, toolName } from "./models.js";
 import { systemEditor } from "./prompts.js";
@@ -18,7 +17,7 @@ const THEMES = ["system", "light", "dark"];
 export function setupSettings(app) {
   /** Fields of the request for a turn. */
   app.settings.forTurn = () => chosen(app.settings);
-  const settings = { app, dialog: document.getElementById("settings-dialog"), pending: 0, sending: null, shown: {}, told: "",
+  const settings = { app, dialog: byId("settings-dialog"), pending: 0, sending: null, shown: {}, told: "",
     last: lastUsed() };
   adopt(settings);
   app.choose = (changes) => choose(settings, changes);
@@ -31,13 +30,10 @@ export function setupSettings(app) {
     if (settings.dialog.open) build(settings);
     nameButton();
   });
-  const button = iconButton(ICONS.settings, "", () => open(settings));
-  const nameButton = () => {
-    button.title = app.t("settings.title");
-    button.setAttribute("aria-label", button.title);
-  };
+  const button = iconButton("settings", "", () => open(settings));
+  const nameButton = () => setName(button, app.t("settings.title"));
   nameButton();
-  document.getElementById("bar-tools").append(button);
+  byId("bar-tools").append(button);
   setupModels(app);
   setupMeter(app);
 }
@@ -56,12 +52,8 @@ function adopt(settings) {
 }
 
 function lastUsed() {
-  try {
-    const { model = null, tools = [], system = "", params = {} } = JSON.parse(stored(KEPT_AS) ?? "{}");
-    return { model, tools, system, params };
-  } catch {
-    return { model: null, tools: [], system: "", params: {} };
-  }
+  const { model = null, tools = [], system = "", params = {} } = storedObject(KEPT_AS);
+  return { model, tools, system, params };
 }
 
 /** The choices without what this server does not have (any more). */
@@ -73,7 +65,7 @@ function offered(settings, { model, tools, system, params }) {
   if (model && !served && usable.length && app.state.id && settings.told !== app.state.id) {
     settings.told = app.state.id;
     const values = { model, other: usable[0].name };
-    app.emit("notice", { text: app.t("settings.model_gone", values), kind: "info" });
+    app.notice(app.t("settings.model_gone", values));
   }
   const names = new Set(known.map((tool) => tool.name));
   return { model: served ? model : usable[0]?.name ?? null, tools: tools.filter((name) => names.has(name)), system, params };
@@ -108,7 +100,7 @@ async function send(settings, id, changes) {
     if (app.state.id === id && app.state.conversation) Object.assign(app.state.conversation, changed);
     app.tell({ conversation: id });
   } catch (error) {
-    app.emit("notice", { text: app.errorText(error), kind: "error" });
+    app.fail(error);
   } finally {
     settings.pending -= 1;
   }
@@ -126,7 +118,7 @@ function open(settings, section = null) {
 
 function build(settings) {
   const { app, dialog } = settings;
-  const close = iconButton(ICONS.close, app.t("dialog.close"), () => dialog.close());
+  const close = iconButton("close", app.t("dialog.close"), () => dialog.close());
   const system = systemEditor(app, (text) => app.choose({ system: text }));
   const sampling = samplingForm(app, (params) => app.choose({ params }));
   settings.shown = { system, sampling, details: el("div"), tools: el("div", { class: "switches" }) };
@@ -203,7 +195,7 @@ function showTheme(theme) {
 function languageChoice(app) {
   return choice(app.t("settings.language"), "language", Object.entries(LANGUAGES), app.lang, async (lang) => {
     await app.setLanguage(lang);
-    document.getElementById("language").focus();
+    byId("language").focus();
   });
 }
 
@@ -212,11 +204,11 @@ function about(settings) {
   const { version, login, user, operator } = app.session;
   const line = el("p", { class: "help" }, `glm4 ${version} · `, el("a", { href: "docs" }, app.t("settings.docs")));
   if (operator) line.append(" · ", el("a", { href: "#/operator", onclick: () => dialog.close() }, app.t("operator.title")));
-  const leave = login && user && el("button", { type: "button", onclick: () => {
+  const leave = login && user && textButton(app.t("login.logout"), () => {
     dialog.close();
     stored(KEPT_AS, null); // the next one at this computer is somebody else
     settings.last = lastUsed();
     app.logout();
-  } }, app.t("login.logout"));
+  });
   return el("div", {}, line, leave);
 }

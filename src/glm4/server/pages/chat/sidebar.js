@@ -1,10 +1,9 @@
 // The list of conversations: by day, a page at a time, with marks of those that are being answered, and with keys.
 
 import { isAway } from "./api.js";
-import { el, fill, icon, iconButton } from "./dom.js";
+import { byId, el, fill, icon, iconButton, textButton } from "./dom.js";
 import { importFiles, openListMenu } from "./exports.js";
 import { byDay } from "./groups.js";
-import { ICONS } from "./icons.js";
 import { conversationRow, deleteRow, renameRow } from "./rows.js";
 import { searchBox } from "./search.js";
 
@@ -20,7 +19,7 @@ export function setupSidebar(app) {
   app.on("conversation", () => markCurrent(side));
   app.shortcut("ctrl+k", "key.search", () => {
     app.toggleSidebar(true);
-    document.getElementById("search").focus();
+    byId("search").focus();
   });
   sessionChanged(side);
 }
@@ -35,21 +34,20 @@ function sessionChanged(side) {
 
 function build(side) {
   const { app } = side;
-  const fresh = el("button", { type: "button", class: "new", onclick: () => startNew(app) }, icon(ICONS.plus),
+  const fresh = el("button", { type: "button", class: "new", onclick: () => startNew(app) }, icon("plus"),
     app.t("sidebar.new"));
-  const menu = iconButton(ICONS.more, app.t("sidebar.list_menu"), () => openListMenu(app, menu),
+  const menu = iconButton("more", app.t("sidebar.list_menu"), () => openListMenu(app, menu),
     { "aria-haspopup": "menu", "aria-expanded": "false" });
-  const close = iconButton(ICONS.close, app.t("sidebar.close"), () => app.toggleSidebar(false), { class: "drawer-close" });
-  side.list = el("div", { class: "conversations", onkeydown: (event) => listKeys(side, event),
-    onclick: (event) => leaveDrawer(app, event) });
+  const close = iconButton("close", app.t("sidebar.close"), () => app.toggleSidebar(false), { class: "drawer-close" });
+  side.list = el("div", { class: "conversations", onkeydown: (event) => listKeys(side, event) });
   side.found = el("div", { class: "search-results", hidden: true,
     onkeydown: (event) => move(event, [...side.found.querySelectorAll("a")]) });
   const search = searchBox(app, side.found, (searching) => {
     side.found.hidden = !searching;
     side.list.hidden = searching;
   });
-  fill(document.getElementById("sidebar-head"), el("div", { class: "sidebar-row" }, fresh, menu, close), search);
-  const body = document.getElementById("sidebar-body");
+  fill(byId("sidebar-head"), el("div", { class: "sidebar-row" }, fresh, menu, close), search);
+  const body = byId("sidebar-body");
   fill(body, side.list, side.found);
   body.dataset.drop = app.t("import.drop");
   acceptDrops(side, body);
@@ -59,12 +57,12 @@ function build(side) {
 
 function showWhetherSaved(app) {
   const lost = app.session?.user && !app.session.saved;
-  document.getElementById("sidebar-foot").textContent = lost ? app.t("sidebar.not_saved") : "";
+  byId("sidebar-foot").textContent = lost ? app.t("sidebar.not_saved") : "";
 }
 
 function startNew(app) {
   app.open(null);
-  document.getElementById("composer-text")?.focus();
+  byId("composer-text")?.focus();
 }
 
 /** Load as many conversations as are shown now, and at least a page. */
@@ -82,7 +80,7 @@ async function reload(side) {
     Object.assign(side, { conversations, more: conversations.length === wanted });
     draw(side);
   } catch (error) {
-    if (!isAway(error) && error.status !== 401) side.app.emit("notice", { text: side.app.errorText(error), kind: "error" });
+    if (!isAway(error) && error.status !== 401) side.app.fail(error);
   }
 }
 
@@ -102,12 +100,6 @@ async function loadMore(side) {
   } catch {
     reload(side); // the last one was deleted elsewhere
   }
-}
-
-/** The conversation that is shown already: the drawer has done its work all the same. */
-function leaveDrawer(app, event) {
-  const drawer = !document.getElementById("scrim").hidden;
-  if (drawer && event.target.closest("a[aria-current]")) app.toggleSidebar(false);
 }
 
 function markRunning({ app, list }) {
@@ -134,7 +126,7 @@ function draw(side) {
 }
 
 function moreButton(side) {
-  const button = el("button", { type: "button", class: "more", onclick: () => loadMore(side) }, side.app.t("sidebar.more"));
+  const button = textButton(side.app.t("sidebar.more"), () => loadMore(side), { class: "more" });
   new IntersectionObserver(([entry]) => entry.isIntersecting && loadMore(side)).observe(button);
   return button;
 }

@@ -1,7 +1,6 @@
 // What stands below a message: how far it is, how it ended, what it cost.
 
-import { el, icon } from "./dom.js";
-import { ICONS } from "./icons.js";
+import { el, icon, textButton } from "./dom.js";
 
 const SHORTEST = 0.05; // seconds that are worth telling
 
@@ -40,8 +39,8 @@ function runningNotes(app, message) {
 
 function localNote(app, message) {
   if (message.status === "sending") return working(app.t("send.sending"));
-  const again = el("button", { type: "button", text: app.t("send.again"), onclick: () => app.resend(message.id) });
-  const edit = el("button", { type: "button", text: app.t("send.edit"), onclick: () => app.takeBack(message.id) });
+  const again = textButton(app.t("send.again"), () => app.resend(message.id));
+  const edit = textButton(app.t("send.edit"), () => app.takeBack(message.id));
   if (message.status === "waiting") return working(app.t("send.waiting"), edit);
   if (message.status === "away") return working(app.t("send.away"), edit);
   return note(app.t("send.failed", { message: message.failure ?? "" }), "error", again, edit);
@@ -58,11 +57,11 @@ function hasRetry(message) {
 }
 
 function again(app, message) {
-  return el("button", { type: "button", text: app.t("message.retry"), onclick: () => app.retry(message.id) });
+  return textButton(app.t("message.retry"), () => app.retry(message.id));
 }
 
 function note(text, kind, ...actions) {
-  return el("div", { class: "note", data: { kind } }, kind !== "info" && icon(ICONS.warning),
+  return el("div", { class: "note", data: { kind } }, kind !== "info" && icon("warning"),
     el("span", { text, dir: "auto" }), ...actions);
 }
 

@@ -2,7 +2,6 @@
 
 import { copyButton } from "./artifact.js";
 import { el, fill, icon, iconButton, saveText } from "./dom.js";
-import { ICONS } from "./icons.js";
 
 const ORDERS = { none: "ascending", ascending: "descending", descending: "none" };
 const LEAST_ROWS = 2; // fewer need no order
@@ -16,7 +15,7 @@ export function dressTable(app, root) {
   if (body && body.rows.length >= LEAST_ROWS) dressHeads(app, heads, body);
   const rows = () => [...table.rows].map((row) => [...row.cells].map(cellText));
   const bar = el("div", { class: "table-bar" },
-    iconButton(ICONS.download, app.t("table.csv"), () => saveText("table.csv", `\ufeff${csv(rows())}`, "text/csv")),
+    iconButton("download", app.t("table.csv"), () => saveText("table.csv", `\ufeff${csv(rows())}`, "text/csv")),
     copyButton(app, app.t("table.copy"), () => rows().map((row) => row.map(harmless).join("\t")).join("\n")));
   root.setAttribute("aria-label", app.t("table.label", { columns: heads.map(cellText).filter(Boolean).join(", ") }));
   const block = el("div", { class: "table-block" });
@@ -36,9 +35,9 @@ function dressHeads(app, heads, body) {
       body.append(...(order === "none" ? first : sorted(first, column, order, app.lang)));
       app.announce(app.t(SAID[order], { column: name }));
     };
-    const mark = icon(ICONS.sort);
+    const mark = icon("sort");
     if (head.querySelector("a, button") || !cellText(head)) {
-      head.append(iconButton(ICONS.sort, app.t("table.sort", { column: name }), sort, { class: "sort-only" }));
+      head.append(iconButton("sort", app.t("table.sort", { column: name }), sort, { class: "sort-only" }));
       return;
     }
     const button = el("button", { type: "button", class: "sort", title: app.t("table.sort", { column: name }), onclick: sort });

@@ -2,26 +2,14 @@
 // Files that it made stand under the fold, always in sight; so does the question whether it may run.
 
 import { callKind, callWords, hostOf, pagesOf, pythonCode } from "./call_words.js";
-import { el, fill, html, icon } from "./dom.js";
+import { el, fill, html, icon, textButton } from "./dom.js";
 import { fileList } from "./files.js";
-import { ICONS } from "./icons.js";
 
 export { fileCard } from "./files.js";
 
 const KIND_ICONS = { python: "code", browser: "globe", files: "document", image: "image", server: "tool", own: "tool" };
-const STATES = {
-  __proto__: null,
-  writing: "tools.state.writing",
-  waiting: "tools.state.waiting",
-  running: "tools.state.running",
-  done: "tools.state.done",
-  error: "tools.state.error",
-  denied: "tools.state.denied",
-  unfinished: "tools.state.unfinished",
-};
 const OPEN_STATES = ["writing", "waiting", "running"];
-const CHANNELS = { __proto__: null, output: "tools.channel.output", error: "tools.channel.error", log: "tools.channel.log" };
-const DECISIONS = [["once", "tools.allow_once"], ["always", "tools.allow_always"], ["never", "tools.allow_never"]];
+const DECISIONS = ["once", "always", "never"];
 const SHOWN_LINES = 14;
 const LONG_CHARS = 1500;
 const LONG_ABOUT = 300; // may need scrolling, for which the keyboard needs a place
@@ -44,7 +32,6 @@ export function updateToolCard(app, card, given, ended = false) {
   const part = ended && isUnfinished(given) ? { ...given, state: "unfinished" } : given;
   const before = card.dataset.state;
   card.dataset.state = part.state;
-  card.dataset.kind = callKind(part);
   showSummary(app, card, part);
   showCode(app, card.querySelector(".tool-code"), part);
   showPages(app, card.querySelector(".tool-pages"), part);
@@ -73,19 +60,19 @@ function isOpen(part) {
 function showSummary(app, card, part) {
   const { title, detail } = callWords(app, part);
   const state = part.state === "done" && part.seconds !== undefined
-    ? app.duration(Math.max(part.seconds, 0.1)) : app.t(STATES[part.state] ?? STATES.running);
+    ? app.duration(Math.max(part.seconds, 0.1)) : app.t(`tools.state.${part.state}`);
   const said = [title, detail, state].join("\n");
   const summary = card.querySelector("summary");
   if (summary.dataset.said === said) return;
   summary.dataset.said = said;
-  fill(summary, icon(ICONS[KIND_ICONS[callKind(part)]]), el("span", { class: "tool-title", text: title, dir: "auto" }),
+  fill(summary, icon(KIND_ICONS[callKind(part)]), el("span", { class: "tool-title", text: title, dir: "auto" }),
     el("span", { class: "tool-detail", text: detail, dir: "auto" }),
     el("span", { class: "tool-state" }, stateIcon(part.state), el("span", { text: state })),
-    el("span", { class: "fold-mark" }, icon(ICONS.down)));
+    el("span", { class: "fold-mark" }, icon("down")));
 }
 
 function stateIcon(state) {
-  const paths = { __proto__: null, done: ICONS.check, error: ICONS.warning, denied: ICONS.close, unfinished: ICONS.close, waiting: ICONS.help }[state];
+  const paths = { __proto__: null, done: "check", error: "warning", denied: "close", unfinished: "close", waiting: "help" }[state];
   return paths ? icon(paths) : el("span", { class: "spinner", "aria-hidden": "true" });
 }
 
@@ -133,7 +120,7 @@ export function externalLink(app, url, title) {
   if (!host) return el("span", { class: "page-title", text: title || url, dir: "auto" });
   return el("a", { class: "external", href: url, target: "_blank", rel: "noopener noreferrer nofollow" },
     el("span", { class: "page-title", text: title || host, dir: "auto" }), el("span", { class: "host", text: host, dir: "ltr" }),
-    icon(ICONS.external),
+    icon("external"),
     el("span", { class: "visually-hidden", text: app.t("tools.new_tab") }));
 }
 
@@ -159,15 +146,14 @@ function showOutput(app, root, part) {
 
 function outputBlock(app, part, output) {
   const read = output.channel === "output" && ["browser", "files"].includes(callKind(part));
-  const label = app.t(read ? "tools.channel.read" : (CHANNELS[output.channel] ?? CHANNELS.output));
+  const label = app.t(`tools.channel.${read ? "read" : output.channel}`);
   const text = el("pre", { tabindex: "0", role: "group", "aria-label": label, dir: "auto" });
   const block = el("div", { class: "output", data: { channel: output.channel } });
-  const all = el("button", { type: "button", class: "text-button show-all", hidden: true, "aria-expanded": "false",
-    text: app.t("tools.show_all"), onclick: () => {
-      const open = block.classList.toggle("all");
-      all.setAttribute("aria-expanded", String(open));
-      all.textContent = app.t(open ? "tools.show_less" : "tools.show_all");
-    } });
+  const all = textButton(app.t("tools.show_all"), () => {
+    const open = block.classList.toggle("all");
+    all.setAttribute("aria-expanded", open);
+    all.textContent = app.t(open ? "tools.show_less" : "tools.show_all");
+  }, { class: "text-button show-all", hidden: true, "aria-expanded": "false" });
   block.append(el("span", { class: "channel", text: label, "aria-hidden": "true" }), text, all);
   return block;
 }
@@ -192,8 +178,8 @@ function showApproval(app, card, part) {
   const { title } = callWords(app, part);
   const question = app.t("tools.question", { action: title });
   const about = callKind(part) === "python" ? "" : (part.about ?? ""); // code stands above, in color
-  const buttons = DECISIONS.map(([decision, key]) => el("button", { type: "button", class: decision === "once" ? "primary" : "",
-    text: app.t(key), onclick: () => decide(app, root, part.call, decision) }));
+  const buttons = DECISIONS.map((decision) => textButton(app.t(`tools.allow_${decision}`), () => decide(app, root, part.call, decision),
+    { class: decision === "once" ? "primary" : "" }));
   const group = el("div", { class: "approval", role: "group", tabindex: "-1", "aria-label": question },
     el("p", { class: "approval-question", text: question, dir: "auto" }),
     about ? el("p", { class: "approval-about", tabindex: about.length > LONG_ABOUT ? "0" : null, text: about, dir: "auto" }) : null,
@@ -211,7 +197,7 @@ function isIdle(element) {
 
 async function decide(app, root, call, decision) {
   const buttons = root.querySelectorAll("button");
-  const disable = (value) => buttons.forEach((button) => button.setAttribute("aria-disabled", String(value)));
+  const disable = (value) => buttons.forEach((button) => button.setAttribute("aria-disabled", value));
   if (buttons[0]?.getAttribute("aria-disabled") === "true") return;
   disable(true);
   if (!(await app.decide(call, decision))) disable(false);

@@ -1,7 +1,6 @@
 // The messages of the shown branch. Changes are collected, and drawn once per frame.
 
-import { icon } from "./dom.js";
-import { ICONS } from "./icons.js";
+import { byId, icon } from "./dom.js";
 import { MessageView } from "./message.js";
 
 const ONE_TURN = '[data-action="edit"], [data-action="retry"]'; // they start one, and there is one at a time
@@ -11,10 +10,10 @@ const NEAR_END = 64; // pixels: whoever is nearer follows what is written
 
 /** Adds transcript {changed(changes), toEnd()} to the app. */
 export function setupTranscript(app) {
-  const root = document.getElementById("transcript");
-  const scroller = document.getElementById("scroller");
-  const jump = document.getElementById("jump");
-  const welcome = document.getElementById("welcome");
+  const root = byId("transcript");
+  const scroller = byId("scroller");
+  const jump = byId("jump");
+  const welcome = byId("welcome");
   const views = new Map(); // message id → its view
   let dirty = new Map(); // message id → {parts: Map(number → {whole, codes}), notes, foot, all}
   let whole = false;
@@ -24,7 +23,7 @@ export function setupTranscript(app) {
   let waiting = []; // views that are not drawn yet, or not again
   let slice = 0;
 
-  jump.append(icon(ICONS.down));
+  jump.append(icon("down"));
 
   function changed(changes) {
     for (const change of changes) note(change);

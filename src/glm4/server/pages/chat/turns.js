@@ -18,7 +18,7 @@ export function setupTurns(app) {
   /** Show and send a message. True once it is in the transcript; what becomes of it is shown there. */
   app.send = async ({ text, files = [], images = [] }) => {
     if (app.state.runningMessage()) {
-      app.emit("notice", { text: app.t("error.turn_running"), kind: "info" });
+      app.notice(app.t("error.turn_running"));
       return false;
     }
     const parent = app.state.branch().at(-1)?.id ?? null;
@@ -34,7 +34,7 @@ export function setupTurns(app) {
   function place({ text, files, parent, edits = false }) {
     const { state } = app;
     if (state.branch().some((message) => message.local)) {
-      app.emit("notice", { text: app.t("send.one"), kind: "info" });
+      app.notice(app.t("send.one"));
       return false;
     }
     const id = newId();
@@ -315,7 +315,7 @@ export function setupTurns(app) {
       message.stopping = false;
       app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
       if (error.status === 404) app.reload();
-      else app.emit("notice", { text: app.errorText(error), kind: "error" });
+      else app.fail(error);
     }
   };
 
@@ -336,7 +336,7 @@ export function setupTurns(app) {
       app.transcript.toEnd();
       follow(ids.message);
     } catch (error) {
-      app.emit("notice", { text: app.errorText(error), kind: "error" });
+      app.fail(error);
       if (error.code === "turn_running") app.reload();
     }
   };
@@ -349,7 +349,7 @@ export function setupTurns(app) {
         { decision });
       return done;
     } catch (error) {
-      app.emit("notice", { text: app.errorText(error), kind: "error" });
+      app.fail(error);
       return false;
     }
   };
