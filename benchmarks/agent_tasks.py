@@ -34,7 +34,7 @@ from glm4.agent.events import AgentEvent, ErrorRaised, FileAdded, TurnEnded, Usa
 from glm4.agent.file_store import FolderFileStore
 from glm4.agent.files import StoredFile
 from glm4.agent.limits import AgentLimits
-from glm4.agent.tool import Tool
+from glm4.agent.tool import Sources, Tool
 from glm4.agent.toolbox import ToolServices, open_tools
 from glm4.chat.messages import Message
 from glm4.documents.loading import load_document
@@ -108,7 +108,9 @@ class Bench:
             for tool in tools:
                 tool.add_file(name, data)
         message = Message("user", task.question)
-        return attached(message, files, self._store, self._llm, task.tools, load_document) if files else message
+        return (
+            attached(message, files, self._store, self._llm, task.tools, load_document, Sources()) if files else message
+        )
 
     def _row(
         self, task: Task, said: Sequence[Message], events: Sequence[AgentEvent], tools: Sequence[Tool], seconds: float

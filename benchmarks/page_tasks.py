@@ -86,6 +86,11 @@ def _ours_new(hand: Hand) -> None:
     _ours_ready(hand.page)
 
 
+def _ours_again(hand: Hand) -> None:
+    hand.click(hand.button("Try again", last=True))
+    _ours_ready(hand.page)
+
+
 def _ours_edit(hand: Hand) -> None:
     hand.click(hand.button("Edit"))
     hand.page.get_by_role("textbox", name="Edit the message").fill("Say ho.")
@@ -144,6 +149,11 @@ def _theirs_new(hand: Hand) -> None:
     _theirs_ready(hand.page)
 
 
+def _theirs_again(hand: Hand) -> None:
+    hand.click(hand.page.get_by_label("Regenerate").last)
+    _theirs_ready(hand.page)
+
+
 def _theirs_edit(hand: Hand) -> None:
     hand.click(hand.page.get_by_label("Edit").first)
     hand.page.get_by_placeholder("Edit your message").fill("Say ho.")
@@ -193,10 +203,7 @@ def _theirs_delete(hand: Hand) -> None:
 Task = Callable[[Hand], None]
 TASKS: dict[str, tuple[Task, Task]] = {
     "ask in a new conversation": (_ours_new, _theirs_new),
-    "have the answer again": (
-        lambda hand: (hand.click(hand.button("Try again", last=True)), _ours_ready(hand.page))[0],
-        lambda hand: (hand.click(hand.page.get_by_label("Regenerate").last), _theirs_ready(hand.page))[0],
-    ),
+    "have the answer again": (_ours_again, _theirs_again),
     "go back to the first answer": (
         _ours_versions,
         lambda hand: hand.click(hand.page.get_by_label("Previous").last),

@@ -70,11 +70,11 @@ def test_pods_run_commands_that_exist_and_have_time_to_end() -> None:
             continue
         command, *args = container["args"]
         options = read(COMMANDS[command].load(command)[1], args)
-        serving = options["serving"]
+        access = options["access"]
         pause = int(re.search(r"sleep\((\d+)\)", container["lifecycle"]["preStop"]["exec"]["command"][-1])[1])  # type: ignore[index]
-        assert pod["terminationGracePeriodSeconds"] >= serving.shutdown_timeout + pause
-        assert serving.host == "0.0.0.0"
-        assert options["api_key_file"] is not None
+        assert pod["terminationGracePeriodSeconds"] >= options["limits"].shutdown_timeout + pause
+        assert access.host == "0.0.0.0"
+        assert access.api_key_file is not None
         assert container["image"].partition(":")[2] == glm4.__version__
         assert container["resources"]["requests"] == container["resources"]["limits"]
         assert container["securityContext"]["readOnlyRootFilesystem"]
@@ -92,7 +92,7 @@ def test_the_head_of_a_ray_cluster_serves_and_its_workers_find_it() -> None:
     command, *args = shlex.split(serve_line)
     options = read(COMMANDS[command].load(command)[1], args)
     assert options["replicas"] == worker["spec"]["replicas"]
-    assert options["serving"].shutdown_timeout < head["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert options["limits"].shutdown_timeout < head["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     port = service["spec"]["ports"][0]["port"]
     assert f"--port={port}" in start
     name = service["metadata"]["name"]
@@ -117,7 +117,7 @@ def test_the_autoscaler_reads_a_metric_that_the_server_has(tmp_path: Path) -> No
 def test_images_run_commands_that_exist_as_a_user_without_rights(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     command, *args = json.loads(re.findall(r"^CMD (\[.*\])$", text, re.MULTILINE)[-1])
-    assert read(COMMANDS[command].load(command)[1], args)["serving"].host == "0.0.0.0"
+    assert read(COMMANDS[command].load(command)[1], args)["access"].host == "0.0.0.0"
     assert re.search(r"^USER [1-9]", text, re.MULTILINE)
     assert text.count("\nFROM ") == 2
     assert "HEALTHCHECK" in text

@@ -80,7 +80,7 @@ def test_what_the_server_would_refuse_is_said_at_the_field_and_not_sent(chat: Ch
     expect(dialog.locator("#option-top_k-error")).to_contain_text(
         chat.t("settings.out_of_range_whole").partition("{")[0]
     )
-    expect(top_p).to_have_attribute("aria-invalid", "")
+    expect(top_p).to_have_attribute("aria-invalid", "true")
     seed = dialog.get_by_label(chat.t("settings.seed"), exact=True)
     seed.fill("7")
     seed.blur()

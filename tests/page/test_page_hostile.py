@@ -204,6 +204,7 @@ def foreign(text: str) -> dict[str, Any]:
             "output": [],
             "files": [],
         },
+        {"kind": "tool", "call": "c4", "tool": "python", "state": "writing", "arguments": "x", "code": text},
         {"kind": text, "text": text},
     ]
     user: dict[str, Any] = {

@@ -36,9 +36,10 @@ def chat(served: Served, person: People) -> Iterator[Chat]:
 def test_sampling_options_go_with_the_question_and_stay_with_the_conversation(chat: Chat, served: Served) -> None:
     dialog = chat.settings()
     dialog.get_by_label(chat.t("settings.max_tokens"), exact=True).fill("12")
-    dialog.get_by_label(chat.t("settings.temperature"), exact=True).fill("900")
+    dialog.get_by_label(chat.t("settings.top_p"), exact=True).fill("7")
     chat.page.keyboard.press("Tab")
-    expect(dialog.get_by_text(chat.t("settings.out_of_range", min=0, max=100))).to_be_visible()
+    expect(dialog.get_by_text(chat.t("settings.out_of_range", min=0, max=1))).to_be_visible()
+    dialog.get_by_label(chat.t("settings.top_p"), exact=True).fill("")
     dialog.get_by_label(chat.t("settings.temperature"), exact=True).fill("0.5")
     dialog.get_by_label(chat.t("settings.stop"), exact=True).fill("END")
     chat.page.keyboard.press("Tab")

@@ -62,5 +62,6 @@ def test_first_visit_to_first_answer(
     assert re.search("[a-zA-Z]", chat.shown())
     expect(answer.locator(".message-stats")).to_contain_text("tokens/s")
     shoot(chat.page, "starter")
+    chat.page.close()
     process.send_signal(signal.SIGINT)
     assert process.wait(60) in (0, 130)

@@ -141,7 +141,7 @@ async def followed(turn: Turn, reader: Reader, source: random.Random) -> None:
                 break
             if source.random() < 0.3:
                 await asyncio.sleep(0)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         await asyncio.sleep(source.choice([0, 0, 0.001]))
 
 

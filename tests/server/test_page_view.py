@@ -331,6 +331,22 @@ def test_a_conversation_is_a_tree_of_which_one_branch_is_shown(tmp_path: Path) -
         assert client.get("/ui/turns/x/events").status_code == 404
 
 
+def test_an_imported_conversation_brings_no_html_of_its_own(tmp_path: Path) -> None:
+    own = {"blocks": ["<form>"], "code": "<form>"}
+    call = {"kind": "tool", "call": "c", "tool": "python", "arguments": "x", "state": "writing"}
+    parts = [{"kind": "text", "text": "Hi"}, call, {**call, "state": "done"}, {"kind": "tool", "tool": "x"}]
+    parts += [{"kind": "file", "file": "0" * 64, "name": "a.txt"}, {"kind": "error"}]
+    message = {"id": "a", "role": "assistant", "status": "completed", "messages": []}
+    message["parts"] = [{**part, **own} for part in parts]
+    with page_server(tmp_path) as live, live.client() as client:
+        document = {"format": "glm4-conversation", "version": 1, "messages": [message]}
+        made = client.post("/v1/agent/conversations", json=document)
+        assert made.status_code == 200, made.text
+        (shown,) = conversation(client, made.json()["id"])["messages"]
+        assert len(shown["parts"]) == len(parts)
+        assert "<form>" not in str(shown)
+
+
 def test_nothing_is_there_for_another_key(tmp_path: Path) -> None:
     with (
         page_server(tmp_path, ANN, BOB, answer=lambda prompt: "\n" + "on and on " * 200, delay=0.002) as live,

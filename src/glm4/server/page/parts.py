@@ -11,14 +11,17 @@ from typing import Any
 from glm4.agent.session_html import arguments_html
 
 TEXTS = ("text", "reasoning")
+_HTML = ("blocks", "code")
 
 
 def dressed(part: Mapping[str, Any]) -> dict[str, Any]:
     """A part that is complete, with HTML beside what it has."""
     from glm4.markup import render
 
+    # The page shows these as they are: a conversation that was imported must not bring its own.
+    kept: dict[str, Any] = {name: value for name, value in part.items() if name not in _HTML}
     if part["kind"] in TEXTS:
-        return {**part, "blocks": render(part["text"])}
+        return {**kept, "blocks": render(part["text"])}
     if "call" in part and part["state"] != "writing":
-        return {**part, "code": arguments_html(part["tool"], part["arguments"])}
-    return dict(part)
+        return {**kept, "code": arguments_html(part["tool"], part["arguments"])}
+    return kept

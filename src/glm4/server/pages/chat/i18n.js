@@ -1,20 +1,24 @@
 // Texts of the page: flat keys, {placeholders}, plurals as key.one and key.other.
-
-import { byId, stored } from "./dom.js";
+//
+// It imports nothing: it is the first module that runs, and the first words wait for no other.
 
 export const LANGUAGES = { en: "English", zh: "中文" };
 const KEPT_AS = "glm4.language";
 
 /** The language to begin with: the one that was chosen, else the first that the browser asks for and we have. */
 function firstLanguage() {
-  const chosen = stored(KEPT_AS);
-  if (chosen in LANGUAGES) return chosen;
+  try {
+    const chosen = localStorage.getItem(KEPT_AS);
+    if (chosen in LANGUAGES) return chosen;
+  } catch {
+    // no storage
+  }
   const asked = (navigator.languages ?? [navigator.language]).map((tag) => tag.toLowerCase().split("-")[0]);
   return asked.find((tag) => tag in LANGUAGES) ?? "en";
 }
 
 async function fetched(lang) {
-  const answer = await fetch(`ui/${lang}.json`);
+  const answer = await fetch(`ui/${lang}.json`, { priority: "high" });
   if (!answer.ok) throw new Error(`ui/${lang}.json: ${answer.status}`);
   return answer.json();
 }
@@ -31,11 +35,10 @@ function translated(root, t) {
   }
 }
 
-// Begun at once: the first words are there before the other modules are.
 const FIRST = fetched(firstLanguage());
 FIRST.then((catalog) => {
   translated(document, (key) => catalog[key] ?? "");
-  if (!location.hash.startsWith("#/c/")) byId("welcome").hidden = false;
+  if (!location.hash.startsWith("#/c/")) document.getElementById("welcome").hidden = false;
 }, () => {});
 
 /** Adds t, has, number, bytes, duration, date, translate and setLanguage to the app. */
@@ -82,7 +85,11 @@ export async function setupLanguage(app) {
   app.translate = (root) => translated(root, app.t);
   app.setLanguage = async (lang) => {
     await load(lang, fetched(lang));
-    stored(KEPT_AS, lang);
+    try {
+      localStorage.setItem(KEPT_AS, lang);
+    } catch {
+      // not kept
+    }
     app.emit("language", lang);
   };
   await load(firstLanguage(), FIRST);

@@ -163,7 +163,7 @@ function title() {
   const name = app.state.conversation?.title ?? "";
   const running = app.state.runningMessage() ? "● " : "";
   document.title = `${running}${name ? `${name} · ` : ""}glm4`;
-  byId("title").textContent = name;
+  byId("title").textContent = name || "glm4"; // which is there for the first paint
 }
 
 async function start() {
