@@ -114,7 +114,7 @@ def test_a_question_is_edited_and_both_versions_stay(chat: Chat, number: int) ->
     field = chat.page.get_by_role("textbox", name=chat.t("edit.label"))
     expect(field).to_have_value("Please count one" if number == 1 else "Please count two")
     field.fill("Please count three")
-    chat.button("edit.send", chat.message(number)).click()
+    chat.button("composer.send", chat.message(number)).click()
     expect(chat.messages).to_have_count(number + 1)
     chat.ended()
     assert "to: Please count three" in chat.shown()

@@ -72,8 +72,7 @@ function announceTurns(app) {
     const running = message.parts.find((part) => part.kind === "tool" && part.state === "running");
     if (waiting) app.announce(app.t("a11y.waiting", { tool: waiting.tool }));
     else if (running) app.announce(app.t("a11y.tool", { tool: running.tool }));
-    else if (message.progress) app.announce(app.t(`progress.${message.progress.phase}`));
-    else app.announce(app.t("a11y.writing"));
+    else app.announce(app.t(`progress.${message.progress?.phase ?? "generate"}`));
   }
 
   app.on("turn", ({ running, message }) => {

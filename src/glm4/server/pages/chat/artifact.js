@@ -3,17 +3,15 @@
 // What runs in the frame has no origin: no cookie, no storage, nothing of this page, and no network. The server sends it
 // with a policy that says so, too, and only into a frame. Not covered: what it draws, which may look like anything.
 
-import { byId, copyText, el, fill, icon, iconButton, saveText } from "./dom.js";
+import { byId, copyButton, el, fill, icon, iconButton, saveText } from "./dom.js";
 import { dressTable } from "./tables.js";
 
-const DONE_MS = 1500;
+const SAME_ENDING = new Set(`c cpp css csv diff go html java js json jsx lua md php py r sh sql svg swift tex toml ts tsx
+  xml yaml`.split(/\s+/));
 const ENDINGS = {
   __proto__: null,
-  bash: "sh", c: "c", console: "txt", cpp: "cpp", csharp: "cs", css: "css", csv: "csv", diff: "diff", go: "go", html: "html",
-  java: "java", javascript: "js", js: "js", json: "json", jsx: "jsx", kotlin: "kt", latex: "tex", lua: "lua",
-  markdown: "md", md: "md", php: "php", python: "py", py: "py", r: "r", ruby: "rb", rust: "rs", sh: "sh", shell: "sh",
-  sql: "sql", svg: "svg", swift: "swift", tex: "tex", toml: "toml", ts: "ts", tsx: "tsx", typescript: "ts", xml: "xml",
-  yaml: "yaml", yml: "yaml",
+  bash: "sh", csharp: "cs", javascript: "js", kotlin: "kt", latex: "tex", markdown: "md", python: "py", ruby: "rb",
+  rust: "rs", shell: "sh", typescript: "ts", yml: "yaml",
 };
 const NAMED = /^\s*(?:#|\/\/|--|;|%|\/\*|<!--)\s*(?:file(?:name)?:\s*)?(?:[\w.-]+\/)*([\w-][\w.-]*\.[a-z][a-z0-9]{0,5})\s*(?:\*\/|-->)?\s*$/i;
 
@@ -22,26 +20,11 @@ export function setupArtifacts(app) {
   app.showArtifact = (artifact) => openArtifact(app, artifact);
 }
 
-/** Called once for each block that will not change any more: `element` is the `div.block` around the rendered HTML. */
+/** Called once for each `div.block` that will not change any more. */
 export function dressBlock(app, element) {
   for (const code of element.querySelectorAll("pre.code")) dressCode(app, code);
   for (const table of element.querySelectorAll("div.table")) dressTable(app, table);
   for (const formula of element.querySelectorAll(".formula[data-tex]")) dressFormula(app, formula);
-}
-
-/** A button that copies, and shows that it has. */
-export function copyButton(app, label, text) {
-  const button = iconButton("copy", label, async () => {
-    const copied = await copyText(text());
-    app.announce(app.t(copied ? "message.copied" : "message.not_copied"));
-    if (!copied) {
-      app.notice(app.t("message.not_copied"), "error");
-      return;
-    }
-    fill(button, icon("check"));
-    setTimeout(() => fill(button, icon("copy")), DONE_MS);
-  });
-  return button;
 }
 
 function dressCode(app, pre) {
@@ -52,13 +35,13 @@ function dressCode(app, pre) {
   const wrap = iconButton("wrap", app.t("artifact.wrap"), () => {
     wrap.setAttribute("aria-pressed", pre.classList.toggle("wrapped"));
   }, { "aria-pressed": "false" });
-  const bar = el("div", { class: "code-bar" }, el("span", { class: "code-language", text: language || app.t("artifact.code") }),
+  const bar = el("div", { class: "code-bar" }, el("span", { class: "code-language", text: language || app.t("tools.code") }),
     kind ? el("button", { type: "button", class: "text-button", onclick: () => app.showArtifact({ kind, source: source() }) },
       icon("play"), app.t("artifact.show")) : null,
     wrap,
     iconButton("download", app.t("file.download"), () => saveText(fileName(language, source()), source())),
     copyButton(app, app.t("artifact.copy"), source));
-  pre.setAttribute("aria-label", app.t("artifact.code_in", { language: language || app.t("artifact.code") }));
+  pre.setAttribute("aria-label", app.t("artifact.code_in", { language: language || app.t("tools.code") }));
   const block = el("div", { class: "code-block" });
   pre.replaceWith(block);
   block.append(bar, pre);
@@ -72,8 +55,9 @@ function artifactKind(language, source) {
 
 /** A name for code: the one in its first line if there is one, else by its language. */
 function fileName(language, source) {
+  const name = language.toLowerCase();
   const own = NAMED.exec(source.split("\n", 1)[0])?.[1];
-  return own ?? `code.${ENDINGS[language.toLowerCase()] ?? "txt"}`;
+  return own ?? `code.${SAME_ENDING.has(name) ? name : (ENDINGS[name] ?? "txt")}`;
 }
 
 function dressFormula(app, formula) {

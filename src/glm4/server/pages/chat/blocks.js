@@ -39,7 +39,7 @@ export class Blocks {
 
   dress(until) {
     for (; this.dressed < until; this.dressed += 1) {
-      dressBlock(this.app, this.root.children[this.dressed], this.drawn[this.dressed]);
+      dressBlock(this.app, this.root.children[this.dressed]);
     }
   }
 }

@@ -1,11 +1,9 @@
 // Sources that an answer cites: a list below it, and what a number in the text opens.
 
 import { hostOf } from "./call_words.js";
-import { el, fill, icon } from "./dom.js";
+import { el, fill, icon, placeBeside } from "./dom.js";
 import { claimBefore } from "./find_text.js";
 import { externalLink } from "./tools.js";
-
-const MARGIN = 8;
 
 export function setupCitations(app) {
   const popover = el("div", { id: "citation", popover: "auto", role: "dialog", "aria-labelledby": "citation-title" });
@@ -33,8 +31,8 @@ export function sourceList(app, message) {
     for (const citation of part.citations ?? []) if (!sources.has(citation.n)) sources.set(citation.n, { citation, part });
   }
   if (!sources.size) return null;
-  const items = [...sources.values()].map(({ citation, part }) => el("li", { value: String(citation.n) },
-    el("span", { class: "source-number", text: String(citation.n) }), sourceLink(app, citation, part)));
+  const items = [...sources.values()].map(({ citation, part }) => el("li", { value: citation.n },
+    el("span", { class: "source-number", text: citation.n }), sourceLink(app, citation, part)));
   return el("section", { class: "sources", "aria-label": app.t("citations.sources") },
     el("h3", { text: app.t("citations.sources") }), el("ol", {}, ...items));
 }
@@ -88,11 +86,6 @@ function showPopover(app, popover, link, citation) {
     citation.text ? el("blockquote", { dir: "auto", text: citation.text }) : null,
     citation.url ? externalLink(app, citation.url, app.t("citations.open")) : null);
   popover.showPopover?.();
-  const anchor = link.getBoundingClientRect();
-  const { width, height } = popover.getBoundingClientRect();
-  const below = anchor.bottom + MARGIN + height <= innerHeight;
-  const left = Math.min(Math.max(MARGIN, anchor.left), innerWidth - width - MARGIN);
-  popover.style.left = `${Math.max(left, MARGIN)}px`;
-  popover.style.top = `${below ? anchor.bottom + MARGIN : Math.max(MARGIN, anchor.top - height - MARGIN)}px`;
+  placeBeside(popover, link, {});
   (popover.querySelector("a") ?? popover).focus();
 }

@@ -54,7 +54,7 @@ export function setupComposer(app) {
   }
 
   function showButton() {
-    const label = app.t(stopping ? "composer.stopping" : running ? "composer.stop" : "composer.send");
+    const label = app.t(stopping ? "status.stopping" : running ? "composer.stop" : "composer.send");
     button.classList.toggle("stop", running);
     setName(button, label);
     button.setAttribute("aria-disabled", stopping || (!running && !text.value.trim() && added.size === 0));

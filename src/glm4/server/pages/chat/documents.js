@@ -1,8 +1,8 @@
 // The side panel with the text of a document, at the cited page, with the cited place marked.
 
 import { setupCitations } from "./citations.js";
-import { el, fill, icon, iconButton } from "./dom.js";
-import { fileAddress } from "./files.js";
+import { el, fill, iconButton } from "./dom.js";
+import { downloadLink } from "./files.js";
 import { findClaim, findQuotation } from "./find_text.js";
 
 export function setupDocuments(app) {
@@ -24,8 +24,6 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
   const before = iconButton("left", app.t("documents.before"), () => go(at - 1));
   const after = iconButton("right", app.t("documents.after"), () => go(at + 1));
   const pages = el("form", { class: "document-pages", hidden: true }, before, field, of, after);
-  const download = el("a", { class: "icon-button", href: fileAddress({ file }), download: name,
-    title: app.t("files.download", { name }), "aria-label": app.t("files.download", { name }) }, icon("download"));
 
   pages.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -88,7 +86,7 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
     mark?.scrollIntoView({ block: "center" });
   }
 
-  app.panel.open({ title: name, actions: [download], body: [pages, about, text], onClose: () => request?.abort() });
+  app.panel.open({ title: name, actions: [downloadLink(app, { file, name })], body: [pages, about, text], onClose: () => request?.abort() });
   load(page ?? (quotation ? null : 1));
 }
 

@@ -37,6 +37,9 @@ const ICONS = {
   wrap: "M4 6h16|M4 12h13a3 3 0 010 6h-4|M15.5 15.5L13 18l2.5 2.5|M4 18h5",
 };
 
+const COPIED_MS = 1500;
+const GAP = 6; // pixels between a button and what floats beside it
+const EDGE = 8;
 const SVG = "http://www.w3.org/2000/svg";
 
 const policy = globalThis.trustedTypes
@@ -100,7 +103,6 @@ export function iconButton(drawing, label, onclick, { class: more = "", ...other
     ...others }, icon(drawing));
 }
 
-/** A button with words. */
 export function textButton(text, onclick, props = {}) {
   return el("button", { type: "button", text, onclick, ...props });
 }
@@ -111,7 +113,6 @@ export function setName(button, label) {
   button.setAttribute("aria-label", label);
 }
 
-/** The element of this id in the start page. */
 export function byId(id) {
   return document.getElementById(id);
 }
@@ -123,7 +124,7 @@ export function fill(element, ...children) {
 }
 
 /** Copy text; true if that worked. Over plain http browsers have no clipboard API, only the old command. */
-export async function copyText(text) {
+async function copyText(text) {
   try {
     if (navigator.clipboard && globalThis.isSecureContext) {
       await navigator.clipboard.writeText(text);
@@ -142,6 +143,21 @@ export async function copyText(text) {
   area.remove();
   before?.focus?.({ preventScroll: true });
   return copied;
+}
+
+/** A button that copies, and shows that it has. */
+export function copyButton(app, label, text, props = {}) {
+  const button = iconButton("copy", label, async () => {
+    const copied = await copyText(text());
+    app.announce(app.t(copied ? "message.copied" : "message.not_copied"));
+    if (!copied) {
+      app.notice(app.t("message.not_copied"), "error");
+      return;
+    }
+    fill(button, icon("check"));
+    setTimeout(() => fill(button, icon("copy")), COPIED_MS);
+  }, props);
+  return button;
 }
 
 /** Let the browser save what is at an address; without a name, as the server calls it. */
@@ -165,6 +181,17 @@ export function openDialog(dialog) {
   const before = document.activeElement;
   dialog.addEventListener("close", () => before?.isConnected && before.focus({ preventScroll: true }), { once: true });
   dialog.showModal();
+}
+
+/** Place what floats beside an element, within the window: above it, or below it if there is room. */
+export function placeBeside(floating, anchor, { above = false, atEnd = false }) {
+  const box = anchor.getBoundingClientRect();
+  const { offsetWidth: width, offsetHeight: height } = floating;
+  const left = atEnd ? box.right - width : box.left;
+  const below = box.bottom + GAP;
+  const top = above || below + height > innerHeight ? box.top - GAP - height : below;
+  floating.style.left = `${Math.max(EDGE, Math.min(left, innerWidth - EDGE - width))}px`;
+  floating.style.top = `${Math.max(EDGE, top)}px`;
 }
 
 /** Whether a key event belongs to an input method, which must get it. */

@@ -22,11 +22,10 @@ export function fileAddress(file) {
   return `v1/agent/files/${encodeURIComponent(file.file)}`;
 }
 
-/** Files of a message or a call: first what can be seen, then the rest. */
-export function fileList(app, files, props = {}) {
-  const { class: more = "", ...others } = props;
-  return el("ul", { class: `files ${more}`, "aria-label": app.t("files.label"), ...others },
-    ...files.map((file) => el("li", { class: `file-${fileKind(file.media_type)}` }, fileCard(app, file))));
+/** Files of a message or a call. */
+export function fileList(app, files) {
+  return el("ul", { class: "files", "aria-label": app.t("files.label") },
+    ...files.map((file) => el("li", {}, fileCard(app, file))));
 }
 
 /** One file, as it is shown in a message. */
@@ -78,7 +77,8 @@ function artifactButton(app, file) {
   });
 }
 
-function downloadLink(app, file) {
+/** A link that saves a stored file. */
+export function downloadLink(app, file) {
   const label = app.t("files.download", { name: file.name });
   return el("a", { class: "icon-button", href: fileAddress(file), download: file.name, title: label,
     "aria-label": label }, icon("download"));

@@ -16,18 +16,18 @@ export function findQuotation(text, quotation) {
   return null;
 }
 
-/** {start, end} of the sentence within `range` that shares most words with a claim; null if none shares many. */
-export function findClaim(text, claim, range = { start: 0, end: text.length }) {
+/** {start, end} of the sentence that shares most words with a claim; null if none shares many. */
+export function findClaim(text, claim) {
   const wanted = new Set(words(claim));
   if (wanted.size < 2) return null;
   let best = null;
-  for (const match of text.slice(range.start, range.end).matchAll(SENTENCE)) {
+  for (const match of text.matchAll(SENTENCE)) {
     const has = new Set(words(match[0]));
     const shared = [...wanted].filter((word) => has.has(word)).length;
     const share = shared / wanted.size;
     if (shared >= 2 && share >= LEAST_SHARED && share > (best?.share ?? 0)) {
-      const start = range.start + match.index + /^\s*/.exec(match[0])[0].length;
-      best = { share, start, end: range.start + match.index + match[0].trimEnd().length };
+      const start = match.index + /^\s*/.exec(match[0])[0].length;
+      best = { share, start, end: match.index + match[0].trimEnd().length };
     }
   }
   return best && { start: best.start, end: best.end };

@@ -1,6 +1,7 @@
 // The frame around the conversation: drawer and panel, banner, notices, questions, pictures.
 
 import { byId, composing, el, fill, icon, iconButton, openDialog, stored, textButton } from "./dom.js";
+import { downloadLink, fileAddress } from "./files.js";
 
 const NARROW = "(max-width: 55rem)";
 const NOTICE_MS = 8000;
@@ -153,13 +154,11 @@ function setupQuestions(app) {
 function setupPictures(app) {
   const dialog = byId("picture-dialog");
   app.showPicture = (file) => {
-    const address = `v1/agent/files/${file.file}`;
     const close = iconButton("close", app.t("dialog.close"), () => dialog.close());
     fill(dialog,
       el("header", { class: "dialog-head" }, el("h2", { text: file.name, dir: "auto" }),
-        el("a", { class: "icon-button", href: address, download: file.name, "aria-label": app.t("file.download") },
-          icon("download")), close),
-      el("img", { src: address, alt: file.alt ?? file.name, width: file.width, height: file.height }));
+        downloadLink(app, file), close),
+      el("img", { src: fileAddress(file), alt: file.alt ?? file.name, width: file.width, height: file.height }));
     openDialog(dialog);
   };
 }

@@ -183,7 +183,7 @@ async function start() {
   setupOperator(app);
   app.translate(document);
   for (const name of ["conversation", "turn", "language"]) app.on(name, title);
-  app.shortcut("ctrl+shift+o", "key.new", () => app.open(null));
+  app.shortcut("ctrl+shift+o", "sidebar.new", () => app.open(null));
   app.shortcut("escape", "key.stop", () => {
     // What is open is closed first.
     if (document.querySelector("dialog:modal, :popover-open") || !app.state.runningMessage()) return false;

@@ -1,6 +1,6 @@
 // A menu below a button; the focus goes back to the button.
 
-import { el } from "./dom.js";
+import { el, placeBeside } from "./dom.js";
 
 /** Open a menu of actions below a button; arrow keys, Home, End and Escape work, a click elsewhere closes it.
  * @param {HTMLElement} button
@@ -28,7 +28,7 @@ export function openMenu(button, label, items) {
   // Inside the same dialog or landmark: what is outside of a modal one takes no clicks.
   (button.closest("dialog, nav, main") ?? document.body).append(menu);
   menu.showPopover();
-  place(menu, button);
+  placeBeside(menu, button, { atEnd: getComputedStyle(button).direction !== "rtl" });
   button.setAttribute("aria-expanded", "true");
   menu.firstElementChild.focus();
 }
@@ -43,14 +43,4 @@ function moveInMenu(event, menu) {
   event.preventDefault();
   event.stopPropagation();
   rows[steps[event.key] % rows.length].focus();
-}
-
-function place(menu, button) {
-  const box = button.getBoundingClientRect();
-  const { offsetWidth: width, offsetHeight: height } = menu;
-  const left = getComputedStyle(button).direction === "rtl" ? box.left : box.right - width;
-  const below = box.bottom + 4;
-  const top = below + height > innerHeight ? box.top - height - 4 : below;
-  menu.style.left = `${Math.min(innerWidth - width - 8, Math.max(8, left))}px`;
-  menu.style.top = `${Math.max(8, top)}px`;
 }

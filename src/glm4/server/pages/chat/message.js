@@ -2,13 +2,10 @@
 
 import { Blocks } from "./blocks.js";
 import { sourceList } from "./citations.js";
-import { copyText, el, fill, icon, iconButton } from "./dom.js";
-import { openEditor } from "./editor.js";
+import { composing, copyButton, el, fill, iconButton, textButton } from "./dom.js";
 import { hasEnded, sourceOf } from "./state.js";
 import { statLine, statusNotes } from "./status.js";
 import { fileCard, toolCard, updateToolCard } from "./tools.js";
-
-const COPIED_MS = 1500;
 
 export class MessageView {
   constructor(app, message, number) {
@@ -142,8 +139,7 @@ export class MessageView {
     const busy = app.state.runningMessage() !== null;
     const made = [];
     if (ids.length > 1) made.push(this.branches(ids, index));
-    const copy = iconButton("copy", app.t("message.copy"), () => this.copy(copy), { data: { action: "copy" } });
-    made.push(copy);
+    made.push(copyButton(app, app.t("message.copy"), () => sourceOf(message), { data: { action: "copy" } }));
     if (message.role === "user") {
       made.push(iconButton("edit", app.t("message.edit"), () => openEditor(this), { disabled: busy,
         data: { action: "edit" } }));
@@ -173,18 +169,6 @@ export class MessageView {
     const wanted = [action, other].map((name) => this.actions.querySelector(`[data-action="${name}"]:not(:disabled)`));
     (wanted.find(Boolean) ?? this.root).focus({ preventScroll: true });
   }
-
-  async copy(button) {
-    const { app } = this;
-    const copied = await copyText(sourceOf(this.message));
-    app.announce(app.t(copied ? "message.copied" : "message.not_copied"));
-    if (!copied) {
-      app.notice(app.t("message.not_copied"), "error");
-      return;
-    }
-    fill(button, icon("check"));
-    setTimeout(() => fill(button, icon("copy")), COPIED_MS);
-  }
 }
 
 /** A user's words, as they were typed. */
@@ -193,4 +177,45 @@ function plain(root, text) {
   root.classList.add("plain");
   root.setAttribute("dir", "auto");
   root.textContent = text;
+}
+
+/** Edit a question in its place: the new one is a branch beside it. */
+function openEditor(view) {
+  const { app, message, body, root } = view;
+  if (view.editor) return;
+  const text = message.parts.find((part) => part.kind === "text")?.text ?? "";
+  const files = message.parts.filter((part) => part.kind === "file").map(({ kind, ...file }) => file);
+  const area = el("textarea", { class: "editor-text", "aria-label": app.t("edit.label"), dir: "auto" });
+  area.value = text;
+  const close = () => {
+    view.editor.remove();
+    view.editor = null;
+    body.hidden = false;
+    root.classList.remove("editing");
+    view.sync();
+    root.querySelector('[data-action="edit"]')?.focus();
+  };
+  const send = () => {
+    if (!area.value.trim()) return;
+    close();
+    app.edit(message.id, { text: area.value, files });
+  };
+  view.editor = el("div", { class: "editor" }, area,
+    el("div", { class: "editor-foot" },
+      el("p", { class: "hint", text: app.t("edit.hint") }),
+      textButton(app.t("dialog.cancel"), close),
+      textButton(app.t("composer.send"), send, { class: "primary" })));
+  area.addEventListener("keydown", (event) => {
+    if (composing(event)) return;
+    if (event.key === "Escape") close();
+    else if (event.key === "Enter" && !event.shiftKey) send();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  body.hidden = true;
+  root.classList.add("editing");
+  body.after(view.editor);
+  area.focus();
+  area.setSelectionRange(text.length, text.length);
 }

@@ -1,8 +1,7 @@
 // The pages of the operator, at #/operator: models and their queues, plots over time, memory, errors. The values are
 // those of /metrics; the page asks for them as long as it is looked at.
 
-import { byId, el, fill, iconButton, openDialog, setName } from "./dom.js";
-import { errorList } from "./errors.js";
+import { byId, copyButton, el, fill, iconButton, openDialog, setName } from "./dom.js";
 import { stateText } from "./models.js";
 import { timePlot } from "./plots.js";
 
@@ -132,4 +131,56 @@ function longTime(app, seconds) {
   const [unit, length] = seconds < 7200 ? [null] : seconds < 172_800 ? ["hour", 3600] : ["day", 86_400];
   if (!unit) return app.duration(seconds);
   return app.number(seconds / length, { style: "unit", unit, unitDisplay: "long", maximumFractionDigits: 1 });
+}
+
+// The errors of the log that the server keeps: filter by level and words, copy
+
+const LEVELS = ["WARNING", "ERROR", "CRITICAL"];
+const WHEN = { dateStyle: "short", timeStyle: "medium" };
+
+/** {element, update}; update is given all errors, [{time, level, logger, message}]. */
+function errorList(app) {
+  const level = el("select", { id: "errors-level" }, el("option", { value: "" }, app.t("errors.all")),
+    LEVELS.map((name) => el("option", { value: name }, name)));
+  const words = el("input", { type: "search", id: "errors-words", autocomplete: "off", spellcheck: "false" });
+  const said = el("p", { class: "help", role: "status" });
+  const rows = el("ol", { class: "errors", tabindex: "0", "aria-label": app.t("errors.title") });
+  const list = { app, level, words, said, rows, errors: [], drawn: "" };
+  const copy = copyButton(app, app.t("errors.copy"), () => chosen(list).map(line).join("\n"));
+  level.addEventListener("change", () => drawErrors(list));
+  words.addEventListener("input", () => drawErrors(list));
+  const element = el("section", {}, el("h3", {}, app.t("errors.title")),
+    el("div", { class: "field" }, el("label", { for: "errors-level" }, app.t("errors.level")), level,
+      el("label", { for: "errors-words" }, app.t("errors.words")), words, copy), said, rows);
+  return {
+    element,
+    update(errors) {
+      list.errors = errors;
+      drawErrors(list);
+    },
+  };
+}
+
+function chosen({ level, words, errors }) {
+  const wanted = words.value.trim().toLowerCase();
+  return errors.filter((one) => (!level.value || one.level === level.value)
+    && `${one.logger} ${one.message}`.toLowerCase().includes(wanted)).sort((a, b) => b.time - a.time);
+}
+
+function drawErrors(list) {
+  const { app, said, rows, errors } = list;
+  const shown = chosen(list);
+  const state = JSON.stringify(shown) + app.lang;
+  if (state === list.drawn) return; // a reader may have marked some of it
+  list.drawn = state;
+  const text = errors.length ? app.t("errors.count", { count: shown.length, all: errors.length }) : app.t("errors.none");
+  if (said.textContent !== text) said.textContent = text;
+  rows.hidden = !shown.length;
+  fill(rows, shown.map((one) => el("li", { data: { level: one.level } },
+    el("span", { class: "error-about" }, `${app.date(one.time, WHEN)} ${one.level} ${one.logger}`),
+    el("pre", { dir: "auto" }, one.message))));
+}
+
+function line({ time, level, logger, message }) {
+  return `${new Date(time * 1000).toISOString()} ${level} ${logger}: ${message}`;
 }

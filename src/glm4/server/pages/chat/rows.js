@@ -1,16 +1,14 @@
-// One conversation of the list: its link, its menu, renaming in place, deleting after a question.
+// Conversations of the list, by day; of each its link, its menu, renaming in place, deleting after a question.
 
 import { composing, el, iconButton } from "./dom.js";
 import { exportItems } from "./exports.js";
 import { openMenu } from "./menu.js";
 
 const MAX_TITLE = 80; // the server's
+const DAY = 24 * 60 * 60 * 1000;
 
-/** The row of a conversation.
- * @param {{app: object, list: HTMLElement, renaming: string|null}} side
- * @param {{changed: () => void, removed: (id: string) => void, drawAgain: () => void}} actions
- */
-export function conversationRow(side, conversation, actions) {
+/** The row of a conversation; `side` is the sidebar's. */
+export function conversationRow(side, conversation) {
   const { app } = side;
   const title = titleOf(app, conversation);
   const running = app.t("sidebar.running");
@@ -19,11 +17,11 @@ export function conversationRow(side, conversation, actions) {
   const link = el("a", { href: `#/c/${conversation.id}`, title }, mark, el("span", { class: "title", dir: "auto" }, title));
   const name = app.t("sidebar.row_menu", { title });
   const open = () => openMenu(button, name, [
-    { label: app.t("sidebar.rename"), act: () => renameRow(side, conversation, actions) },
+    { label: app.t("sidebar.rename"), act: () => renameRow(side, conversation) },
     { label: app.t(conversation.pinned ? "sidebar.unpin" : "sidebar.pin"),
-      act: () => change(app, conversation, { pinned: !conversation.pinned }, actions) },
+      act: () => change(side, conversation, { pinned: !conversation.pinned }) },
     ...exportItems(app, conversation),
-    { label: app.t("sidebar.delete"), act: () => deleteRow(side, conversation, actions), danger: true },
+    { label: app.t("sidebar.delete"), act: () => deleteRow(side, conversation), danger: true },
   ]);
   const button = iconButton("more", name, open, { "aria-haspopup": "menu", "aria-expanded": "false" });
   const row = el("li", { data: { id: conversation.id } }, link, button);
@@ -35,12 +33,12 @@ export function conversationRow(side, conversation, actions) {
   return row;
 }
 
-export function titleOf(app, conversation) {
+function titleOf(app, conversation) {
   return conversation.title || app.t("sidebar.untitled");
 }
 
 /** Turn the title into a text field: Enter keeps what is typed, Escape does not. */
-export function renameRow(side, conversation, actions) {
+export function renameRow(side, conversation) {
   const { app } = side;
   const link = side.list.querySelector(`li[data-id="${CSS.escape(conversation.id)}"] a`);
   if (!link || side.renaming) return;
@@ -55,8 +53,8 @@ export function renameRow(side, conversation, actions) {
     side.renaming = null;
     input.replaceWith(link);
     if (focused) link.focus();
-    if (keep && title && title !== conversation.title) change(app, conversation, { title }, actions);
-    else actions.drawAgain();
+    if (keep && title && title !== conversation.title) change(side, conversation, { title });
+    else side.draw();
   };
   input.addEventListener("keydown", (event) => {
     event.stopPropagation();
@@ -71,7 +69,7 @@ export function renameRow(side, conversation, actions) {
 }
 
 /** Delete a conversation once the reader has said so. */
-export async function deleteRow(side, conversation, actions) {
+export async function deleteRow(side, conversation) {
   const { app } = side;
   const title = titleOf(app, conversation);
   const question = { title: app.t("sidebar.delete_title"), text: app.t("sidebar.delete_text", { title }) };
@@ -86,10 +84,11 @@ export async function deleteRow(side, conversation, actions) {
   }
   app.announce(app.t("sidebar.deleted", { title }));
   app.tell({ conversation: conversation.id });
-  actions.removed(conversation.id);
+  side.removed(conversation.id);
 }
 
-async function change(app, conversation, changes, actions) {
+async function change(side, conversation, changes) {
+  const { app } = side;
   try {
     Object.assign(conversation, await app.api.patch(`v1/agent/conversations/${conversation.id}`, changes));
     app.tell({ conversation: conversation.id });
@@ -100,6 +99,29 @@ async function change(app, conversation, changes, actions) {
   } catch (error) {
     app.fail(error);
   }
-  actions.drawAgain();
-  actions.changed();
+  side.draw();
+  side.reload();
+}
+
+/** Conversations, which come in the server's order, as groups that have some: [{key, conversations}]. */
+export function byDay(conversations) {
+  const now = new Date();
+  const midnight = new Date(now.getFullYear(), now.getMonth(), now.getDate()).getTime();
+  const groups = new Map(["pinned", "today", "yesterday", "week", "older"].map((key) => [key, []]));
+  for (const one of conversations) groups.get(groupOf(one, midnight)).push(one);
+  return [...groups].filter(([, found]) => found.length).map(([key, found]) => ({ key, conversations: found }));
+}
+
+function groupOf(conversation, midnight) {
+  const changed = conversation.updated * 1000;
+  if (conversation.pinned) return "pinned";
+  if (changed >= midnight) return "today";
+  // Half a day off is still the day before: clocks change twice a year.
+  if (changed >= startOf(midnight, 1)) return "yesterday";
+  return changed >= startOf(midnight, 7) ? "week" : "older";
+}
+
+function startOf(midnight, days) {
+  const noon = new Date(midnight - days * DAY + DAY / 2);
+  return new Date(noon.getFullYear(), noon.getMonth(), noon.getDate()).getTime();
 }

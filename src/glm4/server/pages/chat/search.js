@@ -1,6 +1,6 @@
 // Search in the texts of all conversations; a result opens its conversation at the message.
 
-import { composing, el, fill } from "./dom.js";
+import { composing, el } from "./dom.js";
 
 const WAIT = 250; // milliseconds after the last key
 

@@ -5,8 +5,7 @@
 
 import { byId, el, fill, iconButton, openDialog, setName, stored, storedObject, textButton } from "./dom.js";
 import { LANGUAGES } from "./i18n.js";
-import { setupMeter } from "./meter.js";
-import { modelDetails, setupModels, toolName } from "./models.js";
+import { modelDetails, setupMeter, setupModels, toolName } from "./models.js";
 import { systemEditor } from "./prompts.js";
 import { samplingForm } from "./sampling.js";
 

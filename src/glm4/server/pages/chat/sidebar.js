@@ -3,14 +3,14 @@
 import { isAway } from "./api.js";
 import { byId, el, fill, icon, iconButton, textButton } from "./dom.js";
 import { importFiles, openListMenu } from "./exports.js";
-import { byDay } from "./groups.js";
-import { conversationRow, deleteRow, renameRow } from "./rows.js";
+import { byDay, conversationRow, deleteRow, renameRow } from "./rows.js";
 import { searchBox } from "./search.js";
 
 const PAGE = 50;
 
 export function setupSidebar(app) {
-  const side = { app, conversations: [], more: false, loading: 0, renaming: null };
+  const side = { app, conversations: [], more: false, loading: 0, renaming: null,
+    draw: () => draw(side), reload: () => reload(side), removed: (id) => removed(side, id) };
   build(side);
   app.on("language", () => build(side));
   app.on("list", () => reload(side));
@@ -115,7 +115,7 @@ function draw(side) {
   const kept = focused && { id: focused.closest("li[data-id]")?.dataset.id, menu: focused.matches("button") };
   const groups = byDay(side.conversations).map(({ key, conversations }) =>
     el("section", { "aria-labelledby": `group-${key}` }, el("h3", { id: `group-${key}` }, app.t(`sidebar.${key}`)),
-      el("ul", {}, ...conversations.map((one) => conversationRow(side, one, actions(side))))));
+      el("ul", {}, ...conversations.map((one) => conversationRow(side, one)))));
   if (!groups.length) groups.push(el("p", { class: "list-empty" }, app.t("sidebar.empty")));
   if (side.more) groups.push(moreButton(side));
   fill(list, groups);
@@ -131,28 +131,21 @@ function moreButton(side) {
   return button;
 }
 
-/** What rows do when the list has to follow. */
-function actions(side) {
-  return {
-    changed: () => reload(side),
-    drawAgain: () => draw(side),
-    removed(id) {
-      const links = [...side.list.querySelectorAll("a")];
-      const at = links.findIndex((link) => link.closest("li").dataset.id === id);
-      side.conversations = side.conversations.filter((one) => one.id !== id);
-      (links[at + 1] ?? links[at - 1])?.focus();
-      draw(side);
-      if (side.app.state.id === id) side.app.open(null);
-    },
-  };
+/** A conversation is gone: the focus goes to the next one. */
+function removed(side, id) {
+  const links = [...side.list.querySelectorAll("a")];
+  const at = links.findIndex((link) => link.closest("li").dataset.id === id);
+  side.conversations = side.conversations.filter((one) => one.id !== id);
+  (links[at + 1] ?? links[at - 1])?.focus();
+  draw(side);
+  if (side.app.state.id === id) side.app.open(null);
 }
 
 function markCurrent(side) {
   const shown = side.app.state.id;
   const links = [...side.list.querySelectorAll("a")];
   for (const link of links) {
-    const current = link.closest("li").dataset.id === shown;
-    if (current) link.setAttribute("aria-current", "page");
+    if (link.closest("li").dataset.id === shown) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   // One of them is reached with Tab, the others with the arrows.
@@ -172,7 +165,7 @@ function listKeys(side, event) {
   const conversation = side.conversations.find((one) => one.id === row.dataset.id);
   if (event.key === "F2" || event.key === "Delete") {
     event.preventDefault();
-    (event.key === "F2" ? renameRow : deleteRow)(side, conversation, actions(side));
+    (event.key === "F2" ? renameRow : deleteRow)(side, conversation);
     return;
   }
   const links = [...side.list.querySelectorAll("a")];

@@ -13,34 +13,22 @@ const HIDDEN_MOST = 60_000; // then the stream is closed, and opened again when 
 export class EventParser {
   #rest = "";
   #data = [];
-  #type = "";
-  #id = "";
 
-  /** Returns the events that end in this piece: {type, id, data}, data still text. */
+  /** Returns the data of the events that end in this piece, as text. Their types stand in it, too. */
   feed(piece) {
     const events = [];
     const lines = (this.#rest + piece).split("\n");
     this.#rest = lines.pop();
     for (const raw of lines) {
       const line = raw.endsWith("\r") ? raw.slice(0, -1) : raw;
-      if (line === "") {
-        if (this.#data.length) events.push({ type: this.#type || "message", id: this.#id, data: this.#data.join("\n") });
+      if (line.startsWith("data:")) {
+        this.#data.push(line.slice(line[5] === " " ? 6 : 5));
+      } else if (line === "" && this.#data.length) {
+        events.push(this.#data.join("\n"));
         this.#data = [];
-        this.#type = "";
-      } else if (!line.startsWith(":")) {
-        this.#field(line);
       }
     }
     return events;
-  }
-
-  #field(line) {
-    const colon = line.indexOf(":");
-    const name = colon < 0 ? line : line.slice(0, colon);
-    const value = colon < 0 ? "" : line.slice(colon + (line[colon + 1] === " " ? 2 : 1));
-    if (name === "data") this.#data.push(value);
-    else if (name === "event") this.#type = value;
-    else if (name === "id") this.#id = value;
   }
 }
 
@@ -79,7 +67,7 @@ export function followTurn(app, turn, { onEvent, onGone }) {
         return ended;
       }
       heard = performance.now();
-      for (const { data } of parser.feed(value)) {
+      for (const data of parser.feed(value)) {
         if (closed) return true;
         const event = JSON.parse(data);
         failures = 0;

@@ -1,7 +1,6 @@
 // Tables of answers: sorted by a column, copied, saved as CSV.
 
-import { copyButton } from "./artifact.js";
-import { el, fill, icon, iconButton, saveText } from "./dom.js";
+import { copyButton, el, fill, icon, iconButton, saveText } from "./dom.js";
 
 const ORDERS = { none: "ascending", ascending: "descending", descending: "none" };
 const LEAST_ROWS = 2; // fewer need no order
