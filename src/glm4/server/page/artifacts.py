@@ -10,7 +10,8 @@ pieces, and `javascript:`) is refused: in the source here, and by the browser in
 
 Not covered: an artifact may use the processor, and show what looks like a part of the page, within its frame. If it
 leads its frame to another host, the policy lets nothing be sent, but chromium has looked up and connected to the host
-by then, so its name tells as much as fits in it. Browsers without Trusted Types refuse less, so what is secret is to stay out of artifacts.
+by then, so its name tells as much as fits in it. Browsers without Trusted Types refuse less, so what is secret is to
+stay out of artifacts.
 """
 
 from __future__ import annotations
