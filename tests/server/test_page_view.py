@@ -34,7 +34,7 @@ from glm4.agent.events import (
 from glm4.agent.files import StoredFile
 from glm4.documents.citations import Citation, Source
 from glm4.server.agent import turn as turns
-from glm4.server.agent.reading import Readers
+from glm4.server.agent.reading import Readers, Shared
 from glm4.server.agent.turn import Turn
 from glm4.server.page import turn_view as views
 from glm4.server.page.parts import dressed
@@ -376,6 +376,25 @@ def test_nothing_is_there_for_another_key(tmp_path: Path) -> None:
                          f"/ui/documents/{file}", f"/ui/artifacts/{artifact}"):  # fmt: skip
                 assert nobody.get(path).status_code == 401
             assert nobody.post("/ui/artifacts", json={"kind": "html", "source": "x"}).status_code == 401
+
+
+def test_one_owners_rendering_does_not_keep_others_waiting() -> None:
+    going_on = threading.Event()
+
+    async def run() -> None:
+        shared = Shared(Readers(2))
+        anns = [asyncio.ensure_future(shared.of("ann").run(lambda: going_on.wait(60))) for _ in range(5)]
+        await asyncio.sleep(0)
+        try:
+            assert await shared.of("bob").run(lambda: not going_on.is_set())
+            anns[1].cancel()
+            going_on.set()
+            assert [await anns[at] for at in (0, 2, 3, 4)] == [True] * 4
+        finally:
+            going_on.set()
+            shared.close()
+
+    asyncio.run(run())
 
 
 def test_others_go_on_while_a_long_conversation_is_rendered(tmp_path: Path) -> None:

@@ -27,9 +27,7 @@ from glm4.system.sqlite_file import SqliteFile
 Status = Literal["running", "completed", "stopped", "limit", "error", "interrupted"]
 MAX_TITLE = 80
 MAX_SYSTEM = 100_000
-"""Characters of instructions. Lists of conversations have those of each."""
-_MAX_MODEL = 1000
-_MAX_PARAMS = 100_000  # characters, as JSON
+"""Characters of instructions, and as many of the model's name and of options: lists have those of each."""
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SHORTEST_INDEXED = 3  # characters of a query that the index of trigrams can find
 
@@ -382,13 +380,12 @@ _OWN_FILES = (
 _INDEXED = "number IN (SELECT rowid FROM found WHERE found MATCH ?)"
 
 
-_LENGTHS = {"system": MAX_SYSTEM, "model": _MAX_MODEL, "params": _MAX_PARAMS}
-
-
 def _check(given: Mapping[str, Any]) -> None:
-    for name, most in _LENGTHS.items():
-        if len(given.get(name, "")) > most:
-            raise InvalidRequestError(f"{name} may have {most:,} characters, not {len(given[name]):,}", param=name)
+    for name in ("system", "model", "params"):
+        if len(given.get(name, "")) > MAX_SYSTEM:
+            raise InvalidRequestError(
+                f"{name} may have {MAX_SYSTEM:,} characters, not {len(given[name]):,}", param=name
+            )
 
 
 def title_of(parts: Sequence[Mapping[str, Any]]) -> str:

@@ -34,7 +34,7 @@ async def document_page(request: Request) -> Response:
     file = await state.file(request.path_params["sha256"], owner_of(request))
     document = await state.documents.stored(file)
     number = None if asked is None else int(asked)
-    shown = await page_state(request).rendering.run(partial(_page, document, number, words))
+    shown = await page_state(request).rendering.of(owner_of(request)).run(partial(_page, document, number, words))
     return JSONResponse(shown, headers=NO_STORE)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from glm4.server.agent.reading import Readers
+from glm4.server.agent.reading import Readers, Shared
 from glm4.server.cookies import Cookies
 from glm4.server.page.attempts import Attempts
 from glm4.server.page.kept_artifacts import Artifacts
@@ -34,12 +34,12 @@ class PageState:
     cookies: Cookies
     attempts: Attempts = field(default_factory=Attempts)
     artifacts: Artifacts = field(default_factory=Artifacts)
-    rendering: Readers = field(default_factory=lambda: Readers(RENDERING_THREADS))
+    rendering: Shared = field(default_factory=lambda: Shared(Readers(RENDERING_THREADS)))
     watch: Watch = field(default_factory=Watch)
 
     def warm_up(self) -> None:
         """Load what makes HTML, while nobody waits for it."""
-        self._loading = asyncio.ensure_future(self.rendering.run(lambda: importlib.import_module("glm4.markup")))
+        self._loading = asyncio.ensure_future(self.rendering.of("").run(lambda: importlib.import_module("glm4.markup")))
 
 
 def page_state(request: Request) -> PageState:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glm4.agent.session_html import arguments_html
-from glm4.server.agent.reading import Readers
+from glm4.server.agent.reading import OfOwner, Readers
 from glm4.server.agent.turn import Numbered, Turn
 from glm4.server.page.parts import TEXTS, dressed
 
@@ -26,7 +26,7 @@ PAUSE_FACTOR = 10
 """And at least so many times as long as the last one took."""
 
 
-async def turn_view(turn: Turn, rendering: Readers) -> AsyncGenerator[dict[str, Any], None]:
+async def turn_view(turn: Turn, rendering: Readers | OfOwner) -> AsyncGenerator[dict[str, Any], None]:
     """The events, from a snapshot of what there is now to the end.
 
     Args:
@@ -60,7 +60,7 @@ async def turn_view(turn: Turn, rendering: Readers) -> AsyncGenerator[dict[str, 
 class _View:
     """What one reader has of a turn."""
 
-    def __init__(self, rendering: Readers) -> None:
+    def __init__(self, rendering: Readers | OfOwner) -> None:
         self._rendering = rendering
         self._part: int | None = None  # the text that is being written
         self._renderer: IncrementalRenderer | None = None

@@ -26,7 +26,7 @@ from glm4.server.streaming import EventStream, event, until_disconnect
 async def follow_turn(request: Request) -> Response:
     """The events of a turn from now on, after a snapshot of all before."""
     turn = find_state(request.app, AgentState).turns.find(request.path_params["turn_id"], owner_of(request))
-    rendering = page_state(request).rendering
+    rendering = page_state(request).rendering.of(turn.owner)
 
     async def events() -> AsyncGenerator[bytes, None]:
         async with aclosing(turn_view(turn, rendering)) as view:
@@ -43,7 +43,7 @@ async def conversation(request: Request) -> Response:
     messages = await state.store.messages(name, owner)
     files = await state.store.files(name, owner)
     branch = _branch(messages, request.query_params.get("leaf") or session.leaf)
-    rendering = page_state(request).rendering
+    rendering = page_state(request).rendering.of(owner)
 
     async def answer() -> Response:
         # One by one: turns that run get their turn of the threads between them.
