@@ -161,14 +161,12 @@ export function setupComposer(app) {
     stopping = false;
     showButton();
   });
-  app.on("settings", () => {
-    added.redraw();
-    changed();
-  });
-  app.on("language", () => {
-    added.redraw();
-    changed();
-  });
+  for (const name of ["settings", "language"]) {
+    app.on(name, () => {
+      added.redraw();
+      changed();
+    });
+  }
   app.on("session", () => {
     if (app.session.login && !app.session.user) stored(DRAFTS, null); // for whoever sits here next
   });

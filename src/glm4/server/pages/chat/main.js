@@ -8,9 +8,8 @@ import { setupDocuments } from "./documents.js";
 import { byId } from "./dom.js";
 import { setupLanguage } from "./i18n.js";
 import { setupLayout } from "./layout.js";
-import { setupLogin } from "./login.js";
 import { setupOperator } from "./operator.js";
-import { setupConnection } from "./session.js";
+import { setupConnection, setupLogin } from "./session.js";
 import { setupSettings } from "./settings.js";
 import { setupSidebar } from "./sidebar.js";
 import { ConversationState } from "./state.js";
@@ -143,11 +142,8 @@ window.addEventListener("popstate", () => {
   if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
 });
 
-// Other tabs of this browser
-
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("glm4") : null;
 
-/** Tell other tabs that a conversation has changed. */
 app.tell = (what) => channel?.postMessage(what);
 
 channel?.addEventListener("message", ({ data }) => {

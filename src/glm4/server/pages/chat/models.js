@@ -23,7 +23,7 @@ function show(models) {
   select.value = app.settings.model ?? "";
   select.hidden = !known.length;
   select.setAttribute("aria-label", app.t("settings.model"));
-  announce(models, known.find((one) => one.name === app.settings.model));
+  announce(models, app.model());
 }
 
 /** The models; one that has adapters is a group with them. */
@@ -54,7 +54,6 @@ function announce(models, chosen) {
   app.announce(`${chosen.name}: ${stateText(app, chosen)}`, { assertive: chosen.state === "failed" });
 }
 
-/** What there is to know of a model, for the settings. */
 export function modelDetails(app, model) {
   if (!model) return el("p", { class: "help" }, app.t("settings.no_model"));
   const facts = [
@@ -70,8 +69,6 @@ export function modelDetails(app, model) {
 export function toolName(name) {
   return name.split("/").at(-1);
 }
-
-// Tools and context
 
 export function setupMeter(app) {
   const tools = textButton("", () => app.openSettings("tools"), { class: "quiet" });
@@ -91,7 +88,7 @@ export function setupMeter(app) {
   showMeter(meter);
 }
 
-/** What is in the context: prompt and answer of the last round with the model, on the branch that is shown. {used, prompt, completion, context}. */
+/** What fills the context, on the branch that is shown: prompt and answer of the last round with the model. */
 function contextUse(app) {
   const answered = app.state.branch().filter((message) => message.role === "assistant" && message.usage?.prompt);
   const message = answered.at(-1);
@@ -99,8 +96,7 @@ function contextUse(app) {
   const { usage } = message;
   // Sums over several rounds say nothing about the context, which the last round has seen whole.
   const { prompt, completion } = usage.last ?? usage;
-  const model = app.session?.models.find((one) => one.name === app.settings.model);
-  const context = model?.context ?? message.context ?? usage.context;
+  const context = app.model()?.context ?? message.context ?? usage.context;
   return context ? { used: prompt + completion, prompt, completion, context } : null;
 }
 

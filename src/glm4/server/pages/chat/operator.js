@@ -178,7 +178,7 @@ function drawErrors(list) {
   rows.hidden = !shown.length;
   fill(rows, shown.map((one) => el("li", { data: { level: one.level } },
     el("span", { class: "error-about" }, `${app.date(one.time, WHEN)} ${one.level} ${one.logger}`),
-    el("pre", { dir: "auto" }, one.message))));
+    el("pre", { text: one.message }))));
 }
 
 function line({ time, level, logger, message }) {
