@@ -161,12 +161,10 @@ export function setupComposer(app) {
     stopping = false;
     showButton();
   });
-  for (const name of ["settings", "language"]) {
-    app.on(name, () => {
-      added.redraw();
-      changed();
-    });
-  }
+  app.on("settings language", () => {
+    added.redraw();
+    changed();
+  });
   app.on("session", () => {
     if (app.session.login && !app.session.user) stored(DRAFTS, null); // for whoever sits here next
   });

@@ -26,10 +26,9 @@ const app = {
 function events() {
   const listeners = new Map();
   return {
-    on(name, listener) {
-      const known = listeners.get(name) ?? new Set();
-      listeners.set(name, known.add(listener));
-      return () => known.delete(listener);
+    /** `names` are separated by spaces. */
+    on(names, listener) {
+      for (const name of names.split(" ")) listeners.set(name, [...(listeners.get(name) ?? []), listener]);
     },
     emit(name, detail = {}) {
       for (const listener of listeners.get(name) ?? []) {
@@ -163,7 +162,7 @@ function title() {
 }
 
 async function start() {
-  setupApi(app, { reached: (yes) => app.reached(yes), unauthorized: () => app.unauthorized() });
+  setupApi(app);
   await setupLanguage(app);
   setupAccessibility(app);
   setupLayout(app);
@@ -178,7 +177,7 @@ async function start() {
   setupLogin(app);
   setupOperator(app);
   app.translate(document);
-  for (const name of ["conversation", "turn", "language"]) app.on(name, title);
+  app.on("conversation turn language", title);
   app.shortcut("ctrl+shift+o", "sidebar.new", () => app.open(null));
   app.shortcut("escape", "key.stop", () => {
     // What is open is closed first.

@@ -10,7 +10,7 @@ export function setupModels(app) {
   const select = el("select", { id: "model", onchange: () => app.choose({ model: select.value }) });
   const models = { app, select, said: "", drawn: "" };
   fill(byId("bar-model"), select);
-  for (const name of ["session", "settings", "language"]) app.on(name, () => show(models));
+  app.on("session settings language", () => show(models));
   show(models);
 }
 
@@ -41,7 +41,7 @@ export function stateText(app, model) {
   if (model.state === "ready") return app.t("settings.state_ready");
   if (model.state === "failed") return app.t("settings.failed", { reason: model.error ?? "" });
   const stage = app.stageText(model);
-  const share = typeof model.progress === "number" ? app.number(model.progress, { style: "percent" }) : "";
+  const share = typeof model.progress === "number" ? app.percent(model.progress) : "";
   return [app.t("settings.state_loading"), stage, share].filter(Boolean).join(" · ");
 }
 
@@ -82,9 +82,7 @@ export function setupMeter(app) {
   const row = el("div", { id: "meter" }, tools, button, details, warning);
   (byId("composer-foot") ?? byId("main")).append(row);
   const meter = { app, tools, bar, said, details, button, warning };
-  for (const name of ["conversation", "message", "turn", "settings", "session", "language"]) {
-    app.on(name, () => showMeter(meter));
-  }
+  app.on("conversation message turn settings session language", () => showMeter(meter));
   showMeter(meter);
 }
 
@@ -115,7 +113,7 @@ function showMeter({ app, tools, bar, said, details, button, warning }) {
   details.hidden = false;
   const share = use.used / use.context;
   bar.style.width = `${Math.min(100, share * 100)}%`;
-  const percent = app.number(share, { style: "percent", maximumFractionDigits: share < 0.1 ? 1 : 0 });
+  const percent = app.percent(share, share < 0.1 ? 1 : 0);
   said.textContent = percent;
   button.className = `quiet meter ${share >= FULL ? "full" : share >= NEARLY_FULL ? "nearly-full" : ""}`;
   const short = app.t("meter.label", { used: use.used, context: use.context, percent });

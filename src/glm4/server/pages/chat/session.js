@@ -104,7 +104,7 @@ export function setupConnection(app) {
     const known = typeof model.progress === "number";
     const bar = el("progress", { max: "1", "aria-label": app.t("banner.loading", { model: model.name }) });
     if (known) bar.value = model.progress;
-    const percent = known ? app.number(model.progress, { style: "percent" }) : "";
+    const percent = known ? app.percent(model.progress) : "";
     fill(banner, el("span", { text: app.t("banner.loading", { model: model.name }) }), bar,
       el("span", { class: "banner-stage", text: [stage, percent].filter(Boolean).join(" · ") }));
   }
