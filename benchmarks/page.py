@@ -7,7 +7,8 @@ formulas; two to five characters each), written here at `--rate` a second, or as
 
 - frames: time between two of them while the answer is written, and the tasks of over 50 ms that the browser reports;
   both are by the clock, so another program that takes the processor is in them;
-- what the page computes per second of writing, by the browser's own counters, which a busy machine changes less;
+- tasks of the page's main thread by processor time, and what it computes per second of writing, by the browser's own
+  trace and counters, which a busy machine changes less;
 - rendering on the server, per token: that of `markup.py`;
 - first paint (first-contentful-paint) of a visitor without a cache while the model is still loading;
 - bytes of all static files.
@@ -22,9 +23,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / name) for name in ("", "page")]
@@ -42,6 +44,9 @@ from glm4.requests.processor import Processor  # noqa: E402
 from glm4.server.config import ModelSpec, ServerConfig  # noqa: E402
 from live import serve  # noqa: E402
 from tiny import VOCAB_SIZE, special_id, write_folder  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import CDPSession
 
 MAX_MODEL_LEN = 1 << 20  # its tokens are bytes
 WARM_UP = 300  # tokens of a first answer, after which scripts are compiled
@@ -117,6 +122,7 @@ def long_answer(url: str, writer: Writer, tokens: int) -> dict[str, Any]:
         chat.fresh()
         writer.pieces = ["\n", *markup.answer(tokens)]
         before = _counters(counters)
+        traced = Trace(counters)
         chat.evaluate(WATCH)
         started = time.monotonic()
         chat.send("Write ten thousand tokens.")
@@ -126,6 +132,7 @@ def long_answer(url: str, writer: Writer, tokens: int) -> dict[str, Any]:
         seconds = time.monotonic() - started
         measured = chat.evaluate("() => { window.measured.running = false; return window.measured; }")
         after = _counters(counters)
+        tasks = traced.end(chat)
         expect(chat.messages).to_have_count(2)
         blocks = chat.body().locator(".block").count()
         watch.check()
@@ -143,12 +150,39 @@ def long_answer(url: str, writer: Writer, tokens: int) -> dict[str, Any]:
         "frames_over_50_ms": sum(one > 50 for one in frames),
         "long_tasks": len(measured["tasks"]),
         "longest_task_ms": round(max(measured["tasks"], default=0), 1),
+        "longest_task_processor_ms": round(tasks[-1], 1),
+        "tasks_over_50_ms_processor": sum(one > 50 for one in tasks),
         **{f"{_snake(name)}_ms_per_second": round((after[name] - before[name]) / seconds * 1e3) for name in COUNTERS},
         "heap_mb": round(after["JSHeapUsedSize"] / 1e6, 1),
     }
 
 
-def _counters(session: Any) -> dict[str, float]:
+class Trace:
+    """The browser's trace, from now on."""
+
+    def __init__(self, session: CDPSession) -> None:
+        self._session = session
+        self._events: list[dict[str, Any]] = []
+        self._ended: list[object] = []
+        session.on("Tracing.dataCollected", lambda data: self._events.extend(data["value"]))
+        session.on("Tracing.tracingComplete", lambda data: self._ended.extend([data]))
+        kinds = {"includedCategories": ["toplevel", "devtools.timeline"]}
+        session.send("Tracing.start", {"transferMode": "ReportEvents", "traceConfig": kinds})
+
+    def end(self, chat: Chat) -> list[float]:
+        """Milliseconds of processor time of the tasks of the thread that runs scripts, the shortest first."""
+        self._session.send("Tracing.end")
+        chat.watch.until(chat.page, lambda: self._ended, "the trace")
+        threads = Counter((one["pid"], one["tid"]) for one in self._events if one["name"] == "FunctionCall")
+        scripts = threads.most_common(1)[0][0]
+        return sorted(
+            one.get("tdur", 0) / 1e3
+            for one in self._events
+            if (one["pid"], one["tid"]) == scripts and one["name"].endswith("RunTask")
+        )
+
+
+def _counters(session: CDPSession) -> dict[str, float]:
     return {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
 
 

@@ -13,6 +13,8 @@ from openai_exports import trip
 from test_agent_edges import upload
 from test_agent_http import check, followed, running
 
+from glm4.agent.sessions import MAX_SYSTEM
+
 IMPORT = "/v1/agent/conversations"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(40)).decode()
 
@@ -152,3 +154,24 @@ def test_an_html_export_is_one_file_that_browsers_save(tmp_path: Path) -> None:
         copy = client.post(IMPORT, json=document).json()["id"]
         assert f"data:image/png;base64,{PNG}" in client.get(f"{IMPORT}/{copy}/export?format=html").text
         assert client.get(f"{IMPORT}/{copy}/export?format=pdf").status_code == 400
+
+
+def test_what_every_list_has_is_bounded(tmp_path: Path) -> None:
+    with running(tmp_path, lambda prompt: "\nYes.") as live, live.client() as client:
+        about = followed(client, "/v1/agent/chat", {"content": "Mine", "system": "é" * MAX_SYSTEM})[0][1]
+        talk = f"{IMPORT}/{about['conversation']}"
+        document = client.get(f"{talk}/export").json()
+        assert client.post(IMPORT, json=document).json()["system"] == "é" * MAX_SYSTEM
+        long = "x" * (MAX_SYSTEM + 1)
+        for changes in ({"system": long}, {"model": long}, {"params": {"sampling": {"stop": long}}}):
+            refused = client.post(IMPORT, json={**document, **changes})
+            assert refused.status_code == 400, changes.keys()
+            assert refused.json()["error"]["param"] == next(iter(changes))
+        assert client.patch(talk, json={"system": long}).status_code == 400
+        for turn in (
+            {"content": "x", "system": long},
+            {**{"content": "x", "system": long}, "conversation": talk[-32:]},
+        ):
+            assert client.post("/v1/agent/turns", json=turn).status_code == 400
+        assert len(client.get(IMPORT).json()["conversations"]) == 2
+        assert len(client.get(talk).json()["messages"]) == 2

@@ -11,7 +11,7 @@ from glm4.documents.document import Block, Document
 from glm4.sandbox.launch import unavailable
 from glm4.server.page.artifacts import MAX_NBYTES
 from glm4.server.page.documents import PIECE_CHARACTERS, pages_of
-from glm4.server.page.kept_artifacts import MAX_ALL_NBYTES, MOST_OF_ONE, Artifacts
+from glm4.server.page.kept_artifacts import MAX_ALL_NBYTES, MOST_OF_ONE, MOST_OF_ONE_NBYTES, Artifacts
 
 FRAME = {"Sec-Fetch-Dest": "iframe"}
 
@@ -61,8 +61,15 @@ def test_artifacts_are_bounded_for_each_owner_and_in_all() -> None:
     assert kept.find("ann", names[0]) is None
     assert kept.find("ann", first) == b"first"
     assert kept.find("bob", other) == b"bob's"
-    large = [kept.keep(f"owner {n}", bytes(MAX_ALL_NBYTES // 4)) for n in range(5)]
-    assert [kept.find(f"owner {n}", name) is not None for n, name in enumerate(large)] == [False] + [True] * 4
+    for _ in range(100):  # of one owner: others keep theirs
+        kept.keep("eve", bytes(MOST_OF_ONE_NBYTES // 8))
+    assert kept.find("bob", other) == b"bob's"
+    assert kept.find("ann", first) == b"first"
+    large = [kept.keep(f"owner {n}", bytes(MOST_OF_ONE_NBYTES)) for n in range(5)]
+    left = MAX_ALL_NBYTES // MOST_OF_ONE_NBYTES
+    assert [kept.find(f"owner {n}", name) is not None for n, name in enumerate(large)] == [
+        n >= 5 - left for n in range(5)
+    ]
     assert kept.find("bob", other) is None
 
 

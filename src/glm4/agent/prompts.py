@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from glm4.agent.sessions import SessionStore, new_id
+from glm4.agent.sessions import MAX_SYSTEM, SessionStore, new_id
 from glm4.errors import InvalidRequestError, NotFoundError
 
 MAX_PROMPTS = 500
 """Of one owner."""
 MAX_NAME = 80
-MAX_TEXT = 100_000
+MAX_TEXT = MAX_SYSTEM
 """Characters."""
 
 

@@ -26,6 +26,10 @@ from glm4.system.sqlite_file import SqliteFile
 
 Status = Literal["running", "completed", "stopped", "limit", "error", "interrupted"]
 MAX_TITLE = 80
+MAX_SYSTEM = 100_000
+"""Characters of instructions. Lists of conversations have those of each."""
+_MAX_MODEL = 1000
+_MAX_PARAMS = 100_000  # characters, as JSON
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _SHORTEST_INDEXED = 3  # characters of a query that the index of trigrams can find
 
@@ -154,7 +158,12 @@ class SessionStore:
         model: str = "",
         params: Mapping[str, Any] | None = None,
     ) -> Session:
-        """A new, empty conversation."""
+        """A new, empty conversation.
+
+        Raises:
+            InvalidRequestError: `system`, `model` or `params` is too long; `.param` names it. So does `change`.
+        """
+        _check({"system": system, "model": model, "params": _json(params or {})})
         now = self._clock()
         made = Session(new_id(), title[:MAX_TITLE], system, model, dict(params or {}), None, False, now, now)
         with self._file.errors("written"), self._file.transaction():
@@ -216,6 +225,7 @@ class SessionStore:
             changes["title"] = changes["title"][:MAX_TITLE]
         if "params" in changes:
             changes["params"] = _json(changes["params"])
+        _check(changes)
         with self._file.errors("written"), self._file.transaction():
             for name, value in changes.items():
                 statement = f"UPDATE conversations SET {name} = ? WHERE id = ?"  # noqa: S608  (a name of ours)
@@ -370,6 +380,15 @@ _OWN_FILES = (
     " AND sha256 NOT IN (SELECT sha256 FROM uploads)"
 )
 _INDEXED = "number IN (SELECT rowid FROM found WHERE found MATCH ?)"
+
+
+_LENGTHS = {"system": MAX_SYSTEM, "model": _MAX_MODEL, "params": _MAX_PARAMS}
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    for name, most in _LENGTHS.items():
+        if len(given.get(name, "")) > most:
+            raise InvalidRequestError(f"{name} may have {most:,} characters, not {len(given[name]):,}", param=name)
 
 
 def title_of(parts: Sequence[Mapping[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from glm4.agent.prompts import MAX_NAME, MAX_TEXT
+from glm4.agent.sessions import MAX_SYSTEM
 from glm4.api.fields import (
     BOOLEAN,
     OBJECT,
@@ -102,6 +103,12 @@ def _id(name: str, value: Any) -> str:
     return value
 
 
+def _system(name: str, value: Any) -> str:
+    if len(text(name, value)) > MAX_SYSTEM:
+        raise InvalidRequestError(f"{name} may have {MAX_SYSTEM:,} characters, not {len(value):,}", param=name)
+    return str(value)
+
+
 def _names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > 64 or not all(isinstance(one, str) for one in value):
         raise InvalidRequestError(f"{name} must be a list of at most 64 strings", param=name)
@@ -125,6 +132,7 @@ def decision(name: str, value: Any) -> str:
 
 
 _ID = {"type": "string", "minLength": 1, "maxLength": MAX_ID}
+_SYSTEM = {"type": "string", "maxLength": MAX_SYSTEM}
 _CONTENT = {"anyOf": [STRING, {"type": "array", "items": OBJECT}]}
 _PARAMS_SCHEMA = {
     "type": "object",
@@ -141,7 +149,7 @@ TURN_FIELDS: Mapping[str, Field] = MappingProxyType(
         "files": Field(_STRINGS, _names),
         "model": Field(STRING, text),
         "tools": Field(_STRINGS, _names),
-        "system": Field(STRING, text),
+        "system": Field(_SYSTEM, _system),
         "params": Field(_PARAMS_SCHEMA, _params),
     }
 )
@@ -152,7 +160,7 @@ APPROVAL_FIELDS: Mapping[str, Field] = MappingProxyType({"decision": Field({"enu
 CHANGE_FIELDS: Mapping[str, Field] = MappingProxyType(
     {
         "title": Field(STRING, text),
-        "system": Field(STRING, text),
+        "system": Field(_SYSTEM, _system),
         "model": Field(STRING, text),
         "pinned": Field(BOOLEAN, boolean),
         "leaf": Field(_ID, _id),

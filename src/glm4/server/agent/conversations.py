@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +20,7 @@ from glm4.errors import InvalidRequestError
 from glm4.server.agent.state import AgentState, owner_of
 from glm4.server.body import read_body, read_json
 from glm4.server.errors import ApiError
+from glm4.server.long_answers import long_answer
 from glm4.server.memory import BODY_MEMORY, BodyMemory
 from glm4.server.state import find_state, server_state
 
@@ -39,7 +39,7 @@ async def list_conversations(request: Request) -> Response:
     if not re.fullmatch("[1-9][0-9]{0,2}", limit):
         raise ApiError(400, "limit is a number up to 999", "limit", "invalid_value")
     found = await _state(request).store.sessions(owner_of(request), limit=int(limit), after=query.get("after") or None)
-    return JSONResponse({"conversations": [session_dict(session) for session in found]})
+    return await long_answer({"conversations": [session_dict(session) for session in found]})
 
 
 async def search(request: Request) -> Response:
@@ -54,7 +54,7 @@ async def conversation(request: Request) -> Response:
     session = await state.store.get(name, owner)
     messages = await state.store.messages(name, owner)
     files = await state.store.files(name, owner)
-    return JSONResponse(
+    return await long_answer(
         {
             "conversation": session_dict(session),
             "messages": [message_dict(message, state.turns.of_message(message.id)) for message in messages],
@@ -97,22 +97,21 @@ async def export_conversation(request: Request) -> Response:
         text = await state.store.as_markdown(name, owner)
         return Response(text, media_type="text/markdown; charset=utf-8", headers=attachment("conversation.md"))
     if kind == "html":
-        text = await _as_html(state, name, owner)
+        page = await _as_html(state, name, owner)
         headers = {"Content-Security-Policy": "sandbox", **attachment("conversation.html")}
-        return Response(text, media_type="text/html; charset=utf-8", headers=headers)
+        return Response(page, media_type="text/html; charset=utf-8", headers=headers)
     if kind != "json":
         raise ApiError(400, "format must be json, markdown or html", "format", "invalid_value")
     document = await state.store.as_document(name, owner, state.files)
-    body = json.dumps(document, ensure_ascii=False).encode()
-    return Response(body, media_type="application/json", headers=attachment("conversation.json"))
+    return await long_answer(document, attachment("conversation.json"))
 
 
-async def _as_html(state: AgentState, name: str, owner: str) -> str:
+async def _as_html(state: AgentState, name: str, owner: str) -> bytes:
     from glm4.agent.session_html import as_html
 
     session = await state.store.get(name, owner)
     branch, files = await state.store.branch(name, owner), await state.store.files(name, owner)
-    return await asyncio.to_thread(as_html, session, branch, files, state.files)
+    return await asyncio.to_thread(lambda: as_html(session, branch, files, state.files).encode())
 
 
 async def import_conversation(request: Request) -> Response:
@@ -140,7 +139,7 @@ async def _keep_imported(state: AgentState, document: object, owner: str) -> dic
         try:
             name = await state.store.from_document(document, owner, state.files)
         except BaseException:
-            for sha256 in digests(document):  # those that were kept before it failed
+            for sha256 in await asyncio.to_thread(digests, document):  # those that were kept before it failed
                 await state.drop(sha256)
             raise
     return session_dict(await state.store.get(name, owner))

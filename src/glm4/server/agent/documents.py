@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,6 +32,7 @@ class Documents:
         self._files = files
         self._readers = readers
         self._known: OrderedDict[tuple[str, str], Document] = OrderedDict()
+        self._reading: dict[tuple[str, str], asyncio.Future[Document]] = {}
         self._indexes: OrderedDict[tuple[tuple[str, str], ...], FileIndex] = OrderedDict()
 
     async def stored(self, file: StoredFile) -> Document:
@@ -39,6 +41,18 @@ class Documents:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
+        if key not in self._reading:  # once, however many ask for it
+            reading = asyncio.ensure_future(self._keep(file, key))
+            self._reading[key] = reading
+            reading.add_done_callback(partial(self._was_read, key))
+        return await asyncio.shield(self._reading[key])
+
+    def _was_read(self, key: tuple[str, str], reading: asyncio.Future[Document]) -> None:
+        del self._reading[key]
+        if not reading.cancelled():
+            reading.exception()  # who asked may be gone, and then nobody else takes it
+
+    async def _keep(self, file: StoredFile, key: tuple[str, str]) -> Document:
         document = await self._read(lambda: self._files.read(file.sha256), file.name)
         self._known[key] = document
         while len(self._known) > 1 and sum(len(one.text) for one in self._known.values()) > KEPT_CHARACTERS:

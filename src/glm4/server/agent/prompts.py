@@ -12,13 +12,14 @@ from glm4.api.fields import read_fields
 from glm4.errors import InvalidRequestError
 from glm4.server.agent.state import AgentState, owner_of
 from glm4.server.agent.store import ThreadedSessionStore
+from glm4.server.long_answers import long_answer
 from glm4.server.state import find_state, server_state
 
 
 async def list_prompts(request: Request) -> Response:
     """The prompts of this key, by name."""
     found = await _store(request).list_prompts(owner_of(request))
-    return JSONResponse({"prompts": [asdict(one) for one in found]})
+    return await long_answer({"prompts": [asdict(one) for one in found]})
 
 
 async def add_prompt(request: Request) -> Response:

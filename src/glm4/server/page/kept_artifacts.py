@@ -7,6 +7,7 @@ from collections import OrderedDict
 from glm4.agent.sessions import new_id
 
 MOST_OF_ONE = 64
+MOST_OF_ONE_NBYTES = 16 << 20
 MAX_ALL_NBYTES = 64 << 20
 
 
@@ -23,8 +24,10 @@ class Artifacts:
         self._kept[key] = document
         self._nbytes += len(document)
         own = [one for one in self._kept if one[0] == owner]
-        for one in own[: max(0, len(own) - MOST_OF_ONE)]:
-            self._forget(one)
+        nbytes = sum(len(self._kept[one]) for one in own)
+        while len(own) > MOST_OF_ONE or nbytes > MOST_OF_ONE_NBYTES:
+            nbytes -= len(self._kept[own[0]])
+            self._forget(own.pop(0))
         while self._nbytes > MAX_ALL_NBYTES:
             self._forget(next(iter(self._kept)))
         return key[1]

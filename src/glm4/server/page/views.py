@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from glm4.agent.sessions import SessionMessage
 from glm4.agent.transcript import file_dict
 from glm4.errors import NotFoundError
 from glm4.server.agent.conversations import message_dict, session_dict
 from glm4.server.agent.state import AgentState, owner_of
+from glm4.server.long_answers import long_answer
 from glm4.server.page.parts import dressed
 from glm4.server.page.state import NO_STORE, page_state
 from glm4.server.page.turn_view import turn_view
@@ -53,7 +54,7 @@ async def conversation(request: Request) -> Response:
             "messages": shown,
             "files": [file_dict(file) for file in files],
         }
-        return await rendering.run(partial(JSONResponse, whole, headers=NO_STORE))
+        return await long_answer(whole, NO_STORE)
 
     return await until_disconnect(request, answer())
 
