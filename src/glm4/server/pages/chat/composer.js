@@ -161,11 +161,7 @@ export function setupComposer(app) {
     stopping = false;
     showButton();
   });
-  app.on("settings", () => {
-    added.redraw();
-    changed();
-  });
-  app.on("language", () => {
+  app.on("settings language", () => {
     added.redraw();
     changed();
   });

@@ -7,7 +7,6 @@ const FORMATS = ["json", "markdown", "html"];
 const PAGE = 100;
 const SHOWN = 20; // failures that are listed
 
-/** The menu entries that save one conversation. */
 export function exportItems(app, conversation) {
   return FORMATS.map((format) => ({
     label: app.t(`export.${format}`),
@@ -15,7 +14,6 @@ export function exportItems(app, conversation) {
   }));
 }
 
-/** The menu of the whole list. */
 export function openListMenu(app, button) {
   openMenu(button, app.t("sidebar.list_menu"), [
     { label: app.t("import.open"), act: () => chooseFiles(app) },
@@ -65,9 +63,7 @@ function chooseFiles(app) {
   input.click();
 }
 
-/** Import files, one conversation after the other, and say what came of it.
- * @param {File[]} files - exports of ours, or OpenAI's conversations.json
- */
+/** Import exports of ours, or OpenAI's conversations.json, and say what came of it. */
 export async function importFiles(app, files) {
   const progress = progressDialog(app, app.t("import.title"));
   const outcome = { imported: [], failed: [] };
@@ -105,7 +101,7 @@ function report(app, { imported, failed }) {
   const said = el("p", { role: "status" }, app.t("import.done", { count: imported.length }));
   if (!failed.length) return [said];
   const rows = failed.slice(0, SHOWN).map(({ name, reason }) =>
-    el("li", {}, el("strong", { dir: "auto" }, name), " ", reason));
+    el("li", {}, el("strong", { text: name }), " ", reason));
   const more = failed.length > SHOWN ? el("li", {}, app.t("import.more", { count: failed.length - SHOWN })) : null;
   return [said, el("p", { class: "error" }, app.t("import.failed", { count: failed.length })),
     el("ul", { class: "failures" }, rows, more)];

@@ -8,12 +8,9 @@ const EDGE = { top: 10, right: 12, bottom: 24, left: 46 };
 const TABLE_ROWS = 60;
 const SHORT = 600; // seconds; then ticks say them
 
-/** A plot that can be redrawn.
- * @param {object} app
- * @param {{title: string, series: {name: string, format: (value: number) => string}[], top?: number, whole?: boolean}} about
- *   top: the value of the upper edge; without it, the largest value. whole: ticks are whole numbers.
- * @returns {{element: HTMLElement, update: (times: number[], values: number[][]) => void}}
- *   times in seconds since the epoch, values per line.
+/**
+ * A plot of `series`, [{name, format(value)}], as {element, update(times, values)}: seconds since the epoch, and values
+ * per line. `top` is the value of the upper edge, else the largest one; `whole`: ticks are whole numbers.
  */
 export function timePlot(app, about) {
   const readout = el("p", { class: "plot-readout" });

@@ -5,9 +5,7 @@ import { el, fill, textButton } from "./dom.js";
 const WAIT = 600; // milliseconds after the last key
 const PATH = "v1/agent/prompts";
 
-/** The editor; `change(text)` is called a moment after the last key, and by flush().
- * @returns {{element: HTMLElement, show: (text: string) => void, flush: () => void}}
- */
+/** {element, show(text), flush()}; `change(text)` is called a moment after the last key, and by flush(). */
 export function systemEditor(app, change) {
   const text = el("textarea", { id: "system-text", rows: "4", dir: "auto", "aria-describedby": "system-help" });
   const saved = el("select", { id: "system-saved" });

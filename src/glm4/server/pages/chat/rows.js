@@ -14,7 +14,7 @@ export function conversationRow(side, conversation) {
   const running = app.t("sidebar.running");
   const mark = el("span", { class: "running-mark", role: "img", "aria-label": running, title: running });
   mark.hidden = !app.running.has(conversation.id);
-  const link = el("a", { href: `#/c/${conversation.id}`, title }, mark, el("span", { class: "title", dir: "auto" }, title));
+  const link = el("a", { href: `#/c/${conversation.id}`, title }, mark, el("span", { class: "title", text: title }));
   const name = app.t("sidebar.row_menu", { title });
   const open = () => openMenu(button, name, [
     { label: app.t("sidebar.rename"), act: () => renameRow(side, conversation) },
@@ -68,7 +68,6 @@ export function renameRow(side, conversation) {
   input.select();
 }
 
-/** Delete a conversation once the reader has said so. */
 export async function deleteRow(side, conversation) {
   const { app } = side;
   const title = titleOf(app, conversation);

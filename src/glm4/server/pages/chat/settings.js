@@ -20,6 +20,7 @@ export function setupSettings(app) {
     last: lastUsed() };
   adopt(settings);
   app.choose = (changes) => choose(settings, changes);
+  app.model = () => app.session?.models.find((one) => one.name === app.settings.model);
   app.openSettings = (section) => open(settings, section);
   app.on("conversation", () => adopt(settings));
   app.on("session", () => adopt(settings));
@@ -105,8 +106,6 @@ async function send(settings, id, changes) {
   }
 }
 
-// The dialog
-
 function open(settings, section = null) {
   build(settings);
   openDialog(settings.dialog);
@@ -142,7 +141,7 @@ function section(app, name, ...children) {
 function show(settings) {
   const { app, shown } = settings;
   if (!shown.details) return; // not opened yet
-  const model = app.session?.models.find((one) => one.name === app.settings.model);
+  const model = app.model();
   fill(shown.details, modelDetails(app, model));
   showTools(app, shown.tools);
   shown.system.show(app.settings.system);
