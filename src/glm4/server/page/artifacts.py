@@ -8,8 +8,9 @@ WebRTC, which no policy knows, is taken away by a script at the start of each. A
 again; those with an address are forbidden by the policy, and what could make one without (`srcdoc`, also written in
 pieces, and `javascript:`) is refused: in the source here, and by the browser in what scripts do (Trusted Types).
 
-Not covered: an artifact may use the processor, and show what looks like a part of the page, within its frame. Browsers
-without Trusted Types refuse less, so what is secret is to stay out of artifacts.
+Not covered: an artifact may use the processor, and show what looks like a part of the page, within its frame. If it
+leads its frame to another host, the policy lets nothing be sent, but chromium has looked up and connected to the host
+by then, so its name tells as much as fits in it. Browsers without Trusted Types refuse less, so what is secret is to stay out of artifacts.
 """
 
 from __future__ import annotations
