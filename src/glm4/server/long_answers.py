@@ -17,20 +17,29 @@ async def long_answer(content: Mapping[str, Any], headers: Mapping[str, str] | N
 
     Not covered: a single member that is long.
     """
-    fields, since = [], 0
+    pieces, since = [b"{"], 0
     for name, value in content.items():
-        if not isinstance(value, list):
-            fields.append(_encoded(name) + b":" + _encoded(value))
-            continue
-        members = []
-        for one in value:
-            members.append(_encoded(one))
-            since += len(members[-1])
-            if since >= STEP_NBYTES:
-                since = 0
-                await asyncio.sleep(0)
-        fields.append(_encoded(name) + b":[" + b",".join(members) + b"]")
-    return Response(b"{" + b",".join(fields) + b"}", media_type="application/json", headers=headers)
+        pieces += (_encoded(name), b":")
+        if isinstance(value, list):
+            pieces.append(b"[")
+            for one in value:
+                pieces += (_encoded(one), b",")
+                since += len(pieces[-2])
+                if since >= STEP_NBYTES:
+                    since = 0
+                    await asyncio.sleep(0)
+            _end(pieces, b"]")
+        else:
+            pieces.append(_encoded(value))
+        pieces.append(b",")
+    _end(pieces, b"}")
+    return Response(b"".join(pieces), media_type="application/json", headers=headers)
+
+
+def _end(pieces: list[bytes], mark: bytes) -> None:
+    if pieces[-1] == b",":
+        pieces.pop()
+    pieces.append(mark)
 
 
 def _encoded(value: Any) -> bytes:
