@@ -27,17 +27,17 @@ function open(app, { file, name, page = null, section = "", quotation = "", clai
   const after = iconButton("right", app.t("documents.after"), () => go(at + 1));
   const pages = el("form", { class: "document-pages", hidden: true }, before, field, of, after);
 
-  pages.addEventListener("submit", (event) => {
+  pages.onsubmit = (event) => {
     event.preventDefault();
     go(Number(field.value));
-  });
-  field.addEventListener("change", () => go(Number(field.value)));
-  text.addEventListener("keydown", (event) => {
+  };
+  field.onchange = () => go(Number(field.value));
+  text.onkeydown = (event) => {
     if (event.key === "PageDown" && atEnd(text, 1) && at < total) go(at + 1);
     else if (event.key === "PageUp" && atEnd(text, -1) && at > 1) go(at - 1);
     else return;
     event.preventDefault();
-  });
+  };
 
   async function go(wanted) {
     const next = Math.min(Math.max(1, Math.round(wanted) || 1), total);
@@ -97,9 +97,8 @@ function atEnd(element, direction) {
 }
 
 /**
- * Mark the sentence that supports what the answer says, in the passage that the model was shown; without such a sentence,
- * the passage. A passage elsewhere on the page is left out: it is the page's beginning, or was found for another
- * question. Returns the mark to look at; null if there is nothing to mark.
+ * Mark the sentence that supports what the answer says, in the passage that the model was shown; without one, the passage.
+ * A passage elsewhere on the page is its beginning, or was found for another question. Returns the mark to look at.
  */
 function markCited(element, { section, quotation, claim }) {
   const text = element.textContent;
@@ -142,11 +141,11 @@ function setupCitations(app) {
     const found = find(app, link);
     if (found) openCitation(app, found, (citation) => showPopover(app, popover, link, citation));
   });
-  popover.addEventListener("keydown", (event) => {
+  popover.onkeydown = (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation(); // it would stop the answer
     popover.hidePopover();
-  });
+  };
   app.on("conversation", ({ switched }) => switched && popover.hidePopover?.());
 }
 

@@ -50,16 +50,17 @@ async function exportAll(app) {
 
 async function allConversations(app) {
   const found = [];
-  for (let page = [null]; page.length; found.push(...page)) {
-    const after = found.length ? `&after=${encodeURIComponent(found.at(-1).id)}` : "";
-    page = (await app.api.get(`v1/agent/conversations?limit=${PAGE}${after}`)).conversations;
+  for (;;) {
+    const after = found.length ? `&after=${found.at(-1).id}` : "";
+    const { conversations } = await app.api.get(`v1/agent/conversations?limit=${PAGE}${after}`);
+    if (!conversations.length) return found;
+    found.push(...conversations);
   }
-  return found;
 }
 
 function chooseFiles(app) {
   const input = el("input", { type: "file", accept: ".json,application/json", multiple: true });
-  input.addEventListener("change", () => importFiles(app, [...input.files]));
+  input.onchange = () => importFiles(app, [...input.files]);
   input.click();
 }
 

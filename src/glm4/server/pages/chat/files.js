@@ -40,7 +40,7 @@ function pictureView(app, file) {
   const button = el("button", { type: "button", class: "picture", title: label, "aria-label": label,
     onclick: () => app.showPicture(file) }, picture);
   const root = el("figure", { class: "shown-picture" }, button, downloadLink(app, file));
-  picture.addEventListener("error", () => root.replaceWith(cardView(app, file, "other")));
+  picture.onerror = () => root.replaceWith(cardView(app, file, "other"));
   return root;
 }
 

@@ -55,8 +55,8 @@ function setupSidebarToggle(app) {
     if (!open && had) toggle.focus();
     if (open && narrow.matches) sidebar.querySelector("button, input, a")?.focus();
   };
-  toggle.addEventListener("click", () => app.toggleSidebar());
-  scrim.addEventListener("click", () => app.toggleSidebar(false));
+  toggle.onclick = () => app.toggleSidebar();
+  scrim.onclick = () => app.toggleSidebar(false);
   narrow.addEventListener("change", () => app.toggleSidebar(!narrow.matches && stored("glm4.sidebar") !== "closed"));
   sidebar.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !narrow.matches || event.defaultPrevented) return;
@@ -99,13 +99,13 @@ function setupPanel(app) {
       if (before?.isConnected) before.focus({ preventScroll: true });
     },
   };
-  close.addEventListener("click", app.panel.close);
-  panel.addEventListener("keydown", (event) => {
+  close.onclick = app.panel.close;
+  panel.onkeydown = (event) => {
     if (event.key !== "Escape") return;
     event.preventDefault();
     event.stopPropagation();
     app.panel.close();
-  });
+  };
   app.on("conversation", ({ switched }) => switched && app.panel.close());
 }
 

@@ -6,10 +6,10 @@ export function openMenu(button, label, items) {
   for (const item of items) {
     const row = el("button", { type: "button", role: "menuitem", tabindex: "-1", class: item.danger ? "danger" : null },
       item.label);
-    row.addEventListener("click", () => {
+    row.onclick = () => {
       menu.hidePopover();
       item.act();
-    });
+    };
     menu.append(row);
   }
   menu.addEventListener("keydown", (event) => moveInMenu(event, menu));

@@ -70,13 +70,13 @@ export class MessageView {
     if (part.kind === "reasoning") {
       const blocks = el("div", { class: "blocks" });
       const summary = el("summary", { class: "reasoning-summary" });
-      const root = el("details", { class: "part reasoning" }, summary, blocks);
+      const root = el("details", { class: "reasoning" }, summary, blocks);
       const made = { kind: "reasoning", root, summary, blocks: new Blocks(app, blocks), number };
       root.open = this.isLast(number) && !hasEnded(message);
-      summary.addEventListener("click", () => { made.touched = true; });
+      summary.onclick = () => { made.touched = true; };
       return made;
     }
-    const root = el("div", { class: "part blocks" });
+    const root = el("div", { class: "blocks" });
     return { kind: part.kind, root, blocks: new Blocks(app, root) };
   }
 
@@ -205,14 +205,14 @@ function openEditor(view) {
       el("p", { class: "hint", text: app.t("edit.hint") }),
       textButton(app.t("dialog.cancel"), close),
       textButton(app.t("composer.send"), send, { class: "primary" })));
-  area.addEventListener("keydown", (event) => {
+  area.onkeydown = (event) => {
     if (composing(event)) return;
     if (event.key === "Escape") close();
     else if (event.key === "Enter" && !event.shiftKey) send();
     else return;
     event.preventDefault();
     event.stopPropagation();
-  });
+  };
   body.hidden = true;
   root.classList.add("editing");
   body.after(view.editor);

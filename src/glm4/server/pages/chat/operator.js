@@ -144,8 +144,8 @@ function errorList(app) {
   const rows = el("ol", { class: "errors", tabindex: "0", "aria-label": app.t("errors.title") });
   const list = { app, level, words, said, rows, errors: [], drawn: "" };
   const copy = copyButton(app, app.t("errors.copy"), () => chosen(list).map(line).join("\n"));
-  level.addEventListener("change", () => drawErrors(list));
-  words.addEventListener("input", () => drawErrors(list));
+  level.onchange = () => drawErrors(list);
+  words.oninput = () => drawErrors(list);
   const element = el("section", {}, el("h3", {}, app.t("errors.title")),
     el("div", { class: "field" }, el("label", { for: "errors-level" }, app.t("errors.level")), level,
       el("label", { for: "errors-words" }, app.t("errors.words")), words, copy), said, rows);

@@ -25,7 +25,7 @@ export function timePlot(app, about) {
     details);
   const plot = { app, about, area, readout, body, details, times: [], values: [], at: null };
   new ResizeObserver(() => draw(plot)).observe(area);
-  details.addEventListener("toggle", () => fillTable(plot));
+  details.ontoggle = () => fillTable(plot);
   listen(plot);
   return {
     element,
@@ -47,24 +47,24 @@ function legend(series) {
 }
 
 function listen(plot) {
-  plot.area.addEventListener("pointermove", (event) => {
+  plot.area.onpointermove = (event) => {
     const box = plot.area.getBoundingClientRect();
     const share = (event.clientX - box.left - EDGE.left) / Math.max(1, box.width - EDGE.left - EDGE.right);
     select(plot, Math.round(share * (plot.times.length - 1)));
-  });
-  plot.area.addEventListener("pointerleave", () => {
+  };
+  plot.area.onpointerleave = () => {
     if (document.activeElement !== plot.area) select(plot, null);
-  });
-  plot.area.addEventListener("focus", () => select(plot, plot.at ?? plot.times.length - 1));
-  plot.area.addEventListener("blur", () => select(plot, null));
-  plot.area.addEventListener("keydown", (event) => {
+  };
+  plot.area.onfocus = () => select(plot, plot.at ?? plot.times.length - 1);
+  plot.area.onblur = () => select(plot, null);
+  plot.area.onkeydown = (event) => {
     const last = plot.times.length - 1;
     const at = plot.at ?? last;
     const steps = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at + 10, PageDown: at - 10, Home: 0, End: last };
     if (!(event.key in steps)) return;
     event.preventDefault();
     select(plot, steps[event.key]);
-  });
+  };
 }
 
 function select(plot, at) {

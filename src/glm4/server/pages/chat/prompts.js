@@ -12,18 +12,18 @@ export function systemEditor(app, change) {
   const save = textButton(app.t("prompts.save"), () => saveAs(editor));
   const remove = textButton(app.t("prompts.delete"), () => removePrompt(editor));
   const editor = { app, text, saved, remove, prompts: [], timer: 0, change };
-  text.addEventListener("input", () => {
+  text.oninput = () => {
     clearTimeout(editor.timer);
     editor.timer = setTimeout(() => flush(editor), WAIT);
     showWhichIsUsed(editor);
-  });
-  saved.addEventListener("change", () => {
+  };
+  saved.onchange = () => {
     const prompt = editor.prompts.find((one) => one.id === saved.value);
     text.value = prompt?.text ?? "";
     remove.disabled = !prompt;
     change(text.value);
     app.announce(app.t(prompt ? "prompts.loaded" : "prompts.cleared"));
-  });
+  };
   loadPrompts(editor);
   const element = el("div", { class: "system" },
     el("div", { class: "field" }, el("label", { for: "system-saved" }, app.t("prompts.saved")), saved, save, remove),

@@ -25,11 +25,11 @@ export function conversationRow(side, conversation) {
   ]);
   const button = iconButton("more", name, open, { "aria-haspopup": "menu", "aria-expanded": "false" });
   const row = el("li", { data: { id: conversation.id } }, link, button);
-  row.addEventListener("contextmenu", (event) => {
+  row.oncontextmenu = (event) => {
     if (event.target.closest("input")) return;
     event.preventDefault();
     open();
-  });
+  };
   return row;
 }
 
@@ -56,13 +56,13 @@ export function renameRow(side, conversation) {
     if (keep && title && title !== conversation.title) change(side, conversation, { title });
     else side.draw();
   };
-  input.addEventListener("keydown", (event) => {
+  input.onkeydown = (event) => {
     event.stopPropagation();
     if (composing(event) || !["Enter", "Escape"].includes(event.key)) return;
     event.preventDefault();
     finish(event.key === "Enter");
-  });
-  input.addEventListener("blur", () => finish(true));
+  };
+  input.onblur = () => finish(true);
   link.replaceWith(input);
   input.focus();
   input.select();

@@ -32,13 +32,13 @@ export function samplingForm(app, change) {
   const element = el("div", { class: "options" }, ...rows.map((row) => row.element), reset);
   let shown = {};
   for (const row of rows) {
-    row.input.addEventListener("change", () => {
+    row.input.onchange = () => {
       const value = row.read();
       if (value === undefined) return; // said beside the field
       const { [row.name]: _, ...others } = shown;
       shown = value === null ? others : { ...others, [row.name]: value };
       change(shown);
-    });
+    };
   }
   return {
     element,

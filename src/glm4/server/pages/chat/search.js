@@ -21,7 +21,7 @@ export function searchBox(app, found, show) {
     search.timer = setTimeout(() => ask(search, show), WAIT);
   });
   input.addEventListener("compositionend", () => input.dispatchEvent(new InputEvent("input")));
-  input.addEventListener("keydown", (event) => {
+  input.onkeydown = (event) => {
     if (composing(event)) return;
     if (event.key === "Escape" && input.value) {
       event.stopPropagation();
@@ -36,7 +36,7 @@ export function searchBox(app, found, show) {
       clearTimeout(search.timer);
       ask(search, show);
     }
-  });
+  };
   return el("div", { class: "search", role: "search" }, input);
 }
 
@@ -68,11 +68,11 @@ function resultLink(app, result, query) {
   const link = el("a", { href: `#/c/${result.conversation}` },
     el("span", { class: "title", text: result.title || app.t("sidebar.untitled") }),
     el("span", { class: "excerpt", dir: "auto" }, ...marked(result.excerpt, query)));
-  link.addEventListener("click", (event) => {
+  link.onclick = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new tab
     event.preventDefault();
     app.open(result.conversation, { message: result.message });
-  });
+  };
   return link;
 }
 

@@ -168,7 +168,7 @@ function build(login) {
   // Password managers keep a password under a name.
   const name = el("input", { type: "text", autocomplete: "username", hidden: true, value: "glm4", tabindex: "-1" });
   const shown = el("input", { type: "checkbox", id: "login-shown" });
-  shown.addEventListener("change", () => { key.type = shown.checked ? "text" : "password"; });
+  shown.onchange = () => { key.type = shown.checked ? "text" : "password"; };
   const error = el("p", { class: "error", role: "alert", id: "login-error" }, login.wrong);
   const go = el("button", { type: "submit", class: "primary" }, app.t("login.login"));
   const form = el("form", { class: "login" },
@@ -176,7 +176,7 @@ function build(login) {
     el("p", { class: "help", id: "login-help" }, app.t("login.help")),
     name, el("label", { for: "login-key" }, app.t("login.key")), key,
     el("div", { class: "check" }, shown, el("label", { for: "login-shown" }, app.t("login.show_key"))), error, go);
-  form.addEventListener("submit", async (event) => {
+  form.onsubmit = async (event) => {
     event.preventDefault();
     go.disabled = true;
     error.textContent = "";
@@ -187,7 +187,7 @@ function build(login) {
     key.setAttribute("aria-invalid", "true");
     key.select();
     key.focus();
-  });
+  };
   fill(dialog, form);
 }
 

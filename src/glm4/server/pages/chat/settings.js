@@ -119,7 +119,7 @@ function build(settings) {
   const close = iconButton("close", app.t("dialog.close"), () => dialog.close());
   const system = systemEditor(app, (text) => app.choose({ system: text }));
   const sampling = samplingForm(app, (params) => app.choose({ params }));
-  settings.shown = { system, sampling, details: el("div"), tools: el("div", { class: "switches" }) };
+  settings.shown = { system, sampling, details: el("div"), tools: el("div") };
   fill(dialog,
     el("header", { class: "dialog-head" }, el("h2", { id: "settings-title" }, app.t("settings.title")), close),
     el("div", { class: "dialog-body" },
@@ -155,10 +155,10 @@ function showTools(app, element) {
     const id = `tool-${tool.name.replace(/[^\w-]/g, "_")}`;
     const input = el("input", { type: "checkbox", role: "switch", id, "aria-describedby": `${id}-about` });
     input.checked = app.settings.tools.includes(tool.name);
-    input.addEventListener("change", () => {
+    input.onchange = () => {
       const others = app.settings.tools.filter((name) => name !== tool.name);
       app.choose({ tools: input.checked ? [...others, tool.name] : others });
-    });
+    };
     return el("div", { class: "switch" }, input, el("label", { for: id }, toolName(tool.name)),
       el("p", { id: `${id}-about`, class: "help" }, summaryOf(app, tool)));
   });
@@ -173,7 +173,7 @@ function summaryOf(app, tool) {
 function choice(label, id, options, value, change) {
   const select = el("select", { id }, ...options.map(([name, text]) => el("option", { value: name }, text)));
   select.value = value;
-  select.addEventListener("change", () => change(select.value));
+  select.onchange = () => change(select.value);
   return el("div", { class: "field" }, el("label", { for: id }, label), select);
 }
 

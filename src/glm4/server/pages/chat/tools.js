@@ -20,7 +20,7 @@ export function toolCard(app, part, ended = false) {
   const fold = el("details", { class: "tool-fold" }, summary, body);
   const card = el("section", { class: "tool-card" }, fold, el("div", { class: "tool-approval" }), el("div", { class: "tool-files" }));
   // A fold that the reader has opened or closed stays as it is.
-  summary.addEventListener("click", () => { card.dataset.chosen = "true"; });
+  summary.onclick = () => { card.dataset.chosen = "true"; };
   body.append(el("div", { class: "tool-code" }), el("div", { class: "tool-pages" }), el("div", { class: "tool-output" }));
   updateToolCard(app, card, part, ended);
   return card;

@@ -129,11 +129,11 @@ export function setupTranscript(app) {
     top = scroller.scrollTop;
     showJump();
   }, { passive: true });
-  jump.addEventListener("click", () => {
+  jump.onclick = () => {
     following = true;
     toEnd();
     scroller.focus({ preventScroll: true });
-  });
+  };
   // Pictures and a growing composer change the height without a change of the messages.
   new ResizeObserver(() => following && toEnd()).observe(root);
   new ResizeObserver(() => {
