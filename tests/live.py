@@ -106,6 +106,7 @@ def serve(
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # at once, as there: `started` is said a moment before the server listens
     server = make_server(app, config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="test-server")
     thread.start()

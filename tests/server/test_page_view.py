@@ -336,8 +336,8 @@ def test_an_imported_conversation_brings_no_html_of_its_own(tmp_path: Path) -> N
     call = {"kind": "tool", "call": "c", "tool": "python", "arguments": "x", "state": "writing"}
     parts = [{"kind": "text", "text": "Hi"}, call, {**call, "state": "done"}, {"kind": "tool", "tool": "x"}]
     parts += [{"kind": "file", "file": "0" * 64, "name": "a.txt"}, {"kind": "error"}]
-    message: dict[str, Any] = {"id": "a", "role": "assistant", "status": "completed", "messages": []}
-    message["parts"] = [{**part, **own} for part in parts]
+    shown_parts = [{**part, **own} for part in parts]
+    message = {"id": "a", "role": "assistant", "status": "completed", "messages": [], "parts": shown_parts}
     with page_server(tmp_path) as live, live.client() as client:
         document = {"format": "glm4-conversation", "version": 1, "messages": [message]}
         made = client.post("/v1/agent/conversations", json=document)

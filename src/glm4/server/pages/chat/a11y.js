@@ -27,9 +27,9 @@ export function setupAccessibility(app) {
   function matches(event, parts) {
     const wanted = new Set(parts.slice(0, -1));
     const ctrl = event.ctrlKey || event.metaKey;
-    if (ctrl !== wanted.has("ctrl") || event.altKey !== wanted.has("alt")) return false;
+    if (ctrl !== wanted.has("ctrl") || event.altKey) return false;
     const key = parts.at(-1);
-    if (key.length === 1 && !ctrl && !event.altKey) return event.key === key; // "?" is typed with shift somewhere
+    if (key.length === 1 && !ctrl) return event.key === key; // "?" is typed with shift somewhere
     return event.shiftKey === wanted.has("shift") && event.key.toLowerCase() === key;
   }
 

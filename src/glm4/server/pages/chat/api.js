@@ -16,10 +16,10 @@ export function isAway(error) {
   return error instanceof ApiError && (AWAY.includes(error.status) || error.code === "shutting_down");
 }
 
-/** Adds api, errorText and fail (a notice of it) to the app. Every answer of the server and every failure to get one is reported to `reached`. */
-export function setupApi(app, { reached, unauthorized }) {
-  async function request(method, path, body, { signal, headers = {} } = {}) {
-    const sent = { ...headers };
+/** Adds api, errorText and fail (a notice of it) to the app. Whether the server answers is told to app.reached. */
+export function setupApi(app) {
+  async function request(method, path, body, { signal } = {}) {
+    const sent = {};
     if (body !== undefined) sent["Content-Type"] = "application/json";
     if (method !== "GET" && app.session?.token) sent["X-GLM4-Token"] = app.session.token;
     let answer;
@@ -28,18 +28,13 @@ export function setupApi(app, { reached, unauthorized }) {
         body: body === undefined ? undefined : JSON.stringify(body) });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      reached(false);
-      throw new ApiError(0, "unreachable", String(error.message));
+      app.reached(false);
+      throw new ApiError(0, "unreachable", error.message);
     }
-    reached(true);
-    if (!answer.ok) throw await failure(answer);
-    return answer;
-  }
-
-  async function failure(answer) {
-    const error = asError(answer.status, await answer.text().catch(() => ""));
-    if (answer.status === 401) unauthorized();
-    return error;
+    app.reached(true);
+    if (answer.ok) return answer;
+    if (answer.status === 401) app.unauthorized();
+    throw asError(answer.status, await answer.text().catch(() => ""));
   }
 
   async function json(method, path, body, options) {
@@ -48,7 +43,7 @@ export function setupApi(app, { reached, unauthorized }) {
       return await answer.json();
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new ApiError(0, "unreachable", String(error.message));
+      throw new ApiError(0, "unreachable", error.message);
     }
   }
 
@@ -60,7 +55,7 @@ export function setupApi(app, { reached, unauthorized }) {
     del: (path, options) => json("DELETE", path, undefined, options),
     /** The response itself: event streams, texts. */
     open: (path, options) => request("GET", path, undefined, options),
-    upload: (file, onProgress = () => {}, signal = null) => upload(app, file, onProgress, signal, { reached, unauthorized }),
+    upload: (file, onProgress = () => {}, signal = null) => upload(app, file, onProgress, signal),
   };
 
   app.errorText = (error) => {
@@ -85,7 +80,7 @@ function asError(status, text) {
 }
 
 /** Send a file as it is; fetch cannot tell how much has been sent, so this is an XMLHttpRequest. */
-function upload(app, file, onProgress, signal, { reached, unauthorized }) {
+function upload(app, file, onProgress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", `v1/agent/files?name=${encodeURIComponent(file.name || "file")}`);
@@ -93,16 +88,16 @@ function upload(app, file, onProgress, signal, { reached, unauthorized }) {
     if (app.session?.token) request.setRequestHeader("X-GLM4-Token", app.session.token);
     request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
     request.onload = () => {
-      reached(true);
+      app.reached(true);
       if (request.status === 200) {
         resolve(JSON.parse(request.responseText));
         return;
       }
-      if (request.status === 401) unauthorized();
+      if (request.status === 401) app.unauthorized();
       reject(asError(request.status, request.responseText));
     };
     request.onerror = () => {
-      reached(false);
+      app.reached(false);
       reject(new ApiError(0, "unreachable", ""));
     };
     request.onabort = () => reject(new DOMException("aborted", "AbortError"));

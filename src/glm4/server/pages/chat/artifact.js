@@ -65,8 +65,6 @@ function dressFormula(app, formula) {
   formula.append(copyButton(app, app.t("artifact.copy_tex"), () => formula.dataset.tex));
 }
 
-// Documents in a frame
-
 function openArtifact(app, { kind, source, title = "" }) {
   const name = title || app.t(kind === "svg" ? "artifact.picture" : "artifact.page");
   const stage = el("div", { class: "artifact-stage" });

@@ -1,6 +1,6 @@
 // Files that are added to a message before it is sent: by dialog, drop or paste. They go up at once, each on its own.
 
-import { el, fill, icon, iconButton } from "./dom.js";
+import { el, fill, icon, iconButton, textButton } from "./dom.js";
 import { fileAddress, fileKind } from "./files.js";
 
 const MOST_FILES = 64; // the server's limit for a turn
@@ -11,12 +11,8 @@ const SOUNDS = { __proto__: null, mp3: "audio/mpeg", wav: "audio/wav", ogg: "aud
   flac: "audio/flac", m4a: "audio/mp4", aac: "audio/aac", weba: "audio/webm" };
 
 /**
- * The files of the message that is being written.
- *
- * @param tray the list that shows them.
- * @param onChange called when something about them has changed.
- * @param onRefused called with the reason why a file is not among them.
- * @param onText called with the text of a pasted file that the user wants in the message instead.
+ * The files of the message that is being written, in the list `tray`. onRefused is told why a file is not among them,
+ * onText the text of a pasted one that the user wants in the message instead.
  */
 export function attachments(app, tray, { onChange, onRefused, onText }) {
   const taking = new Set(); // files that are being looked at
@@ -105,12 +101,12 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
     item.element.dataset.state = sending ? "sending" : item.error || problem ? "problem" : "ready";
     fill(item.element, preview(item),
       el("span", { class: "attachment-text" },
-        el("span", { class: "attachment-name", dir: "auto", text: item.name, title: item.name }),
+        el("span", { class: "attachment-name", text: item.name, title: item.name }),
         sending
-          ? el("progress", { max: "1", value: String(item.progress), "aria-label": app.t("composer.uploading", { name: item.name }) })
+          ? el("progress", { max: "1", value: item.progress, "aria-label": app.t("composer.uploading", { name: item.name }) })
           : el("span", { class: "attachment-about", text: item.error ?? problem?.short ?? noteOf(app, item) ?? app.bytes(item.size) })),
       item.error && item.file ? action(item, "retry", "retry", "composer.retry", () => { item.done = send(item); }) : null,
-      item.pasted !== null ? textButton(item) : null,
+      item.pasted !== null ? asText(item) : null,
       action(item, "remove", "close", "composer.remove", () => remove(item)));
     if (kept) item.element.querySelector(`[data-action="${focused}"]`)?.focus();
   }
@@ -119,13 +115,11 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
     return iconButton(paths, app.t(key, { name: item.name }), run, { "data-action": name });
   }
 
-  function textButton(item) {
-    return el("button", { type: "button", class: "text-button", data: { action: "text" }, text: app.t("composer.as_text"),
-      onclick: () => {
-        const text = item.pasted;
-        remove(item);
-        onText(text);
-      } });
+  function asText(item) {
+    return textButton(app.t("composer.as_text"), () => {
+      remove(item);
+      onText(item.pasted);
+    }, { class: "text-button", data: { action: "text" } });
   }
 
   function preview(item) {
@@ -140,7 +134,6 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
     get size() { return items.length; },
     /** What keeps the message from being sent, in words; null if nothing does. */
     problem: () => items.map((item) => item.error ?? (item.stored && problemOf(app, item)?.long)).find(Boolean) ?? null,
-    /** Waits for what is still on its way. */
     async settled() {
       await Promise.allSettled(taking);
       await Promise.allSettled(items.map((item) => item.done));
@@ -148,7 +141,6 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
     sending: () => taking.size > 0 || items.some((item) => !item.stored && !item.error),
     /** Files that the server has, as it describes them. */
     files: () => items.filter((item) => item.stored).map((item) => item.stored),
-    /** Replace them by files that the server has. */
     restore(files) {
       for (const item of [...items]) remove(item);
       for (const stored of files) {
@@ -158,7 +150,6 @@ export function attachments(app, tray, { onChange, onRefused, onText }) {
   };
 }
 
-/** Why a file is not even sent. */
 async function refusalOf(app, file, count) {
   const most = app.session?.max_upload_bytes;
   if (count >= MOST_FILES) return app.t("composer.refused_count", { name: file.name, most: MOST_FILES });
@@ -177,8 +168,8 @@ async function refusalOf(app, file, count) {
 /** What keeps the chosen model from using a file, {short, long}; the server would refuse the whole message. */
 function problemOf(app, { type, name }) {
   const kind = fileKind(type);
-  const model = chosenModel(app);
-  if (kind === "document" || (kind === "picture" && model?.sees) || hasPython(app)) return null;
+  const model = app.model();
+  if (kind === "document" || (kind === "picture" && model?.sees) || app.settings.tools.includes("python")) return null;
   const values = { model: model?.name ?? "", name };
   if (kind === "picture") return { short: app.t("composer.unseen_short"), long: app.t("composer.unseen", values) };
   if (kind === "other") return { short: app.t("composer.unread_short"), long: app.t("composer.unread", values) };
@@ -188,17 +179,8 @@ function problemOf(app, { type, name }) {
 /** What becomes of a file that the model itself cannot take. */
 function noteOf(app, { type }) {
   const kind = fileKind(type);
-  const taken = kind === "document" || (kind === "picture" && chosenModel(app)?.sees);
+  const taken = kind === "document" || (kind === "picture" && app.model()?.sees);
   return taken ? null : app.t("composer.for_python");
-}
-
-function chosenModel(app) {
-  const models = app.session?.models ?? [];
-  return models.find((model) => model.name === app.settings?.model) ?? models[0];
-}
-
-function hasPython(app) {
-  return (app.settings?.tools ?? []).includes("python");
 }
 
 /** What a file is until the server says: the browser's word, its name's ending, or whether it looks like text. */

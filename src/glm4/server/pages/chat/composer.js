@@ -134,25 +134,25 @@ export function setupComposer(app) {
     else save();
   }
 
-  form.addEventListener("submit", (event) => {
+  form.onsubmit = (event) => {
     event.preventDefault();
     if (running) stop();
     else submit();
-  });
-  text.addEventListener("input", () => {
+  };
+  text.oninput = () => {
     refused = "";
     changed();
-  });
-  text.addEventListener("keydown", (event) => {
+  };
+  text.onkeydown = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.altKey || composing(event)) return;
     event.preventDefault();
     submit();
-  });
-  picker.addEventListener("change", () => {
+  };
+  picker.onchange = () => {
     add([...picker.files]);
     picker.value = "";
-  });
-  text.addEventListener("paste", (event) => paste(app, event, add));
+  };
+  text.onpaste = (event) => paste(app, event, add);
   setupDrop(app, add);
 
   app.on("conversation", follow);
@@ -161,11 +161,7 @@ export function setupComposer(app) {
     stopping = false;
     showButton();
   });
-  app.on("settings", () => {
-    added.redraw();
-    changed();
-  });
-  app.on("language", () => {
+  app.on("settings language", () => {
     added.redraw();
     changed();
   });

@@ -61,25 +61,23 @@ export function block(safe) {
 }
 
 /**
- * Make an element. Properties: `class`, `text`, `data` and `aria` (objects), `on…` (listeners: functions only), all
- * others are attributes; null, undefined and false leave one out, true makes it empty.
+ * Make an element. Properties: `text`, `data` (an object), `on…` (listeners: functions only), all others are
+ * attributes; null, undefined and false leave one out, true makes it empty.
  */
 export function el(tag, props = {}, ...children) {
   return filled(document.createElement(tag), props, children);
 }
 
-/** As `el`, for SVG. */
 export function svg(tag, props = {}, ...children) {
   return filled(document.createElementNS(SVG, tag), props, children);
 }
 
 function filled(element, props, children) {
+  if ("text" in props) element.setAttribute("dir", "auto"); // it may be anybody's words
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name === "class") element.setAttribute("class", value);
-    else if (name === "text") element.textContent = value;
+    if (name === "text") element.textContent = value;
     else if (name === "data") Object.assign(element.dataset, value);
-    else if (name === "aria") for (const [key, one] of Object.entries(value)) element.setAttribute(`aria-${key}`, one);
     else if (typeof value === "function") element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
@@ -97,7 +95,6 @@ export function icon(name) {
   return svg("svg", props, ...ICONS[name].split("|").map((d) => svg("path", { d })));
 }
 
-/** A button that shows an icon and has a name. */
 export function iconButton(drawing, label, onclick, { class: more = "", ...others } = {}) {
   return el("button", { type: "button", class: `icon-button ${more}`, title: label, "aria-label": label, onclick,
     ...others }, icon(drawing));
@@ -107,7 +104,6 @@ export function textButton(text, onclick, props = {}) {
   return el("button", { type: "button", text, onclick, ...props });
 }
 
-/** Say what a button with a drawing does. */
 export function setName(button, label) {
   button.title = label;
   button.setAttribute("aria-label", label);
@@ -117,7 +113,6 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
-/** Replace what an element has. */
 export function fill(element, ...children) {
   element.replaceChildren(...present(children));
   return element;
@@ -145,7 +140,6 @@ async function copyText(text) {
   return copied;
 }
 
-/** A button that copies, and shows that it has. */
 export function copyButton(app, label, text, props = {}) {
   const button = iconButton("copy", label, async () => {
     const copied = await copyText(text());
@@ -168,7 +162,6 @@ export function download(href, name = true) {
   link.remove();
 }
 
-/** Let the browser save text as a file. */
 export function saveText(name, text, type = "text/plain") {
   const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
   download(url, name);

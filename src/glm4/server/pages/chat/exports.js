@@ -7,7 +7,6 @@ const FORMATS = ["json", "markdown", "html"];
 const PAGE = 100;
 const SHOWN = 20; // failures that are listed
 
-/** The menu entries that save one conversation. */
 export function exportItems(app, conversation) {
   return FORMATS.map((format) => ({
     label: app.t(`export.${format}`),
@@ -15,7 +14,6 @@ export function exportItems(app, conversation) {
   }));
 }
 
-/** The menu of the whole list. */
 export function openListMenu(app, button) {
   openMenu(button, app.t("sidebar.list_menu"), [
     { label: app.t("import.open"), act: () => chooseFiles(app) },
@@ -52,22 +50,21 @@ async function exportAll(app) {
 
 async function allConversations(app) {
   const found = [];
-  for (let page = [null]; page.length; found.push(...page)) {
-    const after = found.length ? `&after=${encodeURIComponent(found.at(-1).id)}` : "";
-    page = (await app.api.get(`v1/agent/conversations?limit=${PAGE}${after}`)).conversations;
+  for (;;) {
+    const after = found.length ? `&after=${found.at(-1).id}` : "";
+    const { conversations } = await app.api.get(`v1/agent/conversations?limit=${PAGE}${after}`);
+    if (!conversations.length) return found;
+    found.push(...conversations);
   }
-  return found;
 }
 
 function chooseFiles(app) {
   const input = el("input", { type: "file", accept: ".json,application/json", multiple: true });
-  input.addEventListener("change", () => importFiles(app, [...input.files]));
+  input.onchange = () => importFiles(app, [...input.files]);
   input.click();
 }
 
-/** Import files, one conversation after the other, and say what came of it.
- * @param {File[]} files - exports of ours, or OpenAI's conversations.json
- */
+/** Import exports of ours, or OpenAI's conversations.json, and say what came of it. */
 export async function importFiles(app, files) {
   const progress = progressDialog(app, app.t("import.title"));
   const outcome = { imported: [], failed: [] };
@@ -105,7 +102,7 @@ function report(app, { imported, failed }) {
   const said = el("p", { role: "status" }, app.t("import.done", { count: imported.length }));
   if (!failed.length) return [said];
   const rows = failed.slice(0, SHOWN).map(({ name, reason }) =>
-    el("li", {}, el("strong", { dir: "auto" }, name), " ", reason));
+    el("li", {}, el("strong", { text: name }), " ", reason));
   const more = failed.length > SHOWN ? el("li", {}, app.t("import.more", { count: failed.length - SHOWN })) : null;
   return [said, el("p", { class: "error" }, app.t("import.failed", { count: failed.length })),
     el("ul", { class: "failures" }, rows, more)];

@@ -17,18 +17,15 @@ export function fileKind(type = "") {
   return "document";
 }
 
-/** Where a stored file is. */
 export function fileAddress(file) {
   return `v1/agent/files/${encodeURIComponent(file.file)}`;
 }
 
-/** Files of a message or a call. */
 export function fileList(app, files) {
   return el("ul", { class: "files", "aria-label": app.t("files.label") },
     ...files.map((file) => el("li", {}, fileCard(app, file))));
 }
 
-/** One file, as it is shown in a message. */
 export function fileCard(app, file) {
   const kind = fileKind(file.media_type);
   if (kind === "picture") return pictureView(app, file);
@@ -43,7 +40,7 @@ function pictureView(app, file) {
   const button = el("button", { type: "button", class: "picture", title: label, "aria-label": label,
     onclick: () => app.showPicture(file) }, picture);
   const root = el("figure", { class: "shown-picture" }, button, downloadLink(app, file));
-  picture.addEventListener("error", () => root.replaceWith(cardView(app, file, "other")));
+  picture.onerror = () => root.replaceWith(cardView(app, file, "other"));
   return root;
 }
 
@@ -54,7 +51,7 @@ function playerView(app, file, kind) {
 
 function cardView(app, file, kind) {
   const about = el("span", { class: "file-about", text: app.bytes(file.bytes ?? 0) });
-  const name = el("span", { class: "file-name", dir: "auto", text: file.name });
+  const name = el("span", { class: "file-name", text: file.name });
   const shown = [icon("document"), name, about];
   const opens = kind === "document" && app.showDocument;
   const main = opens
@@ -77,7 +74,6 @@ function artifactButton(app, file) {
   });
 }
 
-/** A link that saves a stored file. */
 export function downloadLink(app, file) {
   const label = app.t("files.download", { name: file.name });
   return el("a", { class: "icon-button", href: fileAddress(file), download: file.name, title: label,

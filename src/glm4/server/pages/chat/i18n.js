@@ -41,7 +41,7 @@ FIRST.then((catalog) => {
   if (!location.hash.startsWith("#/c/")) document.getElementById("welcome").hidden = false;
 }, () => {});
 
-/** Adds t, has, number, bytes, duration, date, translate and setLanguage to the app. */
+/** Adds t, has, number, percent, bytes, duration, date, translate and setLanguage to the app. */
 export async function setupLanguage(app) {
   let catalog = {};
   let plurals;
@@ -57,6 +57,7 @@ export async function setupLanguage(app) {
   app.lang = "en";
   app.has = (key) => key in catalog || `${key}.other` in catalog;
   app.number = (value, options) => new Intl.NumberFormat(app.lang, options).format(value);
+  app.percent = (share, digits = 0) => app.number(share, { style: "percent", maximumFractionDigits: digits });
   app.t = (key, values = {}) => {
     const form = "count" in values ? `${key}.${plurals.select(values.count)}` : key;
     const text = catalog[form] ?? catalog[`${key}.other`] ?? catalog[key] ?? key;

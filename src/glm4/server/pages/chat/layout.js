@@ -55,8 +55,8 @@ function setupSidebarToggle(app) {
     if (!open && had) toggle.focus();
     if (open && narrow.matches) sidebar.querySelector("button, input, a")?.focus();
   };
-  toggle.addEventListener("click", () => app.toggleSidebar());
-  scrim.addEventListener("click", () => app.toggleSidebar(false));
+  toggle.onclick = () => app.toggleSidebar();
+  scrim.onclick = () => app.toggleSidebar(false);
   narrow.addEventListener("change", () => app.toggleSidebar(!narrow.matches && stored("glm4.sidebar") !== "closed"));
   sidebar.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || !narrow.matches || event.defaultPrevented) return;
@@ -99,13 +99,13 @@ function setupPanel(app) {
       if (before?.isConnected) before.focus({ preventScroll: true });
     },
   };
-  close.addEventListener("click", app.panel.close);
-  panel.addEventListener("keydown", (event) => {
+  close.onclick = app.panel.close;
+  panel.onkeydown = (event) => {
     if (event.key !== "Escape") return;
     event.preventDefault();
     event.stopPropagation();
     app.panel.close();
-  });
+  };
   app.on("conversation", ({ switched }) => switched && app.panel.close());
 }
 
@@ -113,7 +113,7 @@ function setupPanel(app) {
 function setupNotices(app) {
   const notices = byId("notices");
   app.notice = (text, kind = "info") => {
-    const notice = el("div", { class: "notice", data: { kind } }, el("span", { text, dir: "auto" }));
+    const notice = el("div", { class: "notice", data: { kind } }, el("span", { text }));
     const close = iconButton("close", app.t("notice.close"), () => notice.remove());
     notice.append(close);
     notices.append(notice);
@@ -141,7 +141,7 @@ function setupQuestions(app) {
         event.preventDefault(); // else the button that gets the focus back is pressed
         accept();
       });
-      fill(dialog, el("h2", { id: "question-title", text: title }), text && el("p", { text, dir: "auto" }), field,
+      fill(dialog, el("h2", { id: "question-title", text: title }), text && el("p", { text }), field,
         el("div", { class: "dialog-foot" }, no, yes));
       dialog.addEventListener("close", () => resolve(answer), { once: true });
       openDialog(dialog);
@@ -156,7 +156,7 @@ function setupPictures(app) {
   app.showPicture = (file) => {
     const close = iconButton("close", app.t("dialog.close"), () => dialog.close());
     fill(dialog,
-      el("header", { class: "dialog-head" }, el("h2", { text: file.name, dir: "auto" }),
+      el("header", { class: "dialog-head" }, el("h2", { text: file.name }),
         downloadLink(app, file), close),
       el("img", { src: fileAddress(file), alt: file.alt ?? file.name, width: file.width, height: file.height }));
     openDialog(dialog);

@@ -8,9 +8,8 @@ import { setupDocuments } from "./documents.js";
 import { byId } from "./dom.js";
 import { setupLanguage } from "./i18n.js";
 import { setupLayout } from "./layout.js";
-import { setupLogin } from "./login.js";
 import { setupOperator } from "./operator.js";
-import { setupConnection } from "./session.js";
+import { setupConnection, setupLogin } from "./session.js";
 import { setupSettings } from "./settings.js";
 import { setupSidebar } from "./sidebar.js";
 import { ConversationState } from "./state.js";
@@ -27,10 +26,9 @@ const app = {
 function events() {
   const listeners = new Map();
   return {
-    on(name, listener) {
-      const known = listeners.get(name) ?? new Set();
-      listeners.set(name, known.add(listener));
-      return () => known.delete(listener);
+    /** `names` are separated by spaces. */
+    on(names, listener) {
+      for (const name of names.split(" ")) listeners.set(name, [...(listeners.get(name) ?? []), listener]);
     },
     emit(name, detail = {}) {
       for (const listener of listeners.get(name) ?? []) {
@@ -143,11 +141,8 @@ window.addEventListener("popstate", () => {
   if (!isOverlaid() && addressed() !== app.state.id) app.open(addressed());
 });
 
-// Other tabs of this browser
-
 const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("glm4") : null;
 
-/** Tell other tabs that a conversation has changed. */
 app.tell = (what) => channel?.postMessage(what);
 
 channel?.addEventListener("message", ({ data }) => {
@@ -167,7 +162,7 @@ function title() {
 }
 
 async function start() {
-  setupApi(app, { reached: (yes) => app.reached(yes), unauthorized: () => app.unauthorized() });
+  setupApi(app);
   await setupLanguage(app);
   setupAccessibility(app);
   setupLayout(app);
@@ -182,7 +177,7 @@ async function start() {
   setupLogin(app);
   setupOperator(app);
   app.translate(document);
-  for (const name of ["conversation", "turn", "language"]) app.on(name, title);
+  app.on("conversation turn language", title);
   app.shortcut("ctrl+shift+o", "sidebar.new", () => app.open(null));
   app.shortcut("escape", "key.stop", () => {
     // What is open is closed first.

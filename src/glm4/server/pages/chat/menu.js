@@ -1,21 +1,15 @@
-// A menu below a button; the focus goes back to the button.
-
 import { el, placeBeside } from "./dom.js";
 
-/** Open a menu of actions below a button; arrow keys, Home, End and Escape work, a click elsewhere closes it.
- * @param {HTMLElement} button
- * @param {string} label - what the menu is for
- * @param {{label: string, act: () => void, danger?: boolean}[]} items
- */
+/** Open a menu of [{label, act, danger?}] below a button, which has the focus again when it closes. */
 export function openMenu(button, label, items) {
   const menu = el("div", { class: "menu", role: "menu", popover: "auto", "aria-label": label });
   for (const item of items) {
     const row = el("button", { type: "button", role: "menuitem", tabindex: "-1", class: item.danger ? "danger" : null },
       item.label);
-    row.addEventListener("click", () => {
+    row.onclick = () => {
       menu.hidePopover();
       item.act();
-    });
+    };
     menu.append(row);
   }
   menu.addEventListener("keydown", (event) => moveInMenu(event, menu));

@@ -1,11 +1,13 @@
 // One message of the transcript. sync() may be called at any time and draws only what differs.
 
-import { Blocks } from "./blocks.js";
-import { sourceList } from "./citations.js";
-import { composing, copyButton, el, fill, iconButton, textButton } from "./dom.js";
+import { dressBlock } from "./artifact.js";
+import { sourceList } from "./documents.js";
+import { block, composing, copyButton, el, fill, iconButton, textButton } from "./dom.js";
 import { hasEnded, sourceOf } from "./state.js";
 import { statLine, statusNotes } from "./status.js";
 import { fileCard, toolCard, updateToolCard } from "./tools.js";
+
+const LONG = 40; // blocks; from then on the browser skips the layout of those out of sight
 
 export class MessageView {
   constructor(app, message, number) {
@@ -22,7 +24,6 @@ export class MessageView {
     this.place(number);
   }
 
-  /** Say who speaks, and where the message stands. */
   place(number) {
     this.number = number;
     const { message, app } = this;
@@ -33,7 +34,6 @@ export class MessageView {
     this.root.dataset.id = message.id;
   }
 
-  /** Bring everything up to date. */
   sync() {
     const { message, root } = this;
     root.dataset.status = message.status;
@@ -70,13 +70,13 @@ export class MessageView {
     if (part.kind === "reasoning") {
       const blocks = el("div", { class: "blocks" });
       const summary = el("summary", { class: "reasoning-summary" });
-      const root = el("details", { class: "part reasoning" }, summary, blocks);
+      const root = el("details", { class: "reasoning" }, summary, blocks);
       const made = { kind: "reasoning", root, summary, blocks: new Blocks(app, blocks), number };
       root.open = this.isLast(number) && !hasEnded(message);
-      summary.addEventListener("click", () => { made.touched = true; });
+      summary.onclick = () => { made.touched = true; };
       return made;
     }
-    const root = el("div", { class: "part blocks" });
+    const root = el("div", { class: "blocks" });
     return { kind: part.kind, root, blocks: new Blocks(app, root) };
   }
 
@@ -205,17 +205,56 @@ function openEditor(view) {
       el("p", { class: "hint", text: app.t("edit.hint") }),
       textButton(app.t("dialog.cancel"), close),
       textButton(app.t("composer.send"), send, { class: "primary" })));
-  area.addEventListener("keydown", (event) => {
+  area.onkeydown = (event) => {
     if (composing(event)) return;
     if (event.key === "Escape") close();
     else if (event.key === "Enter" && !event.shiftKey) send();
     else return;
     event.preventDefault();
     event.stopPropagation();
-  });
+  };
   body.hidden = true;
   root.classList.add("editing");
   body.after(view.editor);
   area.focus();
   area.setSelectionRange(text.length, text.length);
+}
+
+/** Rendered blocks of one part in `root`: each is a `div.block`, replaced by its number only, never the whole. */
+class Blocks {
+  constructor(app, root) {
+    this.app = app;
+    this.root = root;
+    this.drawn = [];
+    this.dressed = 0; // so many from the beginning
+  }
+
+  /** Draw what differs from `blocks`; the last one may still change, unless `final`. */
+  show(blocks, final) {
+    let same = 0;
+    while (same < blocks.length && same < this.drawn.length && this.drawn[same] === blocks[same]) same += 1;
+    const { root } = this;
+    while (root.children.length > same) root.lastElementChild.remove();
+    const added = blocks.slice(same).map((safe) => el("div", { class: "block" }, block(safe)));
+    root.append(...added);
+    this.drawn = blocks.slice();
+    this.dressed = Math.min(this.dressed, same);
+    this.dress(final ? blocks.length : blocks.length - 1);
+    root.classList.toggle("long", blocks.length > LONG);
+  }
+
+  /** Append plain text to the code of a block; `now` is the block that results. */
+  append(number, add, now) {
+    const code = this.root.children[number]?.querySelector("code");
+    if (!code || this.drawn[number] === undefined) return;
+    if (code.lastChild?.nodeType === Node.TEXT_NODE) code.lastChild.appendData(add);
+    else code.append(add);
+    this.drawn[number] = now;
+  }
+
+  dress(until) {
+    for (; this.dressed < until; this.dressed += 1) {
+      dressBlock(this.app, this.root.children[this.dressed]);
+    }
+  }
 }

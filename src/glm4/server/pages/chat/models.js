@@ -10,7 +10,7 @@ export function setupModels(app) {
   const select = el("select", { id: "model", onchange: () => app.choose({ model: select.value }) });
   const models = { app, select, said: "", drawn: "" };
   fill(byId("bar-model"), select);
-  for (const name of ["session", "settings", "language"]) app.on(name, () => show(models));
+  app.on("session settings language", () => show(models));
   show(models);
 }
 
@@ -23,7 +23,7 @@ function show(models) {
   select.value = app.settings.model ?? "";
   select.hidden = !known.length;
   select.setAttribute("aria-label", app.t("settings.model"));
-  announce(models, known.find((one) => one.name === app.settings.model));
+  announce(models, app.model());
 }
 
 /** The models; one that has adapters is a group with them. */
@@ -41,7 +41,7 @@ export function stateText(app, model) {
   if (model.state === "ready") return app.t("settings.state_ready");
   if (model.state === "failed") return app.t("settings.failed", { reason: model.error ?? "" });
   const stage = app.stageText(model);
-  const share = typeof model.progress === "number" ? app.number(model.progress, { style: "percent" }) : "";
+  const share = typeof model.progress === "number" ? app.percent(model.progress) : "";
   return [app.t("settings.state_loading"), stage, share].filter(Boolean).join(" · ");
 }
 
@@ -54,7 +54,6 @@ function announce(models, chosen) {
   app.announce(`${chosen.name}: ${stateText(app, chosen)}`, { assertive: chosen.state === "failed" });
 }
 
-/** What there is to know of a model, for the settings. */
 export function modelDetails(app, model) {
   if (!model) return el("p", { class: "help" }, app.t("settings.no_model"));
   const facts = [
@@ -71,8 +70,6 @@ export function toolName(name) {
   return name.split("/").at(-1);
 }
 
-// Tools and context
-
 export function setupMeter(app) {
   const tools = textButton("", () => app.openSettings("tools"), { class: "quiet" });
   const bar = el("span");
@@ -85,13 +82,11 @@ export function setupMeter(app) {
   const row = el("div", { id: "meter" }, tools, button, details, warning);
   (byId("composer-foot") ?? byId("main")).append(row);
   const meter = { app, tools, bar, said, details, button, warning };
-  for (const name of ["conversation", "message", "turn", "settings", "session", "language"]) {
-    app.on(name, () => showMeter(meter));
-  }
+  app.on("conversation message turn settings session language", () => showMeter(meter));
   showMeter(meter);
 }
 
-/** What is in the context: prompt and answer of the last round with the model, on the branch that is shown. {used, prompt, completion, context}. */
+/** What fills the context, on the branch that is shown: prompt and answer of the last round with the model. */
 function contextUse(app) {
   const answered = app.state.branch().filter((message) => message.role === "assistant" && message.usage?.prompt);
   const message = answered.at(-1);
@@ -99,8 +94,7 @@ function contextUse(app) {
   const { usage } = message;
   // Sums over several rounds say nothing about the context, which the last round has seen whole.
   const { prompt, completion } = usage.last ?? usage;
-  const model = app.session?.models.find((one) => one.name === app.settings.model);
-  const context = model?.context ?? message.context ?? usage.context;
+  const context = app.model()?.context ?? message.context ?? usage.context;
   return context ? { used: prompt + completion, prompt, completion, context } : null;
 }
 
@@ -119,7 +113,7 @@ function showMeter({ app, tools, bar, said, details, button, warning }) {
   details.hidden = false;
   const share = use.used / use.context;
   bar.style.width = `${Math.min(100, share * 100)}%`;
-  const percent = app.number(share, { style: "percent", maximumFractionDigits: share < 0.1 ? 1 : 0 });
+  const percent = app.percent(share, share < 0.1 ? 1 : 0);
   said.textContent = percent;
   button.className = `quiet meter ${share >= FULL ? "full" : share >= NEARLY_FULL ? "nearly-full" : ""}`;
   const short = app.t("meter.label", { used: use.used, context: use.context, percent });

@@ -12,24 +12,22 @@ export function setupOperator(app) {
   const dialog = byId("operator-dialog");
   const operator = { app, dialog, timer: 0, parts: null, before: "#/" };
   const button = iconButton("chart", "", () => { location.hash = ROUTE; }, { id: "operator-open" });
-  const name = () => {
-    button.hidden = !app.session?.operator;
-    setName(button, app.t("operator.title"));
-  };
+  const name = () => setName(button, app.t("operator.title"));
   byId("bar-tools").prepend(button);
   window.addEventListener("hashchange", (event) => route(operator, event.oldURL));
   dialog.addEventListener("close", () => left(operator));
   document.addEventListener("visibilitychange", () => !document.hidden && dialog.open && refresh(operator));
-  app.on("session", () => {
-    name();
+  const update = () => {
+    button.hidden = !app.session?.operator;
     route(operator);
-  });
+  };
+  app.on("session", update);
   app.on("language", () => {
     name();
     if (dialog.open) show(operator);
   });
   name();
-  route(operator);
+  update();
 }
 
 function route(operator, from) {
@@ -55,14 +53,13 @@ function left(operator) {
 function show(operator) {
   const { app, dialog } = operator;
   const count = (value) => app.number(value, { maximumFractionDigits: 1 });
-  const percent = (value) => app.number(value, { style: "percent", maximumFractionDigits: 0 });
   const line = (key, format) => ({ name: app.t(`operator.${key}`), format });
   const plots = [
     [["generation_tps", "prompt_tps"], timePlot(app, { title: app.t("operator.speed"),
       series: [line("generated", count), line("prompt", count)] })],
     [["running", "waiting"], timePlot(app, { title: app.t("operator.requests"),
       series: [line("running", count), line("waiting", count)], whole: true })],
-    [["kv"], timePlot(app, { title: app.t("operator.kv_use"), series: [line("kv_pages", percent)], top: 1 })],
+    [["kv"], timePlot(app, { title: app.t("operator.kv_use"), series: [line("kv_pages", app.percent)], top: 1 })],
   ];
   operator.parts = { models: el("div", { class: "table", tabindex: "0", role: "region" }), facts: el("dl", { class: "facts" }),
     plots, errors: errorList(app), failed: el("p", { class: "error", role: "alert" }) };
@@ -113,7 +110,7 @@ function modelRow(app, model) {
     known(model.running),
     known(model.waiting),
     known(model.kv_pages_total || null, () => app.t("operator.of", { used: model.kv_pages_used, total: model.kv_pages_total })),
-    known(model.prefix_hit_rate, (share) => app.number(share, { style: "percent", maximumFractionDigits: 1 })),
+    known(model.prefix_hit_rate, (share) => app.percent(share, 1)),
     (model.adapters ?? []).join(", ") || "–",
   ];
   return el("tr", {}, el("th", { scope: "row" }, model.name), cells.map((cell) => el("td", {}, cell)));
@@ -147,8 +144,8 @@ function errorList(app) {
   const rows = el("ol", { class: "errors", tabindex: "0", "aria-label": app.t("errors.title") });
   const list = { app, level, words, said, rows, errors: [], drawn: "" };
   const copy = copyButton(app, app.t("errors.copy"), () => chosen(list).map(line).join("\n"));
-  level.addEventListener("change", () => drawErrors(list));
-  words.addEventListener("input", () => drawErrors(list));
+  level.onchange = () => drawErrors(list);
+  words.oninput = () => drawErrors(list);
   const element = el("section", {}, el("h3", {}, app.t("errors.title")),
     el("div", { class: "field" }, el("label", { for: "errors-level" }, app.t("errors.level")), level,
       el("label", { for: "errors-words" }, app.t("errors.words")), words, copy), said, rows);
@@ -178,7 +175,7 @@ function drawErrors(list) {
   rows.hidden = !shown.length;
   fill(rows, shown.map((one) => el("li", { data: { level: one.level } },
     el("span", { class: "error-about" }, `${app.date(one.time, WHEN)} ${one.level} ${one.logger}`),
-    el("pre", { dir: "auto" }, one.message))));
+    el("pre", { text: one.message }))));
 }
 
 function line({ time, level, logger, message }) {

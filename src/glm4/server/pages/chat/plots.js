@@ -8,12 +8,9 @@ const EDGE = { top: 10, right: 12, bottom: 24, left: 46 };
 const TABLE_ROWS = 60;
 const SHORT = 600; // seconds; then ticks say them
 
-/** A plot that can be redrawn.
- * @param {object} app
- * @param {{title: string, series: {name: string, format: (value: number) => string}[], top?: number, whole?: boolean}} about
- *   top: the value of the upper edge; without it, the largest value. whole: ticks are whole numbers.
- * @returns {{element: HTMLElement, update: (times: number[], values: number[][]) => void}}
- *   times in seconds since the epoch, values per line.
+/**
+ * A plot of `series`, [{name, format(value)}], as {element, update(times, values)}: seconds since the epoch, and values
+ * per line. `top` is the value of the upper edge, else the largest one; `whole`: ticks are whole numbers.
  */
 export function timePlot(app, about) {
   const readout = el("p", { class: "plot-readout" });
@@ -28,7 +25,7 @@ export function timePlot(app, about) {
     details);
   const plot = { app, about, area, readout, body, details, times: [], values: [], at: null };
   new ResizeObserver(() => draw(plot)).observe(area);
-  details.addEventListener("toggle", () => fillTable(plot));
+  details.ontoggle = () => fillTable(plot);
   listen(plot);
   return {
     element,
@@ -50,24 +47,24 @@ function legend(series) {
 }
 
 function listen(plot) {
-  plot.area.addEventListener("pointermove", (event) => {
+  plot.area.onpointermove = (event) => {
     const box = plot.area.getBoundingClientRect();
     const share = (event.clientX - box.left - EDGE.left) / Math.max(1, box.width - EDGE.left - EDGE.right);
     select(plot, Math.round(share * (plot.times.length - 1)));
-  });
-  plot.area.addEventListener("pointerleave", () => {
+  };
+  plot.area.onpointerleave = () => {
     if (document.activeElement !== plot.area) select(plot, null);
-  });
-  plot.area.addEventListener("focus", () => select(plot, plot.at ?? plot.times.length - 1));
-  plot.area.addEventListener("blur", () => select(plot, null));
-  plot.area.addEventListener("keydown", (event) => {
+  };
+  plot.area.onfocus = () => select(plot, plot.at ?? plot.times.length - 1);
+  plot.area.onblur = () => select(plot, null);
+  plot.area.onkeydown = (event) => {
     const last = plot.times.length - 1;
     const at = plot.at ?? last;
     const steps = { ArrowLeft: at - 1, ArrowRight: at + 1, PageUp: at + 10, PageDown: at - 10, Home: 0, End: last };
     if (!(event.key in steps)) return;
     event.preventDefault();
     select(plot, steps[event.key]);
-  });
+  };
 }
 
 function select(plot, at) {

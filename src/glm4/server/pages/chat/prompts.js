@@ -5,27 +5,25 @@ import { el, fill, textButton } from "./dom.js";
 const WAIT = 600; // milliseconds after the last key
 const PATH = "v1/agent/prompts";
 
-/** The editor; `change(text)` is called a moment after the last key, and by flush().
- * @returns {{element: HTMLElement, show: (text: string) => void, flush: () => void}}
- */
+/** {element, show(text), flush()}; `change(text)` is called a moment after the last key, and by flush(). */
 export function systemEditor(app, change) {
   const text = el("textarea", { id: "system-text", rows: "4", dir: "auto", "aria-describedby": "system-help" });
   const saved = el("select", { id: "system-saved" });
   const save = textButton(app.t("prompts.save"), () => saveAs(editor));
   const remove = textButton(app.t("prompts.delete"), () => removePrompt(editor));
   const editor = { app, text, saved, remove, prompts: [], timer: 0, change };
-  text.addEventListener("input", () => {
+  text.oninput = () => {
     clearTimeout(editor.timer);
     editor.timer = setTimeout(() => flush(editor), WAIT);
     showWhichIsUsed(editor);
-  });
-  saved.addEventListener("change", () => {
+  };
+  saved.onchange = () => {
     const prompt = editor.prompts.find((one) => one.id === saved.value);
     text.value = prompt?.text ?? "";
     remove.disabled = !prompt;
     change(text.value);
     app.announce(app.t(prompt ? "prompts.loaded" : "prompts.cleared"));
-  });
+  };
   loadPrompts(editor);
   const element = el("div", { class: "system" },
     el("div", { class: "field" }, el("label", { for: "system-saved" }, app.t("prompts.saved")), saved, save, remove),

@@ -14,7 +14,7 @@ export function conversationRow(side, conversation) {
   const running = app.t("sidebar.running");
   const mark = el("span", { class: "running-mark", role: "img", "aria-label": running, title: running });
   mark.hidden = !app.running.has(conversation.id);
-  const link = el("a", { href: `#/c/${conversation.id}`, title }, mark, el("span", { class: "title", dir: "auto" }, title));
+  const link = el("a", { href: `#/c/${conversation.id}`, title }, mark, el("span", { class: "title", text: title }));
   const name = app.t("sidebar.row_menu", { title });
   const open = () => openMenu(button, name, [
     { label: app.t("sidebar.rename"), act: () => renameRow(side, conversation) },
@@ -25,11 +25,11 @@ export function conversationRow(side, conversation) {
   ]);
   const button = iconButton("more", name, open, { "aria-haspopup": "menu", "aria-expanded": "false" });
   const row = el("li", { data: { id: conversation.id } }, link, button);
-  row.addEventListener("contextmenu", (event) => {
+  row.oncontextmenu = (event) => {
     if (event.target.closest("input")) return;
     event.preventDefault();
     open();
-  });
+  };
   return row;
 }
 
@@ -56,19 +56,18 @@ export function renameRow(side, conversation) {
     if (keep && title && title !== conversation.title) change(side, conversation, { title });
     else side.draw();
   };
-  input.addEventListener("keydown", (event) => {
+  input.onkeydown = (event) => {
     event.stopPropagation();
     if (composing(event) || !["Enter", "Escape"].includes(event.key)) return;
     event.preventDefault();
     finish(event.key === "Enter");
-  });
-  input.addEventListener("blur", () => finish(true));
+  };
+  input.onblur = () => finish(true);
   link.replaceWith(input);
   input.focus();
   input.select();
 }
 
-/** Delete a conversation once the reader has said so. */
 export async function deleteRow(side, conversation) {
   const { app } = side;
   const title = titleOf(app, conversation);

@@ -20,9 +20,7 @@ const SAMPLING = {
 const MOST = Number.MAX_SAFE_INTEGER;
 const LEAST = Number.MIN_SAFE_INTEGER;
 
-/** The form of the options; `change(params)` is called with all of them whenever one is changed to a valid value.
- * @returns {{element: HTMLElement, show: (params: object, defaults: object) => void}}
- */
+/** {element, show(params, defaults)}; `change(params)` gets all options whenever one is changed to a valid value. */
 export function samplingForm(app, change) {
   const rows = Object.entries(SAMPLING).map(([name, row]) => optionRow(app, name, row));
   const reset = textButton(app.t("settings.reset"), () => {
@@ -34,13 +32,13 @@ export function samplingForm(app, change) {
   const element = el("div", { class: "options" }, ...rows.map((row) => row.element), reset);
   let shown = {};
   for (const row of rows) {
-    row.input.addEventListener("change", () => {
+    row.input.onchange = () => {
       const value = row.read();
       if (value === undefined) return; // said beside the field
       const { [row.name]: _, ...others } = shown;
       shown = value === null ? others : { ...others, [row.name]: value };
       change(shown);
-    });
+    };
   }
   return {
     element,
@@ -59,8 +57,8 @@ function optionRow(app, name, row) {
   let drawn = "null";
   const input = row.list
     ? el("textarea", { id, rows: "2", spellcheck: "false", "aria-describedby": `${id}-help` })
-    : el("input", { id, type: "number", inputmode: Number.isInteger(row.step) ? "numeric" : "decimal", step: row.step,
-      min: row.min, max: row.max, "aria-describedby": `${id}-help`, autocomplete: "off" });
+    : el("input", { id, type: "number", inputmode: row.step === 1 ? "numeric" : "decimal", step: row.step,
+      min: row.min ?? LEAST, max: row.max ?? MOST, "aria-describedby": `${id}-help`, autocomplete: "off" });
   const help = el("p", { id: `${id}-help`, class: "help" });
   const error = el("p", { id: `${id}-error`, class: "error", role: "alert" });
   const say = (wrong) => {
@@ -101,16 +99,14 @@ function optionRow(app, name, row) {
 
 /** The number, null for an empty field, undefined for what the server would refuse. */
 function readNumber(input, row) {
-  if (input.validity.badInput) return undefined;
-  if (input.value === "") return null;
-  const value = Number(input.value);
-  const outside = value < (row.min ?? LEAST) || value > (row.max ?? MOST);
-  return outside || (Number.isInteger(row.step) && !Number.isInteger(value)) ? undefined : value;
+  const { badInput, rangeUnderflow, rangeOverflow, stepMismatch } = input.validity;
+  if (badInput || rangeUnderflow || rangeOverflow || (stepMismatch && row.step === 1)) return undefined;
+  return input.value === "" ? null : Number(input.value);
 }
 
 function wrongAs(row) {
   if (row.list) return "too_many";
-  return Number.isInteger(row.step) ? "out_of_range_whole" : "out_of_range";
+  return row.step === 1 ? "out_of_range_whole" : "out_of_range";
 }
 
 /** One string a line; a line break within one is written \n. */

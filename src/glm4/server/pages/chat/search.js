@@ -4,10 +4,7 @@ import { composing, el } from "./dom.js";
 
 const WAIT = 250; // milliseconds after the last key
 
-/** The search field.
- * @param {HTMLElement} found - where the results go
- * @param {(searching: boolean) => void} show
- */
+/** The search field. Results go into `found`; `show(searching)` is told whether there are some. */
 export function searchBox(app, found, show) {
   const input = el("input", { type: "search", id: "search", "aria-label": app.t("search.label"), placeholder: app.t("search.label"),
     autocomplete: "off", spellcheck: "false", enterkeyhint: "search" });
@@ -24,7 +21,7 @@ export function searchBox(app, found, show) {
     search.timer = setTimeout(() => ask(search, show), WAIT);
   });
   input.addEventListener("compositionend", () => input.dispatchEvent(new InputEvent("input")));
-  input.addEventListener("keydown", (event) => {
+  input.onkeydown = (event) => {
     if (composing(event)) return;
     if (event.key === "Escape" && input.value) {
       event.stopPropagation();
@@ -39,7 +36,7 @@ export function searchBox(app, found, show) {
       clearTimeout(search.timer);
       ask(search, show);
     }
-  });
+  };
   return el("div", { class: "search", role: "search" }, input);
 }
 
@@ -69,13 +66,13 @@ async function ask(search, show) {
 
 function resultLink(app, result, query) {
   const link = el("a", { href: `#/c/${result.conversation}` },
-    el("span", { class: "title", dir: "auto" }, result.title || app.t("sidebar.untitled")),
+    el("span", { class: "title", text: result.title || app.t("sidebar.untitled") }),
     el("span", { class: "excerpt", dir: "auto" }, ...marked(result.excerpt, query)));
-  link.addEventListener("click", (event) => {
+  link.onclick = (event) => {
     if (event.ctrlKey || event.metaKey || event.shiftKey) return; // a new tab
     event.preventDefault();
     app.open(result.conversation, { message: result.message });
-  });
+  };
   return link;
 }
 

@@ -20,6 +20,7 @@ export function setupSettings(app) {
     last: lastUsed() };
   adopt(settings);
   app.choose = (changes) => choose(settings, changes);
+  app.model = () => app.session?.models.find((one) => one.name === app.settings.model);
   app.openSettings = (section) => open(settings, section);
   app.on("conversation", () => adopt(settings));
   app.on("session", () => adopt(settings));
@@ -105,8 +106,6 @@ async function send(settings, id, changes) {
   }
 }
 
-// The dialog
-
 function open(settings, section = null) {
   build(settings);
   openDialog(settings.dialog);
@@ -120,7 +119,7 @@ function build(settings) {
   const close = iconButton("close", app.t("dialog.close"), () => dialog.close());
   const system = systemEditor(app, (text) => app.choose({ system: text }));
   const sampling = samplingForm(app, (params) => app.choose({ params }));
-  settings.shown = { system, sampling, details: el("div"), tools: el("div", { class: "switches" }) };
+  settings.shown = { system, sampling, details: el("div"), tools: el("div") };
   fill(dialog,
     el("header", { class: "dialog-head" }, el("h2", { id: "settings-title" }, app.t("settings.title")), close),
     el("div", { class: "dialog-body" },
@@ -142,7 +141,7 @@ function section(app, name, ...children) {
 function show(settings) {
   const { app, shown } = settings;
   if (!shown.details) return; // not opened yet
-  const model = app.session?.models.find((one) => one.name === app.settings.model);
+  const model = app.model();
   fill(shown.details, modelDetails(app, model));
   showTools(app, shown.tools);
   shown.system.show(app.settings.system);
@@ -156,10 +155,10 @@ function showTools(app, element) {
     const id = `tool-${tool.name.replace(/[^\w-]/g, "_")}`;
     const input = el("input", { type: "checkbox", role: "switch", id, "aria-describedby": `${id}-about` });
     input.checked = app.settings.tools.includes(tool.name);
-    input.addEventListener("change", () => {
+    input.onchange = () => {
       const others = app.settings.tools.filter((name) => name !== tool.name);
       app.choose({ tools: input.checked ? [...others, tool.name] : others });
-    });
+    };
     return el("div", { class: "switch" }, input, el("label", { for: id }, toolName(tool.name)),
       el("p", { id: `${id}-about`, class: "help" }, summaryOf(app, tool)));
   });
@@ -174,7 +173,7 @@ function summaryOf(app, tool) {
 function choice(label, id, options, value, change) {
   const select = el("select", { id }, ...options.map(([name, text]) => el("option", { value: name }, text)));
   select.value = value;
-  select.addEventListener("change", () => change(select.value));
+  select.onchange = () => change(select.value);
   return el("div", { class: "field" }, el("label", { for: id }, label), select);
 }
 

@@ -1,5 +1,5 @@
 // The conversation that is shown. Pure: no page, no network; all that changes it comes through load(), apply() and the
-// methods for messages that are being sent. Every change is told as [{message, part|null, kind, …}].
+// methods for messages that are being sent. Every change is told as [{message, part, kind, …}].
 
 const ENDED = ["completed", "stopped", "limit", "error", "interrupted"];
 
@@ -35,7 +35,7 @@ export class ConversationState {
     for (const message of sending) {
       if (message.parent === null || this.tree.has(message.parent)) this.#append(message);
     }
-    return [{ message: null, part: null, kind: "conversation" }];
+    return [{ kind: "conversation" }];
   }
 
   /** The messages from the first to the last one that is shown. */
@@ -75,7 +75,6 @@ export class ConversationState {
     return this.#childrenOf;
   }
 
-  /** The message that is being written, if one is. */
   runningMessage() {
     for (const message of this.#upwards()) {
       if (message.role === "assistant" && message.status === "running") return message;
@@ -92,7 +91,7 @@ export class ConversationState {
       parts, usage: {} });
     message.local = true;
     this.#append(message);
-    return [{ message: id, part: null, kind: "conversation" }];
+    return [{ message: id, kind: "conversation" }];
   }
 
   removeLocal(id) {
@@ -101,7 +100,7 @@ export class ConversationState {
     this.tree.delete(id);
     this.#childrenOf = null;
     if (this.leaf === id) this.leaf = message.parent ?? null;
-    return [{ message: id, part: null, kind: "conversation" }];
+    return [{ message: id, kind: "conversation" }];
   }
 
   /** The server has taken a message, and answers it. `ids` is what POST v1/agent/turns answers; `local` may be null. */
@@ -120,7 +119,7 @@ export class ConversationState {
       this.#append(asMessage({ id: ids.message, parent: ids.user_message, role: "assistant", status: "running", model,
         created: Date.now() / 1000, parts: [], usage: {}, turn: ids.turn }));
     }
-    return [{ message: ids.message, part: null, kind: "conversation" }];
+    return [{ message: ids.message, kind: "conversation" }];
   }
 
   #append(message) {
@@ -193,10 +192,6 @@ export function withCode(block, add) {
   const at = block.lastIndexOf("</code>");
   const escaped = add.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
   return at < 0 ? block : block.slice(0, at) + escaped + block.slice(at);
-}
-
-function callOf(message, id) {
-  return message.parts.find((part) => part.call === id);
 }
 
 function partIndex(message, id) {
@@ -282,22 +277,23 @@ const HANDLERS = {
   },
 
   output(message, event) {
-    const part = callOf(message, event.call);
+    const number = partIndex(message, event.call);
+    const part = message.parts[number];
     if (!part) return null;
     part.output ??= [];
     if (part.output.at(-1)?.channel !== event.channel) part.output.push({ channel: event.channel, text: "" });
     const output = part.output.at(-1);
     output.text += event.add;
     if (event.truncated) output.truncated = true;
-    return { kind: "output", part: partIndex(message, event.call), add: event.add };
+    return { kind: "output", part: number, add: event.add };
   },
 
   file(message, event) {
     const { type, call, ...file } = event;
-    const part = call && callOf(message, call);
+    const part = call && message.parts[partIndex(message, call)];
     if (part) (part.files ??= []).push(file);
     else message.files.push(file);
-    return { kind: "file", part: part ? partIndex(message, call) : null };
+    return { kind: "file" };
   },
 
   citation(message, event) {

@@ -62,7 +62,7 @@ function again(app, message) {
 
 function note(text, kind, ...actions) {
   return el("div", { class: "note", data: { kind } }, kind !== "info" && icon("warning"),
-    el("span", { text, dir: "auto" }), ...actions);
+    el("span", { text }), ...actions);
 }
 
 function working(text, ...more) {

@@ -38,12 +38,17 @@ export function backoff(failures, random = Math.random()) {
   return SHORTEST_WAIT + random * (most - SHORTEST_WAIT);
 }
 
+/** A pause, {over: a promise, end()}; null is one without an end of its own. */
+export function pause(milliseconds) {
+  let end;
+  const over = new Promise((resolve) => { end = resolve; });
+  if (milliseconds !== null) setTimeout(end, milliseconds);
+  return { over, end };
+}
+
 /**
  * Follow a turn. Every attach begins with a snapshot, so nothing can be missed or doubled.
- *
- * @param onEvent called with each event's data; after one of type "end" the follower is done.
- * @param onGone called if the server does not know the turn (any more): its message is in the conversation.
- * @returns {close, wake}
+ * onGone is called if the server does not know the turn (any more): its message is in the conversation.
  */
 export function followTurn(app, turn, { onEvent, onGone }) {
   let closed = false;
@@ -101,13 +106,9 @@ export function followTurn(app, turn, { onEvent, onGone }) {
   }
 
   function waitFor(milliseconds) {
-    return new Promise((resolve) => {
-      const timer = milliseconds === null ? 0 : setTimeout(resolve, milliseconds);
-      endWait = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
+    const waiting = pause(milliseconds);
+    endWait = waiting.end;
+    return waiting.over;
   }
 
   /** The network or the page is back: try now, and drop a connection that has been silent for too long. */

@@ -5,7 +5,6 @@ import { copyButton, el, fill, icon, iconButton, saveText } from "./dom.js";
 const ORDERS = { none: "ascending", ascending: "descending", descending: "none" };
 const LEAST_ROWS = 2; // fewer need no order
 
-/** Add buttons to a rendered `div.table`. */
 export function dressTable(app, root) {
   const table = root.querySelector("table");
   if (!table || root.parentElement.classList.contains("table-block")) return;

@@ -14,14 +14,13 @@ const SHOWN_LINES = 14;
 const LONG_CHARS = 1500;
 const LONG_ABOUT = 300; // may need scrolling, for which the keyboard needs a place
 
-/** The card of a tool's part; see updateToolCard. */
 export function toolCard(app, part, ended = false) {
   const summary = el("summary", {});
   const body = el("div", { class: "tool-body" });
   const fold = el("details", { class: "tool-fold" }, summary, body);
   const card = el("section", { class: "tool-card" }, fold, el("div", { class: "tool-approval" }), el("div", { class: "tool-files" }));
   // A fold that the reader has opened or closed stays as it is.
-  summary.addEventListener("click", () => { card.dataset.chosen = "true"; });
+  summary.onclick = () => { card.dataset.chosen = "true"; };
   body.append(el("div", { class: "tool-code" }), el("div", { class: "tool-pages" }), el("div", { class: "tool-output" }));
   updateToolCard(app, card, part, ended);
   return card;
@@ -65,8 +64,8 @@ function showSummary(app, card, part) {
   const summary = card.querySelector("summary");
   if (summary.dataset.said === said) return;
   summary.dataset.said = said;
-  fill(summary, icon(KIND_ICONS[callKind(part)]), el("span", { class: "tool-title", text: title, dir: "auto" }),
-    el("span", { class: "tool-detail", text: detail, dir: "auto" }),
+  fill(summary, icon(KIND_ICONS[callKind(part)]), el("span", { class: "tool-title", text: title }),
+    el("span", { class: "tool-detail", text: detail }),
     el("span", { class: "tool-state" }, stateIcon(part.state), el("span", { text: state })),
     el("span", { class: "fold-mark" }, icon("down")));
 }
@@ -102,24 +101,23 @@ function grow(element, text) {
   }
 }
 
-/** Pages that were found or read, each with its host. */
 function showPages(app, root, part) {
   if (callKind(part) !== "browser" || OPEN_STATES.includes(part.state) || root.firstChild) return;
   const pages = pagesOf(part);
   if (!pages.length) return;
   const items = pages.map(({ title, url, host, text }) => el("li", {},
-    url ? externalLink(app, url, title) : el("span", { class: "page-title", text: title, dir: "auto" }),
+    url ? externalLink(app, url, title) : el("span", { class: "page-title", text: title }),
     url ? null : el("span", { class: "host", text: host, dir: "ltr" }),
-    text ? el("p", { text, dir: "auto" }) : null));
+    text ? el("p", { text }) : null));
   root.append(el("ul", { class: "pages", "aria-label": app.t("tools.pages") }, ...items));
 }
 
 /** A link to another site: opens beside the page, tells that site nothing, and shows where it leads. */
 export function externalLink(app, url, title) {
   const host = hostOf(url);
-  if (!host) return el("span", { class: "page-title", text: title || url, dir: "auto" });
+  if (!host) return el("span", { class: "page-title", text: title || url });
   return el("a", { class: "external", href: url, target: "_blank", rel: "noopener noreferrer nofollow" },
-    el("span", { class: "page-title", text: title || host, dir: "auto" }), el("span", { class: "host", text: host, dir: "ltr" }),
+    el("span", { class: "page-title", text: title || host }), el("span", { class: "host", text: host, dir: "ltr" }),
     icon("external"),
     el("span", { class: "visually-hidden", text: app.t("tools.new_tab") }));
 }
@@ -165,8 +163,6 @@ function showFiles(app, root, part) {
   fill(root, files.length ? fileList(app, files) : null);
 }
 
-// Approval
-
 function showApproval(app, card, part) {
   const root = card.querySelector(".tool-approval");
   const had = root.contains(document.activeElement);
@@ -181,8 +177,8 @@ function showApproval(app, card, part) {
   const buttons = DECISIONS.map((decision) => textButton(app.t(`tools.allow_${decision}`), () => decide(app, root, part.call, decision),
     { class: decision === "once" ? "primary" : "" }));
   const group = el("div", { class: "approval", role: "group", tabindex: "-1", "aria-label": question },
-    el("p", { class: "approval-question", text: question, dir: "auto" }),
-    about ? el("p", { class: "approval-about", tabindex: about.length > LONG_ABOUT ? "0" : null, text: about, dir: "auto" }) : null,
+    el("p", { class: "approval-question", text: question }),
+    about ? el("p", { class: "approval-about", tabindex: about.length > LONG_ABOUT ? "0" : null, text: about }) : null,
     el("div", { class: "approval-buttons" }, ...buttons));
   fill(root, group);
   app.announce(`${question} ${about}`, { assertive: true });

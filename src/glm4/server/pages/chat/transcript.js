@@ -30,7 +30,7 @@ export function setupTranscript(app) {
     if (!frame && (whole || dirty.size)) frame = requestAnimationFrame(draw);
   }
 
-  function note({ message, part, kind, block, add }) {
+  function note({ message, part = null, kind, block, add }) {
     if (kind === "conversation") {
       whole = true;
       return;
@@ -129,11 +129,11 @@ export function setupTranscript(app) {
     top = scroller.scrollTop;
     showJump();
   }, { passive: true });
-  jump.addEventListener("click", () => {
+  jump.onclick = () => {
     following = true;
     toEnd();
     scroller.focus({ preventScroll: true });
-  });
+  };
   // Pictures and a growing composer change the height without a change of the messages.
   new ResizeObserver(() => following && toEnd()).observe(root);
   new ResizeObserver(() => {
@@ -154,7 +154,7 @@ export function setupTranscript(app) {
       following = true;
     }
     shown = app.state;
-    changed([{ message: null, part: null, kind: "conversation" }]);
+    changed([{ kind: "conversation" }]);
   });
   app.on("turn", () => {
     const busy = app.state.runningMessage() !== null;
@@ -162,7 +162,7 @@ export function setupTranscript(app) {
   });
   app.on("language", () => {
     forget(); // cards and bars have words, too
-    changed([{ message: null, part: null, kind: "conversation" }]);
+    changed([{ kind: "conversation" }]);
   });
   setInterval(() => {
     const running = app.state.runningMessage();

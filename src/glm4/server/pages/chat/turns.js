@@ -2,7 +2,7 @@
 
 import { isAway } from "./api.js";
 import { newId, stored } from "./dom.js";
-import { backoff, followTurn } from "./stream.js";
+import { backoff, followTurn, pause } from "./stream.js";
 
 const OUTBOX = "glm4.outbox";
 const KNOWN_MS = 240_000; // for so long the server surely knows a client_id again
@@ -82,7 +82,7 @@ export function setupTurns(app) {
     for (let failures = 0; outbox.get(id) === entry && !entry.withdrawn; failures += 1) {
       if (!modelReady()) {
         show(id, "waiting");
-        await pause(entry, null);
+        await wait(entry, null);
         failures = -1;
         continue;
       }
@@ -102,18 +102,14 @@ export function setupTurns(app) {
         if (error.code === "shutting_down" || error.status) entry.posted = true;
       }
       show(id, "away");
-      await pause(entry, backoff(failures));
+      await wait(entry, backoff(failures));
     }
   }
 
-  function pause(entry, milliseconds) {
-    return new Promise((resolve) => {
-      const timer = milliseconds === null ? 0 : setTimeout(resolve, milliseconds);
-      entry.wake = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
+  function wait(entry, milliseconds) {
+    const { over, end } = pause(milliseconds);
+    entry.wake = end;
+    return over;
   }
 
   /** Whether the chosen model can answer. Unknown names are for the server to refuse. */
@@ -130,7 +126,7 @@ export function setupTurns(app) {
     if (!message || message.status === status) return;
     message.status = status;
     if (entry.state !== app.state) return;
-    app.transcript.changed([{ message: id, part: null, kind: "end" }]);
+    app.transcript.changed([{ message: id, kind: "end" }]);
     app.emit("turn", { running: status !== "failed", message: null, sending: true });
   }
 
@@ -139,19 +135,21 @@ export function setupTurns(app) {
     keep();
     const { state } = entry;
     const fresh = state.id === null;
-    const changes = state.started(id, ids, app.settings.model ?? app.session?.models[0]?.name ?? "");
-    mark(ids.conversation, ids);
-    if (state === app.state) {
-      state.messages.get(ids.message).times.started = Date.now();
-      if (fresh) app.showAddress(ids.conversation);
-      app.transcript.changed(changes);
-      follow(ids.message);
-      if (fresh) app.reload();
-    } else if (app.state.id === ids.conversation) {
-      app.reload();
-    }
-    app.tell({ conversation: ids.conversation });
+    begun(state, id, ids);
+    if (fresh && state === app.state) app.showAddress(ids.conversation);
+    if (app.state.id === ids.conversation && (fresh || state !== app.state)) app.reload();
     app.emit("list");
+  }
+
+  /** The server answers: show the message that it writes. */
+  function begun(state, local, ids) {
+    const changes = state.started(local, ids, app.settings.model ?? "");
+    mark(ids.conversation, ids);
+    app.tell({ conversation: ids.conversation });
+    if (state !== app.state) return;
+    state.messages.get(ids.message).times.started = Date.now();
+    app.transcript.changed(changes);
+    follow(ids.message);
   }
 
   /** Which conversations are being answered: the list shows it. */
@@ -307,13 +305,13 @@ export function setupTurns(app) {
     const message = app.state.runningMessage();
     if (!message?.turn || message.stopping) return;
     message.stopping = true;
-    app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
+    app.transcript.changed([{ message: message.id, kind: "progress" }]);
     app.announce(app.t("status.stopping"));
     try {
       await app.api.post(`v1/agent/turns/${message.turn}/stop`);
     } catch (error) {
       message.stopping = false;
-      app.transcript.changed([{ message: message.id, part: null, kind: "progress" }]);
+      app.transcript.changed([{ message: message.id, kind: "progress" }]);
       if (error.status === 404) app.reload();
       else app.fail(error);
     }
@@ -326,15 +324,8 @@ export function setupTurns(app) {
     if (!parent || !state.id || state.runningMessage()) return;
     try {
       const body = { ...app.settings.forTurn(), client_id: newId(), conversation: state.id, parent };
-      const ids = await app.api.post("v1/agent/turns", body);
-      const changes = state.started(null, ids, app.settings.model ?? "");
-      mark(state.id, ids);
-      app.tell({ conversation: state.id });
-      if (state !== app.state) return;
-      state.messages.get(ids.message).times.started = Date.now();
-      app.transcript.changed(changes);
-      app.transcript.toEnd();
-      follow(ids.message);
+      begun(state, null, await app.api.post("v1/agent/turns", body));
+      if (state === app.state) app.transcript.toEnd();
     } catch (error) {
       app.fail(error);
       if (error.code === "turn_running") app.reload();
