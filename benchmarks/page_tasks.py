@@ -62,6 +62,14 @@ class Hand:
         with self.page.expect_download():
             act()
 
+    def accepting(self, act: Callable[[], None]) -> None:
+        """Something that the browser's own question follows, which is answered with yes."""
+        with self.page.expect_event("dialog") as asked:
+            self.page.once("dialog", lambda dialog: dialog.accept())
+            act()
+        assert asked.value.message
+        self.count += 1
+
     def choose(self, act: Callable[[], None]) -> None:
         """Something that opens the system's dialog, in which a document is chosen."""
         document = self.folder / "notes.txt"
@@ -196,8 +204,7 @@ def _theirs_export(hand: Hand) -> None:
 
 def _theirs_delete(hand: Hand) -> None:
     _theirs_menu(hand)
-    hand.click(hand.item("Delete"))
-    hand.click(hand.page.get_by_role("alertdialog").get_by_role("button", name="Delete"))
+    hand.accepting(lambda: hand.click(hand.item("Delete")))
 
 
 Task = Callable[[Hand], None]
