@@ -110,7 +110,7 @@ def test_a_transcript_adds_events_up() -> None:
     ]  # fmt: skip
     assert made["usage"] == {
         "rounds": 2, "prompt": 30, "cached": 12, "completion": 10, "context": 100, "prefill_seconds": 0.75,
-        "decode_seconds": 1.0,
+        "decode_seconds": 1.0, "last": {"prompt": 20, "completion": 5},
     }  # fmt: skip
     assert made["errors"] == [{"where": "model", "code": "busy", "message": "too much", "retry": True}]
     assert made["end"] == {"status": "error", "reason": "busy"}

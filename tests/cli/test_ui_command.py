@@ -28,6 +28,15 @@ from scripted_llm import scripted_llm
 from stepped import until
 from tiny import write_folder
 
+
+@pytest.fixture(autouse=True)
+def hanging_up_ends() -> Iterator[None]:
+    """Programs inherit whether SIGHUP is ignored; tests may themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 KEY = "a-key-of-the-model"
 NO_SCREEN = {"BROWSER": "", "DISPLAY": "", "WAYLAND_DISPLAY": "", "SSH_CONNECTION": "", "SSH_TTY": ""}
 
