@@ -12,6 +12,7 @@ from neighbor import Neighbor
 
 from glm4.llm import LLM
 from live import LiveServer, config, serve
+from stepped import until
 from vision_folder import write_vision_folder
 
 SEED = 14
@@ -52,4 +53,6 @@ def test_mutated_requests(server: LiveServer, count: int) -> None:
     assert not found, f"{len(found)} findings:\n" + "\n".join(found)
     assert len(neighbor.streams) == 1, "the neighbor's stream changed"
     assert neighbor.streams.total() >= 2
-    assert not [value for value in server.leftovers.values() if value]
+    until(
+        lambda: not any(server.leftovers.values()), "nothing is held"
+    )  # the last answer may come before its place is free
