@@ -53,6 +53,5 @@ def test_mutated_requests(server: LiveServer, count: int) -> None:
     assert not found, f"{len(found)} findings:\n" + "\n".join(found)
     assert len(neighbor.streams) == 1, "the neighbor's stream changed"
     assert neighbor.streams.total() >= 2
-    until(
-        lambda: not any(server.leftovers.values()), "nothing is held"
-    )  # the last answer may come before its place is free
+    # The last answer may be there before its place is free.
+    until(lambda: not any(server.leftovers.values()), "nothing is held")
