@@ -159,6 +159,9 @@ def test_what_is_stored_does_not_set_back_what_was_heard(run: Run) -> None:
         shown.apply({type: "part", part: 0, kind: "text"}, message());
         shown.apply({type: "text", part: 0, add: "later"}, message());
         shown.load(given.view); results.push(texts());
+        const late = structuredClone(given.view); // the turn ended after the server had read the message
+        delete late.messages[1].turn;
+        shown.load(late); results.push([message().turn, texts()[1]]);
         shown.apply({type: "end", status: "completed", reason: "stop"}, message());
         shown.load(given.view); results.push(texts());
         const ended = structuredClone(given.view);
@@ -168,8 +171,9 @@ def test_what_is_stored_does_not_set_back_what_was_heard(run: Run) -> None:
         view=VIEW,
     )
     assert heard[0] == [["completed", "?"], ["running", "later"]]
-    assert heard[1] == [["completed", "?"], ["completed", "later"]]
-    assert heard[2] == [["completed", "?"], ["interrupted", "stored"]]
+    assert heard[1] == ["t", ["running", "later"]]
+    assert heard[2] == [["completed", "?"], ["completed", "later"]]
+    assert heard[3] == [["completed", "?"], ["interrupted", "stored"]]
 
 
 def test_messages_that_are_being_sent(run: Run) -> None:

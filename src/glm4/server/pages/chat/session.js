@@ -35,9 +35,8 @@ export function setupConnection(app) {
   };
 
   app.refreshSession = () => {
-    checking ??= app.api.get("ui/session").then((session) => app.setSession(session)).catch(() => {}).finally(() => {
+    checking ??= app.api.get("ui/session").then((session) => app.setSession(session)).catch(() => schedule()).finally(() => {
       checking = null;
-      schedule();
     });
     return checking;
   };
@@ -50,6 +49,7 @@ export function setupConnection(app) {
     if (JSON.stringify(before) !== JSON.stringify(session)) app.emit("session", session);
     if (before && !before.user && session.user) app.emit("authorized");
     if (session.user) poll();
+    schedule();
   };
 
   /** What is being done to load a model, in words. The server's "loading, 12% of 3,000 MB" has the share once more. */

@@ -174,7 +174,9 @@ export function asMessage(given) {
 function newer(known, given) {
   if (!known) return given;
   const { local, status, turn } = known;
-  if (!local && given.status === "running" && (status !== "running" || (turn && turn === given.turn))) return known;
+  // Without a turn, it ended after the server had read the message.
+  const same = turn && (given.turn === null || turn === given.turn);
+  if (!local && given.status === "running" && (status !== "running" || same)) return known;
   return Object.assign(given, { times: known.times });
 }
 
