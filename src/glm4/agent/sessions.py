@@ -90,6 +90,15 @@ class Found:
     excerpt: str
 
 
+def branch_to(leaf: str | None, known: Mapping[str, SessionMessage]) -> list[SessionMessage]:
+    """The messages from the first to a leaf, which is among those that are known, by id."""
+    branch: list[SessionMessage] = []
+    while leaf is not None:
+        branch.append(known[leaf])
+        leaf = known[leaf].parent
+    return branch[::-1]
+
+
 def new_id() -> str:
     """128 random bits, in hexadecimal."""
     return secrets.token_hex(16)
@@ -296,11 +305,7 @@ class SessionStore:
         known = {message.id: message for message in self.messages(conversation, owner)}
         if at is not None and at not in known:
             raise InvalidRequestError(f"this conversation has no message {at[:100]!r}", param="parent")
-        branch: list[SessionMessage] = []
-        while at is not None:
-            branch.append(known[at])
-            at = known[at].parent
-        return branch[::-1]
+        return branch_to(at, known)
 
     def search(self, query: str, owner: str = "", *, limit: int = 50) -> list[Found]:
         """Messages whose text has the query, in any language, the latest first."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 from glm4.async_llm import AsyncLLM
 from glm4.errors import Glm4Error
@@ -58,6 +59,18 @@ class ServedModel:
     def name(self) -> str:
         """The name responses carry."""
         return next((name for name in self.spec.names if name != ANY_MODEL), self.spec.source)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be loaded, or its engine has stopped for good."""
+        return self.error is not None or (self.engine is not None and self.engine.failed)
+
+    @property
+    def state(self) -> Literal["loading", "ready", "failed"]:
+        """What becomes of it, in a word."""
+        if self.failed:
+            return "failed"
+        return "loading" if self.engine is None else "ready"
 
     @property
     def llm(self) -> LLM:

@@ -13,6 +13,7 @@ from glm4.agent.toolbox import TOOLS
 from glm4.api.agent.request import APPROVAL_FIELDS, TurnRequest, parse_turn
 from glm4.api.fields import read_fields
 from glm4.errors import InvalidRequestError
+from glm4.server.agent.config import AgentConfig
 from glm4.server.agent.state import AgentState, owner_of
 from glm4.server.agent.turn import Turn
 from glm4.server.errors import ApiError
@@ -65,9 +66,12 @@ async def list_turns(request: Request) -> Response:
 
 async def list_tools(request: Request) -> Response:
     """The tools that turns may use."""
-    config = find_state(request.app, AgentState).config
-    named = [{"name": name, "summary": TOOLS[name].summary if name in TOOLS else ""} for name in config.tools]
-    return JSONResponse({"tools": named})
+    return JSONResponse({"tools": offered(find_state(request.app, AgentState).config)})
+
+
+def offered(config: AgentConfig) -> list[dict[str, str]]:
+    """The tools that an operator lets turns use, with a line on each."""
+    return [{"name": name, "summary": TOOLS[name].summary if name in TOOLS else ""} for name in config.tools]
 
 
 def _turns(request: Request):  # type: ignore[no-untyped-def]

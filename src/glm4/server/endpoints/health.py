@@ -33,9 +33,7 @@ async def ready(request: Request) -> Response:
 
 
 def _stage(model: ServedModel) -> str:
-    if model.error is not None or (model.engine is not None and model.engine.failed):
-        return "failed"
-    return model.stage if model.engine is None else "ready"
+    return model.stage if model.state == "loading" else model.state
 
 
 async def version(request: Request) -> Response:

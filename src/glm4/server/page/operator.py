@@ -41,12 +41,11 @@ def _model(model: ServedModel, models: ModelRegistry, values: Values) -> dict[st
     def value(name: str) -> float:
         return values.get(name, {}).get(model.name, 0.0)
 
-    failed = model.error is not None or (model.engine is not None and model.engine.failed)
     queries = value("prefix_cache_queries_total")
     return {
         "name": model.name,
         "source": model.spec.source,
-        "state": "failed" if failed else "loading" if model.engine is None else "ready",
+        "state": model.state,
         "stage": model.stage,
         "progress": model.progress if model.engine is None else None,
         "error": model.error,

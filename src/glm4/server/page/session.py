@@ -8,8 +8,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from glm4.agent.toolbox import TOOLS
 from glm4.sampling_params import SamplingParams
+from glm4.server.agent.endpoints import offered
 from glm4.server.agent.state import AgentState
 from glm4.server.cookies import SECONDS, SESSION, BrowserSession, cookie_name
 from glm4.server.endpoints.models import sees, served_names
@@ -98,25 +98,21 @@ def _session(request: Request, owner: str | None, begun: BrowserSession | None) 
         "token": begun.token if begun else "",
         "operator": operator,
         "models": [_model(*one, operator=operator) for one in served_names(server.models)] if known else [],
-        "tools": [
-            {"name": name, "summary": TOOLS[name].summary if name in TOOLS else ""} for name in agent.tools if known
-        ],
+        "tools": offered(agent) if known else [],
         "saved": agent.sessions is not None,
         "max_upload_bytes": agent.max_upload_bytes,
     }
 
 
 def _model(model: ServedModel, name: str, parent: str | None, *, operator: bool) -> dict[str, Any]:
-    engine = model.engine
-    failed = model.error is not None or (engine is not None and engine.failed)
-    llm = None if engine is None else engine.llm
+    llm = None if model.engine is None else model.llm
     return {
         "name": name,
-        "state": "failed" if failed else "loading" if engine is None else "ready",
+        "state": model.state,
         "stage": model.stage,
-        "progress": model.progress if engine is None else None,
+        "progress": model.progress if llm is None else None,
         # It may name folders of this machine.
-        "error": (model.error if operator else None) or ("the server's log says why" if failed else None),
+        "error": (model.error if operator else None) or ("the server's log says why" if model.failed else None),
         "context": None if llm is None else llm.info.max_model_len,
         "sees": llm is not None and sees(llm),
         "parent": parent,

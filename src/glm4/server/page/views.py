@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from glm4.agent.sessions import SessionMessage
+from glm4.agent.sessions import SessionMessage, branch_to
 from glm4.agent.transcript import file_dict
 from glm4.errors import NotFoundError
 from glm4.server.agent.conversations import message_dict, session_dict
@@ -64,11 +64,7 @@ def _branch(messages: Sequence[SessionMessage], leaf: str | None) -> list[Sessio
     known = {message.id: message for message in messages}
     if leaf is not None and leaf not in known:
         raise NotFoundError(f"this conversation has no message {leaf[:100]!r}", param="leaf")
-    branch: list[SessionMessage] = []
-    while leaf is not None:
-        branch.append(known[leaf])
-        leaf = known[leaf].parent
-    return branch[::-1]
+    return branch_to(leaf, known)
 
 
 def _in_tree(message: SessionMessage) -> dict[str, Any]:
