@@ -14,13 +14,13 @@ UNHURRIED := server peers cli hub quantization benchmarks batch \
   $(patsubst tests/%,%,$(wildcard tests/sandbox/test_escape_*.py)) sandbox/test_sandbox_lifetime.py sandbox/test_sandbox_function.py
 
 # Markers of tests that run in environments of their own, or need a browser.
-ELSEWHERE := live or peers or backends or vllm or ray or page
+ELSEWHERE := live or peers or backends or train or vllm or ray or page
 
 BIN     := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help chat test-fast test test-slow test-pythons backends vllm ray page peers lint types format bench golden sanitize neon clean
+.PHONY: help chat test-fast test test-slow test-pythons backends train vllm ray page peers lint types format bench golden sanitize neon clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,8 +64,8 @@ test-pythons: ## make test-fast under Python 3.10 and 3.13, where there are such
 
 # Environments on top of the first, one for each set of extras that fit together.
 .venv-backends/.done: $(VENV)/.dev
-	@echo "Installing torch, transformers and OpenVINO in .venv-backends (a minute or two, once) ..."
-	@tools/layered_environment.sh $(BIN)/python .venv-backends torch==2.13.0 'glm4[transformers,openvino]'
+	@echo "Installing torch, transformers, OpenVINO and what training needs in .venv-backends (a minute or two, once) ..."
+	@tools/layered_environment.sh $(BIN)/python .venv-backends torch==2.13.0 'glm4[transformers,openvino,qlora]'
 	@touch $@
 
 # vLLM for CPUs is a package of its own name. What it asks for beside it is built for CUDA, and then fails to import.
@@ -83,6 +83,9 @@ test-pythons: ## make test-fast under Python 3.10 and 3.13, where there are such
 
 backends: .venv-backends/.done ## run the tests of the transformers and OpenVINO backends and exports
 	.venv-backends/bin/python -m pytest -n $(JOBS) -m backends $(ARGS)
+
+train: .venv-backends/.done ## run the tests of fine-tuning
+	.venv-backends/bin/python -m pytest -n $(JOBS) -m train $(ARGS)
 
 vllm: .venv-vllm/.done ## run the tests of the vLLM backend, on the CPU
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm $(ARGS)

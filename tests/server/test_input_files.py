@@ -158,35 +158,35 @@ def test_pictures_are_pictures(openai: OpenAI) -> None:
 
 
 def test_documents_of_anthropic(live: LiveServer, openai: OpenAI) -> None:
-    client = anthropic.Anthropic(base_url=live.url, api_key=KEYS[0], max_retries=0)
-    sources: list[Any] = [
-        {"type": "base64", "media_type": "application/pdf", "data": PDF},
-        {"type": "file", "file_id": stored(openai, "birds.pdf", base64.b64decode(PDF))},
-    ]
-    for source in sources:
-        for nested in (False, True):
-            block: Any = {"type": "document", "source": source, "title": "Birds"}
-            use: Any = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
-            result: Any = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
-            turns: Any = [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": [use]},
-                          {"role": "user", "content": [result]}]  # fmt: skip
-            flat = [{"role": "user", "content": [block, {"type": "text", "text": "When?"}]}]
-            messages: Any = turns if nested else flat
-            client.messages.create(model="m", max_tokens=16, messages=messages)
-            assert "<document>\n<title>Birds</title>\nHerons nest in April.\n</document>" in SEEN[-1]
-            counted = client.messages.count_tokens(model="m", messages=messages)
-            assert counted.input_tokens > 20
-    wrong: list[Any] = [
-        {"type": "base64", "media_type": "application/zip", "data": PDF},
-        {"type": "base64", "media_type": "application/pdf", "data": "?"},
-        {"type": "base64", "media_type": "application/pdf"},
-        {"type": "file", "file_id": "file-none"},
-        {"type": "url", "url": "http://127.0.0.1/a.pdf"},
-    ]
-    for source in wrong:
-        block = {"type": "document", "source": source}
-        with pytest.raises(anthropic.BadRequestError):
-            client.messages.create(model="m", max_tokens=16, messages=[{"role": "user", "content": [block]}])
+    with anthropic.Anthropic(base_url=live.url, api_key=KEYS[0], max_retries=0) as client:
+        sources: list[Any] = [
+            {"type": "base64", "media_type": "application/pdf", "data": PDF},
+            {"type": "file", "file_id": stored(openai, "birds.pdf", base64.b64decode(PDF))},
+        ]
+        for source in sources:
+            for nested in (False, True):
+                block: Any = {"type": "document", "source": source, "title": "Birds"}
+                use: Any = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+                result: Any = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+                turns: Any = [{"role": "user", "content": "Look!"}, {"role": "assistant", "content": [use]},
+                              {"role": "user", "content": [result]}]  # fmt: skip
+                flat = [{"role": "user", "content": [block, {"type": "text", "text": "When?"}]}]
+                messages: Any = turns if nested else flat
+                client.messages.create(model="m", max_tokens=16, messages=messages)
+                assert "<document>\n<title>Birds</title>\nHerons nest in April.\n</document>" in SEEN[-1]
+                counted = client.messages.count_tokens(model="m", messages=messages)
+                assert counted.input_tokens > 20
+        wrong: list[Any] = [
+            {"type": "base64", "media_type": "application/zip", "data": PDF},
+            {"type": "base64", "media_type": "application/pdf", "data": "?"},
+            {"type": "base64", "media_type": "application/pdf"},
+            {"type": "file", "file_id": "file-none"},
+            {"type": "url", "url": "http://127.0.0.1/a.pdf"},
+        ]
+        for source in wrong:
+            block = {"type": "document", "source": source}
+            with pytest.raises(anthropic.BadRequestError):
+                client.messages.create(model="m", max_tokens=16, messages=[{"role": "user", "content": [block]}])
 
 
 def test_what_is_no_conversation_is_refused_as_ever(live: LiveServer) -> None:

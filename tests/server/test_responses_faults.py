@@ -64,7 +64,8 @@ def test_a_client_that_leaves(tmp_path: Path) -> None:
         assert (found["status"], message["status"]) == ("cancelled", "incomplete")
         assert text
         assert LONG[1:].startswith(text)
-        assert not running.llm.has_unfinished_requests()
+        while running.llm.has_unfinished_requests():  # the record is written first
+            time.sleep(0.01)
 
 
 def test_clients_that_vanish_at_once_leave_nothing_unfinished(tmp_path: Path) -> None:
