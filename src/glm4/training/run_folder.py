@@ -2,7 +2,8 @@
 
 run/
   config.json            the TrainingConfig, complete
-  status.json            {"state": "starting|running|done|failed", "step", "total_steps", "epoch", "pid", "updated", "error"}
+  status.json            {"state": "starting|running|done|failed", "step", "total_steps", "epoch", "pid",
+                         "updated", "error"}
   metrics.jsonl          one object per log line: {"step", "epoch", "time", "loss", "learning_rate", "grad_norm",
                          "tokens_per_second", "tokens"} or {"step", "eval_loss", …}; a resumed run continues it
   samples.jsonl          {"step", "prompt", "answer", "reference"} of generation at evaluations
