@@ -18,6 +18,7 @@ from torch_vision import golden_inputs, load, tiny  # noqa: E402
 
 import golden_models as gm  # noqa: E402
 import vision_models as vm  # noqa: E402
+from glm4.checkpoints.hf_layout import HF_CLASSES  # noqa: E402
 from glm4.checkpoints.vision_config import image_layout  # noqa: E402
 from glm4.errors import InvalidRequestError, TensorError  # noqa: E402
 from glm4.model.shapes import SHAPES  # noqa: E402
@@ -98,7 +99,7 @@ def test_wrong_models_are_noticed(case: Case) -> None:
 
 
 def test_it_has_every_tensor_of_the_published_model() -> None:
-    model = empty_vision_model(SHAPES["glm-4v-9b"], "bf16", torch.device("cpu"))
+    model = empty_vision_model(HF_CLASSES["chatglm"], SHAPES["glm-4v-9b"], "bf16", torch.device("cpu"))
     assert sum(value.numel() for value in model.parameters()) == num_parameters(SHAPES["glm-4v-9b"]) == 13_906_320_896
 
 

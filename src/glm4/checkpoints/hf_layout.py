@@ -37,12 +37,12 @@ class HfClass:
     half_split: bool = False
 
 
-GLM = HfClass("glm", "GlmForCausalLM")
+_GLM = HfClass("glm", "GlmForCausalLM")
 # By the model type of the checkpoint.
 HF_CLASSES: Mapping[str, HfClass] = MappingProxyType(
     {
-        "chatglm": GLM,
-        "glm": GLM,
+        "chatglm": _GLM,
+        "glm": _GLM,
         "glm4": HfClass("glm4", "Glm4ForCausalLM"),
         "llama": HfClass("llama", "LlamaForCausalLM", fused_gate_up=False, half_split=True),
         "qwen2": HfClass("qwen2", "Qwen2ForCausalLM", fused_gate_up=False, half_split=True),
@@ -79,6 +79,15 @@ def hf_class(checkpoint: Checkpoint) -> HfClass:
         raise InvalidRequestError(
             f"{checkpoint.path} sees pictures, and transformers has no class that computes it", param="model"
         )
+    return text_class(checkpoint)
+
+
+def text_class(checkpoint: Checkpoint) -> HfClass:
+    """The class that computes a checkpoint's text model.
+
+    Raises:
+        InvalidRequestError: it is packed and has no original weights.
+    """
     if checkpoint.packed is not None:
         raise InvalidRequestError(
             f"{checkpoint.path} is packed as {checkpoint.packed.precision.name} for this package's own engine; start "
@@ -160,7 +169,7 @@ def read_hf_rows(checkpoint: Checkpoint, tensor: HfTensor, start: int, stop: int
     Raises:
         TensorError: as `Checkpoint.load_rows`.
     """
-    if not (tensor.rotary and HF_CLASSES[checkpoint.model_type].half_split):
+    if not (tensor.rotary and text_class(checkpoint).half_split):
         return checkpoint.load_rows(tensor.canonical, tensor.start + start, tensor.start + stop)
     whole = checkpoint.load(tensor.canonical)  # rows change places within a head
     split_rotary_rows(whole, checkpoint.config)
