@@ -25,6 +25,7 @@ from glm4.model.shapes import SHAPES  # noqa: E402
 from glm4.model.tensors import num_parameters  # noqa: E402
 from glm4.multimodal.image import ImageDecoder, encode_picture  # noqa: E402
 from glm4.training.data.examples import TokenizedExample  # noqa: E402
+from glm4.training.forward import forward_loss  # noqa: E402
 from glm4.training.vision.batches import PictureCollator, picture_positions  # noqa: E402
 from glm4.training.vision.loading import empty_vision_model  # noqa: E402
 
@@ -96,6 +97,19 @@ def test_wrong_models_are_noticed(case: Case) -> None:
     for name in ("first_block", "last_block", "rows"):
         assert error(found[name], golden[f"pre_norm_{name}"]) > FAR, name
     assert error(found["rows"], golden["no_antialias_rows"]) > FAR
+
+
+def test_the_loss_of_recorded_rows(case: Case) -> None:
+    """As training computes it, without a mask of attention: the rows' own cross-entropy."""
+    mask = torch.zeros_like(case.inputs["input_ids"], dtype=torch.bool)
+    mask[0, -9:] = True
+    batch = {name: value for name, value in case.inputs.items() if name != "use_cache"} | {"loss_mask": mask}
+    with torch.no_grad():
+        loss, targets = forward_loss(copy.deepcopy(case.model), batch)
+    logits = torch.from_numpy(case.logits())[-10:-1]
+    expected = torch.nn.functional.cross_entropy(logits, batch["input_ids"][0, -9:], reduction="sum")
+    assert int(targets) == 9
+    assert abs(float(loss - expected)) <= 1e-5 * float(expected)
 
 
 def test_it_has_every_tensor_of_the_published_model() -> None:
