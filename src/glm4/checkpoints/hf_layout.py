@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.errors import InvalidRequestError
 from glm4.model.config import ModelConfig
-from glm4.model.tensors import VISION_PART, ModelTensor, Source, model_tensors
+from glm4.model.tensors import VISION_PART, ModelTensor, model_tensors
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,9 @@ def class_tensors(cls: HfClass, config: ModelConfig) -> Iterator[HfTensor]:
 
 def _names(tensor: ModelTensor, cls: HfClass, config: ModelConfig) -> dict[str, int]:
     """The parts of a canonical tensor, with the rows of each."""
-    source = cast("Source", tensor.row.sources["hf"])  # that layout has one way to name a tensor
-    if isinstance(source, str) and source.endswith("gate_up_proj.weight") and not cls.fused_gate_up:
-        source = {source.replace("gate_up_proj", part): "intermediate_size" for part in ("gate_proj", "up_proj")}
+    source = tensor.row.sources["hf"]
+    if isinstance(source, tuple):  # gate and up, as one matrix or two
+        source = source[0 if cls.fused_gate_up else 1]
     rows = {source: tensor.shape[0]} if isinstance(source, str) else {n: getattr(config, s) for n, s in source.items()}
     return {name.replace("{i}", str(tensor.index)): count for name, count in rows.items()}
 
