@@ -104,7 +104,7 @@ def test_dora_sets_the_norms_of_rows(name: str, targets: tuple[str, ...], tmp_pa
     with (
         open_checkpoint(source) as base,
         open_checkpoint(tmp_path / "out") as written,
-        AdapterFile(adapter, config, model_type, dora=True) as file,
+        AdapterFile(adapter, config, model_type, merging=True) as file,
     ):
         for layer, key in file.shapes:
             matrix = f"layers.{layer}.{key}"

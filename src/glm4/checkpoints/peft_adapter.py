@@ -4,7 +4,8 @@ An adapter adds `scale * B A` to some of a model's matrices. This reader returns
 those of q, k and v (or gate and up) are joined, their A stacked, their B on the diagonal of a block matrix, so that one
 pair serves each fused product. B has its rows in our order (see `interleave_rotary_rows`) and includes the scale.
 
-DoRA adapters hold the norm of each adapted row, too; only callers that can apply it ask for them (`dora=True`).
+DoRA adapters hold the norm of each adapted row, too, and those of GLM-4V may change tower and projector
+(`peft_vision`); only callers that can apply it ask for such (`merging=True`).
 
 Both files are untrusted until checked: every option of the configuration is honored, known not to affect inference, or
 refused by name; every tensor must be a factor of a matrix we have, with the required shape, in every targeted layer.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import interleave_rotary_rows
 from glm4.checkpoints.json_file import read_json_object
+from glm4.checkpoints.peft_vision import PROJECTOR, VisionPart, is_vision_name
 from glm4.checkpoints.safetensors import SafetensorsSource
 from glm4.checkpoints.tensor_source import Float32
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
@@ -75,14 +77,14 @@ _TABLES: Mapping[str, Mapping[str, _Modules]] = MappingProxyType(
     }
 )
 # Module names such as "query_key_value" select layers of glm-4v-9b's tower too, unless PEFT is told otherwise.
-_TOWER = re.compile(r"(?:^|\.)transformer\.vision\.", re.ASCII)
+_TOWER = re.compile(r"(?:^|\.)(?:transformer|model)\.vision\.", re.ASCII)
 _FACTOR = re.compile(
     r"base_model\.model\.((.+\.layers\.)([0-9]{1,4})\.(.+))\.lora_(?:([AB])\.weight|magnitude_vector)", re.ASCII
 )
 
 _HONORED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules",
-    "layers_to_transform", "exclude_modules", "init_lora_weights",
+    "layers_to_transform", "exclude_modules", "init_lora_weights", "modules_to_save",
 })  # fmt: skip
 # These say how the adapter was trained or found; they do not affect the use of the saved factors.
 _WITHOUT_EFFECT = frozenset({
@@ -125,14 +127,15 @@ class AdapterFile:
         base: the name of the model it was trained on, as the file says; empty if it does not.
         dora: it also sets the norms of rows, see `magnitudes`.
         original_names: its tensors have the names of ChatGLM's layout, not Hugging Face's.
+        vision: what it changes of tower and projector; None if it leaves them as they are.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, model_type: str, *, dora: bool = False) -> None:
+    def __init__(self, path: Path, config: ModelConfig, model_type: str, *, merging: bool = False) -> None:
         """Opens the adapter in the folder `path` for a model of that shape.
 
         Args:
             model_type: "chatglm", "glm", "glm4", "llama" or "qwen2": whose names and row order the adapter uses.
-            dora: accept DoRA adapters.
+            merging: accept DoRA adapters, and those that change tower or projector.
 
         Raises:
             CheckpointError: not an adapter, or a malformed file.
@@ -144,7 +147,7 @@ class AdapterFile:
         _check_files(path)
         settings = _Settings(read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES), str(path / CONFIG_FILE))
         self.base, self.dora = settings.base, settings.dora
-        if self.dora and not dora:
+        if self.dora and not merging:
             raise UnsupportedModelError(
                 f"{path} is a DoRA adapter (use_dora), which rescales the model's own weights; make one model of the "
                 f"two: glm4 merge MODEL {path} -o DIR"
@@ -156,8 +159,10 @@ class AdapterFile:
         halves = {_HF_LAYERS: model_type in ("llama", "qwen2"), _CHATGLM_LAYERS: config.rotary_half_split}
         self._source = SafetensorsSource(path / WEIGHT_FILE)
         try:
-            self._parts, layers = self._match(settings, tables)
+            seen = [name for name in self._source.names() if merging and is_vision_name(name)]
+            self._parts, layers = self._match(settings, tables, set(seen))
             settings.check_complete(tables[layers], self._parts, config.num_hidden_layers)
+            self.vision = VisionPart(path, self._source, seen, settings, config, dora=self.dora) if seen else None
         except BaseException:
             self._source.close()
             raise
@@ -167,15 +172,16 @@ class AdapterFile:
         self.shapes = {
             site: FactorShape(sum(part.rank for part in parts), *sizes[site[1]]) for site, parts in self._parts.items()
         }
-        self.rank = max(part.rank for parts in self._parts.values() for part in parts)
+        ranks = [part.rank for parts in self._parts.values() for part in parts]
+        self.rank = max([*ranks, *(self.vision.matrices.values() if self.vision else ())], default=0)
 
     def _match(
-        self, settings: _Settings, tables: Mapping[str, _Modules]
+        self, settings: _Settings, tables: Mapping[str, _Modules], seen: Collection[str]
     ) -> tuple[dict[tuple[int, str], list[_Part]], str]:
         """The pairs of factors for each matrix, and the prefix of their names in this file."""
         found: dict[tuple[int, str], list[_Part]] = {}
         prefixes: set[str] = set()
-        for name in sorted(self._source.names()):
+        for name in sorted(set(self._source.names()) - set(seen)):
             # Matching takes quadratic time, so the length is checked first.
             match = _FACTOR.fullmatch(name) if len(name) <= _MAX_NAME_LENGTH else None
             if match is None or _TOWER.search(name):
@@ -198,6 +204,8 @@ class AdapterFile:
                 found.setdefault((int(layer), place[0]), []).append(part)
             elif f"base_model.model.{module}.lora_A.weight" not in self._source.names():
                 raise TensorError(f"{self.path} holds {name!r} without its lora_A")
+        if not prefixes and seen:
+            prefixes.add(_HF_LAYERS)
         if len(prefixes) != 1:
             raise TensorError(f"{self.path} holds no factors, or factors under the names of two kinds of checkpoint")
         return found, prefixes.pop()
@@ -293,6 +301,10 @@ class _Settings:
         for key, value in settings.items():
             if key not in _HONORED and key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, "none"):
                 raise UnsupportedModelError(f"{where}: {key!r:.60} is set to {value!r:.60}, which is not supported")
+        saved = settings.get("modules_to_save") or []
+        if not isinstance(saved, list) or any(not f".{name}".endswith(f".{PROJECTOR}") for name in saved):
+            raise UnsupportedModelError(f"{where}: 'modules_to_save' is set to {saved!r:.60}, which is not supported")
+        self.saved = saved
         init = settings.get("init_lora_weights", True)
         if not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INITS):
             raise UnsupportedModelError(
@@ -416,8 +428,8 @@ def _why_refused(name: str) -> str:
         return f"{name[:40]!r}… is not the name of a LoRA tensor; it has {len(name)} characters"
     if _TOWER.search(name):
         return (
-            f"{name!r} changes the vision tower, and only adapters of the text model's layers are supported; train it "
-            "with exclude_modules='.*vision.*'"
+            f"{name!r} changes the vision tower or its projector, and only adapters of the text model's layers can be "
+            "used beside a model; make one model of the two: glm4 merge MODEL ADAPTER -o DIR"
         )
     if "lora_embedding_" in name:
         return f"{name!r} changes the embedding, which is not supported"

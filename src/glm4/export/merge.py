@@ -1,4 +1,7 @@
-"""`merge`: a model and a LoRA adapter as one checkpoint in Hugging Face's layout, compared with the two."""
+"""`merge`: a model and a LoRA adapter as one checkpoint in Hugging Face's layout, compared with the two.
+
+A model that sees is written in the layout of glm-4v-9b.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from glm4.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from glm4.errors import CheckpointError, InvalidRequestError
 from glm4.export.merge_check import LogitCheck, MatrixCheck, check_logits, check_matrices
 from glm4.export.merged import MergedCheckpoint, open_for_merging
-from glm4.export.safetensors import export_hf
+from glm4.export.safetensors import export_chatglm, export_hf
 from glm4.export.targets import ExportReport, ExportRequest, Progress
 
 MERGE_DTYPES = ("bf16", "fp32")
@@ -92,7 +95,9 @@ def merge(
             shard_bytes=shard_bytes,
             progress=None if progress is None else lambda _, done, total: progress("merging", done, total),
         )
-        report = MergeReport(export_hf(request), folder, file.rank, file.dora)
+        # A model that sees has one layout only.
+        export = export_hf if checkpoint.config.vision is None else export_chatglm
+        report = MergeReport(export(request), folder, file.rank, file.dora)
         if not check:
             return report
         with open_checkpoint(output) as written:

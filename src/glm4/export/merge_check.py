@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.checkpoints.peft_adapter import AdapterFile
 from glm4.errors import OutOfMemoryError
+from glm4.export.merged import adapted_matrices, factors_of
 from glm4.export.targets import Progress
 from glm4.kernels import get_kernels
 from glm4.loading.lora import read_adapter
@@ -106,30 +107,41 @@ def check_matrices(
 ) -> MatrixCheck:
     """Compare every adapted matrix of a merged checkpoint, some 100 MB at a time."""
     rng = np.random.default_rng(0)
+    names = adapted_matrices(adapter)
+    replaced = sorted(adapter.vision.replaced) if adapter.vision is not None else []
     worst, largest = "", -1.0
-    for done, site in enumerate(sorted(adapter.shapes), start=1):
-        name = f"layers.{site[0]}.{site[1]}"
-        error = _matrix_error(base, adapter, written, site, rng.standard_normal((base.shape(name)[1], _PROBES)))
+    for done, name in enumerate([*names, *replaced], start=1):
+        if name in replaced:
+            error = _replaced_error(adapter, written, name)
+        else:
+            error = _matrix_error(base, adapter, written, name, rng.standard_normal((base.shape(name)[1], _PROBES)))
         if not error <= largest:  # a NaN is the worst
             worst, largest = name, error
         if progress is not None:
-            progress("checking", done, len(adapter.shapes))
-    return MatrixCheck(len(adapter.shapes), largest, _LIMITS[dtype], worst)
+            progress("checking", done, len(names) + len(replaced))
+    return MatrixCheck(len(names) + len(replaced), largest, _LIMITS[dtype], worst)
 
 
-def _matrix_error(
-    base: Checkpoint, adapter: AdapterFile, written: Checkpoint, site: tuple[int, str], x: Float64
-) -> float:
+def _replaced_error(adapter: AdapterFile, written: Checkpoint, name: str) -> float:
+    """The mean error of a tensor that the adapter has in full, relative to the size of its numbers."""
+    assert adapter.vision is not None  # noqa: S101 (it has this tensor)
+    wanted, found = (each.astype(np.float64) for each in (adapter.vision.read(name), written.load(name)))
+    size = float(np.square(wanted).sum())
+    error = float(np.square(found.reshape(wanted.shape) - wanted).sum())
+    return float(np.sqrt(error / size)) if size else float(error > 0)
+
+
+def _matrix_error(base: Checkpoint, adapter: AdapterFile, written: Checkpoint, name: str, x: Float64) -> float:
     """The mean error of a matrix's products, relative to the mean size of products with random signs."""
-    name = f"layers.{site[0]}.{site[1]}"
-    a, b = (factor.astype(np.float64) for factor in adapter.load(*site))
-    scaled = adapter.magnitudes(*site).astype(np.float64) if adapter.dora else None
     errors = sizes = 0.0
     for start, stop in _slabs(*base.shape(name)):
         w, m = (each.load_rows(name, start, stop).astype(np.float64) for each in (base, written))
-        wanted = w @ x + b[start:stop] @ (a @ x)
-        if scaled is not None:
-            wanted *= _dora_factors(w, a, b[start:stop], scaled[start:stop])[:, None]
+        wanted = w @ x
+        if (factors := factors_of(adapter, name, start, stop)) is not None:
+            a, b = factors.a.astype(np.float64), factors.b.astype(np.float64)
+            wanted += b @ (a @ x)
+            if factors.norms is not None:
+                wanted *= _dora_factors(w, a, b, factors.norms.astype(np.float64))[:, None]
         errors += float(np.square(m @ x - wanted).sum())
         sizes += float((np.square(m) @ np.square(x)).sum())
     return float(np.sqrt(errors / sizes)) if sizes else float(errors > 0)
@@ -158,6 +170,8 @@ def check_logits(
     """
     if adapter.dora:
         return None, "the engine does not apply DoRA beside a model"
+    if adapter.vision is not None:
+        return None, "the engine does not apply changes to the vision tower or its projector beside a model"
     try:
         choose_precision(base.config, Wanted("fp32", context=len(_TEXTS) * _MAX_TOKENS), Room.here())
     except OutOfMemoryError:

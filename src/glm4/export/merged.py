@@ -20,7 +20,7 @@ _LAYERS = "layers."
 class MergedCheckpoint(Checkpoint):
     """A checkpoint whose matrices are W + B A or, with DoRA, the same with rows of the adapter's norms.
 
-    Everything else is the base's. Sums are computed in float32, for the rows that are read and no others. The base and
+    What the adapter has in full is the adapter's, everything else is the base's. Sums are computed in float32, for the rows that are read and no others. The base and
     the adapter must stay open, and are not closed with it.
 
     Attributes:
@@ -57,24 +57,57 @@ class MergedCheckpoint(Checkpoint):
         return None
 
     def _merged(self, name: str, rows: Float32, start: int) -> Float32:
-        site = _site(name)
-        if site is None or site not in self.adapter.shapes:
+        stop, vision = start + len(rows), self.adapter.vision
+        if vision is not None and name in vision.replaced:
+            rows = vision.read(name)[start:stop]
+        elif (factors := factors_of(self.adapter, name, start, stop)) is not None:
+            with np.errstate(over="ignore", invalid="ignore"):  # checked below
+                rows += factors.b @ factors.a
+                if (wanted := factors.norms) is not None:
+                    changed = ~np.isnan(wanted)
+                    rows[changed] *= (wanted[changed] / np.linalg.norm(rows[changed], axis=1))[:, None]
+        else:
             return rows
-        stop = start + len(rows)
-        a, b = self.adapter.load(*site)
-        used = self.adapter.ranks_of(*site, start, stop)
-        with np.errstate(over="ignore", invalid="ignore"):  # checked below
-            rows += b[start:stop, used] @ a[used]
-            if self.adapter.dora:
-                wanted = self.adapter.magnitudes(*site)[start:stop]
-                changed = ~np.isnan(wanted)
-                rows[changed] *= (wanted[changed] / np.linalg.norm(rows[changed], axis=1))[:, None]
         if not np.isfinite(rows).all():
             raise TensorError(
                 f"{self.adapter.path}: added to {name} of {self.path} it gives numbers that are not finite; the "
                 "adapter is damaged, or was trained on another model"
             )
         return rows
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What is added to some rows of a matrix: `b @ a`, of the ranks that change them.
+
+    Attributes:
+        a: [rank, columns].
+        b: [rows, rank], scale included.
+        norms: of DoRA, what the norms of the rows become: [rows], NaN for rows left as they are.
+    """
+
+    a: Float32
+    b: Float32
+    norms: Float32 | None
+
+
+def factors_of(adapter: AdapterFile, name: str, start: int, stop: int) -> Factors | None:
+    """The factors for rows start..stop-1 of a canonical matrix; None if it has none."""
+    vision, site = adapter.vision, _site(name)
+    if vision is not None and name in vision.matrices:
+        a, b, norms = vision.factors(name)
+        return Factors(a, b[start:stop], None if norms is None else norms[start:stop])
+    if site is None or site not in adapter.shapes:
+        return None
+    a, b = adapter.load(*site)
+    used = adapter.ranks_of(*site, start, stop)
+    return Factors(a[used], b[start:stop, used], adapter.magnitudes(*site)[start:stop] if adapter.dora else None)
+
+
+def adapted_matrices(adapter: AdapterFile) -> list[str]:
+    """Canonical names of the matrices that have factors."""
+    layers = [f"{_LAYERS}{layer}.{key}" for layer, key in sorted(adapter.shapes)]
+    return layers + (sorted(adapter.vision.matrices) if adapter.vision is not None else [])
 
 
 def open_for_merging(folder: Path, base: Checkpoint) -> AdapterFile:
@@ -96,7 +129,7 @@ def open_for_merging(folder: Path, base: Checkpoint) -> AdapterFile:
             f"{folder} is a prefix (P-Tuning v2): keys and values in front of every layer, which are not part of any "
             f"matrix and cannot be merged; use it beside the model: glm4 chat -m MODEL --lora {folder}"
         )
-    adapter = AdapterFile(folder, base.config, base.model_type, dora=True)
+    adapter = AdapterFile(folder, base.config, base.model_type, merging=True)
     try:
         check_base(folder, adapter.base, base.variant)
     except BaseException:
