@@ -20,8 +20,8 @@ _LAYERS = "layers."
 class MergedCheckpoint(Checkpoint):
     """A checkpoint whose matrices are W + B A or, with DoRA, the same with rows of the adapter's norms.
 
-    What the adapter has in full is the adapter's, everything else is the base's. Sums are computed in float32, for the rows that are read and no others. The base and
-    the adapter must stay open, and are not closed with it.
+    What the adapter has in full is the adapter's, everything else is the base's. Sums are computed in float32, for the
+    rows that are read and no others. The base and the adapter must stay open, and are not closed with it.
 
     Attributes:
         base: the model without the adapter.
