@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 
 from glm4.errors import TrainingError
 from glm4.training import checkpoints
-from glm4.training.batches import bucketed_batches
-from glm4.training.objective import Batch, LossModel
-from glm4.training.train_loader import EpochLoader, loader
-
-
-@dataclass
-class Window:
-    """Sums since the last log line, of all processes once they are read.
-
-    Attributes:
-        sums: float64 [3]: loss, items, tokens.
-        tokens: in all, since the run began.
-    """
-
-    sums: torch.Tensor
-    tokens: int = 0
+from glm4.training.objective import LossModel
+from glm4.training.train_loader import EpochLoader, Share, loader, reading_order, stream_loader, training_order
 
 
 class GlmTrainer(transformers.Trainer):
@@ -36,8 +22,14 @@ class GlmTrainer(transformers.Trainer):
 
     Args:
         train: rows, or an iterable of them without a length.
-        group_by_length: whether rows of similar length share a batch.
-        stop: asked before every step: whether to save and stop after it.
+        by_length: whether rows of similar length share a batch.
+        max_tokens: packing: a batch is as many rows as have this many tokens together; 0 is none.
+        facts: what checkpoints note for the next run to compare.
+
+    Attributes:
+        stop_requested: set it to save and stop after the present step.
+        interrupted: whether that was done.
+        tokens: trained on so far, of all processes, up to the last log line.
     """
 
     model: LossModel
@@ -49,8 +41,10 @@ class GlmTrainer(transformers.Trainer):
         args: transformers.TrainingArguments,
         *,
         train: Sequence[Any] | Iterable[Any],
-        validation: Sequence[Any],
-        group_by_length: bool,
+        validation: Sequence[Any] = (),
+        by_length: bool = True,
+        max_tokens: int = 0,
+        facts: Mapping[str, Any] | None = None,
         callbacks: Sequence[transformers.TrainerCallback] = (),
     ) -> None:
         super().__init__(
@@ -61,50 +55,50 @@ class GlmTrainer(transformers.Trainer):
             callbacks=list(callbacks),
         )
         self.remove_callback(transformers.PrinterCallback)
-        self._rows, self._validation = train, validation
-        self._group_by_length = group_by_length
         self.objective = model.objective
-        self.stop_requested = False
-        self.interrupted = False
+        self._rows, self._validation = train, validation
+        self._by_length, self._max_tokens = by_length, max_tokens
+        self._facts = facts or {}
+        self.stop_requested = self.interrupted = False
+        self.tokens = 0
         number = torch.float32 if args.device.type == "mps" else torch.float64  # which has no float64
-        self.window = Window(torch.zeros(3, dtype=number, device=args.device))
+        self._window = torch.zeros(3, dtype=number, device=args.device)  # since the last log line: loss, items, tokens
 
     # ---- Batches ----
 
     def get_train_dataloader(self) -> EpochLoader:
         """Batches of this process."""
-        return self._loader(self._rows, self._train_batch_size, shuffle=True)
-
-    def _loader(self, rows: Any, batch_size: int, *, shuffle: bool) -> EpochLoader:
-        lengths = [len(row) for row in rows] if isinstance(rows, Sequence) else []
-        batches_of = partial(
-            bucketed_batches,
-            lengths,
-            batch_size,
+        size, pin = self._train_batch_size, self.args.dataloader_pin_memory
+        if not isinstance(self._rows, Sequence):
+            return stream_loader(self._rows, size, self._make_batch, self._share, pin_memory=pin)
+        order = training_order(
+            [_length(row) for row in self._rows],
+            size,
+            self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.seed,
-            group=self._group_by_length or not shuffle,
-            shuffle=shuffle,
+            by_length=self._by_length,
+            max_tokens=self._max_tokens,
         )
-        return loader(
-            rows,
-            batches_of,
-            self.objective.collate,
-            batch_size=batch_size,
-            process=self.args.process_index,
-            processes=self.args.world_size,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        return loader(self._rows, order, self._make_batch, self._share, pin_memory=pin)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor:
-        count = sum(self._count(batch) for batch in batch_samples)
-        both = torch.tensor([[count, self.stop_requested]], dtype=torch.float64).to(self.window.sums)
+    @property
+    def _share(self) -> Share:
+        return Share(self.args.process_index, self.args.world_size)
+
+    def _make_batch(self, rows: Sequence[Any]) -> dict[str, Any]:
+        """The objective's batch, and what would have to be fetched from the device later."""
+        batch = self.objective.collate(rows)
+        mask = batch.get("attention_mask")
+        tokens = int(batch["input_ids"].numel() if mask is None else mask.sum())
+        return {**batch, "items": self.objective.count(batch), "tokens": tokens}
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        count = sum(batch["items"] for batch in batch_samples)
+        both = self._window.new_tensor([[count, float(self.stop_requested)]])
         items, stops = self.accelerator.gather(both).sum(0)
         # One process that was told to stop stops them all, at the same step.
         self.interrupted = self.interrupted or bool(stops)
         return items.clamp(min=1).float()
-
-    def _count(self, batch: Batch) -> int:
-        return 0 if "blank" in batch else self.objective.count(batch)
 
     # ---- Loss ----
 
@@ -116,31 +110,46 @@ class GlmTrainer(transformers.Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The share of a batch in the loss of the step; gradients are averaged over processes, hence the factor."""
-        count = self._count(inputs)
-        blank = inputs.pop("blank", False)
+        items, tokens = inputs.pop("items"), inputs.pop("tokens")
         loss: torch.Tensor = model(**inputs)
-        if blank:
+        if not items:
             loss = loss * 0
-        tokens = 0 if blank else int(inputs["attention_mask"].sum())
-        self.window.sums += torch.stack([loss.detach().to(self.window.sums), *self.window.sums.new_tensor([count, tokens])])
-        assert num_items_in_batch is not None
+        counted = self._window.new_tensor([items, tokens])
+        self._window += torch.cat([loss.detach().to(counted).reshape(1), counted])
+        if num_items_in_batch is None:
+            raise ValueError("the loss of a batch depends on the items of its whole step")
         loss = loss * (self.accelerator.num_processes / num_items_in_batch)
         return (loss, None) if return_outputs else loss
 
-    def read_window(self) -> tuple[float, int]:
-        """Mean loss per item and tokens since the last call, of all processes.
+    def gather_window(self) -> list[float]:
+        """Sums since the last log line of all processes, [loss, items, tokens]; the first process keeps them."""
+        if self.args.world_size > 1:
+            self._window = self.accelerator.reduce(self._window, "sum")
+        sums: list[float] = self._window.tolist()
+        if self.args.process_index:
+            self._window.zero_()
+        return sums
+
+    def restore_window(self, sums: Sequence[float], tokens: int) -> None:
+        """Go on from what a checkpoint has of `gather_window` and `tokens`."""
+        self.tokens = tokens
+        if not self.args.process_index:
+            self._window.copy_(self._window.new_tensor(sums))
+
+    def _read_window(self) -> tuple[float, int]:
+        """Mean loss per item, and tokens, since the last call.
 
         Raises:
             TrainingError: the loss is not a number.
         """
-        loss, items, tokens = self.accelerator.reduce(self.window.sums, "sum").tolist()
-        self.window.sums.zero_()
-        self.window.tokens += int(tokens)
+        loss, items, tokens = self.gather_window()
+        self._window.zero_()
+        self.tokens += int(tokens)
         mean = loss / max(items, 1)
-        if mean != mean or mean in (float("inf"), float("-inf")):
+        if not math.isfinite(mean):
             raise TrainingError(
-                f"the loss is no longer a number at step {self.state.global_step}; a lower learning_rate helps, or a"
-                " longer warm-up. Checkpoints from before are intact"
+                f"the loss is no longer a number at step {self.state.global_step}: a lower learning_rate or a longer"
+                " warm-up helps. Earlier checkpoints are intact"
             )
         return mean, int(tokens)
 
@@ -149,7 +158,8 @@ class GlmTrainer(transformers.Trainer):
         if "train_runtime" in logs:
             return
         if "loss" in logs:
-            logs["loss"], logs["num_tokens"] = self.read_window()
+            logs["loss"], logs["num_tokens"] = self._read_window()
+            logs["tokens"] = self.tokens
             logs |= self.objective.metrics(training=True)
         logs["epoch"] = round(self.state.epoch or 0.0, 6)
         self.state.log_history = [{**logs, "step": self.state.global_step}]  # the run's folder has them all
@@ -160,18 +170,21 @@ class GlmTrainer(transformers.Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss over all items of the validation rows."""
         model = self.model_wrapped
+        order = reading_order([_length(row) for row in self._validation], self.args.per_device_eval_batch_size)
+        sums = torch.zeros_like(self._window[:2])
         model.eval()
-        sums = torch.zeros_like(self.window.sums[:2])
         with torch.no_grad():
-            for batch in self._loader(self._validation, self.args.per_device_eval_batch_size, shuffle=False):
+            for batch in loader(self._validation, order, self._make_batch, self._share):
                 inputs = self._prepare_inputs(batch)
-                if inputs.pop("blank", False):
-                    model(**inputs)  # a part of what all processes compute together
-                    continue
-                sums += torch.stack([model(**inputs).to(sums), sums.new_tensor(self.objective.count(batch))])
+                items = inputs.pop("items")
+                del inputs["tokens"]
+                loss = model(**inputs).to(sums)
+                sums += torch.stack([loss if items else loss * 0, sums.new_tensor(items)])
         model.train()
-        loss, items = self.accelerator.reduce(sums, "sum").tolist()
-        metrics = {"eval_loss": loss / max(items, 1)}
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        loss_sum, count = sums.tolist()
+        metrics = {"eval_loss": loss_sum / max(count, 1)}
         metrics |= {f"eval_{name}": value for name, value in self.objective.metrics(training=False).items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(dict(metrics))
@@ -179,8 +192,23 @@ class GlmTrainer(transformers.Trainer):
 
     # ---- Checkpoints ----
 
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter, if the method has one; every process calls this."""
+        if self.args.should_save and isinstance(self.model.model, peft.PeftModel):
+            # Told which layers to leave out, PEFT asks no server about the base model.
+            self.model.model.save_pretrained(folder, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        checkpoints.save(self)
+        checkpoints.save(self, self._facts)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        checkpoints.load_weights(self, Path(resume_from_checkpoint))
+        checkpoint = Path(resume_from_checkpoint)
+        checkpoints.load_weights(self, checkpoint)
+        state = checkpoints.read_run_state(checkpoint)
+        self.restore_window(state["window"], state["tokens"])
+
+
+def _length(row: Any) -> int:
+    """Tokens of a row: of a preference, those of its longer answer."""
+    return len(row) if hasattr(row, "__len__") else max(len(row.chosen), len(row.rejected))
