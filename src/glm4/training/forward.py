@@ -1,14 +1,12 @@
 """From a batch to its loss: the decoder without its logits, then the chunked loss of the rows that have a target.
 
-The loss is computed inside the model's own `forward`, so that whatever wraps the model (PEFT, DDP, FSDP, DeepSpeed,
-autocast) sees one call, gathers what it has sharded, and finds the gradients that it waits for.
+Call these inside `forward` of the module that DDP, FSDP, DeepSpeed or autocast wrap, which act around that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,7 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from glm4.training.loss import causal_loss
 
-_CAPS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CHANGES_LOGITS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
+)
 """Keys of configurations whose models do something to their logits. None that we train has one."""
 
 
@@ -31,44 +35,12 @@ def forward_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.T
     Returns:
         float32 [] and int64 [].
     """
-    return _call(model, batch, "sum"), batch["loss_mask"][:, 1:].sum()
+    return _masked_loss(model, batch, "sum"), batch["loss_mask"][:, 1:].sum()
 
 
 def sequence_logprobs(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Sum of the log-probabilities of each row's targets, with gradient: float32 [B]."""
-    return -_call(model, batch, "none").sum(-1)
-
-
-def prepare_model(model: Any) -> Any:
-    """Teaches the causal language model inside `model` to compute losses; returns `model`.
-
-    Called with the batch's `loss_mask`, its `forward` then returns the loss; called without, it is as before. Must
-    come before accelerate or DeepSpeed wrap the model. Calling it again changes nothing.
-
-    Raises:
-        ValueError: the model's logits are scaled or capped, which the loss would not know of.
-    """
-    inner = causal_model(model)
-    if getattr(inner, "computes_loss", False):
-        return model
-    config = inner.config.get_text_config()
-    changed = [key for key in _CAPS if getattr(config, key, None) not in (None, 1.0)]
-    if changed:
-        raise ValueError(
-            f"{type(inner).__name__} changes its logits ({', '.join(changed)}), which training does not do"
-        )
-    original: Callable[..., Any] = inner.forward
-
-    def forward(
-        self: Any, *args: Any, loss_mask: torch.Tensor | None = None, reduction: str = "sum", **kwargs: Any
-    ) -> Any:
-        if loss_mask is None:
-            return original(*args, **kwargs)
-        return _masked_loss(self, loss_mask, "sum" if reduction == "sum" else "none", **kwargs)
-
-    inner.forward = types.MethodType(forward, inner)
-    inner.computes_loss = True
-    return model
+    return -_masked_loss(model, batch, "none").sum(-1)
 
 
 def causal_model(model: Any) -> Any:
@@ -81,27 +53,26 @@ def causal_model(model: Any) -> Any:
     return model
 
 
-def _call(model: Any, batch: Mapping[str, torch.Tensor], reduction: str) -> torch.Tensor:
-    prepare_model(model)
+def _masked_loss(model: Any, batch: Mapping[str, torch.Tensor], reduction: Literal["sum", "none"]) -> torch.Tensor:
+    """Summed loss [], or losses [B, T - 1] that are 0 where there is no target."""
+    if getattr(model, "_is_prompt_learning", False):
+        raise TypeError("PEFT's prefix is not part of the model it wraps: use methods.prefix")
+    inner = causal_model(model)
+    config = inner.config.get_text_config()
+    if changed := [key for key in _CHANGES_LOGITS if getattr(config, key, None) not in (None, 1.0)]:
+        raise ValueError(
+            f"{type(inner).__name__} changes its logits ({', '.join(changed)}), which training does not do"
+        )
     inputs = dict(batch)
-    mask = inputs.pop("attention_mask", None)
+    loss_mask, padding_mask = inputs.pop("loss_mask"), inputs.pop("attention_mask", None)
     # Padding stands at the end, where no target's row attends to it: without a mask attention takes its fast path.
-    if mask is not None and not mask[:, 0].all():
+    if padding_mask is not None and not padding_mask[:, 0].all():
         raise ValueError("a training batch is padded at the right, and this one begins with padding")
-    loss: torch.Tensor = model(**inputs, use_cache=False, reduction=reduction)
-    return loss
-
-
-def _masked_loss(model: Any, loss_mask: torch.Tensor, reduction: Literal["sum", "none"], **inputs: Any) -> torch.Tensor:
-    """Summed loss [], or losses [B, T - 1] that are 0 where there is no target. What PEFT adds as None is dropped."""
-    ids: torch.Tensor = inputs["input_ids"]
-    inputs = {name: value for name, value in inputs.items() if value is not None}
-    hidden = model.base_model(**inputs).last_hidden_state[:, :-1]
+    hidden = inner.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
     has_target = loss_mask[:, 1:]
-    losses = _head_loss(model.get_output_embeddings(), hidden[has_target], ids[:, 1:][has_target], reduction)
-    if reduction == "sum":
-        return losses
-    return losses.new_zeros(has_target.shape).masked_scatter(has_target, losses)
+    targets = batch["input_ids"][:, 1:][has_target]
+    losses = _head_loss(inner.get_output_embeddings(), hidden[has_target], targets, reduction)
+    return losses if reduction == "sum" else losses.new_zeros(has_target.shape).masked_scatter(has_target, losses)
 
 
 def _head_loss(
@@ -129,8 +100,11 @@ def _module_losses(head: Any, hidden: torch.Tensor, targets: torch.Tensor) -> to
 
 
 @contextlib.contextmanager
-def _gathered(weight: Any, bias: Any) -> Any:
-    """The whole head where FSDP 2 (a DTensor) or DeepSpeed's ZeRO-3 has given each process a part of it."""
+def _gathered(weight: Any, bias: Any) -> Iterator[tuple[Any, Any]]:
+    """The whole head, where FSDP 2 (as a DTensor) or DeepSpeed's ZeRO-3 has given each process a part of it.
+
+    A frozen head is not needed in backward: its gradients are computed along with the loss.
+    """
     with contextlib.ExitStack() as stack:
         if getattr(weight, "ds_status", None) is not None and weight.ds_status.name == "NOT_AVAILABLE":
             import deepspeed
