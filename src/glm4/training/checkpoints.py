@@ -136,7 +136,9 @@ def disk_errors(target: Path) -> Iterator[None]:
         raise DiskFullError(f"{error}; free some space and run the same command again: it goes on") from None
     except Exception as error:
         free = shutil.disk_usage(target.parent).free
-        torch_failed = isinstance(error, RuntimeError) and ("PytorchStreamWriter" in str(error) or "unexpected pos" in str(error))
+        torch_failed = isinstance(error, RuntimeError) and (
+            "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
+        )
         if any(text in str(error).lower() for text in _NO_ROOM) or (torch_failed and free < 64 << 20):
             raise DiskFullError(
                 f"no room left in {target.parent} while writing {target.name}; earlier checkpoints are intact. Free some"

@@ -147,8 +147,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 @cache
-def _groups() -> frozenset[str]:
-    return frozenset(f.name for f in fields(TrainingConfig) if is_dataclass(getattr(TrainingConfig(), f.name)))
+def _groups(cls: Any = TrainingConfig, prefix: str = "") -> frozenset[str]:
+    """Keys that have keys of their own."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(cls).items():
+        if is_dataclass(kind):
+            found |= {prefix + name, *_groups(kind, f"{prefix}{name}.")}
+    return frozenset(found)
 
 
 def _nearest(key: str, known: Mapping[str, Any]) -> str:
@@ -184,9 +189,7 @@ def _typed(value: Any, kind: Any, name: str, where: str) -> Any:
         if name == "dtype" and str(value) in ("fp16", "float16", "half"):
             raise InvalidRequestError(f"{where}: {name}: {_FP16}", param=name)
         if value not in choices:
-            raise InvalidRequestError(
-                f"{where}: {name} is one of {', '.join(choices)}, not {shown(value)}", param=name
-            )
+            raise InvalidRequestError(f"{where}: {name} is one of {', '.join(choices)}, not {shown(value)}", param=name)
         return value
     if get_origin(kind) is tuple:
         items = [value] if isinstance(value, str) else value

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
-from glm4.training.batches import collate
 from glm4.training.data.examples import TokenizedExample
 from glm4.training.forward import forward_loss
 
@@ -34,15 +33,15 @@ class SupervisedObjective:
     """Cross-entropy of the target tokens.
 
     Args:
-        pad_id: fills shorter rows up; masked, so that any id does.
+        collate: makes a batch of examples; see `batches`.
     """
 
-    def __init__(self, pad_id: int) -> None:
-        self._pad_id = pad_id
+    def __init__(self, collate: Callable[[Sequence[TokenizedExample]], Mapping[str, Any]]) -> None:
+        self._collate = collate
 
     def collate(self, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
-        """See `batches.collate`."""
-        return dict(collate(rows, self._pad_id))
+        """A batch."""
+        return dict(self._collate(rows))
 
     def count(self, batch: Batch) -> int:
         """Target tokens."""

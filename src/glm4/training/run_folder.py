@@ -20,7 +20,13 @@ import time
 from pathlib import Path
 from typing import Any, TypeAlias
 
-STATUS, METRICS, SAMPLES, CONFIG, PLOT = "status.json", "metrics.jsonl", "samples.jsonl", "training_config.json", "loss.png"
+STATUS, METRICS, SAMPLES, CONFIG, PLOT = (
+    "status.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "training_config.json",
+    "loss.png",
+)
 MAX_RUNS = 200
 _MAX_READ = 16 << 20
 _SILENT_SECONDS = 60.0

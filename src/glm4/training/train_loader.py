@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
+from glm4.errors import TrainingError
 from glm4.training.batches import LengthBatches
 
 Rows: TypeAlias = Sequence[Any]
@@ -75,9 +76,17 @@ class _Stream(torch.utils.data.IterableDataset[Any]):
         self._rows, self._size, self._share = rows, batch_size, share
 
     def __iter__(self) -> Iterator[list[Any]]:
-        rows = itertools.chain.from_iterable(itertools.repeat(self._rows))
+        rows = self._passes()
         batches = iter(lambda: list(itertools.islice(rows, self._size)), [])
         return itertools.islice(batches, self._share.process, None, self._share.processes)
+
+    def _passes(self) -> Iterator[Any]:
+        while True:
+            row = None
+            for row in self._rows:
+                yield row
+            if row is None:
+                raise TrainingError("a pass over the streamed data gave no sample to train on")
 
 
 class EpochLoader(torch.utils.data.DataLoader[Any]):

@@ -30,6 +30,7 @@ class GlmTrainer(transformers.Trainer):
         stop_requested: set it to save and stop after the present step.
         interrupted: whether that was done.
         tokens: trained on so far, of all processes, up to the last log line.
+        last_loss: of training, last logged.
     """
 
     model: LossModel
@@ -58,9 +59,9 @@ class GlmTrainer(transformers.Trainer):
         self.objective = model.objective
         self._rows, self._validation = train, validation
         self._by_length, self._max_tokens = by_length, max_tokens
-        self._facts = facts or {}
+        self.facts = facts or {}
         self.stop_requested = self.interrupted = False
-        self.tokens = 0
+        self.tokens, self.last_loss = 0, math.nan
         number = torch.float32 if args.device.type == "mps" else torch.float64  # which has no float64
         self._window = torch.zeros(3, dtype=number, device=args.device)  # since the last log line: loss, items, tokens
 
@@ -72,7 +73,7 @@ class GlmTrainer(transformers.Trainer):
         if not isinstance(self._rows, Sequence):
             return stream_loader(self._rows, size, self._make_batch, self._share, pin_memory=pin)
         order = training_order(
-            [_length(row) for row in self._rows],
+            _lengths(self._rows),
             size,
             self.args.gradient_accumulation_steps * self.args.world_size,
             seed=self.args.seed,
@@ -159,7 +160,7 @@ class GlmTrainer(transformers.Trainer):
             return
         if "loss" in logs:
             logs["loss"], logs["num_tokens"] = self._read_window()
-            logs["tokens"] = self.tokens
+            self.last_loss, logs["tokens"] = logs["loss"], self.tokens
             logs |= self.objective.metrics(training=True)
         logs["epoch"] = round(self.state.epoch or 0.0, 6)
         self.state.log_history = [{**logs, "step": self.state.global_step}]  # the run's folder has them all
@@ -170,7 +171,7 @@ class GlmTrainer(transformers.Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss over all items of the validation rows."""
         model = self.model_wrapped
-        order = reading_order([_length(row) for row in self._validation], self.args.per_device_eval_batch_size)
+        order = reading_order(_lengths(self._validation), self.args.per_device_eval_batch_size)
         sums = torch.zeros_like(self._window[:2])
         model.eval()
         with torch.no_grad():
@@ -192,6 +193,11 @@ class GlmTrainer(transformers.Trainer):
 
     # ---- Checkpoints ----
 
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """What is trained, by its name in the model; empty but in the process that writes."""
+        found = checkpoints.trainable_tensors(self)
+        return {name.removeprefix("model."): tensor for name, tensor in found.items()}
+
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter, if the method has one; every process calls this."""
         if self.args.should_save and isinstance(self.model.model, peft.PeftModel):
@@ -200,7 +206,7 @@ class GlmTrainer(transformers.Trainer):
             (folder / "README.md").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        checkpoints.save(self, self._facts)
+        checkpoints.save(self, self.facts)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
@@ -209,6 +215,9 @@ class GlmTrainer(transformers.Trainer):
         self.restore_window(state["window"], state["tokens"])
 
 
-def _length(row: Any) -> int:
-    """Tokens of a row: of a preference, those of its longer answer."""
-    return len(row) if hasattr(row, "__len__") else max(len(row.chosen), len(row.rejected))
+def _lengths(rows: Sequence[Any]) -> Sequence[int]:
+    """Tokens of each row: of a preference, those of its longer answer."""
+    if hasattr(rows, "lengths"):
+        lengths: Sequence[int] = rows.lengths
+        return lengths
+    return [len(row) if hasattr(row, "__len__") else max(len(row.chosen), len(row.rejected)) for row in rows]
