@@ -87,6 +87,7 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 # Other ways to initialize (pissa, olora, corda, loftq, mica …) change the base model's weights or the formula.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+_MERGE_DORA = "DoRA adapters are not served: put it into the weights with `glm4 merge`, and use the merged model"
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+", re.ASCII)
 
 
@@ -131,7 +132,7 @@ class AdapterFile:
         """
         self.path = path
         self._config = config
-        _check_files(path)
+        check_files(path)
         settings = _Settings(read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES), str(path / CONFIG_FILE))
         if model_type not in _TABLES:  # a packed checkpoint names its source, which may be anything
             raise UnsupportedModelError(f"{path}: adapters of models of type {model_type!r:.40} are not supported")
@@ -245,9 +246,13 @@ class _Settings:
     def __init__(self, settings: Mapping[str, Any], where: str) -> None:
         self._where = where
         if settings.get("peft_type") != "LORA":
+            prefix = settings.get("peft_type") == "PREFIX_TUNING"
+            hint = ": a prefix (P-Tuning v2) needs the backend local or transformers" if prefix else ""
             raise UnsupportedModelError(
-                f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported"
+                f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported here{hint}"
             )
+        if settings.get("use_dora"):
+            raise UnsupportedModelError(f"{where}: use_dora is set; {_MERGE_DORA}")
         for key, value in settings.items():
             if key not in _HONORED and key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, "none"):
                 raise UnsupportedModelError(f"{where}: {key!r:.60} is set to {value!r:.60}, which is not supported")
@@ -326,13 +331,18 @@ class _Settings:
         return float(value)
 
 
-def _check_files(path: Path) -> None:
+def check_files(path: Path) -> None:
+    """Check that a folder has the two files of an adapter.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     try:
         config, weights, pickled = ((path / name).is_file() for name in (CONFIG_FILE, WEIGHT_FILE, "adapter_model.bin"))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise CheckpointError(f"cannot access {path}: {error}") from error
     if not config:
-        raise CheckpointError(f"there is no LoRA adapter at {path}: it has no {CONFIG_FILE}")
+        raise CheckpointError(f"there is no adapter at {path}: it has no {CONFIG_FILE}")
     if not weights:
         hint = (
             "; adapter_model.bin is a pickle, which can run code, so it is not read. Save it again with "
@@ -352,7 +362,7 @@ def _why_refused(name: str) -> str:
             "with exclude_modules='.*vision.*'"
         )
     if "lora_magnitude_vector" in name:
-        return f"{name!r} belongs to a DoRA adapter; only plain LoRA is supported"
+        return f"{name!r} belongs to a DoRA adapter; {_MERGE_DORA}"
     if "lora_embedding_" in name:
         return f"{name!r} changes the embedding, which is not supported"
     if name.endswith(".bias"):
