@@ -5,7 +5,7 @@ Everything in float32; the largest difference may be 1e-5 of the range of the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,14 +84,14 @@ def kernels(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module", params=list(CASES))
-def case(request: pytest.FixtureRequest, kernels: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def case(request: pytest.FixtureRequest, kernels: Any, tmp_path_factory: pytest.TempPathFactory) -> Case:
     with open_checkpoint(write_model(tmp_path_factory.mktemp("tiny"), request.param)) as checkpoint:
         model = load_model(checkpoint, PRECISIONS["fp32"], kernels)
         prefix = read_prefix(
             FOLDER / request.param, model.config, checkpoint.model_type, max_nbytes=1 << 30, max_model_len=128
         )
     golden = gm.load_golden(FOLDER / request.param / "logits.npz")
-    yield Case(model, prefix, golden["ids"], golden["logits"])
+    return Case(model, prefix, golden["ids"], golden["logits"])
 
 
 def test_every_golden_prefix_has_a_case() -> None:
