@@ -17,7 +17,7 @@ RECORDED = [  # answer, reference, chrF2, ROUGE-L
 ]
 
 
-@pytest.mark.parametrize("answer, reference, expected_chrf, expected_rouge", RECORDED)
+@pytest.mark.parametrize(("answer", "reference", "expected_chrf", "expected_rouge"), RECORDED)
 def test_scores_are_those_of_the_usual_libraries(
     answer: str, reference: str, expected_chrf: float, expected_rouge: float
 ) -> None:
