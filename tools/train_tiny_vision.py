@@ -153,7 +153,7 @@ def conversation_logits(
     model: vision.GLM4V, renderer: Renderer, pixels: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """Logits [B, T, V] of the rows after the picture."""
-    rows = model.vision(vision.normalized(pixels))
+    rows = model.vision(pixels)
     before = torch.tensor(renderer.before).expand(len(ids), -1)
     h = model.embed(before, rows, ids)
     first = h.shape[1] - ids.shape[1]

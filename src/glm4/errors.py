@@ -29,6 +29,7 @@ Glm4Error
 ├── SandboxError             what ran in a sandbox failed or broke a limit; `.cause` says which
 │   └── SandboxUnavailableError  there is no sandbox here; says what to install or which setting is missing
 ├── StoreError               the response store's file cannot be opened, read or written
+├── TrainingDataError        rows of training data cannot be used; says which one, why and what to do
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
 
 Messages are written for the user at the terminal: what is wrong, where, and what to do about it.
@@ -206,6 +207,19 @@ class SandboxUnavailableError(SandboxError):
 
 class StoreError(Glm4Error):
     """The response store's file cannot be opened, read or written."""
+
+
+class TrainingDataError(Glm4Error):
+    """Rows of training data cannot be used.
+
+    Attributes:
+        place: of the row, such as "train.jsonl:17"; "" if it is about a file or all rows. The message begins with it.
+    """
+
+    def __init__(self, message: str, *, place: str = "") -> None:
+        super().__init__(f"{place}: {message}" if place else message)
+        self.place = place
+        self.reason = message
 
 
 class BatchFileError(Glm4Error):

@@ -12,9 +12,12 @@ import pytest
 import glm4.server
 
 FOLDER = Path(glm4.server.__file__).parent / "pages" / "chat"
+TRAINING = FOLDER.parent / "training"
+"""A page of its own, with texts and a module of its own beside those of the chat page."""
 LANGUAGES = ("en", "zh")
-MODULES = sorted(FOLDER.glob("*.js"))
-SOURCES = [FOLDER / "index.html", *sorted(FOLDER.glob("*.css")), *MODULES]
+MODULES = [*sorted(FOLDER.glob("*.js")), *sorted(TRAINING.glob("*.js"))]
+PAGES = (FOLDER / "index.html", TRAINING / "index.html")
+SOURCES = [*PAGES, *sorted(FOLDER.glob("*.css")), *sorted(TRAINING.glob("*.css")), *MODULES]
 
 _COMMENT = re.compile(r"/\*.*?\*/|(?<![:\"'`])//[^\n]*", re.DOTALL)
 # Literals: "…", '…' and `…`; templates may have other literals in their ${}, which are found by themselves.
@@ -32,7 +35,9 @@ _PRODUCT = {"glm4", "English", "中文", "JSON", "Markdown", "HTML", "CSV", "SVG
 @cache
 def _catalog(language: str) -> dict[str, str]:
     texts: dict[str, str] = json.loads((FOLDER / f"{language}.json").read_text())
-    return texts
+    more = json.loads((TRAINING / f"{language}.json").read_text())
+    assert not texts.keys() & more.keys()
+    return texts | more
 
 
 @cache
@@ -45,7 +50,8 @@ def _literals() -> list[str]:
 
 
 def _html_keys() -> set[str]:
-    return set(re.findall(r'data-t(?:-label|-placeholder)?="([^"]+)"', (FOLDER / "index.html").read_text()))
+    found = r'data-t(?:-label|-placeholder)?="([^"]+)"'
+    return {key for page in PAGES for key in re.findall(found, page.read_text())}
 
 
 def _called() -> set[str]:
@@ -86,10 +92,11 @@ def test_catalogs_have_the_same_keys_and_placeholders() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_catalogs_are_sorted_one_key_per_line_without_empty_texts(language: str) -> None:
-    text = (FOLDER / f"{language}.json").read_text()
-    keys = re.findall(r'^"([^"]+)": "', text, re.MULTILINE)
-    assert keys == sorted(set(keys))
-    assert keys == list(_catalog(language))
+    for folder in (FOLDER, TRAINING):
+        text = (folder / f"{language}.json").read_text()
+        keys = re.findall(r'^"([^"]+)": "', text, re.MULTILINE)
+        assert keys == sorted(set(keys))
+        assert keys == list(json.loads(text))
     assert all(value.strip() for value in _catalog(language).values())
 
 
@@ -140,8 +147,9 @@ def test_modules_have_no_texts_of_their_own() -> None:
     assert not found
 
 
-def test_the_start_page_has_no_texts_of_its_own() -> None:
-    html = re.sub(r"<!--.*?-->", "", (FOLDER / "index.html").read_text(), flags=re.DOTALL)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_a_page_has_no_texts_of_its_own(page: Path) -> None:
+    html = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
     body = html.split("<body", 1)[1].split(">", 1)[1]
     texts = [text.strip() for text in re.findall(r">([^<]+)<", f">{body}") if text.strip()]
     assert not [text for text in texts if text not in _PRODUCT]
@@ -149,7 +157,7 @@ def test_the_start_page_has_no_texts_of_its_own() -> None:
 
 
 def test_nothing_is_inline() -> None:
-    html = (FOLDER / "index.html").read_text()
+    html = "".join(page.read_text() for page in PAGES)
     assert not re.findall(r"<style|\sstyle=|\son[a-z]+=|<script(?![^>]*\ssrc=)|javascript:", html, re.IGNORECASE)
     for path in MODULES:
         code = _code(path)

@@ -1,12 +1,13 @@
-"""GLM-4V in torch, and what is recorded of it: the EVA2-CLIP tower, the projector and the ChatGLM text model.
+"""What is recorded of GLM-4V in torch: the tower and projector that `glm4 finetune` trains, and the ChatGLM text model.
 
-Written from the published facts about the code beside the weights of THUDM/glm-4v-9b, with its module names, so that a
-checkpoint's tensors load as they are. Only the text half has a second implementation to be compared with:
+Both are written from the published facts about the code beside the weights of THUDM/glm-4v-9b, with its module names,
+so that a checkpoint's tensors load as they are. Only the text half has a second implementation to be compared with:
 transformers' GLM, given the picture's rows as `inputs_embeds` at the positions of `row_positions`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,116 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 from torch.nn import functional
 
 import golden_models as gm
 import vision_models as vm
+from glm4.checkpoints.config_reader import config_from_json
+from glm4.training.vision.tower import Tower, TowerLayer
 from golden import tiny
 from golden.chatglm import ChatGLM
 from golden.files import write_npz
-
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-class PatchEmbedding(nn.Module):
-    def __init__(self, shape: vm.TinyVision) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, shape.hidden_size, shape.patch_size, shape.patch_size)
-        self.cls_embedding = nn.Parameter(torch.zeros(1, shape.hidden_size))
-        self.position_embedding = nn.Embedding(shape.num_positions, shape.hidden_size)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        x = self.proj(image).flatten(2).transpose(1, 2)
-        return torch.cat([self.cls_embedding.expand(len(x), 1, -1), x], 1) + self.position_embedding.weight
-
-
-class Attention(nn.Module):
-    def __init__(self, shape: vm.TinyVision) -> None:
-        super().__init__()
-        self.num_heads = shape.num_heads
-        self.query_key_value = nn.Linear(shape.hidden_size, 3 * shape.hidden_size)
-        self.dense = nn.Linear(shape.hidden_size, shape.hidden_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.dense(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    def __init__(self, shape: vm.TinyVision) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(shape.hidden_size, shape.intermediate_size)
-        self.fc2 = nn.Linear(shape.intermediate_size, shape.hidden_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(functional.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    """Norms follow attention and MLP; `pre_norm` puts them before, as most towers have them: a negative control."""
-
-    def __init__(self, shape: vm.TinyVision) -> None:
-        super().__init__()
-        self.input_layernorm = nn.LayerNorm(shape.hidden_size, eps=1e-6)
-        self.attention = Attention(shape)
-        self.post_attention_layernorm = nn.LayerNorm(shape.hidden_size, eps=1e-6)
-        self.mlp = Mlp(shape)
-        self.pre_norm = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.pre_norm:
-            x = x + self.attention(self.input_layernorm(x))
-            return x + self.mlp(self.post_attention_layernorm(x))
-        x = x + self.input_layernorm(self.attention(x))
-        return x + self.post_attention_layernorm(self.mlp(x))
-
-
-class Projector(nn.Module):
-    def __init__(self, hidden: int, ffn: int) -> None:
-        super().__init__()
-        self.linear_proj = nn.Linear(hidden, hidden, bias=False)
-        self.norm1 = nn.LayerNorm(hidden)
-        self.gate_proj = nn.Linear(hidden, ffn, bias=False)
-        self.dense_h_to_4h = nn.Linear(hidden, ffn, bias=False)
-        self.dense_4h_to_h = nn.Linear(ffn, hidden, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = functional.gelu(self.norm1(self.linear_proj(x)))
-        return self.dense_4h_to_h(functional.silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
-
-
-class Vision(nn.Module):
-    def __init__(self, shape: vm.TinyVision) -> None:
-        super().__init__()
-        hidden = shape.text.hidden_size
-        self.shape = shape
-        self.patch_embedding = PatchEmbedding(shape)
-        blocks = nn.ModuleList(Block(shape) for _ in range(shape.num_hidden_layers))
-        self.transformer = nn.ModuleDict({"layers": blocks})
-        self.conv = nn.Conv2d(shape.hidden_size, hidden, 2, 2)
-        self.linear_proj = Projector(hidden, shape.text.intermediate_size)
-        self.boi = nn.Parameter(torch.zeros(1, 1, hidden))
-        self.eoi = nn.Parameter(torch.zeros(1, 1, hidden))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Normalized images [B, 3, S, S] to rows of the text model [B, num_rows, hidden]."""
-        return self.stages(image)["rows"]
-
-    def stages(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`embedded` [B, positions, C], `first_block` and `last_block` of that shape, `rows`."""
-        stages = {"embedded": self.patch_embedding(image)}
-        x = stages["embedded"]
-        for index, block in enumerate(self.transformer["layers"]):
-            x = block(x)
-            if index == 0:
-                stages["first_block"] = x
-        stages["last_block"] = x
-        x = x[:, 1:].transpose(1, 2).unflatten(2, (self.shape.grid, self.shape.grid))
-        x = self.linear_proj(self.conv(x).flatten(2).transpose(1, 2))
-        edges = (edge.expand(len(x), -1, -1) for edge in (self.boi, self.eoi))
-        stages["rows"] = torch.cat([next(edges), x, next(edges)], 1) / self.shape.scaling_factor
-        return stages
 
 
 class GLM4V(ChatGLM):
@@ -131,11 +31,11 @@ class GLM4V(ChatGLM):
 
     def __init__(self, shape: vm.TinyVision) -> None:
         super().__init__(shape.text)
-        self.transformer["vision"] = Vision(shape)
+        self.transformer["vision"] = Tower(config_from_json(vm.vision_config_json(shape), shape.text.name).config)
 
     @property
-    def vision(self) -> Vision:
-        tower: Vision = self.transformer["vision"]
+    def vision(self) -> Tower:
+        tower: Tower = self.transformer["vision"]
         return tower
 
     def embed(self, before: torch.Tensor, rows: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -150,11 +50,6 @@ def row_positions(length: int, first: int, num_rows: int) -> torch.Tensor:
     positions[first + 1 : first + num_rows - 1] = first + 1
     positions[first + num_rows - 1 :] = torch.arange(first + 2, first + 2 + length - (first + num_rows - 1))
     return positions
-
-
-def normalized(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels [B, S, S, 3] of 0 to 255 as the tower takes them: [B, 3, S, S]."""
-    return ((pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
 
 def resized(picture: vm.Pixels, size: int) -> vm.Pixels:
@@ -190,37 +85,58 @@ def check_text(shape: vm.TinyVision, h: torch.Tensor, positions: torch.Tensor, l
         raise SystemExit(f"{shape.text.name}: the reference is wrong")
 
 
+def stages(tower: Tower, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`embedded`, `first_block` and `last_block` [positions, C] and `rows` [R, H] of one picture."""
+    layers = tower.transformer["layers"]
+    parts = {"embedded": tower.patch_embedding, "first_block": layers[0], "last_block": layers[-1]}
+    found: dict[str, torch.Tensor] = {}
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, out, name=name: found.update({name: out[0]}))
+        for name, part in parts.items()
+    ]
+    found["rows"] = tower(pixels)[0]
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def pre_norm(layer: TowerLayer, x: torch.Tensor) -> torch.Tensor:
+    """A layer with its norms before attention and MLP, as most towers have them: a negative control."""
+    x = x + layer.attention(layer.input_layernorm(x))
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
 def compute(shape: vm.TinyVision) -> dict[str, NDArray[Any]]:
     """The arrays described in `record`."""
     model = build(shape)
     before, after = (torch.from_numpy(ids.astype(np.int64)) for ids in vm.draw_text(shape))
     picture = vm.draw_picture(shape)
     pixels = resized(picture, shape.image_size)
-    image = normalized(torch.from_numpy(pixels.copy())[None])
-    stages = {name: value[0] for name, value in model.vision.stages(image).items()}
+    image = torch.from_numpy(pixels.copy())[None]
+    seen = stages(model.vision, image)
     ids = after
     length = len(before) + shape.num_rows + len(after)
     positions = row_positions(length + vm.DECODE_STEPS, len(before), shape.num_rows)
     for _ in range(vm.DECODE_STEPS):  # the whole sequence again for each token: no cache that could be wrong
-        h = model.embed(before, stages["rows"], ids)
+        h = model.embed(before, seen["rows"], ids)
         logits = model.run(h, positions[: len(h)])
         ids = torch.cat([ids, logits[-1].argmax()[None]])
-    h = model.embed(before, stages["rows"], ids)
+    h = model.embed(before, seen["rows"], ids)
     logits = model.run(h, positions)
     check_text(shape, h, positions, logits)
     arrays: dict[str, Any] = {
         "fingerprint": torch.tensor([gm.fingerprint(vm.draw_files(shape))], dtype=torch.float64),
         "pixels": torch.from_numpy(pixels.copy()),
-        **stages,
+        **seen,
         "logits": logits[:length],
         "decode": ids[len(after) :].int(),
         "decode_logits": logits[length:],
         "sequential_logits": model.run(h, torch.arange(len(h))),
-        "no_antialias_rows": model.vision(normalized(without_antialias(picture, shape.image_size)))[0],
+        "no_antialias_rows": model.vision(without_antialias(picture, shape.image_size))[0],
     }
-    for block in model.vision.transformer["layers"]:
-        block.pre_norm = True
-    wrong = {name: value[0] for name, value in model.vision.stages(image).items()}
+    for layer in model.vision.transformer["layers"]:
+        layer.forward = partial(pre_norm, layer)
+    wrong = stages(model.vision, image)
     arrays |= {f"pre_norm_{name}": wrong[name] for name in ("first_block", "last_block", "rows")}
     return {name: value.numpy() for name, value in arrays.items()}
 

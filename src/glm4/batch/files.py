@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
 import errno
 import fcntl
-import io
 import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 from glm4.errors import BatchFileError, InvalidRequestError
-from glm4.system.strict_json import finite_float, refuse_constant
-from glm4.system.text_encoding import HEAD_NBYTES, encoding_error, find_encoding
+from glm4.system import json_lines
 
-MAX_LINE_BYTES = 64 << 20
+MAX_LINE_BYTES = json_lines.MAX_LINE_BYTES
 MAX_ID_LENGTH = 512
 _SYNC_SECONDS = 5.0
 _ROW_START = b'{"id": "batch_req_'
@@ -39,17 +36,7 @@ class InputLine:
     @cached_property
     def _parsed(self) -> tuple[Any, str | None]:
         """The JSON value, and what is wrong with the line if it is not a JSON object."""
-        if self.data is None:
-            return None, f"is longer than {MAX_LINE_BYTES >> 20} MB"
-        try:
-            value = json.loads(self.data.decode("utf-8"), parse_constant=refuse_constant, parse_float=finite_float)
-        except UnicodeDecodeError as error:
-            return None, str(encoding_error(error, "utf-8"))
-        except json.JSONDecodeError as error:
-            return None, f"is not valid JSON: {error.msg} at column {error.colno}"
-        except (ValueError, RecursionError) as error:
-            return None, f"is not valid JSON: {error}"
-        return value, None if isinstance(value, dict) else f"must be a JSON object, not a {type(value).__name__}"
+        return json_lines.parse_object(self.data, MAX_LINE_BYTES)
 
     def decode(self) -> dict[str, Any]:
         """The JSON object on the line.
@@ -80,34 +67,13 @@ def read_lines(path: Path) -> Iterator[InputLine]:
     Raises:
         BatchFileError: it cannot be read.
     """
-    number = 0
     try:
-        with path.open("rb") as file:
-            readline = _line_reader(file)
-            while data := readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(data) > MAX_LINE_BYTES and not data.endswith(b"\n"):
-                    while (rest := readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                        pass
-                    yield InputLine(number, None)
-                    continue
-                data = data.removeprefix(codecs.BOM_UTF8)  # on later lines, too: files are joined with `cat`
-                if data.strip():
-                    yield InputLine(number, data)
+        for line in json_lines.read_lines(path, MAX_LINE_BYTES):
+            yield InputLine(line.number, line.data)
     except OSError as error:
         raise BatchFileError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:
         raise BatchFileError(f"{path} is damaged UTF-16 text; save it as UTF-8") from None
-
-
-def _line_reader(file: BinaryIO) -> Callable[[int], bytes]:
-    """`readline` for a file from its beginning; the lines of UTF-16 files come as UTF-8."""
-    encoding, _ = find_encoding(file.read(HEAD_NBYTES))
-    file.seek(0)
-    if encoding == "utf-8":
-        return file.readline
-    text = io.TextIOWrapper(file, encoding=encoding, newline="\n")
-    return lambda size: text.readline(size).encode()
 
 
 @dataclass

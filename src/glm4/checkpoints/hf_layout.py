@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.errors import InvalidRequestError
 from glm4.model.config import ModelConfig
-from glm4.model.tensors import ModelTensor, Source, model_tensors
+from glm4.model.tensors import VISION_PART, ModelTensor, Source, model_tensors
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class HfClass:
     half_split: bool = False
 
 
-_GLM = HfClass("glm", "GlmForCausalLM")
+GLM = HfClass("glm", "GlmForCausalLM")
 # By the model type of the checkpoint.
 HF_CLASSES: Mapping[str, HfClass] = MappingProxyType(
     {
-        "chatglm": _GLM,
-        "glm": _GLM,
+        "chatglm": GLM,
+        "glm": GLM,
         "glm4": HfClass("glm4", "Glm4ForCausalLM"),
         "llama": HfClass("llama", "LlamaForCausalLM", fused_gate_up=False, half_split=True),
         "qwen2": HfClass("qwen2", "Qwen2ForCausalLM", fused_gate_up=False, half_split=True),
@@ -130,8 +130,14 @@ def class_config(cls: HfClass, config: ModelConfig, dtype: str) -> dict[str, Any
 
 def hf_tensors(checkpoint: Checkpoint) -> Iterator[HfTensor]:
     """Every tensor of a checkpoint in that layout, in model order."""
-    cls, config = hf_class(checkpoint), checkpoint.config
+    return class_tensors(hf_class(checkpoint), checkpoint.config)
+
+
+def class_tensors(cls: HfClass, config: ModelConfig) -> Iterator[HfTensor]:
+    """The same, for a model without its checkpoint; of a model that sees, the tensors of its text model."""
     for name, tensor in model_tensors(config).items():
+        if tensor.row.part == VISION_PART:
+            continue
         start = 0
         for file_name, rows in _names(tensor, cls, config).items():
             shape = (rows, *tensor.shape[1:])
@@ -154,7 +160,7 @@ def read_hf_rows(checkpoint: Checkpoint, tensor: HfTensor, start: int, stop: int
     Raises:
         TensorError: as `Checkpoint.load_rows`.
     """
-    if not (tensor.rotary and hf_class(checkpoint).half_split):
+    if not (tensor.rotary and HF_CLASSES[checkpoint.model_type].half_split):
         return checkpoint.load_rows(tensor.canonical, tensor.start + start, tensor.start + stop)
     whole = checkpoint.load(tensor.canonical)  # rows change places within a head
     split_rotary_rows(whole, checkpoint.config)

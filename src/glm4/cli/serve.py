@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli import options
 from glm4.cli.agent_options import AgentOptions
-from glm4.cli.parameters import Argument, Option
+from glm4.cli.parameters import Argument, Option, UsageError
 from glm4.cli.ray_options import PANEL as RAY
 from glm4.cli.ray_options import RayOptions
 from glm4.cli.serving_options import AccessOptions, LimitOptions, LogOptions, ServedModels
@@ -56,6 +56,8 @@ def serve(
 
     settings = access.settings() | limits.settings() | log.settings()
     config = ServerConfig(models=specs, port=port, **settings, agent=agent.config(), ui=ui)
+    if config.training is not None and not ui:
+        raise UsageError("--training is shown in the web page; add --ui")
     log.set_up()
     if ray.ray is not None:
         _run_on_ray(config, ray, replicas)

@@ -224,10 +224,21 @@ class LogOptions:
     ] = "glm4"
     log_format: Annotated[str, Option(metavar="FORMAT", panel=LOG, help="text or json (one object per line).")] = "text"
     log_level: LogLevel = "info"
+    training: Annotated[
+        Path | None,
+        Option(metavar="FOLDER", panel=LOG, help="Show runs of `glm4 finetune` in the web page, at /training."),
+    ] = None
 
     def settings(self) -> dict[str, Any]:
-        """Fields of `ServerConfig`."""
-        return {"log_prompts": self.log_prompts, "metrics_prefix": self.metrics_prefix}
+        """Fields of `ServerConfig`.
+
+        Raises:
+            UsageError: the folder of `--training` is not there.
+        """
+        if self.training is not None and not self.training.expanduser().is_dir():
+            raise UsageError(f"--training {os.fspath(self.training)} is not a folder")
+        training = None if self.training is None else self.training.expanduser()
+        return {"log_prompts": self.log_prompts, "metrics_prefix": self.metrics_prefix, "training": training}
 
     def set_up(self) -> None:
         """Send the log to standard error; see `set_up_logging`."""

@@ -24,6 +24,7 @@ from glm4.model.config import ModelConfig
 
 MAX_COUNT = 1 << 24  # maximum count of an extra; token ids below it are exact in float32
 FREQUENT_HEAD, FREQUENT_TOKENS = "frequent_head", "frequent_tokens"
+VISION_PART = "vision"  # `TensorRow.part` of the tower and its projector
 
 # A tensor of a file; or several, stacked in this order, with the number of rows of each (an attribute of ModelConfig).
 Source = str | Mapping[str, str]
@@ -204,7 +205,7 @@ def _seen(
     """A row for the vision tower; `source` is its name in original files."""
     sources = {"chatglm": "transformer.vision." + source}
     return TensorRow(
-        "vision." + name, shape, "vision", format, sources, file, when=lambda config: config.vision is not None
+        "vision." + name, shape, VISION_PART, format, sources, file, when=lambda config: config.vision is not None
     )
 
 

@@ -65,6 +65,7 @@ class ServerConfig:
         log_prompts: write prompts to the log; off by default.
         agent: what the assistant may use.
         ui: serve the page for people, at /ui.
+        training: a run of `glm4 finetune`, or a folder of runs, that the page shows to the operator.
         metrics_prefix: prefix of metric names; "vllm" makes dashboards for vLLM work.
     """
 
@@ -96,6 +97,7 @@ class ServerConfig:
     metrics_prefix: str = "glm4"
     agent: AgentConfig = field(default_factory=AgentConfig)
     ui: bool = False
+    training: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from glm4.training.data.formats.columns import Columns
+
 Method = Literal["lora", "ptuning_v2", "freeze", "full"]
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -19,6 +21,7 @@ class DataConfig:
         validation_split: a share below 1, or a number of rows; 0 has no validation.
         format: of the rows; "auto" looks at the first ones.
         dataset_info: a dataset_info.json of LLaMA-Factory; `train` may then name its entries.
+        columns: names of the rows' fields, where they are not the format's.
         loss: which assistant turns carry loss.
         max_length: tokens of a sample; longer ones are cut, and reported.
         long_samples: "cut", "drop" or "error": what becomes of samples longer than that.
@@ -30,6 +33,7 @@ class DataConfig:
     validation: tuple[str, ...] = ()
     validation_split: float = 0.0
     format: str = "auto"
+    columns: Columns = field(default_factory=Columns)
     dataset_info: str = ""
     loss: Literal["all", "last", "text"] = "all"
     max_length: int = 2048

@@ -41,7 +41,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 def read_status(run: Path) -> Row:
     """`status.json`; empty if it cannot be read. A run whose process ended without a word has the state "stopped"."""
-    rows = _objects(_tail(run / STATUS, 1 << 16))
+    rows = _objects(_tail(run / STATUS, 1 << 16).replace(b"\n", b" "))
     status = rows[0] if rows else {}
     silent = time.time() - float(status.get("updated") or 0) > _SILENT_SECONDS
     if status.get("state") in ("starting", "running") and silent and not _is_alive(status.get("pid")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,9 +36,25 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str, progres
     """
     checkpoint.check()
     model = _empty_model(checkpoint, dtype, device)
-    total, done = num_parameters(checkpoint) * TORCH_DTYPES[dtype].itemsize, 0
+    return fill_model(model, checkpoint, list(hf_tensors(checkpoint)), device, dtype, progress)
+
+
+def fill_model(
+    model: Any,
+    checkpoint: Checkpoint,
+    tensors: Sequence[HfTensor],
+    device: torch.device,
+    dtype: str,
+    progress: Progress | None = None,
+) -> Any:
+    """The same model with these tensors of the checkpoint as its parameters, and without gradients.
+
+    Args:
+        model: without memory for its parameters.
+    """
+    total, done = sum(math.prod(one.shape) for one in tensors) * TORCH_DTYPES[dtype].itemsize, 0
     expected = {name for name, _ in model.named_parameters()}
-    for tensor in hf_tensors(checkpoint):
+    for tensor in tensors:
         target = torch.empty(tensor.shape, dtype=TORCH_DTYPES[dtype], device=device)
         _fill(target, checkpoint, tensor)
         owner, _, name = tensor.name.rpartition(".")
@@ -68,10 +84,10 @@ def _empty_model(checkpoint: Checkpoint, dtype: str, device: torch.device) -> An
 
 
 def _fill(target: torch.Tensor, checkpoint: Checkpoint, tensor: HfTensor) -> None:
-    rows = tensor.shape[0]
-    row_nbytes = 4 * math.prod(tensor.shape[1:])
+    rows = tensor.stop - tensor.start
+    flat = target.view(rows, -1)  # convolutions are matrices, and some vectors have further dimensions
     # Rows that change places are read whole, however many are asked for.
-    step = rows if tensor.rotary else max(1, SLAB_NBYTES // row_nbytes)
+    step = rows if tensor.rotary else max(1, SLAB_NBYTES // (4 * flat.shape[1]))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        target[start:stop] = torch.from_numpy(read_hf_rows(checkpoint, tensor, start, stop))
+        flat[start:stop] = torch.from_numpy(read_hf_rows(checkpoint, tensor, start, stop)).view(stop - start, -1)

@@ -6,7 +6,7 @@ A dialect defines how its template expects messages, which tokens end a turn, an
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +27,8 @@ Tools = Sequence[Mapping[str, Any]]
 _SWITCH = "enable_thinking"  # the variable by which templates turn thinking off, where they can
 PICTURES = "pictures"
 """Key of a prepared message: how many pictures it has. The template does not see it."""
+TURN = "turn"
+"""Key of a prepared message: the index of the message that it is of. The template does not see it."""
 RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message")
 """Variables of a chat template that a request sets by fields of its own."""
 
@@ -135,13 +137,17 @@ class TemplateDialect(ABC):
         tokenizer: Tokenizer,
         template: ChatTemplate | None = None,
         image: ImageLayout | None = None,
+        turns: Container[int] | None = None,
     ) -> tuple[list[int], list[bool]]:
         """Ids of a whole conversation, and which of them the model should learn to produce.
 
-        Every assistant turn is trained, from the first token the model writes through the token that ends the turn;
-        rows of pictures are not.
+        An assistant turn is trained from the first token the model writes through the token that ends the turn; rows of
+        pictures are not.
         Where template text and model text meet inside one token (an answer that begins with a line break after
         ChatML's own), they are encoded separately, as they are in generation.
+
+        Args:
+            turns: indices of the messages to train; None trains every assistant turn. The ids do not depend on it.
 
         Raises:
             InvalidRequestError: the template renders earlier turns differently once later ones follow.
@@ -150,13 +156,13 @@ class TemplateDialect(ABC):
         ids: list[int] = []
         mask: list[bool] = []
         places = 0
-        for text, trained in self.segments(rendering):
+        for text, turn in self.segments(rendering):
             part = rendering.shield.encode(text)
-            if image is not None and not trained:
+            if image is not None and turn is None:
                 part, starts = with_rows(part, self.mark_ids(tokenizer), image)
                 places += len(starts)
             ids += part
-            mask += [trained] * len(part)
+            mask += [turn is not None and (turns is None or turn in turns)] * len(part)
         check_places(places, len(images_of(request.messages)))
         return ids, mask
 
@@ -222,8 +228,10 @@ class TemplateDialect(ABC):
         return f"start: {' | '.join(options)}\n{rules}\n"
 
     @abstractmethod
-    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """The rendered conversation split into segments, each with whether it is trained."""
+    def segments(self, rendering: Rendering) -> list[tuple[str, int | None]]:
+        """The rendered conversation split into segments: what the model writes with the index of its message, and the
+        rest with None.
+        """
 
     def choose_template(self, template: ChatTemplate | None, image: ImageLayout | None = None) -> ChatTemplate:
         """The checkpoint's own template, or the dialect's if it has none."""
@@ -303,6 +311,7 @@ class Rendering:
         if wants_tools and "tools" not in self.template.source:
             raise InvalidRequestError("this model's chat template has no place for tools", param="tools")
         self._marks = "".join(dialect.picture_marks)
+        self.turns: list[int | None] = [message.pop(TURN, None) for message in prepared]
         self.shield = Shield(tokenizer, [prepared, offered, kwargs], self.template.source)
         self.messages = [self._cover(message) for message in prepared]
         self._tools = self.shield.cover(offered) or None

@@ -24,7 +24,7 @@ from glm4.chat.call_grammar import (
     marker,
     takes_nothing,
 )
-from glm4.chat.dialects.base import Rendering, TemplateDialect, Tools, function_names
+from glm4.chat.dialects.base import TURN, Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import StreamParser, new_call_id
 from glm4.chat.parsers.chatml import CLOSING, OPENING, ChatMLParser
@@ -50,12 +50,12 @@ class ChatMLDialect(TemplateDialect):
     def prepare(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Roles as OpenAI names them; arguments as objects, which the templates write as JSON themselves."""
         attached = [tool for message in messages for tool in message.tools]
-        return [_entry(message) for message in messages], [*map(dict, attached), *map(dict, tools)]
+        return [_entry(m, index) for index, m in enumerate(messages)], [*map(dict, attached), *map(dict, tools)]
 
-    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """Trained: from after the generation prompt to `<|im_end|>`; the line break after it is the template's."""
+    def segments(self, rendering: Rendering) -> list[tuple[str, int | None]]:
+        """The model's: from after the generation prompt to `<|im_end|>`; the line break after it is the template's."""
         full = rendering.text(len(rendering.messages), False)
-        segments: list[tuple[str, bool]] = []
+        segments: list[tuple[str, int | None]] = []
         at = 0
         for index, start, end in rendering.assistant_turns():
             stop = full.rfind(END_OF_TURN, start, end)
@@ -64,9 +64,9 @@ class ChatMLDialect(TemplateDialect):
                     f"message {index} cannot be trained on: the chat template does not end it with {END_OF_TURN}",
                     param="messages",
                 )
-            segments += [(full[at:start], False), (full[start : stop + len(END_OF_TURN)], True)]
+            segments += [(full[at:start], None), (full[start : stop + len(END_OF_TURN)], rendering.turns[index])]
             at = stop + len(END_OF_TURN)
-        return [*segments, (full[at:], False)]
+        return [*segments, (full[at:], None)]
 
     def parser(
         self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id
@@ -125,9 +125,9 @@ class ChatMLDialect(TemplateDialect):
         return "\n".join([*rules, free_text_rules([tagged, untagged])])
 
 
-def _entry(message: Message) -> dict[str, Any]:
+def _entry(message: Message, index: int) -> dict[str, Any]:
     role = "tool" if message.role == "observation" else message.role
-    entry: dict[str, Any] = {"role": role, "content": message.text}
+    entry: dict[str, Any] = {"role": role, "content": message.text, TURN: index}
     if message.reasoning:
         entry["reasoning_content"] = message.reasoning
     if message.tool_call_id:

@@ -24,7 +24,7 @@ from glm4.chat.call_grammar import (
     literal,
     marker,
 )
-from glm4.chat.dialects.base import PICTURES, Rendering, TemplateDialect, Tools, function_names
+from glm4.chat.dialects.base import PICTURES, TURN, Rendering, TemplateDialect, Tools, function_names
 from glm4.chat.events import Event, TextDelta, merged
 from glm4.chat.messages import Message
 from glm4.chat.parsers.base import CallWriter, StreamParser, new_call_id
@@ -69,22 +69,22 @@ class GLM4Dialect(TemplateDialect):
             place["tools"] = [*place.get("tools", ()), *map(dict, tools)]
         return prepared, []
 
-    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """Trained: from after `<|assistant|>` to the role tag that follows; at the end, the tag that would follow."""
+    def segments(self, rendering: Rendering) -> list[tuple[str, int | None]]:
+        """The model's: from after `<|assistant|>` to the role tag that follows; at the end, the one that would."""
         full = rendering.text(len(rendering.messages), False)
-        segments: list[tuple[str, bool]] = []
+        segments: list[tuple[str, int | None]] = []
         at = 0
         for index, start, end in rendering.assistant_turns():
-            segments.append((full[at:start], False))
+            segments.append((full[at:start], None))
             closing = next((tag for tag in (USER, OBSERVATION, ASSISTANT) if full.startswith(tag, end)), "")
             at = end + len(closing)
             if end == len(full):
                 closing = OBSERVATION if rendering.messages[index].get("metadata") else USER
             if not closing:
                 at = end  # a system message follows, which the model should not write
-            segments.append((full[start:end] + closing, True))
+            segments.append((full[start:end] + closing, rendering.turns[index]))
         if at < len(full):
-            segments.append((full[at:], False))
+            segments.append((full[at:], None))
         return segments
 
     def parser(
@@ -136,23 +136,24 @@ class GLM4Dialect(TemplateDialect):
 def glm_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages in GLM's roles: tool becomes observation, and every tool call becomes its own assistant message."""
     prepared: list[dict[str, Any]] = []
-    for message in messages:
+    for index, message in enumerate(messages):
         text = message.text
-        entry: dict[str, Any] = {"role": "observation" if message.role == "tool" else message.role, "content": text}
+        role = "observation" if message.role == "tool" else message.role
+        entry: dict[str, Any] = {"role": role, "content": text, TURN: index}
         if pictures := sum(isinstance(part, ImagePart) for part in message.content):
             entry[PICTURES] = pictures
         if message.metadata:
             entry["metadata"] = message.metadata
         if message.tools:
             entry["tools"] = [dict(tool) for tool in message.tools]
-        if message.reasoning:
-            entry["reasoning_content"] = message.reasoning
-        if not message.tool_calls or text:
-            prepared.append(entry)
+        parts = [entry] if not message.tool_calls or text else []
         for call in message.tool_calls:
             # Templates omit empty messages; a call without arguments must not disappear.
             arguments = call.arguments.strip() or "{}"
-            prepared.append({"role": "assistant", "metadata": call.name, "content": arguments})
+            parts.append({"role": "assistant", "metadata": call.name, "content": arguments, TURN: index})
+        if message.reasoning:
+            parts[0]["reasoning_content"] = message.reasoning
+        prepared += parts
     return prepared
 
 

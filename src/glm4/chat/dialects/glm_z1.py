@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from glm4.chat.dialects.base import Rendering, Tools
-from glm4.chat.dialects.glm4 import OBSERVATION, USER
+from glm4.chat.dialects.glm4 import ASSISTANT, OBSERVATION, USER
 from glm4.chat.dialects.glm4_0414 import GLM40414Dialect
 from glm4.chat.parsers.base import ReasoningParser, StreamParser, new_call_id
 from glm4.tokenizer import Tokenizer
@@ -27,17 +27,18 @@ class GLMZ1Dialect(GLM40414Dialect):
     answer_opening = call_opening = "\n\n"
     thinking_closing = "</think>"
 
-    def segments(self, rendering: Rendering) -> list[tuple[str, bool]]:
-        """Trained: the last message, if it is the model's, with its thinking. Earlier turns no longer have theirs."""
-        count = len(rendering.messages)
-        last = rendering.messages[-1] if count else {"role": ""}
-        if last["role"] != "assistant":
-            return [(rendering.text(count, False), False)]
-        call = last.get("metadata")
-        thinking = f"\n{last['reasoning_content']}" if last.get("reasoning_content") else ""
-        answer = f"{call}\n{last['content']}" if call else last["content"]
-        written = f"{thinking}\n</think>\n\n{answer}" + (OBSERVATION if call else USER)
-        return [(rendering.text(count - 1, True), False), (written, True)]
+    def segments(self, rendering: Rendering) -> list[tuple[str, int | None]]:
+        """The model's: the last message, with its thinking. Earlier turns no longer have theirs and are not trained."""
+        messages = rendering.messages
+        turn = rendering.turns[-1] if messages and messages[-1]["role"] == "assistant" else None
+        if turn is None:
+            return [(rendering.text(len(messages), False), None)]
+        start = rendering.turns.index(turn)  # a message may have become several: its text and its calls
+        thinking = f"\n{said}" if (said := messages[start].get("reasoning_content")) else ""
+        parts = [f"{m['metadata']}\n{m['content']}" if m.get("metadata") else m["content"] for m in messages[start:]]
+        closing = OBSERVATION if messages[-1].get("metadata") else USER
+        written = f"{thinking}\n</think>\n\n{ASSISTANT.join(parts)}{closing}"
+        return [(rendering.text(start, True), None), (written, turn)]
 
     def parser(
         self, tools: Tools = (), tokenizer: Tokenizer | None = None, *, call_id: Callable[[], str] = new_call_id

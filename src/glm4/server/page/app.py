@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from glm4.server.app_parts import App
 from glm4.server.cookies import Cookies
-from glm4.server.page import artifacts, documents, session, views
+from glm4.server.page import artifacts, documents, session, training, views
 from glm4.server.page.operator import operator
 from glm4.server.page.state import PageState
 from glm4.server.page.static import page_rows
@@ -51,5 +51,7 @@ ROUTES = [
     Route("/ui/artifacts/{artifact_id}", artifacts.show_artifact, methods=["GET"]),
     Route("/ui/documents/{sha256}", documents.document_page, methods=["GET"]),
     Route("/ui/operator", operator, methods=["GET"]),
+    Route("/ui/training/runs", training.runs, methods=["GET"]),
+    Route("/ui/training/runs/{name}", training.run, methods=["GET"]),
 ]
 """Not in /openapi.json: they change with the page."""

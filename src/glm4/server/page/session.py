@@ -97,6 +97,7 @@ def _session(request: Request, owner: str | None, begun: BrowserSession | None) 
         "user": known,
         "token": begun.token if begun else "",
         "operator": operator,
+        "training": operator and server.config.training is not None,
         "models": [_model(*one, operator=operator) for one in served_names(server.models)] if known else [],
         "tools": offered(agent) if known else [],
         "saved": agent.sessions is not None,

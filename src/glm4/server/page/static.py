@@ -7,6 +7,7 @@ from pathlib import Path
 from glm4.server.pages import HEADERS, Page
 
 FOLDER = Path(__file__).parent.parent / "pages" / "chat"
+TRAINING = FOLDER.parent / "training"
 PAGE_HEADERS = {
     **HEADERS,
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -28,9 +29,13 @@ _START = "index.html"
 
 
 def page_rows() -> list[Page]:
-    """A row for each file of the folder that is there now; the start page is at /ui."""
+    """A row for each file that is there now; the start pages are at /ui and /training."""
+    return [*_rows(FOLDER, "/ui", "/ui"), *_rows(TRAINING, "/training", "/ui/training")]
+
+
+def _rows(folder: Path, start: str, below: str) -> list[Page]:
     return [
-        Page("/ui" if file.name == _START else f"/ui/{file.name}", file, _MEDIA_TYPES[file.suffix], PAGE_HEADERS)
-        for file in sorted(FOLDER.iterdir())
+        Page(start if file.name == _START else f"{below}/{file.name}", file, _MEDIA_TYPES[file.suffix], PAGE_HEADERS)
+        for file in sorted(folder.iterdir())
         if file.suffix in _MEDIA_TYPES
     ]

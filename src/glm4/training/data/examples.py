@@ -32,10 +32,15 @@ class ChatExample:
 
 @dataclass(frozen=True)
 class TextExample:
-    """Plain text for continued pre-training: every token carries loss, and the end of text follows it."""
+    """Plain text for continued pre-training: every token carries loss.
+
+    Attributes:
+        ends: the text ends here, and the token for that follows; false for a piece of a long file.
+    """
 
     text: str
     place: str
+    ends: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,15 @@ function firstLanguage() {
   return asked.find((tag) => tag in LANGUAGES) ?? "en";
 }
 
+/** The texts; a page of an own folder (`data-texts`) has more of them there. */
 async function fetched(lang) {
-  const answer = await fetch(`ui/${lang}.json`, { priority: "high" });
-  if (!answer.ok) throw new Error(`ui/${lang}.json: ${answer.status}`);
-  return answer.json();
+  const { texts } = document.documentElement.dataset;
+  const parts = ["", ...(texts ? [`${texts}/`] : [])].map(async (folder) => {
+    const answer = await fetch(`ui/${folder}${lang}.json`, { priority: "high" });
+    if (!answer.ok) throw new Error(`${answer.url}: ${answer.status}`);
+    return answer.json();
+  });
+  return Object.assign({}, ...(await Promise.all(parts)));
 }
 
 function translated(root, t) {
@@ -38,7 +43,8 @@ function translated(root, t) {
 const FIRST = fetched(firstLanguage());
 FIRST.then((catalog) => {
   translated(document, (key) => catalog[key] ?? "");
-  if (!location.hash.startsWith("#/c/")) document.getElementById("welcome").hidden = false;
+  const welcome = document.getElementById("welcome");
+  if (welcome && !location.hash.startsWith("#/c/")) welcome.hidden = false;
 }, () => {});
 
 /** Adds t, has, number, percent, bytes, duration, date, translate and setLanguage to the app. */

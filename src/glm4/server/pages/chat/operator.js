@@ -3,7 +3,7 @@
 
 import { byId, copyButton, el, fill, iconButton, openDialog, setName } from "./dom.js";
 import { stateText } from "./models.js";
-import { timePlot } from "./plots.js";
+import { linePlot } from "./plots.js";
 
 const EVERY = 3000; // milliseconds
 const ROUTE = "#/operator";
@@ -55,11 +55,11 @@ function show(operator) {
   const count = (value) => app.number(value, { maximumFractionDigits: 1 });
   const line = (key, format) => ({ name: app.t(`operator.${key}`), format });
   const plots = [
-    [["generation_tps", "prompt_tps"], timePlot(app, { title: app.t("operator.speed"),
+    [["generation_tps", "prompt_tps"], linePlot(app, { title: app.t("operator.speed"),
       series: [line("generated", count), line("prompt", count)] })],
-    [["running", "waiting"], timePlot(app, { title: app.t("operator.requests"),
+    [["running", "waiting"], linePlot(app, { title: app.t("operator.requests"),
       series: [line("running", count), line("waiting", count)], whole: true })],
-    [["kv"], timePlot(app, { title: app.t("operator.kv_use"), series: [line("kv_pages", app.percent)], top: 1 })],
+    [["kv"], linePlot(app, { title: app.t("operator.kv_use"), series: [line("kv_pages", app.percent)], top: 1 })],
   ];
   operator.parts = { models: el("div", { class: "table", tabindex: "0", role: "region" }), facts: el("dl", { class: "facts" }),
     plots, errors: errorList(app), failed: el("p", { class: "error", role: "alert" }) };
@@ -67,6 +67,7 @@ function show(operator) {
   models.setAttribute("aria-label", app.t("operator.models"));
   fill(dialog,
     el("header", { class: "dialog-head" }, el("h2", { id: "operator-title" }, app.t("operator.title")),
+      app.session.training && el("a", { href: "training" }, app.t("operator.training")),
       el("a", { href: "metrics", target: "_blank" }, "/metrics"), el("a", { href: "docs", target: "_blank" }, "/docs"),
       iconButton("close", app.t("dialog.close"), () => dialog.close(), { autofocus: true })),
     el("div", { class: "dialog-body" }, failed,

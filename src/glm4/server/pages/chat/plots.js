@@ -9,14 +9,14 @@ const TABLE_ROWS = 60;
 const SHORT = 600; // seconds; then ticks say them
 
 /**
- * A plot of `series`, [{name, format(value)}], as {element, update(times, values)}: seconds since the epoch, and values
- * per line. `top` is the value of the upper edge, else the largest one; `whole`: ticks are whole numbers.
+ * A plot of `series`, [{name, format(value)}], as {element, update(times, values)}: seconds since the epoch (or what `x`,
+ * {name, format(value)}, says), and values per line. `top`: value of the upper edge, else the largest; `whole`: whole ticks.
  */
-export function timePlot(app, about) {
+export function linePlot(app, about) {
   const readout = el("p", { class: "plot-readout" });
   const area = el("div", { class: "plot-area", role: "slider", tabindex: "0", "aria-label": about.title });
   const body = el("tbody");
-  const heads = [app.t("operator.time"), ...about.series.map((line) => line.name)];
+  const heads = [about.x?.name ?? app.t("operator.time"), ...about.series.map((line) => line.name)];
   const table = el("table", {}, el("caption", { class: "visually-hidden" }, about.title),
     el("thead", {}, el("tr", {}, ...heads.map((name) => el("th", { scope: "col" }, name)))), body);
   const details = el("details", { class: "plot-table" }, el("summary", {}, app.t("operator.as_table")),
@@ -88,7 +88,7 @@ function showReading(plot) {
 
 function readingAt(plot, at) {
   const values = plot.about.series.map((line, index) => `${line.name} ${line.format(plot.values[index][at])}`);
-  return `${clock(plot.app, plot.times[at], true)} · ${values.join(" · ")}`;
+  return `${place(plot, plot.times[at], true)} · ${values.join(" · ")}`;
 }
 
 function draw(plot) {
@@ -109,11 +109,11 @@ function draw(plot) {
   for (const time of timeTicks(times, Math.max(2, Math.floor(width / 110)))) {
     picture.append(svg("line", { x1: x(time), x2: x(time), y1: y(0), y2: y(0) + 4, class: "plot-grid" }));
     const anchor = x(time) < EDGE.left + 20 ? "start" : x(time) > width - EDGE.right - 20 ? "end" : "middle";
-    picture.append(svg("text", { x: x(time), y: HEIGHT - 6, "text-anchor": anchor }, clock(plot.app, time, last - first < SHORT)));
+    picture.append(svg("text", { x: x(time), y: HEIGHT - 6, "text-anchor": anchor }, place(plot, time, last - first < SHORT)));
   }
   values.forEach((line, index) => {
     const points = line.map((value, at) => `${x(times[at]).toFixed(1)},${y(Math.min(value, top)).toFixed(1)}`);
-    picture.append(svg("polyline", { points: points.join(" "), class: `plot-line plot-line-${index + 1}` }));
+    picture.append(svg("polyline", { points: [points[0], ...points].join(" "), class: `plot-line plot-line-${index + 1}` }));
   });
   picture.append(svg("line", { y1: EDGE.top, y2: y(0), class: "plot-cursor", hidden: true }));
   area.replaceChildren(picture);
@@ -141,7 +141,7 @@ function fillTable(plot) {
   const from = Math.max(0, plot.times.length - TABLE_ROWS);
   const rows = plot.times.slice(from).map((time, index) => {
     const cells = plot.about.series.map((line, one) => el("td", {}, line.format(plot.values[one][from + index])));
-    return el("tr", {}, el("th", { scope: "row" }, clock(plot.app, time, true)), ...cells);
+    return el("tr", {}, el("th", { scope: "row" }, place(plot, time, true)), ...cells);
   });
   plot.body.replaceChildren(...rows.reverse());
 }
@@ -152,6 +152,7 @@ function nearest(times, time) {
   return at < 0 ? times.length - 1 : at;
 }
 
-function clock(app, time, seconds = false) {
-  return app.date(time, { hour: "2-digit", minute: "2-digit", ...(seconds ? { second: "2-digit" } : {}) });
+function place({ app, about }, value, seconds) {
+  if (about.x) return `${about.x.name} ${about.x.format(value)}`;
+  return app.date(value, { hour: "2-digit", minute: "2-digit", ...(seconds ? { second: "2-digit" } : {}) });
 }

@@ -1,0 +1,1 @@
+"""The formats of rows: a module per format, each a function from a row to an example."""

@@ -1,0 +1,117 @@
+"""Where rows come from: what a configuration names → files, each with its format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm4.errors import TrainingDataError
+from glm4.training.data.examples import Example, PreferenceExample
+from glm4.training.data.formats.columns import Columns
+from glm4.training.data.formats.row_values import Setting
+from glm4.training.data.formats.table import FORMATS, find_format, read_example
+from glm4.training.data.rows import READERS, Row, read_rows
+
+_DETECTED_ROWS = 20
+_TRAIN, _VALIDATION = ("train",), ("dev", "val", "eval")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of rows.
+
+    Attributes:
+        format: a name of `FORMATS`, or "auto".
+        image_folder: where relative paths of pictures begin.
+    """
+
+    path: Path
+    format: str
+    setting: Setting
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file."""
+        return self.path.stat().st_size
+
+    def rows(self) -> Iterator[Row]:
+        """The rows; errors as `read_rows`, and for a file without any."""
+        return read_rows(self.path)
+
+    def examples(self, *, preferences: bool) -> Iterator[tuple[Row, Example | TrainingDataError]]:
+        """Each row with its example, or with why there is none.
+
+        Raises:
+            TrainingDataError: the file cannot be read, has no rows, or is in no format that is known or fits.
+        """
+        rows = self.rows()
+        first = list(itertools.islice(rows, _DETECTED_ROWS))
+        if not first:
+            raise TrainingDataError(f"{self.path} is empty: it has no rows")
+        name = self.format
+        if name == "auto":
+            name = find_format([row.value for row in first if not row.problem], self.setting.columns, str(self.path))
+        reader = FORMATS[name]
+        for row in itertools.chain(first, rows):
+            try:
+                example = read_example(row, reader, self.setting)
+                _check_kind(example, preferences=preferences)
+                yield row, example
+            except TrainingDataError as error:
+                yield row, error
+
+
+def _check_kind(example: Example, *, preferences: bool) -> None:
+    if isinstance(example, PreferenceExample) != preferences:
+        raise TrainingDataError(
+            'dpo needs a better and a worse answer in each row (fields "chosen" and "rejected")'
+            if preferences
+            else 'the row has a better and a worse answer; set objective to "dpo" to learn from these',
+            place=example.place,
+        )
+
+
+def find_sources(
+    names: Sequence[str], format: str, columns: Columns, image_folder: str = "", *, validation: bool = False
+) -> list[Source]:
+    """The files of these names.
+
+    Of a folder they are its files named train…, for validation those named dev…, val… or eval…; all, if there are none
+    of these.
+
+    Raises:
+        TrainingDataError: a name is neither a file nor a folder with files of rows, or the format is not known.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise TrainingDataError(f"format {format!r} is not known; known are auto, {', '.join(FORMATS)}")
+    sources = []
+    for name in names:
+        path = Path(name)
+        for file in _folder(path, validation=validation) if path.is_dir() else [path]:
+            folder = Path(image_folder) if image_folder else file.parent
+            sources.append(Source(file, format, Setting(columns, folder)))
+    for source in sources:
+        if not source.path.is_file():
+            raise TrainingDataError(f"there is no file {source.path}; check the path")
+    return sources
+
+
+def validation_files(names: Sequence[str]) -> list[str]:
+    """Files for validation that lie in folders of training data."""
+    return [str(file) for name in names for file in _named(Path(name), _VALIDATION)]
+
+
+def _folder(folder: Path, *, validation: bool) -> list[Path]:
+    files = _named(folder, _VALIDATION if validation else _TRAIN) or _named(folder, ("",))
+    if not files:
+        raise TrainingDataError(f"the folder {folder} has no files of {', '.join(READERS)}")
+    return files
+
+
+def _named(folder: Path, beginnings: tuple[str, ...]) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.iterdir() if path.suffix.lower() in READERS and path.is_file())
+    return sorted(file for file in files if file.name.lower().startswith(beginnings))
