@@ -130,10 +130,10 @@ def load_datasets(
         raise TrainingDataError(
             "no training data is named; set data.train to a file, a folder or a data set of the hub"
         )
-    columns = config.columns
-    sources = find_sources(config.train, config.format, columns, config.image_folder)
+    about = (config.format, config.columns, config.image_folder)
+    sources = find_sources(config.train, *about, streaming=config.streaming)
     named = config.validation or (() if config.validation_split else validation_files(config.train))
-    others = find_sources(named, config.format, columns, config.image_folder, validation=True)
+    others = find_sources(named, *about, validation=True)
     if config.streaming:
         return _streamed(config, processor, sources, others, preferences=preferences, max_steps=max_steps)
     encoder = _encoder(config, processor)
