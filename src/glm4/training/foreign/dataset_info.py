@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from glm4.system.strict_json import finite_float, refuse_constant
 from glm4.training.data.formats.columns import Columns
 
 _MAX_NBYTES = 16 << 20
+_NO_COLUMN = "\0"  # a name that no row has
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,21 @@ class DatasetEntry:
     """One data set.
 
     Attributes:
-        source: a file or folder, or the name of a data set of the hub, with `:subset` and `@split` if it has such.
+        source: a file or folder, or a data set of the hub ("owner/name" or "owner/name/subset", with ":split"); with
+            "#N", only its first N rows.
         format: a name of `FORMATS`.
-        most: rows that are read; 0 reads all.
     """
 
     source: str
     format: str
     columns: Columns
-    most: int
 
 
-def read_dataset_info(path: Path, names: tuple[str, ...], *, plain_text: bool) -> list[DatasetEntry]:
+def read_dataset_info(path: Path, names: Sequence[str], *, plain_text: bool) -> list[DatasetEntry]:
     """The data sets with these names.
 
     Args:
-        names: each may end in `#N`, which reads only the first N rows.
+        names: each may end in `#N`, as those of files.
         plain_text: rows are for continued pre-training: the text is what the entry calls the prompt.
 
     Raises:
@@ -75,15 +75,16 @@ def _entry(path: Path, known: Mapping[str, Any], written: str, *, plain_text: bo
             raise TrainingDataError(f"{where}: {shown(key)} is not known; known are {', '.join(_KNOWN)}")
         if reason and value and not (key.endswith("_url") and "hf_hub_url" in raw):
             raise TrainingDataError(f"{where}: {key}: {reason}")
-    most = [n for n in (_count(count, where), _count(raw.get("num_samples"), where)) if n]
-    return DatasetEntry(_source(path, raw, where), *_format(raw, where, plain_text=plain_text), min(most, default=0))
+    counts = [n for n in (_count(count, where), _count(raw.get("num_samples"), where)) if n]
+    source = _source(path, raw, where) + (f"#{min(counts)}" if counts else "")
+    return DatasetEntry(source, *_format(raw, where, plain_text=plain_text))
 
 
 def _source(path: Path, raw: Mapping[str, Any], where: str) -> str:
     hub, file = raw.get("hf_hub_url"), raw.get("file_name")
     if isinstance(hub, str) and hub:
         subset, split = raw.get("subset"), raw.get("split")
-        return hub + (f":{subset}" if subset else "") + (f"@{split}" if split else "")
+        return hub + (f"/{subset}" if subset else "") + (f":{split}" if split else "")
     if not isinstance(file, str) or not file:
         raise TrainingDataError(f"{where}: needs a file_name or a hf_hub_url")
     return str(path.parent / file)
@@ -94,18 +95,16 @@ def _format(raw: Mapping[str, Any], where: str, *, plain_text: bool) -> tuple[st
     if formatting not in _FORMATS:
         raise TrainingDataError(f"{where}: formatting {shown(formatting)} is not read; {', '.join(_FORMATS)} are")
     columns = _renamed(raw, "columns", _COLUMNS, where)
+    # An entry with columns has no others; one without has three.
+    usual = {} if raw.get("columns") else {"instruction": "instruction", "input": "input", "output": "output"}
     if plain_text:
-        return "text", Columns(text=columns.get("instruction", "instruction"))
-    tags = _renamed(raw, "tags", _TAGS, where)
-    # The names that rows have there where the entry says nothing.
-    names = {"instruction": "instruction", "input": "input", "output": "output"} | columns
+        return "text", Columns(text=(usual | columns).get("instruction", _NO_COLUMN))
+    names = dict.fromkeys((*_COLUMNS.values(), "prompt"), _NO_COLUMN) | {"messages": "conversations"} | usual | columns
     if formatting == "sharegpt":
-        names |= {"messages": columns.get("messages", "conversations")}
-        names |= {"role": "from", "content": "value"} | tags
-    elif formatting == "openai":
-        names |= {"messages": columns.get("messages", "conversations")} | tags
-    format_ = "preference" if raw.get("ranking") else _FORMATS[formatting]
-    return format_, Columns(**names)
+        names |= {"role": "from", "content": "value"}
+    if formatting != "alpaca":
+        names |= _renamed(raw, "tags", _TAGS, where)
+    return "preference" if raw.get("ranking") else _FORMATS[formatting], Columns(**names)
 
 
 def _renamed(raw: Mapping[str, Any], group: str, ours: Mapping[str, str], where: str) -> dict[str, str]:

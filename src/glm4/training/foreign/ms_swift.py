@@ -92,6 +92,12 @@ def _datasets(field_name: str) -> Rule:
     return rule
 
 
+def _length(draft: Draft, key: str, value: Any) -> None:
+    if value is None:
+        raise NotDoneError("is the model's whole context there if it is left out; write how many tokens a row may have")
+    draft.fields["data.max_length"] = whole(value)
+
+
 def _loss_scale(draft: Draft, key: str, value: Any) -> None:
     if value in (None, "default"):
         return
@@ -174,7 +180,7 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "dataset": _datasets("data.train"),
         "val_dataset": _datasets("data.validation"),
         "split_dataset_ratio": same("data.validation_split", number),
-        "max_length": same("data.max_length", whole),
+        "max_length": _length,
         "truncation_strategy": chosen(
             "data.long_samples",
             {"delete": "drop", "right": "cut"},
@@ -304,6 +310,7 @@ _DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "target_modules": "all-linear",
         "truncation_strategy": "delete",
         "freeze_aligner": True,
+        "max_length": None,
         "max_new_tokens": 64,
     }
 )

@@ -16,7 +16,6 @@ from glm4.training.foreign.rules import (
     chosen,
     flag,
     names,
-    negated,
     noted,
     number,
     refused,
@@ -49,19 +48,16 @@ def _schedule(draft: Draft, key: str, value: Any) -> None:
     if value not in kinds:
         raise NotDoneError(f"{shown(value)} is not done here; cosine, linear and constant are")
     draft.fields["lr_scheduler_type"] = kinds[value]
-    if value == "constant":  # which knows no warm-up there
-        draft.fields["warmup_ratio"] = 0.0
 
 
 def _warmup(draft: Draft, key: str, value: Any) -> None:
-    if value is not None and number(value) and draft.raw.get("lr_scheduler_type") != "constant":
-        draft.fields["warmup_ratio"] = number(value)
-
-
-def _warmup_steps(draft: Draft, key: str, value: Any) -> None:
-    if value is not None and number(value) >= 1:
+    share = 0.0 if value is None else number(value)
+    if share >= 1:
         raise NotDoneError("warm-up is a share of all steps here; set warmup_ratio")
-    _warmup(draft, key, value)
+    if draft.raw.get("lr_scheduler_type") == "constant":  # which knows no warm-up there
+        share = 0.0
+    if share or key == "warmup_ratio":
+        draft.fields["warmup_ratio"] = share
 
 
 def _resume(draft: Draft, key: str, value: Any) -> None:
@@ -84,8 +80,10 @@ def _deepspeed(draft: Draft, key: str, value: Any) -> None:
             value = json.loads(Path(value).read_bytes() if not value.lstrip().startswith("{") else value)
         except OSError as error:
             raise NotDoneError(f"cannot read {value}: {error.strerror or error}") from None
+        except (ValueError, RecursionError):
+            value = None
     if not isinstance(value, Mapping) or not isinstance(value.get("zero_optimization", {}), Mapping):
-        raise NotDoneError("must be the path of a file of DeepSpeed settings")
+        raise NotDoneError("must be the path of a JSON file of DeepSpeed settings")
     zero = value.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 2, 3):
@@ -111,6 +109,10 @@ def precision(draft: Draft, key: str, value: Any) -> None:
         draft.fields["dtype"] = "bf16"
 
 
+def _limit(draft: Draft, key: str, value: Any) -> None:
+    draft.fields["save_total_limit"] = 0 if value is None else whole(value)  # all of them
+
+
 def _generation(draft: Draft, key: str, value: Any) -> None:
     if value is not None and flag(value):
         draft.fields["generate_every"] = 1
@@ -126,13 +128,13 @@ _FIELDS: dict[str, Rule] = {
     "learning_rate": same("learning_rate", number),
     "lr_scheduler_type": _schedule,
     "warmup_ratio": _warmup,
-    "warmup_steps": _warmup_steps,
+    "warmup_steps": _warmup,
     "weight_decay": same("weight_decay", number),
     "max_grad_norm": same("max_grad_norm", number),
     "seed": same("seed", whole),
     "logging_steps": same("logging_steps", whole),
     "save_steps": same("save_steps", whole),
-    "save_total_limit": same("save_total_limit", whole),
+    "save_total_limit": _limit,
     "eval_steps": same("eval_steps", whole),
     "eval_strategy": _evaluation,
     "evaluation_strategy": _evaluation,
@@ -145,7 +147,6 @@ _FIELDS: dict[str, Rule] = {
     "deepspeed": _deepspeed,
     "predict_with_generate": _generation,
     "use_cpu": chosen("device", {True: "cpu", False: "auto"}),
-    "overwrite_output_dir": same("resume", negated),
 }
 
 _NOTED: dict[str, Rule] = {
@@ -163,6 +164,7 @@ _NOTED: dict[str, Rule] = {
          "save_on_each_node", "log_on_each_node", "logging_nan_inf_filter", "data_seed", "full_determinism"),
         noted(_NO_MEANING, True, "passive", "info", 42, -1),
     ),
+    "overwrite_output_dir": noted("a run in output_dir goes on from its newest checkpoint; resume: false begins anew"),
     "save_only_model": noted("checkpoints always hold all that a run needs to go on"),
     "use_liger_kernel": noted("the loss here does what it would do, and Liger does nothing for GLM-4"),
     "generation_num_beams": refused("answers at evaluations are greedy", 1),
@@ -207,5 +209,6 @@ TRAINER_DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "warmup_ratio": 0.0,
         "logging_steps": 500,
         "group_by_length": False,
+        "save_total_limit": 0,
     }
 )
