@@ -44,6 +44,7 @@ def test_lora_learns_and_our_engine_answers_with_it(tmp_path: Path) -> None:
         output=str(tmp_path / "run"),
         per_device_train_batch_size=2,
         max_steps=30,
+        logging_steps=5,
         learning_rate=2e-2,
         device="cpu",
     )

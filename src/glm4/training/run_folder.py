@@ -1,7 +1,7 @@
 """The folder of a training run, as trainer, `glm4 merge` and the web page see it. Needs no torch.
 
 run/
-  config.json            the TrainingConfig, complete
+  training_config.json   the TrainingConfig, complete
   status.json            {"state": "starting|running|done|failed", "step", "total_steps", "epoch", "pid",
                          "updated", "error"}
   metrics.jsonl          one object per log line: {"step", "epoch", "time", "loss", "learning_rate", "grad_norm",
@@ -20,7 +20,13 @@ import time
 from pathlib import Path
 from typing import Any, TypeAlias
 
-STATUS, METRICS, SAMPLES, CONFIG, PLOT = "status.json", "metrics.jsonl", "samples.jsonl", "config.json", "loss.png"
+STATUS, METRICS, SAMPLES, CONFIG, PLOT = (
+    "status.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "training_config.json",
+    "loss.png",
+)
 MAX_RUNS = 200
 _MAX_READ = 16 << 20
 _SILENT_SECONDS = 60.0
