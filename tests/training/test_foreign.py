@@ -11,6 +11,7 @@ import pytest
 from glm4.errors import InvalidRequestError
 from glm4.training import foreign
 from glm4.training.config import DataConfig, LoraConfig, TrainingConfig
+from glm4.training.config_file import read_config
 
 LLAMA_FACTORY = {
     "model_name_or_path": "THUDM/glm-4-9b-chat-hf",
@@ -273,3 +274,18 @@ def test_a_context_without_limit_is_refused(swift: dict[str, Any]) -> None:
 def test_a_file_of_ours_is_of_no_other_tool() -> None:
     assert foreign.read({"model": "m", "method": "lora", "data": {"train": "rows.jsonl"}}) is None
     assert foreign.read({}) is None
+
+
+def test_files_of_other_tools_are_recognized(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    path = tmp_path / "their.yaml"
+    path.write_text(
+        "model_name_or_path: m\nstage: sft\ndataset: rows\nlearning_rate: 1e-3\nplot_loss: true\ntemplate: qwen\n"
+    )
+    config, notes = read_config(path)
+    assert (config.model, config.learning_rate, config.lr_scheduler_type) == ("m", 1e-3, "linear")
+    assert notes == ("template: prompts are written by the checkpoint's own template",)
+    with pytest.raises(InvalidRequestError, match="leave the preset out"):
+        read_config(path, TrainingConfig(seed=1))
+    path.write_text("model: m\nmethod: full\n")
+    assert read_config(path, TrainingConfig(seed=1)) == (TrainingConfig(model="m", method="full", seed=1), ())
