@@ -59,6 +59,9 @@ def data(
     loss: Annotated[
         str, Option(metavar="TURNS", help="Which of the assistant's turns are learned: all, last, or text.")
     ] = "all",
+    dataset_info: Annotated[
+        str, Option(metavar="FILE", help="A dataset_info.json of LLaMA-Factory; FILE then names its entries.")
+    ] = "",
     image_folder: Annotated[
         str, Option(metavar="FOLDER", help="Where relative paths of pictures begin; otherwise beside the file.")
     ] = "",
@@ -91,6 +94,7 @@ def data(
         max_length=max_length,
         long_samples=long_samples,  # type: ignore[arg-type]
         image_folder=image_folder,
+        dataset_info=dataset_info,
     )
     if output is not None:
         _convert(config, output, as_json=as_json)
@@ -150,14 +154,14 @@ def _convert(config: DataConfig, output: Path, *, as_json: bool) -> None:
     from glm4.errors import TrainingDataError
     from glm4.system.atomic_file import atomic_file
     from glm4.training.data.convert import as_row, whole_texts
-    from glm4.training.data.sources import find_sources
+    from glm4.training.data.dataset import data_sources
 
     if output.exists():
         raise UsageError(f"{output} exists; give another -o, or delete it")
     written, bad = 0, []
-    sources = find_sources(config.train, config.format, config.columns, config.image_folder)
+    train, validation = data_sources(config)
     with atomic_file(output) as file:
-        for source in sources:
+        for source in (*train, *validation):
             for example in whole_texts(example for _, example in source.open()[1]):
                 if isinstance(example, TrainingDataError):
                     bad.append({"place": example.place, "reason": example.reason})

@@ -16,11 +16,10 @@ from glm4.chat.messages import Message
 from glm4.errors import TrainingDataError
 from glm4.requests.processor import Processor
 from glm4.training.config import DataConfig
-from glm4.training.data.dataset import Progress
+from glm4.training.data.dataset import Progress, data_sources
 from glm4.training.data.encoding import Encoder, Tokenized
 from glm4.training.data.examples import Example, PreferenceExample, TextExample, TokenizedExample, TokenizedPreference
 from glm4.training.data.formats.row_values import is_call
-from glm4.training.data.sources import find_sources
 
 MAX_PROBLEMS = 1000  # bad rows that are kept; all are counted
 
@@ -93,7 +92,7 @@ def check_data(
     shown: str = "",
     progress: Progress | None = None,
 ) -> DataCheck:
-    """Read every row of `config.train` to the end.
+    """Read every row to the end, of validation data, too.
 
     Args:
         preferences: what rows must be; None takes either.
@@ -102,7 +101,8 @@ def check_data(
     Raises:
         TrainingDataError: a file cannot be read, is empty, or is in no known format.
     """
-    sources = find_sources(config.train, config.format, config.columns, config.image_folder)
+    train, validation = data_sources(config)
+    sources = [*train, *validation]
     checker = _Checker(config, processor, shown)
     total = sum(source.nbytes for source in sources)
     done = 0
