@@ -169,7 +169,11 @@ _KEYS = {
 def finetune(
     options: FinetuneOptions,
     config: Annotated[
-        Path | None, Argument(metavar="CONFIG", help="A YAML file; options below have precedence over it.")
+        Path | None,
+        Argument(
+            metavar="CONFIG",
+            help="A YAML file, also one of LLaMA-Factory or ms-swift; options below have precedence over it.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
@@ -219,13 +223,16 @@ def configuration(
     Raises:
         Glm4Error: as `config_file.config_of` and `read_yaml`.
     """
-    from glm4.training.config_file import config_of, read_preset, read_yaml
+    from glm4.cli import console
+    from glm4.training.config_file import config_of, read_config, read_preset
 
     made = TrainingConfig()
     if preset:
         made = config_of(read_preset(preset), f"preset {preset}", made)
     if file is not None:
-        made = config_of(read_yaml(file.expanduser()), str(file), made)
+        made, notes = read_config(file.expanduser(), made)
+        for note in notes:
+            console.notice(f"{file}: {note}")
     given = {_KEYS.get(name, name): value for name, value in vars(options).items() if value is not None}
     if resume is not None:
         given["resume"] = resume
