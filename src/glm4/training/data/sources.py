@@ -14,6 +14,7 @@ from glm4.training.data.formats.columns import Columns
 from glm4.training.data.formats.row_values import Setting
 from glm4.training.data.formats.table import FORMATS, find_format, read_example
 from glm4.training.data.rows import READERS, Row, read_hub_rows, read_rows
+from glm4.training.foreign.dataset_info import read_dataset_info
 
 _DETECTED_ROWS = 20
 _COLUMNS = Columns()
@@ -21,6 +22,7 @@ _TRAIN, _VALIDATION = ("train",), ("dev", "val", "eval")
 
 
 _HUB = re.compile(r"([\w.-]+/[\w.-]+(?:/[\w.-]+)?)(?::([\w.+%:\[\]-]+))?")
+_COUNTED = re.compile(r"(.+)#([1-9][0-9]{0,11})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Source:
         setting: names of fields, and where relative paths of pictures begin.
         split: of a data set of the hub; None is a file.
         streaming: a data set of the hub is not kept on disk.
+        most: only so many rows are read; None reads all.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Source:
     setting: Setting
     split: str | None = None
     streaming: bool = False
+    most: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -49,8 +53,10 @@ class Source:
     def rows(self) -> Iterator[Row]:
         """The rows; errors as `read_rows`."""
         if self.split is None:
-            return read_rows(Path(self.name))
-        return read_hub_rows(self.name, self.split, streaming=self.streaming)
+            rows = read_rows(Path(self.name))
+        else:
+            rows = read_hub_rows(self.name, self.split, streaming=self.streaming)
+        return itertools.islice(rows, self.most)
 
     def examples(self, *, preferences: bool) -> Iterator[tuple[Row, Example | TrainingDataError]]:
         """Each row with its example, or with why there is none.
@@ -94,7 +100,8 @@ def find_sources(
     validation: bool = False,
     streaming: bool = False,
 ) -> list[Source]:
-    """What these names stand for: files, folders, and data sets of the hub: `owner/name:split`.
+    """What these names stand for: files, folders, and data sets of the hub: `owner/name:split`. `NAME#N` is the first N
+    rows of each of its files.
 
     Of a folder they are its files named train…, for validation those named dev…, val… or eval…; all, if there are none
     of these. The split of a data set is "train", for validation "validation".
@@ -105,17 +112,32 @@ def find_sources(
     if format != "auto" and format not in FORMATS:
         raise TrainingDataError(f"format {format!r} is not known; known are auto, {', '.join(FORMATS)}")
     sources: list[Source] = []
-    for name in names:
+    for written in names:
+        counted = None if Path(written).exists() else _COUNTED.fullmatch(written)
+        name, most = (counted[1], int(counted[2])) if counted else (written, None)
         path = Path(name)
         if not path.exists() and path.suffix.lower() not in READERS and (hub := _HUB.fullmatch(name)):
             split = hub[2] or ("validation" if validation else "train")
-            sources.append(Source(hub[1], format, Setting(columns, Path(image_folder)), split, streaming))
+            sources.append(Source(hub[1], format, Setting(columns, Path(image_folder)), split, streaming, most))
             continue
         for file in _folder(path, validation=validation) if path.is_dir() else [path]:
             if not file.is_file():
                 raise TrainingDataError(f"there is no file {file}; check the path")
             folder = Path(image_folder) if image_folder else file.parent
-            sources.append(Source(str(file), format, Setting(columns, folder)))
+            sources.append(Source(str(file), format, Setting(columns, folder), most=most))
+    return sources
+
+
+def described_sources(
+    names: Sequence[str], info: Path, format: str, image_folder: str = "", *, streaming: bool = False
+) -> list[Source]:
+    """What these names stand for in a dataset_info.json of LLaMA-Factory; pictures are beside it. Errors as
+    `find_sources` and `read_dataset_info`.
+    """
+    sources: list[Source] = []
+    for entry in read_dataset_info(info, names, plain_text=format == "text"):
+        pictures = image_folder or str(info.parent)
+        sources += find_sources([entry.source], entry.format, entry.columns, pictures, streaming=streaming)
     return sources
 
 
