@@ -28,6 +28,7 @@ Glm4Error
 ├── KernelError              no usable compute kernel (GLM4_ISA names one this processor lacks …)
 ├── SandboxError             what ran in a sandbox failed or broke a limit; `.cause` says which
 │   └── SandboxUnavailableError  there is no sandbox here; says what to install or which setting is missing
+├── TrainingError            a fine-tuning run failed or cannot go on; says why and what to do
 ├── StoreError               the response store's file cannot be opened, read or written
 ├── TrainingDataError        rows of training data cannot be used; says which one, why and what to do
 └── BatchFileError           a batch file cannot be read or its output cannot be continued
@@ -203,6 +204,10 @@ class SandboxUnavailableError(SandboxError):
 
     def __init__(self, message: str) -> None:
         super().__init__("unavailable", message)
+
+
+class TrainingError(Glm4Error):
+    """A fine-tuning run failed, or cannot go on from where it was."""
 
 
 class StoreError(Glm4Error):

@@ -87,8 +87,8 @@ def _is_at(path: Path, handle: int) -> bool:
 
 def _sync(folder: Path) -> None:
     """Sync a folder's files, then its entries, to disk: the new name must not get there before the bytes."""
-    for file in folder.iterdir():
-        _sync_one(file)
+    for entry in folder.rglob("*"):
+        _sync_one(entry)
     _sync_one(folder)
 
 

@@ -1,7 +1,7 @@
 """The folder of a training run, as trainer, `glm4 merge` and the web page see it. Needs no torch.
 
 run/
-  config.json            the TrainingConfig, complete
+  training_config.json   the TrainingConfig, complete
   status.json            {"state": "starting|running|done|failed", "step", "total_steps", "epoch", "pid",
                          "updated", "error"}
   metrics.jsonl          one object per log line: {"step", "epoch", "time", "loss", "learning_rate", "grad_norm",
@@ -20,7 +20,13 @@ import time
 from pathlib import Path
 from typing import Any, TypeAlias
 
-STATUS, METRICS, SAMPLES, CONFIG, PLOT = "status.json", "metrics.jsonl", "samples.jsonl", "config.json", "loss.png"
+STATUS, METRICS, SAMPLES, CONFIG, PLOT = (
+    "status.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "training_config.json",
+    "loss.png",
+)
 MAX_RUNS = 200
 _MAX_READ = 16 << 20
 _SILENT_SECONDS = 60.0
@@ -40,9 +46,12 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_status(run: Path) -> Row:
-    """`status.json`; empty if it cannot be read. A run whose process ended without a word has the state "stopped"."""
-    rows = _objects(_tail(run / STATUS, 1 << 16).replace(b"\n", b" "))
-    status = rows[0] if rows else {}
+    """`status.json`, and `model` and `method` of the configuration; what cannot be read is left out.
+
+    A run whose process ended without a word has the state "stopped".
+    """
+    config = _object(run / CONFIG)
+    status = {key: config[key] for key in ("model", "method") if key in config} | _object(run / STATUS)
     silent = time.time() - float(status.get("updated") or 0) > _SILENT_SECONDS
     if status.get("state") in ("starting", "running") and silent and not _is_alive(status.get("pid")):
         status["state"] = "stopped"
@@ -68,6 +77,12 @@ def _tail(path: Path, most: int) -> bytes:
     except OSError:
         return b""
     return data if size <= most else data.partition(b"\n")[2]
+
+
+def _object(path: Path) -> Row:
+    """A whole file of a single object."""
+    rows = _objects(_tail(path, 1 << 16).replace(b"\n", b" "))
+    return rows[0] if rows else {}
 
 
 def _objects(data: bytes) -> list[Row]:

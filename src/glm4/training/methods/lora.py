@@ -1,0 +1,48 @@
+"""LoRA, rank-stabilized LoRA and DoRA, by PEFT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glm4.errors import InvalidRequestError
+from glm4.training.config import TrainingConfig
+
+_ALL = "all-linear"
+
+
+def add_lora(model: Any, config: TrainingConfig) -> Any:
+    """PEFT's model with a new adapter, whose factors are float32; only they are trained.
+
+    Raises:
+        InvalidRequestError: the model has no such modules.
+    """
+    import peft
+
+    lora = config.lora
+    targets: Any = _ALL if lora.target_modules == (_ALL,) else list(lora.target_modules)
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT computes with fractions, too
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    try:
+        return peft.get_peft_model(model, settings)
+    except ValueError as error:
+        if "target modules" not in str(error).lower():
+            raise
+        known = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if _is_linear(part)})
+        raise InvalidRequestError(
+            f"lora.target_modules {', '.join(lora.target_modules)}: the model has no such modules; it has"
+            f" {', '.join(known)}, and {_ALL} means all of them but the output layer",
+            param="lora.target_modules",
+        ) from None
+
+
+def _is_linear(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Linear)

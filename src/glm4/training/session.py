@@ -1,0 +1,170 @@
+"""The part of a run that needs torch: model, trainer, checkpoints, result."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
+from glm4.backends.transformers.weights import load_model, num_parameters
+from glm4.errors import TrainingError
+from glm4.training import checkpoints
+from glm4.training.arguments import training_arguments
+from glm4.training.batches import collate, collate_packed
+from glm4.training.config import TrainingConfig
+from glm4.training.defaults import method_name
+from glm4.training.listener import Listener, Summary
+from glm4.training.methods.table import METHODS
+from glm4.training.metrics_log import MetricsLog
+from glm4.training.objective import LossModel, Objective, SupervisedObjective
+from glm4.training.reporting import Reporter, Stopper, stop_on_signals
+from glm4.training.result import write_result
+from glm4.training.run import Prepared, RunResult
+from glm4.training.trainer import GlmTrainer
+
+
+def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
+    """Load the model, train it, and write the result.
+
+    Args:
+        log: None in processes that write nothing.
+
+    Raises:
+        Glm4Error: see `run.finetune`.
+    """
+    config = run.config
+    device = choose_device(config.device)
+    dtype = _dtype(config, device, run)
+    args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
+    PartialState().wait_for_everyone()  # the folder is ready
+    with memory_errors("training", args.device):
+        trainer = _trainer(run, args, dtype, log, listener)
+        resumed = _resume(trainer, config, log)
+        listener.started(_summary(run, trainer, dtype, resumed))
+        with stop_on_signals(trainer):
+            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        return _finish(run, trainer, dtype, log)
+
+
+def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
+    """ "fp32" or "bf16": of the computation, and of weights that are not trained."""
+    if config.dtype != "auto":
+        return config.dtype
+    if device.type == "cpu":
+        return choose_dtype("auto", device, num_parameters(run.checkpoint))
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "fp32"
+    return "bf16"
+
+
+def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
+    config = run.config
+    method = METHODS[config.method]
+    base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
+    base.config._name_or_path = base.name_or_path = run.name
+    torch.manual_seed(config.seed)  # of the numbers that the method adds
+    model = method.apply(base, config)
+    if config.gradient_checkpointing:
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    trainer = GlmTrainer(
+        LossModel(model, _objective(run)),
+        args,
+        train=run.train,
+        validation=run.validation,
+        by_length=config.group_by_length,
+        max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
+        facts=_facts(run, args, dtype),
+        callbacks=[Reporter(log, listener)],
+    )
+    trainer.add_callback(Stopper(trainer))
+    return trainer
+
+
+def _objective(run: Prepared) -> Objective:
+    pad_id = run.checkpoint.config.pad_token_id or 0
+    return SupervisedObjective(partial(collate_packed if run.config.packing else collate, pad_id=pad_id))
+
+
+def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
+    """What must be the same for a run to go on."""
+    facts = {"processes": args.world_size, "dtype": dtype, "model": run.name}
+    if hasattr(run.train, "__len__"):
+        lengths = getattr(run.train, "lengths", None)
+        tokens = int(lengths.sum()) if lengths is not None else 0
+        facts |= {"rows": len(run.train), "tokens_of_data": tokens}
+    return facts
+
+
+def _resume(trainer: GlmTrainer, config: TrainingConfig, log: MetricsLog | None) -> Path | None:
+    """The checkpoint to go on from, with the metrics cut back to it.
+
+    Raises:
+        TrainingError: the data, the number of processes or the format of numbers have changed.
+    """
+    found = checkpoints.find_checkpoints(Path(config.output))
+    step = 0
+    if found:
+        step = checkpoints.steps_of(found[-1]) or 0
+        stored = checkpoints.read_run_state(found[-1])
+        for key, value in trainer.facts.items():
+            if stored.get(key) != value:
+                raise TrainingError(
+                    f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
+                    " name another output, or begin anew with resume: false (--no-resume)"
+                )
+    if log is not None:
+        log.rewind(step)
+    return found[-1] if found else None
+
+
+def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None) -> Summary:
+    config, args = run.config, trainer.args
+    *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    lengths = getattr(run.train, "lengths", None)
+    return Summary(
+        model=run.name,
+        method=method_name(config),
+        device=str(args.device),
+        dtype=dtype,
+        trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        parameters=num_parameters(run.checkpoint),
+        rows=len(run.train) if hasattr(run.train, "__len__") else None,
+        validation_rows=len(run.validation),
+        tokens=None if lengths is None else int(lengths.sum()),
+        steps=steps,
+        samples_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        processes=args.world_size,
+        learning_rate=args.learning_rate,
+        resumed=0 if resumed is None else checkpoints.steps_of(resumed) or 0,
+    )
+
+
+def _finish(run: Prepared, trainer: GlmTrainer, dtype: str, log: MetricsLog | None) -> RunResult:
+    state, output = trainer.state, Path(run.config.output)
+    interrupted = trainer.interrupted and state.global_step < state.max_steps
+    if not interrupted:
+        write_result(trainer, run, dtype)
+    result = RunResult(
+        output=output,
+        steps=state.global_step,
+        total_steps=state.max_steps,
+        loss=trainer.last_loss,
+        eval_loss=state.best_metric,
+        best_step=state.best_global_step,
+        interrupted=interrupted,
+    )
+    if log is not None:
+        log.plot()
+        log.status(
+            state="stopped" if interrupted else "done",
+            step=state.global_step,
+            total_steps=state.max_steps,
+            best_step=state.best_global_step,
+            eval_loss=state.best_metric,
+        )
+    return result
