@@ -66,6 +66,11 @@ class Variant:
         """True for a model that takes pictures."""
         return bool(self.signature.get("vision_layers"))
 
+    @property
+    def by_name_only(self) -> bool:
+        """True for a model whose files cannot be told from another one's."""
+        return "published_name" in self.signature
+
 
 def choose_dialect(model_type: str, chat_template: str | None) -> DialectName:
     """The dialect of a checkpoint, from its model type and the text of its chat template.

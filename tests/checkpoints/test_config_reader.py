@@ -105,6 +105,16 @@ def test_the_chat_model_in_both_layouts() -> None:
     assert config_from_json(HF, "x").notes == ()
 
 
+@pytest.mark.parametrize(("model_type", "biased"), [("qwen2", True), ("llama", False)])
+def test_the_classes_of_the_starters(model_type: str, biased: bool) -> None:
+    """They rotate whole heads, half-split, whatever keys of other classes say; Qwen2 has no key for its biases."""
+    foreign = {"attention_bias": None, "partial_rotary_factor": 0.25, "head_dim": None}
+    config = read(HF, model_type=model_type, use_sliding_window=False, sliding_window=32768, **foreign)
+    assert (config.rotary_half_split, config.rotary_dim, config.head_dim) == (True, 128, 128)
+    assert config.attention_bias is biased
+    assert config.architecture == "glm"
+
+
 def test_the_million_token_model() -> None:
     config = read(CHAT, multi_query_group_num=4, rope_ratio=10000, seq_length=1048576)
     assert (config.num_key_value_heads, config.rope_theta, config.max_position_embeddings) == (4, 1e8, 1048576)
@@ -236,7 +246,7 @@ def test_strange_rope_parameters_are_refused(rope: Any) -> None:
         read(HF, rope_parameters=rope)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "glm4_moe", "", 7, ["glm"]])
+@pytest.mark.parametrize("model_type", ["mistral", "qwen3", "glm4_moe", "", 7, ["glm"]])
 def test_other_model_types_are_refused(model_type: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="this build runs chatglm, glm, glm4"):
         read(HF, model_type=model_type)

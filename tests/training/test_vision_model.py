@@ -18,12 +18,14 @@ from torch_vision import golden_inputs, load, tiny  # noqa: E402
 
 import golden_models as gm  # noqa: E402
 import vision_models as vm  # noqa: E402
+from glm4.checkpoints.hf_layout import HF_CLASSES  # noqa: E402
 from glm4.checkpoints.vision_config import image_layout  # noqa: E402
 from glm4.errors import InvalidRequestError, TensorError  # noqa: E402
 from glm4.model.shapes import SHAPES  # noqa: E402
 from glm4.model.tensors import num_parameters  # noqa: E402
 from glm4.multimodal.image import ImageDecoder, encode_picture  # noqa: E402
 from glm4.training.data.examples import TokenizedExample  # noqa: E402
+from glm4.training.forward import forward_loss  # noqa: E402
 from glm4.training.vision.batches import PictureCollator, picture_positions  # noqa: E402
 from glm4.training.vision.loading import empty_vision_model  # noqa: E402
 
@@ -97,8 +99,21 @@ def test_wrong_models_are_noticed(case: Case) -> None:
     assert error(found["rows"], golden["no_antialias_rows"]) > FAR
 
 
+def test_the_loss_of_recorded_rows(case: Case) -> None:
+    """As training computes it, without a mask of attention: the rows' own cross-entropy."""
+    mask = torch.zeros_like(case.inputs["input_ids"], dtype=torch.bool)
+    mask[0, -9:] = True
+    batch = {name: value for name, value in case.inputs.items() if name != "use_cache"} | {"loss_mask": mask}
+    with torch.no_grad():
+        loss, targets = forward_loss(copy.deepcopy(case.model), batch)
+    logits = torch.from_numpy(case.logits())[-10:-1]
+    expected = torch.nn.functional.cross_entropy(logits, batch["input_ids"][0, -9:], reduction="sum")
+    assert int(targets) == 9
+    assert abs(float(loss - expected)) <= 1e-5 * float(expected)
+
+
 def test_it_has_every_tensor_of_the_published_model() -> None:
-    model = empty_vision_model(SHAPES["glm-4v-9b"], "bf16", torch.device("cpu"))
+    model = empty_vision_model(HF_CLASSES["chatglm"], SHAPES["glm-4v-9b"], "bf16", torch.device("cpu"))
     assert sum(value.numel() for value in model.parameters()) == num_parameters(SHAPES["glm-4v-9b"]) == 13_906_320_896
 
 

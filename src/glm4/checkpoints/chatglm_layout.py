@@ -1,4 +1,4 @@
-"""A text checkpoint in the layout in which GLM-4-9B was first published: configuration and tensor names."""
+"""A checkpoint in the layout in which GLM-4-9B and GLM-4V-9B were first published: configuration and tensor names."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from glm4.checkpoints.checkpoint import Checkpoint
-from glm4.checkpoints.hf_layout import HfTensor
+from glm4.checkpoints.hf_layout import HfTensor, text_class
+from glm4.checkpoints.vision_config import vision_settings
 from glm4.errors import InvalidRequestError
-from glm4.model.tensors import model_tensors
+from glm4.model.tensors import ModelTensor, file_shape, model_tensors
 
 _ROPE_BASE = 10000.0
 
@@ -20,8 +21,9 @@ def chatglm_config(checkpoint: Checkpoint, dtype: str = "bfloat16") -> dict[str,
         dtype: torch's name of the weights' number format.
 
     Raises:
-        InvalidRequestError: the layout cannot express this model.
+        InvalidRequestError: the layout cannot express this model, or it is packed and has no original weights.
     """
+    text_class(checkpoint)
     config = checkpoint.config
     where = f"{checkpoint.path}: the ChatGLM layout"
     if checkpoint.model_type not in ("chatglm", "glm"):
@@ -35,7 +37,7 @@ def chatglm_config(checkpoint: Checkpoint, dtype: str = "bfloat16") -> dict[str,
         )
     ratio = config.rope_theta / _ROPE_BASE
     return {
-        "architectures": ["ChatGLMModel"],
+        "architectures": ["ChatGLMModel" if config.vision is None else "ChatGLMForConditionalGeneration"],
         "model_type": "chatglm",
         "add_bias_linear": False,
         "add_qkv_bias": config.attention_bias,
@@ -66,11 +68,17 @@ def chatglm_config(checkpoint: Checkpoint, dtype: str = "bfloat16") -> dict[str,
         "eos_token_id": list(config.eos_token_ids),
         "pad_token_id": config.pad_token_id,
         "torch_dtype": dtype,
+        **({} if config.vision is None else vision_settings(config.vision)),
     }
 
 
 def chatglm_tensors(checkpoint: Checkpoint) -> Iterator[HfTensor]:
     """Every tensor of a checkpoint in that layout, in model order; each is one canonical tensor."""
     for name, tensor in model_tensors(checkpoint.config).items():
-        file_name = cast("str", tensor.row.sources["chatglm"]).replace("{i}", str(tensor.index))
-        yield HfTensor(file_name, name, 0, tensor.shape[0], tensor.shape, tensor.row.rotary)
+        shape = file_shape(tensor, checkpoint.config)
+        yield HfTensor(chatglm_name(tensor), name, 0, tensor.shape[0], shape, tensor.row.rotary)
+
+
+def chatglm_name(tensor: ModelTensor) -> str:
+    """The name of a tensor in that layout."""
+    return cast("str", tensor.row.sources["chatglm"]).replace("{i}", str(tensor.index))

@@ -24,7 +24,7 @@ from glm4.model.config import ModelConfig
 if TYPE_CHECKING:  # the weights package imports this module
     from glm4.checkpoints.tensor_source import TensorSource
 
-JSON_MODEL_TYPES = ("chatglm", "glm", "glm4")
+JSON_MODEL_TYPES = ("chatglm", "glm", "glm4", "llama", "qwen2")
 GGUF_ARCHITECTURES = ("chatglm", "glm4", "llama", "qwen2")
 
 _ROPE_BASE = 10000.0  # ChatGLM stores theta as a multiple of this
@@ -101,12 +101,17 @@ def _from_chatglm(fields: Fields) -> ModelConfig:
 
 
 def _from_hugging_face(fields: Fields, model_type: str) -> ModelConfig:
-    """`GlmForCausalLM` and `Glm4ForCausalLM`, with the RoPE keys of transformers 4 (top level) or 5 (a dictionary)."""
+    """`GlmForCausalLM` and its like, with the RoPE keys of transformers 4 (top level) or 5 (a dictionary).
+
+    The starters' classes rotate whole heads, with half-split rows; Qwen2's always has biases, and no key for them.
+    """
+    glm = model_type in ("glm", "glm4")
     rope = fields.inner("rope_parameters")
     heads = fields.integer("num_attention_heads", 1, 1024)
     hidden = fields.integer("hidden_size", 1, 65536)
     theta = rope.number("rope_theta", 1.0, 1e12, default=fields.number("rope_theta", 1.0, 1e12, default=_ROPE_BASE))
-    factor = fields.number("partial_rotary_factor", 0.0, 1.0, default=0.5)
+    factor = fields.number("partial_rotary_factor", 0.0, 1.0, default=0.5) if glm else 1.0
+    biased = fields.boolean("attention_bias", default=glm)  # the default of the classes
     return ModelConfig(
         architecture="glm4" if model_type == "glm4" else "glm",
         vocab_size=fields.integer("vocab_size", 1, 1 << 20),
@@ -119,11 +124,12 @@ def _from_hugging_face(fields: Fields, model_type: str) -> ModelConfig:
         max_position_embeddings=fields.integer("max_position_embeddings", 1, 1 << 24),
         rms_norm_eps=fields.number("rms_norm_eps", 0.0, 0.1),
         rope_theta=theta,
-        partial_rotary_factor=rope.number("partial_rotary_factor", 0.0, 1.0, default=factor),
-        attention_bias=fields.boolean("attention_bias", default=True),  # the default of both classes
+        partial_rotary_factor=rope.number("partial_rotary_factor", 0.0, 1.0, default=factor) if glm else factor,
+        attention_bias=biased or model_type == "qwen2",
         tie_word_embeddings=fields.boolean("tie_word_embeddings", default=False),
         eos_token_ids=fields.token_ids("eos_token_id"),
         pad_token_id=fields.token_id("pad_token_id"),
+        rotary_half_split=not glm,
         vision=read_vision_config(fields),  # only packed checkpoints have one
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.errors import InvalidRequestError
 from glm4.model.config import ModelConfig
-from glm4.model.tensors import VISION_PART, ModelTensor, Source, model_tensors
+from glm4.model.tensors import VISION_PART, ModelTensor, model_tensors
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class HfClass:
     half_split: bool = False
 
 
-GLM = HfClass("glm", "GlmForCausalLM")
+_GLM = HfClass("glm", "GlmForCausalLM")
 # By the model type of the checkpoint.
 HF_CLASSES: Mapping[str, HfClass] = MappingProxyType(
     {
-        "chatglm": GLM,
-        "glm": GLM,
+        "chatglm": _GLM,
+        "glm": _GLM,
         "glm4": HfClass("glm4", "Glm4ForCausalLM"),
         "llama": HfClass("llama", "LlamaForCausalLM", fused_gate_up=False, half_split=True),
         "qwen2": HfClass("qwen2", "Qwen2ForCausalLM", fused_gate_up=False, half_split=True),
@@ -79,6 +79,15 @@ def hf_class(checkpoint: Checkpoint) -> HfClass:
         raise InvalidRequestError(
             f"{checkpoint.path} sees pictures, and transformers has no class that computes it", param="model"
         )
+    return text_class(checkpoint)
+
+
+def text_class(checkpoint: Checkpoint) -> HfClass:
+    """The class that computes a checkpoint's text model.
+
+    Raises:
+        InvalidRequestError: it is packed and has no original weights.
+    """
     if checkpoint.packed is not None:
         raise InvalidRequestError(
             f"{checkpoint.path} is packed as {checkpoint.packed.precision.name} for this package's own engine; start "
@@ -147,9 +156,9 @@ def class_tensors(cls: HfClass, config: ModelConfig) -> Iterator[HfTensor]:
 
 def _names(tensor: ModelTensor, cls: HfClass, config: ModelConfig) -> dict[str, int]:
     """The parts of a canonical tensor, with the rows of each."""
-    source = cast("Source", tensor.row.sources["hf"])  # that layout has one way to name a tensor
-    if isinstance(source, str) and source.endswith("gate_up_proj.weight") and not cls.fused_gate_up:
-        source = {source.replace("gate_up_proj", part): "intermediate_size" for part in ("gate_proj", "up_proj")}
+    source = tensor.row.sources["hf"]
+    if isinstance(source, tuple):  # gate and up, as one matrix or two
+        source = source[0 if cls.fused_gate_up else 1]
     rows = {source: tensor.shape[0]} if isinstance(source, str) else {n: getattr(config, s) for n, s in source.items()}
     return {name.replace("{i}", str(tensor.index)): count for name, count in rows.items()}
 
@@ -160,7 +169,7 @@ def read_hf_rows(checkpoint: Checkpoint, tensor: HfTensor, start: int, stop: int
     Raises:
         TensorError: as `Checkpoint.load_rows`.
     """
-    if not (tensor.rotary and HF_CLASSES[checkpoint.model_type].half_split):
+    if not (tensor.rotary and text_class(checkpoint).half_split):
         return checkpoint.load_rows(tensor.canonical, tensor.start + start, tensor.start + stop)
     whole = checkpoint.load(tensor.canonical)  # rows change places within a head
     split_rotary_rows(whole, checkpoint.config)

@@ -4,6 +4,9 @@ An adapter adds `scale * B A` to some of a model's matrices. This reader returns
 those of q, k and v (or gate and up) are joined, their A stacked, their B on the diagonal of a block matrix, so that one
 pair serves each fused product. B has its rows in our order (see `interleave_rotary_rows`) and includes the scale.
 
+DoRA adapters hold the norm of each adapted row, too, and those of GLM-4V may change tower and projector
+(`peft_vision`); only callers that can apply it ask for such (`merging=True`).
+
 Both files are untrusted until checked: every option of the configuration is honored, known not to affect inference, or
 refused by name; every tensor must be a factor of a matrix we have, with the required shape, in every targeted layer.
 Nothing is unpickled.
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -28,11 +31,13 @@ from numpy.typing import NDArray
 
 from glm4.checkpoints.checkpoint import interleave_rotary_rows
 from glm4.checkpoints.json_file import read_json_object
+from glm4.checkpoints.peft_vision import PROJECTOR, VisionPart, is_vision_name
 from glm4.checkpoints.safetensors import SafetensorsSource
 from glm4.checkpoints.tensor_source import Float32
 from glm4.errors import CheckpointError, TensorError, UnsupportedModelError
 from glm4.model.config import ModelConfig
 from glm4.model.tensors import matrix_shapes
+from glm4.variants import Variant, get_variant
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILE = "adapter_model.safetensors"
@@ -72,12 +77,14 @@ _TABLES: Mapping[str, Mapping[str, _Modules]] = MappingProxyType(
     }
 )
 # Module names such as "query_key_value" select layers of glm-4v-9b's tower too, unless PEFT is told otherwise.
-_TOWER = re.compile(r"(?:^|\.)transformer\.vision\.", re.ASCII)
-_FACTOR = re.compile(r"base_model\.model\.((.+\.layers\.)([0-9]{1,4})\.(.+))\.lora_([AB])\.weight", re.ASCII)
+_TOWER = re.compile(r"(?:^|\.)(?:transformer|model)\.vision\.", re.ASCII)
+_FACTOR = re.compile(
+    r"base_model\.model\.((.+\.layers\.)([0-9]{1,4})\.(.+))\.lora_(?:([AB])\.weight|magnitude_vector)", re.ASCII
+)
 
 _HONORED = frozenset({
-    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules",
-    "layers_to_transform", "exclude_modules", "init_lora_weights",
+    "peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules",
+    "layers_to_transform", "exclude_modules", "init_lora_weights", "modules_to_save",
 })  # fmt: skip
 # These say how the adapter was trained or found; they do not affect the use of the saved factors.
 _WITHOUT_EFFECT = frozenset({
@@ -87,6 +94,7 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 # Other ways to initialize (pissa, olora, corda, loftq, mica …) change the base model's weights or the formula.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+_MAGNITUDE = "magnitude_vector"
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+", re.ASCII)
 
 
@@ -116,13 +124,18 @@ class AdapterFile:
     Attributes:
         shapes: (layer, "qkv" | "o" | "gate_up" | "down") -> the factors for that matrix.
         rank: largest rank of a module.
+        base: the name of the model it was trained on, as the file says; empty if it does not.
+        dora: it also sets the norms of rows, see `magnitudes`.
+        original_names: its tensors have the names of ChatGLM's layout, not Hugging Face's.
+        vision: what it changes of tower and projector; None if it leaves them as they are.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, model_type: str) -> None:
+    def __init__(self, path: Path, config: ModelConfig, model_type: str, *, merging: bool = False) -> None:
         """Opens the adapter in the folder `path` for a model of that shape.
 
         Args:
             model_type: "chatglm", "glm", "glm4", "llama" or "qwen2": whose names and row order the adapter uses.
+            merging: accept DoRA adapters, and those that change tower or projector.
 
         Raises:
             CheckpointError: not an adapter, or a malformed file.
@@ -131,8 +144,14 @@ class AdapterFile:
         """
         self.path = path
         self._config = config
-        _check_files(path)
+        check_files(path)
         settings = _Settings(read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES), str(path / CONFIG_FILE))
+        self.base, self.dora = settings.base, settings.dora
+        if self.dora and not merging:
+            raise UnsupportedModelError(
+                f"{path} is a DoRA adapter (use_dora), which rescales the model's own weights; make one model of the "
+                f"two: glm4 merge MODEL {path} -o DIR"
+            )
         if model_type not in _TABLES:  # a packed checkpoint names its source, which may be anything
             raise UnsupportedModelError(f"{path}: adapters of models of type {model_type!r:.40} are not supported")
         tables = _TABLES[model_type]
@@ -140,30 +159,38 @@ class AdapterFile:
         halves = {_HF_LAYERS: model_type in ("llama", "qwen2"), _CHATGLM_LAYERS: config.rotary_half_split}
         self._source = SafetensorsSource(path / WEIGHT_FILE)
         try:
-            self._parts, layers = self._match(settings, tables)
+            seen = [name for name in self._source.names() if merging and is_vision_name(name)]
+            self._parts, layers = self._match(settings, tables, set(seen))
             settings.check_complete(tables[layers], self._parts, config.num_hidden_layers)
+            self.vision = VisionPart(path, self._source, seen, settings, config, dora=self.dora) if seen else None
         except BaseException:
             self._source.close()
             raise
         self._half_split = halves[layers]
+        self.original_names = layers == _CHATGLM_LAYERS
         sizes = matrix_shapes(config)
         self.shapes = {
             site: FactorShape(sum(part.rank for part in parts), *sizes[site[1]]) for site, parts in self._parts.items()
         }
-        self.rank = max(part.rank for parts in self._parts.values() for part in parts)
+        ranks = [part.rank for parts in self._parts.values() for part in parts]
+        self.rank = max([*ranks, *(self.vision.matrices.values() if self.vision else ())], default=0)
 
     def _match(
-        self, settings: _Settings, tables: Mapping[str, _Modules]
+        self, settings: _Settings, tables: Mapping[str, _Modules], seen: Collection[str]
     ) -> tuple[dict[tuple[int, str], list[_Part]], str]:
         """The pairs of factors for each matrix, and the prefix of their names in this file."""
         found: dict[tuple[int, str], list[_Part]] = {}
         prefixes: set[str] = set()
-        for name in sorted(self._source.names()):
+        for name in sorted(set(self._source.names()) - set(seen)):
             # Matching takes quadratic time, so the length is checked first.
             match = _FACTOR.fullmatch(name) if len(name) <= _MAX_NAME_LENGTH else None
             if match is None or _TOWER.search(name):
                 raise UnsupportedModelError(f"{self.path}: {_why_refused(name)}")
             module, layers, layer, below, letter = match.groups()
+            if letter is None and not self.dora:
+                raise UnsupportedModelError(
+                    f"{self.path}: {name!r} belongs to a DoRA adapter, but its {CONFIG_FILE} does not set use_dora"
+                )
             place = tables.get(layers, {}).get(below)
             if place is None or int(layer) >= self._config.num_hidden_layers or str(int(layer)) != layer:
                 known = ", ".join(sorted({key.rpartition(".")[2] for table in tables.values() for key in table}))
@@ -175,8 +202,10 @@ class AdapterFile:
             if letter == "A":
                 part = self._part(settings, module, *place)
                 found.setdefault((int(layer), place[0]), []).append(part)
-            elif name[: -len("B.weight")] + "A.weight" not in self._source.names():
+            elif f"base_model.model.{module}.lora_A.weight" not in self._source.names():
                 raise TensorError(f"{self.path} holds {name!r} without its lora_A")
+        if not prefixes and seen:
+            prefixes.add(_HF_LAYERS)
         if len(prefixes) != 1:
             raise TensorError(f"{self.path} holds no factors, or factors under the names of two kinds of checkpoint")
         return found, prefixes.pop()
@@ -185,8 +214,13 @@ class AdapterFile:
         stem = f"base_model.model.{module}.lora_"
         start, stop = _row_ranges(self._config)[rows, key]
         rank = settings.rank(module)
-        for name, shape in ((stem + "A.weight", (rank, matrix_shapes(self._config)[key][1])),
-                            (stem + "B.weight", (stop - start, rank))):  # fmt: skip
+        wanted: dict[str, tuple[int, ...]] = {
+            stem + "A.weight": (rank, matrix_shapes(self._config)[key][1]),
+            stem + "B.weight": (stop - start, rank),
+        }
+        if self.dora:
+            wanted[stem + _MAGNITUDE] = (stop - start,)
+        for name, shape in wanted.items():
             if name not in self._source.names():
                 raise TensorError(f"{self.path} lacks {name!r}; the file is incomplete")
             if self._source.info(name).shape != shape:
@@ -215,6 +249,22 @@ class AdapterFile:
         if key == "qkv" and self._half_split:
             interleave_rotary_rows(b, self._config)
         return a, b
+
+    def magnitudes(self, layer: int, key: str) -> Float32:
+        """What a DoRA adapter makes the norm of each row of W + B A: float32 [rows], NaN for rows left as they are.
+
+        Raises:
+            TensorError: a norm is not a finite number.
+        """
+        found = np.full(self.shapes[layer, key].rows, np.nan, np.float32)
+        for part in self._parts[layer, key]:
+            values = self._source.read(part.name + _MAGNITUDE)
+            if not np.isfinite(values).all():
+                raise TensorError(f"{self.path}: {part.name + _MAGNITUDE!r} is not finite; the file is damaged")
+            found[part.start : part.stop] = values
+        if key == "qkv" and self._half_split:
+            interleave_rotary_rows(found, self._config)
+        return found
 
     def ranks_of(self, layer: int, key: str, start: int, stop: int) -> NDArray[np.intp]:
         """Which rows of A and columns of B, as `load` returns them, change rows start..stop-1 of the matrix."""
@@ -245,12 +295,18 @@ class _Settings:
     def __init__(self, settings: Mapping[str, Any], where: str) -> None:
         self._where = where
         if settings.get("peft_type") != "LORA":
+            prefix = settings.get("peft_type") == "PREFIX_TUNING"
+            hint = ": a prefix (P-Tuning v2) needs the backend local or transformers" if prefix else ""
             raise UnsupportedModelError(
-                f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported"
+                f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported here{hint}"
             )
         for key, value in settings.items():
             if key not in _HONORED and key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, "none"):
                 raise UnsupportedModelError(f"{where}: {key!r:.60} is set to {value!r:.60}, which is not supported")
+        saved = settings.get("modules_to_save") or []
+        if not isinstance(saved, list) or any(not f".{name}".endswith(f".{PROJECTOR}") for name in saved):
+            raise UnsupportedModelError(f"{where}: 'modules_to_save' is set to {saved!r:.60}, which is not supported")
+        self.saved = saved
         init = settings.get("init_lora_weights", True)
         if not any(init is plain or (isinstance(init, str) and init == plain) for plain in _PLAIN_INITS):
             raise UnsupportedModelError(
@@ -263,6 +319,11 @@ class _Settings:
         if rslora not in (None, True, False):
             raise CheckpointError(f"{where}: use_rslora must be true or false")
         self._rslora = bool(rslora)
+        if settings.get("use_dora", False) not in (None, True, False):
+            raise CheckpointError(f"{where}: use_dora must be true or false")
+        self.dora = bool(settings.get("use_dora"))
+        base = settings.get("base_model_name_or_path")
+        self.base = base if isinstance(base, str) else ""
         self._ranks = self._patterns(settings, "rank_pattern")
         self._alphas = self._patterns(settings, "alpha_pattern")
         self._targets = settings.get("target_modules")
@@ -326,13 +387,18 @@ class _Settings:
         return float(value)
 
 
-def _check_files(path: Path) -> None:
+def check_files(path: Path) -> None:
+    """Check that a folder has the two files of an adapter.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     try:
         config, weights, pickled = ((path / name).is_file() for name in (CONFIG_FILE, WEIGHT_FILE, "adapter_model.bin"))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise CheckpointError(f"cannot access {path}: {error}") from error
     if not config:
-        raise CheckpointError(f"there is no LoRA adapter at {path}: it has no {CONFIG_FILE}")
+        raise CheckpointError(f"there is no adapter at {path}: it has no {CONFIG_FILE}")
     if not weights:
         hint = (
             "; adapter_model.bin is a pickle, which can run code, so it is not read. Save it again with "
@@ -343,16 +409,35 @@ def _check_files(path: Path) -> None:
         raise CheckpointError(f"{path} has no {WEIGHT_FILE}{hint}")
 
 
+def check_base(adapter: Path, base: str, variant: Variant) -> None:
+    """Compare the published model that an adapter names as its own with the one that it is to change.
+
+    Args:
+        base: `AdapterFile.base`; a name that is not in our table, such as a folder's, is not compared.
+        variant: of the checkpoint.
+
+    Raises:
+        UnsupportedModelError: they are two models.
+    """
+    known = get_variant(base)
+    if known is None or not variant.repo_id:
+        return
+    one, other = (row.name.removesuffix("-hf") for row in (known, variant))
+    if one != other and not (known.by_name_only and set(known.model_types) & set(variant.model_types)):
+        raise UnsupportedModelError(
+            f"the adapter in {adapter} was trained on {base}, not on {variant.name}; if that is wrong, correct "
+            f"base_model_name_or_path in its {CONFIG_FILE}"
+        )
+
+
 def _why_refused(name: str) -> str:
     if len(name) > _MAX_NAME_LENGTH:
         return f"{name[:40]!r}… is not the name of a LoRA tensor; it has {len(name)} characters"
     if _TOWER.search(name):
         return (
-            f"{name!r} changes the vision tower, and only adapters of the text model's layers are supported; train it "
-            "with exclude_modules='.*vision.*'"
+            f"{name!r} changes the vision tower or its projector, and only adapters of the text model's layers can be "
+            "used beside a model; make one model of the two: glm4 merge MODEL ADAPTER -o DIR"
         )
-    if "lora_magnitude_vector" in name:
-        return f"{name!r} belongs to a DoRA adapter; only plain LoRA is supported"
     if "lora_embedding_" in name:
         return f"{name!r} changes the embedding, which is not supported"
     if name.endswith(".bias"):

@@ -86,6 +86,7 @@ def vision_settings(config: VisionConfig) -> dict[str, Any]:
             "layer_norm_eps": config.layer_norm_eps,
             "hidden_act": "gelu",
             "scaling_factor": config.scaling_factor,
+            "dropout_prob": 0.0,  # the original code reads it
         },
         "boi_token_id": config.begin_id,
         "eoi_token_id": config.end_id,

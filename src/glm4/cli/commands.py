@@ -33,7 +33,7 @@ def print_version() -> None:
     print(f"glm4 {__version__}", flush=True)
 
 
-_RUN, _MODELS, _TERMINAL = "Run a model", "Manage models", "At the terminal"
+_RUN, _TRAIN, _MODELS, _TERMINAL = "Run a model", "Train", "Manage models", "At the terminal"
 
 COMMANDS: dict[str, CommandRow] = {
     "chat": CommandRow("glm4.cli.chat", _RUN, "Talk to a model, or ask it one question."),
@@ -44,6 +44,8 @@ COMMANDS: dict[str, CommandRow] = {
     "batch": CommandRow("glm4.cli.batch", _RUN, "Answer a file of OpenAI batch requests; resumes where it stopped."),
     "sessions": CommandRow("glm4.cli.sessions", _RUN, "List, find, export and delete saved conversations."),
     "bench": CommandRow("glm4.cli.bench", _RUN, "Measure how fast a model runs here."),
+    "finetune": CommandRow("glm4.cli.finetune", _TRAIN, "Train a model on your data: LoRA, P-Tuning v2 or everything."),
+    "merge": CommandRow("glm4.cli.merge", _TRAIN, "Write a model with an adapter folded into its weights."),
     "pull": CommandRow("glm4.cli.pull", _MODELS, "Download a model."),
     "models": CommandRow("glm4.cli.models", _MODELS, "List installed and known models."),
     "info": CommandRow("glm4.cli.info", _MODELS, "Describe a model: architecture, context, tensors."),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 from glm4.cli.parameters import Argument, Option, UsageError
+from glm4.cli.sizes import size_bytes
 from glm4.export.targets import TARGETS
 
 EXAMPLES = """
@@ -15,9 +15,6 @@ glm4 export glm-4-9b-chat --to ollama -o glm4-ollama
 glm4 export glm-4-9b-chat --to hf --shard-size 5GB -o glm-4-9b-chat-hf
 glm4 export glm-4-9b-chat --to gguf --lora ./adapter -o adapter.gguf
 """
-
-_SIZE = re.compile(r"([0-9]{1,6})([KMGT])(i?)B", re.ASCII)
-_UNITS = "KMGT"
 
 
 def _forms() -> str:
@@ -64,7 +61,7 @@ def export(
     target = export_target(to)
     if str(output) == console.STREAM:
         raise UsageError("--output appears once it is complete, which standard output cannot; name a file or folder")
-    shard_bytes = None if shard_size is None else _bytes(shard_size)
+    shard_bytes = None if shard_size is None else size_bytes(shard_size, "--shard-size")
     path = hub.resolve(model, allow_download=False)
     variant = get_variant(model)
     name = variant.repo_id if variant is not None else None
@@ -92,19 +89,3 @@ def export(
     out.print(str(output), soft_wrap=True, markup=False)
     if report.next_command:
         out.print(report.next_command, soft_wrap=True, markup=False)
-
-
-def _bytes(size: str) -> int:
-    """The number that a size such as "5GB" or "512MiB" means.
-
-    Raises:
-        UsageError: it is not one.
-    """
-    match = _SIZE.fullmatch(size)
-    if match is None or not int(match[1]):
-        raise UsageError(f"--shard-size is a size such as 5GB or 512MiB, not {size!r}")
-    number, unit, binary = match.groups()
-    size_of_unit = 1
-    for _ in range(_UNITS.index(unit) + 1):
-        size_of_unit *= 1024 if binary else 1000
-    return int(number) * size_of_unit

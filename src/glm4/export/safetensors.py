@@ -1,12 +1,13 @@
 """`export_hf`, `export_chatglm`: a checkpoint as a safetensors folder in one of GLM-4's two layouts.
 
 `--to hf` is what `GlmForCausalLM` and its like load without code from the checkpoint; `--to chatglm` is how GLM-4-9B
-was first published. Numbers of the type that is written are copied exactly.
+was first published, and GLM-4V-9B only. Numbers of the type that is written are copied exactly.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from glm4.checkpoints.chatglm_layout import chatglm_config, chatglm_tensors
 from glm4.checkpoints.checkpoint import Checkpoint
 from glm4.checkpoints.gguf_encoders import ENCODINGS, quantize
-from glm4.checkpoints.hf_layout import HfTensor, hf_class, hf_config, hf_tensors, read_hf_rows
+from glm4.checkpoints.hf_layout import HfTensor, hf_config, hf_tensors, read_hf_rows, text_class
 from glm4.checkpoints.safetensors_writer import PlannedTensor, Shard, plan_shards, write_shards
 from glm4.errors import CheckpointError, InvalidRequestError
 from glm4.export.output_path import check_folder
@@ -101,7 +102,7 @@ def export_hf(request: ExportRequest) -> ExportReport:
 
 
 def export_chatglm(request: ExportRequest) -> ExportReport:
-    """Write the layout of the first publication of GLM-4-9B; see `_export`."""
+    """Write the layout of the first publication of GLM-4-9B and GLM-4V-9B; see `_export`."""
     return _export(request, _CHATGLM)
 
 
@@ -115,8 +116,7 @@ def _export(request: ExportRequest, layout: _Layout) -> ExportReport:
         CheckpointError, TokenizerError: the source cannot be read, or its vocabulary not be written.
     """
     checkpoint, folder, form = request.checkpoint, request.output, _FORMATS[request.dtype]
-    hf_class(checkpoint)  # refuses what neither layout has
-    config = layout.config(checkpoint, form.torch)
+    config = layout.config(checkpoint, form.torch)  # refuses what the layout cannot express
     check_folder(checkpoint, folder, _WRITTEN, force=request.force)
     checkpoint.check()
     text = Processor.load(checkpoint)
@@ -140,11 +140,11 @@ def _encoded(
     checkpoint: Checkpoint, tensors: Sequence[HfTensor], form: _NumberFormat, layout: _Layout
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The tensors, a slab of rows at a time; whole where the rows of heads change places."""
-    reorders = checkpoint.config.rotary_half_split or hf_class(checkpoint).half_split
+    reorders = checkpoint.config.rotary_half_split or text_class(checkpoint).half_split
     for tensor in tensors:
-        rows = tensor.shape[0]
-        whole = len(tensor.shape) == 1 or (tensor.rotary and reorders)
-        step = rows if whole else max(1, SLAB_NBYTES // (4 * tensor.shape[-1]))
+        rows = tensor.stop - tensor.start
+        row_nbytes = 4 * math.prod(tensor.shape) // rows
+        step = rows if tensor.rotary and reorders else max(1, SLAB_NBYTES // row_nbytes)
         for start in range(0, rows, step):
             values = layout.read(checkpoint, tensor, start, min(start + step, rows))
             _check_range(values, form, f"{checkpoint.path}: {tensor.name}")

@@ -195,6 +195,10 @@ def _qkv(pattern: str) -> Source:
     return {pattern.replace("*", part): size for part, size in sizes.items()}
 
 
+def _gate_up(pattern: str) -> Source:
+    return {pattern.replace("*", part): "intermediate_size" for part in ("gate", "up")}
+
+
 def _sandwich(config: ModelConfig) -> bool:
     return config.architecture == "glm4"
 
@@ -269,8 +273,8 @@ TENSORS: dict[str, TensorRow] = {
         _layer("post_attention_layernorm", _VECTOR, "norms",
             chatglm="post_attention_layernorm.weight", hf="post_attention_layernorm.weight", gguf="ffn_norm.weight"),
         _layer("gate_up", ("gate_up_size", "hidden_size"), "mlp", "linear",
-            chatglm="mlp.dense_h_to_4h.weight", hf="mlp.gate_up_proj.weight",
-            gguf=({"ffn_gate.weight": "intermediate_size", "ffn_up.weight": "intermediate_size"}, "ffn_up.weight")),
+            chatglm="mlp.dense_h_to_4h.weight", hf=("mlp.gate_up_proj.weight", _gate_up("mlp.*_proj.weight")),
+            gguf=(_gate_up("ffn_*.weight"), "ffn_up.weight")),
         _layer("down", ("hidden_size", "intermediate_size"), "mlp", "linear",
             chatglm="mlp.dense_4h_to_h.weight", hf="mlp.down_proj.weight", gguf="ffn_down.weight"),
         _layer("post_mlp_layernorm", _VECTOR, "norms", when=_sandwich,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import torch
@@ -10,9 +9,9 @@ import transformers
 
 from glm4.backends.transformers.device import TORCH_DTYPES
 from glm4.backends.transformers.weights import Progress, fill_model
+from glm4.checkpoints.chatglm_layout import chatglm_name
 from glm4.checkpoints.checkpoint import Checkpoint
-from glm4.checkpoints.hf_layout import GLM, HfTensor, class_config, class_tensors
-from glm4.errors import InvalidRequestError
+from glm4.checkpoints.hf_layout import HfClass, HfTensor, class_config, class_tensors, text_class
 from glm4.model.config import ModelConfig
 from glm4.model.tensors import VISION_PART, file_shape, model_tensors
 from glm4.training.vision.model import VisionGlmForCausalLM
@@ -34,23 +33,16 @@ def load_vision_model(
         InvalidRequestError: a packed checkpoint.
         TensorError: tensors are missing, left over or misshapen, raised before any data is read.
     """
-    if checkpoint.packed is not None:
-        raise InvalidRequestError(
-            f"{checkpoint.path} is packed as {checkpoint.packed.precision.name} for this package's own engine; train "
-            "the original model",
-            param="model",
-        )
+    cls = text_class(checkpoint)
     checkpoint.check()
-    tensors = [*class_tensors(GLM, checkpoint.config), *tower_tensors(checkpoint.config)]
-    model: VisionGlmForCausalLM = fill_model(
-        empty_vision_model(checkpoint.config, dtype, device), checkpoint, tensors, device, dtype, progress
-    )
-    return model
+    tensors = vision_model_tensors(cls, checkpoint.config)
+    empty = empty_vision_model(cls, checkpoint.config, dtype, device)
+    return cast("VisionGlmForCausalLM", fill_model(empty, checkpoint, tensors, device, dtype, progress))
 
 
-def empty_vision_model(config: ModelConfig, dtype: str, device: torch.device) -> VisionGlmForCausalLM:
+def empty_vision_model(cls: HfClass, config: ModelConfig, dtype: str, device: torch.device) -> VisionGlmForCausalLM:
     """The model without memory for its parameters."""
-    settings = class_config(GLM, config, str(TORCH_DTYPES[dtype]).removeprefix("torch."))
+    settings = class_config(cls, config, str(TORCH_DTYPES[dtype]).removeprefix("torch."))
     settings.pop("model_type")
     text = transformers.GlmConfig(**settings)
     with torch.device("meta"):
@@ -60,10 +52,11 @@ def empty_vision_model(config: ModelConfig, dtype: str, device: torch.device) ->
     return cast("VisionGlmForCausalLM", model.eval())
 
 
-def tower_tensors(config: ModelConfig) -> Iterator[HfTensor]:
-    """The tensors of tower and projector under the model's names."""
+def vision_model_tensors(cls: HfClass, config: ModelConfig) -> list[HfTensor]:
+    """The tensors of text model, tower and projector under the model's names."""
+    found = list(class_tensors(cls, config))
     for name, tensor in model_tensors(config).items():
         if tensor.row.part == VISION_PART:
-            source = cast("str", tensor.row.sources["chatglm"]).replace("{i}", str(tensor.index))
-            to = PREFIX + source.removeprefix(FILE_PREFIX)
-            yield HfTensor(to, name, 0, tensor.shape[0], file_shape(tensor, config), rotary=False)
+            to = PREFIX + chatglm_name(tensor).removeprefix(FILE_PREFIX)
+            found.append(HfTensor(to, name, 0, tensor.shape[0], file_shape(tensor, config), rotary=False))
+    return found

@@ -37,13 +37,16 @@ class VisionGlmModel(GlmModel):
 
         Args:
             position_ids: int64 [B, T]; all patches of a picture have the same (`batches.picture_positions`).
-            attention_mask: with pictures it is needed: without one, repeated positions begin a packed sequence.
+            attention_mask: without one, every row sees all that precede it in its sequence.
             pixel_values: uint8 [N, S, S, 3]: the pictures of the batch, N may be 0.
             picture_places: int64 [N, 2]: the sequence of each picture and its first row there.
         """
         if pixel_values is not None and picture_places is not None and inputs_embeds is None:
             inputs_embeds = self._with_pictures(self.embed_tokens(input_ids), pixel_values, picture_places)
             input_ids = None
+            if attention_mask is None and past_key_values is None:
+                # Without one, the class takes repeated positions for the beginning of another, packed sequence.
+                attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device)
         return super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -211,6 +211,8 @@ def _order_problems(messages: Sequence[Message], answered: bool) -> Iterator[Inv
             yield refusal(where, "the call before it has no result; add a message of role 'observation' (or 'tool')")
         if role == "assistant" and before == "assistant" and not is_call(message):
             yield refusal(where, "two messages of the assistant in a row; join them into one")
+        if role == "assistant" and not message.content and not is_call(message):
+            yield refusal(where, "the assistant says nothing; give it an answer, or delete the message")
         if role == "observation" and before not in ("call", "observation"):
             yield refusal(
                 where,
