@@ -4,13 +4,13 @@
     python benchmarks/finetune.py --model starter --samples 8 --batch 2
     python benchmarks/finetune.py --sides "TRL" "TRL, random order"
 
-Run it with a Python that has the extras `train` and `test`, and TRL (.venv-backends with trl). Every side is a process
-of its own, in turn; all start from the same float32 weights, see the same conversations once (half of their tokens carry
-loss, few are long) in batches of one size, recompute activations, and train the same matrices. The peers get token ids
-and labels that our side made, before the clock starts, and group samples by length as we do. A second is one of
-training: loading, and for us reading the data, is before it, but counts for the peak memory of the process. Padding
-counts as no token. At the end the adapters' loss is measured on rows that nobody saw, by transformers.
-Goals: 1.0 times TRL's tokens per second, at most its peak memory and at most 0.6 times that of the Trainer.
+Run it with a Python that has the extras `train` and `test`, and TRL (.venv-backends with trl). Every side is a
+process of its own, in turn; all start from the same float32 weights, see the same conversations once (half of their
+tokens carry loss, few are long) in batches of one size, recompute activations, and train the same matrices. The peers
+get token ids and labels that our side made, before the clock starts, and group samples by length as we do. A second
+is one of training: loading, and for us reading the data, is before it, but counts for the peak memory of the process.
+Padding counts as no token. At the end the adapters' loss is measured on rows that nobody saw, by transformers. Goals:
+1.0 times TRL's tokens per second, at most its peak memory and at most 0.6 times that of the Trainer.
 """
 
 from __future__ import annotations
