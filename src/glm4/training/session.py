@@ -21,6 +21,7 @@ from glm4.training.listener import Listener, Summary
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
+from glm4.training.preferences import preference_rows
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
@@ -75,11 +76,12 @@ def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, liste
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    objective, train, validation = _objective(run, model, bf16=dtype == "bf16")
     trainer = GlmTrainer(
-        LossModel(model, _objective(run)),
+        LossModel(model, objective),
         args,
-        train=run.train,
-        validation=run.validation,
+        train=train,
+        validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
@@ -90,9 +92,13 @@ def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, liste
     return trainer
 
 
-def _objective(run: Prepared) -> Objective:
+def _objective(run: Prepared, model: Any, *, bf16: bool) -> tuple[Objective, Any, Any]:
+    """The objective, and the rows of training and validation."""
     pad_id = run.checkpoint.config.pad_token_id or 0
-    return SupervisedObjective(partial(collate_packed if run.config.packing else collate, pad_id=pad_id))
+    if run.config.objective == "dpo":
+        return preference_rows(run, model, pad_id, bf16=bf16)
+    make = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
+    return SupervisedObjective(make), run.train, run.validation
 
 
 def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
