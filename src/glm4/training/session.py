@@ -22,6 +22,7 @@ from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
 from glm4.training.preferences import preference_rows
+from glm4.training.quantized import load_quantized
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
@@ -69,7 +70,8 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
 def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
-    base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
+    load = load_quantized if config.quantize == "nf4" else load_model
+    base: Any = load(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
     base.config._name_or_path = base.name_or_path = run.name
     torch.manual_seed(config.seed)  # of the numbers that the method adds
     model = method.apply(base, config)
