@@ -16,6 +16,7 @@ from glm4.kernels import get_kernels, random_packed
 from glm4.loading.lora import read_adapter
 from glm4.model.config import ModelConfig
 from glm4.model.lora import LoraAdapter, LoraFactors
+from glm4.model.prefix import PrefixAdapter
 from glm4.model.tensors import matrix_shapes
 from golden_models import Tensors
 from tiny import safetensors_bytes
@@ -80,6 +81,13 @@ def packed_adapter(config: ModelConfig, seed: int, rank: int = 4, format: str = 
             for name, (rows, columns) in matrix_shapes(config).items()
         }
     )
+
+
+def drawn_prefix(config: ModelConfig, seed: int, num_virtual: int) -> PrefixAdapter:
+    """Random keys and values of virtual tokens, made in memory."""
+    shape = config.num_hidden_layers, num_virtual, config.num_key_value_heads, config.head_dim
+    keys, values = np.random.default_rng(seed).standard_normal((2, *shape)).astype(np.float32)
+    return PrefixAdapter(keys, values)
 
 
 def random_adapter(folder: Path, config: ModelConfig, seed: int = 0, **options: Any) -> LoraAdapter:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tools", "tests", "src")]
 
 import golden_models as gm  # noqa: E402
-from golden import adapters, rope, starter, tiny, vision  # noqa: E402
+from golden import adapters, prefixes, rope, starter, tiny, vision  # noqa: E402
 from golden.files import write_json  # noqa: E402
 
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--only",
-        choices=["tiny", "adapters", "vision", "starter", "smoke"],
+        choices=["tiny", "adapters", "prefixes", "vision", "starter", "smoke"],
         help="record one kind of file (default: all)",
     )
     parser.add_argument(
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs: dict[str, Callable[[], list[Path]]] = {
         "tiny": lambda: [*tiny.record(args.out / "tiny"), *rope.record(args.out)],
         "adapters": lambda: adapters.record(args.out / "adapters"),
+        "prefixes": lambda: prefixes.record(args.out / "prefixes"),
         "vision": lambda: vision.record(args.out / "vision"),
         "starter": lambda: starter.record("starter", args.starter or installed("starter"), args.out),
         "smoke": lambda: starter.record("smoke", args.smoke or installed("smoke"), args.out),

@@ -6,7 +6,7 @@ A leaf module: renderers build prompts, the engine runs them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,10 @@ from glm4.errors import InvalidRequestError
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+VIRTUAL_ID = -1
+"""In place of the id of a row that is not of a token but of an adapter's prefix."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,13 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def behind(self, count: int) -> Prompt:
+        """The prompt behind that many rows of an adapter's virtual tokens, whose ids are `VIRTUAL_ID`."""
+        if not count:
+            return self
+        spans = tuple(replace(span, start=span.start + count) for span in self.spans)
+        return Prompt([*[VIRTUAL_ID] * count, *self.ids], spans, self.pixels)
 
     @property
     def short_ids(self) -> list[int]:

@@ -370,7 +370,7 @@ def test_an_adapter_that_cannot_be_used_is_refused_and_the_engine_lives_on(hf: P
     wide = write_adapter(tmp_path / "wide", factors(config, 1, rank=16), settings(r=16))
     dora = write_adapter(tmp_path / "dora", factors(config, 1), settings(use_dora=True))
     for path, error, match in (
-        (tmp_path / "nothing", CheckpointError, "no LoRA adapter"),
+        (tmp_path / "nothing", CheckpointError, "no adapter at"),
         (wide, UnsupportedModelError, "max_lora_rank"),
         (dora, UnsupportedModelError, "use_dora"),
     ):

@@ -248,7 +248,7 @@ def test_a_gguf_file_answers_too(tmp_path: Path) -> None:
 def test_generate_shows_how_far_it_is_where_the_text_comes_at_the_end(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console._PlainProgress, "interval", 0.0)
+    monkeypatch.setattr(console.PlainProgress, "interval", 0.0)
     assert main(["generate", "-m", model, *FAST, "--max-tokens", "6", "-n", "2", "--json", "abc"]) == 0
     shown = capsys.readouterr()
     assert len(json.loads(shown.out)["choices"]) == 2

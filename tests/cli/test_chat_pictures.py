@@ -236,7 +236,7 @@ def test_a_slow_picture_has_a_bar_and_can_be_stopped(slow_model: str, pictures: 
 def test_lines_say_how_far_it_is_without_a_terminal(
     slow_model: str, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console._PlainProgress, "interval", 0.0)
+    monkeypatch.setattr(console.PlainProgress, "interval", 0.0)
     assert main(["chat", "-m", slow_model, *FAST, "--image", str(pictures / "cat.png"), "what?"]) == 0
     shares = [int(share) for share in re.findall(r"^looking at the picture: (\d+)%$", capsys.readouterr().err, re.M)]
     assert len(shares) > 5

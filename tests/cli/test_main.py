@@ -281,7 +281,7 @@ def test_human_duration() -> None:
 def test_progress_without_a_terminal_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console._PlainProgress, "interval", 0.0)
+    monkeypatch.setattr(console.PlainProgress, "interval", 0.0)
     with console.progress() as report:
         report("loading", 0, 10)
         report("loading", 5, 10)

@@ -1,7 +1,7 @@
 """Pages of the cache: free, kept, shared or one sequence's own; nothing shared is written; answers never change.
 
 A Hypothesis state machine runs the real engine on a tiny model and a few pages, with random requests, aborts,
-preemptions and evictions; some with LoRA adapters, which come and go; some for embeddings.
+preemptions and evictions; some with adapters of both kinds, which come and go; some for embeddings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from test_engine import CONFIG, MODEL, finish, prompt, request, run
 
-from adapter_files import packed_adapter
+from adapter_files import drawn_prefix, packed_adapter
 from glm4.engine.engine import Engine
 from glm4.engine.page_store import PageStore
 from glm4.engine.protocol import GenerationOutput, GenerationRequest
@@ -27,10 +27,16 @@ from glm4.kernels import int8_cache
 from glm4.logprobs import TokenLogprobs
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, pages_for
 from glm4.model.lora import LoraAdapter
+from glm4.model.prefix import Adapter, PrefixAdapter
 
 Answer = tuple[float, ...]  # token ids, or an embedding
 Scores = tuple[TokenLogprobs | None, ...]
-ADAPTERS = {"one": packed_adapter(CONFIG, 1), "two": packed_adapter(CONFIG, 2)}
+# The prefix is a full page and a part of the next one.
+ADAPTERS: dict[str, Adapter] = {
+    "one": packed_adapter(CONFIG, 1),
+    "two": packed_adapter(CONFIG, 2),
+    "prefix": drawn_prefix(CONFIG, 3, PAGE_SIZE + 2),
+}
 
 
 def small_engine(
@@ -198,8 +204,10 @@ class PageMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(list(ADAPTERS)))
     def reload(self, name: str) -> None:
         """Its pages are found no more; requests that use it go on with it."""
+        old = ADAPTERS[name]
         self.engine.adapters.remove(name)
-        self.engine.adapters.add(name, LoraAdapter(ADAPTERS[name].factors))
+        new = PrefixAdapter(old.keys, old.values) if isinstance(old, PrefixAdapter) else LoraAdapter(old.factors)
+        self.engine.adapters.add(name, new)
 
     @rule(which=st.integers(0, 9))
     def abort(self, which: int) -> None:

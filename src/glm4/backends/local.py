@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ from glm4.loading.source_identity import source_identity
 from glm4.loading.weights import CanonicalTensors, Progress, load_model, random_model
 from glm4.model.config import ModelConfig
 from glm4.model.kv_cache import PAGE_SIZE, KVCache, check_kv_dtype, page_nbytes
-from glm4.model.lora import LoraAdapter
 from glm4.model.precision import Precision, packed_dtype
+from glm4.model.prefix import Adapter, PrefixAdapter
 from glm4.model.transformer import Transformer
 from glm4.system.memory import Room, available_memory, return_free_memory
 
@@ -49,7 +49,7 @@ class LocalOptions:
         kernels: "auto", "native" or "reference".
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
         speculation: draft repeated text ahead (same answers, fewer steps).
-        max_adapters: LoRA adapters that may be loaded at once.
+        max_adapters: adapters that may be loaded at once.
         adapter_memory: bytes they may take in total.
         picture_cache_memory: bytes of what the vision tower made of pictures, kept so that another question about one
             does not need it; 0 keeps none. A picture of GLM-4V-9B takes 26 MB.
@@ -231,16 +231,17 @@ class LocalBackend:
         return self._engine is not None and self._engine.has_unfinished_requests()
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Read a PEFT adapter and make it available; see `loading.lora` for what is supported and the errors."""
-        from glm4.loading.lora import read_adapter  # few runs load one
+        """Read a PEFT adapter and make it available; see `loading.adapters` for what is supported and the errors."""
+        from glm4.loading.adapters import read_any_adapter  # few runs load one
 
         engine = self.engine
         table, kernels = engine.adapters, engine.model.kernels
         room = min(table.room_for(name), available_memory())
         config, layers = engine.model.config, engine.model.weights.layers
-        adapter = read_adapter(
-            Path(path), config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room, layers=layers
-        )
+        adapter = read_any_adapter(
+            Path(path), config, self._model_type, kernels, format=self._adapter_format, max_nbytes=room, layers=layers,
+            max_model_len=engine.max_model_len,
+        )  # fmt: skip
         if self._store is not None:
             _ = adapter.digest  # computed here, where nobody waits for a step
         table.add(name, adapter)
@@ -273,8 +274,9 @@ class LocalBackend:
         return_free_memory()
 
 
-def _adapter_info(name: str, adapter: LoraAdapter) -> AdapterInfo:
-    return AdapterInfo(name, adapter.path, adapter.rank, adapter.nbytes)
+def _adapter_info(name: str, adapter: Adapter) -> AdapterInfo:
+    kind: Literal["lora", "prefix"] = "prefix" if isinstance(adapter, PrefixAdapter) else "lora"
+    return AdapterInfo(name, adapter.path, adapter.rank, adapter.nbytes, kind, adapter.num_virtual_tokens)
 
 
 def _kernels(options: LocalOptions) -> Kernels:

@@ -144,7 +144,7 @@ class AdapterFile:
         """
         self.path = path
         self._config = config
-        _check_files(path)
+        check_files(path)
         settings = _Settings(read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES), str(path / CONFIG_FILE))
         self.base, self.dora = settings.base, settings.dora
         if self.dora and not merging:
@@ -295,8 +295,10 @@ class _Settings:
     def __init__(self, settings: Mapping[str, Any], where: str) -> None:
         self._where = where
         if settings.get("peft_type") != "LORA":
+            prefix = settings.get("peft_type") == "PREFIX_TUNING"
+            hint = ": a prefix (P-Tuning v2) needs the backend local or transformers" if prefix else ""
             raise UnsupportedModelError(
-                f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported"
+                f"{where}: peft_type is {settings.get('peft_type')!r:.40}; only LORA is supported here{hint}"
             )
         for key, value in settings.items():
             if key not in _HONORED and key not in _WITHOUT_EFFECT and value not in (None, False, [], {}, "none"):
@@ -385,13 +387,18 @@ class _Settings:
         return float(value)
 
 
-def _check_files(path: Path) -> None:
+def check_files(path: Path) -> None:
+    """Check that a folder has the two files of an adapter.
+
+    Raises:
+        CheckpointError: it does not.
+    """
     try:
         config, weights, pickled = ((path / name).is_file() for name in (CONFIG_FILE, WEIGHT_FILE, "adapter_model.bin"))
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise CheckpointError(f"cannot access {path}: {error}") from error
     if not config:
-        raise CheckpointError(f"there is no LoRA adapter at {path}: it has no {CONFIG_FILE}")
+        raise CheckpointError(f"there is no adapter at {path}: it has no {CONFIG_FILE}")
     if not weights:
         hint = (
             "; adapter_model.bin is a pickle, which can run code, so it is not read. Save it again with "

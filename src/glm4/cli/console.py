@@ -222,7 +222,7 @@ def progress() -> Iterator[ProgressCallback]:
     a plain line appears every few seconds instead. The bars disappear when the block ends.
     """
     if not is_terminal(sys.stderr):
-        yield _PlainProgress()
+        yield PlainProgress()
         return
     bars = _bars()
     tasks: dict[str, TaskID] = {}
@@ -232,7 +232,7 @@ def progress() -> Iterator[ProgressCallback]:
             for earlier in tasks.values():
                 bars.update(earlier, visible=False)
             tasks[stage] = bars.add_task(stage, total=total or None, amount="")
-        bars.update(tasks[stage], completed=done, total=total or None, amount=_amount(done, total))
+        bars.update(tasks[stage], completed=done, total=total or None, amount=amount(done, total))
 
     with bars:
         yield report
@@ -252,7 +252,8 @@ def _bars() -> Progress:
     )
 
 
-def _amount(done: float, total: float) -> str:
+def amount(done: float, total: float) -> str:
+    """How far something is, as `progress` shows it."""
     if max(done, total) >= 1e6:
         return human_bytes(done) + (f" of {human_bytes(total)}" if total else "")
     if total == 1:
@@ -260,7 +261,7 @@ def _amount(done: float, total: float) -> str:
     return f"{done:g}/{total:g}" if total else f"{done:g}"
 
 
-class _PlainProgress:
+class PlainProgress:
     """Progress as occasional lines, for log files: quick stages print nothing."""
 
     interval = 5.0
@@ -270,10 +271,11 @@ class _PlainProgress:
         self._next = 0.0
 
     def __call__(self, stage: str, done: float, total: float) -> None:
+        """As what `progress` yields."""
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._next = stage, now + self.interval
         elif now >= self._next:
             self._next = now + self.interval
             share = f" ({100 * done / total:.0f}%)" if total > 1 else ""
-            notice(f"{stage}: {_amount(done, total)}{share}")
+            notice(f"{stage}: {amount(done, total)}{share}")

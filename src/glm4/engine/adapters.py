@@ -1,4 +1,4 @@
-"""`AdapterTable`: the LoRA adapters an engine knows by name."""
+"""`AdapterTable`: the adapters an engine knows by name."""
 
 from __future__ import annotations
 

@@ -14,13 +14,14 @@ from glm4.engine.adapters import AdapterTable
 from glm4.engine.page_store import PageStore, StoredPrefixes
 from glm4.engine.pictures import PictureEncoder, check_pictures
 from glm4.engine.prefix_cache import PrefixCache
+from glm4.engine.prefix_rows import PrefixRows
 from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest, check_request
 from glm4.engine.scheduler import ScheduledSequence, Scheduler, SchedulerConfig
 from glm4.engine.sequence import Rows, Sequence
 from glm4.errors import GrammarError, InvalidRequestError
 from glm4.model.forward_batch import ForwardBatch
 from glm4.model.kv_cache import PAGE_SIZE, KVCache
-from glm4.model.lora import LoraAdapter
+from glm4.model.prefix import Adapter
 from glm4.model.transformer import Transformer
 
 log = logging.getLogger("glm4.engine")
@@ -39,12 +40,12 @@ class Engine:
         banned_ids: vocabulary rows that may never be sampled (they have no token).
         max_model_len: prompt + output of one sequence; at most what the cache holds.
         enable_prefix_caching: keep the pages of finished requests and share them with later ones.
-        max_adapters, max_adapter_nbytes: limits on the number of loaded LoRA adapters and on their total bytes.
+        max_adapters, max_adapter_nbytes: limits on the number of loaded adapters and on their total bytes.
         picture_cache_nbytes: of what the vision tower made of pictures, kept for later requests.
         page_store: keeps pages of this cache beyond it; needs prefix caching. The caller closes it.
 
     Attributes:
-        adapters: the LoRA adapters that requests may name.
+        adapters: the adapters that requests may name.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class Engine:
         self.max_model_len = max_model_len
         self.prefix_cache = PrefixCache(cache, enable_prefix_caching)
         self._stored = None if page_store is None else StoredPrefixes(page_store, self.prefix_cache)
-        self.scheduler = Scheduler(scheduler_config or SchedulerConfig(), self.prefix_cache, self._stored)
+        prefixes = PrefixRows(model, cache, self.prefix_cache)
+        self.scheduler = Scheduler(scheduler_config or SchedulerConfig(), self.prefix_cache, prefixes, self._stored)
         self._banned_ids = np.empty(0, np.int64) if banned_ids is None else banned_ids
         self._sequences: dict[str, Sequence] = {}
         self._seconds = 0.0  # spent in the model in this step
-        self.adapters = AdapterTable[LoraAdapter](max_adapters, max_adapter_nbytes)
+        self.adapters = AdapterTable[Adapter](max_adapters, max_adapter_nbytes)
         self._encoder = None if model.vision is None else PictureEncoder(model.vision, picture_cache_nbytes)
         self._num_picture_hits = 0
         self._num_drafted = 0
@@ -88,10 +90,11 @@ class Engine:
         vocab_size = self.model.config.vocab_size
         if request.request_id in self._sequences:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        check_request(request, vocab_size, self.max_model_len, len(self._banned_ids))
-        check_pictures(request.prompt, self.model.config.vision)
         adapter = None if request.adapter is None else self.adapters.get(request.adapter)
-        sequence = Sequence(request, self._banned_ids, self.max_model_len)
+        num_virtual = 0 if adapter is None else adapter.num_virtual_tokens
+        check_request(request, vocab_size, self.max_model_len, len(self._banned_ids), num_virtual)
+        check_pictures(request.prompt, self.model.config.vision)
+        sequence = Sequence(request, self._banned_ids, self.max_model_len, num_virtual)
         sequence.adapter = adapter
         if self._encoder is None or not sequence.spans or self._has_pictures(self._encoder, sequence):
             self.scheduler.add(sequence)
@@ -228,7 +231,8 @@ class Engine:
             self._score_prompt(item, rows[: item.num_tokens])
         sequence.num_computed += item.num_tokens
         if sequence.pool is not None:  # its pages are not kept for reuse
-            sequence.pool.add(sequence.num_computed - item.num_tokens, self.model.final_norm(rows))
+            first = sequence.num_computed - item.num_tokens - sequence.num_virtual
+            sequence.pool.add(first, self.model.final_norm(rows))
             if not sequence.num_remaining:
                 # An adapter's values can be finite but so large that the norm makes them zero.
                 usable = sequence.adapter is None or sequence.pool.has_direction
@@ -270,7 +274,7 @@ class Engine:
             pages=[s.sequence.pages for s in scheduled],
             computed=[s.sequence.num_computed for s in scheduled],
             new=[s.num_rows for s in scheduled],
-            adapters=[s.sequence.adapter for s in scheduled],
+            adapters=[s.sequence.lora for s in scheduled],
             positions=[s.sequence.next_positions(s.num_rows) for s in scheduled],
         )
         start = time.perf_counter()
@@ -349,7 +353,7 @@ class Engine:
             sequence.tree,
             sequence.spans,
         )
-        if sequence.request.params.prompt_logprobs is not None:
+        if sequence.keeps_scores():
             shared = sequence.pages[: sequence.num_shared_pages]
             self.prefix_cache.keep_scores(shared, first, sequence.prompt_logprobs)
         if self._stored is not None:

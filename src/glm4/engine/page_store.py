@@ -95,60 +95,74 @@ class StoredPrefixes:
             sequence.page_keys = self._keys(sequence)
         if sequence.page_keys:
             found = sequence.num_stored_pages = self.store.find(sequence.page_keys)
-            wanted = min(found, (len(sequence.ids) - 1) // PAGE_SIZE)  # at least one id must be computed
-            sequence.num_awaited_pages = wanted if wanted > len(sequence.pages) else 0
+            # At least one id must be computed.
+            wanted = min(_num_virtual_pages(sequence) + found, (len(sequence.ids) - 1) // PAGE_SIZE)
+            sequence.num_awaited_pages = wanted if wanted > sequence.num_shared_pages else 0
 
     def read(self, running: Iterable[Sequence]) -> None:
         """A step's part for the sequences that wait for pages, oldest first."""
         most = self._most_read
         for one in running:
             if most > 0 and one.num_awaited_pages:
-                before = len(one.pages)
+                before = one.num_shared_pages
                 one.attempt(self._read, one, most)
-                most -= len(one.pages) - before
+                most -= one.num_shared_pages - before
 
     def keep(self, sequence: Sequence) -> None:
         """Offer the store some of what it lacks of a prompt, as far as that is computed and shared."""
-        keys, first = sequence.page_keys, sequence.num_stored_pages
-        stop = min(sequence.num_shared_pages, first + self._most_copied, len(keys or ()))
+        keys, first, virtual = sequence.page_keys, sequence.num_stored_pages, _num_virtual_pages(sequence)
+        stop = min(sequence.num_shared_pages - virtual, first + self._most_copied, len(keys or ()))
         if keys and first < stop:
-            sequence.num_stored_pages += self.store.write(keys, first, sequence.pages[first:stop])
+            pages = sequence.pages[virtual + first : virtual + stop]
+            sequence.num_stored_pages += self.store.write(keys, first, pages)
             if sequence.num_stored_pages == len(keys):
                 self.store.wait(_PATIENCE)
 
     def _read(self, sequence: Sequence, most: int) -> None:
-        keys, first = sequence.page_keys or (), len(sequence.pages)
+        first, virtual = sequence.num_shared_pages, _num_virtual_pages(sequence)
+        keys = (sequence.page_keys or ())[first - virtual :]
         count = min(most, sequence.num_awaited_pages - first, self._prefix_cache.num_available_pages)
         pages = self._prefix_cache.allocate(max(0, count))
         num_read = 0
         try:
-            num_read = self.store.read(keys[first : first + len(pages)], pages)
+            num_read = self.store.read(keys[: len(pages)], pages)
         finally:
             self._prefix_cache.release(pages[num_read:])
-        sequence.pages += pages[:num_read]
-        sequence.num_computed = len(sequence.pages) * PAGE_SIZE
-        sequence.num_shared_pages = self._prefix_cache.share(
-            sequence.ids, sequence.pages, sequence.num_computed, first, sequence.tree, sequence.spans
-        )
-        if not sequence.was_preempted:
-            sequence.num_cached = sequence.num_computed
-            self.num_read_tokens += num_read * PAGE_SIZE
-        if num_read < count:
-            sequence.num_stored_pages = len(sequence.pages)  # the next one is damaged or gone: to be kept again
-        if num_read < max(1, count) or len(sequence.pages) == sequence.num_awaited_pages:
+        if num_read:
+            before = sequence.num_computed
+            # A page of an adapter's last virtual tokens has them in the store together with the text behind them.
+            self._prefix_cache.release(sequence.pages[first:])
+            sequence.pages[first:] = pages[:num_read]
+            sequence.num_computed = len(sequence.pages) * PAGE_SIZE
+            sequence.num_shared_pages = self._prefix_cache.share(
+                sequence.ids, sequence.pages, sequence.num_computed, first, sequence.tree, sequence.spans
+            )
+            if not sequence.was_preempted:
+                sequence.num_cached = sequence.num_computed - sequence.num_virtual
+                self.num_read_tokens += sequence.num_computed - before
+        if num_read < count:  # the next one is damaged or gone: to be kept again
+            sequence.num_stored_pages = sequence.num_shared_pages - virtual
+        if num_read < max(1, count) or sequence.num_shared_pages == sequence.num_awaited_pages:
             sequence.num_awaited_pages = 0
 
     def _keys(self, sequence: Sequence) -> list[bytes]:
-        """Keys of a prompt's full pages; none where the store has no part in it.
+        """Keys of a prompt's full pages behind those of virtual tokens; none where the store has no part in it.
 
-        An embedding needs every row of its prompt. Scored prompts are many and short-lived, and their pages alone would
+        Pages of virtual tokens alone are written from the adapter, which is faster and rounds nothing. An embedding
+        needs every row of its prompt. Scored prompts are many and short-lived, and their pages alone would
         not save the scores.
         """
         scored = sequence.request.params.prompt_logprobs is not None
-        if scored or sequence.needs_all_rows() or sequence.num_prompt < self.store.min_tokens:
+        if scored or sequence.needs_all_rows() or len(sequence.request.prompt) < self.store.min_tokens:
             return []
         adapter = "" if sequence.adapter is None else sequence.adapter.digest
-        return page_keys(sequence.request.prompt, self.store.identity, adapter, sequence.request.cache_salt)
+        keys = page_keys(sequence.prompt, self.store.identity, adapter, sequence.request.cache_salt)
+        return keys[_num_virtual_pages(sequence) :]
+
+
+def _num_virtual_pages(sequence: Sequence) -> int:
+    """Full pages of virtual tokens, with which its pages begin."""
+    return sequence.num_virtual // PAGE_SIZE
 
 
 def page_keys(prompt: Prompt, *facts: str) -> list[bytes]:

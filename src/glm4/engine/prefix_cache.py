@@ -15,7 +15,7 @@ The bookkeeping relies on two invariants:
 - Pages are released from last to first. So in `_idle`, which is in order of release, a child always precedes its
   parent: the oldest entry is a leaf.
 
-Each LoRA adapter has its own tree, because the same tokens have different keys and values under it. A tree is named by
+Each adapter has its own tree, because the same tokens have different keys and values under it. A tree is named by
 its adapter's number, which is never reused, so pages of an unloaded adapter are never found again and are evicted
 eventually; and by the salt of its requests, so that who does not know the salt cannot find out what was cached.
 

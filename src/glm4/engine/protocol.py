@@ -65,7 +65,7 @@ class GenerationRequest:
         params: sampling options; `stop` strings are text and are therefore handled above the seam.
         stop_ids: the model's own stop ids (dropped when `params.ignore_eos`), `params.stop_token_ids` not included.
         sample_index: which of the `n` samples this is; mixed into the seed so that samples differ.
-        adapter: name of a loaded LoRA adapter, or None for the model itself.
+        adapter: name of a loaded adapter, or None for the model itself.
         pooling: "mean" asks for an embedding of the prompt instead of tokens; `params` then has no effect.
         constraint: what the tokens must spell. A finished text ends with "stop", with or without a stop id; stop ids
             are allowed only where the text is complete (some of them only where the constraint names them). If it
@@ -95,11 +95,14 @@ class GenerationRequest:
         return self.prompt.ids
 
 
-def check_request(request: GenerationRequest, vocab_size: int, max_model_len: int, num_banned: int = 0) -> None:
+def check_request(
+    request: GenerationRequest, vocab_size: int, max_model_len: int, num_banned: int = 0, num_virtual: int = 0
+) -> None:
     """Checks that every backend makes before it queues a request.
 
     Args:
         num_banned: rows of the vocabulary without a token.
+        num_virtual: virtual tokens of the request's adapter.
 
     Raises:
         PromptTooLongError: no room for the prompt plus one new token.
@@ -108,9 +111,11 @@ def check_request(request: GenerationRequest, vocab_size: int, max_model_len: in
     ids, length = request.prompt_ids, len(request.prompt)
     if not length:
         raise InvalidRequestError("the prompt is empty: there is nothing to continue", param="prompt")
-    if length + (request.pooling is None) > max_model_len:
+    if num_virtual + length + (request.pooling is None) > max_model_len:
+        virtual = f" and the adapter {num_virtual}" if num_virtual else ""
         raise PromptTooLongError(
-            f"the prompt has {length} tokens; the context holds {max_model_len}, the answer included", param="prompt"
+            f"the prompt has {length} tokens{virtual}; the context holds {max_model_len}, the answer included",
+            param="prompt",
         )
     if min(ids) < 0 or max(ids) >= vocab_size:
         raise InvalidRequestError(f"prompt ids must be between 0 and {vocab_size - 1}", param="prompt")
@@ -171,7 +176,7 @@ class EngineStats:
         num_preemptions: how often a request gave up its pages for an older one.
         num_drafted_tokens: draft tokens proposed.
         num_accepted_tokens: those of them that were accepted.
-        running_adapters: names of the LoRA adapters that running requests use, now; sorted.
+        running_adapters: names of the adapters that running requests use, now; sorted.
         waiting_adapters: those that only waiting requests use.
         pictures_encoded: pictures that went through the vision tower.
         picture_cache_hits: pictures of requests that did not have to, because what it made of them was still there.
@@ -203,9 +208,20 @@ class EngineStats:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A loaded LoRA adapter: its name, the folder it came from, largest rank, and bytes in memory."""
+    """A loaded adapter.
+
+    Attributes:
+        name: what requests call it.
+        path: the folder it came from.
+        rank: the largest one of a LoRA adapter; 0 for others.
+        nbytes: in memory.
+        kind: "lora" or "prefix".
+        num_virtual_tokens: of a prefix; they take a part of the context. 0 for others.
+    """
 
     name: str
     path: str
     rank: int
     nbytes: int
+    kind: Literal["lora", "prefix"] = "lora"
+    num_virtual_tokens: int = 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from glm4.engine.page_store import StoredPrefixes
 from glm4.engine.prefix_cache import PrefixCache
+from glm4.engine.prefix_rows import PrefixRows
 from glm4.engine.sequence import Sequence
 from glm4.engine.speculation import RowCost
 from glm4.model.kv_cache import PAGE_SIZE, pages_for
@@ -65,6 +66,7 @@ class Scheduler:
     """Admission, fairness, preemption and page bookkeeping.
 
     Args:
+        prefixes: what gives sequences the rows of their adapters.
         stored: where to look for pages that the prefix cache does not have.
 
     Attributes:
@@ -75,9 +77,12 @@ class Scheduler:
         encoder_rows: the vision tower's share of the last step planned, in rows of the text model.
     """
 
-    def __init__(self, config: SchedulerConfig, cache: PrefixCache, stored: StoredPrefixes | None = None) -> None:
+    def __init__(
+        self, config: SchedulerConfig, cache: PrefixCache, prefixes: PrefixRows, stored: StoredPrefixes | None = None
+    ) -> None:
         self.config = config
         self._cache = cache
+        self._prefixes = prefixes
         self._stored = stored
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -94,7 +99,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or aborted sequence and free its pages."""
-        if sequence.request.params.prompt_logprobs is not None and not sequence.spans and sequence.pages:
+        if sequence.keeps_scores() and not sequence.spans and sequence.pages:
             scored = sequence.prompt_logprobs[: sequence.num_computed]
             self._cache.keep_beginning(sequence.ids, sequence.pages, sequence.num_shared_pages, scored, sequence.tree)
         self._release(sequence)
@@ -171,18 +176,21 @@ class Scheduler:
 
     def _hold(self, sequence: Sequence) -> None:
         """Hold the pages that the prefix cache has for a sequence."""
-        if not sequence.needs_all_rows():
-            num_top = sequence.num_top_to_score()
-            sequence.pages = self._cache.hold(sequence.ids, sequence.tree, sequence.spans, num_top)
+        ids = sequence.ids
+        if sequence.needs_all_rows():
+            ids = ids[: sequence.num_virtual + 1]  # virtual tokens are not computed anyway
+        sequence.pages = self._cache.hold(ids, sequence.tree, sequence.spans, sequence.num_top_to_score())
 
     def _begin(self, sequence: Sequence) -> None:
         """Let a sequence begin after the pages that it holds."""
         sequence.num_shared_pages = len(sequence.pages)
         sequence.num_computed = len(sequence.pages) * PAGE_SIZE
+        if sequence.num_computed < sequence.num_virtual:
+            self._prefixes.fill(sequence)
         self._use_scores(sequence)
         if not sequence.was_admitted:  # after a preemption it finds its own pages
             sequence.was_admitted = True
-            sequence.num_cached = sequence.num_computed
+            sequence.num_cached = sequence.num_computed - sequence.num_virtual
             self._count_lookup(sequence)
         if self._stored is not None:
             self._stored.begin(sequence)
@@ -203,7 +211,7 @@ class Scheduler:
 
     def _count_lookup(self, sequence: Sequence) -> None:
         if self._cache.enabled and not sequence.needs_all_rows():
-            self.num_looked_up_tokens += len(sequence.ids)
+            self.num_looked_up_tokens += len(sequence.ids) - sequence.num_virtual
             self.num_found_tokens += sequence.num_cached
 
     def _with_drafts(self, planned: list[ScheduledSequence]) -> list[ScheduledSequence]:

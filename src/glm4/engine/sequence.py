@@ -16,6 +16,7 @@ from glm4.engine.speculation import PromptLookup
 from glm4.errors import Glm4Error, GrammarError, request_error
 from glm4.logprobs import TokenLogprobs
 from glm4.model.lora import LoraAdapter
+from glm4.model.prefix import Adapter
 from glm4.prompt import Prompt
 
 Rows = NDArray[np.float32]
@@ -29,37 +30,46 @@ class Sequence:
     decoding; with more it is in prefill (a new prompt, tokens forced by a grammar, or everything again after a
     preemption).
 
+    Virtual tokens of an adapter's prefix precede those of the text, in `ids` as in the cache, with `VIRTUAL_ID`. So an
+    index of `ids` is a row of the cache, and nothing but this class needs to tell them apart; they are never computed,
+    sampled from or reported.
+
     Args:
         banned_ids: vocabulary rows that have no token.
-        max_model_len: the maximum number of ids, including the prompt.
+        max_model_len: the maximum number of ids, including the prompt and virtual ones.
+        num_virtual: virtual tokens.
     """
 
-    def __init__(self, request: GenerationRequest, banned_ids: NDArray[np.int64], max_model_len: int) -> None:
+    def __init__(
+        self, request: GenerationRequest, banned_ids: NDArray[np.int64], max_model_len: int, num_virtual: int = 0
+    ) -> None:
         self.request = request
-        self.ids: list[int] = list(request.prompt_ids)
+        self.num_virtual = num_virtual
+        self.prompt = request.prompt.behind(num_virtual)
+        self.ids: list[int] = list(self.prompt.ids)
         self.num_prompt = len(self.ids)
         self.num_computed = 0
         self.pages: list[int] = []
         self.num_shared_pages = 0  # full pages added to the prefix cache
-        self.num_cached = 0  # prompt ids found in it
+        self.num_cached = 0  # prompt ids found in it, without virtual ones
         self.was_admitted = False  # it has run before, but may be waiting again
         self.was_preempted = False
-        # With a page store: keys of the prompt's full pages, how many are there or were given to it, and how many pages
-        # to wait for (0 is none).
+        # With a page store: keys of the prompt's full pages behind those of virtual tokens, how many are there or were
+        # given to it, and how many pages to wait for (0 is none).
         self.page_keys: list[bytes] | None = None
         self.num_stored_pages = 0
         self.num_awaited_pages = 0
-        self.spans = request.prompt.spans
+        self.spans = self.prompt.spans
         # By digest; read-only. Kept to the end, because a preemption may need them again.
         self.picture_rows: dict[str, Rows] = {}
         self.lookup = PromptLookup(self.spans)
-        self._prompt_positions = prompt_positions(request.prompt)
+        self._prompt_positions = prompt_positions(self.prompt)
         self.sampler = Sampler(request, banned_ids)
         limit = max_model_len - self.num_prompt
         self.max_new_tokens = limit if request.params.max_tokens is None else min(limit, request.params.max_tokens)
-        # Entry 0 has no predecessor; filled as prefill proceeds, kept across preemption.
-        self.prompt_logprobs: list[TokenLogprobs | None] = [None]
-        self.adapter: LoraAdapter | None = None
+        # The first of the text has no predecessor; filled as prefill proceeds, kept across preemption.
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None] * (num_virtual + 1)
+        self.adapter: Adapter | None = None
         self.pool: MeanPool | None = None
         if request.pooling is not None:
             self.pool = MeanPool()
@@ -93,8 +103,13 @@ class Sequence:
         return self.request.params.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt
 
     def num_top_to_score(self) -> int | None:
-        """Most likely tokens that come with each of the prompt's log-probabilities; None if none are missing."""
-        return self.request.params.prompt_logprobs if self.wants_prompt_logprobs() else None
+        """Most likely tokens that log-probabilities of the prefix cache must come with; None if none are wanted."""
+        missing = self.wants_prompt_logprobs() and not self.num_virtual
+        return self.request.params.prompt_logprobs if missing else None
+
+    def keeps_scores(self) -> bool:
+        """True if the prefix cache is to keep its log-probabilities beside its pages."""
+        return self.request.params.prompt_logprobs is not None and not self.num_virtual
 
     def know_scores(self, logprobs: list[TokenLogprobs]) -> None:
         """Take in log-probabilities of the prompt from its second id on, unless they are known."""
@@ -114,8 +129,16 @@ class Sequence:
             self.prompt_logprobs.append(token_logprobs(row, token, self.request.params.prompt_logprobs or 0))
 
     def needs_all_rows(self) -> bool:
-        """True if the hidden states of the whole prompt are needed, so none of it may come from a cache."""
-        return self.pool is not None
+        """True if the hidden states of the whole prompt are needed, so none of it may come from a cache.
+
+        The cache keeps log-probabilities of pages that begin and end with text only.
+        """
+        return self.pool is not None or (self.num_virtual > 0 and self.wants_prompt_logprobs())
+
+    @property
+    def lora(self) -> LoraAdapter | None:
+        """Its adapter, if that is one that a forward pass adds."""
+        return self.adapter if isinstance(self.adapter, LoraAdapter) else None
 
     @property
     def tree(self) -> Tree:
@@ -248,7 +271,7 @@ class Sequence:
         for span in self.spans:
             for row in range(span.start, min(span.end, len(found))):
                 found[row] = None
-        return tuple(found)
+        return tuple(found[self.num_virtual :])
 
 
 def prompt_positions(prompt: Prompt) -> NDArray[np.int32] | None:

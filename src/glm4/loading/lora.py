@@ -30,7 +30,7 @@ def read_adapter(
 ) -> LoraAdapter:
     """Read and pack a PEFT adapter; see `checkpoints.peft_adapter` for what is accepted and the errors.
 
-    model_type: of the checkpoint; see `AdapterFile`.
+    Args:
         model_type: of the checkpoint, see `AdapterFile`.
         format: "fp32" or "bf16", in which the factors are kept.
         max_nbytes: maximum bytes of the packed factors.

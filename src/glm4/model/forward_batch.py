@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.model.kv_cache import PAGE_SIZE
+from glm4.model.kv_cache import slots_of
 from glm4.model.lora import AdapterRows, LoraAdapter, rows_by_adapter
 
 
@@ -56,7 +56,7 @@ class ForwardBatch:
         for index, (row, start, count) in enumerate(zip(pages, computed, new, strict=True)):
             block_tables[index, : len(row)] = row
             where = np.arange(start, start + count)
-            slots.append(np.asarray(row, np.int64)[where // PAGE_SIZE] * PAGE_SIZE + where % PAGE_SIZE)
+            slots.append(slots_of(row, where))
             counted.append(where.astype(np.int32))
         lens = np.asarray(computed, np.int32) + np.asarray(new, np.int32)
         starts = np.zeros(len(new) + 1, np.int32)

@@ -68,6 +68,11 @@ def pages_for(num_tokens: int) -> int:
     return -(-num_tokens // PAGE_SIZE)
 
 
+def slots_of(pages: Sequence[int], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where rows of a sequence with these pages are in the cache: page * PAGE_SIZE + offset, int64 like `rows`."""
+    return np.asarray(pages, np.int64)[rows // PAGE_SIZE] * PAGE_SIZE + rows % PAGE_SIZE
+
+
 def cache_arrays(
     num_pages: int, num_heads: int, head_dim: int, kv_dtype: str
 ) -> tuple[NDArray[np.generic], NDArray[np.generic]]:

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from glm4.kernels.base import Kernels
 from glm4.kernels.formats import PackedWeight
 
-if TYPE_CHECKING:
-    pass
-
 Float = NDArray[np.float32]
 
 _numbers = itertools.count(1)
+
+
+def next_number() -> int:
+    """A number for an adapter; none is given twice in this process."""
+    return next(_numbers)
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class LoraAdapter:
         number: unique in this process, to distinguish pages computed with this adapter from all others.
     """
 
+    num_virtual_tokens: ClassVar[int] = 0
+
     factors: Mapping[tuple[int, str], LoraFactors]
     path: str = ""
     rank: int = 0
-    number: int = field(default_factory=lambda: next(_numbers))
+    number: int = field(default_factory=next_number)
 
     @property
     def nbytes(self) -> int:

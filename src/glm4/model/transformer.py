@@ -24,6 +24,7 @@ from glm4.model.key_balance import key_balance
 from glm4.model.kv_cache import KVCache
 from glm4.model.layers import Float, Matrix, ModelWeights
 from glm4.model.lora import add_adapters
+from glm4.model.prefix import PrefixAdapter
 from glm4.model.rotary import RotaryTable
 from glm4.model.vision import VisionTower
 
@@ -110,6 +111,20 @@ class Transformer:
             self._scale,
         )
         return self._linear(attended.reshape(len(x), -1), index, "o", batch)
+
+    def store_prefix(self, prefix: PrefixAdapter, first: int, slots: NDArray[np.int64], cache: KVCache) -> None:
+        """Put virtual tokens first, first + 1, … of an adapter into the cache, as a pass puts what it has computed.
+
+        Args:
+            slots: int64 [n], as in `ForwardBatch`.
+        """
+        balance = self._key_balance if cache.kv_dtype == "int8" else None
+        stop = first + len(slots)
+        for index in range(self.config.num_hidden_layers):
+            keys, values = prefix.keys[index, first:stop], prefix.values[index, first:stop]
+            if balance is not None:
+                keys = keys * balance[index][self.config.num_attention_heads :]
+            self.kernels.store_kv(keys, values, cache.keys[index], cache.values[index], slots)
 
     def _linear(self, x: Float, index: int, key: Matrix, batch: ForwardBatch) -> Float:
         """One matrix of layer `index` times `x`, plus what the rows' LoRA adapters add."""

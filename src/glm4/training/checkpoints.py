@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -115,10 +116,9 @@ def load_weights(trainer: GlmTrainer, checkpoint: Path) -> None:
         for name, parameter in trained.items():
             data = weights[name]
             if hasattr(parameter, "full_tensor"):
-                from torch.distributed.tensor import DTensor, distribute_tensor
+                from torch.distributed.tensor import distribute_tensor
 
-                assert isinstance(parameter.data, DTensor)
-                sharded = parameter.data
+                sharded: Any = parameter.data
                 data = distribute_tensor(data.to(sharded.device), sharded.device_mesh, sharded.placements)
             parameter.copy_(data)
 
@@ -141,8 +141,8 @@ def disk_errors(target: Path) -> Iterator[None]:
         )
         if any(text in str(error).lower() for text in _NO_ROOM) or (torch_failed and free < 64 << 20):
             raise DiskFullError(
-                f"no room left in {target.parent} while writing {target.name}; earlier checkpoints are intact. Free some"
-                " space and run the same command again: it goes on"
+                f"no room left in {target.parent} while writing {target.name}; earlier checkpoints are intact. Free"
+                " some space and run the same command again: it goes on"
             ) from error
         raise
 
@@ -161,7 +161,16 @@ def _staged(trainer: GlmTrainer, target: Path) -> Iterator[Path]:
         barrier()
         yield folder
         barrier()
+        readable(folder)
     barrier()
+
+
+def readable(folder: Path) -> None:
+    """Give safetensors files, which their library makes the owner's alone, the mode of the files beside them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
 
 
 def _delete_old(run: Path, most: int, best: int | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from glm4.errors import InvalidRequestError, MissingExtraError, shown
+from glm4.training import foreign
 from glm4.training.config import TrainingConfig
 
 MAX_BYTES = 1 << 20
@@ -25,14 +26,26 @@ _FP16 = (
 )
 
 
-def read_config(path: Path) -> TrainingConfig:
-    """The configuration in a file.
+def read_config(path: Path, base: TrainingConfig | None = None) -> tuple[TrainingConfig, tuple[str, ...]]:
+    """The configuration in a file, which may be LLaMA-Factory's or ms-swift's.
+
+    Args:
+        base: has what the file does not say; another tool's file says everything.
+
+    Returns:
+        It, and what a user should know of another tool's keys.
 
     Raises:
         InvalidRequestError: it cannot be read, or a key or value is wrong; the error names it, and the nearest key.
         MissingExtraError: PyYAML is not installed.
     """
-    return config_of(read_yaml(path), str(path))
+    values = read_yaml(path)
+    found = foreign.read(values)
+    if found is None:
+        return config_of(values, str(path), base), ()
+    if base not in (None, TrainingConfig()):
+        raise InvalidRequestError(f"{path} is a whole configuration, of {found.tool}: leave the preset out")
+    return found.config, found.notes
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def _head_loss(
     head: Any, hidden: torch.Tensor, targets: torch.Tensor, reduction: Literal["sum", "none"]
 ) -> torch.Tensor:
     if hasattr(head, "modules_to_save"):  # PEFT's copy of a module that is trained in full
-        head = head.modules_to_save[head.active_adapters[0]]
+        copies = [] if head.disable_adapters else head.active_adapters
+        head = head.modules_to_save[copies[0]] if copies else head.original_module
     if isinstance(head, torch.nn.Linear) and head.weight.is_floating_point():
         with _gathered(head.weight, head.bias) as (weight, bias):
             return causal_loss(hidden, weight, targets, bias=bias, reduction=reduction)

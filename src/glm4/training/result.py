@@ -20,7 +20,7 @@ from glm4.checkpoints.hf_layout import hf_config, hf_tensors, read_hf_rows
 from glm4.checkpoints.safetensors_writer import PlannedTensor, plan_shards, write_shards
 from glm4.export.text_side import write_hf_text
 from glm4.system.atomic_folder import atomic_folder
-from glm4.training.checkpoints import disk_errors
+from glm4.training.checkpoints import disk_errors, readable
 from glm4.training.methods.table import METHODS
 from glm4.training.vision.saving import write_vision_model
 
@@ -51,6 +51,7 @@ def write_result(trainer: GlmTrainer, run: Prepared, dtype: str) -> None:
             trainer.save_adapter(folder)
         else:
             _write_model(folder, run, weights, dtype)
+        readable(folder)
     for entry in sorted(target.iterdir(), key=lambda file: file.name in _LAST):
         entry.replace(output / entry.name)
     target.rmdir()

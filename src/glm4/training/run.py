@@ -15,7 +15,7 @@ from glm4.errors import Glm4Error
 from glm4.requests.processor import Processor
 from glm4.system.extras import Package, require_packages
 from glm4.training.config import TrainingConfig
-from glm4.training.data.dataset import Datasets, load_datasets
+from glm4.training.data.dataset import DataReport, Datasets, load_datasets
 from glm4.training.defaults import check_config, check_vision
 from glm4.training.listener import Listener
 from glm4.training.metrics_log import MetricsLog
@@ -64,6 +64,7 @@ class Prepared:
     Attributes:
         name: of the base model, for adapters.
         train, validation: rows; `train` may be a stream.
+        report: of the data; None if the rows were given.
     """
 
     config: TrainingConfig
@@ -72,6 +73,7 @@ class Prepared:
     name: str
     train: Any
     validation: Samples
+    report: DataReport | None = None
 
 
 def finetune(
@@ -128,12 +130,14 @@ def prepared(
         processor = Processor.load(checkpoint)
         if processor.images is not None:
             stack.callback(processor.images.close)
+        report = None
         if train is None:
             data = _read_data(config, processor, listener)
+            report = data.report
             train, validation = data.train, data.validation  # type: ignore[assignment]  # a stream has no length
         # The adapter outlives this machine's folders, so a known model has its public name in it.
         name = variant.repo_id if variant is not None and variant.repo_id else config.model
-        yield Prepared(config, checkpoint, processor, name, train, validation)
+        yield Prepared(config, checkpoint, processor, name, train, validation, report)
 
 
 def _read_data(config: TrainingConfig, processor: Processor, listener: Listener) -> Datasets:

@@ -1,4 +1,4 @@
-"""Batches in the order in which one process trains on them; the same data in the same order for any number of processes.
+"""Batches in the order in which a process trains on them; the same steps for any number of processes.
 
 Batch number i belongs to process i mod P. One process that accumulates P times as many batches per step therefore
 takes the same steps as P processes.

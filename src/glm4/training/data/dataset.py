@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from glm4.training.config import DataConfig
 from glm4.training.data.encoding import Encoder, EncodingCounts, Tokenized
 from glm4.training.data.examples import ChatExample, Example, TokenizedPreference
 from glm4.training.data.samples import SampleSet, SampleStore
-from glm4.training.data.sources import Source, find_sources, validation_files
+from glm4.training.data.sources import Source, described_sources, find_sources, validation_files
 
 Progress = Callable[[str, float, float], None]
 """`report(stage, done, total)`, in bytes of the files."""
@@ -130,10 +131,7 @@ def load_datasets(
         raise TrainingDataError(
             "no training data is named; set data.train to a file, a folder or a data set of the hub"
         )
-    columns = config.columns
-    sources = find_sources(config.train, config.format, columns, config.image_folder)
-    named = config.validation or (() if config.validation_split else validation_files(config.train))
-    others = find_sources(named, config.format, columns, config.image_folder, validation=True)
+    sources, others = data_sources(config)
     if config.streaming:
         return _streamed(config, processor, sources, others, preferences=preferences, max_steps=max_steps)
     encoder = _encoder(config, processor)
@@ -153,6 +151,24 @@ def load_datasets(
     if not train:
         raise TrainingDataError(_nothing_left(report, config))
     return Datasets(train, validation, report)
+
+
+def data_sources(config: DataConfig) -> tuple[list[Source], list[Source]]:
+    """Where rows for training and, if they have places of their own, for validation are.
+
+    Raises:
+        TrainingDataError: a name stands for nothing.
+    """
+    streaming = config.streaming
+    if config.dataset_info:
+        about = (Path(config.dataset_info), config.format, config.image_folder)
+        train, validation = (
+            described_sources(names, *about, streaming=streaming) for names in (config.train, config.validation)
+        )
+        return train, validation
+    fields = (config.format, config.columns, config.image_folder)
+    named = config.validation or (() if config.validation_split else validation_files(config.train))
+    return find_sources(config.train, *fields, streaming=streaming), find_sources(named, *fields, validation=True)
 
 
 class _Collector:

@@ -86,7 +86,15 @@ class TokenizedExample:
 
 @dataclass(frozen=True, eq=False)
 class TokenizedPreference:
-    """The two conversations of a preference: same prompt, different answers. Only the answers carry loss."""
+    """The two conversations of a preference: same prompt, different answers. Only the answers carry loss.
+
+    Attributes:
+        references: log-probabilities of both answers under the model before training, where they are kept.
+    """
 
     chosen: TokenizedExample
     rejected: TokenizedExample
+    references: tuple[float, float] | None = None
+
+    def __len__(self) -> int:
+        return max(len(self.chosen), len(self.rejected))

@@ -9,6 +9,9 @@ from typing import Any
 
 from glm4.errors import TrainingDataError
 from glm4.system.json_lines import parse_object, read_lines
+from glm4.system.text_encoding import encoding_error
+from glm4.training.data.json_rows import read_json, read_text_pieces
+from glm4.training.data.tables import TableRow, read_csv, read_hub, read_parquet
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,14 @@ class Row:
             number in tables, from 1.
         position: how much of the file is read with it, in bytes.
         problem: why the row cannot be read, if so; `value` is empty then.
+        goes_on: the row is a piece of a text that the next row continues.
     """
 
     value: Mapping[str, Any]
     place: str
     position: int = 0
     problem: str = ""
+    goes_on: bool = False
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -33,6 +38,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
     Raises:
         TrainingDataError: there is no such file, it cannot be read, or its suffix is not known.
+        MissingExtraError: its format needs a package that is not installed.
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
@@ -40,9 +46,15 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
-        raise TrainingDataError(f"{path} is damaged UTF-16 text ({error.reason}); save it as UTF-8") from None
+        raise TrainingDataError(f"{path} {encoding_error(error, error.encoding)}") from None
     except OSError as error:
         raise TrainingDataError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_hub_rows(name: str, split: str, *, streaming: bool) -> Iterator[Row]:
+    """The rows of a data set of the hub; errors as `tables.read_hub`."""
+    for values, number, _, _ in read_hub(name, split, streaming=streaming):
+        yield Row(values, f"{name}:{number}")
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -55,6 +67,31 @@ def _json_lines(path: Path) -> Iterator[Row]:
             yield Row(value, place, line.end)
 
 
+def _json(path: Path) -> Iterator[Row]:
+    for value, line, position, problem in read_json(path):
+        yield Row({} if problem else value, f"{path}:{line}", position, problem and f"the row {problem}; correct it")
+
+
+def _text(path: Path) -> Iterator[Row]:
+    for piece, line, position, goes_on in read_text_pieces(path):
+        yield Row({"text": piece}, f"{path}:{line}", position, goes_on=goes_on)
+
+
+def _table(read: Callable[[Path], Iterator[TableRow]]) -> Callable[[Path], Iterator[Row]]:
+    def rows(path: Path) -> Iterator[Row]:
+        size = path.stat().st_size
+        for values, number, share, problem in read(path):
+            value = {} if problem else values
+            yield Row(value, f"{path}:{number}", round(share * size), problem and f"the row {problem}; correct it")
+
+    return rows
+
+
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _table(read_csv),
+    ".tsv": _table(read_csv),
+    ".parquet": _table(read_parquet),
+    ".txt": _text,
 }

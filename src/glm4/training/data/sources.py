@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,90 +12,143 @@ from glm4.errors import TrainingDataError
 from glm4.training.data.examples import Example, PreferenceExample
 from glm4.training.data.formats.columns import Columns
 from glm4.training.data.formats.row_values import Setting
-from glm4.training.data.formats.table import FORMATS, find_format, read_example
-from glm4.training.data.rows import READERS, Row, read_rows
+from glm4.training.data.formats.table import FORMATS, Reader, find_format, read_example
+from glm4.training.data.rows import READERS, Row, read_hub_rows, read_rows
+from glm4.training.foreign.dataset_info import read_dataset_info
 
 _DETECTED_ROWS = 20
+_COLUMNS = Columns()
 _TRAIN, _VALIDATION = ("train",), ("dev", "val", "eval")
+
+
+_HUB = re.compile(r"([\w.-]+/[\w.-]+(?:/[\w.-]+)?)(?::([\w.+%:\[\]-]+))?")
+_COUNTED = re.compile(r"(.+)#([1-9][0-9]{0,11})", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of rows.
+    """A file of rows, or a data set of the hub.
 
     Attributes:
+        name: the file's path as the user gave it, or "owner/name".
         format: a name of `FORMATS`, or "auto".
-        image_folder: where relative paths of pictures begin.
+        setting: names of fields, and where relative paths of pictures begin.
+        split: of a data set of the hub; None is a file.
+        streaming: a data set of the hub is not kept on disk.
+        most: only so many rows are read; None reads all.
     """
 
-    path: Path
+    name: str
     format: str
     setting: Setting
+    split: str | None = None
+    streaming: bool = False
+    most: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Of the file."""
-        return self.path.stat().st_size
+        """Of the file; 0 if there is none."""
+        return Path(self.name).stat().st_size if self.split is None else 0
 
     def rows(self) -> Iterator[Row]:
-        """The rows; errors as `read_rows`, and for a file without any."""
-        return read_rows(self.path)
+        """The rows; errors as `read_rows`."""
+        if self.split is None:
+            rows = read_rows(Path(self.name))
+        else:
+            rows = read_hub_rows(self.name, self.split, streaming=self.streaming)
+        return itertools.islice(rows, self.most)
 
     def examples(self, *, preferences: bool) -> Iterator[tuple[Row, Example | TrainingDataError]]:
-        """Each row with its example, or with why there is none.
+        """Each row with its example, or with why there is none. Errors as `open`.
+
+        Args:
+            preferences: rows must be preferences; else they must not be.
+        """
+        for row, example in self.open()[1]:
+            yield row, _of_kind(example, preferences=preferences)
+
+    def open(self) -> tuple[str, Iterator[tuple[Row, Example | TrainingDataError]]]:
+        """The format of the rows, and each row with its example, or with why there is none.
 
         Raises:
-            TrainingDataError: the file cannot be read, has no rows, or is in no format that is known or fits.
+            TrainingDataError: the file cannot be read, has no rows, or is in no known format.
+            MissingExtraError: its format needs a package that is not installed.
         """
         rows = self.rows()
         first = list(itertools.islice(rows, _DETECTED_ROWS))
         if not first:
-            raise TrainingDataError(f"{self.path} is empty: it has no rows")
+            raise TrainingDataError(f"{self.name} is empty: it has no rows")
         name = self.format
         if name == "auto":
-            name = find_format([row.value for row in first if not row.problem], self.setting.columns, str(self.path))
-        reader = FORMATS[name]
-        for row in itertools.chain(first, rows):
+            name = find_format([row.value for row in first if not row.problem], self.setting.columns, self.name)
+        return name, self._read(itertools.chain(first, rows), FORMATS[name])
+
+    def _read(self, rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, Example | TrainingDataError]]:
+        for row in rows:
             try:
-                example = read_example(row, reader, self.setting)
-                _check_kind(example, preferences=preferences)
-                yield row, example
+                yield row, read_example(row, reader, self.setting)
             except TrainingDataError as error:
                 yield row, error
 
 
-def _check_kind(example: Example, *, preferences: bool) -> None:
-    if isinstance(example, PreferenceExample) != preferences:
-        raise TrainingDataError(
-            'dpo needs a better and a worse answer in each row (fields "chosen" and "rejected")'
-            if preferences
-            else 'the row has a better and a worse answer; set objective to "dpo" to learn from these',
-            place=example.place,
-        )
+def _of_kind(example: Example | TrainingDataError, *, preferences: bool) -> Example | TrainingDataError:
+    if isinstance(example, TrainingDataError) or isinstance(example, PreferenceExample) == preferences:
+        return example
+    return TrainingDataError(
+        'dpo needs a better and a worse answer in each row (fields "chosen" and "rejected")'
+        if preferences
+        else 'the row has a better and a worse answer; set objective to "dpo" to learn from these',
+        place=example.place,
+    )
 
 
 def find_sources(
-    names: Sequence[str], format: str, columns: Columns, image_folder: str = "", *, validation: bool = False
+    names: Sequence[str],
+    format: str = "auto",
+    columns: Columns = _COLUMNS,
+    image_folder: str = "",
+    *,
+    validation: bool = False,
+    streaming: bool = False,
 ) -> list[Source]:
-    """The files of these names.
+    """What these names stand for: files, folders, and data sets of the hub: `owner/name:split`. `NAME#N` is the first N
+    rows of each of its files.
 
     Of a folder they are its files named train…, for validation those named dev…, val… or eval…; all, if there are none
-    of these.
+    of these. The split of a data set is "train", for validation "validation".
 
     Raises:
-        TrainingDataError: a name is neither a file nor a folder with files of rows, or the format is not known.
+        TrainingDataError: a name is none of these, or the format is not known.
     """
     if format != "auto" and format not in FORMATS:
         raise TrainingDataError(f"format {format!r} is not known; known are auto, {', '.join(FORMATS)}")
-    sources = []
-    for name in names:
+    sources: list[Source] = []
+    for written in names:
+        counted = None if Path(written).exists() else _COUNTED.fullmatch(written)
+        name, most = (counted[1], int(counted[2])) if counted else (written, None)
         path = Path(name)
+        if not path.exists() and path.suffix.lower() not in READERS and (hub := _HUB.fullmatch(name)):
+            split = hub[2] or ("validation" if validation else "train")
+            sources.append(Source(hub[1], format, Setting(columns, Path(image_folder)), split, streaming, most))
+            continue
         for file in _folder(path, validation=validation) if path.is_dir() else [path]:
+            if not file.is_file():
+                raise TrainingDataError(f"there is no file {file}; check the path")
             folder = Path(image_folder) if image_folder else file.parent
-            sources.append(Source(file, format, Setting(columns, folder)))
-    for source in sources:
-        if not source.path.is_file():
-            raise TrainingDataError(f"there is no file {source.path}; check the path")
+            sources.append(Source(str(file), format, Setting(columns, folder), most=most))
+    return sources
+
+
+def described_sources(
+    names: Sequence[str], info: Path, format: str, image_folder: str = "", *, streaming: bool = False
+) -> list[Source]:
+    """What these names stand for in a dataset_info.json of LLaMA-Factory; pictures are beside it. Errors as
+    `find_sources` and `read_dataset_info`.
+    """
+    sources: list[Source] = []
+    for entry in read_dataset_info(info, names, plain_text=format == "text"):
+        pictures = image_folder or str(info.parent)
+        sources += find_sources([entry.source], entry.format, entry.columns, pictures, streaming=streaming)
     return sources
 
 

@@ -42,21 +42,44 @@ def read_messages(row: Mapping[str, Any], setting: Setting, place: str) -> ChatE
     Raises:
         InvalidRequestError: it is malformed; says where.
     """
+    name = turns_field(row, setting, ("messages", "conversations"))
+    messages, weights = read_turns(required(row, name), setting, name)
+    return chat_example(messages, weights, row, setting, place)
+
+
+def turns_field(row: Mapping[str, Any], setting: Setting, names: Sequence[str]) -> str:
+    """The field with the turns: the one that `Columns` names, or of the usual names the first that the row has."""
+    return setting.columns.messages or next((name for name in names if row.get(name) is not None), names[0])
+
+
+def chat_example(
+    messages: Sequence[Message], weights: Sequence[int], row: Mapping[str, Any], setting: Setting, place: str
+) -> ChatExample:
+    """The example of these turns and of what a row has beside them: tools, pictures, a system message.
+
+    Raises:
+        InvalidRequestError: it is malformed; says where.
+    """
+    whole, tools = row_messages(messages, row, setting)
+    weights = [*[0] * (len(whole) - len(messages)), *weights]
+    request = conversation(whole, tools)
+    weighted = any(weight == 0 for weight, m in zip(weights, whole, strict=True) if m.role == "assistant")
+    return ChatExample(request, tuple(weights) if weighted else None, place)
+
+
+def row_messages(
+    messages: Sequence[Message], row: Mapping[str, Any], setting: Setting
+) -> tuple[list[Message], list[dict[str, Any]]]:
+    """Messages with the system message and the pictures that a row has beside them, and its tools."""
     columns = setting.columns
-    name = columns.messages or "messages"
-    required(row, name)
-    messages, weights = read_turns(row[name], setting, name)
     if system := as_text(row.get(columns.system), columns.system):
-        messages, weights = [Message("system", system), *messages], [0, *weights]
+        messages = [Message("system", system), *messages]
     tools = read_tools(row.get(columns.tools), columns.tools)
-    messages = with_calls(messages, tools)
     pictures = [
         read_picture(value, setting, f"{columns.images}[{index}]")
         for index, value in enumerate(as_list(row.get(columns.images), columns.images))
     ]
-    request = conversation(place_pictures(messages, pictures), tools)
-    weighted = any(weight == 0 for weight, m in zip(weights, messages, strict=True) if m.role == "assistant")
-    return ChatExample(request, tuple(weights) if weighted else None, place)
+    return place_pictures(with_calls(messages, tools), pictures), tools
 
 
 def read_turns(value: Any, setting: Setting, where: str) -> tuple[list[Message], list[int]]:
@@ -77,9 +100,7 @@ def _read_message(raw: Any, setting: Setting, where: str) -> tuple[Message, int]
     for name, usual in ((columns.role, "role"), (columns.content, "content")):
         if name and name != usual and name in given:
             given[usual] = given.pop(name)
-    weight = given.pop("weight", 1)
-    if weight not in (0, 1):
-        raise refusal(f"{where}.weight", f"must be 0 or 1, not {shown(weight)}")
+    weight = read_weight(given.pop("weight", None), f"{where}.weight")
     if "content" not in given and not any(given.get(key) for key in _INSTEAD):
         raise refusal(f"{where}.content", "is missing")
     picture = given.pop("image", None)
@@ -93,8 +114,17 @@ def _read_message(raw: Any, setting: Setting, where: str) -> tuple[Message, int]
         if message.role != "user":
             raise refusal(f"{where}.image", "only messages of the user have pictures")
         part = read_picture(picture, setting, f"{where}.image")
-        message = replace(message, content=[*message.content, part])  # type: ignore[arg-type]
-    return message, int(weight)
+        message = replace(message, content=[*message.content, part])
+    return message, weight
+
+
+def read_weight(value: Any, where: str) -> int:
+    """Whether a turn is trained: 0 or 1; null is 1."""
+    if value is None:
+        return 1
+    if isinstance(value, str) or value not in (0, 1):
+        raise refusal(where, f"must be 0 or 1, not {shown(value)}")
+    return int(value)
 
 
 def _content(content: Any, setting: Setting, where: str) -> Any:
@@ -127,7 +157,7 @@ def with_calls(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) 
         if message.role == "assistant" and not is_call(message) and (follower is None or follower in RESULT_ROLES):
             calls = _written_calls(message.text, names)
             if calls and (follower or all(call.name in names for call in calls)):
-                out.append(replace(message, content="", tool_calls=calls))  # type: ignore[arg-type]
+                out.append(replace(message, content="", tool_calls=calls))
                 continue
         out.append(message)
     return out

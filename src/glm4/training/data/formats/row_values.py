@@ -160,14 +160,14 @@ def place_pictures(messages: Sequence[Message], pictures: Sequence[ImagePart]) -
         if count:
             text = message.text.replace("<image>", "").strip()
             content = [*Message("user", text).content, *waiting[:count]]
-            message, waiting = replace(message, content=content), waiting[count:]  # type: ignore[arg-type]
+            message, waiting = replace(message, content=content), waiting[count:]
         placed.append(message)
     if waiting:
         first = next((index for index, message in enumerate(placed) if message.role == "user"), None)
         if first is None:
             raise refusal("images", "the row has pictures, but no message of the user for them")
         content = [*placed[first].content, *waiting]
-        placed[first] = replace(placed[first], content=content)  # type: ignore[arg-type]
+        placed[first] = replace(placed[first], content=content)
     return placed
 
 
@@ -211,6 +211,8 @@ def _order_problems(messages: Sequence[Message], answered: bool) -> Iterator[Inv
             yield refusal(where, "the call before it has no result; add a message of role 'observation' (or 'tool')")
         if role == "assistant" and before == "assistant" and not is_call(message):
             yield refusal(where, "two messages of the assistant in a row; join them into one")
+        if role == "assistant" and not message.content and not is_call(message):
+            yield refusal(where, "the assistant says nothing; give it an answer, or delete the message")
         if role == "observation" and before not in ("call", "observation"):
             yield refusal(
                 where,

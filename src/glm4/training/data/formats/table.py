@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from glm4.errors import Glm4Error, TrainingDataError, shown
-from glm4.training.data.examples import Example
+from glm4.errors import Glm4Error, InvalidRequestError, TrainingDataError, shown
+from glm4.training.data.examples import Example, TextExample
+from glm4.training.data.formats.alpaca import read_alpaca
 from glm4.training.data.formats.columns import Columns
 from glm4.training.data.formats.messages import read_messages
-from glm4.training.data.formats.row_values import Setting
+from glm4.training.data.formats.preference import read_preference
+from glm4.training.data.formats.row_values import Setting, from_json
+from glm4.training.data.formats.sharegpt import read_sharegpt
+from glm4.training.data.formats.text import read_plain_text
 from glm4.training.data.rows import Row
 
 Reader = Callable[[Mapping[str, Any], Setting, str], Example]
@@ -24,11 +30,12 @@ def read_example(row: Row, reader: Reader, setting: Setting) -> Example:
     if row.problem:
         raise TrainingDataError(row.problem, place=row.place)
     try:
-        return reader(row.value, setting, row.place)
+        example = reader(row.value, setting, row.place)
     except TrainingDataError:
         raise
     except Glm4Error as error:
         raise TrainingDataError(str(error), place=row.place) from None
+    return replace(example, ends=False) if row.goes_on and isinstance(example, TextExample) else example
 
 
 def find_format(rows: Sequence[Mapping[str, Any]], columns: Columns, name: str) -> str:
@@ -41,9 +48,9 @@ def find_format(rows: Sequence[Mapping[str, Any]], columns: Columns, name: str) 
         TrainingDataError: the fields are those of no format.
     """
     for row in rows:
-        for format_, needs in _needs(columns).items():
+        for format_, needs in _needs(columns):
             if all(row.get(field) is not None for field in needs):
-                return format_
+                return format_ if format_ != "messages" else _words(row[needs[0]], columns)
     if not rows:  # all are broken, and each says why
         return next(iter(FORMATS))
     fields = ", ".join(map(shown, rows[0])) or "nothing"
@@ -53,14 +60,33 @@ def find_format(rows: Sequence[Mapping[str, Any]], columns: Columns, name: str) 
     )
 
 
-def _needs(columns: Columns) -> dict[str, tuple[str, ...]]:
+def _needs(columns: Columns) -> list[tuple[str, tuple[str, ...]]]:
     """The fields that tell a format, in the order in which they are looked for."""
-    return {
-        "openai": (columns.messages or "messages",),
-    }
+    return [
+        ("preference", ("preferred_output", "non_preferred_output")),
+        ("preference", (columns.chosen, columns.rejected)),
+        ("messages", (columns.messages or "messages",)),
+        ("messages", (columns.messages or "conversations",)),
+        ("alpaca", (columns.instruction, columns.output)),
+        ("text", (columns.text,)),
+    ]
+
+
+def _words(turns: Any, columns: Columns) -> str:
+    """In which words turns are told: of "messages", or of "sharegpt"."""
+    with contextlib.suppress(InvalidRequestError):  # broken JSON; reading says so
+        turns = from_json(turns, "")
+    first = turns[0] if isinstance(turns, Sequence) and turns else None
+    is_share = isinstance(first, Mapping) and "role" not in first and (columns.role or "from") in first
+    return "sharegpt" if is_share else "messages"
 
 
 FORMATS: dict[str, Reader] = {
+    "messages": read_messages,
     "original": read_messages,
     "openai": read_messages,
+    "sharegpt": read_sharegpt,
+    "alpaca": read_alpaca,
+    "text": read_plain_text,
+    "preference": read_preference,
 }
