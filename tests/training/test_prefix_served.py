@@ -18,9 +18,9 @@ import torch
 from glm4 import LLM, SamplingParams
 from glm4.backends.transformers.weights import load_model
 from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.requests.processor import Processor
 from glm4.training.config import PrefixConfig
 from glm4.training.methods.prefix import insert_prefix, save_prefix, set_prefix, token_states
-from tiny import VOCAB_SIZE as NAMED_ROWS
 from tiny import tiny_model, write_folder, write_gguf
 
 pytestmark = [
@@ -44,6 +44,11 @@ class Both:
         with open_checkpoint(self.path) as checkpoint:
             return load_model(checkpoint, torch.device("cpu"), "fp32").eval()
 
+    def unnamed(self) -> list[int]:
+        with open_checkpoint(self.path) as checkpoint:
+            found: list[int] = Processor.load(checkpoint).tokenizer.unnamed_ids(checkpoint.config.vocab_size).tolist()
+        return found
+
     def served(self, adapter: Path | None, ids: list[int] = IDS) -> tuple[list[float], list[int]]:
         """Log-probabilities of the ids, and what follows them."""
         params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, prompt_logprobs=0)
@@ -66,14 +71,14 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield Both(write_folder(folder / "model", model))
 
 
-def of_peft(model: Any) -> tuple[list[float], list[int]]:
-    """What PEFT's model says of the ids."""
+def of_peft(model: Any, unnamed: list[int]) -> tuple[list[float], list[int]]:
+    """What PEFT's model says of the ids, and what it answers without ids that have no token."""
     tokens = torch.tensor([IDS])
     with torch.no_grad():
         scores = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0].log_softmax(-1)
         answer = model.generate(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=STEPS, min_new_tokens=STEPS,
-            do_sample=False, pad_token_id=0, eos_token_id=None, suppress_tokens=list(range(NAMED_ROWS, model.config.vocab_size)),
+            do_sample=False, pad_token_id=0, eos_token_id=None, suppress_tokens=unnamed,
         )[0, len(IDS) :].tolist()  # fmt: skip
     return scores[range(len(IDS) - 1), IDS[1:]].tolist(), answer
 
@@ -92,7 +97,7 @@ def test_a_prefix_that_peft_saved(both: Both, num_virtual: int, projection: bool
         for parameter in model.prompt_encoder.parameters():
             parameter.normal_()
     model.eval().save_pretrained(str(tmp_path))
-    expected, answer = of_peft(model)
+    expected, answer = of_peft(model, both.unnamed())
     found, tokens = both.served(tmp_path)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert tokens == answer
@@ -111,7 +116,7 @@ def test_a_prefix_that_we_saved(both: Both, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, whole[len(ids) :], rtol=0, atol=1e-4)
     assert tokens == answer
     loaded = peft.PeftModel.from_pretrained(both.torch_model(), str(tmp_path)).eval()
-    np.testing.assert_allclose(of_peft(loaded)[0], found, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(of_peft(loaded, both.unnamed())[0], found, rtol=0, atol=1e-4)
     assert len(states) == 37
 
 
