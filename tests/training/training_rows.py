@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from glm4.chat.dialects.table import DIALECTS
 from glm4.requests.processor import Processor
-from glm4.tokenizer import Tokenizer
-from glm4.training.data.examples import ChatExample, Example
+from glm4.tokenizer import Tokenizer, load_tokenizer
+from glm4.training.data.examples import ChatExample, Example, TokenizedExample
 from glm4.training.data.formats.row_values import Setting
 from glm4.training.data.formats.table import FORMATS, find_format, read_example
 from glm4.training.data.rows import Row
-from vocabularies import tiny_chatml
+from vocabularies import glm4_rank_file, tiny_chatml
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}
@@ -61,3 +63,36 @@ def turns(found: ChatExample) -> list[tuple[str, ...]]:
         (message.role, message.text, *(f"{call.name}({call.arguments})" for call in message.tool_calls))
         for message in found.request.messages
     ]
+
+
+@lru_cache(maxsize=1)
+def glm4_tokenizer() -> Tokenizer:
+    """GLM-4's real vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tokenizer.model").write_bytes(glm4_rank_file())
+        return load_tokenizer(Path(folder))
+
+
+def pieces(ids: Iterable[int], tokenizer: Tokenizer) -> list[str]:
+    """Each token as text; bytes that are no whole characters as <0x…>."""
+    shown = []
+    for token in ids:
+        data = tokenizer.token_bytes(int(token))
+        try:
+            shown.append(data.decode())
+        except UnicodeDecodeError:
+            shown.append("".join(f"<0x{byte:02x}>" for byte in data))
+    return shown
+
+
+def trained(sample: TokenizedExample, tokenizer: Tokenizer) -> list[list[str]]:
+    """The stretches that carry loss, token by token."""
+    stretches: list[list[str]] = []
+    before = False
+    for piece, carries in zip(pieces(sample.ids, tokenizer), sample.mask.tolist(), strict=True):
+        if carries and not before:
+            stretches.append([])
+        if carries:
+            stretches[-1].append(piece)
+        before = carries
+    return stretches

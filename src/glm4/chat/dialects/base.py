@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -335,6 +336,11 @@ class Rendering:
         """The whole conversation as the request asks for it."""
         return self.text(len(self.messages), self._add_generation_prompt)
 
+    @cached_property
+    def whole(self) -> str:
+        """All messages, rendered without a generation prompt."""
+        return self.text(len(self.messages), False)
+
     def text(self, count: int, add_generation_prompt: bool) -> str:
         """The first `count` messages, rendered."""
         return self.template.render(
@@ -348,15 +354,15 @@ class Rendering:
 
     def assistant_turns(self) -> list[tuple[int, int, int]]:
         """Message index, start and end (in the full text) of what the model wrote in each assistant turn."""
-        full = self.text(len(self.messages), False)
+        full = self.whole
         turns = []
         for index, message in enumerate(self.messages):
             if message["role"] != "assistant":
                 continue
-            end = self.text(index + 1, False)
-            if end == self.text(index, False):
-                continue  # an empty turn leaves nothing in the prompt
+            end = full if index + 1 == len(self.messages) else self.text(index + 1, False)
             prompt = self.text(index, True)
+            if end == prompt or (len(end) < len(prompt) and end == self.text(index, False)):
+                continue  # an empty turn leaves nothing in the prompt
             if not (end.startswith(prompt) and full.startswith(end)):
                 raise InvalidRequestError(
                     f"message {index} cannot be trained on: this chat template writes earlier turns differently once "

@@ -54,7 +54,7 @@ class ChatMLDialect(TemplateDialect):
 
     def segments(self, rendering: Rendering) -> list[tuple[str, int | None]]:
         """The model's: from after the generation prompt to `<|im_end|>`; the line break after it is the template's."""
-        full = rendering.text(len(rendering.messages), False)
+        full = rendering.whole
         segments: list[tuple[str, int | None]] = []
         at = 0
         for index, start, end in rendering.assistant_turns():

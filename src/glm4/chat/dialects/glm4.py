@@ -71,7 +71,7 @@ class GLM4Dialect(TemplateDialect):
 
     def segments(self, rendering: Rendering) -> list[tuple[str, int | None]]:
         """The model's: from after `<|assistant|>` to the role tag that follows; at the end, the one that would."""
-        full = rendering.text(len(rendering.messages), False)
+        full = rendering.whole
         segments: list[tuple[str, int | None]] = []
         at = 0
         for index, start, end in rendering.assistant_turns():

@@ -32,7 +32,7 @@ class GLMZ1Dialect(GLM40414Dialect):
         messages = rendering.messages
         turn = rendering.turns[-1] if messages and messages[-1]["role"] == "assistant" else None
         if turn is None:
-            return [(rendering.text(len(messages), False), None)]
+            return [(rendering.whole, None)]
         start = rendering.turns.index(turn)  # a message may have become several: its text and its calls
         thinking = f"\n{said}" if (said := messages[start].get("reasoning_content")) else ""
         parts = [f"{m['metadata']}\n{m['content']}" if m.get("metadata") else m["content"] for m in messages[start:]]

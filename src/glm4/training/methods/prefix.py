@@ -73,10 +73,11 @@ def add_prefix(model: Any, config: TrainingConfig) -> Any:
     Raises:
         InvalidRequestError: the model's attention is not full, or not computed by SDPA or eager code.
     """
-    prefix = insert_prefix(model, config.prefix)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        prefix = insert_prefix(model, config.prefix)
+        ids = torch.randint(min(_FREQUENT_IDS, model.config.vocab_size), (prefix.num_tokens,))
     if prefix.dense is None:
-        random = torch.Generator().manual_seed(config.seed)
-        ids = torch.randint(min(_FREQUENT_IDS, model.config.vocab_size), (prefix.num_tokens,), generator=random)
         set_prefix(model, token_states(model, ids))
     return model
 
