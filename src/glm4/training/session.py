@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,15 @@ from glm4.backends.transformers.device import choose_device, choose_dtype, memor
 from glm4.backends.transformers.weights import load_model, num_parameters
 from glm4.errors import TrainingError
 from glm4.training import checkpoints
+from glm4.training.answer_tasks import answer_tasks
 from glm4.training.arguments import training_arguments
 from glm4.training.batches import collate, collate_packed
 from glm4.training.config import TrainingConfig
+from glm4.training.data.examples import TokenizedPreference
 from glm4.training.defaults import method_name
+from glm4.training.dpo import DpoObjective
+from glm4.training.dpo_references import with_references
+from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
@@ -24,6 +30,7 @@ from glm4.training.objective import LossModel, Objective, SupervisedObjective
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
+from glm4.training.run_folder import REFERENCES, VALIDATION_REFERENCES
 from glm4.training.trainer import GlmTrainer
 
 
@@ -41,8 +48,9 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     dtype = _dtype(config, device, run)
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
+    measure = _measure(run, log)
     with memory_errors("training", args.device):
-        trainer = _trainer(run, args, dtype, log, listener)
+        trainer = _trainer(run, args, dtype, log, listener, measure)
         resumed = _resume(trainer, config, log)
         summary = _summary(run, trainer, dtype, resumed)
         listener.started(summary)
@@ -65,34 +73,90 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
     return "bf16"
 
 
-def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
+def _trainer(
+    run: Prepared,
+    args: Any,
+    dtype: str,
+    log: MetricsLog | None,
+    listener: Listener,
+    measure: GenerationMetrics | None,
+) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
     base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
     base.config._name_or_path = base.name_or_path = run.name
     torch.manual_seed(config.seed)  # of the numbers that the method adds
     model = method.apply(base, config)
+    objective, train, validation = _objective(run, model, args.device, dtype, listener)
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     trainer = GlmTrainer(
-        LossModel(model, _objective(run)),
+        LossModel(model, objective),
         args,
-        train=run.train,
-        validation=run.validation,
+        train=train,
+        validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
         facts=_facts(run, args, dtype),
+        measure=measure,
         callbacks=[Reporter(log, listener)],
     )
     trainer.add_callback(Stopper(trainer))
     return trainer
 
 
-def _objective(run: Prepared) -> Objective:
-    pad_id = run.checkpoint.config.pad_token_id or 0
-    return SupervisedObjective(partial(collate_packed if run.config.packing else collate, pad_id=pad_id))
+def _objective(
+    run: Prepared, model: Any, device: torch.device, dtype: str, listener: Listener
+) -> tuple[Objective, Any, Any]:
+    """What is minimized, and the rows for training and validation."""
+    config, pad_id = run.config, run.checkpoint.config.pad_token_id or 0
+    if config.objective == "sft":
+        collated = partial(collate_packed if config.packing else collate, pad_id=pad_id)
+        return SupervisedObjective(collated), run.train, run.validation
+    set_aside = METHODS[config.method].set_aside
+    if set_aside is not None:
+        return DpoObjective(pad_id, config.dpo_beta, set_aside), run.train, run.validation
+    objective = DpoObjective(pad_id, config.dpo_beta)
+
+    def logprobs(pairs: Sequence[TokenizedPreference]) -> torch.Tensor:
+        batch = {name: tensor.to(device) for name, tensor in objective.collate(pairs).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
+            return objective.references(model, batch)
+
+    train, validation = (
+        with_references(
+            pairs,
+            logprobs,
+            Path(config.output) / name,
+            model=run.name,
+            batch_size=config.per_device_eval_batch_size,
+            progress=partial(listener.loading, "reading the reference's answers"),
+        )
+        for pairs, name in ((run.train, REFERENCES), (run.validation, VALIDATION_REFERENCES))
+    )
+    return objective, train, validation
+
+
+def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
+    """What answers prompts at evaluations.
+
+    Raises:
+        InvalidRequestError: the validation data has no prompts.
+    """
+    config = run.config
+    if not config.generate_every:
+        return None
+    return GenerationMetrics(
+        run.processor,
+        answer_tasks(run.validation, run.processor, config.generate_samples),
+        every=config.generate_every,
+        eval_steps=config.eval_steps,
+        max_tokens=config.generate_max_tokens,
+        batch_size=config.per_device_eval_batch_size,
+        write_sample=None if log is None else log.sample,
+    )
 
 
 def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
