@@ -104,6 +104,12 @@ def load_tokens(path: Path) -> Rows:
         return list(zip(np.split(file["ids"], ends), np.split(file["mask"], ends), strict=True))
 
 
+def peak_nbytes() -> int:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
 def export_hf(source: Path, folder: Path) -> None:
     """A checkpoint as Hugging Face's classes load it, in fp32, with its tokenizer."""
     with open_checkpoint(source) as checkpoint:
