@@ -81,6 +81,24 @@ def _check_method(config: TrainingConfig) -> None:
         _refuse("generate_every", "answers prompts at evaluations; set eval_steps, too")
 
 
+def check_vision(config: TrainingConfig, *, sees: bool) -> None:
+    """Refuse what a model that sees (or one that reads text only) cannot be trained with.
+
+    Raises:
+        InvalidRequestError: `.param` is the dotted key.
+    """
+    if not sees:
+        if config.train_vision:
+            _refuse("train_vision", "is for models that see pictures, and this one reads text only")
+        return
+    if config.packing:
+        _refuse("packing", "is not for models that see: the rows of a picture share a position")
+    if config.method == "ptuning_v2":
+        _refuse("method", "lora, freeze or full trains a model that sees; ptuning_v2 does not")
+    if config.quantize != "none":
+        _refuse("quantize", "is not for models that see; train with the base in bf16")
+
+
 # Key, least and greatest value.
 _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("data.max_length", 8, 1 << 21),

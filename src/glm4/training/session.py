@@ -10,8 +10,9 @@ import torch
 from accelerate import PartialState
 
 from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
-from glm4.backends.transformers.weights import load_model, num_parameters
+from glm4.backends.transformers.weights import load_model
 from glm4.errors import TrainingError
+from glm4.model.tensors import num_parameters
 from glm4.training import checkpoints
 from glm4.training.arguments import training_arguments
 from glm4.training.batches import collate, collate_packed
@@ -22,10 +23,13 @@ from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
 from glm4.training.preferences import preference_rows
+from glm4.training.quantized import load_quantized
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
 from glm4.training.trainer import GlmTrainer
+from glm4.training.vision.batches import PictureCollator
+from glm4.training.vision.loading import load_vision_model
 
 
 def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
@@ -60,7 +64,7 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
     if config.dtype != "auto":
         return config.dtype
     if device.type == "cpu":
-        return choose_dtype("auto", device, num_parameters(run.checkpoint))
+        return choose_dtype("auto", device, num_parameters(run.checkpoint.config))
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "fp32"
     return "bf16"
@@ -69,7 +73,10 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
 def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
-    base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
+    load = load_model if run.checkpoint.config.vision is None else load_vision_model
+    if config.quantize == "nf4":
+        load = load_quantized
+    base: Any = load(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
     base.config._name_or_path = base.name_or_path = run.name
     torch.manual_seed(config.seed)  # of the numbers that the method adds
     model = method.apply(base, config)
@@ -97,7 +104,9 @@ def _objective(run: Prepared, model: Any, *, bf16: bool) -> tuple[Objective, Any
     pad_id = run.checkpoint.config.pad_token_id or 0
     if run.config.objective == "dpo":
         return preference_rows(run, model, pad_id, bf16=bf16)
-    make = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
+    make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
+    if run.processor.images is not None:
+        make = PictureCollator(make, run.processor.images)
     return SupervisedObjective(make), run.train, run.validation
 
 
@@ -143,7 +152,7 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         device=str(args.device),
         dtype=dtype,
         trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        parameters=num_parameters(run.checkpoint),
+        parameters=num_parameters(run.checkpoint.config),
         rows=len(run.train) if hasattr(run.train, "__len__") else None,
         validation_rows=len(run.validation),
         tokens=None if lengths is None else int(lengths.sum()),
