@@ -10,8 +10,9 @@ import torch
 from accelerate import PartialState
 
 from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
-from glm4.backends.transformers.weights import load_model, num_parameters
+from glm4.backends.transformers.weights import load_model
 from glm4.errors import TrainingError
+from glm4.model.tensors import num_parameters
 from glm4.training import checkpoints
 from glm4.training.arguments import training_arguments
 from glm4.training.batches import collate, collate_packed
@@ -21,10 +22,14 @@ from glm4.training.listener import Listener, Summary
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
+from glm4.training.preferences import preference_rows
+from glm4.training.quantized import load_quantized
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
 from glm4.training.trainer import GlmTrainer
+from glm4.training.vision.batches import PictureCollator
+from glm4.training.vision.loading import load_vision_model
 
 
 def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
@@ -59,7 +64,7 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
     if config.dtype != "auto":
         return config.dtype
     if device.type == "cpu":
-        return choose_dtype("auto", device, num_parameters(run.checkpoint))
+        return choose_dtype("auto", device, num_parameters(run.checkpoint.config))
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "fp32"
     return "bf16"
@@ -68,18 +73,22 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
 def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
-    base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
+    load = load_model if run.checkpoint.config.vision is None else load_vision_model
+    if config.quantize == "nf4":
+        load = load_quantized
+    base: Any = load(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
     base.config._name_or_path = base.name_or_path = run.name
     torch.manual_seed(config.seed)  # of the numbers that the method adds
     model = method.apply(base, config)
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    objective, train, validation = _objective(run, model, bf16=dtype == "bf16")
     trainer = GlmTrainer(
-        LossModel(model, _objective(run)),
+        LossModel(model, objective),
         args,
-        train=run.train,
-        validation=run.validation,
+        train=train,
+        validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
@@ -90,9 +99,15 @@ def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, liste
     return trainer
 
 
-def _objective(run: Prepared) -> Objective:
+def _objective(run: Prepared, model: Any, *, bf16: bool) -> tuple[Objective, Any, Any]:
+    """The objective, and the rows of training and validation."""
     pad_id = run.checkpoint.config.pad_token_id or 0
-    return SupervisedObjective(partial(collate_packed if run.config.packing else collate, pad_id=pad_id))
+    if run.config.objective == "dpo":
+        return preference_rows(run, model, pad_id, bf16=bf16)
+    make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
+    if run.processor.images is not None:
+        make = PictureCollator(make, run.processor.images)
+    return SupervisedObjective(make), run.train, run.validation
 
 
 def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
@@ -137,7 +152,7 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         device=str(args.device),
         dtype=dtype,
         trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        parameters=num_parameters(run.checkpoint),
+        parameters=num_parameters(run.checkpoint.config),
         rows=len(run.train) if hasattr(run.train, "__len__") else None,
         validation_rows=len(run.validation),
         tokens=None if lengths is None else int(lengths.sum()),
