@@ -172,8 +172,8 @@ def test_two_processes_do_what_one_does_in_two_batches(base: Path, tmp_path: Pat
         "--set", "generate_max_tokens=4",
     ]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
-    for processes, run, accumulation in ((1, one, "2"), (2, two, "1")):
-        done = run_cli(*flags, "-o", str(run), "--accumulation", accumulation, processes=processes)
+    for run, *more in ((one, "--accumulation", "2"), (two, "--accelerator", "ddp", "--processes", "2")):
+        done = run_cli(*flags, "-o", str(run), *more)
         assert done.returncode == 0, done.stderr
     assert (one / SAMPLES).read_text() == (two / SAMPLES).read_text()
     for name in ("loss", "rewards/margins", "eval_loss", "eval_rewards/margins", "eval_chrf"):
