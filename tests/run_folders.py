@@ -24,6 +24,7 @@ def write_run(folder: Path, steps: int = 4, **status: Any) -> Path:
         )
     )
     whole = {"state": "running", "step": steps, "total_steps": 2 * steps, "epoch": 0.5, "pid": os.getpid(),
-             "updated": time.time(), "model": "tiny", "method": "lora"} | status  # fmt: skip
+             "updated": time.time()} | status  # fmt: skip
+    (folder / "training_config.json").write_text(json.dumps({"model": "tiny", "method": "lora"}, indent=2))
     (folder / "status.json").write_text(json.dumps(whole))
     return folder

@@ -71,7 +71,7 @@ def test_splits_are_disjoint_and_repeat(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [row(str(count)) for count in range(50)])
     for split, size in ((0.1, 5), (7, 7), (0.001, 1)):
         loaded = load(path, validation_split=split)
-        train, validation = ({sample.place for sample in data} for data in (loaded.train, loaded.validation))
+        train, validation = ({sample.place for sample in samples(data)} for data in (loaded.train, loaded.validation))
         assert len(validation) == size
         assert len(train) + len(validation) == 50
         assert not train & validation
@@ -85,7 +85,9 @@ def test_splits_are_disjoint_and_repeat(tmp_path: Path) -> None:
 def test_pieces_of_a_text_are_on_one_side(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": f"{number} " * 100} for number in range(10)])
     loaded = load(path, validation_split=0.3, max_length=50)
-    train, validation = (Counter(sample.place for sample in data) for data in (loaded.train, loaded.validation))
+    train, validation = (
+        Counter(sample.place for sample in samples(data)) for data in (loaded.train, loaded.validation)
+    )
     assert len(train) == 7
     assert len(validation) == 3
     assert min((train | validation).values()) > 2
@@ -97,8 +99,8 @@ def test_folders(tmp_path: Path) -> None:
     write_rows(tmp_path / "dev.jsonl", [row("c")])
     (tmp_path / "notes.md").write_text("x")
     loaded = load(tmp_path)
-    assert [Path(sample.place).name for sample in loaded.train] == ["train-2.json:1", "train.jsonl:1"]
-    assert [Path(sample.place).name for sample in loaded.validation] == ["dev.jsonl:1"]
+    assert [Path(sample.place).name for sample in samples(loaded.train)] == ["train-2.json:1", "train.jsonl:1"]
+    assert [Path(sample.place).name for sample in samples(loaded.validation)] == ["dev.jsonl:1"]
     assert len(load(tmp_path, validation_split=1).validation) == 1
     assert len(load(tmp_path / "train.jsonl", validation=(str(tmp_path),)).validation) == 1
     (tmp_path / "empty").mkdir()
@@ -178,7 +180,7 @@ def test_long_samples_are_cut_at_their_end_and_reported(tmp_path: Path) -> None:
 def test_long_samples_are_dropped_or_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [row("a"), LONG])
     loaded = load(path, max_length=60, long_samples="drop")
-    assert [sample.place for sample in loaded.train] == [f"{path}:1"]
+    assert [sample.place for sample in samples(loaded.train)] == [f"{path}:1"]
     assert loaded.report.encoding.dropped_long == 1
     with pytest.raises(TrainingDataError, match=r"a\.jsonl:2: the sample has \d+ tokens, but max_length is 60; raise"):
         load(path, max_length=60, long_samples="error")
@@ -213,13 +215,14 @@ def test_text_files(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("line\n" * 400_000)
     loaded = load(tmp_path / "a.txt", max_length=4096)
     ends = chatml().tokenizer.special_id("<|endoftext|>")
-    assert [int(ends) in sample.ids for sample in loaded.train] == [False] * (len(loaded.train) - 1) + [True]  # type: ignore[arg-type]
+    read = samples(loaded.train)
+    assert [ends in sample.ids for sample in read] == [False] * (len(read) - 1) + [True]
 
 
 def test_streaming(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [row(str(number)) for number in range(30)])
     loaded = load(path, streaming=True, max_steps=10, validation_split=3)
-    assert [sample.place for sample in loaded.validation] == [f"{path}:{number}" for number in (1, 2, 3)]
+    assert [sample.place for sample in samples(loaded.validation)] == [f"{path}:{number}" for number in (1, 2, 3)]
     train = loaded.train
     assert isinstance(train, StreamedSamples)
     assert train.report.rows == 0

@@ -19,7 +19,7 @@ from glm4.training.data.encoding import Encoder
 from glm4.training.data.examples import TokenizedExample, TokenizedPreference
 from glm4.training.data.formats.row_values import Setting
 
-SYSTEM = {
+SYSTEM: dict[str, Any] = {
     "role": "system",
     "content": "Be kind.",
     "tools": [{"type": "function", "function": {"name": "get_weather"}}],
@@ -126,7 +126,7 @@ def test_golden(dialect: str, name: str) -> None:
         assert sample.ids.tolist().count(151331) == sample.ids.tolist().count(151333) == 1
 
 
-TURNS = [SYSTEM, USER, call("x"), RESULT, ASSISTANT, {**USER, "content": "and"}, BYE]
+TURNS: list[dict[str, Any]] = [SYSTEM, USER, call("x"), RESULT, ASSISTANT, {**USER, "content": "and"}, BYE]
 EACH = [called("x", "<|observation|>"), REPLY, ["\n", "bye", "<|user|>"]]
 
 

@@ -53,8 +53,8 @@ def test_a_parquet_file_that_is_cut_off(tmp_path: Path) -> None:
 def test_a_data_set_by_its_name(streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`datasets` reads a folder of that name as if it were one of the hub."""
     pytest.importorskip("datasets")
-    for variable, folder in (("HF_HOME", "cache"), ("HF_DATASETS_CACHE", "cache/datasets")):
-        monkeypatch.setenv(variable, str(tmp_path / folder))
+    for variable, cache in (("HF_HOME", "cache"), ("HF_DATASETS_CACHE", "cache/datasets")):
+        monkeypatch.setenv(variable, str(tmp_path / cache))
     (source,) = find_sources(["some/rows"], streaming=streaming)
     assert (source.name, source.split) == ("some/rows", "train")
     (other,) = find_sources(["some/rows/config:test"], streaming=streaming)

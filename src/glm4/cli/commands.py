@@ -45,6 +45,7 @@ COMMANDS: dict[str, CommandRow] = {
     "sessions": CommandRow("glm4.cli.sessions", _RUN, "List, find, export and delete saved conversations."),
     "bench": CommandRow("glm4.cli.bench", _RUN, "Measure how fast a model runs here."),
     "finetune": CommandRow("glm4.cli.finetune", _TRAIN, "Train a model on your data: LoRA, P-Tuning v2 or everything."),
+    "data": CommandRow("glm4.cli.data", _TRAIN, "Check training data row by row, or convert it."),
     "merge": CommandRow("glm4.cli.merge", _TRAIN, "Write a model with an adapter folded into its weights."),
     "pull": CommandRow("glm4.cli.pull", _MODELS, "Download a model."),
     "models": CommandRow("glm4.cli.models", _MODELS, "List installed and known models."),

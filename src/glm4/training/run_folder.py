@@ -46,9 +46,12 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_status(run: Path) -> Row:
-    """`status.json`; empty if it cannot be read. A run whose process ended without a word has the state "stopped"."""
-    rows = _objects(_tail(run / STATUS, 1 << 16).replace(b"\n", b" "))
-    status = rows[0] if rows else {}
+    """`status.json`, and `model` and `method` of the configuration; what cannot be read is left out.
+
+    A run whose process ended without a word has the state "stopped".
+    """
+    config = _object(run / CONFIG)
+    status = {key: config[key] for key in ("model", "method") if key in config} | _object(run / STATUS)
     silent = time.time() - float(status.get("updated") or 0) > _SILENT_SECONDS
     if status.get("state") in ("starting", "running") and silent and not _is_alive(status.get("pid")):
         status["state"] = "stopped"
@@ -74,6 +77,12 @@ def _tail(path: Path, most: int) -> bytes:
     except OSError:
         return b""
     return data if size <= most else data.partition(b"\n")[2]
+
+
+def _object(path: Path) -> Row:
+    """A whole file of a single object."""
+    rows = _objects(_tail(path, 1 << 16).replace(b"\n", b" "))
+    return rows[0] if rows else {}
 
 
 def _objects(data: bytes) -> list[Row]:

@@ -44,9 +44,13 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     with memory_errors("training", args.device):
         trainer = _trainer(run, args, dtype, log, listener)
         resumed = _resume(trainer, config, log)
-        listener.started(_summary(run, trainer, dtype, resumed))
-        with stop_on_signals(trainer):
-            trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+        summary = _summary(run, trainer, dtype, resumed)
+        listener.started(summary)
+        if resumed is not None and summary.resumed >= summary.steps:
+            trainer.restore(resumed)  # only the result is still to be written; `train` would take one step more
+        else:
+            with stop_on_signals(trainer):
+                trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
         return _finish(run, trainer, dtype, log)
 
 
@@ -78,6 +82,7 @@ def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, liste
         validation=run.validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
+        write_adapter=None if method.save is None else partial(method.save, base=run.name),
         facts=_facts(run, args, dtype),
         callbacks=[Reporter(log, listener)],
     )

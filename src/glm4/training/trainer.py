@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
@@ -24,6 +23,7 @@ class GlmTrainer(transformers.Trainer):
         train: rows, or an iterable of them without a length.
         by_length: whether rows of similar length share a batch.
         max_tokens: packing: a batch is as many rows as have this many tokens together; 0 is none.
+        write_adapter: writes that of a model into a folder, if the method has one.
         facts: what checkpoints note for the next run to compare.
 
     Attributes:
@@ -45,6 +45,7 @@ class GlmTrainer(transformers.Trainer):
         validation: Sequence[Any] = (),
         by_length: bool = True,
         max_tokens: int = 0,
+        write_adapter: Callable[[Any, Path], None] | None = None,
         facts: Mapping[str, Any] | None = None,
         callbacks: Sequence[transformers.TrainerCallback] = (),
     ) -> None:
@@ -59,6 +60,7 @@ class GlmTrainer(transformers.Trainer):
         self.objective = model.objective
         self._rows, self._validation = train, validation
         self._by_length, self._max_tokens = by_length, max_tokens
+        self._write_adapter = write_adapter
         self.facts = facts or {}
         self.stop_requested = self.interrupted = False
         self.tokens, self.last_loss = 0, math.nan
@@ -199,20 +201,24 @@ class GlmTrainer(transformers.Trainer):
         return {name.removeprefix("model."): tensor for name, tensor in found.items()}
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter, if the method has one; every process calls this."""
-        if self.args.should_save and isinstance(self.model.model, peft.PeftModel):
-            # Told which layers to leave out, PEFT asks no server about the base model.
-            self.model.model.save_pretrained(folder, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)
+        """Write the adapter, if the method has one."""
+        if self._write_adapter is not None and self.args.should_save:
+            self._write_adapter(self.model.model, folder)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         checkpoints.save(self, self.facts)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and position of a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / checkpoints.TRAINER_STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
         checkpoints.load_weights(self, checkpoint)
         state = checkpoints.read_run_state(checkpoint)
         self.restore_window(state["window"], state["tokens"])
+        self.last_loss = state["loss"]
 
 
 def _lengths(rows: Sequence[Any]) -> Sequence[int]:

@@ -75,22 +75,33 @@ class Encoder:
 
     def samples(self, example: Example) -> Iterator[Tokenized]:
         """All samples of an example: one or none, of long plain text several. Errors as `encode`."""
+        return (fitted for sample in self.tokenized(example) if (fitted := self.fitted(sample)) is not None)
+
+    def tokenized(self, example: Example) -> Iterator[Tokenized]:
+        """The same before anything is cut or dropped: only of plain text each sample fits. Errors as `encode`."""
         try:
             if isinstance(example, TextExample):
                 yield from self._text(example)
-                return
-            found: Tokenized | None
-            if isinstance(example, ChatExample):
-                turns = self._turns(example)
-                found = self._fitted(self._conversation(example.request, turns, example.place))
+            elif isinstance(example, PreferenceExample):
+                chosen, rejected = (self._answer(example, answer) for answer in (example.chosen, example.rejected))
+                yield TokenizedPreference(chosen, rejected)
             else:
-                found = self._preference(example)
+                yield self._conversation(example.request, self._turns(example), example.place)
         except TrainingDataError:
             raise
         except Glm4Error as error:
             raise TrainingDataError(str(error), place=example.place) from None
-        if found is not None:
-            yield found
+
+    def fitted(self, sample: Tokenized) -> Tokenized | None:
+        """The sample within the maximum length; None if nothing is left to learn, or if it is dropped. Counts.
+
+        Raises:
+            TrainingDataError: it is too long and that is to be an error.
+        """
+        if isinstance(sample, TokenizedExample):
+            return self._fitted(sample)
+        chosen, rejected = self._fitted(sample.chosen), self._fitted(sample.rejected)
+        return None if chosen is None or rejected is None else TokenizedPreference(chosen, rejected)
 
     def _turns(self, example: ChatExample) -> list[int]:
         """Indices of the messages that carry loss."""
@@ -120,18 +131,12 @@ class Encoder:
         starts = np.flatnonzero(example.ids == processor.image.begin_id).tolist()
         return replace(example, images=tuple(part.data or b"" for part in pictures), image_starts=tuple(starts))
 
-    def _preference(self, example: PreferenceExample) -> TokenizedPreference | None:
-        chosen, rejected = (
-            self._fitted(self._answer(example.request, answer, example.place))
-            for answer in (example.chosen, example.rejected)
-        )
-        return None if chosen is None or rejected is None else TokenizedPreference(chosen, rejected)
-
-    def _answer(self, request: ChatRequest, answer: Sequence[Message], place: str) -> TokenizedExample:
+    def _answer(self, example: PreferenceExample, answer: Sequence[Message]) -> TokenizedExample:
+        request = example.request
         whole = conversation([*request.messages, *answer], request.tools)
         begins = len(request.messages)
         turns = [index for index in range(begins, len(whole.messages)) if whole.messages[index].role == "assistant"]
-        return self._conversation(whole, turns, place)
+        return self._conversation(whole, turns, example.place)
 
     def _text(self, example: TextExample) -> Iterator[TokenizedExample]:
         """Each piece begins with the model's prefix, which carries no loss."""
@@ -151,7 +156,6 @@ class Encoder:
                 yield TokenizedExample(piece, mask, example.place)
 
     def _fitted(self, example: TokenizedExample) -> TokenizedExample | None:
-        """The sample within the maximum length; None if nothing is left to learn, or if it is dropped."""
         counts, most = self.counts, self._max_length
         if len(example) > most:
             counts.too_long += 1

@@ -16,7 +16,7 @@ from glm4.errors import TrainingDataError
 from glm4.training.data.examples import TokenizedExample, TokenizedPreference
 from glm4.training.data.formats.row_values import LocalImage
 
-SampleT = TypeVar("SampleT", TokenizedExample, TokenizedPreference)
+SampleT = TypeVar("SampleT", bound=TokenizedExample | TokenizedPreference)
 _Picture = str | bytes
 
 

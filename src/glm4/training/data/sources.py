@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from glm4.errors import TrainingDataError
 from glm4.training.data.examples import Example, PreferenceExample
 from glm4.training.data.formats.columns import Columns
 from glm4.training.data.formats.row_values import Setting
-from glm4.training.data.formats.table import FORMATS, find_format, read_example
+from glm4.training.data.formats.table import FORMATS, Reader, find_format, read_example
 from glm4.training.data.rows import READERS, Row, read_hub_rows, read_rows
 from glm4.training.foreign.dataset_info import read_dataset_info
 
@@ -59,10 +59,20 @@ class Source:
         return itertools.islice(rows, self.most)
 
     def examples(self, *, preferences: bool) -> Iterator[tuple[Row, Example | TrainingDataError]]:
-        """Each row with its example, or with why there is none.
+        """Each row with its example, or with why there is none. Errors as `open`.
+
+        Args:
+            preferences: rows must be preferences; else they must not be.
+        """
+        for row, example in self.open()[1]:
+            yield row, _of_kind(example, preferences=preferences)
+
+    def open(self) -> tuple[str, Iterator[tuple[Row, Example | TrainingDataError]]]:
+        """The format of the rows, and each row with its example, or with why there is none.
 
         Raises:
-            TrainingDataError: the file cannot be read, has no rows, or is in no format that is known or fits.
+            TrainingDataError: the file cannot be read, has no rows, or is in no known format.
+            MissingExtraError: its format needs a package that is not installed.
         """
         rows = self.rows()
         first = list(itertools.islice(rows, _DETECTED_ROWS))
@@ -71,24 +81,25 @@ class Source:
         name = self.format
         if name == "auto":
             name = find_format([row.value for row in first if not row.problem], self.setting.columns, self.name)
-        reader = FORMATS[name]
-        for row in itertools.chain(first, rows):
+        return name, self._read(itertools.chain(first, rows), FORMATS[name])
+
+    def _read(self, rows: Iterable[Row], reader: Reader) -> Iterator[tuple[Row, Example | TrainingDataError]]:
+        for row in rows:
             try:
-                example = read_example(row, reader, self.setting)
-                _check_kind(example, preferences=preferences)
-                yield row, example
+                yield row, read_example(row, reader, self.setting)
             except TrainingDataError as error:
                 yield row, error
 
 
-def _check_kind(example: Example, *, preferences: bool) -> None:
-    if isinstance(example, PreferenceExample) != preferences:
-        raise TrainingDataError(
-            'dpo needs a better and a worse answer in each row (fields "chosen" and "rejected")'
-            if preferences
-            else 'the row has a better and a worse answer; set objective to "dpo" to learn from these',
-            place=example.place,
-        )
+def _of_kind(example: Example | TrainingDataError, *, preferences: bool) -> Example | TrainingDataError:
+    if isinstance(example, TrainingDataError) or isinstance(example, PreferenceExample) == preferences:
+        return example
+    return TrainingDataError(
+        'dpo needs a better and a worse answer in each row (fields "chosen" and "rejected")'
+        if preferences
+        else 'the row has a better and a worse answer; set objective to "dpo" to learn from these',
+        place=example.place,
+    )
 
 
 def find_sources(

@@ -114,7 +114,7 @@ def _read_message(raw: Any, setting: Setting, where: str) -> tuple[Message, int]
         if message.role != "user":
             raise refusal(f"{where}.image", "only messages of the user have pictures")
         part = read_picture(picture, setting, f"{where}.image")
-        message = replace(message, content=[*message.content, part])  # type: ignore[arg-type]
+        message = replace(message, content=[*message.content, part])
     return message, weight
 
 
@@ -157,7 +157,7 @@ def with_calls(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) 
         if message.role == "assistant" and not is_call(message) and (follower is None or follower in RESULT_ROLES):
             calls = _written_calls(message.text, names)
             if calls and (follower or all(call.name in names for call in calls)):
-                out.append(replace(message, content="", tool_calls=calls))  # type: ignore[arg-type]
+                out.append(replace(message, content="", tool_calls=calls))
                 continue
         out.append(message)
     return out

@@ -160,14 +160,14 @@ def place_pictures(messages: Sequence[Message], pictures: Sequence[ImagePart]) -
         if count:
             text = message.text.replace("<image>", "").strip()
             content = [*Message("user", text).content, *waiting[:count]]
-            message, waiting = replace(message, content=content), waiting[count:]  # type: ignore[arg-type]
+            message, waiting = replace(message, content=content), waiting[count:]
         placed.append(message)
     if waiting:
         first = next((index for index, message in enumerate(placed) if message.role == "user"), None)
         if first is None:
             raise refusal("images", "the row has pictures, but no message of the user for them")
         content = [*placed[first].content, *waiting]
-        placed[first] = replace(placed[first], content=content)  # type: ignore[arg-type]
+        placed[first] = replace(placed[first], content=content)
     return placed
 
 
