@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from run_files import losses, run_cli, write_inputs
+from run_files import env, losses, run_cli, write_inputs
+from safetensors import safe_open
+
+from tiny import write_folder
 
 pytestmark = pytest.mark.train
 
@@ -38,3 +44,21 @@ def test_two_processes_are_one_that_accumulates(tmp_path: Path, method: str) -> 
     before = losses(two)
     assert run_cli(*inputs, "-o", str(two), processes=2).returncode == 0
     assert losses(two) == before
+
+
+def test_checkpoints_of_divided_parameters(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base")
+    script = Path(__file__).with_name("sharded_run.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(script), str(base), str(tmp_path / "sharded")],
+        env=env({"PYTHONPATH": str(Path(__file__).parent)}), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["losses"] == pytest.approx(found["expected"], rel=1e-5)
+    with safe_open(tmp_path / "sharded" / "adapter" / "adapter_model.safetensors", "np") as file:
+        names = list(file.keys())
+    with safe_open(tmp_path / "sharded" / "trainable.safetensors", "np") as file:
+        trained = list(file.keys())
+    assert len(names) == len(trained) == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,17 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
     with memory_errors("training", args.device):
-        trainer = _trainer(run, args, dtype, log, listener)
-        resumed = _resume(trainer, config, log)
+        facts = _facts(run, args, dtype)
+        resumed = _newest(config, facts)
+        trainer = _trainer(run, args, dtype, facts, log, listener)
+        if resumed is not None:
+            trainer.restore_position(checkpoints.read_run_state(resumed))
+        if log is not None:
+            log.rewind(0 if resumed is None else checkpoints.step_of(resumed))
         summary = _summary(run, trainer, dtype, resumed)
         listener.started(summary)
         if resumed is not None and summary.resumed >= summary.steps:
-            trainer.restore(resumed)  # only the result is still to be written; `train` would take one step more
+            trainer.restore_finished(resumed)  # what is left is to write the result; `train` would take a step
         else:
             with stop_on_signals(trainer):
                 trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -70,7 +76,9 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
     return "bf16"
 
 
-def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
+def _trainer(
+    run: Prepared, args: Any, dtype: str, facts: Mapping[str, Any], log: MetricsLog | None, listener: Listener
+) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
     load = load_model if run.checkpoint.config.vision is None else load_vision_model
@@ -92,7 +100,7 @@ def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, liste
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
-        facts=_facts(run, args, dtype),
+        facts=facts,
         callbacks=[Reporter(log, listener)],
     )
     trainer.add_callback(Stopper(trainer))
@@ -120,26 +128,23 @@ def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
     return facts
 
 
-def _resume(trainer: GlmTrainer, config: TrainingConfig, log: MetricsLog | None) -> Path | None:
-    """The checkpoint to go on from, with the metrics cut back to it.
+def _newest(config: TrainingConfig, facts: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if there is one.
 
     Raises:
-        TrainingError: the data, the number of processes or the format of numbers have changed.
+        TrainingError: the data, the number of processes or the format of numbers have changed since.
     """
     found = checkpoints.find_checkpoints(Path(config.output))
-    step = 0
-    if found:
-        step = checkpoints.steps_of(found[-1]) or 0
-        stored = checkpoints.read_run_state(found[-1])
-        for key, value in trainer.facts.items():
-            if stored.get(key) != value:
-                raise TrainingError(
-                    f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
-                    " name another output, or begin anew with resume: false (--no-resume)"
-                )
-    if log is not None:
-        log.rewind(step)
-    return found[-1] if found else None
+    if not found:
+        return None
+    stored = checkpoints.read_run_state(found[-1])
+    for key, value in facts.items():
+        if stored.get(key) != value:
+            raise TrainingError(
+                f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
+                " name another output, or begin anew with resume: false (--no-resume)"
+            )
+    return found[-1]
 
 
 def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None) -> Summary:
@@ -160,7 +165,7 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         samples_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         processes=args.world_size,
         learning_rate=args.learning_rate,
-        resumed=0 if resumed is None else checkpoints.steps_of(resumed) or 0,
+        resumed=0 if resumed is None else checkpoints.step_of(resumed),
     )
 
 
