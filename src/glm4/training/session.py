@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
+from glm4.backends.transformers.device import choose_device, choose_dtype, free_memory, memory_errors
 from glm4.backends.transformers.weights import load_model
+from glm4.checkpoints.hf_layout import hf_class
 from glm4.errors import TrainingError
 from glm4.model.tensors import num_parameters
 from glm4.training import checkpoints
+from glm4.training.answer_tasks import answer_tasks
 from glm4.training.arguments import training_arguments
 from glm4.training.batches import collate, collate_packed
 from glm4.training.config import TrainingConfig
 from glm4.training.defaults import method_name
+from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
+from glm4.training.memory import Device, estimate
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
@@ -47,15 +51,22 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     dtype = _dtype(config, device, run)
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
+    measure = _measure(run, log)
+    memory, free = _memory(run, args), free_memory(args.device)
+    if memory is not None and memory > free:
+        listener.note(
+            f"training takes about {memory / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; `glm4 plan {config.model}"
+            f" --train {config.method}` says what takes less"
+        )
     with memory_errors("training", args.device):
         facts = _facts(run, args, dtype)
         resumed = _newest(config, facts)
-        trainer = _trainer(run, args, dtype, facts, log, listener)
+        trainer = _trainer(run, args, dtype, facts, log, listener, measure)
         if resumed is not None:
             trainer.restore_position(checkpoints.read_run_state(resumed))
         if log is not None:
             log.rewind(0 if resumed is None else checkpoints.step_of(resumed))
-        summary = _summary(run, trainer, dtype, resumed)
+        summary = _summary(run, trainer, dtype, resumed, memory, free)
         listener.started(summary)
         if resumed is not None and summary.resumed >= summary.steps:
             trainer.restore_finished(resumed)  # what is left is to write the result; `train` would take a step
@@ -77,7 +88,13 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
 
 
 def _trainer(
-    run: Prepared, args: Any, dtype: str, facts: Mapping[str, Any], log: MetricsLog | None, listener: Listener
+    run: Prepared,
+    args: Any,
+    dtype: str,
+    facts: Mapping[str, Any],
+    log: MetricsLog | None,
+    listener: Listener,
+    measure: GenerationMetrics | None,
 ) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
@@ -91,7 +108,7 @@ def _trainer(
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    objective, train, validation = _objective(run, model, bf16=dtype == "bf16")
+    objective, train, validation = _objective(run, model, listener, bf16=dtype == "bf16")
     trainer = GlmTrainer(
         LossModel(model, objective),
         args,
@@ -101,21 +118,42 @@ def _trainer(
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
         facts=facts,
+        measure=measure,
         callbacks=[Reporter(log, listener)],
     )
     trainer.add_callback(Stopper(trainer))
     return trainer
 
 
-def _objective(run: Prepared, model: Any, *, bf16: bool) -> tuple[Objective, Any, Any]:
+def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:
     """The objective, and the rows of training and validation."""
     pad_id = run.checkpoint.config.pad_token_id or 0
     if run.config.objective == "dpo":
-        return preference_rows(run, model, pad_id, bf16=bf16)
+        return preference_rows(run, model, pad_id, listener, bf16=bf16)
     make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
     if run.processor.images is not None:
         make = PictureCollator(make, run.processor.images)
     return SupervisedObjective(make), run.train, run.validation
+
+
+def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
+    """What answers prompts at evaluations.
+
+    Raises:
+        InvalidRequestError: the validation data has no prompts.
+    """
+    config = run.config
+    if not config.generate_every:
+        return None
+    return GenerationMetrics(
+        run.processor,
+        answer_tasks(run.validation, run.processor, config.generate_samples),
+        every=config.generate_every,
+        eval_steps=config.eval_steps,
+        max_tokens=config.generate_max_tokens,
+        batch_size=config.per_device_eval_batch_size,
+        write_sample=None if log is None else log.sample,
+    )
 
 
 def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
@@ -147,7 +185,19 @@ def _newest(config: TrainingConfig, facts: Mapping[str, Any]) -> Path | None:
     return found[-1]
 
 
-def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None) -> Summary:
+def _memory(run: Prepared, args: Any) -> int | None:
+    """Estimated bytes at the peak; None for models that see."""
+    shape = run.checkpoint.config
+    if shape.vision is not None:
+        return None
+    device: Device = "cpu" if args.device.type == "cpu" else "gpu"
+    fused = hf_class(run.checkpoint).fused_gate_up
+    return estimate(run.config, shape, device=device, devices=args.world_size, fused=fused).total
+
+
+def _summary(
+    run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None, memory: int | None, free: int
+) -> Summary:
     config, args = run.config, trainer.args
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     lengths = getattr(run.train, "lengths", None)
@@ -166,6 +216,8 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         processes=args.world_size,
         learning_rate=args.learning_rate,
         resumed=0 if resumed is None else checkpoints.step_of(resumed),
+        memory=memory,
+        free=free,
     )
 
 
