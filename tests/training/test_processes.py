@@ -11,9 +11,13 @@ import pytest
 
 pytest.importorskip("torch")
 
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from run_files import env, losses, run_cli, write_inputs
 from safetensors import safe_open
 
+from glm4.training.accelerator import accelerator_file, accelerators
 from tiny import write_folder
 
 pytestmark = pytest.mark.train
@@ -62,3 +66,23 @@ def test_checkpoints_of_divided_parameters(tmp_path: Path) -> None:
     with safe_open(tmp_path / "sharded" / "trainable.safetensors", "np") as file:
         trained = list(file.keys())
     assert len(names) == len(trained) == 24
+
+
+@pytest.mark.parametrize("name", accelerators())
+def test_shipped_files_are_what_accelerate_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config_file", str(accelerator_file(name)), "--num_processes", "8", "-m", "glm4", "finetune", "x.yaml"]
+    args, given, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert (args.use_deepspeed, args.use_fsdp, args.multi_gpu) == (name[:4] == "zero", name == "fsdp", name == "ddp")
+    assert args.num_processes == 8
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ",".join(given.deepspeed_config)  # as `accelerate launch` does
+        _, found = prepare_deepspeed_cmd_env(args)
+        assert found["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == name[4:]
+    if args.use_fsdp:
+        for key, value in prepare_multi_gpu_env(args).items():
+            if "FSDP" in key:
+                monkeypatch.setenv(key, value)
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2
+        assert plugin.reshard_after_forward is True
+        assert "FULL" in str(plugin.state_dict_type)
