@@ -241,6 +241,7 @@ def _finish(run: Prepared, trainer: GlmTrainer, dtype: str, log: MetricsLog | No
             state="stopped" if interrupted else "done",
             step=state.global_step,
             total_steps=state.max_steps,
+            epoch=round(state.epoch or 0, 6),
             best_step=state.best_global_step,
             eval_loss=state.best_metric,
         )
