@@ -14,13 +14,13 @@ pytest.importorskip("torch")
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from run_files import env, losses, run_cli, write_inputs
+from run_files import PATIENCE, env, losses, run_cli, write_inputs
 from safetensors import safe_open
 
 from glm4.training.accelerator import accelerator_file, accelerators
 from tiny import write_folder
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.timeout(1800)]
 
 COURSE = ["--validation-split", "5", "--max-steps", "9", "--save-steps", "4", "--set", "logging_steps=1"]
 
@@ -56,7 +56,7 @@ def test_checkpoints_of_divided_parameters(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*launch, str(script), str(base), str(tmp_path / "sharded")],
-        env=env({"PYTHONPATH": str(Path(__file__).parent)}), capture_output=True, text=True, timeout=240,
+        env=env({"PYTHONPATH": str(Path(__file__).parent)}), capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
