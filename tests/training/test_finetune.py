@@ -18,7 +18,9 @@ from glm4.training.config import LoraConfig, TrainingConfig
 from glm4.training.data.examples import TokenizedExample, TokenizedPreference
 from glm4.training.listener import Listener, Summary
 from glm4.training.run import finetune
-from tiny import special_id, write_folder
+from glm4.training.run_folder import read_status
+from golden_models import draw, file_tensors
+from tiny import special_id, tiny_model, write_folder
 
 pytestmark = pytest.mark.train
 
@@ -57,10 +59,10 @@ def config_for(folder: Path, **changes: object) -> TrainingConfig:
 
 @pytest.mark.parametrize("method", ["lora", "ptuning_v2"])
 def test_an_adapter_learns_and_our_engine_answers_with_it(tmp_path: Path, method: str) -> None:
-    config = config_for(tmp_path, method=method, learning_rate=2e-2 if method == "lora" else 0.2, max_steps=40)
+    config = config_for(tmp_path, method=method, learning_rate=2e-2 if method == "lora" else 0.3, max_steps=40)
     result = finetune(config, train=[example()] * 4)
     assert result.steps == 40
-    assert result.loss < 0.1
+    assert result.loss < 0.3
     assert answer(tmp_path / "base") != "blue"
     assert answer(tmp_path / "base", result.output) == "blue"
 
@@ -107,7 +109,7 @@ def test_packing_and_streaming(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path)
     packed = ["--set", "packing=true", "--max-length", "128", "-o", str(tmp_path / "packed"), "--epochs", "3"]
     result = finetune(config_of_flags(inputs, packed))
-    assert result.loss < 2
+    assert result.loss < 4  # random guesses: 5.7
     assert result.steps < 3 * 12 / 2
     streamed = ["--set", "data.streaming=true", "--max-steps", "30", "-o", str(tmp_path / "streamed")]
     assert finetune(config_of_flags(inputs, streamed)).loss < 1  # 60 samples of 24 rows: more than two passes
@@ -126,8 +128,14 @@ def test_a_stream_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"no longer a number at step .* lower learning_rate"):
-        finetune(config_for(tmp_path, method="full", learning_rate=10, max_grad_norm=0.0), train=[example()] * 4)
+    model = tiny_model()
+    tensors = file_tensors(model, draw(model))
+    tensors["model.norm.weight"][0] = np.inf
+    config = config_for(tmp_path)
+    write_folder(tmp_path / "base", model, tensors=tensors)
+    with pytest.raises(TrainingError, match=r"no longer a number at step 1: a lower learning_rate"):
+        finetune(config, train=[example()] * 4)
+    assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_what_the_model_lacks_is_named(tmp_path: Path) -> None:
