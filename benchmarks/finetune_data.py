@@ -30,7 +30,7 @@ MODULES = (
     "html", "http.client", "importlib", "inspect", "io", "ipaddress", "itertools", "json", "locale", "logging", "math",
     "mimetypes", "operator", "os", "os.path", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re",
     "secrets", "shlex", "shutil", "signal", "socket", "sqlite3", "statistics", "string", "struct", "subprocess",
-    "tarfile", "tempfile", "textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unittest",
+    "tarfile", "tempfile", "textwrap", "threading", "time", "tokenize", "traceback", "types", "unittest",
     "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib",
 )  # fmt: skip
 
@@ -102,6 +102,12 @@ def load_tokens(path: Path) -> Rows:
     with np.load(path) as file:
         ends = np.cumsum(file["lengths"])[:-1]
         return list(zip(np.split(file["ids"], ends), np.split(file["mask"], ends), strict=True))
+
+
+def peak_nbytes() -> int:
+    """Largest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def export_hf(source: Path, folder: Path) -> None:

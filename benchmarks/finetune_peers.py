@@ -22,7 +22,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from finetune_data import Rows, load_tokens
+from finetune_data import Rows, load_tokens, peak_nbytes
 
 IGNORED = -100
 TARGETS = {
@@ -47,12 +47,6 @@ class Watch(transformers.TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
-
-
-def peak_nbytes() -> int:
-    """Largest resident memory of this process so far."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def labeled(rows: Rows) -> list[dict[str, Any]]:
@@ -124,7 +118,6 @@ def trainer(side: str, model: Any, spec: dict[str, Any], rows: Rows, watch: Watc
 
 def train(side: str, spec: dict[str, Any]) -> dict[str, Any]:
     """One epoch; the adapter is saved."""
-    torch.set_num_threads(spec["threads"])
     transformers.set_seed(spec["seed"])
     transformers.utils.logging.set_verbosity_error()
     model = transformers.AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)
@@ -138,7 +131,6 @@ def train(side: str, spec: dict[str, Any]) -> dict[str, Any]:
 
 def held_out_loss(spec: dict[str, Any]) -> dict[str, Any]:
     """Loss per target token of rows that nobody trained on: the base alone, and with each adapter."""
-    torch.set_num_threads(spec["threads"])
     transformers.utils.logging.set_verbosity_error()
     base = transformers.AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)
     rows = labeled(load_tokens(Path(spec["held_out"])))

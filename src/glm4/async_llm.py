@@ -162,7 +162,7 @@ class AsyncLLM:
         return (await (await self.submit(prepared)).output()).as_embedding()
 
     async def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is fast."""
+        """Load an adapter while requests run; see `LLM.load_adapter`. Unloading (`llm.unload_adapter`) is fast."""
         return await asyncio.to_thread(self.llm.load_adapter, name, path)
 
     async def submit(self, prepared: PreparedRequest) -> RequestStream:

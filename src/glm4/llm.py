@@ -82,7 +82,9 @@ class LLM:
         self.backend = opened.backend
         self.processor = opened.processor
         self.checkpoint = opened.checkpoint
-        self._inputs: InputProcessor | None = InputProcessor(opened.processor, opened.backend.info)
+        self._inputs: InputProcessor | None = InputProcessor(
+            opened.processor, opened.backend.info, opened.backend.adapters
+        )
         self._requests = RunningRequests(opened.backend, opened.processor.stop_ids)
         self._numbers = count(1)
 
@@ -225,10 +227,10 @@ class LLM:
         """Advance everything by one step; returns the chunks of requests that `run_steps` does not own."""
         return self._requests.step()
 
-    # LoRA adapters and statistics: callable from any thread
+    # Adapters and statistics: callable from any thread
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter in PEFT format from a folder; requests select it by name (`adapter=`).
+        """Load an adapter in PEFT format, LoRA or a prefix, from a folder; requests select it by name (`adapter=`).
 
         Raises:
             InvalidRequestError: the name is taken, or there are too many adapters.
@@ -247,6 +249,10 @@ class LLM:
     def adapters(self) -> list[AdapterInfo]:
         """The adapters that requests may name."""
         return self.backend.adapters()
+
+    def context(self, adapter: str | None = None) -> int:
+        """Tokens that a prompt and its answer may have together: less under an adapter with virtual tokens."""
+        return self._open_inputs().context(adapter)
 
     def stats(self) -> EngineStats:
         """Counters for a metrics page."""

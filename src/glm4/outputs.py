@@ -67,7 +67,7 @@ class CompletionOutput:
         logprobs: one entry per token id, if requested.
         text_logprobs: of the tokens that wrote `text`, and nothing else; their bytes, joined, are the text.
         raw_text: the text before parsing; a dialect may mark boundaries in it with control characters.
-        lora_request: name of the LoRA adapter that answered.
+        lora_request: name of the adapter that answered.
     """
 
     index: int
@@ -101,7 +101,7 @@ class RequestOutput:
     """All samples of one request, ordered by index. The first `num_added_ids` of the prompt are the model's own prefix.
 
     An embedding request has its result in `embedding`, and one sample without text. A request that failed has its
-    `error`, and its samples end where they were. `lora_request` is the name of its LoRA adapter.
+    `error`, and its samples end where they were. `lora_request` is the name of its adapter.
     """
 
     request_id: str

@@ -14,10 +14,12 @@ import pytest
 from adapter_files import factors, settings, write_adapter
 from glm4 import LLM, SamplingParams, StructuredOutputs
 from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.errors import PromptTooLongError
 from glm4.logprobs import TokenLogprobs
 from glm4.model.config import ModelConfig
 from glm4.outputs import RequestOutput
 from golden_models import Tensors
+from prefix_files import write_prefix
 from tiny import special_id, tiny_model, write_folder, write_gguf
 
 pytestmark = pytest.mark.backends
@@ -293,6 +295,8 @@ def write_adapters(model: str, path: Path, folder: Path) -> dict[str, Path]:
         config = checkpoint.config
     targets = ("q_proj", "k_proj", "o_proj")
     made = {"some": write_adapter(folder / "some", factors(config, 1, targets), settings(targets))}
+    if not model.endswith("half-split"):  # refused for it
+        made |= {f"prefix {count}": write_prefix(folder / f"prefix-{count}", config, count) for count in (5, 40)}
     if model.split()[0] in ("glm", "chatglm", "glm4"):
         made["all"] = write_adapter(folder / "all", factors(config, 2))
     if model.startswith("chatglm"):
@@ -310,12 +314,44 @@ def test_adapters_of_each_layout_mixed_in_a_batch(model: str, tmp_path: Path) ->
     with local, other:
         for llm in (local, other):
             for name, adapter in names.items():
-                assert llm.load_adapter(name, str(adapter)).rank == 4
+                info = llm.load_adapter(name, str(adapter))
+                given = ("prefix", 0, int(name.split()[1])) if name.startswith("prefix") else ("lora", 4, 0)
+                assert (info.kind, info.rank, info.num_virtual_tokens) == given
             for number, used in enumerate([None, *names, None, *names]):
                 llm.add(f"{number}", llm.prepare_prompt(prompts(10 + 40 * number)[0], GREEDY, adapter=used))
             found.append(finish(llm))
         assert [one.name for one in other.adapters()] == list(names)
     assert found[1] == found[0]
+
+
+def test_what_a_prompt_gives_behind_a_prefix(folder: Path, tmp_path: Path) -> None:
+    """In parts, with log-probabilities, as an embedding, in a context that virtual tokens take a part of, and again."""
+    prefix = str(write_adapters("glm", folder, tmp_path)["prefix 40"])
+    nbytes = 4 * 2 * 2 * 32
+    options = {"max_model_len": 192, "max_num_batched_tokens": 16, "kv_cache_memory": 384 * nbytes}
+    given, found = prompts(50, 50, 50, 50), []
+    for backend in ("local", "transformers"):
+        more = options if backend == "transformers" else {"max_model_len": 192}
+        with LLM(str(folder), backend=backend, dtype="fp32", **more) as llm:  # type: ignore[arg-type]
+            llm.load_adapter("it", prefix)
+            answers = tokens(llm.generate(given, GREEDY.replace(max_tokens=60), adapter="it"))
+            (scored,) = llm.generate([given[0]], GREEDY.replace(prompt_logprobs=0, max_tokens=1), adapter="it")
+            first, *rest = scored.prompt_logprobs or ()
+            assert first is None
+            logprobs = [one.logprob for one in rest if one is not None]
+            assert len(logprobs) == 49
+            (vector,) = llm.embed([given[0]], adapter="it")
+            assert len(scored.prompt_token_ids) == vector.prompt_tokens == 50
+            (full,) = llm.generate([given[0]], GREEDY.replace(max_tokens=None), adapter="it")
+            assert len(full.outputs[0].token_ids) == 192 - 40 - 50
+            with pytest.raises(PromptTooLongError, match="152 beside the 40 virtual tokens"):
+                llm.generate([[65] * 152], GREEDY, adapter="it")
+            found.append((answers, logprobs, vector.embedding))
+            assert llm.stats().num_preemptions > 0 or backend == "local"
+    (answers, logprobs, vector), (wanted, expected, direction) = found[1], found[0]
+    assert answers == wanted
+    np.testing.assert_allclose(logprobs, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(vector, direction, rtol=0, atol=1e-5)
 
 
 def test_an_adapter_that_is_unloaded_serves_who_uses_it(both: tuple[LLM, LLM], folder: Path, tmp_path: Path) -> None:

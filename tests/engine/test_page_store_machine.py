@@ -40,7 +40,8 @@ class StoredPageMachine(PageMachine):
 
     @rule(kind=st.integers(0, 2), length=st.integers(70, 110), adapter=st.sampled_from([None, None, *ADAPTERS]))
     def add_long(self, kind: int, length: int, adapter: str | None) -> None:
-        if self.pages * PAGE_SIZE > length + 5:
+        virtual = 0 if adapter is None else ADAPTERS[adapter].num_virtual_tokens
+        if self.pages * PAGE_SIZE > virtual + length + 5:
             self.add(kind=kind, length=length, new=5, greedy=True, adapter=adapter)
             self.step(steps=8)
 

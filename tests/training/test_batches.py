@@ -51,19 +51,13 @@ def test_collate_packed() -> None:
 
 
 @pytest.mark.parametrize("by_length", [True, False])
-@pytest.mark.parametrize("processes", [1, 3])
-@pytest.mark.parametrize("count", [1, 2, 7, 8, 24, 25, 1003])
-def test_every_sample_once_an_epoch(count: int, processes: int, by_length: bool) -> None:
-    sampler = LengthBatches(LENGTHS[:count], 8, seed=1, num_processes=processes, by_length=by_length)
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 25, 1003])
+def test_every_sample_once_an_epoch(count: int, by_length: bool) -> None:
+    sampler = LengthBatches(LENGTHS[:count], 8, seed=1, by_length=by_length)
     batches = list(sampler)
-    seen = [sample for batch in batches for sample in batch]
-    assert sorted(set(seen)) == list(range(count))
-    assert len(seen) == max(
-        count, count // (8 * processes) * 8 * processes + processes if count % (8 * processes) else 0
-    )
-    assert len(batches) == len(sampler)
-    assert len(batches) % processes == 0
-    assert all(1 <= len(batch) <= 8 for batch in batches)
+    assert sorted(sample for batch in batches for sample in batch) == list(range(count))
+    assert len(batches) == len(sampler) == -(-count // 8)
+    assert all(len(batch) == 8 for batch in batches[:-1])
 
 
 def padded(batches: list[list[int]]) -> float:
@@ -73,12 +67,6 @@ def padded(batches: list[list[int]]) -> float:
 def test_similar_lengths_go_together() -> None:
     assert padded(list(LengthBatches(LENGTHS, 8, seed=1))) < 1.15
     assert padded(list(LengthBatches(LENGTHS, 8, seed=1, by_length=False))) > 2
-
-
-def test_processes_of_a_step_get_similar_lengths() -> None:
-    batches = list(LengthBatches(LENGTHS, 4, seed=1, num_processes=4))[:-4]
-    longest = np.array([max(LENGTHS[i] for i in batch) for batch in batches]).reshape(-1, 4)
-    assert np.median(longest.min(1) / longest.max(1)) > 0.8
 
 
 def test_lengths_have_no_trend() -> None:
@@ -102,28 +90,18 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
         assert len(companions[0] & companions[1]) < 0.1 * len(companions[0])
 
 
-@pytest.mark.parametrize("processes", [1, 4])
-def test_packing_fills_rows(processes: int) -> None:
-    sampler = LengthBatches(LENGTHS, 1, seed=1, num_processes=processes, max_tokens=2048)
+def test_packing_fills_rows() -> None:
+    sampler = LengthBatches(LENGTHS, 1, seed=1, max_tokens=2048)
     batches = list(sampler)
     assert len(batches) == len(sampler)
-    assert len(batches) % processes == 0
     tokens = [sum(LENGTHS[i] for i in batch) for batch in batches]
     assert max(tokens) <= 2048
     assert sum(LENGTHS) / (len(batches) * 2048) > 0.93
-    assert {i for batch in batches for i in batch} == set(range(len(LENGTHS)))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(LENGTHS)))
 
 
 def test_a_sample_longer_than_a_row_is_alone() -> None:
     assert sorted(map(sorted, LengthBatches([50, 3, 4], 1, seed=1, max_tokens=10))) == [[0], [1, 2]]
-
-
-def test_accelerate_shares_the_batches() -> None:
-    from accelerate.data_loader import BatchSamplerShard
-
-    sampler = LengthBatches(LENGTHS[:29], 4, seed=1, num_processes=2)
-    shards = [list(BatchSamplerShard(sampler, 2, rank, even_batches=False)) for rank in range(2)]
-    assert [batch for step in zip(*shards, strict=True) for batch in step] == list(sampler)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

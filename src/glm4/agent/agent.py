@@ -41,7 +41,7 @@ class Agent:
         tools: closed by `close`, not before.
         system: instructions; a system message of the conversation takes their place.
         params: sampling options of every round; None uses the model's own.
-        adapter: name of the LoRA adapter to answer with.
+        adapter: name of the adapter to answer with.
         constrain_calls: a call that the model begins must match the function's schema.
         approve: asked before calls of tools whose approval is "ask"; None denies them.
         today: the date that the model is told; None is today.

@@ -86,4 +86,4 @@ def turn_options(
     """
     prompting = Prompting(llm.dialect, tools, system=system, today=today)
     params = None if params is None else params.replace(n=1)
-    return TurnOptions(prompting, limits, llm.info.max_model_len, params, **options)
+    return TurnOptions(prompting, limits, llm.context(options.get("adapter")), params, **options)

@@ -152,7 +152,7 @@ class Backend(Protocol):
         """True while `step` has work to do."""
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Load a LoRA adapter (a folder in PEFT format) that requests can name. May be called from any thread.
+        """Load an adapter (a folder in PEFT format) that requests can name. May be called from any thread.
 
         Raises:
             InvalidRequestError: the name is taken or unusable, there are too many, or this backend cannot load any.

@@ -52,7 +52,7 @@ class ChatRequest:
         continue_final_message: the last message, the assistant's, is the beginning of the answer, which has only what
             follows. The prompt then ends with that text, so `add_generation_prompt` is false.
         template_kwargs: extra variables for the chat template.
-        adapter: name of the LoRA adapter to answer with.
+        adapter: name of the adapter to answer with.
         constrain_calls: with tool_choice "auto": a call that the model begins is one of the offered tools, and its
             arguments match their schema; text stays free. The docstrings of the dialects' `free_rules` say what calls
             escape. Other choices, and an answer with `structured_outputs`, are constrained anyway.

@@ -13,6 +13,7 @@ shapes is not recognized as such.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.peft_adapter import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHT_FILE, check_files
 from glm4.checkpoints.safetensors import SafetensorsSource
 from glm4.checkpoints.tensor_source import Float32
-from glm4.errors import TensorError, UnsupportedModelError
+from glm4.errors import InvalidRequestError, OutOfMemoryError, TensorError, UnsupportedModelError
 from glm4.model.config import ModelConfig
 
 PREFIX_TYPE = "PREFIX_TUNING"
@@ -38,16 +39,6 @@ _WITHOUT_EFFECT = frozenset({
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "prefix_projection", "encoder_hidden_size", "init_weights",
 })  # fmt: skip
-
-
-def is_prefix(path: Path) -> bool:
-    """Whether the adapter in a folder says that it is a prefix.
-
-    Raises:
-        CheckpointError: not an adapter, or a malformed file.
-    """
-    check_files(path)
-    return read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES).get("peft_type") == PREFIX_TYPE
 
 
 class PrefixFile:
@@ -86,6 +77,29 @@ class PrefixFile:
         """Of keys, and of values: [layers, virtual tokens, KV heads, head_dim]."""
         config = self._config
         return config.num_hidden_layers, self.num_virtual_tokens, config.num_key_value_heads, config.head_dim
+
+    def check_room(self, max_model_len: int, max_nbytes: int, itemsize: int) -> None:
+        """Check that it can be used, before it is read.
+
+        Args:
+            max_model_len: the context, which must hold the virtual tokens, one of a prompt and one of an answer.
+            max_nbytes: maximum bytes of keys and values with `itemsize` bytes per number.
+
+        Raises:
+            InvalidRequestError, OutOfMemoryError: it does not fit.
+        """
+        count, needed = self.num_virtual_tokens, 2 * math.prod(self.shape) * itemsize
+        if count + 2 > max_model_len:
+            raise InvalidRequestError(
+                f"the {count} virtual tokens of the adapter in {self.path} leave no room in the context of"
+                f" {max_model_len}; load the model with a larger max_model_len (`--context`)",
+                param="max_model_len",
+            )
+        if needed > max_nbytes:
+            raise OutOfMemoryError(
+                f"the adapter in {self.path} needs {needed / 1e6:.1f} MB, but {max(0, max_nbytes) / 1e6:.1f} MB are"
+                " left for adapters; unload one, or raise the limit"
+            )
 
     def _check_tensors(self) -> None:
         others = sorted(set(self._source.names()) - {_TENSOR})

@@ -203,7 +203,7 @@ def finetune(
     """
     from glm4.training.defaults import check_config
 
-    made = _configuration(options, config, preset, set_, resume)
+    made = configuration(options, config, preset, set_, resume)
     check_config(made)
     if dry_run:
         _dry_run(made)
@@ -215,10 +215,14 @@ def finetune(
     _run(made)
 
 
-def _configuration(
+def configuration(
     options: FinetuneOptions, file: Path | None, preset: str | None, more: list[str] | None, resume: bool | None
 ) -> TrainingConfig:
-    """Preset, then file, then options, each with precedence over those before."""
+    """Preset, then file, then options, each with precedence over those before.
+
+    Raises:
+        Glm4Error: as `config_file.config_of` and `read_yaml`.
+    """
     from glm4.cli import console
     from glm4.training.config_file import config_of, read_config, read_preset
 

@@ -58,7 +58,13 @@ Threads = Annotated[
 ]
 Lora = Annotated[
     str | None,
-    Option(metavar="FOLDER", panel=ENGINE, help="A LoRA adapter of this model (PEFT's format) to answer with."),
+    Option(
+        "--lora",
+        "--adapter",
+        metavar="FOLDER",
+        panel=ENGINE,
+        help="An adapter of this model to answer with: LoRA or P-Tuning v2, in PEFT's format.",
+    ),
 ]
 AllowManyImages = Annotated[
     bool,

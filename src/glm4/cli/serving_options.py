@@ -41,7 +41,12 @@ class ServedModels:
     ] = None
     lora: Annotated[
         list[str] | None,
-        Option(metavar="NAME=FOLDER", help="A LoRA adapter of the first model (PEFT's format). May be repeated."),
+        Option(
+            "--lora",
+            "--adapter",
+            metavar="NAME=FOLDER",
+            help="An adapter of the first model: LoRA or P-Tuning v2, in PEFT's format. May be repeated.",
+        ),
     ] = None
     max_num_seqs: MaxNumSeqs = 64
     kv_memory: Annotated[
@@ -115,9 +120,7 @@ class AccessOptions:
     insecure: Annotated[bool, Option("--insecure", panel=ACCESS, help="Let others in without a key.")] = False
     allow_adapter_loading: Annotated[
         bool,
-        Option(
-            "--allow-adapter-loading", panel=ACCESS, help="Let clients load LoRA adapters from this machine's folders."
-        ),
+        Option("--allow-adapter-loading", panel=ACCESS, help="Let clients load adapters from this machine's folders."),
     ] = False
     parse_special: Annotated[
         bool,

@@ -348,7 +348,7 @@ class Reader:
         used = len(self._llm.render(ChatRequest.of(around)).ids)
         answers = len(self._asked) * 64  # tags and numbers, which `answer` is without
         names = sum(self._counts([f"[{document.name}] {ranges((1,))}" for document in self.documents]))
-        return self._llm.info.max_model_len - used - answers - names - self._max_tokens - 16
+        return self._llm.context(self._adapter) - used - answers - names - self._max_tokens - 16
 
     def _counts(self, texts: Sequence[str]) -> list[int]:
         return [len(self._llm.tokenizer.encode(text)) for text in texts]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from glm4.checkpoints.peft_prefix import PrefixFile, is_prefix
-from glm4.errors import InvalidRequestError, OutOfMemoryError
+import numpy as np
+
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE, PrefixFile
 from glm4.kernels.base import Kernels
 from glm4.loading.lora import read_adapter
 from glm4.model.config import ModelConfig
@@ -25,8 +27,16 @@ def read_any_adapter(
     layers: Sequence[LayerWeights],
     max_model_len: int,
 ) -> Adapter:
-    """Read a PEFT adapter: LoRA, for which see `read_adapter`, or a prefix, for which see `read_prefix`."""
-    if is_prefix(path):
+    """Read a PEFT adapter: LoRA, for which see `read_adapter`, or a prefix, for which see `read_prefix`.
+
+    Args:
+        path: its folder, or that of a training run, see `find_adapter`.
+
+    Raises:
+        CheckpointError: there is no adapter.
+    """
+    path = find_adapter(path)
+    if adapter_type(path) == PREFIX_TYPE:
         return read_prefix(path, config, model_type, max_nbytes=max_nbytes, max_model_len=max_model_len)
     return read_adapter(path, config, model_type, kernels, format=format, max_nbytes=max_nbytes, layers=layers)
 
@@ -38,34 +48,9 @@ def read_prefix(
 
     Args:
         model_type: of the checkpoint; see `PrefixFile`.
-        max_nbytes: maximum bytes of keys and values.
-        max_model_len: the context, which must hold the virtual tokens, one of a prompt and one of an answer.
-
-    Raises:
-        OutOfMemoryError: they would exceed `max_nbytes`; nothing was read.
-        InvalidRequestError: they would exceed the context.
+        max_nbytes, max_model_len: see `PrefixFile.check_room`, for these errors, too.
     """
     with PrefixFile(path, config, model_type) as file:
-        check_room(path, file.num_virtual_tokens, max_model_len)
-        needed = 8 * file.num_virtual_tokens * config.num_hidden_layers * config.key_value_size
-        if needed > max_nbytes:
-            raise OutOfMemoryError(
-                f"the adapter in {path} needs {needed / 1e6:.1f} MB, but {max(0, max_nbytes) / 1e6:.1f} MB are left "
-                "for adapters; unload one, or raise the limit"
-            )
+        file.check_room(max_model_len, max_nbytes, np.dtype(np.float32).itemsize)
         keys, values = file.load()
         return PrefixAdapter(keys, values, str(path))
-
-
-def check_room(path: Path, num_virtual: int, max_model_len: int) -> None:
-    """Refuse a prefix that leaves no room for a text.
-
-    Raises:
-        InvalidRequestError: virtual tokens, one of a prompt and one of an answer exceed the context.
-    """
-    if num_virtual + 2 > max_model_len:
-        raise InvalidRequestError(
-            f"the {num_virtual} virtual tokens of the adapter in {path} take all of the context of {max_model_len};"
-            " load the model with a larger max_model_len (`--context`)",
-            param="max_model_len",
-        )

@@ -18,7 +18,7 @@ from glm4.chat.dialects.base import texts_of
 from glm4.chat.parsers.base import PlainParser, StreamParser
 from glm4.chat.parts import ImagePart
 from glm4.chat.pictures import check_number, check_parts, images_of, picture_prompt
-from glm4.engine.protocol import GenerationRequest, TokenConstraint
+from glm4.engine.protocol import AdapterInfo, GenerationRequest, TokenConstraint
 from glm4.errors import InvalidRequestError, PromptTooLongError, TemplateError
 from glm4.prompt import Prompt
 from glm4.requests.assistant_prefill import AssistantPrefill
@@ -62,7 +62,7 @@ class PreparedRequest:
         prompt: the model's input.
         params: sampling options with the model's defaults filled in.
         decoder: creates a new detokenizer and parser for one sample.
-        adapter: name of the LoRA adapter to use.
+        adapter: name of the adapter to use.
         pooling: "mean" for an embedding of the prompt instead of an answer.
         constraint: the grammar the answer must follow, in the form the backend takes.
         max_tool_calls: the answer ends where a call beyond this number begins.
@@ -117,11 +117,15 @@ class InputProcessor:
     Args:
         processor: the checkpoint's tokenizer, dialect, template and defaults.
         info: limits and capabilities of the backend that will run the requests.
+        adapters: those that it has now.
     """
 
-    def __init__(self, processor: Processor, info: BackendInfo) -> None:
+    def __init__(
+        self, processor: Processor, info: BackendInfo, adapters: Callable[[], Sequence[AdapterInfo]] = tuple
+    ) -> None:
         self._processor = processor
         self._info = info
+        self._adapters = adapters
         self._max_model_len = info.max_model_len
         self._grammars: GrammarCompiler | DeclaredGrammars = (
             GrammarCompiler(processor.tokenizer, info.vocab_size, processor.dialect)
@@ -135,6 +139,12 @@ class InputProcessor:
             self._processor.images.close()
         if isinstance(self._grammars, GrammarCompiler):
             self._grammars.close()
+
+    def context(self, adapter: str | None) -> int:
+        """Tokens that a prompt and its answer may have together: virtual tokens of their adapter take a part."""
+        if adapter is None:
+            return self._max_model_len
+        return self._max_model_len - sum(one.num_virtual_tokens for one in self._adapters() if one.name == adapter)
 
     def chat(self, request: ChatRequest) -> PreparedRequest:
         """Fetch the pictures of a conversation, render and tokenize it, and decode the pictures.
@@ -191,7 +201,7 @@ class InputProcessor:
         params = request.params or processor.defaults
         pictures = self._checked_pictures(request)
         prompt, prefill = self._fitting(partial(self.conversation, request), "messages")
-        self._check_length(prompt, "messages")
+        self._check_length(prompt, "messages", request.adapter)
         constraint = self._chat_constraint(request, params.structured_outputs)
         skip = params.skip_special_tokens
 
@@ -263,8 +273,8 @@ class InputProcessor:
             ids, num_added = self._fitting(encode, "prompt")
             given = Prompt(ids)
             if pictures:
-                given, pictures = self._with_pictures(ids, pictures)
-        self._check_length(given, "prompt", answer=not embedding)
+                given, pictures = self._with_pictures(ids, pictures, adapter)
+        self._check_length(given, "prompt", adapter, answer=not embedding)
         outputs, skip = params.structured_outputs, params.skip_special_tokens
 
         def decoder() -> tuple[Detokenizer, StreamParser]:
@@ -283,7 +293,9 @@ class InputProcessor:
         for count, part in enumerate(pictures, 1):
             check_number(count, image, part.where)
 
-    def _with_pictures(self, ids: list[int], pictures: Sequence[ImagePart]) -> tuple[Prompt, tuple[ImagePart, ...]]:
+    def _with_pictures(
+        self, ids: list[int], pictures: Sequence[ImagePart], adapter: str | None
+    ) -> tuple[Prompt, tuple[ImagePart, ...]]:
         """A raw prompt with pictures in the places that it has for them, and these with their bytes."""
         images, dialect = self._processor.images, self._processor.dialect
         assert images is not None  # noqa: S101 (checked before)
@@ -296,7 +308,7 @@ class InputProcessor:
                 " these are tokens only with parse_special=True",
                 param="prompt",
             ) from None
-        self._check_length(prompt, "prompt")
+        self._check_length(prompt, "prompt", adapter)
         found = tuple(images.fetch(part) for part in pictures)
         return picture_prompt(ids, marks, images.layout, found), found
 
@@ -331,15 +343,19 @@ class InputProcessor:
         except PromptTooLongError as error:
             raise self._too_long(f"at least {error.at_least}", param, at_least=error.at_least) from None
 
-    def _check_length(self, prompt: Prompt, param: str, *, answer: bool = True) -> None:
-        if len(prompt) + answer > self._max_model_len:
-            raise self._too_long(str(len(prompt)), param, " (prompt and answer together)" if answer else "")
+    def _check_length(self, prompt: Prompt, param: str, adapter: str | None, *, answer: bool = True) -> None:
+        context = self.context(adapter)
+        if len(prompt) + answer > context:
+            taken = self._max_model_len - context
+            beside = f" beside the {taken} virtual tokens of the adapter" if taken else ""
+            together = " (prompt and answer together)" if answer else ""
+            raise self._too_long(str(len(prompt)), param, beside + together, context)
 
     def _too_long(
-        self, count: str, param: str, together: str = "", *, at_least: int | None = None
+        self, count: str, param: str, together: str = "", context: int | None = None, *, at_least: int | None = None
     ) -> PromptTooLongError:
         return PromptTooLongError(
-            f"the prompt has {count} tokens, but the context holds {self._max_model_len}{together};"
+            f"the prompt has {count} tokens, but the context holds {context or self._max_model_len}{together};"
             " shorten the prompt, or load the model with a larger max_model_len (`--context`)",
             param=param,
             at_least=at_least,

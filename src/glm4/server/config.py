@@ -25,7 +25,7 @@ class ModelSpec:
         source: what `LLM` takes: a name, a folder or a GGUF file.
         names: what clients may call it; responses carry the first.
         options: keyword arguments of `LLM`.
-        adapters: LoRA adapters to load with it, name → folder.
+        adapters: adapters to load with it, name → folder.
     """
 
     source: str
@@ -60,7 +60,7 @@ class ServerConfig:
         store_path: SQLite file of stored responses; None keeps them in memory only.
         keep_responses: store responses at all; if not, a request that asks for it is refused.
         store_max_bytes, store_max_age: limits of that store, in bytes and seconds.
-        allow_adapter_loading: let clients load LoRA adapters from folders on this machine.
+        allow_adapter_loading: let clients load adapters from folders on this machine.
         parse_special: read spellings of special tokens in raw prompts as these tokens, unless a request says otherwise.
         log_prompts: write prompts to the log; off by default.
         agent: what the assistant may use.

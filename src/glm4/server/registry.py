@@ -209,7 +209,7 @@ class ModelRegistry:
 
     @staticmethod
     def adapters(model: ServedModel) -> tuple[str, ...]:
-        """LoRA adapters of a model that clients may name."""
+        """Adapters of a model that clients may name."""
         return (
             tuple(model.spec.adapters)
             if model.engine is None

@@ -100,10 +100,11 @@ API: tuple[Operation, ...] = (
 
 ADAPTERS: tuple[Operation, ...] = (
     Operation("post", "/v1/load_lora_adapter", adapters.load_adapter, "Models",
-        "Load a LoRA adapter from a folder on the server's machine", "从服务器本机的文件夹加载 LoRA 适配器", TEXT,
+        "Load an adapter (LoRA or P-Tuning v2) from a folder on the server's machine",
+        "从服务器本机的文件夹加载适配器（LoRA 或 P-Tuning v2）", TEXT,
         LOAD_FIELDS, ("lora_name", "lora_path"), {"lora_name": "poems", "lora_path": "adapters/poems"}, errors=READING),
-    Operation("post", "/v1/unload_lora_adapter", adapters.unload_adapter, "Models", "Unload a LoRA adapter",
-        "卸载 LoRA 适配器", TEXT, UNLOAD_FIELDS, ("lora_name",), {"lora_name": "poems"}, errors=READING),
+    Operation("post", "/v1/unload_lora_adapter", adapters.unload_adapter, "Models", "Unload an adapter",
+        "卸载适配器", TEXT, UNLOAD_FIELDS, ("lora_name",), {"lora_name": "poems"}, errors=READING),
 )  # fmt: skip
 """Only with `allow_adapter_loading`."""
 

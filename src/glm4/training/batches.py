@@ -15,7 +15,7 @@ Batch = dict[str, torch.Tensor]
 it) and, where rows are padded and not packed, attention_mask int64 [B, T]."""
 
 _POOL = 64
-"""Steps whose samples are sorted by length together: enough for little padding, few enough for other neighbors in
+"""Batches whose samples are sorted by length together: enough for little padding, few enough for other neighbors in
 each epoch."""
 
 
@@ -61,15 +61,12 @@ def collate_packed(examples: Sequence[TokenizedExample], pad_id: int, multiple: 
 class LengthBatches:
     """Batches of samples of similar length, in random order: a batch sampler for `torch.utils.data.DataLoader`.
 
-    Every epoch has every sample once; only if fewer samples than processes are left for the last step, some are
-    repeated there. The number of batches is a multiple of `num_processes` (accelerate: `even_batches=False`). The
-    order depends on seed and epoch alone, so a run resumes by skipping as many batches as it has consumed.
+    Every epoch has every sample once; its last batch may be smaller. The order depends on seed and epoch alone, so a
+    run resumes by skipping as many batches as it has consumed.
 
     Args:
         lengths: tokens of each sample.
         batch_size: samples per batch.
-        num_processes: that share the batches in turn, as accelerate has it. Batches of one step have similar lengths,
-            so that no process waits for another.
         by_length: False takes samples in random order.
         max_tokens: packing: batches are filled with as many samples as have this many tokens together, and
             `batch_size` does not count. A sample that is longer is a batch of its own.
@@ -83,14 +80,12 @@ class LengthBatches:
         batch_size: int,
         *,
         seed: int,
-        num_processes: int = 1,
         by_length: bool = True,
         max_tokens: int = 0,
     ) -> None:
         self.lengths = np.asarray(lengths, np.int64)
         self.batch_size = batch_size
         self.seed = seed
-        self.num_processes = num_processes
         self.by_length = by_length
         self.max_tokens = max_tokens
         self.epoch = 0
@@ -103,33 +98,24 @@ class LengthBatches:
         """Of this epoch; with packing, epochs differ a little."""
         if self.max_tokens:
             return len(self._batches())
-        return -(-len(self.lengths) // (self.batch_size * self.num_processes)) * self.num_processes
+        return (len(self.lengths) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches())
 
     def _batches(self) -> list[list[int]]:
-        if not len(self.lengths):
-            return []
         random = np.random.default_rng((self.seed, self.epoch))
         order = random.permutation(len(self.lengths))
         if self.max_tokens:
-            filled = _filled(order, self.lengths, self.max_tokens)
-            missing = -len(filled) % self.num_processes
-            return filled + [filled[i % len(filled)] for i in range(missing)]
-        per_step = self.batch_size * self.num_processes
-        whole = len(order) // per_step * per_step
-        steps = order[:whole]
-        if self.by_length:
-            pools = [steps[start : start + _POOL * per_step] for start in range(0, whole, _POOL * per_step)]
-            sorted_pools = [pool[np.argsort(-self.lengths[pool], kind="stable")] for pool in pools]
-            steps = random.permutation(np.concatenate([*sorted_pools, steps[:0]]).reshape(-1, per_step))
-        batches: list[list[int]] = steps.reshape(-1, self.batch_size).tolist()
-        rest = order[whole:]
-        if len(rest):
-            rest = np.resize(rest, max(len(rest), self.num_processes))
-            batches += [part.tolist() for part in np.array_split(rest, self.num_processes)]
-        return batches
+            return _filled(order, self.lengths, self.max_tokens)
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = order[:whole].reshape(-1, self.batch_size)
+        if self.by_length and len(batches):
+            pools = [batches[start : start + _POOL].ravel() for start in range(0, len(batches), _POOL)]
+            by_length = [pool[np.argsort(-self.lengths[pool], kind="stable")] for pool in pools]
+            batches = random.permutation(np.concatenate(by_length).reshape(-1, self.batch_size))
+        found: list[list[int]] = batches.tolist()
+        return found + ([order[whole:].tolist()] if whole < len(order) else [])
 
 
 def _filled(order: NDArray[np.int64], lengths: NDArray[np.int64], max_tokens: int) -> list[list[int]]:

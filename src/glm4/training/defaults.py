@@ -75,6 +75,8 @@ def _check_method(config: TrainingConfig) -> None:
         _refuse("quantize", f"keeps the base in 4 bits, which method {config.method} would have to train")
     if config.packing and config.objective == "dpo":
         _refuse("packing", "is not for preferences: both answers of a pair are rows of one batch")
+    if config.objective == "dpo" and config.data.streaming and config.method in ("freeze", "full"):
+        _refuse("data.streaming", f"is not for preferences with method {config.method}: the reference sees them first")
     if config.generate_every and not config.eval_steps:
         _refuse("generate_every", "answers prompts at evaluations; set eval_steps, too")
 

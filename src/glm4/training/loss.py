@@ -180,7 +180,7 @@ def _exponentials(
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """In float32."""
-    if left.dtype != torch.float32 and left.device.type == "cuda":
+    if left.dtype != torch.float32 and left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
 

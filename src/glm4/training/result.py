@@ -42,12 +42,12 @@ def write_result(trainer: GlmTrainer, run: Prepared, dtype: str) -> None:
     """
     output = Path(run.config.output)
     target = output / "result"
-    weights = {} if METHODS[run.config.method].has_adapter else trainer.trained_weights()
+    has_adapter = METHODS[run.config.method].save is not None
+    weights = {} if has_adapter else trainer.trained_weights()
     if not trainer.args.should_save:
-        trainer.save_adapter(target)
         return
     with disk_errors(target), atomic_folder(target) as folder:
-        if METHODS[run.config.method].has_adapter:
+        if has_adapter:
             trainer.save_adapter(folder)
         else:
             _write_model(folder, run, weights, dtype)

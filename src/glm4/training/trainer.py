@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
-from glm4.errors import TrainingError
+from glm4.errors import InvalidRequestError, TrainingError
 from glm4.training import checkpoints
+from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.objective import LossModel
 from glm4.training.train_loader import EpochLoader, Share, loader, reading_order, stream_loader, training_order
 
@@ -24,7 +24,9 @@ class GlmTrainer(transformers.Trainer):
         train: rows, or an iterable of them without a length.
         by_length: whether rows of similar length share a batch.
         max_tokens: packing: a batch is as many rows as have this many tokens together; 0 is none.
+        write_adapter: writes that of a model into a folder, if the method has one.
         facts: what checkpoints note for the next run to compare.
+        measure: more metrics of an evaluation, of a model at a step, computed in a precision; every process calls it.
 
     Attributes:
         stop_requested: set it to save and stop after the present step.
@@ -45,7 +47,9 @@ class GlmTrainer(transformers.Trainer):
         validation: Sequence[Any] = (),
         by_length: bool = True,
         max_tokens: int = 0,
+        write_adapter: Callable[[Any, Path], None] | None = None,
         facts: Mapping[str, Any] | None = None,
+        measure: GenerationMetrics | None = None,
         callbacks: Sequence[transformers.TrainerCallback] = (),
     ) -> None:
         super().__init__(
@@ -59,7 +63,15 @@ class GlmTrainer(transformers.Trainer):
         self.objective = model.objective
         self._rows, self._validation = train, validation
         self._by_length, self._max_tokens = by_length, max_tokens
+        self._write_adapter = write_adapter
         self.facts = facts or {}
+        self._measure = measure
+        if measure is not None and self._is_sharded:
+            raise InvalidRequestError(
+                "generate_every needs the whole model in every process, which fsdp and zero3 do not have: use zero2 or"
+                " ddp, or leave it out and ask the finished model",
+                param="generate_every",
+            )
         self.stop_requested = self.interrupted = False
         self.tokens, self.last_loss = 0, math.nan
         number = torch.float32 if args.device.type == "mps" else torch.float64  # which has no float64
@@ -187,9 +199,17 @@ class GlmTrainer(transformers.Trainer):
         loss_sum, count = sums.tolist()
         metrics = {"eval_loss": loss_sum / max(count, 1)}
         metrics |= {f"eval_{name}": value for name, value in self.objective.metrics(training=False).items()}
+        if self._measure is not None:
+            found = self._measure(self.model.model, self.state.global_step, self.accelerator.autocast)
+            metrics |= {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(dict(metrics))
         return metrics
+
+    @property
+    def _is_sharded(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
     # ---- Checkpoints ----
 
@@ -199,20 +219,24 @@ class GlmTrainer(transformers.Trainer):
         return {name.removeprefix("model."): tensor for name, tensor in found.items()}
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter, if the method has one; every process calls this."""
-        if self.args.should_save and isinstance(self.model.model, peft.PeftModel):
-            # Told which layers to leave out, PEFT asks no server about the base model.
-            self.model.model.save_pretrained(folder, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)
+        """Write the adapter, if the method has one."""
+        if self._write_adapter is not None and self.args.should_save:
+            self._write_adapter(self.model.model, folder)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         checkpoints.save(self, self.facts)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights and position of a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / checkpoints.TRAINER_STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         checkpoint = Path(resume_from_checkpoint)
         checkpoints.load_weights(self, checkpoint)
         state = checkpoints.read_run_state(checkpoint)
         self.restore_window(state["window"], state["tokens"])
+        self.last_loss = state["loss"]
 
 
 def _lengths(rows: Sequence[Any]) -> Sequence[int]:

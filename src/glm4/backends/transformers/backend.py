@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from glm4.backends.transformers.device import (
     release_memory,
 )
 from glm4.backends.transformers.loop import GenerationLoop
-from glm4.backends.transformers.lora import AdapterHooks, AdapterLayout, DeviceAdapter
+from glm4.backends.transformers.lora import AdapterHooks, AdapterLayout, DeviceAdapter, DevicePrefix
 from glm4.backends.transformers.options import TransformersOptions
 from glm4.backends.transformers.weights import Progress, load_model, num_parameters
 from glm4.checkpoints.checkpoint import open_checkpoint
@@ -55,7 +55,7 @@ class TransformersBackend:
         self._dtype = TORCH_DTYPES[dtype]
         self._layout = layout
         self._num_banned = len(banned_ids)
-        self._adapters = AdapterTable[DeviceAdapter](options.max_adapters, options.adapter_memory)
+        self._adapters = AdapterTable[DeviceAdapter | DevicePrefix](options.max_adapters, options.adapter_memory)
         cache_tokens, max_model_len = _cache_size(layout.config, self._dtype, device, options)
         self._loop: GenerationLoop | None = GenerationLoop(
             model,
@@ -127,10 +127,12 @@ class TransformersBackend:
         loop = self._open
         if request.request_id in loop:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        check_request(request, self._info.vocab_size, self._info.max_model_len, self._num_banned)
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
+        num_virtual = 0 if adapter is None else adapter.num_virtual_tokens
+        check_request(request, self._info.vocab_size, self._info.max_model_len, self._num_banned, num_virtual)
         if request.prompt.spans:
             raise InvalidRequestError("the transformers backend has no pictures or sounds", param="messages")
-        loop.add(request, None if request.adapter is None else self._adapters.get(request.adapter))
+        loop.add(request, adapter)
 
     def abort(self, request_id: str) -> None:
         """Drop a request."""
@@ -149,12 +151,14 @@ class TransformersBackend:
         return self._loop is not None and self._loop.has_unfinished_requests()
 
     def load_adapter(self, name: str, path: str) -> AdapterInfo:
-        """Read a PEFT adapter and make it available; see `checkpoints.peft_adapter` for what is accepted."""
+        """Read a PEFT adapter and make it available; see `AdapterLayout.read` for what is accepted."""
         if self._loop is None:
             raise ModelClosedError
         room = min(self._adapters.room_for(name), free_memory(self._device))
         with memory_errors(f"the adapter {name!r}", self._device):
-            adapter = self._layout.read(Path(path), self._device, self._dtype, room)
+            adapter = self._layout.read(
+                Path(path), self._device, self._dtype, max_nbytes=room, max_model_len=self._info.max_model_len
+            )
         self._adapters.add(name, adapter)
         return _adapter_info(name, adapter)
 
@@ -184,8 +188,9 @@ class TransformersBackend:
         release_memory(self._device)
 
 
-def _adapter_info(name: str, adapter: DeviceAdapter) -> AdapterInfo:
-    return AdapterInfo(name, adapter.path, adapter.rank, adapter.nbytes)
+def _adapter_info(name: str, adapter: DeviceAdapter | DevicePrefix) -> AdapterInfo:
+    kind: Literal["lora", "prefix"] = "prefix" if isinstance(adapter, DevicePrefix) else "lora"
+    return AdapterInfo(name, adapter.path, adapter.rank, adapter.nbytes, kind, adapter.num_virtual_tokens)
 
 
 def _cache_size(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from glm4.backends.transformers.lora import DeviceAdapter
+from glm4.backends.transformers.lora import DeviceAdapter, DevicePrefix
 from glm4.engine.sequence import Sequence
 
 
@@ -18,7 +18,7 @@ class Member:
     """A sequence from its admission to its end or preemption, and the adapter that it keeps until its end."""
 
     sequence: Sequence
-    adapter: DeviceAdapter | None = None
+    adapter: DeviceAdapter | DevicePrefix | None = None
 
 
 @dataclass(eq=False)
@@ -33,6 +33,17 @@ class CachedBatch:
     members: list[Member]
     lengths: list[int]
     cache: Any = field(default_factory=DynamicCache)
+
+    @classmethod
+    def of(cls, member: Member) -> CachedBatch:
+        """A member that begins, behind the virtual tokens of its adapter if it has any."""
+        member.sequence.num_computed = member.sequence.num_virtual
+        return cls([member], [member.sequence.num_virtual])
+
+    def begin(self) -> None:
+        """Before its first pass, put the virtual tokens of a member that begins into the cache."""
+        if not self.cache.layers and isinstance(prefix := self.members[0].adapter, DevicePrefix):
+            self.cache = prefix.cache()
 
     @property
     def num_columns(self) -> int:

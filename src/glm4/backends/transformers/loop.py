@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from glm4.backends.transformers.cached_batch import CachedBatch, Member, joined
 from glm4.backends.transformers.device import is_out_of_memory, release_memory
-from glm4.backends.transformers.lora import AdapterHooks, DeviceAdapter
+from glm4.backends.transformers.lora import AdapterHooks, DeviceAdapter, DevicePrefix
 from glm4.engine.protocol import EngineStats, GenerationOutput, GenerationRequest
 from glm4.engine.scheduler import fair_shares
 from glm4.engine.sequence import Sequence
@@ -74,9 +74,10 @@ class GenerationLoop:
         self._decoding: CachedBatch | None = None
         self._num_preemptions = 0
 
-    def add(self, request: GenerationRequest, adapter: DeviceAdapter | None) -> None:
+    def add(self, request: GenerationRequest, adapter: DeviceAdapter | DevicePrefix | None) -> None:
         """Queue a request that was checked."""
-        member = Member(Sequence(request, self._banned_ids, self._max_model_len), adapter)
+        num_virtual = 0 if adapter is None else adapter.num_virtual_tokens
+        member = Member(Sequence(request, self._banned_ids, self._max_model_len, num_virtual), adapter)
         self._members[request.request_id] = member
         self._waiting.append(member)
 
@@ -152,7 +153,7 @@ class GenerationLoop:
                 return
             self._waiting.remove(member)
             self._running.append(member)
-            self._prefilling.append(CachedBatch([member], [0]))
+            self._prefilling.append(CachedBatch.of(member))
 
     def _next(self) -> Member | None:
         """The first waiting sequence whose group may have another one running."""
@@ -249,6 +250,7 @@ class GenerationLoop:
 
     def _forward(self, batch: CachedBatch, count: int) -> torch.Tensor:
         """Hidden states after the final norm: [members, count, hidden_size]."""
+        batch.begin()
         ids, mask, positions = batch.inputs(count, self._device)
         self._hooks.use([member.adapter for member in batch.members], self._device)
         try:
@@ -276,7 +278,8 @@ class GenerationLoop:
                 )
         sequence.num_computed += len(rows)
         if sequence.pool is not None:
-            sequence.pool.add(sequence.num_computed - len(rows), rows.float().cpu().numpy())
+            first = sequence.num_computed - len(rows) - sequence.num_virtual
+            sequence.pool.add(first, rows.float().cpu().numpy())
             if not sequence.num_remaining:
                 # An adapter's values can be finite but so large that the norm makes them zero.
                 usable = member.adapter is None or sequence.pool.has_direction

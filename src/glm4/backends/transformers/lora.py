@@ -1,4 +1,4 @@
-"""LoRA adapters beside the weights of a model class: `y = W x + B (A x)` for the rows that use one.
+"""LoRA adapters beside the weights of a model class: `y = W x + B (A x)` for the rows that use one; and prefixes.
 
 They are read by our own reader of PEFT's format, so that adapters of both layouts fit, whatever file the model came
 from, and added by hooks, so that requests with several adapters and without one share a forward pass.
@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import DynamicCache
 
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.hf_layout import hf_class, hf_tensors
 from glm4.checkpoints.peft_adapter import AdapterFile
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE, PrefixFile, split_key_channels
 from glm4.errors import OutOfMemoryError, TensorError
 from glm4.model.config import ModelConfig
 
@@ -45,6 +48,8 @@ class DeviceAdapter:
     """
 
     factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    num_virtual_tokens: ClassVar[int] = 0
+
     path: str
     rank: int
 
@@ -52,6 +57,38 @@ class DeviceAdapter:
     def nbytes(self) -> int:
         """Bytes of the factors."""
         return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
+
+
+@dataclass(frozen=True, eq=False)
+class DevicePrefix:
+    """The keys and values of an adapter's virtual tokens on the device, with which a sequence's cache begins.
+
+    Attributes:
+        layers: per layer keys, after the rotary embedding, and values, each [1, key/value heads, tokens, head_dim].
+        path: the folder it was loaded from.
+    """
+
+    rank: ClassVar[int] = 0
+
+    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    path: str
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Columns of the cache that it takes."""
+        return int(self.layers[0][0].shape[2])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    def cache(self) -> DynamicCache:
+        """A cache that holds them, for one sequence."""
+        made = DynamicCache()
+        for number, (keys, values) in enumerate(self.layers):
+            made.update(keys, values, number)
+        return made
 
 
 @dataclass(frozen=True)
@@ -80,13 +117,33 @@ class AdapterLayout:
                 places[module] = Place(int(words[1]), words[-1], tensor.start, tensor.stop)
         return cls(checkpoint.config, checkpoint.model_type, hf_class(checkpoint).half_split, places)
 
-    def read(self, path: Path, device: torch.device, dtype: torch.dtype, max_nbytes: int) -> DeviceAdapter:
-        """Read an adapter; see `checkpoints.peft_adapter` for what is accepted and the errors.
+    def read(
+        self, path: Path, device: torch.device, dtype: torch.dtype, *, max_nbytes: int, max_model_len: int
+    ) -> DeviceAdapter | DevicePrefix:
+        """Read an adapter; see `checkpoints.peft_adapter` and `peft_prefix` for what is accepted and the errors.
 
         Raises:
             OutOfMemoryError: it would exceed `max_nbytes`.
-            TensorError: a factor is not finite.
+            InvalidRequestError: a prefix leaves no room in the context.
+            TensorError: a number is not finite.
         """
+        path = find_adapter(path)
+        if adapter_type(path) == PREFIX_TYPE:
+            return self._read_prefix(path, device, dtype, max_nbytes, max_model_len)
+        return self._read_lora(path, device, dtype, max_nbytes)
+
+    def _read_prefix(
+        self, path: Path, device: torch.device, dtype: torch.dtype, max_nbytes: int, max_model_len: int
+    ) -> DevicePrefix:
+        with PrefixFile(path, self.config, self.model_type) as file:
+            file.check_room(max_model_len, max_nbytes, dtype.itemsize)
+            keys, values = file.load()
+        if self.half_split:
+            split_key_channels(keys, self.config)
+        both = [torch.from_numpy(part).transpose(1, 2).to(device, dtype).contiguous() for part in (keys, values)]
+        return DevicePrefix(tuple(zip(*(part.split(1) for part in both), strict=True)), str(path))
+
+    def _read_lora(self, path: Path, device: torch.device, dtype: torch.dtype, max_nbytes: int) -> DeviceAdapter:
         factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         with AdapterFile(path, self.config, self.model_type) as file:
             nbytes = 0
@@ -133,10 +190,10 @@ class AdapterHooks:
         for name in layout.places:
             model.get_submodule(name).register_forward_hook(self._hook(name))
 
-    def use(self, adapters: Sequence[DeviceAdapter | None], device: torch.device) -> None:
-        """Name the adapter of each sequence of the next forward pass."""
+    def use(self, adapters: Sequence[DeviceAdapter | DevicePrefix | None], device: torch.device) -> None:
+        """Name the adapter of each sequence of the next forward pass; prefixes are in the cache already."""
         self._groups = []
-        for adapter in dict.fromkeys(one for one in adapters if one is not None):
+        for adapter in dict.fromkeys(one for one in adapters if isinstance(one, DeviceAdapter)):
             rows = [row for row, one in enumerate(adapters) if one is adapter]
             index = None if len(rows) == len(adapters) else torch.tensor(rows, device=device)
             self._groups.append((adapter, index))

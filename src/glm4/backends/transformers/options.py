@@ -26,7 +26,7 @@ class TransformersOptions:
         kv_cache_memory: bytes for keys and values; None means what `max_num_seqs` full sequences need, up to 60 % of
             the memory that is free once the weights are loaded.
         num_threads: of torch on the CPU, for the whole process; None leaves torch's own choice.
-        max_adapters: LoRA adapters that may be loaded at once.
+        max_adapters: adapters that may be loaded at once.
         adapter_memory: bytes they may take in total.
     """
 

@@ -24,19 +24,32 @@ def num_parameters(checkpoint: Checkpoint) -> int:
     return sum(math.prod(tensor.shape) for tensor in hf_tensors(checkpoint))
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: str, progress: Progress | None = None) -> Any:
+def store_parameter(model: Any, name: str, value: torch.Tensor) -> None:
+    """Gives a model one of its parameters, by its full name."""
+    owner, _, parameter = name.rpartition(".")
+    setattr(model.get_submodule(owner), parameter, torch.nn.Parameter(value, requires_grad=False))
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: str,
+    progress: Progress | None = None,
+    store: Callable[[Any, str, torch.Tensor], None] = store_parameter,
+) -> Any:
     """The checkpoint's model, in evaluation mode.
 
     Args:
         dtype: "fp32" or "bf16".
         progress: called with ("loading", done, total) in bytes.
+        store: what takes each parameter as it is read, with the model and the parameter's name.
 
     Raises:
         TensorError: tensors are missing, left over or misshapen, raised before any data is read.
     """
     checkpoint.check()
     model = _empty_model(checkpoint, dtype, device)
-    return fill_model(model, checkpoint, list(hf_tensors(checkpoint)), device, dtype, progress)
+    return fill_model(model, checkpoint, list(hf_tensors(checkpoint)), device, dtype, progress, store)
 
 
 def fill_model(
@@ -46,6 +59,7 @@ def fill_model(
     device: torch.device,
     dtype: str,
     progress: Progress | None = None,
+    store: Callable[[Any, str, torch.Tensor], None] = store_parameter,
 ) -> Any:
     """The same model with these tensors of the checkpoint as its parameters, and without gradients.
 
@@ -57,8 +71,7 @@ def fill_model(
     for tensor in tensors:
         target = torch.empty(tensor.shape, dtype=TORCH_DTYPES[dtype], device=device)
         _fill(target, checkpoint, tensor)
-        owner, _, name = tensor.name.rpartition(".")
-        setattr(model.get_submodule(owner), name, torch.nn.Parameter(target, requires_grad=False))
+        store(model, tensor.name, target)
         expected.discard(tensor.name)
         done += target.nbytes
         if progress is not None:

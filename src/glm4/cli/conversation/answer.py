@@ -44,7 +44,7 @@ def answer(
     """Stream one answer into `view`; Ctrl-C stops it and keeps what has arrived.
 
     Args:
-        adapter: name of the LoRA adapter to answer with.
+        adapter: name of the adapter to answer with.
 
     Raises:
         PromptTooLongError: the conversation does not fit the context.

@@ -202,7 +202,7 @@ class Turns:
         conversation = self._conversation(session, branch)
         about = {
             "turn": new_id(), "conversation": session.id, "parent": branch[-1].id, "message": stored.id,
-            "model": target.name, "context": target.llm.info.max_model_len,
+            "model": target.name, "context": target.llm.context(target.adapter),
         }  # fmt: skip
         turn = Turn(str(about["turn"]), owner, session.id, stored.id, about, stop=agent.stop)
         self._turns[turn.id] = turn

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from glm4.api.fields import STRING, Field, read_fields, text
+from glm4.engine.protocol import AdapterInfo
 from glm4.errors import Glm4Error, InvalidRequestError
 from glm4.server.errors import ApiError, log
 from glm4.server.registry import ModelRegistry, ServedModel
@@ -22,7 +23,7 @@ UNLOAD_FIELDS: Mapping[str, Field] = {"lora_name": Field(STRING, text)}
 
 
 async def load_adapter(request: Request) -> Response:
-    """Load a LoRA adapter from a folder on the server's machine."""
+    """Load an adapter from a folder on the server's machine."""
     state = server_state(request)
     body = await state.read(request)
     given = read_fields(body, LOAD_FIELDS)
@@ -34,14 +35,14 @@ async def load_adapter(request: Request) -> Response:
     if name in taken:
         raise ApiError(400, f"the name {name!r} is taken", "lora_name", "invalid_value")
     try:
-        await target.engine.load_adapter(name, path)
+        info = await target.engine.load_adapter(name, path)
     except InvalidRequestError as error:
         raise InvalidRequestError(str(error), param="lora_name") from None
     except (Glm4Error, OSError) as error:
         log.warning("adapter %s cannot be loaded: %s", name, error)  # the message has paths on this machine
         raise ApiError(400, "the adapter cannot be loaded; the server's log says why", "lora_path",
                        "invalid_value") from None  # fmt: skip
-    return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+    return PlainTextResponse(f"Success: {_title(info)} '{name}' added successfully.")
 
 
 async def unload_adapter(request: Request) -> Response:
@@ -53,8 +54,13 @@ async def unload_adapter(request: Request) -> Response:
         raise InvalidRequestError("lora_name is needed", param="lora_name")
     model = _owner(state.models, name)
     assert model.engine is not None  # noqa: S101 (`_owner` looks at ready models only)
+    title = next((_title(info) for info in model.llm.adapters() if info.name == name), "adapter")
     model.llm.unload_adapter(name)
-    return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+    return PlainTextResponse(f"Success: {title} '{name}' removed successfully.")
+
+
+def _title(info: AdapterInfo) -> str:
+    return "LoRA adapter" if info.kind == "lora" else "prefix adapter"
 
 
 def _owner(models: ModelRegistry, name: str) -> ServedModel:

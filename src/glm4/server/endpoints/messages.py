@@ -66,7 +66,7 @@ async def _prepare(target: Target, wanted: MessageRequest) -> PreparedRequest:
     except PromptTooLongError as error:
         # Anthropic's wording, from which Claude Code knows that it must shorten the conversation.
         count = error.at_least or await _count(target, wanted)
-        limit = target.llm.info.max_model_len - 1
+        limit = target.llm.context(target.adapter) - 1
         raise ApiError(400, f"prompt is too long: {count} tokens > {limit} maximum", "messages") from None
 
 

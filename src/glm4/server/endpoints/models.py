@@ -60,6 +60,6 @@ def _objects(models: ModelRegistry) -> Iterator[dict[str, Any]]:
             "owned_by": "glm4",
             "root": model.name if parent is None else name,
             "parent": parent,
-            "max_model_len": None if llm is None else llm.info.max_model_len,
+            "max_model_len": None if llm is None else llm.context(None if parent is None else name),
             "capabilities": ["completion", "multimodal"] if llm is not None and sees(llm) else ["completion"],
         }

@@ -139,7 +139,7 @@ def _prepare_text(target: Target, text: str, *, truncate: bool) -> PreparedReque
     except PromptTooLongError:
         if not truncate:
             raise
-    most = target.llm.info.max_model_len - 1
+    most = target.llm.context(target.adapter) - 1
     ids: Sequence[int] = target.llm.tokenizer.encode_prompt(text, most=most)
     return target.llm.prepare_embedding(list(ids[:most]), adapter=target.adapter)
 

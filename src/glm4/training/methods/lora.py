@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 from glm4.errors import InvalidRequestError
@@ -50,6 +52,26 @@ def add_lora(model: Any, config: TrainingConfig) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def save_lora(model: Any, folder: Path, base: str) -> None:
+    """Writes the adapter as PEFT does.
+
+    Args:
+        base: name of the model it was trained for.
+    """
+    for settings in model.peft_config.values():
+        settings.base_model_name_or_path = base
+        settings.target_modules = sorted(settings.target_modules)  # PEFT has a set, in another order in each process
+    # Told that embeddings are not part of it, PEFT asks no server about the base model.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def without_lora(model: Any) -> AbstractContextManager[Any]:
+    """The base model, while the context lasts."""
+    context: AbstractContextManager[Any] = model.disable_adapter()
+    return context
 
 
 def _is_linear(module: Any) -> bool:
