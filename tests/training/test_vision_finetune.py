@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,28 @@ def test_merged_models_see_what_was_learned(way: str, few: Path, asked: Asked, t
         pytest.raises(UnsupportedModelError, match="glm4 merge"),
     ):
         llm.load_adapter("it", str(result.output))
+
+
+def test_preferences_about_pictures(tmp_path: Path) -> None:
+    """The picture's color becomes likelier than another one, which is the right one of other pictures."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = []
+    for index, picture in enumerate(scenes(48, seed=8)):
+        (folder / f"{index}.png").write_bytes(encode_picture(picture.pixels))
+        name = picture.answers["color"][0]
+        worse = next(other for other in list(CODES)[index % len(CODES) :] + list(CODES) if other != name)
+        rows.append({
+            "messages": [{"role": "user", "content": "What color is the circle?", "image": f"{index}.png"}],
+            "chosen": {"role": "assistant", "content": name}, "rejected": {"role": "assistant", "content": worse},
+        })  # fmt: skip
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"objective": "dpo", "max_steps": 8, "dpo_beta": 0.5, "logging_steps": 1}
+    result = finetune(config(tmp_path / "run", folder / "train.jsonl", **changes))
+    lines = [json.loads(line) for line in (result.output / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert lines[-1]["loss"] < 0.6
+    assert lines[-1]["rewards/margins"] > 0.1
 
 
 @pytest.mark.parametrize("method", ["full", "freeze"])
