@@ -19,6 +19,7 @@ pytestmark = [
 
 import peft  # noqa: E402
 import torch  # noqa: E402
+from run_files import losses, run_cli  # noqa: E402
 from torch_vision import load  # noqa: E402
 
 import golden_models as gm  # noqa: E402
@@ -222,6 +223,21 @@ def test_whole_models_are_written_as_the_engine_reads_them(
     assert error(asked.engine_logits(result.output), expected) <= TOLERANCE
     with open_checkpoint(result.output) as checkpoint:
         assert Processor.load(checkpoint).image is not None
+
+
+def test_two_processes_of_which_one_may_have_no_picture(tmp_path: Path) -> None:
+    """Each waits for the gradients of the projector; together they take the steps of one that accumulates."""
+    data = write_rows(tmp_path / "data", scenes(10, seed=9))
+    inputs = ["-m", str(CHECKPOINT), "--data", str(data), "--device", "cpu", "--lr", "1e-2", "--batch-size", "1"]
+    inputs += ["--max-steps", "6", "--set", "logging_steps=1"]
+    for name, *more in (("one", "--accumulation", "2"), ("two",)):
+        done = run_cli(*inputs, *more, "-o", str(tmp_path / name), processes=2 if name == "two" else 1)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(ours) == len(theirs) == 6
+    for left, right in zip(ours, theirs, strict=True):
+        assert left[1] == pytest.approx(right[1], rel=1e-5)
+        assert left[3] == pytest.approx(right[3], rel=1e-4)
 
 
 @pytest.mark.parametrize(("changes", "param"), [
