@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,27 +10,28 @@ import torch
 from accelerate import PartialState
 
 from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
-from glm4.backends.transformers.weights import load_model, num_parameters
+from glm4.backends.transformers.weights import load_model
 from glm4.errors import TrainingError
+from glm4.model.tensors import num_parameters
 from glm4.training import checkpoints
 from glm4.training.answer_tasks import answer_tasks
 from glm4.training.arguments import training_arguments
 from glm4.training.batches import collate, collate_packed
 from glm4.training.config import TrainingConfig
-from glm4.training.data.examples import TokenizedPreference
 from glm4.training.defaults import method_name
-from glm4.training.dpo import DpoObjective
-from glm4.training.dpo_references import with_references
 from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
+from glm4.training.preferences import preference_rows
+from glm4.training.quantized import load_quantized
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
-from glm4.training.run_folder import REFERENCES, VALIDATION_REFERENCES
 from glm4.training.trainer import GlmTrainer
+from glm4.training.vision.batches import PictureCollator
+from glm4.training.vision.loading import load_vision_model
 
 
 def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
@@ -67,7 +67,7 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
     if config.dtype != "auto":
         return config.dtype
     if device.type == "cpu":
-        return choose_dtype("auto", device, num_parameters(run.checkpoint))
+        return choose_dtype("auto", device, num_parameters(run.checkpoint.config))
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "fp32"
     return "bf16"
@@ -83,14 +83,17 @@ def _trainer(
 ) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
-    base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
+    load = load_model if run.checkpoint.config.vision is None else load_vision_model
+    if config.quantize == "nf4":
+        load = load_quantized
+    base: Any = load(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
     base.config._name_or_path = base.name_or_path = run.name
     torch.manual_seed(config.seed)  # of the numbers that the method adds
     model = method.apply(base, config)
-    objective, train, validation = _objective(run, model, args.device, dtype, listener)
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    objective, train, validation = _objective(run, model, bf16=dtype == "bf16")
     trainer = GlmTrainer(
         LossModel(model, objective),
         args,
@@ -107,36 +110,15 @@ def _trainer(
     return trainer
 
 
-def _objective(
-    run: Prepared, model: Any, device: torch.device, dtype: str, listener: Listener
-) -> tuple[Objective, Any, Any]:
-    """What is minimized, and the rows for training and validation."""
-    config, pad_id = run.config, run.checkpoint.config.pad_token_id or 0
-    if config.objective == "sft":
-        collated = partial(collate_packed if config.packing else collate, pad_id=pad_id)
-        return SupervisedObjective(collated), run.train, run.validation
-    set_aside = METHODS[config.method].set_aside
-    if set_aside is not None:
-        return DpoObjective(pad_id, config.dpo_beta, set_aside), run.train, run.validation
-    objective = DpoObjective(pad_id, config.dpo_beta)
-
-    def logprobs(pairs: Sequence[TokenizedPreference]) -> torch.Tensor:
-        batch = {name: tensor.to(device) for name, tensor in objective.collate(pairs).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bf16"):
-            return objective.references(model, batch)
-
-    train, validation = (
-        with_references(
-            pairs,
-            logprobs,
-            Path(config.output) / name,
-            model=run.name,
-            batch_size=config.per_device_eval_batch_size,
-            progress=partial(listener.loading, "reading the reference's answers"),
-        )
-        for pairs, name in ((run.train, REFERENCES), (run.validation, VALIDATION_REFERENCES))
-    )
-    return objective, train, validation
+def _objective(run: Prepared, model: Any, *, bf16: bool) -> tuple[Objective, Any, Any]:
+    """The objective, and the rows of training and validation."""
+    pad_id = run.checkpoint.config.pad_token_id or 0
+    if run.config.objective == "dpo":
+        return preference_rows(run, model, pad_id, bf16=bf16)
+    make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
+    if run.processor.images is not None:
+        make = PictureCollator(make, run.processor.images)
+    return SupervisedObjective(make), run.train, run.validation
 
 
 def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
@@ -201,7 +183,7 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         device=str(args.device),
         dtype=dtype,
         trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        parameters=num_parameters(run.checkpoint),
+        parameters=num_parameters(run.checkpoint.config),
         rows=len(run.train) if hasattr(run.train, "__len__") else None,
         validation_rows=len(run.validation),
         tokens=None if lengths is None else int(lengths.sum()),
