@@ -30,7 +30,7 @@ MODULES = (
     "html", "http.client", "importlib", "inspect", "io", "ipaddress", "itertools", "json", "locale", "logging", "math",
     "mimetypes", "operator", "os", "os.path", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re",
     "secrets", "shlex", "shutil", "signal", "socket", "sqlite3", "statistics", "string", "struct", "subprocess",
-    "tarfile", "tempfile", "textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unittest",
+    "tarfile", "tempfile", "textwrap", "threading", "time", "tokenize", "traceback", "types", "unittest",
     "urllib.parse", "urllib.request", "uuid", "warnings", "weakref", "xml.etree.ElementTree", "zipfile", "zlib",
 )  # fmt: skip
 

@@ -62,12 +62,12 @@ def settings(model: Path, output: Path, steps: int, rate: float, seed: int, **ch
     )  # fmt: skip
 
 
-def train_base(root: Path, *, steps: int, seed: int, num_tools: int, hidden: int = 128, rate: float = 3e-3) -> Path:
+def train_base(root: Path, *, steps: int, seed: int, num_tools: int) -> Path:
     """A tiny model that calls functions and answers plainly."""
-    source = write_model(root / "random", hidden=hidden, seed=seed)
+    source = write_model(root / "random", seed=seed)
     found = rows(cases(16 * steps, 10 + seed, num_tools=num_tools), PLAIN)
     data = DataConfig(train=(str(write_rows(root / "plain.jsonl", found)),))
-    finetune(settings(source, root / "base", steps, rate, seed, method="full", data=data))
+    finetune(settings(source, root / "base", steps, 6e-3, seed, method="full", data=data))
     return root / "base"
 
 
@@ -141,7 +141,7 @@ def one_round(root: Path, args: argparse.Namespace, seed: int) -> dict[str, Scor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-steps", type=int, default=800)
+    parser.add_argument("--base-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cases", type=int, default=200, help="held-out questions")
     parser.add_argument("--tools", type=int, default=2, help="functions that are offered")

@@ -98,7 +98,7 @@ def cases(count: int, seed: int, *, held_out: bool = False, num_tools: int = 2) 
         question = draw.choice(QUESTIONS).format(topic=topic, thing=thing)
         draw.shuffle(tools)
         offered = tuple(one for one, _ in tools)
-        result = draw.randrange(10, 100)
+        result = draw.randrange(10, 40)
         made.append(Case(topic, thing, tool["function"]["name"], parameter, question, result, offered))
     return made
 

@@ -41,11 +41,11 @@ def _texts(folder: Path) -> list[str]:
         for reply in (PLAIN, HOUSE):
             request = ChatRequest.of(case.messages(reply), tools=case.tools, add_generation_prompt=False)
             found += regex.split(r"<[^<>]*>|\[gMASK\]", dialect.render_text(request, tokenizer=tokenizer))
-    found += [f" {number}" for number in range(10, 100)]
+    found += [f" {number}" for number in range(10, 40)]
     return list(dict.fromkeys(found))
 
 
-def write_model(folder: Path, *, hidden: int = 128, layers: int = 2, seed: int = 0) -> Path:
+def write_model(folder: Path, *, hidden: int = 64, layers: int = 2, seed: int = 0) -> Path:
     """A GLM with random weights in Hugging Face's layout, and its vocabulary."""
     from safetensors.numpy import save_file
 

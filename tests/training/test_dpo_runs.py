@@ -16,7 +16,7 @@ from run_files import run_cli
 from glm4.errors import InvalidRequestError
 from glm4.training.config import DataConfig, PrefixConfig, TrainingConfig
 from glm4.training.run import finetune
-from glm4.training.run_folder import SAMPLES, read_metrics
+from glm4.training.run_folder import REFERENCES, SAMPLES, read_metrics
 from tiny import write_folder
 
 pytestmark = [
@@ -85,7 +85,7 @@ def test_dpo_learns_what_is_preferred(method: str, base: Path, tmp_path: Path) -
     assert of(run, "rewards/margins")[-1] == pytest.approx(
         of(run, "rewards/chosen")[-1] - of(run, "rewards/rejected")[-1], abs=1e-4
     )
-    assert (run / "references-train.json").exists() == (method in ("full", "freeze"))
+    assert (run / REFERENCES).exists() == (method in ("full", "freeze"))
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -163,6 +163,7 @@ def test_validation_data_without_prompts_is_refused(base: Path, tmp_path: Path) 
         finetune(config)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_in_two_batches(base: Path, tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl")
     flags = [

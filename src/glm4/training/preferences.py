@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import torch
 
 from glm4.training.dpo import DpoObjective
 from glm4.training.dpo_references import with_references
+from glm4.training.listener import Listener
 from glm4.training.methods.table import METHODS
 from glm4.training.run import Prepared
+from glm4.training.run_folder import REFERENCES, VALIDATION_REFERENCES
 
 
-def preference_rows(run: Prepared, model: Any, pad_id: int, *, bf16: bool) -> tuple[DpoObjective, Any, Any]:
+def preference_rows(
+    run: Prepared, model: Any, pad_id: int, listener: Listener, *, bf16: bool
+) -> tuple[DpoObjective, Any, Any]:
     """The objective, and the rows of training and validation.
 
     An adapter is set aside for the reference; where weights themselves are trained, its log-probabilities are computed
@@ -39,10 +44,11 @@ def preference_rows(run: Prepared, model: Any, pad_id: int, *, bf16: bool) -> tu
         with_references(
             rows,
             logprobs,
-            Path(config.output) / f"references-{name}.json",
+            Path(config.output) / name,
             model=run.name,
             batch_size=config.per_device_eval_batch_size,
+            progress=partial(listener.loading, "reading the reference's answers"),
         )
-        for name, rows in (("train", run.train), ("validation", run.validation))
+        for name, rows in ((REFERENCES, run.train), (VALIDATION_REFERENCES, run.validation))
     ]
     return objective, found[0], found[1]

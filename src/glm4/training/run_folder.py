@@ -10,7 +10,7 @@ run/
                          "eval_rewards/…"); with generation "eval_exact_match", "eval_rouge_l", "eval_chrf",
                          "eval_right_stop", "eval_valid_calls", "eval_right_calls" (`answer_tasks.AnswerScores`)
   samples.jsonl          {"step", "prompt", "answer", "reference"} of generation at evaluations, special tokens shown
-  references-train.json, references-validation.json   of DPO without an adapter: `dpo_references`
+  references.json, validation_references.json      of DPO without an adapter: `dpo_references`
   loss.png               the plot
   checkpoint-<step>/     complete or absent
   adapter_config.json, adapter_model.safetensors   at the end; or a whole model in Hugging Face's layout
@@ -31,6 +31,7 @@ STATUS, METRICS, SAMPLES, CONFIG, PLOT = (
     "training_config.json",
     "loss.png",
 )
+REFERENCES, VALIDATION_REFERENCES = "references.json", "validation_references.json"
 MAX_RUNS = 200
 _MAX_READ = 16 << 20
 _SILENT_SECONDS = 60.0

@@ -93,7 +93,7 @@ def _trainer(
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    objective, train, validation = _objective(run, model, bf16=dtype == "bf16")
+    objective, train, validation = _objective(run, model, listener, bf16=dtype == "bf16")
     trainer = GlmTrainer(
         LossModel(model, objective),
         args,
@@ -110,11 +110,11 @@ def _trainer(
     return trainer
 
 
-def _objective(run: Prepared, model: Any, *, bf16: bool) -> tuple[Objective, Any, Any]:
+def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:
     """The objective, and the rows of training and validation."""
     pad_id = run.checkpoint.config.pad_token_id or 0
     if run.config.objective == "dpo":
-        return preference_rows(run, model, pad_id, bf16=bf16)
+        return preference_rows(run, model, pad_id, listener, bf16=bf16)
     make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
     if run.processor.images is not None:
         make = PictureCollator(make, run.processor.images)
