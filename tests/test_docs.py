@@ -61,6 +61,7 @@ GUIDES = (
     "assistant",
     "documents",
     "agent_api",
+    "finetune",
     "adapters",
     "export",
     "troubleshooting",
@@ -74,9 +75,9 @@ MAX_GUIDE_LINES, MAX_ARCHITECTURE_LINES = 150, 110
 SERVER = "http://localhost:8000"  # where pages say that the server is
 
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = {"sh", "python", "json", "jsonl", "text"}
+LANGUAGES = {"sh", "python", "json", "jsonl", "yaml", "text"}
 # Programs a reader has beside ours; a command line that begins with anything else is a slip.
-OTHER_PROGRAMS = {"cp", "curl", "docker", "kubectl", "eval", "export", "grep", "mv", "pip", "ray", "vllm"}
+OTHER_PROGRAMS = {"accelerate", "cp", "curl", "docker", "kubectl", "eval", "export", "grep", "mv", "pip", "ray", "vllm"}
 
 
 @dataclass(frozen=True)

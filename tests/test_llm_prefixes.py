@@ -30,7 +30,7 @@ from tiny import tiny_model, write_folder, write_gguf
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 CHAT = [{"role": "user", "content": "hello"}]
 # Folder of tests/golden/prefixes -> tiny model, or the kind of GGUF file and its tiny model.
-GOLDEN = {"hf": ("hf-chat", ""), "chatglm": ("chatglm-chat", ""), "glm4": ("glm4-9b", ""),
+GOLDEN: dict[str, tuple[str, Any]] = {"hf": ("hf-chat", ""), "chatglm": ("chatglm-chat", ""), "glm4": ("glm4-9b", ""),
           "qwen2": ("hf-starter", "qwen2"), "llama": ("hf-edge", "llama")}  # fmt: skip
 
 
@@ -39,9 +39,7 @@ def test_the_whole_way_from_a_file_of_peft_to_its_logits(case: str, tmp_path: Pa
     """Log-probabilities of a prompt under an adapter that was loaded by name, beside a request without one."""
     name, kind = GOLDEN[case]
     row = gm.TINY_MODELS[name]
-    path = (
-        gm.write_checkpoint(tmp_path, row) if not kind else write_gguf(tmp_path / "m.gguf", kind, row, tokenizer=False)
-    )  # type: ignore[arg-type]
+    path = write_gguf(tmp_path / "m.gguf", kind, row, tokenizer=False) if kind else gm.write_checkpoint(tmp_path, row)
     golden = gm.load_golden(gm.GOLDEN / "prefixes" / case / "logits.npz")
     ids = golden["ids"].tolist()
     with open_checkpoint(path) as checkpoint:
@@ -52,7 +50,7 @@ def test_the_whole_way_from_a_file_of_peft_to_its_logits(case: str, tmp_path: Pa
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True)
     for adapter in ("it", None):
         backend.add_request(GenerationRequest(str(adapter), Prompt(ids), params, adapter=adapter))
-    outputs = {}
+    outputs: dict[str, Any] = {}
     while backend.has_unfinished_requests():
         outputs |= {output.request_id: output for output in backend.step()}
     backend.close()

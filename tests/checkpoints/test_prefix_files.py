@@ -14,7 +14,7 @@ import pytest
 import golden_models as gm
 from adapter_files import factors, settings, write_adapter
 from glm4.checkpoints.checkpoint import open_checkpoint
-from glm4.checkpoints.peft_prefix import PrefixFile, is_prefix
+from glm4.checkpoints.peft_prefix import PrefixFile
 from glm4.errors import (
     CheckpointError,
     Glm4Error,
@@ -40,6 +40,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 def read(path: Path, config: ModelConfig, model_type: str = "glm", **limits: int) -> PrefixAdapter:
     return read_prefix(path, config, model_type, **({"max_nbytes": 1 << 30, "max_model_len": 512} | limits))
+
+
+def read_any(path: Path, config: ModelConfig) -> object:
+    return read_any_adapter(
+        path, config, "glm", get_kernels(), format="fp32", max_nbytes=1 << 30, layers=(), max_model_len=64
+    )
 
 
 def test_layout_of_the_file(tmp_path: Path, config: ModelConfig) -> None:
@@ -174,12 +180,10 @@ def test_files_that_are_damaged_or_missing(tmp_path: Path, config: ModelConfig) 
     (path / "adapter_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(CheckpointError, match=r"pickle.*safe_serialization"):
         read(path, config)
-    with pytest.raises(CheckpointError, match="no adapter at"):
-        is_prefix(tmp_path)
     (path / "adapter_config.json").write_text('{"peft_type": "PREFIX_TUNING", "peft_type": "LORA"}')
     file.write_bytes(whole)
     with pytest.raises(CheckpointError):
-        is_prefix(path)
+        read_any(path, config)
 
 
 def test_other_number_formats_are_refused(tmp_path: Path, config: ModelConfig) -> None:
@@ -192,16 +196,26 @@ def test_other_number_formats_are_refused(tmp_path: Path, config: ModelConfig) -
 
 
 def test_the_kind_of_an_adapter_is_what_its_settings_say(tmp_path: Path, config: ModelConfig) -> None:
-    def read_any(path: Path) -> object:
-        return read_any_adapter(
-            path, config, "glm", get_kernels(), format="fp32", max_nbytes=1 << 30, layers=(), max_model_len=64
-        )
-
-    assert isinstance(read_any(write_prefix(tmp_path / "prefix", config, COUNT)), PrefixAdapter)
-    assert not isinstance(read_any(write_adapter(tmp_path / "lora", factors(config))), PrefixAdapter)
+    assert isinstance(read_any(write_prefix(tmp_path / "prefix", config, COUNT), config), PrefixAdapter)
+    assert not isinstance(read_any(write_adapter(tmp_path / "lora", factors(config)), config), PrefixAdapter)
     dora = write_adapter(tmp_path / "dora", factors(config), settings(use_dora=True))
-    with pytest.raises(UnsupportedModelError, match=r"use_dora .*`glm4 merge`"):
-        read_any(dora)
+    with pytest.raises(UnsupportedModelError, match=r"use_dora.*glm4 merge"):
+        read_any(dora, config)
     other = write_adapter(tmp_path / "other", factors(config), settings(peft_type="LOHA"))
     with pytest.raises(UnsupportedModelError, match="'LOHA'"):
-        read_any(other)
+        read_any(other, config)
+
+
+def test_a_training_run_stands_for_its_last_adapter(tmp_path: Path, config: ModelConfig) -> None:
+    with pytest.raises(CheckpointError, match="no adapter at"):
+        read_any(tmp_path, config)
+    for count in (3, 12, 5):
+        write_prefix(tmp_path / f"checkpoint-{count}", config, count)
+    (tmp_path / "checkpoint-99").mkdir()
+    found = read_any(tmp_path, config)
+    assert isinstance(found, PrefixAdapter)
+    assert (found.num_virtual_tokens, found.path) == (12, str(tmp_path / "checkpoint-12"))
+    write_prefix(tmp_path, config, 7)
+    found = read_any(tmp_path, config)
+    assert isinstance(found, PrefixAdapter)
+    assert found.num_virtual_tokens == 7

@@ -35,7 +35,7 @@ def write_inputs(folder: Path, count: int = 24) -> list[str]:
 
 
 def run_cli(*args: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`glm4 finetune` in a process of its own, or in several by accelerate."""
+    """`glm4 finetune` in a process of its own, or in several that it starts."""
     return subprocess.run(
         command(*args, processes=processes), env=env(environment), capture_output=True, text=True, timeout=240
     )
@@ -55,8 +55,8 @@ def config_of_flags(*flags: list[str]) -> TrainingConfig:
 
 
 def command(*args: str, processes: int = 1) -> list[str]:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    return [sys.executable, *(launch if processes > 1 else []), "-m", "glm4", "finetune", *args]
+    several = ["--accelerator", "ddp", "--processes", str(processes)] if processes > 1 else []
+    return [sys.executable, "-m", "glm4", "finetune", *args, *several]
 
 
 def env(changes: dict[str, str]) -> dict[str, str]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_rows import ASSISTANT, USER, WEATHER, chat, example, turns
+from training_rows import ASSISTANT, USER, WEATHER, chat, chatml, example, turns
 
 from glm4.chat.pictures import images_of
 from glm4.errors import TrainingDataError
+from glm4.training.data.convert import as_row
+from glm4.training.data.encoding import Encoder
 from glm4.training.data.examples import PreferenceExample, TextExample
 from glm4.training.data.formats.columns import Columns
 from glm4.training.data.formats.row_values import Setting
@@ -294,3 +296,49 @@ def test_bad_rows(row: Any, message: str) -> None:
 def test_what_a_format_needs() -> None:
     with pytest.raises(TrainingDataError, match=r"^rows.jsonl:1: messages: the row has no 'messages'; it has 'text'$"):
         example({"text": "x"}, "openai")
+
+
+JUNK: list[Any] = [
+    None, True, 0, -1.5, "", "x", "{", "[[", '[{"role": 1}]', "\ud800", [], [None], [[]], [{}], {}, {"a": None},
+    {"role": []}, [{"role": "user", "content": {"a": 1}}], [{"from": None, "value": []}], {"function": "x"},
+    [{"function": {"name": 3}}],
+]  # fmt: skip
+
+
+def damaged(row: Any) -> list[Any]:
+    """The row with junk in the place of every value in it."""
+    found: list[Any] = list(JUNK)
+    members = row.items() if isinstance(row, dict) else enumerate(row) if isinstance(row, list) else ()
+    for key, value in members:
+        for junk in damaged(value):
+            changed = dict(row) if isinstance(row, dict) else list(row)
+            changed[key] = junk
+            found.append(changed)
+    return found
+
+
+@pytest.mark.parametrize("row", [original({"content": WRITTEN}), sharegpt(), *PREFERENCES])
+def test_junk_is_refused_or_harmless(row: dict[str, Any]) -> None:
+    """Whatever a row holds, it is an example that can be encoded, or an error that names it."""
+    encoder = Encoder(chatml())
+    used = 0
+    for changed in damaged(row):
+        if not isinstance(changed, dict):
+            continue
+        for format_ in ("auto", "messages", "sharegpt", "alpaca", "preference"):
+            try:
+                found = example(changed, format_)
+                used += encoder.encode(found) is not None
+                assert example(as_row(found)) == found
+            except TrainingDataError:
+                continue
+    assert used
+
+
+def test_deep_rows() -> None:
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    tool = {"name": "f", "parameters": {"enum": deep}}
+    with pytest.raises(TrainingDataError, match="nested"):
+        Encoder(chatml()).encode(chat({"messages": [USER, ASSISTANT], "tools": [tool]}))

@@ -14,14 +14,16 @@ import bitsandbytes
 import peft
 import torch
 import transformers
-from torch_models import gradients, largest_difference, plain_mean_loss, random_batch, recompute
+from torch_models import gradients, largest_difference, plain_mean_loss, random_batch, random_examples, recompute
 
 from glm4.backends.transformers.weights import load_model
 from glm4.checkpoints.checkpoint import open_checkpoint
-from glm4.training.config import PrefixConfig
+from glm4.training.batches import collate
+from glm4.training.config import PrefixConfig, TrainingConfig
 from glm4.training.forward import causal_model, forward_loss
 from glm4.training.methods.prefix import insert_prefix
 from glm4.training.quantized import load_quantized
+from glm4.training.run import finetune
 from golden_models import TINY_MODELS
 from tiny import tiny_model, write_folder
 
@@ -143,3 +145,22 @@ def test_no_two_matrices_are_whole_at_a_time(tmp_path: Path) -> None:
     largest = 4 * 2 * 384 * 256  # gate_up_proj
     assert sum(p.numel() * p.element_size() for p in model.parameters()) < held < 4 * largest
     assert peak < held + 3 * largest
+
+
+def test_a_run_whose_adapter_peft_loads(tmp_path: Path) -> None:
+    base = write_folder(tmp_path / "base", tiny_model(vocab_size=320, intermediate_size=128))
+    config = TrainingConfig(
+        model=str(base),
+        output=str(tmp_path / "run"),
+        quantize="nf4",
+        max_steps=15,
+        learning_rate=2e-2,
+        logging_steps=5,
+        device="cpu",
+    )
+    result = finetune(config, train=random_examples([12, 9]))
+    assert result.loss < 3  # from log(320) = 5.8
+    model = peft.PeftModel.from_pretrained(quantized(base), str(result.output))
+    with torch.no_grad():
+        loss, count = forward_loss(model, collate(random_examples([12, 9]), pad_id=0))
+    assert (loss / count).item() < 3

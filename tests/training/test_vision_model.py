@@ -24,6 +24,7 @@ from glm4.errors import InvalidRequestError, TensorError  # noqa: E402
 from glm4.model.shapes import SHAPES  # noqa: E402
 from glm4.model.tensors import num_parameters  # noqa: E402
 from glm4.multimodal.image import ImageDecoder, encode_picture  # noqa: E402
+from glm4.requests.image_inputs import ImageInputs, ImageOptions  # noqa: E402
 from glm4.training.data.examples import TokenizedExample  # noqa: E402
 from glm4.training.forward import forward_loss  # noqa: E402
 from glm4.training.vision.batches import PictureCollator, picture_positions  # noqa: E402
@@ -159,9 +160,9 @@ def plain_batch(examples: Any) -> dict[str, Any]:
 def collator(case: Case) -> Iterator[PictureCollator]:
     layout = image_layout(case.model.model.vision.config)
     assert layout is not None
-    made = PictureCollator(plain_batch, layout)
-    yield made
-    made.close()
+    images = ImageInputs.of(layout, ImageOptions())
+    yield PictureCollator(plain_batch, images)
+    images.close()
 
 
 def examples(case: Case) -> list[TokenizedExample]:

@@ -41,16 +41,6 @@ _WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 
 
-def is_prefix(path: Path) -> bool:
-    """Whether the adapter in a folder says that it is a prefix.
-
-    Raises:
-        CheckpointError: not an adapter, or a malformed file.
-    """
-    check_files(path)
-    return read_json_object(path / CONFIG_FILE, MAX_CONFIG_BYTES).get("peft_type") == PREFIX_TYPE
-
-
 class PrefixFile:
     """An opened prefix, with every size checked. Close it, or use it as a context manager.
 

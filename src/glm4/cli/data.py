@@ -153,6 +153,7 @@ def _convert(config: DataConfig, output: Path, *, as_json: bool) -> None:
     from glm4.cli import console
     from glm4.errors import TrainingDataError
     from glm4.system.atomic_file import atomic_file
+    from glm4.system.text_encoding import well_formed
     from glm4.training.data.convert import as_row, whole_texts
     from glm4.training.data.dataset import data_sources
 
@@ -166,7 +167,7 @@ def _convert(config: DataConfig, output: Path, *, as_json: bool) -> None:
                 if isinstance(example, TrainingDataError):
                     bad.append({"place": example.place, "reason": example.reason})
                     continue
-                file.write(json.dumps(as_row(example), ensure_ascii=False).encode() + b"\n")
+                file.write(well_formed(json.dumps(as_row(example), ensure_ascii=False)).encode() + b"\n")
                 written += 1
     if as_json:
         summary: dict[str, Any] = {"path": str(output), "rows": written, "bad": len(bad), "problems": bad[:100]}

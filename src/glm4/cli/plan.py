@@ -17,8 +17,12 @@ EXAMPLES = """
 glm4 plan glm-4-9b-chat
 glm4 plan glm-4-9b-chat --dtype int4 --context 32768 --batch 4
 glm4 plan glm-4-32b-0414 --json
+glm4 plan glm-4-9b-chat --train lora --max-length 2048 --gpu 24
+glm4 plan glm-4-9b-chat --train full --devices 8 --zero 3 --gpu 80
 """
 
+TRAINING = "Fine-tuning (with --train)"
+METHODS = ("lora", "qlora", "ptuning_v2", "freeze", "full")
 _BAR_WIDTH = 30
 _BESIDE_BAR = 36  # columns of names and sizes
 _SMALLER = {"fp32": ("bf16", "int8", "int4"), "bf16": ("int8", "int4"), "int8": ("int4",), "stored": ("int4",)}
@@ -40,12 +44,39 @@ def plan(
             help="Length of one conversation. The default is as many tokens as fit.",
         ),
     ] = None,
-    batch: Annotated[int, Option(min=1, metavar="N", help="Conversations at once, each of that length.")] = 1,
+    batch: Annotated[
+        int, Option(min=1, metavar="N", help="Conversations at once, each of that length; of training: samples.")
+    ] = 1,
+    train: Annotated[
+        str | None,
+        Option("--train", metavar="METHOD", panel=TRAINING, help=f"Plan `glm4 finetune`: {', '.join(METHODS)}."),
+    ] = None,
+    max_length: Annotated[int, Option(min=16, metavar="TOKENS", panel=TRAINING, help="Longest sample.")] = 2048,
+    accumulation: Annotated[
+        int, Option(min=1, metavar="N", panel=TRAINING, help="Batches per step; they need no further memory.")
+    ] = 1,
+    checkpointing: Annotated[
+        bool,
+        Option("--checkpointing", "--no-checkpointing", panel=TRAINING, help="Compute activations anew in backward."),
+    ] = True,
+    devices: Annotated[int, Option(min=1, metavar="N", panel=TRAINING, help="Processes, with a device each.")] = 1,
+    zero: Annotated[
+        int | None, Option("--zero", metavar="STAGE", panel=TRAINING, help="DeepSpeed ZeRO 2 or 3 (FSDP: 3).")
+    ] = None,
+    freeze_layers: Annotated[
+        int | None,
+        Option("--freeze-layers", min=0, metavar="N", panel=TRAINING, help="Of method freeze; half by default."),
+    ] = None,
+    gpu: Annotated[
+        float | None,
+        Option("--gpu", metavar="GB", panel=TRAINING, help="Plan for GPUs of that size; else for this processor."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Estimate the memory a model needs, by part, without loading or downloading it.
 
     auto is what `glm4 chat` would take here: int8 weights if they fit (of 4-bit GGUF files: stored), else int4.
+    With --train: what fine-tuning would need, and the nearest settings that fit.
     """
     from glm4.cli import console
     from glm4.model.precision import packed_dtype
@@ -53,6 +84,12 @@ def plan(
     from glm4.system import memory
 
     config, name, packed, stored, mapped = find_config(model)
+    if train is not None:
+        from glm4.cli.plan_training import TrainingPlan, plan_training
+
+        options = (train, dtype, max_length, batch, accumulation, checkpointing, devices, zero, gpu, freeze_layers)
+        plan_training(TrainingPlan(*options), name, config, as_json=as_json)
+        return
     if packed is not None:
         dtype = packed_dtype(dtype, packed)
     about: dict[str, Any] = {"kv_dtype": kv_dtype, "stored": stored, "mapped": mapped}

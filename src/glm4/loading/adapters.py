@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from glm4.checkpoints.peft_prefix import PrefixFile, is_prefix
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE, PrefixFile
 from glm4.kernels.base import Kernels
 from glm4.loading.lora import read_adapter
 from glm4.model.config import ModelConfig
@@ -26,8 +27,16 @@ def read_any_adapter(
     layers: Sequence[LayerWeights],
     max_model_len: int,
 ) -> Adapter:
-    """Read a PEFT adapter: LoRA, for which see `read_adapter`, or a prefix, for which see `read_prefix`."""
-    if is_prefix(path):
+    """Read a PEFT adapter: LoRA, for which see `read_adapter`, or a prefix, for which see `read_prefix`.
+
+    Args:
+        path: its folder, or that of a training run, see `find_adapter`.
+
+    Raises:
+        CheckpointError: there is no adapter.
+    """
+    path = find_adapter(path)
+    if adapter_type(path) == PREFIX_TYPE:
         return read_prefix(path, config, model_type, max_nbytes=max_nbytes, max_model_len=max_model_len)
     return read_adapter(path, config, model_type, kernels, format=format, max_nbytes=max_nbytes, layers=layers)
 

@@ -39,7 +39,7 @@ class PrefixAdapter:
     @property
     def num_virtual_tokens(self) -> int:
         """Rows of the cache that it takes in every sequence."""
-        return self.keys.shape[1]
+        return int(self.keys.shape[1])
 
     @property
     def nbytes(self) -> int:

@@ -23,6 +23,8 @@ _FILES = {
 _PAGE_CACHE = ("inactive_file", "active_file")
 
 
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h; setting it also ends its adaptation
+
 # A limit of our own for this process: `limit_memory`.
 _limit: list[int] = []
 
@@ -81,6 +83,20 @@ def return_free_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
             trim(0)
+
+
+def map_large_blocks(least: int = 1 << 20) -> None:
+    """Give each block of at least so many bytes a mapping of its own from now on, which is returned once it is free.
+
+    glibc raises that limit to 32 MB as large blocks are freed. Tensors below it then lie among small ones, and what is
+    free between them is held: training took up to three times the memory that its tensors did.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if set_option is not None:
+            set_option(_M_MMAP_THRESHOLD, least)
 
 
 def _address_space(root: Path) -> list[int]:

@@ -53,6 +53,8 @@ def launch_command(config: TrainingConfig, processes: int | None, arguments: Seq
             raise InvalidRequestError(
                 "there is no GPU here, so say how many processes there are to be: --processes", param="accelerator"
             )
-    where = ["--cpu"] if config.device == "cpu" else ["--config_file", str(file)]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *where, "--num_processes", str(processes)]
-    return [*launch, "--num_machines", "1", "-m", "glm4", *arguments]
+    if config.device == "cpu":  # accelerate starts several processes without a GPU through MPI only
+        launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    else:
+        launch = ["accelerate.commands.launch", "--config_file", str(file), "--num_processes", str(processes)]
+    return [sys.executable, "-m", *launch, "-m", "glm4", *arguments]

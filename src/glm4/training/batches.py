@@ -98,7 +98,7 @@ class LengthBatches:
         """Of this epoch; with packing, epochs differ a little."""
         if self.max_tokens:
             return len(self._batches())
-        return -(-len(self.lengths) // self.batch_size)
+        return (len(self.lengths) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches())

@@ -78,6 +78,9 @@ class TrainingConfig:
         objective: "sft" on conversations or text, or "dpo" on preferences.
         quantize: "nf4" keeps the base in 4 bits (QLoRA).
         freeze_layers: of method "freeze": how many of the first layers (and the embedding) stay as they are.
+        train_projector: of a model that sees: what leads from its tower to the language model. Methods without an
+            adapter train it in full, unless this is "none".
+        train_vision: of a model that sees: its tower, too.
         packing: several samples per row, isolated from each other; for GPUs with variable-length attention.
         group_by_length: batches of samples of similar length.
         resume: go on from the newest checkpoint of `output`.
@@ -96,7 +99,7 @@ class TrainingConfig:
     prefix: PrefixConfig = field(default_factory=PrefixConfig)
     quantize: Literal["none", "nf4"] = "none"
     freeze_layers: int = 0
-    train_projector: bool = True
+    train_projector: Literal["none", "lora", "full"] = "lora"
     train_vision: bool = False
     dpo_beta: float = 0.1
     dtype: Literal["auto", "bf16", "fp32"] = "auto"

@@ -75,8 +75,28 @@ def _check_method(config: TrainingConfig) -> None:
         _refuse("quantize", f"keeps the base in 4 bits, which method {config.method} would have to train")
     if config.packing and config.objective == "dpo":
         _refuse("packing", "is not for preferences: both answers of a pair are rows of one batch")
+    if config.objective == "dpo" and config.data.streaming and config.method in ("freeze", "full"):
+        _refuse("data.streaming", f"is not for preferences with method {config.method}: the reference sees them first")
     if config.generate_every and not config.eval_steps:
         _refuse("generate_every", "answers prompts at evaluations; set eval_steps, too")
+
+
+def check_vision(config: TrainingConfig, *, sees: bool) -> None:
+    """Refuse what a model that sees (or one that reads text only) cannot be trained with.
+
+    Raises:
+        InvalidRequestError: `.param` is the dotted key.
+    """
+    if not sees:
+        if config.train_vision:
+            _refuse("train_vision", "is for models that see pictures, and this one reads text only")
+        return
+    if config.packing:
+        _refuse("packing", "is not for models that see: the rows of a picture share a position")
+    if config.method == "ptuning_v2":
+        _refuse("method", "lora, freeze or full trains a model that sees; ptuning_v2 does not")
+    if config.quantize != "none":
+        _refuse("quantize", "is not for models that see; train with the base in bf16")
 
 
 # Key, least and greatest value.

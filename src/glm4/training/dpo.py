@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 
 from glm4.training.batches import collate
 from glm4.training.data.examples import TokenizedPreference
@@ -71,12 +72,17 @@ class DpoObjective:
             return sequence_logprobs(model, _inputs(batch))
 
     def metrics(self, *, training: bool) -> dict[str, float]:
-        """Means over the pairs since the last call, by the names that TRL made usual."""
-        sums = self._sums[training]
-        pairs = sums.pop("pairs", 0)
-        means = {name: value / pairs for name, value in sums.items()}
-        sums.clear()
-        return means
+        """Means over the pairs of all processes since the last call, by the names that TRL made usual.
+
+        Every process calls this. A row that fills up the last step of an epoch counts here, though not in the loss.
+        """
+        total: Counter[str] = Counter()
+        for sums in gather_object([self._sums[training]]):
+            for name, value in sums.items():
+                total[name] += value
+        self._sums[training] = Counter()
+        pairs = total.pop("pairs", 0)
+        return {name: value / pairs for name, value in total.items()}
 
 
 def _inputs(batch: Batch) -> Batch:

@@ -33,7 +33,7 @@ def with_references(
     *,
     model: str,
     batch_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Sequence[TokenizedPreference]:
     """The pairs with the reference's log-probabilities, from `path`, or computed and written there.
 
@@ -62,11 +62,16 @@ def with_references(
 
 
 class WithReferences(Sequence[TokenizedPreference]):
-    """Pairs, each with its row."""
+    """Pairs, each with its row.
+
+    Attributes:
+        lengths: tokens of the longer answer of each.
+    """
 
     def __init__(self, pairs: Sequence[TokenizedPreference], rows: Mapping[int, Row]) -> None:
         self._pairs = pairs
         self._rows = rows
+        self.lengths: Sequence[int] = pairs.lengths if hasattr(pairs, "lengths") else [len(pair) for pair in pairs]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -98,7 +103,7 @@ def _compute(
     indices: range,
     logprobs: Logprobs,
     batch_size: int,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[float, float], None] | None,
 ) -> list[tuple[int, Row]]:
     found: list[tuple[int, Row]] = []
     for start in range(0, len(indices), batch_size):

@@ -36,7 +36,14 @@ class MetricsLog:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """One line of `metrics.jsonl`."""
-        with (self._folder / METRICS).open("a", encoding="utf-8") as file:
+        self._append(METRICS, row)
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """One line of `samples.jsonl`."""
+        self._append(SAMPLES, row)
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
 
     def status(self, **changes: Any) -> None:

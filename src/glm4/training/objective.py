@@ -26,7 +26,7 @@ class Objective(Protocol):
         """Sum of the loss over the items of a batch, float32 scalar, differentiable."""
 
     def metrics(self, *, training: bool) -> dict[str, float]:
-        """What else was measured in this process since the last call."""
+        """What else was measured since the last call, in all processes; each of them calls it."""
 
 
 class SupervisedObjective:

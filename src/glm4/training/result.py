@@ -1,4 +1,7 @@
-"""What a run leaves in its folder: an adapter in PEFT's format, or a whole model in Hugging Face's layout."""
+"""What a run leaves in its folder: an adapter in PEFT's format, or a whole model in Hugging Face's layout.
+
+GLM-4V has a layout of its own.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from glm4.export.text_side import write_hf_text
 from glm4.system.atomic_folder import atomic_folder
 from glm4.training.checkpoints import disk_errors, readable
 from glm4.training.methods.table import METHODS
+from glm4.training.vision.saving import write_vision_model
 
 if TYPE_CHECKING:
     from glm4.training.run import Prepared
@@ -56,6 +60,9 @@ def write_result(trainer: GlmTrainer, run: Prepared, dtype: str) -> None:
 def _write_model(folder: Path, run: Prepared, weights: dict[str, torch.Tensor], dtype: str) -> None:
     """All files of the model, with what was trained in place of the base's tensors."""
     checkpoint = run.checkpoint
+    if checkpoint.config.vision is not None:
+        write_vision_model(folder, checkpoint, run.processor, weights, dtype, SHARD_BYTES)
+        return
     write_hf_text(folder, checkpoint, run.processor)
     settings = hf_config(checkpoint, str(TORCH_DTYPES[dtype]).removeprefix("torch."))
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from glm4.requests.processor import Processor
 from glm4.system.extras import Package, require_packages
 from glm4.training.config import TrainingConfig
 from glm4.training.data.dataset import DataReport, Datasets, load_datasets
-from glm4.training.defaults import check_config
+from glm4.training.defaults import check_config, check_vision
 from glm4.training.listener import Listener
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.resume import prepare_folder
@@ -125,8 +125,11 @@ def prepared(
     """
     variant = get_variant(config.model)
     path = hub.resolve(config.model, progress=listener.loading)
-    with open_checkpoint(path, variant=variant) as checkpoint:
+    with open_checkpoint(path, variant=variant) as checkpoint, contextlib.ExitStack() as stack:
+        check_vision(config, sees=checkpoint.config.vision is not None)
         processor = Processor.load(checkpoint)
+        if processor.images is not None:
+            stack.callback(processor.images.close)
         report = None
         if train is None:
             data = _read_data(config, processor, listener)

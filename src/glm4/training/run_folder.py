@@ -5,8 +5,12 @@ run/
   status.json            {"state": "starting|running|done|failed", "step", "total_steps", "epoch", "pid",
                          "updated", "error"}
   metrics.jsonl          one object per log line: {"step", "epoch", "time", "loss", "learning_rate", "grad_norm",
-                         "tokens_per_second", "tokens"} or {"step", "eval_loss", …}; a resumed run continues it
-  samples.jsonl          {"step", "prompt", "answer", "reference"} of generation at evaluations
+                         "tokens_per_second", "tokens"} or {"step", "eval_loss", …}; a resumed run continues it.
+                         With DPO "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins" (and
+                         "eval_rewards/…"); with generation "eval_exact_match", "eval_rouge_l", "eval_chrf",
+                         "eval_right_stop", "eval_valid_calls", "eval_right_calls" (`answer_tasks.AnswerScores`)
+  samples.jsonl          {"step", "prompt", "answer", "reference"} of generation at evaluations, special tokens shown
+  references.json, validation_references.json      of DPO without an adapter: `dpo_references`
   loss.png               the plot
   checkpoint-<step>/     complete or absent
   adapter_config.json, adapter_model.safetensors   at the end; or a whole model in Hugging Face's layout
@@ -27,6 +31,7 @@ STATUS, METRICS, SAMPLES, CONFIG, PLOT = (
     "training_config.json",
     "loss.png",
 )
+REFERENCES, VALIDATION_REFERENCES = "references.json", "validation_references.json"
 MAX_RUNS = 200
 _MAX_READ = 16 << 20
 _SILENT_SECONDS = 60.0

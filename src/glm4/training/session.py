@@ -10,21 +10,28 @@ import torch
 from accelerate import PartialState
 
 from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
-from glm4.backends.transformers.weights import load_model, num_parameters
+from glm4.backends.transformers.weights import load_model
 from glm4.errors import TrainingError
+from glm4.model.tensors import num_parameters
 from glm4.training import checkpoints
+from glm4.training.answer_tasks import answer_tasks
 from glm4.training.arguments import training_arguments
 from glm4.training.batches import collate, collate_packed
 from glm4.training.config import TrainingConfig
 from glm4.training.defaults import method_name
+from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
+from glm4.training.preferences import preference_rows
+from glm4.training.quantized import load_quantized
 from glm4.training.reporting import Reporter, Stopper, stop_on_signals
 from glm4.training.result import write_result
 from glm4.training.run import Prepared, RunResult
 from glm4.training.trainer import GlmTrainer
+from glm4.training.vision.batches import PictureCollator
+from glm4.training.vision.loading import load_vision_model
 
 
 def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
@@ -41,8 +48,9 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     dtype = _dtype(config, device, run)
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
+    measure = _measure(run, log)
     with memory_errors("training", args.device):
-        trainer = _trainer(run, args, dtype, log, listener)
+        trainer = _trainer(run, args, dtype, log, listener, measure)
         resumed = _resume(trainer, config, log)
         summary = _summary(run, trainer, dtype, resumed)
         listener.started(summary)
@@ -59,40 +67,78 @@ def _dtype(config: TrainingConfig, device: torch.device, run: Prepared) -> str:
     if config.dtype != "auto":
         return config.dtype
     if device.type == "cpu":
-        return choose_dtype("auto", device, num_parameters(run.checkpoint))
+        return choose_dtype("auto", device, num_parameters(run.checkpoint.config))
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "fp32"
     return "bf16"
 
 
-def _trainer(run: Prepared, args: Any, dtype: str, log: MetricsLog | None, listener: Listener) -> GlmTrainer:
+def _trainer(
+    run: Prepared,
+    args: Any,
+    dtype: str,
+    log: MetricsLog | None,
+    listener: Listener,
+    measure: GenerationMetrics | None,
+) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
-    base: Any = load_model(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
+    load = load_model if run.checkpoint.config.vision is None else load_vision_model
+    if config.quantize == "nf4":
+        load = load_quantized
+    base: Any = load(run.checkpoint, args.device, "fp32" if method.trains_all else dtype, listener.loading)
     base.config._name_or_path = base.name_or_path = run.name
     torch.manual_seed(config.seed)  # of the numbers that the method adds
     model = method.apply(base, config)
     if config.gradient_checkpointing:
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    objective, train, validation = _objective(run, model, listener, bf16=dtype == "bf16")
     trainer = GlmTrainer(
-        LossModel(model, _objective(run)),
+        LossModel(model, objective),
         args,
-        train=run.train,
-        validation=run.validation,
+        train=train,
+        validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
         facts=_facts(run, args, dtype),
+        measure=measure,
         callbacks=[Reporter(log, listener)],
     )
     trainer.add_callback(Stopper(trainer))
     return trainer
 
 
-def _objective(run: Prepared) -> Objective:
+def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:
+    """The objective, and the rows of training and validation."""
     pad_id = run.checkpoint.config.pad_token_id or 0
-    return SupervisedObjective(partial(collate_packed if run.config.packing else collate, pad_id=pad_id))
+    if run.config.objective == "dpo":
+        return preference_rows(run, model, pad_id, listener, bf16=bf16)
+    make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
+    if run.processor.images is not None:
+        make = PictureCollator(make, run.processor.images)
+    return SupervisedObjective(make), run.train, run.validation
+
+
+def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
+    """What answers prompts at evaluations.
+
+    Raises:
+        InvalidRequestError: the validation data has no prompts.
+    """
+    config = run.config
+    if not config.generate_every:
+        return None
+    return GenerationMetrics(
+        run.processor,
+        answer_tasks(run.validation, run.processor, config.generate_samples),
+        every=config.generate_every,
+        eval_steps=config.eval_steps,
+        max_tokens=config.generate_max_tokens,
+        batch_size=config.per_device_eval_batch_size,
+        write_sample=None if log is None else log.sample,
+    )
 
 
 def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
@@ -137,7 +183,7 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         device=str(args.device),
         dtype=dtype,
         trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        parameters=num_parameters(run.checkpoint),
+        parameters=num_parameters(run.checkpoint.config),
         rows=len(run.train) if hasattr(run.train, "__len__") else None,
         validation_rows=len(run.validation),
         tokens=None if lengths is None else int(lengths.sum()),

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import transformers
 
-from glm4.errors import TrainingError
+from glm4.errors import InvalidRequestError, TrainingError
 from glm4.training import checkpoints
+from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.objective import LossModel
 from glm4.training.train_loader import EpochLoader, Share, loader, reading_order, stream_loader, training_order
 
@@ -25,6 +26,7 @@ class GlmTrainer(transformers.Trainer):
         max_tokens: packing: a batch is as many rows as have this many tokens together; 0 is none.
         write_adapter: writes that of a model into a folder, if the method has one.
         facts: what checkpoints note for the next run to compare.
+        measure: more metrics of an evaluation, of a model at a step, computed in a precision; every process calls it.
 
     Attributes:
         stop_requested: set it to save and stop after the present step.
@@ -47,6 +49,7 @@ class GlmTrainer(transformers.Trainer):
         max_tokens: int = 0,
         write_adapter: Callable[[Any, Path], None] | None = None,
         facts: Mapping[str, Any] | None = None,
+        measure: GenerationMetrics | None = None,
         callbacks: Sequence[transformers.TrainerCallback] = (),
     ) -> None:
         super().__init__(
@@ -62,6 +65,13 @@ class GlmTrainer(transformers.Trainer):
         self._by_length, self._max_tokens = by_length, max_tokens
         self._write_adapter = write_adapter
         self.facts = facts or {}
+        self._measure = measure
+        if measure is not None and self._is_sharded:
+            raise InvalidRequestError(
+                "generate_every needs the whole model in every process, which fsdp and zero3 do not have: use zero2 or"
+                " ddp, or leave it out and ask the finished model",
+                param="generate_every",
+            )
         self.stop_requested = self.interrupted = False
         self.tokens, self.last_loss = 0, math.nan
         number = torch.float32 if args.device.type == "mps" else torch.float64  # which has no float64
@@ -189,9 +199,17 @@ class GlmTrainer(transformers.Trainer):
         loss_sum, count = sums.tolist()
         metrics = {"eval_loss": loss_sum / max(count, 1)}
         metrics |= {f"eval_{name}": value for name, value in self.objective.metrics(training=False).items()}
+        if self._measure is not None:
+            found = self._measure(self.model.model, self.state.global_step, self.accelerator.autocast)
+            metrics |= {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(dict(metrics))
         return metrics
+
+    @property
+    def _is_sharded(self) -> bool:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
 
     # ---- Checkpoints ----
 

@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.hf_layout import hf_class, hf_tensors
 from glm4.checkpoints.peft_adapter import AdapterFile
-from glm4.checkpoints.peft_prefix import PrefixFile, is_prefix, split_key_channels
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE, PrefixFile, split_key_channels
 from glm4.errors import OutOfMemoryError, TensorError
 from glm4.model.config import ModelConfig
 
@@ -75,7 +76,7 @@ class DevicePrefix:
     @property
     def num_virtual_tokens(self) -> int:
         """Columns of the cache that it takes."""
-        return self.layers[0][0].shape[2]
+        return int(self.layers[0][0].shape[2])
 
     @property
     def nbytes(self) -> int:
@@ -126,7 +127,8 @@ class AdapterLayout:
             InvalidRequestError: a prefix leaves no room in the context.
             TensorError: a number is not finite.
         """
-        if is_prefix(path):
+        path = find_adapter(path)
+        if adapter_type(path) == PREFIX_TYPE:
             return self._read_prefix(path, device, dtype, max_nbytes, max_model_len)
         return self._read_lora(path, device, dtype, max_nbytes)
 

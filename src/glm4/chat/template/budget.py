@@ -84,8 +84,11 @@ def measure(value: object, limit: int) -> tuple[int, int]:
     while stack and total <= limit:
         item = stack.pop()
         visited += 1
-        total += len(item) if isinstance(item, str) else ELEMENT_SIZE
-        if isinstance(item, (Mapping, *_COLLECTIONS)):
+        if isinstance(item, str):  # most are; the other checks take far longer
+            total += len(item)
+            continue
+        total += ELEMENT_SIZE
+        if isinstance(item, (dict, Mapping, *_COLLECTIONS)):
             total += ELEMENT_SIZE * len(item)
             if total <= limit:
                 stack.extend(item.keys() if isinstance(item, Mapping) else item)

@@ -7,7 +7,6 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from glm4.training.config import DataConfig
 from glm4.training.data.dataset import Progress, data_sources
 from glm4.training.data.encoding import Encoder, Tokenized
 from glm4.training.data.examples import Example, PreferenceExample, TextExample, TokenizedExample, TokenizedPreference
-from glm4.training.data.formats.row_values import is_call
+from glm4.training.data.formats.row_values import is_call, tool_name
 
 MAX_PROBLEMS = 1000  # bad rows that are kept; all are counted
 
@@ -209,7 +208,7 @@ def notes_of(example: Example, *, thinks: bool) -> list[str]:
         notes.append("the answer has no reasoning_content: the model learns to answer without thinking")
     if thinks and len(turns) > 1 and not isinstance(example, PreferenceExample):
         notes.append("only the last turn is learned: this model reads earlier ones without their thinking")
-    offered = {_tool_name(tool) for tool in example.request.offered_tools}
+    offered = {str(tool_name(tool)) for tool in example.request.offered_tools}
     return notes + _call_notes(turns, offered)
 
 
@@ -225,11 +224,6 @@ def _call_notes(turns: Sequence[Message], offered: set[str]) -> list[str]:
         if not is_call(message) and message.text.lstrip()[:1] == "{" and '"arguments"' in message.text:
             notes.append("an answer looks like a call, but is learned as text: no result follows it")
     return notes
-
-
-def _tool_name(tool: Any) -> str:
-    function = tool.get("function")
-    return str(function.get("name") if isinstance(function, dict) else tool.get("type"))
 
 
 def _is_object(text: str) -> bool:

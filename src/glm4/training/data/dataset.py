@@ -51,11 +51,10 @@ class DataReport:
 class StreamedSamples:
     """Samples that are encoded as they are needed, in the order of the rows.
 
-    Iterating goes on after the last row that was read, or behind the row that `restore` names; after the last row it
-    ends, and the next iteration begins anew.
+    Each iteration begins with the first row and ends after the last.
 
     Attributes:
-        report: of what was read so far.
+        report: of what was read so far, by all iterations.
     """
 
     def __init__(self, sources: list[Source], encoder: Encoder, *, preferences: bool, skipped: int = 0) -> None:
@@ -63,16 +62,7 @@ class StreamedSamples:
         self._encoder = encoder
         self._preferences = preferences
         self._skipped = skipped  # rows at the beginning, which are the validation's
-        self._rows = skipped
         self.report = DataReport(encoding=encoder.counts)
-
-    def state(self) -> dict[str, int]:
-        """Where reading is, for `restore`; between two samples of a row it is before the row."""
-        return {"rows": self._rows}
-
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on behind the rows that were read when `state` was made."""
-        self._rows = state["rows"]
 
     def __iter__(self) -> Iterator[Tokenized]:
         """The samples.
@@ -84,19 +74,14 @@ class StreamedSamples:
         for source in self._sources:
             for _, example in source.examples(preferences=self._preferences):
                 number += 1
-                if number <= self._rows:
+                if number <= self._skipped:
                     continue
                 if isinstance(example, TrainingDataError):
                     raise example
-                samples = list(self._encoder.samples(example))
                 self.report.rows += 1
-                for index, sample in enumerate(samples):
-                    if index == len(samples) - 1:
-                        self._rows = number
+                for sample in self._encoder.samples(example):
                     self.report.add(sample)
                     yield sample
-                self._rows = number
-        self._rows = self._skipped
 
 
 @dataclass

@@ -124,7 +124,9 @@ class Encoder:
             image=processor.image,
             turns=frozenset(turns),
         )
-        example = TokenizedExample(np.array(ids, np.int32), np.array(mask, np.bool_), place)
+        example = TokenizedExample(
+            np.array(ids, np.int32), np.array(mask, np.bool_), place, tools=tuple(request.offered_tools)
+        )
         if processor.image is None or not (pictures := images_of(request.messages)):
             return example
         # What users write is never a special token, so these are the template's.

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.chat.chat_request import ChatRequest
+from glm4.chat.chat_request import ChatRequest, Tool
 from glm4.chat.messages import Message
 
 Loss = Literal["all", "last", "text"]
@@ -70,6 +70,7 @@ class TokenizedExample:
         place: of its example.
         num_cut: tokens that were cut off to fit the maximum length, and `num_cut_targets` of them carried loss.
         images: encoded pictures (files' bytes), in order; `image_starts` are the rows at which their ids begin.
+        tools: that were offered, without which nobody can tell what is a call in an answer.
     """
 
     ids: NDArray[np.int32]
@@ -79,6 +80,7 @@ class TokenizedExample:
     num_cut_targets: int = 0
     images: tuple[bytes, ...] = ()
     image_starts: tuple[int, ...] = ()
+    tools: tuple[Tool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,4 +1,8 @@
-"""Rows of files, one at a time, each with its place. A row that cannot be read says so; reading goes on behind it."""
+"""Rows of files, one at a time, each with its place. A row that cannot be read says so; reading goes on behind it.
+
+Rows are data: nothing in them is run or fetched. Not covered: a row may name any picture that this user may read, and
+parquet files are read by pyarrow in this process.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Generic, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.chat.chat_request import ChatRequest
+from glm4.chat.chat_request import ChatRequest, Tool
 from glm4.chat.pictures import images_of
 from glm4.errors import TrainingDataError
 from glm4.training.data.examples import TokenizedExample, TokenizedPreference
@@ -32,6 +33,8 @@ class SampleStore:
         self._places = array("q")  # pairs: number of the file, of the row
         self._cut = array("i")  # pairs: tokens, and those that would have carried loss
         self._pictures: dict[int, tuple[tuple[_Picture, ...], tuple[int, ...]]] = {}
+        self._tools: dict[int, tuple[Tool, ...]] = {}
+        self._toolboxes: dict[str, tuple[Tool, ...]] = {}  # by their JSON: most rows offer the same ones
 
     def __len__(self) -> int:
         return len(self._id_ends) - 1
@@ -47,6 +50,8 @@ class SampleStore:
             self._files.append(file)
         self._places.extend((len(self._files) - 1, int(number) if number.isdecimal() else 0))
         self._cut.extend((sample.num_cut, sample.num_cut_targets))
+        if sample.tools:
+            self._tools[len(self) - 1] = self._toolboxes.setdefault(json.dumps(sample.tools), sample.tools)
         if sample.images:
             parts = [] if request is None else images_of(request.messages)
             paths = [part.path if isinstance(part, LocalImage) else "" for part in parts]
@@ -71,6 +76,7 @@ class SampleStore:
             self._cut[2 * index + 1],
             tuple(map(_picture, pictures)),
             starts,
+            self._tools.get(index, ()),
         )
 
     def lengths(self) -> NDArray[np.int32]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from glm4.errors import InvalidRequestError
 from glm4.training.config import TrainingConfig
+from glm4.training.vision.model import VisionGlmForCausalLM
+from glm4.training.vision.targets import lora_targets
 
 _ALL = "all-linear"
 
@@ -22,17 +24,21 @@ def add_lora(model: Any, config: TrainingConfig) -> Any:
 
     lora = config.lora
     targets: Any = _ALL if lora.target_modules == (_ALL,) else list(lora.target_modules)
+    saved = None
+    if isinstance(model, VisionGlmForCausalLM):
+        targets, saved = lora_targets(config)
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT computes with fractions, too
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
+        modules_to_save=saved,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
     try:
-        return peft.get_peft_model(model, settings)
+        adapted = peft.get_peft_model(model, settings)
     except ValueError as error:
         if "target modules" not in str(error).lower():
             raise
@@ -42,6 +48,10 @@ def add_lora(model: Any, config: TrainingConfig) -> Any:
             f" {', '.join(known)}, and {_ALL} means all of them but the output layer",
             param="lora.target_modules",
         ) from None
+    for parameter in adapted.parameters():  # PEFT sees to its factors, but not to modules that it saves
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def save_lora(model: Any, folder: Path, base: str) -> None:

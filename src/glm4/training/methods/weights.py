@@ -11,17 +11,22 @@ import torch
 
 from glm4.errors import InvalidRequestError
 from glm4.training.config import TrainingConfig
+from glm4.training.vision.loading import PREFIX
+from glm4.training.vision.targets import stays_frozen
 
 
 def train_all(model: Any, config: TrainingConfig) -> Any:
-    """Every weight."""
-    for parameter in model.parameters():
-        _train(parameter)
+    """Every weight; of a model that sees, those of tower and projector as the configuration says."""
+    for name, parameter in model.named_parameters():
+        if not stays_frozen(name, config):
+            _train(parameter)
     return model
 
 
 def train_last(model: Any, config: TrainingConfig) -> Any:
     """All but the embedding and the first `freeze_layers` layers. An output head that is the embedding stays, too.
+
+    Of a model that sees, tower and projector are trained as the configuration says.
 
     Raises:
         InvalidRequestError: the model has no more layers than that.
@@ -38,6 +43,9 @@ def train_last(model: Any, config: TrainingConfig) -> Any:
         free.append(head)
     for module in free:
         for parameter in module.parameters():
+            _train(parameter)
+    for name, parameter in model.named_parameters():
+        if name.startswith(PREFIX) and not stays_frozen(name, config):
             _train(parameter)
     return model
 

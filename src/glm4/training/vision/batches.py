@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from glm4.errors import InvalidRequestError
-from glm4.multimodal.image import ImageDecoder
-from glm4.prompt import ImageLayout
+from glm4.requests.image_inputs import ImageInputs
 from glm4.training.data.examples import TokenizedExample
 
-Collate = Callable[[Sequence[TokenizedExample]], dict[str, Any]]
+Collate = Callable[[Sequence[TokenizedExample]], Mapping[str, Any]]
 
 
 class PictureCollator:
@@ -23,12 +22,11 @@ class PictureCollator:
     A batch gets what `VisionGlmModel.forward` takes: `pixel_values` uint8 [N, S, S, 3] and `picture_places` int64
     [N, 2], N being 0 if it has text only; `position_ids` are those of `picture_positions`.
 
-    Files are decoded as the engine does it, in a process of their own.
+    Files are decoded by `images`, as for the engine.
     """
 
-    def __init__(self, collate: Collate, layout: ImageLayout) -> None:
-        self._collate, self._layout = collate, layout
-        self._decoder = ImageDecoder(layout.size)
+    def __init__(self, collate: Collate, images: ImageInputs) -> None:
+        self._collate, self._layout, self._decoder = collate, images.layout, images.decoder
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> dict[str, Any]:
         """A batch; sequence i of it is example i.
@@ -55,10 +53,6 @@ class PictureCollator:
             "pixel_values": torch.from_numpy(stacked),
             "picture_places": torch.tensor(places, dtype=torch.int64).view(-1, 2),
         }
-
-    def close(self) -> None:
-        """End the process that decodes."""
-        self._decoder.close()
 
     def _check(self, example: TokenizedExample) -> None:
         if example.image_starts and example.image_starts[-1] + self._layout.num_rows > len(example):

@@ -28,6 +28,7 @@ from glm4.training.data.formats.row_values import (
     read_picture,
     read_tools,
     required,
+    tool_name,
 )
 
 RAW_TOOLS = ("python", "simple_browser", "cogview")  # GLM-4's own; what they are asked is not JSON
@@ -150,7 +151,7 @@ def with_calls(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) 
     of a conversation, if it names a tool of the row. Elsewhere it is text.
     """
     offered = [*tools, *(tool for message in messages for tool in message.tools)]
-    names = {str((tool.get("function") or {}).get("name") or tool.get("type")) for tool in offered}
+    names = {str(tool_name(tool)) for tool in offered}
     out = []
     for index, message in enumerate(messages):
         follower = messages[index + 1].role if index + 1 < len(messages) else None

@@ -129,8 +129,16 @@ def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
             if kind != "function":
                 raise refusal(f"{where}[{index}].type", f"must be 'function', not {shown(kind)}")
             tool = {"type": "function", "function": tool}
+        if not isinstance(tool_name(tool), str):
+            raise refusal(f"{where}[{index}]", f"a tool needs a name, which is a text; this one is {shown(tool)}")
         tools.append(tool)
     return tools
+
+
+def tool_name(tool: Mapping[str, Any]) -> Any:
+    """The name of a function, or the type of one of the model's own tools."""
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, Mapping) else tool.get("type")
 
 
 def _without_nulls(value: Any) -> Any:

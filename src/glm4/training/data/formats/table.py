@@ -35,6 +35,8 @@ def read_example(row: Row, reader: Reader, setting: Setting) -> Example:
         raise
     except Glm4Error as error:
         raise TrainingDataError(str(error), place=row.place) from None
+    except RecursionError:
+        raise TrainingDataError("the row is nested too deeply", place=row.place) from None
     return replace(example, ends=False) if row.goes_on and isinstance(example, TextExample) else example
 
 
