@@ -128,11 +128,11 @@ def _trainer(
 def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:
     """The objective, and the rows of training and validation."""
     pad_id = run.checkpoint.config.pad_token_id or 0
-    if run.config.objective == "dpo":
-        return preference_rows(run, model, pad_id, listener, bf16=bf16)
     make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
     if run.processor.images is not None:
         make = PictureCollator(make, run.processor.images)
+    if run.config.objective == "dpo":
+        return preference_rows(run, model, make, listener, bf16=bf16)
     return SupervisedObjective(make), run.train, run.validation
 
 
