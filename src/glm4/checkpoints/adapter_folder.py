@@ -1,11 +1,12 @@
-"""Where an adapter is in what a user names: its folder, a training run, or a checkpoint of one."""
+"""Where an adapter is in what a user names (a folder, a training run, a checkpoint of one), and what kind it is."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from glm4.checkpoints.peft_adapter import CONFIG_FILE
+from glm4.checkpoints.json_file import read_json_object
+from glm4.checkpoints.peft_adapter import CONFIG_FILE, MAX_CONFIG_BYTES
 from glm4.errors import CheckpointError
 
 _CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,12})", re.ASCII)
@@ -31,3 +32,13 @@ def find_adapter(path: Path) -> Path:
     raise CheckpointError(
         f"there is no adapter at {path}: neither it nor a checkpoint-<step> in it has an {CONFIG_FILE}"
     )
+
+
+def adapter_type(folder: Path) -> str:
+    """What PEFT calls the kind of adapter in a folder: "LORA", "PREFIX_TUNING" …; empty if the file does not say.
+
+    Raises:
+        CheckpointError: there is no readable configuration.
+    """
+    kind = read_json_object(folder / CONFIG_FILE, MAX_CONFIG_BYTES).get("peft_type")
+    return kind if isinstance(kind, str) else ""

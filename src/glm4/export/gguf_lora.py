@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.adapter_folder import find_adapter
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.gguf_encoders import ENCODINGS, quantize
 from glm4.checkpoints.gguf_writer import PlannedTensor, file_nbytes, header_bytes, write_tensors
 from glm4.checkpoints.peft_adapter import AdapterFile, check_base
-from glm4.checkpoints.peft_prefix import is_prefix
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE
 from glm4.errors import InvalidRequestError, TensorError, UnsupportedModelError
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, file_names
 from glm4.export.gguf_types import FILE_TYPES
@@ -54,7 +54,7 @@ def export_gguf_lora(request: ExportRequest) -> ExportReport:
     if request.lora is None:
         raise InvalidRequestError("there is no adapter to export", param="lora")
     folder = find_adapter(request.lora)
-    if is_prefix(folder):
+    if adapter_type(folder) == PREFIX_TYPE:
         raise UnsupportedModelError(
             f"{folder} is a prefix (P-Tuning v2), for which GGUF has no form; serve it here, beside the model"
         )

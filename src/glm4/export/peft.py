@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glm4.checkpoints.adapter_folder import find_adapter
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.json_file import read_json_object
 from glm4.checkpoints.peft_adapter import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHT_FILE, AdapterFile, check_base
-from glm4.checkpoints.peft_prefix import PrefixFile, is_prefix
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE, PrefixFile
 from glm4.checkpoints.safetensors import SafetensorsSource
 from glm4.checkpoints.safetensors_writer import PlannedTensor, plan_shards, write_shards
 from glm4.errors import InvalidRequestError, UnsupportedModelError
@@ -86,7 +86,7 @@ def export_peft(request: ExportRequest) -> ExportReport:
         raise InvalidRequestError(f"{folder} is the adapter to be exported; choose another name", param="output")
     check_folder(checkpoint, request.output, _WRITTEN, force=request.force)
     settings = read_json_object(folder / CONFIG_FILE, MAX_CONFIG_BYTES)
-    if is_prefix(folder):
+    if adapter_type(folder) == PREFIX_TYPE:
         PrefixFile(folder, checkpoint.config, checkpoint.model_type).close()  # it fits
         return _write(request, folder, _with_base(settings, checkpoint, names), None)
     with AdapterFile(folder, checkpoint.config, checkpoint.model_type, merging=True) as adapter:
