@@ -199,7 +199,8 @@ def _memory(run: Prepared, args: Any, dtype: str, free: int, listener: Listener)
     lengths = getattr(run.train, "lengths", None)
     if lengths is not None and len(lengths) and not run.config.packing:
         longest = min(longest, int(max(lengths)))
-    config = replace(run.config, dtype=dtype, data=replace(run.config.data, max_length=longest))
+    chosen: dict[str, Any] = {"dtype": dtype, "data": replace(run.config.data, max_length=longest)}
+    config = replace(run.config, **chosen)
     device: Device = "cpu" if args.device.type == "cpu" else "gpu"
     fused = hf_class(run.checkpoint).fused_gate_up
     memory = estimate(config, shape, device=device, devices=args.world_size, fused=fused).total
