@@ -66,7 +66,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if kind in ("qwen2", "llama"):
         yield Both(write_gguf(folder / "model.gguf", kind))
     else:
-        layout = "chatglm" if kind == "chatglm" else "hf"
+        layout: Any = "chatglm" if kind == "chatglm" else "hf"
         model = tiny_model(layout=layout, architecture="glm4" if kind == "glm4" else "glm")
         yield Both(write_folder(folder / "model", model))
 
