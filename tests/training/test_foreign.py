@@ -80,7 +80,7 @@ def test_a_usual_file_of_llama_factory() -> None:
         gradient_accumulation_steps=8,
         eval_steps=500,
         group_by_length=False,
-        train_projector=False,
+        train_projector="none",
         save_total_limit=0,
     )
     keys = {note.partition(":")[0] for note in found.notes}
@@ -203,7 +203,7 @@ def test_a_usual_file_of_ms_swift(swift: dict[str, Any]) -> None:
         save_steps=50,
         save_total_limit=0,
         group_by_length=False,
-        train_projector=False,
+        train_projector="none",
         generate_max_tokens=64,
         accelerator="zero2",
     )

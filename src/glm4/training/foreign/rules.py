@@ -166,6 +166,11 @@ def negated(value: Any) -> bool:
     return not flag(value)
 
 
+def projector(value: Any) -> str:
+    """What becomes of the projector, by whether it is frozen."""
+    return "none" if flag(value) else "lora"
+
+
 def names(value: Any) -> tuple[str, ...]:
     """Several texts: a list, or one text with commas."""
     if isinstance(value, str):
