@@ -21,7 +21,7 @@ CALL = {
     "role": "assistant",
     "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}],
 }
-CALLING = {"messages": [USER, CALL], "tools": [{"type": "function", "function": WEATHER}]}
+CALLING: dict[str, Any] = {"messages": [USER, CALL], "tools": [{"type": "function", "function": WEATHER}]}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def score(processor: Processor, row: dict[str, Any], answer: list[int]) -> dict[
 
 
 def test_a_prompt_ends_where_the_model_answers(glm: Processor) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [USER, ASSISTANT]},
         {
             "messages": [
@@ -105,7 +105,7 @@ def test_the_token_that_ends_an_answer_must_fit(glm: Processor) -> None:
 
     call, reply = 'get_weather\n{"city": "Paris"}', "\nhello"
     end_of_text = special_id("<|endoftext|>")
-    rows = {call: CALLING, reply: {"messages": [USER, ASSISTANT]}}
+    rows: dict[str, dict[str, Any]] = {call: CALLING, reply: {"messages": [USER, ASSISTANT]}}
     for text, row in rows.items():
         right, wrong = (OBSERVATION_ID, USER_ID) if row is CALLING else (USER_ID, OBSERVATION_ID)
         assert score(glm, row, ids(text, right))["right_stop"] == 1
