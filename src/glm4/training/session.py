@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from glm4.backends.transformers.weights import load_model
 from glm4.checkpoints.hf_layout import hf_class
 from glm4.errors import TrainingError
 from glm4.model.tensors import num_parameters
+from glm4.system.memory import map_large_blocks
 from glm4.training import checkpoints
 from glm4.training.answer_tasks import answer_tasks
 from glm4.training.arguments import training_arguments
@@ -24,6 +26,7 @@ from glm4.training.defaults import method_name
 from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
 from glm4.training.memory import Device, estimate
+from glm4.training.memory_advice import memory_note
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
@@ -35,6 +38,8 @@ from glm4.training.run import Prepared, RunResult
 from glm4.training.trainer import GlmTrainer
 from glm4.training.vision.batches import PictureCollator
 from glm4.training.vision.loading import load_vision_model
+
+_ROOMY = 2.2  # times the planned memory: what glibc's own way with large blocks takes at most
 
 
 def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
@@ -52,12 +57,8 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
     measure = _measure(run, log)
-    memory, free = _memory(run, args), free_memory(args.device)
-    if memory is not None and memory > free:
-        listener.note(
-            f"training takes about {memory / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; `glm4 plan {config.model}"
-            f" --train {config.method}` says what takes less"
-        )
+    free = free_memory(args.device)
+    memory = _memory(run, args, dtype, free, listener)
     with memory_errors("training", args.device):
         facts = _facts(run, args, dtype)
         resumed = _newest(config, facts)
@@ -186,14 +187,29 @@ def _newest(config: TrainingConfig, facts: Mapping[str, Any]) -> Path | None:
     return found[-1]
 
 
-def _memory(run: Prepared, args: Any) -> int | None:
-    """Estimated bytes at the peak; None for models that see."""
-    shape = run.checkpoint.config
+def _memory(run: Prepared, args: Any, dtype: str, free: int, listener: Listener) -> int | None:
+    """Estimated bytes at the peak; None for models that see. Says what to change if they are not free.
+
+    Raises:
+        OutOfMemoryError: not even the weights fit.
+    """
+    shape, longest = run.checkpoint.config, run.config.data.max_length
     if shape.vision is not None:
         return None
+    lengths = getattr(run.train, "lengths", None)
+    if lengths is not None and len(lengths) and not run.config.packing:
+        longest = min(longest, int(max(lengths)))
+    config = replace(run.config, dtype=dtype, data=replace(run.config.data, max_length=longest))
     device: Device = "cpu" if args.device.type == "cpu" else "gpu"
     fused = hf_class(run.checkpoint).fused_gate_up
-    return estimate(run.config, shape, device=device, devices=args.world_size, fused=fused).total
+    memory = estimate(config, shape, device=device, devices=args.world_size, fused=fused).total
+    if device == "cpu":
+        free //= args.world_size  # which share it
+        if free < _ROOMY * memory:
+            map_large_blocks()  # a quarter slower
+    if note := memory_note(config, shape, free, device=device, devices=args.world_size, fused=fused):
+        listener.note(note)
+    return memory
 
 
 def _summary(
