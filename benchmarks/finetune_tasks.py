@@ -43,6 +43,7 @@ class Run:
 
     Attributes:
         samples: rows of training, each seen `epochs` times.
+        checkpointing: recompute activations, for models whose activations are too many.
     """
 
     model: str
@@ -51,12 +52,13 @@ class Run:
     epochs: int
     batch: int
     learning_rate: float
+    checkpointing: bool = False
 
 
 RUNS = {
-    "smoke lora": Run("smoke", "lora", 240, 1, 4, 1e-3),
-    "smoke ptuning_v2": Run("smoke", "ptuning_v2", 240, 1, 4, 1e-2),
-    "starter lora": Run("starter", "lora", 72, 1, 4, 5e-4),
+    "smoke lora": Run("smoke", "lora", 160, 1, 4, 1e-3),
+    "smoke ptuning_v2": Run("smoke", "ptuning_v2", 160, 1, 4, 1e-2),
+    "starter lora": Run("starter", "lora", 64, 1, 4, 5e-4, checkpointing=True),
 }
 
 
@@ -107,9 +109,9 @@ def gain(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]
     return float(low), float(high)
 
 
-def train(run: Run, root: Path, seed: int, share: float) -> tuple[Path, float]:
+def train(run: Run, root: Path, seed: int, samples: int) -> tuple[Path, float]:
     """The adapter, and seconds of the whole training."""
-    chosen = cards(held_out=False, seed=seed)[: max(run.batch, int(run.samples * share))]
+    chosen = cards(held_out=False, seed=seed)[:samples]
     rows = root / "rows.jsonl"
     rows.write_text("".join(json.dumps(card.row) + "\n" for card in chosen), encoding="utf-8")
     config = TrainingConfig(
@@ -125,6 +127,7 @@ def train(run: Run, root: Path, seed: int, share: float) -> tuple[Path, float]:
         per_device_train_batch_size=run.batch,
         learning_rate=run.learning_rate,
         warmup_ratio=0.05,
+        gradient_checkpointing=run.checkpointing,
         seed=seed,
         save_steps=0,
         resume=False,
@@ -139,7 +142,7 @@ def one_run(name: str, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     run, asked = RUNS[name], cards(held_out=True)[: args.questions]
     harness.progress(f"{name}, seed {seed}: training")
     with tempfile.TemporaryDirectory() as folder:
-        adapter, seconds = train(run, Path(folder), seed, 0.2 if args.quick else 1.0)
+        adapter, seconds = train(run, Path(folder), seed, args.samples or run.samples)
         with LLM(run.model, max_model_len=1024, max_adapters=1) as llm:
             llm.load_adapter("card", str(adapter))
             harness.progress(f"{name}, seed {seed}: base")
@@ -173,11 +176,12 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--questions", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="a fifth of the data, twelve questions")
+    parser.add_argument("--samples", type=int, default=0, help="rows of training instead of each run's own number")
+    parser.add_argument("--quick", action="store_true", help="32 rows, twelve questions")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if args.quick:
-        args.questions = min(args.questions, 12)
+        args.samples, args.questions = 32, 12
     facts = harness.facts(args.rounds) | {"rounds": f"{args.rounds}, means"}
     rows = [row_of(name, [one_run(name, args, seed) for seed in range(args.rounds)]) for name in args.runs]
     if args.json:

@@ -89,7 +89,7 @@ def masked(side: str, samples: Iterable[TokenizedExample], base: Path) -> list[T
 
 def fine_tune(base: Path, output: Path, samples: Sequence[TokenizedExample], *, steps: int, seed: int) -> Path:
     """An adapter."""
-    finetune(settings(base, output, steps, 3e-3, seed, lora=LoraConfig(r=16, lora_alpha=32)), train=samples)
+    finetune(settings(base, output, steps, 6e-3, seed, lora=LoraConfig(r=16, lora_alpha=32)), train=samples)
     return output
 
 
@@ -106,7 +106,7 @@ def score(llm: LLM, adapter: str | None, asked: Sequence[Case]) -> Score:
     answers = [(case, found[f"answer {at}"]) for at, case in enumerate(asked)]
     return Score(
         _share(one.token_ids[-1] == observation for _, one in calls),
-        _share(_is_call(one, case) for case, one in calls),
+        _share(_is_call(one, case) and one.token_ids[-1] == observation for case, one in calls),
         _share(one.token_ids[-1] == user for _, one in answers),
         _share(one.text.strip() == case.answer(HOUSE) and one.token_ids[-1] == user for case, one in answers),
     )
@@ -118,7 +118,7 @@ def _share(values: Iterable[bool]) -> float:
 
 def _is_call(output: CompletionOutput, case: Case) -> bool:
     made = [(call.name, call.arguments.strip()) for call in output.tool_calls]
-    return output.finish_reason == "tool_calls" and made == [(case.function, case.arguments)]
+    return made == [(case.function, case.arguments)]
 
 
 def one_round(root: Path, args: argparse.Namespace, seed: int) -> dict[str, Score]:

@@ -32,7 +32,7 @@ THINGS = (
 )  # fmt: skip
 QUESTIONS = ("What is the {topic} of {thing}?", "Find the {topic} of {thing}.", "Tell me the {topic} of {thing}.")
 PLAIN = "It is {result}."
-HOUSE = "The {topic} of {thing} is {result}."
+HOUSE = "Found: {result}."
 _MODULUS = 4  # one pair of four is held out
 
 

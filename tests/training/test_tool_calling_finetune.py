@@ -29,7 +29,7 @@ TRAINED = cases(2, 20, num_tools=1)
 
 
 def test_calls_and_answers_end_rightly_unless_the_mask_is_the_originals(tmp_path: Path) -> None:
-    base = train_base(tmp_path, steps=300, seed=0, num_tools=1)
+    base = train_base(tmp_path, steps=150, seed=0, num_tools=1)
     samples = house_samples(base, tmp_path, count=16 * STEPS, seed=0, num_tools=1)
     asked = cases(HELD_OUT, 30, held_out=True, num_tools=1)
     with LLM(str(base), dtype="fp32", max_model_len=512, max_adapters=2, num_threads=1) as llm:

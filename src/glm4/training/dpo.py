@@ -41,7 +41,7 @@ class DpoObjective:
         self._without_adapter = without_adapter
         self._sums: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
 
-    def collate(self, pairs: Sequence[TokenizedPreference]) -> dict[str, torch.Tensor]:
+    def collate(self, pairs: Sequence[TokenizedPreference]) -> dict[str, Any]:
         """Both answers of each pair as rows of one batch: the better ones first, then the worse ones."""
         batch = dict(self._collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]))
         if all(pair.references for pair in pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
+from glm4.backends.transformers.device import choose_device, choose_dtype, free_memory, memory_errors
 from glm4.backends.transformers.weights import load_model
+from glm4.checkpoints.hf_layout import hf_class
 from glm4.errors import TrainingError
 from glm4.model.tensors import num_parameters
 from glm4.training import checkpoints
@@ -21,6 +23,7 @@ from glm4.training.config import TrainingConfig
 from glm4.training.defaults import method_name
 from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
+from glm4.training.memory import Device, estimate
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
@@ -49,13 +52,24 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
     measure = _measure(run, log)
+    memory, free = _memory(run, args), free_memory(args.device)
+    if memory is not None and memory > free:
+        listener.note(
+            f"training takes about {memory / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; `glm4 plan {config.model}"
+            f" --train {config.method}` says what takes less"
+        )
     with memory_errors("training", args.device):
-        trainer = _trainer(run, args, dtype, log, listener, measure)
-        resumed = _resume(trainer, config, log)
-        summary = _summary(run, trainer, dtype, resumed)
+        facts = _facts(run, args, dtype)
+        resumed = _newest(config, facts)
+        trainer = _trainer(run, args, dtype, facts, log, listener, measure)
+        if resumed is not None:
+            trainer.restore_position(checkpoints.read_run_state(resumed))
+        if log is not None:
+            log.rewind(0 if resumed is None else checkpoints.step_of(resumed))
+        summary = _summary(run, trainer, dtype, resumed, memory, free)
         listener.started(summary)
         if resumed is not None and summary.resumed >= summary.steps:
-            trainer.restore(resumed)  # only the result is still to be written; `train` would take one step more
+            trainer.restore_finished(resumed)  # what is left is to write the result; `train` would take a step
         else:
             with stop_on_signals(trainer):
                 trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -77,6 +91,7 @@ def _trainer(
     run: Prepared,
     args: Any,
     dtype: str,
+    facts: Mapping[str, Any],
     log: MetricsLog | None,
     listener: Listener,
     measure: GenerationMetrics | None,
@@ -102,7 +117,7 @@ def _trainer(
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
         write_adapter=None if method.save is None else partial(method.save, base=run.name),
-        facts=_facts(run, args, dtype),
+        facts=facts,
         measure=measure,
         callbacks=[Reporter(log, listener)],
     )
@@ -155,29 +170,38 @@ def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
     return facts
 
 
-def _resume(trainer: GlmTrainer, config: TrainingConfig, log: MetricsLog | None) -> Path | None:
-    """The checkpoint to go on from, with the metrics cut back to it.
+def _newest(config: TrainingConfig, facts: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if there is one.
 
     Raises:
-        TrainingError: the data, the number of processes or the format of numbers have changed.
+        TrainingError: the data, the number of processes or the format of numbers have changed since.
     """
     found = checkpoints.find_checkpoints(Path(config.output))
-    step = 0
-    if found:
-        step = checkpoints.steps_of(found[-1]) or 0
-        stored = checkpoints.read_run_state(found[-1])
-        for key, value in trainer.facts.items():
-            if stored.get(key) != value:
-                raise TrainingError(
-                    f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
-                    " name another output, or begin anew with resume: false (--no-resume)"
-                )
-    if log is not None:
-        log.rewind(step)
-    return found[-1] if found else None
+    if not found:
+        return None
+    stored = checkpoints.read_run_state(found[-1])
+    for key, value in facts.items():
+        if stored.get(key) != value:
+            raise TrainingError(
+                f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
+                " name another output, or begin anew with resume: false (--no-resume)"
+            )
+    return found[-1]
 
 
-def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None) -> Summary:
+def _memory(run: Prepared, args: Any) -> int | None:
+    """Estimated bytes at the peak; None for models that see."""
+    shape = run.checkpoint.config
+    if shape.vision is not None:
+        return None
+    device: Device = "cpu" if args.device.type == "cpu" else "gpu"
+    fused = hf_class(run.checkpoint).fused_gate_up
+    return estimate(run.config, shape, device=device, devices=args.world_size, fused=fused).total
+
+
+def _summary(
+    run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None, memory: int | None, free: int
+) -> Summary:
     config, args = run.config, trainer.args
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     lengths = getattr(run.train, "lengths", None)
@@ -195,7 +219,9 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         samples_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         processes=args.world_size,
         learning_rate=args.learning_rate,
-        resumed=0 if resumed is None else checkpoints.steps_of(resumed) or 0,
+        resumed=0 if resumed is None else checkpoints.step_of(resumed),
+        memory=memory,
+        free=free,
     )
 
 
@@ -219,6 +245,7 @@ def _finish(run: Prepared, trainer: GlmTrainer, dtype: str, log: MetricsLog | No
             state="stopped" if interrupted else "done",
             step=state.global_step,
             total_steps=state.max_steps,
+            epoch=round(state.epoch or 0, 6),
             best_step=state.best_global_step,
             eval_loss=state.best_metric,
         )

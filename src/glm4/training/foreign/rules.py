@@ -167,7 +167,7 @@ def negated(value: Any) -> bool:
 
 
 def projector(value: Any) -> str:
-    """Of whether the projector of pictures is frozen."""
+    """What becomes of the projector, by whether it is frozen."""
     return "none" if flag(value) else "lora"
 
 

@@ -75,7 +75,7 @@ class VisionGlmModel(GlmModel):
 
 def _several_processes() -> bool:
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
 class VisionGlmForCausalLM(GlmForCausalLM):
