@@ -129,13 +129,16 @@ def _trainer(
 
 def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:
     """The objective, and the rows of training and validation."""
-    pad_id = run.checkpoint.config.pad_token_id or 0
-    make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
-    if run.processor.images is not None:
-        make = PictureCollator(make, run.processor.images)
+    make = _collate(run, packed=run.config.packing)
     if run.config.objective == "dpo":
         return preference_rows(run, model, make, listener, bf16=bf16)
     return SupervisedObjective(make), run.train, run.validation
+
+
+def _collate(run: Prepared, *, packed: bool = False) -> Any:
+    """Makes batches of examples, with pictures if the model sees."""
+    make: Any = partial(collate_packed if packed else collate, pad_id=run.checkpoint.config.pad_token_id or 0)
+    return make if run.processor.images is None else PictureCollator(make, run.processor.images)
 
 
 def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
@@ -150,6 +153,7 @@ def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
     return GenerationMetrics(
         run.processor,
         answer_tasks(run.validation, run.processor, config.generate_samples),
+        _collate(run),
         every=config.generate_every,
         eval_steps=config.eval_steps,
         max_tokens=config.generate_max_tokens,
