@@ -41,7 +41,7 @@ def preference_rows(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return objective.references(model, batch).float().cpu()
 
-    both: tuple[tuple[str, Any], ...] = ((REFERENCES, run.train), (VALIDATION_REFERENCES, run.validation))
+    parts: tuple[tuple[str, Any], ...] = ((REFERENCES, run.train), (VALIDATION_REFERENCES, run.validation))
     found = [
         with_references(
             rows,
@@ -51,6 +51,6 @@ def preference_rows(
             batch_size=config.per_device_eval_batch_size,
             progress=partial(listener.loading, "reading the reference's answers"),
         )
-        for name, rows in both
+        for name, rows in parts
     ]
     return objective, found[0], found[1]

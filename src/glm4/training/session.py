@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ def _trainer(
 ) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
+    save = method.save
     load = load_model if run.checkpoint.config.vision is None else load_vision_model
     if config.quantize == "nf4":
         load = load_quantized
@@ -116,17 +117,13 @@ def _trainer(
         validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
-        write_adapter=None if method.save is None else _writer(method.save, run.name),
+        write_adapter=None if save is None else lambda model, folder: save(model, folder, run.name),
         facts=facts,
         measure=measure,
         callbacks=[Reporter(log, listener)],
     )
     trainer.add_callback(Stopper(trainer))
     return trainer
-
-
-def _writer(save: Callable[[Any, Path, str], None], base: str) -> Callable[[Any, Path], None]:
-    return lambda model, folder: save(model, folder, base)
 
 
 def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:

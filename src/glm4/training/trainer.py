@@ -59,7 +59,7 @@ class GlmTrainer(transformers.Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train,
+            train_dataset=train,  # read by our own loader only
             eval_dataset=validation or None,
             callbacks=list(callbacks),
         )
