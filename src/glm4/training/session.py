@@ -203,8 +203,9 @@ def _memory(run: Prepared, args: Any, dtype: str, free: int, listener: Listener)
     lengths = getattr(run.train, "lengths", None)
     if lengths is not None and len(lengths) and not run.config.packing:
         longest = min(longest, int(max(lengths)))
-    chosen: dict[str, Any] = {"dtype": dtype, "data": replace(run.config.data, max_length=longest)}
-    config = replace(run.config, **chosen)
+    config = replace(
+        run.config, dtype="fp32" if dtype == "fp32" else "bf16", data=replace(run.config.data, max_length=longest)
+    )
     device: Device = "cpu" if args.device.type == "cpu" else "gpu"
     fused = hf_class(run.checkpoint).fused_gate_up
     memory = estimate(config, shape, device=device, devices=args.world_size, fused=fused).total
