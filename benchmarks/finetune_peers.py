@@ -142,7 +142,7 @@ def held_out_loss(spec: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def _loss(model: Any, rows: list[dict[str, Any]]) -> float:
     total, count = 0.0, 0
     for row in rows:

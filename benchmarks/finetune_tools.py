@@ -62,10 +62,10 @@ def settings(model: Path, output: Path, steps: int, rate: float, seed: int, **ch
     )  # fmt: skip
 
 
-def train_base(root: Path, *, steps: int, seed: int, num_tools: int) -> Path:
+def train_base(root: Path, *, steps: int, count: int, seed: int, num_tools: int) -> Path:
     """A tiny model that calls functions and answers plainly."""
     source = write_model(root / "random", seed=seed)
-    found = rows(cases(16 * steps, 10 + seed, num_tools=num_tools), PLAIN)
+    found = rows(cases(count, 10 + seed, num_tools=num_tools), PLAIN)
     data = DataConfig(train=(str(write_rows(root / "plain.jsonl", found)),))
     finetune(settings(source, root / "base", steps, 6e-3, seed, method="full", data=data))
     return root / "base"
@@ -125,7 +125,7 @@ def one_round(root: Path, args: argparse.Namespace, seed: int) -> dict[str, Scor
     """Base and both adapters."""
     options = {"seed": seed, "num_tools": args.tools}
     harness.progress(f"seed {seed}: base")
-    base = train_base(root, steps=args.base_steps, **options)
+    base = train_base(root, steps=args.base_steps, count=16 * args.base_steps, **options)
     samples = house_samples(base, root, count=16 * args.steps, **options)
     asked = cases(args.cases, 30, held_out=True, num_tools=args.tools)
     with LLM(str(base), dtype="fp32", max_model_len=1024, max_adapters=len(SIDES)) as llm:

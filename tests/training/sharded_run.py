@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -74,7 +75,7 @@ def main(base: Path, folder: Path) -> None:
             save_lora(module.model, folder / "adapter", "base")
     if first:
         folder.mkdir(exist_ok=True)
-        checkpoints.save_file(weights, folder / checkpoints.WEIGHTS)
+        save_file(weights, folder / checkpoints.WEIGHTS)
         torch.save(state, folder / "optimizer.pt")
     torch.distributed.barrier()
     again = shard(make(base))

@@ -112,7 +112,7 @@ class _Bars(_Lines):
         if stage not in self._tasks:
             for earlier in self._tasks.values():
                 self._bars.update(earlier, visible=False)
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None, completed=done, amount="")
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None, completed=int(done), amount="")
         self._bars.update(self._tasks[stage], completed=done, total=total or None, amount=amount)
 
 

@@ -109,5 +109,5 @@ def stop_on_signals(trainer: GlmTrainer) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for changed, handler in earlier.items():
+            signal.signal(changed, handler)

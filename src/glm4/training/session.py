@@ -98,6 +98,7 @@ def _trainer(
 ) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
+    save = method.save
     load = load_model if run.checkpoint.config.vision is None else load_vision_model
     if config.quantize == "nf4":
         load = load_quantized
@@ -116,7 +117,7 @@ def _trainer(
         validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
-        write_adapter=None if method.save is None else partial(method.save, base=run.name),
+        write_adapter=None if save is None else lambda model, folder: save(model, folder, run.name),
         facts=facts,
         measure=measure,
         callbacks=[Reporter(log, listener)],

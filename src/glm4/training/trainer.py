@@ -39,6 +39,7 @@ class GlmTrainer(transformers.Trainer):
     """
 
     model: LossModel
+    control: transformers.TrainerControl
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -58,8 +59,8 @@ class GlmTrainer(transformers.Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train,  # type: ignore[arg-type]  # read by our own loader only
-            eval_dataset=validation or None,  # type: ignore[arg-type]
+            train_dataset=train,  # read by our own loader only
+            eval_dataset=validation or None,
             callbacks=list(callbacks),
         )
         self.remove_callback(transformers.PrinterCallback)

@@ -30,7 +30,7 @@ def add_lora(model: Any, config: TrainingConfig) -> Any:
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT computes with fractions, too
+        lora_alpha=lora.lora_alpha,  # PEFT computes with fractions, too
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
         modules_to_save=saved,
