@@ -329,24 +329,25 @@ def test_what_a_prompt_gives_behind_a_prefix(folder: Path, tmp_path: Path) -> No
     prefix = str(write_adapters("glm", folder, tmp_path)["prefix 40"])
     nbytes = 4 * 2 * 2 * 32
     options = {"max_model_len": 192, "max_num_batched_tokens": 16, "kv_cache_memory": 384 * nbytes}
-    given, found = prompts(50, 50, 50, 50), []
+    given: list[Any] = prompts(50, 50, 50, 50)
+    found: list[tuple[Any, Any, Any]] = []
     for backend in ("local", "transformers"):
         more = options if backend == "transformers" else {"max_model_len": 192}
         with LLM(str(folder), backend=backend, dtype="fp32", **more) as llm:  # type: ignore[arg-type]
             llm.load_adapter("it", prefix)
             answers = tokens(llm.generate(given, GREEDY.replace(max_tokens=60), adapter="it"))
             (scored,) = llm.generate([given[0]], GREEDY.replace(prompt_logprobs=0, max_tokens=1), adapter="it")
-            first, *rest = scored.prompt_logprobs or ()
-            assert first is None
-            logprobs = [one.logprob for one in rest if one is not None]
+            assert scored.prompt_logprobs is not None
+            assert scored.prompt_logprobs[0] is None
+            logprobs = [one.logprob for one in scored.prompt_logprobs if one is not None]
             assert len(logprobs) == 49
-            (vector,) = llm.embed([given[0]], adapter="it")
-            assert len(scored.prompt_token_ids) == vector.prompt_tokens == 50
+            (embedded,) = llm.embed([given[0]], adapter="it")
+            assert len(scored.prompt_token_ids) == embedded.prompt_tokens == 50
             (full,) = llm.generate([given[0]], GREEDY.replace(max_tokens=None), adapter="it")
             assert len(full.outputs[0].token_ids) == 192 - 40 - 50
             with pytest.raises(PromptTooLongError, match="152 beside the 40 virtual tokens"):
                 llm.generate([[65] * 152], GREEDY, adapter="it")
-            found.append((answers, logprobs, vector.embedding))
+            found.append((answers, logprobs, embedded.embedding))
             assert llm.stats().num_preemptions > 0 or backend == "local"
     (answers, logprobs, vector), (wanted, expected, direction) = found[1], found[0]
     assert answers == wanted

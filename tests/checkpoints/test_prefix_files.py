@@ -14,6 +14,7 @@ import pytest
 import golden_models as gm
 from adapter_files import factors, settings, write_adapter
 from glm4.checkpoints.checkpoint import open_checkpoint
+from glm4.checkpoints.peft_adapter import AdapterFile
 from glm4.checkpoints.peft_prefix import PrefixFile
 from glm4.errors import (
     CheckpointError,
@@ -198,6 +199,8 @@ def test_other_number_formats_are_refused(tmp_path: Path, config: ModelConfig) -
 def test_the_kind_of_an_adapter_is_what_its_settings_say(tmp_path: Path, config: ModelConfig) -> None:
     assert isinstance(read_any(write_prefix(tmp_path / "prefix", config, COUNT), config), PrefixAdapter)
     assert not isinstance(read_any(write_adapter(tmp_path / "lora", factors(config)), config), PrefixAdapter)
+    with pytest.raises(UnsupportedModelError, match=r"'PREFIX_TUNING'.* backend local or transformers"):
+        AdapterFile(tmp_path / "prefix", config, "glm")  # as vLLM and exports read adapters
     dora = write_adapter(tmp_path / "dora", factors(config), settings(use_dora=True))
     with pytest.raises(UnsupportedModelError, match=r"use_dora.*glm4 merge"):
         read_any(dora, config)

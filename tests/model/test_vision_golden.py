@@ -17,19 +17,16 @@ from numpy.typing import NDArray
 import golden_models as gm
 import vision_models as vm
 from glm4.kernels import get_kernels
-from glm4.model.forward_batch import ForwardBatch
-from glm4.model.kv_cache import KVCache, pages_for
 from glm4.model.layers import Float
 from glm4.model.shapes import SHAPES
 from glm4.model.tensors import model_tensors, num_parameters
 from glm4.model.transformer import Transformer
-from glm4.model.vision import VisionTower
 from glm4.multimodal.image import ImageDecoder, encode_picture
 from model_driver import loaded
+from vision_driver import Positions, encode, picture_logits
 
 TOLERANCE = 1e-4
 FAR = 10 * TOLERANCE
-Positions = NDArray[np.int32]
 
 
 class Case:
@@ -54,39 +51,9 @@ class Case:
         return np.cumsum(steps).astype(np.int32)
 
 
-def encode(tower: VisionTower, pixels: NDArray[np.uint8], max_rows: int = 1 << 20) -> Float:
-    encoding = tower.start(pixels)
-    while encoding.result is None:
-        encoding.advance(max_rows)
-    return encoding.result
-
-
 def logits(case: Case, ids: NDArray[np.int32], positions: Positions, chunks: Sequence[int], beside: int = 0) -> Float:
-    """Logits of every row of one sequence, whose rows come in passes that end at `chunks`.
-
-    Args:
-        beside: rows of another sequence that precede it in every pass.
-    """
-    model, total = case.model, pages_for(len(ids))
-    other = pages_for(beside * len(chunks)) if beside else 0
-    cache = KVCache(model.config, total + other, "fp32")
-    pages = list(range(total - 1, -1, -1))  # out of order
-    out = []
-    for number, (start, stop) in enumerate(zip([0, *chunks], chunks, strict=False)):
-        first, last = max(start, case.first), min(stop, case.first + case.tiny.num_rows)
-        rows: tuple[tuple[int, Float], ...] = ()
-        if first < last:
-            rows = ((beside + first - start, case.rows[first - case.first : last - case.first]),)
-        counted = np.arange(beside * number, beside * (number + 1), dtype=np.int32)
-        batch = ForwardBatch.build(
-            pages=[list(range(total, total + other)), pages] if beside else [pages],
-            computed=[beside * number, start] if beside else [start],
-            new=[beside, stop - start] if beside else [stop - start],
-            positions=[counted, positions[start:stop]] if beside else [positions[start:stop]],
-        )
-        hidden = model.forward(np.concatenate([counted + 2, ids[start:stop]]).astype(np.int32), batch, cache, rows)
-        out.append(model.logits(np.ascontiguousarray(hidden[beside:])))
-    return np.concatenate(out)
+    """See `picture_logits`."""
+    return picture_logits(case.model, ids, positions, (case.first, case.rows), chunks, beside)
 
 
 def error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import multiprocessing.process
 import os
 import subprocess
 import sys
@@ -14,6 +16,9 @@ from glm4.cli.parser import read
 from glm4.training.config import TrainingConfig
 from glm4.training.run_folder import read_metrics
 from tiny import write_folder
+
+STOPPED = 130
+PATIENCE = 600
 
 
 def write_rows(path: Path, count: int = 24) -> Path:
@@ -37,15 +42,33 @@ def write_inputs(folder: Path, count: int = 24) -> list[str]:
 def run_cli(*args: str, processes: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
     """`glm4 finetune` in a process of its own, or in several that it starts."""
     return subprocess.run(
-        command(*args, processes=processes), env=env(environment), capture_output=True, text=True, timeout=240
+        command(*args, processes=processes), env=env(environment), capture_output=True, text=True, timeout=PATIENCE
     )
 
 
-def start_cli(*args: str, **environment: str) -> subprocess.Popen[str]:
-    """The same, not waited for; standard error is a pipe."""
-    return subprocess.Popen(
-        command(*args), env=env(environment), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def start_run(config: TrainingConfig) -> multiprocessing.process.BaseProcess:
+    """`finetune` in a process of its own, which another one forks: so torch is imported once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["glm4.training.session"])
+    process = context.Process(target=_run, args=(config,))
+    process.start()
+    return process
+
+
+def _run(config: TrainingConfig) -> None:
+    import torch
+
+    from glm4.training.run import finetune
+
+    torch.set_num_threads(1)
+    sys.exit(STOPPED if finetune(config).interrupted else 0)
+
+
+def finish_run(config: TrainingConfig) -> int | None:
+    """The same, waited for: its exit code."""
+    process = start_run(config)
+    process.join(600)
+    return process.exitcode
 
 
 def config_of_flags(*flags: list[str]) -> TrainingConfig:

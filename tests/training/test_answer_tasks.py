@@ -21,7 +21,7 @@ CALL = {
     "role": "assistant",
     "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}],
 }
-CALLING = {"messages": [USER, CALL], "tools": [{"type": "function", "function": WEATHER}]}
+CALLING: dict[str, Any] = {"messages": [USER, CALL], "tools": [{"type": "function", "function": WEATHER}]}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def score(processor: Processor, row: dict[str, Any], answer: list[int]) -> dict[
 
 
 def test_a_prompt_ends_where_the_model_answers(glm: Processor) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [USER, ASSISTANT]},
         {
             "messages": [
@@ -66,22 +66,22 @@ def test_a_prompt_ends_where_the_model_answers(glm: Processor) -> None:
     ]
     for row in rows:
         task = task_of(glm, row)
-        sample = task.example
+        (sample,) = encoded(glm, row)
         request = chat({**row, "messages": row["messages"]}).request
         prompt = request.messages[:-1]
         rendered = glm.render(type(request).of(prompt, tools=request.tools))
-        assert task.prompt.tolist() == rendered.ids
-        assert task.prompt[-1] == ASSISTANT_ID
-        assert [*task.prompt, *task.reference] == sample.ids.tolist()[: len(task.prompt) + len(task.reference)]
+        assert task.prompt.ids.tolist() == rendered.ids
+        assert task.prompt.ids[-1] == ASSISTANT_ID
+        assert [*task.prompt.ids, *task.reference] == sample.ids.tolist()[: len(task.prompt) + len(task.reference)]
         assert sample.mask[len(task.prompt) :][: len(task.reference)].all()
-        assert "secret" not in glm.tokenizer.decode(task.prompt.tolist())
+        assert "secret" not in glm.tokenizer.decode(task.prompt.ids.tolist())
         assert task.reference[-1] == (OBSERVATION_ID if row is CALLING else USER_ID)
 
 
 def test_an_answer_with_text_and_a_call_is_one_task(glm: Processor) -> None:
     row = {**CALLING, "messages": [USER, {**CALL, "content": "Let me see."}]}
     task = task_of(glm, row)
-    assert task.prompt[-1] == ASSISTANT_ID
+    assert task.prompt.ids[-1] == ASSISTANT_ID
     assert ASSISTANT_ID in task.reference
     message = AnswerScores(glm, [task]).read(task, task.reference)
     assert (message.text, [call.name for call in message.tool_calls]) == ("Let me see.", ["get_weather"])
@@ -105,7 +105,7 @@ def test_the_token_that_ends_an_answer_must_fit(glm: Processor) -> None:
 
     call, reply = 'get_weather\n{"city": "Paris"}', "\nhello"
     end_of_text = special_id("<|endoftext|>")
-    rows = {call: CALLING, reply: {"messages": [USER, ASSISTANT]}}
+    rows: dict[str, dict[str, Any]] = {call: CALLING, reply: {"messages": [USER, ASSISTANT]}}
     for text, row in rows.items():
         right, wrong = (OBSERVATION_ID, USER_ID) if row is CALLING else (USER_ID, OBSERVATION_ID)
         assert score(glm, row, ids(text, right))["right_stop"] == 1
@@ -145,7 +145,9 @@ def test_which_samples_are_asked(glm: Processor) -> None:
     rows = [{"messages": [USER, {"role": "assistant", "content": f"answer {number:02}"}]} for number in range(20)]
     samples = encoded(glm, *rows)
     tasks = answer_tasks(samples, glm, 4)
-    assert [samples.index(task.example) for task in tasks] == [0, 5, 10, 15]
+    assert [task.reference for task in tasks] == [
+        tuple(samples[i].ids[samples[i].mask].tolist()) for i in (0, 5, 10, 15)
+    ]
     assert len(answer_tasks(samples, glm, 100)) == 20
     cut = encoded(glm, {"messages": [USER, {"role": "assistant", "content": "x" * 99}]}, max_length=40)
     text = Encoder(glm).encode(TextExample("Once upon a time.", "rows.txt:1"))

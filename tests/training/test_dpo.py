@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from glm4.errors import InvalidRequestError
+from glm4.training.batches import collate
 from glm4.training.data.examples import TokenizedExample, TokenizedPreference
 from glm4.training.dpo import DpoObjective
 from glm4.training.dpo_references import with_references
@@ -35,6 +37,7 @@ ROWS = [
     {"prompt": "a", "chosen": "b", "rejected": "c"},
 ]
 BETA = 0.3
+COLLATE = partial(collate, pad_id=0)
 
 
 def tiny_glm(seed: int = 0) -> Any:
@@ -105,7 +108,7 @@ def gradients(model: nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def logprobs_of(model: Any) -> Any:
-    objective = DpoObjective(0, BETA)
+    objective = DpoObjective(COLLATE, BETA)
     return lambda pairs: objective.references(model, objective.collate(pairs))
 
 
@@ -133,7 +136,7 @@ def test_with_an_adapter_everything_is_as_in_trl(tmp_path: Path) -> None:
     trainer = trl_trainer(tmp_path, lora())
     shake(trainer.model)
     batch = trainer.data_collator(list(trainer.train_dataset))
-    objective = DpoObjective(0, BETA, lambda model: model.disable_adapter())
+    objective = DpoObjective(COLLATE, BETA, lambda model: model.disable_adapter())
     assert_same(objective, pairs_of(trainer), trainer, batch)
     trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
     assert_same(objective, pairs_of(trainer), trainer, batch)
@@ -147,7 +150,7 @@ def test_with_references_computed_before_everything_is_as_in_trl(tmp_path: Path)
         assert pair.references == pytest.approx((row["ref_chosen_logps"], row["ref_rejected_logps"]), abs=1e-4)
     shake(model)
     batch = trainer.data_collator(list(trainer.train_dataset))
-    assert_same(DpoObjective(0, BETA), list(pairs), trainer, batch)
+    assert_same(DpoObjective(COLLATE, BETA), list(pairs), trainer, batch)
 
 
 def test_references_are_computed_once_and_for_these_pairs_only(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_a_model_that_gives_nan_is_refused(tmp_path: Path) -> None:
 def test_training_learns_to_prefer(tmp_path: Path) -> None:
     trainer = trl_trainer(tmp_path, lora())
     objective, pairs, model = (
-        DpoObjective(0, BETA, lambda model: model.disable_adapter()),
+        DpoObjective(COLLATE, BETA, lambda model: model.disable_adapter()),
         pairs_of(trainer),
         trainer.model,
     )

@@ -163,6 +163,7 @@ def test_validation_data_without_prompts_is_refused(base: Path, tmp_path: Path) 
         finetune(config)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_in_two_batches(base: Path, tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "pairs.jsonl")
     flags = [

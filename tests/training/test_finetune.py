@@ -20,7 +20,7 @@ from glm4.training.listener import Listener, Summary
 from glm4.training.run import finetune
 from glm4.training.run_folder import read_status
 from golden_models import draw, file_tensors
-from tiny import special_id, tiny_model, write_folder
+from tiny import special_id, tiny_model, write_folder, write_gguf
 
 pytestmark = pytest.mark.train
 
@@ -67,9 +67,15 @@ def test_an_adapter_learns_and_our_engine_answers_with_it(tmp_path: Path, method
     assert answer(tmp_path / "base", result.output) == "blue"
 
 
-@pytest.mark.parametrize("changes", [{"method": "full"}, {"method": "freeze", "freeze_layers": 1}])
-def test_weights_learn_and_the_folder_is_a_model(tmp_path: Path, changes: dict[str, object]) -> None:
-    result = finetune(config_for(tmp_path, learning_rate=1e-2, **changes), train=[example()] * 4)
+@pytest.mark.parametrize("base", ["hf", "chatglm", "gguf"])
+def test_weights_learn_and_the_folder_is_a_model(tmp_path: Path, base: str) -> None:
+    changes: dict[str, object] = {"method": "full"} if base != "chatglm" else {"method": "freeze", "freeze_layers": 1}
+    config = config_for(tmp_path, learning_rate=1e-2, max_steps=20, **changes)
+    if base == "chatglm":
+        write_folder(tmp_path / "base", tiny_model("chatglm"))
+    elif base == "gguf":
+        config = replace(config, model=str(write_gguf(tmp_path / "model.gguf")))
+    result = finetune(config, train=[example()] * 4)
     assert result.loss < 0.1
     assert answer(result.output) == "blue"
 

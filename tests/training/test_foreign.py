@@ -12,6 +12,7 @@ from glm4.errors import InvalidRequestError
 from glm4.training import foreign
 from glm4.training.config import DataConfig, LoraConfig, TrainingConfig
 from glm4.training.config_file import read_config
+from glm4.training.foreign import llama_factory, ms_swift
 
 LLAMA_FACTORY = {
     "model_name_or_path": "THUDM/glm-4-9b-chat-hf",
@@ -80,7 +81,7 @@ def test_a_usual_file_of_llama_factory() -> None:
         gradient_accumulation_steps=8,
         eval_steps=500,
         group_by_length=False,
-        train_projector=False,
+        train_projector="none",
         save_total_limit=0,
     )
     keys = {note.partition(":")[0] for note in found.notes}
@@ -203,7 +204,7 @@ def test_a_usual_file_of_ms_swift(swift: dict[str, Any]) -> None:
         save_steps=50,
         save_total_limit=0,
         group_by_length=False,
-        train_projector=False,
+        train_projector="none",
         generate_max_tokens=64,
         accelerator="zero2",
     )
@@ -289,3 +290,36 @@ def test_files_of_other_tools_are_recognized(tmp_path: Path) -> None:
         read_config(path, TrainingConfig(seed=1))
     path.write_text("model: m\nmethod: full\n")
     assert read_config(path, TrainingConfig(seed=1)) == (TrainingConfig(model="m", method="full", seed=1), ())
+
+
+STRANGE: tuple[Any, ...] = (
+    [],
+    [1],
+    {},
+    {"a": [1]},
+    float("inf"),
+    float("nan"),
+    "x" * 500,
+    "\0",
+    True,
+    -1,
+    10**400,
+    None,
+    "",
+    b"bytes",
+)
+
+
+@pytest.mark.parametrize("tool", [llama_factory, ms_swift], ids=["llama_factory", "ms_swift"])
+def test_strange_values_are_errors_of_ours_at_worst(tool: Any, swift: dict[str, Any]) -> None:
+    base = LLAMA_FACTORY if tool is llama_factory else swift
+    said: dict[tuple[str, str], str] = {}
+    for key in tool._RULES:
+        for value in STRANGE:
+            try:
+                assert foreign.read({**base, key: value}) is not None
+            except InvalidRequestError as error:
+                said[key, str(value)[:9]] = str(error)
+    assert len(said) > len(tool._RULES)
+    assert [place for place, message in said.items() if f"\n  {place[0]}: " not in message] == []
+    assert max(map(len, said.values())) < 2000

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from glm4.errors import OutOfMemoryError
 from glm4.model.shapes import SHAPES
 from glm4.model.tensors import num_parameters
 from glm4.training.config import DataConfig, LoraConfig, PrefixConfig, TrainingConfig
 from glm4.training.memory import estimate
-from glm4.training.memory_advice import advise
+from glm4.training.memory_advice import advise, memory_note
 
 GLM = SHAPES["glm-4-9b-chat"]
 GB = 10**9
@@ -108,6 +109,19 @@ def test_the_nearest_change_that_fits(
     if found is not None:
         assert estimate(found.config, GLM, devices=devices).total <= available * GB
         assert estimate(before, GLM, devices=devices).total > available * GB
+
+
+def test_what_a_run_says_before_it_loads_weights() -> None:
+    """Nothing if it fits, what to change if only the weights do, and an error if they do not."""
+    before = config(2048, per_device_train_batch_size=8)
+    assert memory_note(before, GLM, 40 * GB, device="gpu") == ""
+    note = memory_note(before, GLM, 23 * GB, device="gpu")
+    assert "needs about 30.9 GB and 23.0 GB are free" in note
+    assert note.endswith("per_device_train_batch_size: 1 with gradient_accumulation_steps: 8 would fit")
+    with pytest.raises(OutOfMemoryError, match=r"are free; .*quantize: nf4 would fit"):
+        memory_note(before, GLM, 16 * GB, device="gpu")
+    with pytest.raises(OutOfMemoryError, match="a smaller model would fit"):
+        memory_note(before, GLM, 4 * GB, device="gpu")
 
 
 def test_on_a_processor_shorter_numbers_are_a_way() -> None:

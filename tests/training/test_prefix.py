@@ -167,7 +167,7 @@ def test_a_new_prefix_is_what_the_model_computes_for_tokens(name: str) -> None:
 
 
 def test_add_prefix_is_seeded_and_trains_the_prefix_alone() -> None:
-    states = []
+    states: list[torch.Tensor] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(states))
         model = prefixes.add_prefix(random_model(), TrainingConfig(seed=seed, prefix=PrefixConfig(TOKENS)))

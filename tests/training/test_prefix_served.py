@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     if kind in ("qwen2", "llama"):
         yield Both(write_gguf(folder / "model.gguf", kind))
     else:
-        layout = "chatglm" if kind == "chatglm" else "hf"
+        layout: Literal["chatglm", "hf"] = "chatglm" if kind == "chatglm" else "hf"
         model = tiny_model(layout=layout, architecture="glm4" if kind == "glm4" else "glm")
         yield Both(write_folder(folder / "model", model))
 

@@ -133,8 +133,8 @@ def test_bfloat16_and_a_prefix(folder: Path) -> None:
 
 def test_no_two_matrices_are_whole_at_a_time(tmp_path: Path) -> None:
     """By what torch allocates while 4 layers of 0.4 MB matrices are read."""
-    sizes = {"hidden_size": 256, "intermediate_size": 384, "num_hidden_layers": 4}
-    folder = write_folder(tmp_path / "model", tiny_model(**sizes))
+    shape = tiny_model(hidden_size=256, intermediate_size=384, num_hidden_layers=4)
+    folder = write_folder(tmp_path / "model", shape)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         model = quantized(folder)
     held = peak = 0

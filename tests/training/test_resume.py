@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,18 @@ import pytest
 
 pytest.importorskip("torch")
 
-from run_files import config_of_flags, losses, run_cli, start_cli, write_inputs, write_rows
+from run_files import (
+    PATIENCE,
+    STOPPED,
+    command,
+    config_of_flags,
+    env,
+    finish_run,
+    losses,
+    start_run,
+    write_inputs,
+    write_rows,
+)
 
 from glm4.errors import DiskFullError, InvalidRequestError, TrainingError
 from glm4.training.run import finetune
@@ -32,23 +44,25 @@ COURSE = [
 
 def wait_for_step(run: Path, step: int) -> None:
     """Until metrics of this step, or of a later one, are there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not any(row[0] >= step for row in losses(run)):
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
+@pytest.mark.timeout(1800)
 def test_kill_at_random_steps_changes_no_number(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path, count=28)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert run_cli(*inputs, *COURSE, "-o", str(whole)).returncode == 0
+    config = config_of_flags(inputs, COURSE, ["-o", str(killed)])
+    assert finish_run(replace(config, output=str(whole))) == 0
     for step in sorted(random.Random(time.time_ns()).sample(range(3, STEPS - 2), 3)):
-        process = start_cli(*inputs, *COURSE, "-o", str(killed))
+        process = start_run(config)
         wait_for_step(killed, step)
         process.kill()
-        process.communicate()
-    done = run_cli(*inputs, *COURSE, "-o", str(killed))
-    assert done.returncode == 0, done.stderr
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert finish_run(config) == 0
     assert losses(killed) == losses(whole)
     assert losses(whole)[-1][0] == STEPS
     for name in ("adapter_model.safetensors", "adapter_config.json"):
@@ -57,22 +71,24 @@ def test_kill_at_random_steps_changes_no_number(tmp_path: Path) -> None:
     assert not list(killed.glob(".*partial"))
 
 
+@pytest.mark.timeout(1800)
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path, count=28)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    course = [*COURSE, "--save-steps", "1000", "--eval-steps", "1000"]
-    process = start_cli(*inputs, *course, "-o", str(stopped))
-    wait_for_step(stopped, 2)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130
+    course = [*COURSE, "--save-steps", "1000", "--eval-steps", "1000", "-o", str(stopped)]
+    with subprocess.Popen(command(*inputs, *course), env=env({}), stderr=subprocess.PIPE, text=True) as process:
+        wait_for_step(stopped, 2)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == STOPPED
     assert "the same command goes on" in errors
     (checkpoint,) = stopped.glob("checkpoint-*")
     assert 2 < int(checkpoint.name.partition("-")[2]) < STEPS
     assert read_status(stopped)["state"] == "stopped"
     assert not (stopped / "adapter_config.json").exists()
-    assert run_cli(*inputs, *course, "-o", str(stopped)).returncode == 0
-    assert run_cli(*inputs, *course, "-o", str(whole)).returncode == 0
+    config = config_of_flags(inputs, course)
+    assert finish_run(config) == 0
+    assert finish_run(replace(config, output=str(whole))) == 0
     assert losses(stopped) == losses(whole)
     assert read_status(stopped)["state"] == "done"
 

@@ -25,6 +25,8 @@ def find_adapter(path: Path) -> Path:
         for _, folder in sorted(steps, reverse=True):
             if (folder / CONFIG_FILE).is_file():
                 return folder
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no adapter at {path}: there is no such folder") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         raise CheckpointError(f"cannot access {path}: {error}") from error
     raise CheckpointError(

@@ -29,13 +29,12 @@ _FACTOR = re.compile(r"(.+)\.lora_(A\.weight|B\.weight|magnitude_vector)", re.AS
 
 
 class ModuleSettings(Protocol):
-    """Of `adapter_config.json`, by a module's name from the model's root.
+    """Of `adapter_config.json`, by a module's name from the model's root."""
 
-    Attributes:
-        saved: `modules_to_save`; nothing but `PROJECTOR`.
-    """
-
-    saved: Collection[str]
+    @property
+    def saved(self) -> Collection[str]:
+        """`modules_to_save`; nothing but `PROJECTOR`."""
+        ...
 
     def rank(self, module: str) -> int:
         """The rank of a module."""

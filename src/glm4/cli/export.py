@@ -14,6 +14,7 @@ glm4 export glm-4-9b-chat --to gguf --dtype q4_0 -o glm-4-9b-chat-q4_0.gguf
 glm4 export glm-4-9b-chat --to ollama -o glm4-ollama
 glm4 export glm-4-9b-chat --to hf --shard-size 5GB -o glm-4-9b-chat-hf
 glm4 export glm-4-9b-chat --to gguf --lora ./adapter -o adapter.gguf
+glm4 export glm-4-9b-chat --to peft --lora ./my-run --names chatglm -o adapter-for-remote-code
 """
 
 
@@ -37,7 +38,17 @@ def export(
         Option(
             "--lora",
             metavar="DIR",
-            help="A LoRA adapter (PEFT). --to gguf writes it alone, --to ollama beside the model.",
+            help="An adapter (PEFT), a training run, or a checkpoint of one. --to gguf and peft write it alone, "
+            "--to ollama beside the model.",
+        ),
+    ] = None,
+    names: Annotated[
+        str | None,
+        Option(
+            "--names",
+            metavar="LAYOUT",
+            help="Whose modules --to peft names: hf, for the -hf repositories and transformers' own classes; or "
+            "chatglm, for the original ones with their remote code.",
         ),
     ] = None,
     shard_size: Annotated[
@@ -75,6 +86,7 @@ def export(
                 name=name,
                 lora=None if lora is None else lora.expanduser(),
                 shard_bytes=shard_bytes,
+                names=names,
                 progress=report_progress,
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class FinetuneOptions:
         Option("--dtype", metavar="FORMAT", panel=_METHOD, help="bf16 or fp32; by default bf16 on GPUs, fp32 else."),
     ] = None
     device: Annotated[
-        str | None, Option("--device", metavar="NAME", panel=_METHOD, help="cpu, cuda, cuda:1, mps; default auto.")
+        str | None, Option("--device", metavar="NAME", panel=_METHOD, help="cpu, cuda or mps; default auto.")
     ] = None
     epochs: Annotated[
         float | None,
@@ -252,8 +253,12 @@ def _listed(value: Any) -> list[Any]:
 
 def _launch(config: TrainingConfig, processes: int | None) -> None:
     """Start this command again, in several processes; does not return."""
+    from glm4 import hub
+    from glm4.cli import console
     from glm4.training.accelerator import launch_command
 
+    with console.progress() as progress:
+        hub.resolve(config.model, progress=progress)  # once, not in each of them
     command = launch_command(config, processes, sys.argv[1:])
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606 - our own interpreter, no shell
@@ -292,16 +297,19 @@ def _run(config: TrainingConfig) -> None:
 
 
 def _show_result(config: TrainingConfig, result: RunResult) -> None:
-    from glm4.cli.console import stdout
+    from glm4.cli import console
 
     best = (
         "" if result.eval_loss is None else f", best validation loss {result.eval_loss:.4f} (step {result.best_step})"
     )
-    out = stdout()
+    out = console.stdout()
     out.print(f"{result.steps} steps, training loss {result.loss:.4f}{best}", soft_wrap=True)
     out.print(str(result.output), soft_wrap=True)
+    output = shlex.quote(str(result.output))
     whole = config.method in ("freeze", "full")
+    if result.best_step is not None and result.best_step < result.steps and not whole:
+        console.notice(f"{result.output}/checkpoint-{result.best_step} has the adapter with the lowest validation loss")
     out.print(
-        f"glm4 chat -m {result.output}" if whole else f"glm4 chat -m {config.model} --adapter {result.output}",
+        f"glm4 chat -m {output}" if whole else f"glm4 chat -m {shlex.quote(config.model)} --adapter {output}",
         soft_wrap=True,
     )

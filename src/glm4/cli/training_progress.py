@@ -51,6 +51,10 @@ class _Lines(Listener):
         """Only what takes long."""
         self._loading(stage, done, total)
 
+    def note(self, text: str) -> None:
+        """One line."""
+        self.say(f"note: {text}")
+
     def started(self, summary: Summary) -> None:
         """The summary."""
         self._total, self._resumed, self._began = summary.steps, summary.resumed, time.monotonic()
@@ -108,7 +112,7 @@ class _Bars(_Lines):
         if stage not in self._tasks:
             for earlier in self._tasks.values():
                 self._bars.update(earlier, visible=False)
-            self._tasks[stage] = self._bars.add_task(stage, total=total or None, completed=done, amount="")
+            self._tasks[stage] = self._bars.add_task(stage, total=total or None, completed=int(done), amount="")
         self._bars.update(self._tasks[stage], completed=done, total=total or None, amount=amount)
 
 
@@ -124,8 +128,10 @@ def summary_lines(summary: Summary) -> list[str]:
         f"data     {rows}{tokens}; {summary.validation_rows:,} for validation",
         f"course   {summary.steps:,} steps of {summary.samples_per_step}, learning rate {summary.learning_rate:g}",
     ]
-    lines += [f"resumed  from step {summary.resumed:,}"] if summary.resumed else []
-    return [*lines, *(f"note     {note}" for note in summary.notes)]
+    if summary.memory is not None:
+        free = console.human_bytes(summary.free)
+        lines.append(f"memory   about {console.human_bytes(summary.memory)} at the peak, {free} were free")
+    return [*lines, f"resumed  from step {summary.resumed:,}"] if summary.resumed else lines
 
 
 def metrics_line(row: Mapping[str, Any], total: int) -> str:

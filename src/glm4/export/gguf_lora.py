@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
 from glm4.checkpoints.checkpoint import Checkpoint, split_rotary_rows
 from glm4.checkpoints.gguf_encoders import ENCODINGS, quantize
 from glm4.checkpoints.gguf_writer import PlannedTensor, file_nbytes, header_bytes, write_tensors
-from glm4.checkpoints.peft_adapter import AdapterFile
-from glm4.errors import InvalidRequestError, TensorError
+from glm4.checkpoints.peft_adapter import AdapterFile, check_base
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE
+from glm4.errors import InvalidRequestError, TensorError, UnsupportedModelError
 from glm4.export.gguf_layout import ARCHITECTURES, Architecture, file_names
 from glm4.export.gguf_types import FILE_TYPES
 from glm4.export.output_path import check_gguf_file
@@ -41,16 +43,21 @@ class _Pair(NamedTuple):
 
 
 def export_gguf_lora(request: ExportRequest) -> ExportReport:
-    """Write the adapter alone.
+    """Write the adapter alone; a training run, or a checkpoint of one, is an adapter, too.
 
     Raises:
         InvalidRequestError: the file may not be replaced, or the numbers do not fit the type.
         CheckpointError, TensorError, UnsupportedModelError: not an adapter of this model.
         DiskFullError: before anything is written, or while writing.
     """
-    checkpoint, file, folder = request.checkpoint, request.output, request.lora
-    if folder is None:
+    checkpoint, file = request.checkpoint, request.output
+    if request.lora is None:
         raise InvalidRequestError("there is no adapter to export", param="lora")
+    folder = find_adapter(request.lora)
+    if adapter_type(folder) == PREFIX_TYPE:
+        raise UnsupportedModelError(
+            f"{folder} is a prefix (P-Tuning v2), for which GGUF has no form; serve it here, beside the model"
+        )
     if checkpoint.config.vision is not None:
         raise InvalidRequestError(
             f"{checkpoint.path} sees pictures; there is no GGUF file of it to adapt", param="model"
@@ -58,6 +65,7 @@ def export_gguf_lora(request: ExportRequest) -> ExportReport:
     architecture = ARCHITECTURES[checkpoint.model_type]
     check_gguf_file(checkpoint, file, force=request.force)
     with AdapterFile(folder, checkpoint.config, checkpoint.model_type) as adapter:
+        check_base(folder, adapter.base, checkpoint.variant)
         pairs = list(_pairs(checkpoint, architecture, adapter))
         alpha = min(len(pair.ranks) for pair in pairs)
         planned = [tensor for pair in pairs for tensor in _planned(pair, adapter, request.dtype)]

@@ -9,7 +9,8 @@ import numpy as np
 
 from glm4.checkpoints.adapter_folder import adapter_type
 from glm4.checkpoints.checkpoint import Checkpoint
-from glm4.checkpoints.peft_adapter import CONFIG_FILE, AdapterFile, check_base
+from glm4.checkpoints.peft_adapter import AdapterFile, check_base
+from glm4.checkpoints.peft_prefix import PREFIX_TYPE
 from glm4.checkpoints.tensor_source import Float32
 from glm4.errors import InvalidRequestError, TensorError, UnsupportedModelError
 
@@ -124,7 +125,7 @@ def open_for_merging(folder: Path, base: Checkpoint) -> AdapterFile:
             "with the original model, then quantize the result",
             param="model",
         )
-    if (folder / CONFIG_FILE).is_file() and adapter_type(folder) == "PREFIX_TUNING":
+    if adapter_type(folder) == PREFIX_TYPE:
         raise UnsupportedModelError(
             f"{folder} is a prefix (P-Tuning v2): keys and values in front of every layer, which are not part of any "
             f"matrix and cannot be merged; use it beside the model: glm4 chat -m MODEL --lora {folder}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the table is read for help texts, too, which need no NumPy
     from glm4.checkpoints.checkpoint import Checkpoint
 
 # Attributes of `ExportRequest` that only some targets use -> how the command line spells them.
-_OPTIONS = {"lora": "--lora", "shard_bytes": "--shard-size"}
+_OPTIONS = {"lora": "--lora", "shard_bytes": "--shard-size", "names": "--names"}
 
 Progress = Callable[[str, float, float], None]
 
@@ -32,6 +32,7 @@ class ExportRequest:
         name: of the model, for the target's metadata; None uses the name of the checkpoint's file or folder.
         lora: folder of a PEFT adapter of this model; what becomes of it is the target's matter.
         shard_bytes: largest file, for targets that write several; None uses the target's default.
+        names: of an adapter's modules: "hf" or "chatglm"; None uses the target's default.
         progress: called with ("exporting", done, total) in bytes.
     """
 
@@ -42,6 +43,7 @@ class ExportRequest:
     name: str | None = None
     lora: Path | None = None
     shard_bytes: int | None = None
+    names: str | None = None
     progress: Progress | None = field(default=None, repr=False)
 
 
@@ -163,6 +165,10 @@ TARGETS: Mapping[str, ExportTarget] = MappingProxyType(
                          ("bf16", "fp32", "fp16"), "folder",
                          "chatglm, the layout in which GLM-4-9B was first published",
                          frozenset({"shard_bytes"})),
+            ExportTarget("peft", "glm4.export.peft:export_peft",
+                         ("stored",), "folder",
+                         "peft, the adapter of --lora for checkpoints with other names (--names)",
+                         frozenset({"lora", "names"})),
             ExportTarget("openvino", "glm4.export.openvino.export:export_openvino",
                          ("int4", "int8", "bf16", "fp32"), "folder",
                          "openvino, for Intel's processors and GPUs"),

@@ -26,7 +26,7 @@ def accelerator_file(name: str) -> Path:
         InvalidRequestError: there is neither.
     """
     if name in accelerators():
-        return Path(str(resources.files("glm4.training").joinpath(_FOLDER, f"{name}.yaml")))
+        return Path(str(resources.files("glm4.training").joinpath(_FOLDER).joinpath(f"{name}.yaml")))
     path = Path(name).expanduser()
     if not path.is_file():
         raise InvalidRequestError(

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glm4.chat.answer import Answer
 from glm4.chat.dialects.base import function_names
@@ -27,14 +26,12 @@ class AnswerTask:
     """A prompt and what is expected of its answer.
 
     Attributes:
-        prompt: int32 [T].
+        prompt: nothing of it carries loss but earlier answers.
         reference: the ids of the expected answer, the token that ends it included.
-        example: where they come from.
     """
 
-    prompt: NDArray[np.int32]
+    prompt: TokenizedExample
     reference: tuple[int, ...]
-    example: TokenizedExample
 
 
 def answer_tasks(
@@ -42,7 +39,7 @@ def answer_tasks(
 ) -> list[AnswerTask]:
     """The tasks of some samples, evenly spread over all of them; of a preference, with the better answer.
 
-    Samples that were cut (whose answers may have no end), that have pictures, or that are plain text have none.
+    Samples that were cut (whose answers may have no end) or that are plain text have none.
 
     Args:
         most: how many tasks.
@@ -63,13 +60,21 @@ def answer_tasks(
 
 def _task(example: TokenizedExample, shortest: int) -> AnswerTask | None:
     places = np.flatnonzero(example.mask)
-    if example.num_cut or example.images or not len(places):
+    if example.num_cut or not len(places):
         return None
     end = int(places[-1]) + 1
     start = int(np.flatnonzero(~example.mask[:end])[-1]) + 1
     if start <= shortest:
         return None
-    return AnswerTask(example.ids[:start], tuple(example.ids[start:end].tolist()), example)
+    pictures = sum(place < start for place in example.image_starts)
+    prompt = replace(
+        example,
+        ids=example.ids[:start],
+        mask=example.mask[:start],
+        images=example.images[:pictures],
+        image_starts=example.image_starts[:pictures],
+    )
+    return AnswerTask(prompt, tuple(example.ids[start:end].tolist()))
 
 
 class AnswerScores:
@@ -100,7 +105,7 @@ class AnswerScores:
         """An answer as the model's dialect understands it."""
         dialect, tokenizer = self._processor.dialect, self._processor.tokenizer
         ended = bool(ids) and ids[-1] in self._processor.stop_ids
-        detokenizer, parser = dialect.detokenizer(tokenizer), dialect.parser(task.example.tools, tokenizer)
+        detokenizer, parser = dialect.detokenizer(tokenizer), dialect.parser(task.prompt.tools, tokenizer)
         text = "".join(map(detokenizer.push, ids[:-1] if ended else ids)) + detokenizer.flush()
         return Answer([*parser.push(text), *parser.finish(ids[-1] if ended else None)]).message()
 
@@ -123,7 +128,7 @@ class AnswerScores:
             "right_stop": float(self._stopped_right(answer, ids)),
         }
         if answer.tool_calls:
-            names = _offered(task.example.tools)
+            names = _offered(task.prompt.tools)
             valid = (
                 c.name in names and (names[c.name] or _arguments(c.arguments) is not None) for c in answer.tool_calls
             )

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import transformers
 
-from glm4.system.extras import Package, require_packages
+from glm4.errors import MissingExtraError
+from glm4.system.extras import Package
 from glm4.training.config import TrainingConfig
 from glm4.training.defaults import learning_rate
 
@@ -26,7 +27,8 @@ def training_arguments(
         MissingExtraError: a package of `report_to` is not installed.
     """
     for name in config.report_to:
-        require_packages(f"report_to {name}", "train", [Package(name)])
+        if Package(name).installed is None:
+            raise MissingExtraError(f"report_to {name} needs the package {name}; install it with: pip install {name}")
     # TensorBoard's files would else go to a folder of their own beside the run.
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.output) / "tensorboard"))
     settings: dict[str, Any] = {

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from glm4.errors import DiskFullError, TrainingError
 from glm4.system.atomic_folder import atomic_folder, partial_of
+from glm4.training.sharding import fill, whole_tensor
 
 if TYPE_CHECKING:
     from glm4.training.trainer import GlmTrainer
@@ -34,16 +35,15 @@ _NAME = re.compile(r"checkpoint-([0-9]{1,12})", re.ASCII)
 _NO_ROOM = ("no space left", "quota exceeded", "file too large", "unexpected pos", "pytorchstreamwriter")
 
 
-def steps_of(folder: Path) -> int | None:
-    """The step of a complete checkpoint; None if it is none."""
-    match = _NAME.fullmatch(folder.name)
-    return int(match[1]) if match and (folder / RUN_STATE).is_file() else None
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint, by its name; -1 if it is none, or not complete."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match and (checkpoint / RUN_STATE).is_file() else -1
 
 
 def find_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, the oldest first."""
-    found = [(step, entry) for entry in run.glob("checkpoint-*") if (step := steps_of(entry)) is not None]
-    return [entry for _, entry in sorted(found)]
+    return sorted((entry for entry in run.glob("checkpoint-*") if step_of(entry) >= 0), key=step_of)
 
 
 def read_run_state(checkpoint: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def save(trainer: GlmTrainer, facts: Mapping[str, Any]) -> Path:
     with disk_errors(target), _staged(trainer, target) as folder:
         weights = trainable_tensors(trainer)
         trainer.save_adapter(folder)
-        trainer._save_optimizer_and_scheduler(str(folder))
+        trainer.save_optimizer(folder)
         trainer._save_scaler(str(folder))
         trainer._save_rng_state(str(folder))
         if trainer.args.should_save:
@@ -95,10 +95,9 @@ def trainable_tensors(trainer: GlmTrainer) -> dict[str, torch.Tensor]:
     found = {}
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
-            data = parameter.detach()
-            whole = data.full_tensor() if hasattr(data, "full_tensor") else data  # every process takes part
+            whole = whole_tensor(parameter)  # every process takes part
             if trainer.args.should_save:
-                found[name] = whole.cpu().clone().contiguous()
+                found[name] = whole.cpu().contiguous()
     return found
 
 
@@ -113,15 +112,8 @@ def load_weights(trainer: GlmTrainer, checkpoint: Path) -> None:
     wrong = set(weights) ^ set(trained) or {n for n in weights if weights[n].shape != trained[n].shape}
     if wrong:
         raise TrainingError(f"{checkpoint} is not of this model and method: {sorted(wrong)[0]} does not fit")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            data = weights[name]
-            if hasattr(parameter, "full_tensor"):
-                from torch.distributed.tensor import distribute_tensor
-
-                sharded: Any = parameter.data
-                data = distribute_tensor(data.to(sharded.device), sharded.device_mesh, sharded.placements)
-            parameter.copy_(data)
+    for name, parameter in trained.items():
+        fill(parameter, weights[name])
 
 
 @contextlib.contextmanager
@@ -173,7 +165,7 @@ def readable(folder: Path) -> None:
 def _delete_old(run: Path, most: int, best: int | None) -> None:
     """Keep the newest and the best one in any case."""
     found = find_checkpoints(run)
-    spare = [folder for folder in found[:-1] if steps_of(folder) != best]
+    spare = [folder for folder in found[:-1] if step_of(folder) != best]
     for folder in spare[: len(found) - most] if most else ():
         # A half deleted folder must not look complete.
         (folder / RUN_STATE).unlink(missing_ok=True)

@@ -113,7 +113,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in presets():
         raise InvalidRequestError(f"no preset {name!r}; there is {', '.join(presets())}", param="preset")
-    file = resources.files("glm4.training").joinpath(_PRESETS, f"{name}.yaml")
+    file = resources.files("glm4.training").joinpath(_PRESETS).joinpath(f"{name}.yaml")
     return _parsed(file.read_bytes(), f"preset {name}")
 
 
@@ -163,8 +163,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def _groups(cls: Any = TrainingConfig, prefix: str = "") -> frozenset[str]:
     """Keys that have keys of their own."""
     found: set[str] = set()
-    for name, kind in get_type_hints(cls).items():
-        if is_dataclass(kind):
+    hints: dict[str, Any] = get_type_hints(cls)
+    for name, kind in hints.items():
+        if hasattr(kind, "__dataclass_fields__"):
             found |= {prefix + name, *_groups(kind, f"{prefix}{name}.")}
     return frozenset(found)
 

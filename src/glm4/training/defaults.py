@@ -60,6 +60,8 @@ def check_config(config: TrainingConfig, *, has_rows: bool = False) -> None:
         _refuse("num_train_epochs", "is above 0, unless max_steps says when to stop")
     if config.data.streaming and config.max_steps <= 0:
         _refuse("max_steps", "is needed with data.streaming: the number of rows is not known in advance")
+    if config.device not in ("auto", "cpu", "cuda", "mps"):
+        _refuse("device", f"is auto, cpu, cuda or mps, not {config.device!r}; CUDA_VISIBLE_DEVICES chooses a GPU")
     _check_method(config)
     for name in config.report_to:
         if name not in _REPORTERS:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from glm4.training.batches import collate
-from glm4.training.data.examples import TokenizedPreference
+from glm4.training.data.examples import TokenizedExample, TokenizedPreference
 from glm4.training.forward import sequence_logprobs
 
 Batch = Mapping[str, Any]
+Collate = Callable[[Sequence[TokenizedExample]], Mapping[str, Any]]
 SetAside = Callable[[Any], AbstractContextManager[Any]]
 
 
@@ -30,20 +30,20 @@ class DpoObjective:
     """The loss on preferences: the mean over pairs.
 
     Args:
-        pad_id: fills shorter rows up; masked, so that any id does.
+        collate: makes a batch of examples; see `batches`.
         beta: how firmly the model is held to the reference.
         without_adapter: of a model: a context in which it is the reference; by default it is that as it stands.
     """
 
-    def __init__(self, pad_id: int, beta: float, without_adapter: SetAside = nullcontext) -> None:
-        self._pad_id = pad_id
+    def __init__(self, collate: Collate, beta: float, without_adapter: SetAside = nullcontext) -> None:
+        self._collate = collate
         self._beta = beta
         self._without_adapter = without_adapter
         self._sums: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
 
-    def collate(self, pairs: Sequence[TokenizedPreference]) -> dict[str, torch.Tensor]:
+    def collate(self, pairs: Sequence[TokenizedPreference]) -> dict[str, Any]:
         """Both answers of each pair as rows of one batch: the better ones first, then the worse ones."""
-        batch = collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], self._pad_id)
+        batch = dict(self._collate([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]))
         if all(pair.references for pair in pairs):
             batch["references"] = torch.tensor([pair.references for pair in pairs]).T.flatten()
         return batch

@@ -88,13 +88,15 @@ class WithReferences(Sequence[TokenizedPreference]):
 
 
 def fingerprint(pairs: Sequence[TokenizedPreference], model: str) -> str:
-    """Names a model and the ids and masks of all pairs, in their order."""
+    """Names a model and the ids, masks and pictures of all pairs, in their order."""
     digest = hashlib.sha256(model.encode())
     for index in range(len(pairs)):
         for answer in (pairs[index].chosen, pairs[index].rejected):
             digest.update(len(answer).to_bytes(8, "little"))
             digest.update(np.ascontiguousarray(answer.ids, dtype=np.int32).tobytes())
             digest.update(np.packbits(answer.mask).tobytes())
+            for picture in answer.images:
+                digest.update(hashlib.sha256(picture).digest())
     return digest.hexdigest()
 
 

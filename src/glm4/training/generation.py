@@ -6,22 +6,22 @@ nothing of prefixes that are parts of layers. This loop can, and serves every me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from glm4.training.data.examples import TokenizedExample
 from glm4.training.forward import causal_model
 from glm4.training.methods.prefix import prefix_states, without_prefix
 
 
 def greedy_answers(
     model: Any,
-    prompts: Sequence[NDArray[np.int32]],
+    prompts: Sequence[TokenizedExample],
+    collate: Callable[[Sequence[TokenizedExample]], Mapping[str, torch.Tensor]],
     stop_ids: frozenset[int],
     *,
     max_tokens: int,
@@ -32,7 +32,7 @@ def greedy_answers(
 
     Args:
         model: with its adapter, as it is trained; in whichever mode, and afterwards in the same.
-        prompts: int32 [T] each; they are padded at the left.
+        collate: makes a batch of prompts, with their pictures; see `batches.collate` and `PictureCollator`.
         precision: a context to compute in, such as autocast.
     """
     inner = causal_model(model)
@@ -45,57 +45,63 @@ def greedy_answers(
         prefix = prefix_states(inner) if is_prefixed else None
         with torch.no_grad(), precision(), without_prefix(inner) if is_prefixed else nullcontext():
             for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                found = _answer_batch(inner, [prompts[index] for index in batch], stop_ids, max_tokens, prefix)
-                for index, ids in zip(batch, found, strict=True):
+                indices = order[start : start + batch_size]
+                batch = _left_padded(collate([prompts[index] for index in indices]))
+                found = _answer_batch(inner, batch, stop_ids, max_tokens, prefix)
+                for index, ids in zip(indices, found, strict=True):
                     answers[index] = ids
     finally:
         inner.train(was_training)
     return answers
 
 
+def _left_padded(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch whose padding has moved from the right to the left, where answers do not get in its way."""
+    moved = {name: tensor for name, tensor in batch.items() if name != "loss_mask"}
+    padding = (1 - batch["attention_mask"]).sum(1)
+    for name in ("input_ids", "attention_mask", "position_ids"):
+        rows = zip(batch[name], padding.tolist(), strict=True)
+        moved[name] = torch.stack([row.roll(shift) for row, shift in rows])
+    if "picture_places" in batch:
+        places = batch["picture_places"].clone()
+        places[:, 1] += padding[places[:, 0]]
+        moved["picture_places"] = places
+    return moved
+
+
 def _answer_batch(
     model: Any,
-    prompts: Sequence[NDArray[np.int32]],
+    batch: Mapping[str, torch.Tensor],
     stop_ids: frozenset[int],
     max_tokens: int,
     prefix: torch.Tensor | None,
 ) -> list[list[int]]:
-    embedding = model.get_input_embeddings().weight
-    rows, width = len(prompts), max(map(len, prompts))
-    ids = torch.zeros((rows, width), dtype=torch.int64)
-    mask = torch.zeros((rows, width), dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        mask[row, width - len(prompt) :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    device = model.get_input_embeddings().weight.device
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    rows = len(inputs["input_ids"])
     cache = DynamicCache(config=model.config)
     if prefix is not None:
-        _fill(cache, prefix.to(embedding.device), model.config, rows)
-        mask = torch.cat([torch.ones((rows, len(prefix)), dtype=torch.int64), mask], 1)
-        positions = positions + len(prefix)
-    ids, mask, positions = (tensor.to(embedding.device) for tensor in (ids, mask, positions))
-    answers: list[list[int]] = [[] for _ in prompts]
+        _fill(cache, prefix.to(device), model.config, rows)
+        mask = inputs["attention_mask"]
+        inputs["attention_mask"] = torch.cat([mask.new_ones((rows, len(prefix))), mask], 1)
+        inputs["position_ids"] = inputs["position_ids"] + len(prefix)
+    answers: list[list[int]] = [[] for _ in range(rows)]
     going = set(range(rows))
     for _ in range(max_tokens):
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        output = model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         best = output.logits[:, -1].argmax(-1)
-        for row, token in enumerate(best.tolist()):
-            if row in going:
-                answers[row].append(token)
-                if token in stop_ids:
-                    going.discard(row)
+        for row in sorted(going):
+            answers[row].append(int(best[row]))
+            if answers[row][-1] in stop_ids:
+                going.discard(row)
         if not going:
             break
-        ids, positions = best[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones((rows, 1))], 1)
+        mask = inputs["attention_mask"]
+        inputs = {  # pictures are in the cache
+            "input_ids": best[:, None],
+            "attention_mask": torch.cat([mask, mask.new_ones((rows, 1))], 1),
+            "position_ids": inputs["position_ids"][:, -1:] + 1,
+        }
     return answers
 
 

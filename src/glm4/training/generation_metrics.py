@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from glm4.errors import InvalidRequestError
 from glm4.requests.processor import Processor
 from glm4.training.answer_tasks import AnswerScores, AnswerTask
+from glm4.training.data.examples import TokenizedExample
 from glm4.training.generation import greedy_answers
+
+Collate = Callable[[Sequence[TokenizedExample]], Mapping[str, torch.Tensor]]
 
 
 class GenerationMetrics:
@@ -21,6 +26,7 @@ class GenerationMetrics:
     The tasks are shared out among processes, each of which has the whole model.
 
     Args:
+        collate: see `greedy_answers`.
         write_sample: takes a line of samples.jsonl; None in processes that write nothing.
     """
 
@@ -28,6 +34,7 @@ class GenerationMetrics:
         self,
         processor: Processor,
         tasks: list[AnswerTask],
+        collate: Collate,
         *,
         every: int,
         eval_steps: int,
@@ -37,11 +44,12 @@ class GenerationMetrics:
     ) -> None:
         if not tasks:
             raise InvalidRequestError(
-                "generate_every needs validation data with conversations, of text, that fit max_length; there are none",
+                "generate_every needs validation data with conversations that fit max_length; there are none",
                 param="generate_every",
             )
         self._processor = processor
         self._tasks = tasks
+        self._collate = collate
         self._scores = AnswerScores(processor, tasks)
         self._steps = every * eval_steps
         self._max_tokens = max_tokens
@@ -61,11 +69,20 @@ class GenerationMetrics:
         if self._write_sample is not None:
             decode = self._processor.tokenizer.decode
             for task, ids in zip(self._tasks, answers, strict=True):
-                texts = {"prompt": task.prompt.tolist(), "answer": ids, "reference": list(task.reference)}
+                texts = {"prompt": self._shown(task.prompt), "answer": ids, "reference": list(task.reference)}
                 self._write_sample(
                     {"step": step, **{name: decode(ids, skip_special_tokens=False) for name, ids in texts.items()}}
                 )
         return self._scores.metrics(answers)
+
+    def _shown(self, prompt: TokenizedExample) -> list[int]:
+        """Ids in which a picture is its marks, as the template writes it."""
+        kept = np.ones(len(prompt), np.bool_)
+        if self._processor.image is not None:
+            for start in prompt.image_starts:
+                kept[start + 2 : start + self._processor.image.num_rows - 1] = False
+        ids: list[int] = prompt.ids[kept].tolist()
+        return ids
 
     def _answers(self, model: Any, precision: Callable[[], AbstractContextManager[Any]]) -> list[list[int]]:
         state = PartialState()
@@ -73,6 +90,7 @@ class GenerationMetrics:
         found = greedy_answers(
             model,
             [self._tasks[index].prompt for index in mine],
+            self._collate,
             self._processor.stop_ids,
             max_tokens=self._max_tokens,
             batch_size=self._batch_size,

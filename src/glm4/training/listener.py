@@ -24,7 +24,8 @@ class Summary:
         processes: that train together.
         learning_rate: its greatest value.
         resumed: the step from which the run goes on; 0 from the beginning.
-        notes: for the user.
+        memory: estimated bytes of one process at its peak; None for models that see, whose pictures nobody estimates.
+        free: bytes that were free on the device before anything was loaded.
     """
 
     model: str
@@ -41,7 +42,8 @@ class Summary:
     processes: int
     learning_rate: float
     resumed: int
-    notes: tuple[str, ...] = ()
+    memory: int | None
+    free: int
 
 
 class Listener:
@@ -49,6 +51,9 @@ class Listener:
 
     def loading(self, stage: str, done: float, total: float) -> None:
         """Something long before the first step."""
+
+    def note(self, text: str) -> None:
+        """Something to know before it is too late."""
 
     def started(self, summary: Summary) -> None:
         """Everything is ready."""

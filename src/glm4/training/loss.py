@@ -99,7 +99,7 @@ class _HeadLoss(torch.autograd.Function):
         return swept.losses.sum() if summed else swept.losses
 
     @staticmethod
-    @once_differentiable
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.again:
             swept = _sweep(*ctx.saved_tensors, *ctx.settings, factors=factor)

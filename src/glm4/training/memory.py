@@ -15,8 +15,9 @@ sizes of a `ModelConfig`: hidden h, queries q, keys and values kv each, MLP f. s
   trained, its gradient. That is over when layers are computed anew, so the larger of the two counts.
 - program: interpreter and libraries; on a GPU its context and the workspaces of matrix products.
 
-Tests and benchmarks/train_memory.py compare the sums with measured peaks on the CPU. Not counted: what an allocator
-holds and does not use, pictures, rows of data, logging services.
+Tests and benchmarks/train_memory.py compare the sums with measured peaks on the CPU, where every large block has its
+own mapping: runs that are short of memory have it so (`system.memory.map_large_blocks`), in others glibc holds up to as
+much again, which is faster. Not counted: what other allocators hold and do not use, pictures, rows of data.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from glm4.errors import OutOfMemoryError
 from glm4.model.config import ModelConfig
 from glm4.training.config import TrainingConfig
 from glm4.training.memory import Device, estimate
@@ -47,6 +48,38 @@ def advise(
         if fits(_apply(config, fewer)[0]):
             taken = fewer
     return Advice(*_apply(config, taken))
+
+
+def memory_note(
+    config: TrainingConfig,
+    model: ModelConfig,
+    free: int,
+    *,
+    device: Device,
+    devices: int = 1,
+    fused: bool = True,
+) -> str:
+    """What to tell the user of a run that is about to load its weights; empty if it fits.
+
+    Args:
+        config: `data.max_length` being the longest sample there is.
+        free: bytes that this process can still take; libraries are loaded already.
+
+    Raises:
+        OutOfMemoryError: not even the weights fit.
+    """
+    needed = estimate(config, model, device=device, devices=devices, fused=fused)
+    program = needed.program if device == "cpu" else 0
+    if needed.total - program <= free:
+        return ""
+    advice = advise(config, model, free + program, device=device, devices=devices)
+    change = "a smaller model would" if advice is None else f"{'; '.join(advice.changes)} would"
+    text = (
+        f"this run needs about {needed.total / 1e9:.1f} GB and {(free + program) / 1e9:.1f} GB are free; {change} fit"
+    )
+    if max(needed.weights, needed.loading - needed.program) > free:
+        raise OutOfMemoryError(text)
+    return text
 
 
 _Change = Callable[[TrainingConfig], tuple[TrainingConfig, str]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from glm4.training.dpo import DpoObjective
+from glm4.training.dpo import Collate, DpoObjective
 from glm4.training.dpo_references import with_references
 from glm4.training.listener import Listener
 from glm4.training.methods.table import METHODS
@@ -17,7 +17,7 @@ from glm4.training.run_folder import REFERENCES, VALIDATION_REFERENCES
 
 
 def preference_rows(
-    run: Prepared, model: Any, pad_id: int, listener: Listener, *, bf16: bool
+    run: Prepared, model: Any, collate: Collate, listener: Listener, *, bf16: bool
 ) -> tuple[DpoObjective, Any, Any]:
     """The objective, and the rows of training and validation.
 
@@ -26,13 +26,14 @@ def preference_rows(
 
     Args:
         model: as the method has made it, before any training.
+        collate: makes a batch of examples.
         bf16: whether it is going to compute in bfloat16.
     """
     config = run.config
     set_aside = METHODS[config.method].set_aside
     if set_aside is not None:
-        return DpoObjective(pad_id, config.dpo_beta, set_aside), run.train, run.validation
-    objective = DpoObjective(pad_id, config.dpo_beta)
+        return DpoObjective(collate, config.dpo_beta, set_aside), run.train, run.validation
+    objective = DpoObjective(collate, config.dpo_beta)
     device = next(model.parameters()).device
 
     def logprobs(pairs: Any) -> torch.Tensor:
@@ -40,6 +41,7 @@ def preference_rows(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return objective.references(model, batch).float().cpu()
 
+    parts: tuple[tuple[str, Any], ...] = ((REFERENCES, run.train), (VALIDATION_REFERENCES, run.validation))
     found = [
         with_references(
             rows,
@@ -49,6 +51,6 @@ def preference_rows(
             batch_size=config.per_device_eval_batch_size,
             progress=partial(listener.loading, "reading the reference's answers"),
         )
-        for name, rows in ((REFERENCES, run.train), (VALIDATION_REFERENCES, run.validation))
+        for name, rows in parts
     ]
     return objective, found[0], found[1]

@@ -104,10 +104,10 @@ def stop_on_signals(trainer: GlmTrainer) -> Iterator[None]:
         trainer.stop_requested = True
         signal.signal(number, earlier[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        earlier[number] = signal.signal(number, stop)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        earlier[wanted] = signal.signal(wanted, stop)
     try:
         yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+        for changed, handler in earlier.items():
+            signal.signal(changed, handler)

@@ -45,6 +45,7 @@ def write_result(trainer: GlmTrainer, run: Prepared, dtype: str) -> None:
     has_adapter = METHODS[run.config.method].save is not None
     weights = {} if has_adapter else trainer.trained_weights()
     if not trainer.args.should_save:
+        trainer.save_adapter(target)
         return
     with disk_errors(target), atomic_folder(target) as folder:
         if has_adapter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from glm4.backends.transformers.device import choose_device, choose_dtype, memory_errors
+from glm4.backends.transformers.device import choose_device, choose_dtype, free_memory, memory_errors
 from glm4.backends.transformers.weights import load_model
+from glm4.checkpoints.hf_layout import hf_class
 from glm4.errors import TrainingError
 from glm4.model.tensors import num_parameters
+from glm4.system.memory import map_large_blocks
 from glm4.training import checkpoints
 from glm4.training.answer_tasks import answer_tasks
 from glm4.training.arguments import training_arguments
@@ -21,6 +25,8 @@ from glm4.training.config import TrainingConfig
 from glm4.training.defaults import method_name
 from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.listener import Listener, Summary
+from glm4.training.memory import Device, estimate
+from glm4.training.memory_advice import memory_note
 from glm4.training.methods.table import METHODS
 from glm4.training.metrics_log import MetricsLog
 from glm4.training.objective import LossModel, Objective, SupervisedObjective
@@ -32,6 +38,8 @@ from glm4.training.run import Prepared, RunResult
 from glm4.training.trainer import GlmTrainer
 from glm4.training.vision.batches import PictureCollator
 from glm4.training.vision.loading import load_vision_model
+
+_ROOMY = 2.2  # times the planned memory: what glibc's own way with large blocks takes at most
 
 
 def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunResult:
@@ -49,13 +57,20 @@ def train_run(run: Prepared, log: MetricsLog | None, listener: Listener) -> RunR
     args = training_arguments(config, device, bf16=dtype == "bf16", evaluates=bool(len(run.validation)))
     PartialState().wait_for_everyone()  # the folder is ready
     measure = _measure(run, log)
+    free = free_memory(args.device)
+    memory = _memory(run, args, dtype, free, listener)
     with memory_errors("training", args.device):
-        trainer = _trainer(run, args, dtype, log, listener, measure)
-        resumed = _resume(trainer, config, log)
-        summary = _summary(run, trainer, dtype, resumed)
+        facts = _facts(run, args, dtype)
+        resumed = _newest(config, facts)
+        trainer = _trainer(run, args, dtype, facts, log, listener, measure)
+        if resumed is not None:
+            trainer.restore_position(checkpoints.read_run_state(resumed))
+        if log is not None:
+            log.rewind(0 if resumed is None else checkpoints.step_of(resumed))
+        summary = _summary(run, trainer, dtype, resumed, memory, free)
         listener.started(summary)
         if resumed is not None and summary.resumed >= summary.steps:
-            trainer.restore(resumed)  # only the result is still to be written; `train` would take one step more
+            trainer.restore_finished(resumed)  # what is left is to write the result; `train` would take a step
         else:
             with stop_on_signals(trainer):
                 trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
@@ -77,12 +92,14 @@ def _trainer(
     run: Prepared,
     args: Any,
     dtype: str,
+    facts: Mapping[str, Any],
     log: MetricsLog | None,
     listener: Listener,
     measure: GenerationMetrics | None,
 ) -> GlmTrainer:
     config = run.config
     method = METHODS[config.method]
+    save = method.save
     load = load_model if run.checkpoint.config.vision is None else load_vision_model
     if config.quantize == "nf4":
         load = load_quantized
@@ -101,8 +118,8 @@ def _trainer(
         validation=validation,
         by_length=config.group_by_length,
         max_tokens=config.data.max_length * config.per_device_train_batch_size if config.packing else 0,
-        write_adapter=None if method.save is None else partial(method.save, base=run.name),
-        facts=_facts(run, args, dtype),
+        write_adapter=None if save is None else lambda model, folder: save(model, folder, run.name),
+        facts=facts,
         measure=measure,
         callbacks=[Reporter(log, listener)],
     )
@@ -112,13 +129,16 @@ def _trainer(
 
 def _objective(run: Prepared, model: Any, listener: Listener, *, bf16: bool) -> tuple[Objective, Any, Any]:
     """The objective, and the rows of training and validation."""
-    pad_id = run.checkpoint.config.pad_token_id or 0
+    make = _collate(run, packed=run.config.packing)
     if run.config.objective == "dpo":
-        return preference_rows(run, model, pad_id, listener, bf16=bf16)
-    make: Any = partial(collate_packed if run.config.packing else collate, pad_id=pad_id)
-    if run.processor.images is not None:
-        make = PictureCollator(make, run.processor.images)
+        return preference_rows(run, model, make, listener, bf16=bf16)
     return SupervisedObjective(make), run.train, run.validation
+
+
+def _collate(run: Prepared, *, packed: bool = False) -> Any:
+    """Makes batches of examples, with pictures if the model sees."""
+    make: Any = partial(collate_packed if packed else collate, pad_id=run.checkpoint.config.pad_token_id or 0)
+    return make if run.processor.images is None else PictureCollator(make, run.processor.images)
 
 
 def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
@@ -133,6 +153,7 @@ def _measure(run: Prepared, log: MetricsLog | None) -> GenerationMetrics | None:
     return GenerationMetrics(
         run.processor,
         answer_tasks(run.validation, run.processor, config.generate_samples),
+        _collate(run),
         every=config.generate_every,
         eval_steps=config.eval_steps,
         max_tokens=config.generate_max_tokens,
@@ -151,29 +172,55 @@ def _facts(run: Prepared, args: Any, dtype: str) -> dict[str, Any]:
     return facts
 
 
-def _resume(trainer: GlmTrainer, config: TrainingConfig, log: MetricsLog | None) -> Path | None:
-    """The checkpoint to go on from, with the metrics cut back to it.
+def _newest(config: TrainingConfig, facts: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if there is one.
 
     Raises:
-        TrainingError: the data, the number of processes or the format of numbers have changed.
+        TrainingError: the data, the number of processes or the format of numbers have changed since.
     """
     found = checkpoints.find_checkpoints(Path(config.output))
-    step = 0
-    if found:
-        step = checkpoints.steps_of(found[-1]) or 0
-        stored = checkpoints.read_run_state(found[-1])
-        for key, value in trainer.facts.items():
-            if stored.get(key) != value:
-                raise TrainingError(
-                    f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
-                    " name another output, or begin anew with resume: false (--no-resume)"
-                )
-    if log is not None:
-        log.rewind(step)
-    return found[-1] if found else None
+    if not found:
+        return None
+    stored = checkpoints.read_run_state(found[-1])
+    for key, value in facts.items():
+        if stored.get(key) != value:
+            raise TrainingError(
+                f"{found[-1]} cannot be continued: {key.replace('_', ' ')} was {stored.get(key)} and is {value};"
+                " name another output, or begin anew with resume: false (--no-resume)"
+            )
+    return found[-1]
 
 
-def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None) -> Summary:
+def _memory(run: Prepared, args: Any, dtype: str, free: int, listener: Listener) -> int | None:
+    """Estimated bytes at the peak; None for models that see. Says what to change if they are not free.
+
+    Raises:
+        OutOfMemoryError: not even the weights fit.
+    """
+    shape, longest = run.checkpoint.config, run.config.data.max_length
+    if shape.vision is not None:
+        return None
+    lengths = getattr(run.train, "lengths", None)
+    if lengths is not None and len(lengths) and not run.config.packing:
+        longest = min(longest, int(max(lengths)))
+    config = replace(
+        run.config, dtype="fp32" if dtype == "fp32" else "bf16", data=replace(run.config.data, max_length=longest)
+    )
+    device: Device = "cpu" if args.device.type == "cpu" else "gpu"
+    fused = hf_class(run.checkpoint).fused_gate_up
+    memory = estimate(config, shape, device=device, devices=args.world_size, fused=fused).total
+    if device == "cpu":
+        free //= args.world_size  # which share it
+        if free < _ROOMY * memory:
+            map_large_blocks()  # a quarter slower
+    if note := memory_note(config, shape, free, device=device, devices=args.world_size, fused=fused):
+        listener.note(note)
+    return memory
+
+
+def _summary(
+    run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | None, memory: int | None, free: int
+) -> Summary:
     config, args = run.config, trainer.args
     *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     lengths = getattr(run.train, "lengths", None)
@@ -191,7 +238,9 @@ def _summary(run: Prepared, trainer: GlmTrainer, dtype: str, resumed: Path | Non
         samples_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         processes=args.world_size,
         learning_rate=args.learning_rate,
-        resumed=0 if resumed is None else checkpoints.steps_of(resumed) or 0,
+        resumed=0 if resumed is None else checkpoints.step_of(resumed),
+        memory=memory,
+        free=free,
     )
 
 
@@ -215,6 +264,7 @@ def _finish(run: Prepared, trainer: GlmTrainer, dtype: str, log: MetricsLog | No
             state="stopped" if interrupted else "done",
             step=state.global_step,
             total_steps=state.max_steps,
+            epoch=round(state.epoch or 0, 6),
             best_step=state.best_global_step,
             eval_loss=state.best_metric,
         )

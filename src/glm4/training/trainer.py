@@ -14,7 +14,10 @@ from glm4.errors import InvalidRequestError, TrainingError
 from glm4.training import checkpoints
 from glm4.training.generation_metrics import GenerationMetrics
 from glm4.training.objective import LossModel
+from glm4.training.sharding import gathered, optimizer_state, restore_optimizer
 from glm4.training.train_loader import EpochLoader, Share, loader, reading_order, stream_loader, training_order
+
+_OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 class GlmTrainer(transformers.Trainer):
@@ -36,6 +39,7 @@ class GlmTrainer(transformers.Trainer):
     """
 
     model: LossModel
+    control: transformers.TrainerControl
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -55,8 +59,8 @@ class GlmTrainer(transformers.Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train,  # type: ignore[arg-type]  # read by our own loader only
-            eval_dataset=validation or None,  # type: ignore[arg-type]
+            train_dataset=train,  # read by our own loader only
+            eval_dataset=validation or None,
             callbacks=list(callbacks),
         )
         self.remove_callback(transformers.PrinterCallback)
@@ -219,24 +223,47 @@ class GlmTrainer(transformers.Trainer):
         return {name.removeprefix("model."): tensor for name, tensor in found.items()}
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter, if the method has one."""
-        if self._write_adapter is not None and self.args.should_save:
-            self._write_adapter(self.model.model, folder)
+        """Write the adapter, if the method has one; every process calls this."""
+        if self._write_adapter is None:
+            return
+        with gathered(self.model):
+            if self.args.should_save:
+                self._write_adapter(self.model.model, folder)
+
+    def save_optimizer(self, folder: Path) -> None:
+        """Write the states of optimizer and schedule; every process calls this."""
+        if not self.is_fsdp_enabled:
+            self._save_optimizer_and_scheduler(str(folder))
+            return
+        state = optimizer_state(self.model, self.optimizer.optimizer)
+        if self.args.should_save:
+            torch.save(state, folder / _OPTIMIZER)
+            torch.save(self.lr_scheduler.state_dict(), folder / _SCHEDULER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        state = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True) if self.args.should_save else {}
+        restore_optimizer(self.model, self.optimizer.optimizer, state)
+        self.lr_scheduler.load_state_dict(torch.load(folder / _SCHEDULER, weights_only=True))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         checkpoints.save(self, self.facts)
 
-    def restore(self, checkpoint: Path) -> None:
-        """Take weights and position of a checkpoint, without training on."""
-        self._load_from_checkpoint(str(checkpoint))
+    def restore_position(self, state: Mapping[str, Any]) -> None:
+        """Go on from the `run_state.json` of a checkpoint, whose other files `train` reads."""
+        self.restore_window(state["window"], state["tokens"])
+        self.last_loss = state["loss"]
+
+    def restore_finished(self, checkpoint: Path) -> None:
+        """Take weights and position of a checkpoint after which there is nothing to train."""
+        checkpoints.load_weights(self, checkpoint)
         self.state = transformers.TrainerState.load_from_json(str(checkpoint / checkpoints.TRAINER_STATE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        checkpoint = Path(resume_from_checkpoint)
-        checkpoints.load_weights(self, checkpoint)
-        state = checkpoints.read_run_state(checkpoint)
-        self.restore_window(state["window"], state["tokens"])
-        self.last_loss = state["loss"]
+        checkpoints.load_weights(self, Path(resume_from_checkpoint))
 
 
 def _lengths(rows: Sequence[Any]) -> Sequence[int]:

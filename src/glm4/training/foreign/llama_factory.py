@@ -17,6 +17,7 @@ from glm4.training.foreign.rules import (
     negated,
     noted,
     number,
+    projector,
     read_keys,
     refused,
     same,
@@ -40,6 +41,9 @@ def read(draft: Draft) -> None:
     raw = draft.raw
     if raw.get("lora_alpha") is None:
         draft.fields["lora.lora_alpha"] = 2.0 * draft.fields["lora.r"]
+    if draft.most:
+        for name in ("data.train", "data.validation"):
+            draft.fields[name] = tuple(f"{one}#{draft.most}" for one in draft.fields.get(name, ()))
     if raw.get("stage") == "pt":
         draft.fields["data.format"] = "text"
     if raw.get("eval_strategy", raw.get("evaluation_strategy")) != "steps":
@@ -91,12 +95,19 @@ def _folder(draft: Draft, key: str, value: Any) -> None:
 
 def _datasets(field_name: str) -> Rule:
     def rule(draft: Draft, key: str, value: Any) -> None:
-        if not value:
-            return
-        most = draft.raw.get("max_samples")
-        draft.fields[field_name] = tuple(name if most is None else f"{name}#{whole(most)}" for name in names(value))
+        if value:
+            draft.fields[field_name] = names(value)
 
     return rule
+
+
+def _samples(draft: Draft, key: str, value: Any) -> None:
+    if value is None:
+        return
+    if whole(value) < 1:
+        raise ValueError(f"must be above 0, not {shown(value)}")
+    draft.most = whole(value)
+    draft.notes.append(f"{key}: of each data set the first rows, as there")
 
 
 def _packing(draft: Draft, key: str, value: Any) -> None:
@@ -164,7 +175,7 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "dataset_dir": _folder,
         "dataset": _datasets("data.train"),
         "eval_dataset": _datasets("data.validation"),
-        "max_samples": noted("of each data set the first rows, as there"),
+        "max_samples": _samples,
         "val_size": same("data.validation_split", number),
         "cutoff_len": same("data.max_length", whole),
         "media_dir": same("data.image_folder", text),
@@ -205,7 +216,7 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "create_new_adapter": noted("the adapter is always a new one"),
         "use_llama_pro": refused("no layers are added"),
         "freeze_vision_tower": same("train_vision", negated),
-        "freeze_multi_modal_projector": same("train_projector", negated),
+        "freeze_multi_modal_projector": same("train_projector", projector),
         "freeze_language_model": refused("the language model is always trained"),
         "pref_beta": same("dpo_beta", number),
         "pref_loss": refused("dpo's loss is the sigmoid one here", "sigmoid"),

@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +22,7 @@ from glm4.training.foreign.rules import (
     negated,
     noted,
     number,
+    projector,
     read_keys,
     refused,
     same,
@@ -50,7 +50,7 @@ def read(draft: Draft) -> None:
         fields["learning_rate"] = 1e-5 if fields["method"] == "full" else 1e-4
     if raw.get("gradient_accumulation_steps") is None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        together = fields["per_device_train_batch_size"] * processes
+        together = max(1, fields["per_device_train_batch_size"] * processes)
         fields["gradient_accumulation_steps"] = max(1, math.ceil(_BATCH / together))
     if not fields.get("data.validation") and not fields.get("data.validation_split"):
         fields["eval_steps"] = 0
@@ -80,7 +80,7 @@ def _datasets(field_name: str) -> Rule:
         on_hub = str(draft.raw.get("use_hf", False)).lower() in ("true", "1")
         for name in wanted:
             file = name.partition("#")[0]
-            if not on_hub and not Path(file).exists():
+            if not on_hub and not os.path.exists(file):  # noqa: PTH110 - which raises for no name
                 raise NotDoneError(
                     f"there is no file {file}, and data sets of ModelScope are not fetched; name a file, or set use_hf:"
                     " true for a name of Hugging Face's hub"
@@ -255,7 +255,7 @@ _RULES: Mapping[str, Rule] = MappingProxyType(
         "trainable_parameters_regex": refused("use method freeze with freeze_layers in a configuration of ours"),
         "freeze_llm": refused("the language model is always trained"),
         "freeze_vit": same("train_vision", negated),
-        "freeze_aligner": same("train_projector", negated),
+        "freeze_aligner": same("train_projector", projector),
         "vit_gradient_checkpointing": noted("as gradient_checkpointing"),
         "vit_lr": refused("there is one learning rate"),
         "aligner_lr": refused("there is one learning rate"),

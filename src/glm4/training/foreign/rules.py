@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,12 +27,14 @@ class Draft:
         raw: its keys.
         fields: of `TrainingConfig`; a field of a group has its group and a dot in front.
         notes: what a user should know of keys that were accepted.
+        most: rows of each data set that are read; 0 reads all.
     """
 
     tool: str
     raw: Mapping[str, Any]
     fields: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    most: int = 0
 
     def config(self) -> TrainingConfig:
         """The configuration so far."""
@@ -109,7 +112,8 @@ def read_keys(
         InvalidRequestError: keys are unknown, malformed or mean something that is not done; all of them are named.
     """
     problems: list[str] = []
-    for key, value in {**defaults, **draft.raw}.items():
+    given = {key: defaults.get(key) if value is None else value for key, value in draft.raw.items()}
+    for key, value in {**defaults, **given}.items():
         rule = rules.get(key) or next((rule for start, rule in prefixes.items() if key.startswith(start)), None)
         if rule is None:
             near = difflib.get_close_matches(str(key), rules, n=1)
@@ -119,6 +123,8 @@ def read_keys(
             rule(draft, key, value)
         except (NotDoneError, ValueError) as error:
             problems.append(f"{key}: {error}")
+        except TypeError:  # a list or mapping where a plain value is looked up
+            problems.append(f"{key}: cannot be {shown(value)}")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise InvalidRequestError(
@@ -138,9 +144,11 @@ def number(value: Any) -> float:
     """A number. YAML reads 1e-4 as a text."""
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
+            found = float(value)
+        except (ValueError, OverflowError):
+            found = math.nan
+        if math.isfinite(found):
+            return found
     raise ValueError(f"must be a number, not {shown(value)}")
 
 
@@ -164,6 +172,11 @@ def flag(value: Any) -> bool:
 def negated(value: Any) -> bool:
     """The opposite."""
     return not flag(value)
+
+
+def projector(value: Any) -> str:
+    """What becomes of the projector, by whether it is frozen."""
+    return "none" if flag(value) else "lora"
 
 
 def names(value: Any) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from glm4.training.foreign.rules import (
     whole,
 )
 
+_MAX_NBYTES = 1 << 20
 _REPORTS = ("tensorboard", "wandb", "swanlab")
 _STEPS_ONLY = "only by steps here; set it to steps, and how many"
 _OURS = "the trainer here sees to it itself"
@@ -71,13 +72,14 @@ def _deepspeed(draft: Draft, key: str, value: Any) -> None:
     """A name of ms-swift's, or a file, whose stage is what counts."""
     if not value:
         return
-    shipped = {"zero0": "", "zero2": "zero2", "zero3": "zero3"}
-    if value in shipped:
-        draft.fields["accelerator"] = shipped[value]
-        return
     if isinstance(value, str):
+        shipped = {"zero0": "", "zero2": "zero2", "zero3": "zero3"}
+        if value in shipped:
+            draft.fields["accelerator"] = shipped[value]
+            return
         try:
-            value = json.loads(Path(value).read_bytes() if not value.lstrip().startswith("{") else value)
+            with Path(value).open("rb") as file:
+                value = json.loads(file.read(_MAX_NBYTES))
         except OSError as error:
             raise NotDoneError(f"cannot read {value}: {error.strerror or error}") from None
         except (ValueError, RecursionError):

@@ -30,7 +30,7 @@ def add_lora(model: Any, config: TrainingConfig) -> Any:
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # PEFT computes with fractions, too
+        lora_alpha=lora.lora_alpha,  # PEFT computes with fractions, too
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
         modules_to_save=saved,
@@ -63,8 +63,10 @@ def save_lora(model: Any, folder: Path, base: str) -> None:
     for settings in model.peft_config.values():
         settings.base_model_name_or_path = base
         settings.target_modules = sorted(settings.target_modules)  # PEFT has a set, in another order in each process
+    # Asked for its state, a model under FSDP would divide it again.
+    state = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     # Told that embeddings are not part of it, PEFT asks no server about the base model.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
 
 

@@ -89,8 +89,8 @@ def insert_prefix(model: Any, config: PrefixConfig) -> Prefix:
     heads, head_dim = model.config.num_key_value_heads, _head_dim(model)
     hidden_size = (config.hidden_size or model.config.hidden_size) if config.projection else 0
     model.requires_grad_(False)
-    prefix = Prefix(config.num_virtual_tokens, heads * head_dim, hidden_size).to(device)
-    model.base_model.prefix = prefix
+    prefix = Prefix(config.num_virtual_tokens, heads * head_dim, hidden_size)
+    model.base_model.prefix = prefix.to(device)
     model.base_model.register_forward_pre_hook(_make_room, with_kwargs=True)
     for attention in _attentions(model):
         attention.prefix = LayerPrefix(prefix, heads, head_dim).to(device)

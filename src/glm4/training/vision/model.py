@@ -60,22 +60,27 @@ class VisionGlmModel(GlmModel):
     def _with_pictures(self, rows: torch.Tensor, pixels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Rows [B, T, H] with those of pictures put in their places."""
         if len(pixels) == 0:
-            return rows + self._unseen(rows) if _several_processes() else rows
+            return rows + self._unseen(rows).to(rows.dtype) if self.training else rows
         seen = self.vision(pixels).to(rows.dtype)
         sequence = places[:, :1].expand(-1, seen.shape[1])
         row = places[:, 1:] + torch.arange(seen.shape[1], device=places.device)
         return rows.index_put((sequence, row), seen)
 
     def _unseen(self, rows: torch.Tensor) -> torch.Tensor:
-        """A zero that the tower has been computed for: processes wait for each other's gradients of all parameters."""
+        """A zero that gives what is trained of the tower gradients of zero, so that a step is the same step whether or
+        not another batch of it has pictures; several processes even wait for each other's gradients.
+        """
+        if not _several_processes():
+            trained = [value.sum() for value in self.vision.parameters() if value.requires_grad]
+            return sum(trained, rows.new_zeros(())) * 0
         size = self.vision.config.image_size
         black = torch.zeros(1, size, size, self.vision.config.in_channels, dtype=torch.uint8, device=rows.device)
-        return (self.vision(black).sum() * 0).to(rows.dtype)
+        return self.vision(black).sum() * 0
 
 
 def _several_processes() -> bool:
     distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return bool(distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
 
 
 class VisionGlmForCausalLM(GlmForCausalLM):

@@ -42,7 +42,7 @@ class Attention(nn.Module):
         """[N, positions, C] to the same."""
         q, k, v = self.query_key_value(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.dense(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.dense(mixed.transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -55,7 +55,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, positions, C] to the same."""
-        return self.fc2(functional.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+        return self.fc2(functional.gelu(self.fc1(x)))
 
 
 class TowerLayer(nn.Module):
@@ -88,7 +88,7 @@ class Projector(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """See the class."""
         x = functional.gelu(self.norm1(self.linear_proj(x.to(self.norm1.weight.dtype))))
-        return self.dense_4h_to_h(functional.silu(self.gate_proj(x)) * self.dense_h_to_4h(x))  # type: ignore[no-any-return]
+        return self.dense_4h_to_h(functional.silu(self.gate_proj(x)) * self.dense_h_to_4h(x))
 
 
 class Tower(nn.Module):
@@ -127,11 +127,11 @@ class Tower(nn.Module):
 
     def _through(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return layer(x)  # type: ignore[no-any-return]
+            return layer(x)
         if not (x.requires_grad or any(value.requires_grad for value in layer.parameters())):
-            return layer(x)  # type: ignore[no-any-return]  # frozen: autograd keeps nothing of it
+            return layer(x)  # frozen: autograd keeps nothing of it
         # The other kind of checkpoint has no gradients for a layer whose input needs none: the first one's.
-        return checkpoint(layer, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(layer, x, use_reentrant=False)
 
 
 def normalized(pixels: torch.Tensor) -> torch.Tensor:
