@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from glm4.cli.parameters import Option, UsageError
@@ -297,7 +298,8 @@ def load_llm(model: str, *, lora: str | None = None, **options: Any) -> LLM:
         from glm4.llm import LLM
 
         options |= adapter_options(options, 0 if lora is None else 1)
-
+        if lora is not None:
+            check_adapters(model, [Path(lora)], options)
         llm = LLM(model, progress=report, **options)
         try:
             if lora is not None:
@@ -346,6 +348,32 @@ def import_engine(backend: str = "local", **options: Any) -> None:
         if not row.packages:  # those take seconds: only once the model is there
             row.backend_class()
     gc.freeze()  # modules live until exit, so collections need not traverse them
+
+
+def check_adapters(model: str, folders: Iterable[Path], options: Mapping[str, Any]) -> None:
+    """Refuse adapters of another model before this one is loaded, which takes longer than to look at their headers.
+
+    Args:
+        options: of `LLM`; backends that load something else than our readers read check by themselves.
+
+    Raises:
+        Glm4Error: see `loading.adapters.check_adapter`.
+    """
+    from glm4 import hub
+    from glm4.checkpoints.checkpoint import open_checkpoint
+    from glm4.errors import ModelNotFoundError
+    from glm4.loading.adapters import check_adapter
+    from glm4.variants import get_variant
+
+    if options.get("backend", "local") not in ("local", "transformers"):
+        return
+    try:
+        path = hub.resolve(model, allow_download=False)
+    except ModelNotFoundError:
+        return  # it is downloaded first, or the error comes from there
+    with open_checkpoint(path, variant=get_variant(model)) as checkpoint:
+        for folder in folders:
+            check_adapter(folder, checkpoint)
 
 
 def adapter_options(options: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -108,6 +108,8 @@ class ServedModels:
             if index == 0:
                 own = [*names, *own] if names and not name else [*own, *names]
             adapters = dict(_pair(adapter) for adapter in self.lora or []) if index == 0 else {}
+            if adapters:
+                options.check_adapters(source, adapters.values(), settings)
             specs.append(ModelSpec(source, tuple(dict.fromkeys(own)), settings, adapters))
         return tuple(specs)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from glm4.checkpoints.adapter_folder import adapter_type, find_adapter
+from glm4.checkpoints.checkpoint import Checkpoint
+from glm4.checkpoints.peft_adapter import AdapterFile, check_base
 from glm4.checkpoints.peft_prefix import PREFIX_TYPE, PrefixFile
 from glm4.kernels.base import Kernels
 from glm4.loading.lora import read_adapter
@@ -39,6 +41,23 @@ def read_any_adapter(
     if adapter_type(path) == PREFIX_TYPE:
         return read_prefix(path, config, model_type, max_nbytes=max_nbytes, max_model_len=max_model_len)
     return read_adapter(path, config, model_type, kernels, format=format, max_nbytes=max_nbytes, layers=layers)
+
+
+def check_adapter(path: Path, checkpoint: Checkpoint) -> None:
+    """Compare an adapter with the model that it is to change, by what their files' headers say.
+
+    Args:
+        path: as for `read_any_adapter`.
+
+    Raises:
+        Glm4Error: it cannot be used with this model; see `AdapterFile`, `PrefixFile` and `check_base`.
+    """
+    folder = find_adapter(path)
+    if adapter_type(folder) == PREFIX_TYPE:
+        PrefixFile(folder, checkpoint.config, checkpoint.model_type).close()
+        return
+    with AdapterFile(folder, checkpoint.config, checkpoint.model_type) as file:
+        check_base(folder, file.base, checkpoint.variant)
 
 
 def read_prefix(
