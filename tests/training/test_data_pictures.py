@@ -16,8 +16,8 @@ from golden_models import GOLDEN
 
 def test_a_file_that_is_no_picture_is_a_bad_row(tmp_path: Path) -> None:
     whole = encode_picture(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
-    for name, data in (("good.png", whole), ("half.png", whole[: len(whole) // 2]), ("text.png", b"not a picture")):
-        (tmp_path / name).write_bytes(data)
+    for name, content in (("good.png", whole), ("half.png", whole[: len(whole) // 2]), ("text.png", b"not a picture")):
+        (tmp_path / name).write_bytes(content)
     answer = {"role": "assistant", "content": "red"}
     rows = [
         {"messages": [{"role": "user", "content": "What color is the circle?", "image": name}, answer]}

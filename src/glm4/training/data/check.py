@@ -173,8 +173,10 @@ class _Checker:
 
     def _check_pictures(self, sample: Tokenized) -> None:
         """Decode them, as training does when it comes to them."""
+        if self._images is None:
+            return
         for one in _sequences(sample)[:1]:  # the answers of a preference have the same
-            for data in one.images if self._images is not None else ():
+            for data in one.images:
                 try:
                     self._images.decoder.decode(data)
                 except InvalidRequestError as error:
