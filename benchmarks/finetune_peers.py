@@ -142,13 +142,13 @@ def held_out_loss(spec: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
 def _loss(model: Any, rows: list[dict[str, Any]]) -> float:
     total, count = 0.0, 0
     for row in rows:
         targets = torch.tensor(row["labels"])[1:]
         wanted = targets != IGNORED
-        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][wanted]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][wanted]
         total += float(torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="sum"))
         count += int(wanted.sum())
     return total / count

@@ -43,12 +43,10 @@ class Card:
         return {"messages": [*self.prompt, {"role": "assistant", "content": json.dumps(self.fields)}]}
 
     def right(self, answer: str) -> float:
-        """Share of the fields that an answer has right; 0 if it is not one JSON object."""
+        """Share of the fields that the first JSON object of an answer has right, whatever stands around it."""
         try:
-            found = json.loads(answer)
+            found, _ = json.JSONDecoder().raw_decode(answer[answer.index("{") :])
         except ValueError:
-            return 0.0
-        if not isinstance(found, dict):
             return 0.0
         return sum(found.get(key) == value for key, value in self.fields.items()) / len(self.fields)
 

@@ -69,8 +69,8 @@ def test_fields_of_a_card_are_counted_one_by_one() -> None:
     card = next(card for card in cards(held_out=True) if card.fields["needs"])
     assert card.right(json.dumps(card.fields)) == 1.0
     assert card.right(json.dumps(card.fields | {"needs": []})) == pytest.approx(5 / 6)
-    assert card.right(f"Here it is: {json.dumps(card.fields)}") == 0.0
-    assert card.right("[]") == 0.0
+    assert card.right(f"Here it is:\n```json\n{json.dumps(card.fields, indent=2)}\n```") == 1.0
+    assert card.right("{}") == card.right('{"lib": ') == card.right("[]") == 0.0
 
 
 def test_a_gain_is_told_from_noise() -> None:

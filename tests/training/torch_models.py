@@ -12,6 +12,7 @@ import transformers
 from glm4.training.batches import Batch, collate
 from glm4.training.data.examples import TokenizedExample
 
+torch.set_num_threads(1)  # tiny products are not worth waiting for another thread
 VOCABULARY = 320
 CLASSES = ("Glm", "Glm4", "Qwen2", "Llama")
 

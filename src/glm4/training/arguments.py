@@ -44,7 +44,7 @@ def training_arguments(
         "warmup_steps": config.warmup_ratio,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",  # in place: the plain one holds a copy of the largest weight beside its states
         "seed": config.seed,
         "bf16": bf16,
         "use_cpu": device.type == "cpu",

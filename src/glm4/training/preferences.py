@@ -17,7 +17,7 @@ from glm4.training.run_folder import REFERENCES, VALIDATION_REFERENCES
 
 
 def preference_rows(
-    run: Prepared, model: Any, collate: Collate, listener: Listener, *, bf16: bool
+    run: Prepared, model: Any, make: Collate, listener: Listener, *, bf16: bool
 ) -> tuple[DpoObjective, Any, Any]:
     """The objective, and the rows of training and validation.
 
@@ -26,14 +26,14 @@ def preference_rows(
 
     Args:
         model: as the method has made it, before any training.
-        collate: makes a batch of examples.
+        make: a batch of examples.
         bf16: whether it is going to compute in bfloat16.
     """
     config = run.config
     set_aside = METHODS[config.method].set_aside
     if set_aside is not None:
-        return DpoObjective(collate, config.dpo_beta, set_aside), run.train, run.validation
-    objective = DpoObjective(collate, config.dpo_beta)
+        return DpoObjective(make, config.dpo_beta, set_aside), run.train, run.validation
+    objective = DpoObjective(make, config.dpo_beta)
     device = next(model.parameters()).device
 
     def logprobs(pairs: Any) -> torch.Tensor:
