@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm4.chat.messages import Message
-from glm4.errors import TrainingDataError
+from glm4.errors import InvalidRequestError, TrainingDataError
 from glm4.requests.processor import Processor
 from glm4.training.config import DataConfig
 from glm4.training.data.dataset import Progress, data_sources
@@ -123,6 +123,7 @@ class _Checker:
         self._encoder = Encoder(processor, config.loss, config.max_length, limit)
         self._fail_long = config.long_samples == "error"
         self._thinks = processor.dialect.thinks
+        self._images = processor.images
         self._shown = shown
         self._lengths = array("i")
         self._seen: set[int] = set()
@@ -137,6 +138,7 @@ class _Checker:
             samples = list(self._encoder.tokenized(example))
             for sample in samples:
                 self._check_length(sample)
+                self._check_pictures(sample)
         except TrainingDataError as error:
             self.found.bad += 1
             if len(self.found.problems) < MAX_PROBLEMS:
@@ -151,6 +153,8 @@ class _Checker:
     def finish(self) -> DataCheck:
         """The whole result."""
         counts = self._encoder.counts
+        if self._images is not None:
+            self._images.close()
         return replace(
             self.found,
             lengths=np.array(self._lengths, np.int32),
@@ -166,6 +170,17 @@ class _Checker:
                 raise TrainingDataError(
                     f"the sample has {len(one)} tokens, but max_length is {self.found.max_length}", place=one.place
                 )
+
+    def _check_pictures(self, sample: Tokenized) -> None:
+        """Decode them, as training does when it comes to them."""
+        if self._images is None:
+            return
+        for one in _sequences(sample)[:1]:  # the answers of a preference have the same
+            for data in one.images:
+                try:
+                    self._images.decoder.decode(data)
+                except InvalidRequestError as error:
+                    raise TrainingDataError(str(error), place=one.place) from None
 
     def _count(self, sample: Tokenized) -> None:
         found = self.found
