@@ -57,7 +57,7 @@ class Run:
 
 RUNS = {
     "smoke lora": Run("smoke", "lora", 160, 1, 4, 1e-3),
-    "smoke ptuning_v2": Run("smoke", "ptuning_v2", 160, 1, 4, 1e-2),
+    "smoke ptuning_v2": Run("smoke", "ptuning_v2", 160, 1, 4, 2e-2),
     "starter lora": Run("starter", "lora", 64, 1, 4, 5e-4, checkpointing=True),
 }
 

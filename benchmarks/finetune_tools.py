@@ -141,7 +141,7 @@ def one_round(root: Path, args: argparse.Namespace, seed: int) -> dict[str, Scor
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base-steps", type=int, default=600)
+    parser.add_argument("--base-steps", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cases", type=int, default=200, help="held-out questions")
     parser.add_argument("--tools", type=int, default=1, help="functions that are offered")
