@@ -85,7 +85,7 @@ backends: .venv-backends/.done ## run the tests of the transformers and OpenVINO
 	.venv-backends/bin/python -m pytest -n $(JOBS) -m backends $(ARGS)
 
 train: .venv-backends/.done ## run the tests of fine-tuning
-	.venv-backends/bin/python -m pytest -n $(JOBS) -m train $(ARGS)
+	OMP_NUM_THREADS=1 .venv-backends/bin/python -m pytest -n $(JOBS) -m "train and not slow" $(ARGS)
 
 vllm: .venv-vllm/.done ## run the tests of the vLLM backend, on the CPU
 	.venv-vllm/bin/python -m pytest -n 0 -m vllm $(ARGS)

@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--cases", type=int, default=200, help="held-out questions")
-    parser.add_argument("--tools", type=int, default=2, help="functions that are offered")
+    parser.add_argument("--tools", type=int, default=1, help="functions that are offered")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """A small world of tools for fine-tuning: questions, the calls that answer them, and what is said of the results.
 
-A user asks for the topic of something; one of two offered functions is for that topic, and its name and the name of its
+A user asks for the topic of something; one of the offered functions is for that topic, and its name and the name of its
 argument have to be read in the prompt. What is held out are pairs of topic and ending (functions that were never seen)
 and pairs of topic and thing. After the result comes an answer: in the words of `PLAIN` or, as the house wants it, of
 `HOUSE`. GLM-4 has no token that ends a turn: the role that comes next does, `<|observation|>` after a call and

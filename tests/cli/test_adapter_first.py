@@ -25,7 +25,7 @@ def test_before_weights(
 ) -> None:
     model = tiny_model()
     folder = write_folder(tmp_path / "model", model)
-    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr("glm4.checkpoints.checkpoint.Checkpoint.load_rows", lambda *_, **__: pytest.fail("was read"))
     monkeypatch.setattr("glm4.llm.LLM.__init__", lambda *_, **__: pytest.fail("was loaded"))
     adapter = str(other(model, tmp_path / "other"))
