@@ -25,9 +25,8 @@ pytestmark = [pytest.mark.train, pytest.mark.timeout(1800)]
 COURSE = ["--validation-split", "5", "--max-steps", "9", "--save-steps", "4", "--set", "logging_steps=1"]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_two_processes_are_one_that_accumulates(tmp_path: Path, method: str) -> None:
-    inputs = [*write_inputs(tmp_path, count=20), *COURSE, "--method", method]
+def test_two_processes_are_one_that_accumulates(tmp_path: Path) -> None:
+    inputs = [*write_inputs(tmp_path, count=20), *COURSE]
     one, two = tmp_path / "one", tmp_path / "two"
     assert run_cli(*inputs, "-o", str(one), "--accumulation", "2").returncode == 0
     done = run_cli(*inputs, "-o", str(two), processes=2)
