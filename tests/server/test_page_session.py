@@ -15,15 +15,18 @@ from glm4.errors import InvalidRequestError
 from glm4.server.config import ModelSpec
 from glm4.server.cookies import SECONDS, Cookies
 from glm4.server.page.attempts import MOST_OF_ONE
-from glm4.server.page.static import FOLDER, PAGE_HEADERS, page_rows
+from glm4.server.page.static import FOLDER, PAGE_HEADERS, TRAINING, page_rows
 from live import config, serve
 from scripted_llm import scripted_llm
 
 
 def test_every_file_of_the_page_has_a_row() -> None:
     rows = {page.path: page.file for page in page_rows()}
-    assert rows.pop("/ui") == FOLDER / "index.html"
-    assert {path.removeprefix("/ui/") for path in rows} | {"index.html"} == {file.name for file in FOLDER.iterdir()}
+    for start, below, folder in (("/ui", "/ui/", FOLDER), ("/training", "/ui/training/", TRAINING)):
+        assert rows[start] == folder / "index.html"
+        for file in folder.iterdir():
+            assert file.name == "index.html" or rows[below + file.name] == file
+    assert len(rows) == len([*FOLDER.iterdir(), *TRAINING.iterdir()])
 
 
 def test_the_page_is_sent_with_its_policy_and_not_sent_twice(tmp_path: Path) -> None:
