@@ -304,7 +304,7 @@ def test_adapters_that_cannot_be_used(llm: LLM, folder: Path, tmp_path: Path) ->
     broken = write_adapter(tmp_path / "broken", tensors | {name: np.full_like(tensors[name], np.inf)})
     with pytest.raises(TensorError, match="not finite"):
         llm.load_adapter("a", str(broken))
-    with pytest.raises(CheckpointError, match="cannot access"):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
         llm.load_adapter("a", str(tmp_path / "nowhere"))
     changed = json.loads((good / "adapter_config.json").read_text()) | {"use_dora": True}
     with pytest.raises(CheckpointError, match="use_dora"):
