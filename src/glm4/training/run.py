@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     Package("torch", "2.8"),
-    Package("transformers", "5.16"),
+    Package("transformers", "5.16", "5.24"),  # which renames the argument that prefixes go by
     Package("peft", "0.21"),
     Package("accelerate", "1.15"),
 )
