@@ -65,7 +65,7 @@ test-pythons: ## make test-fast under Python 3.10 and 3.13, where there are such
 # Environments on top of the first, one for each set of extras that fit together.
 .venv-backends/.done: $(VENV)/.dev
 	@echo "Installing torch, transformers, OpenVINO and what training needs in .venv-backends (a minute or two, once) ..."
-	@tools/layered_environment.sh $(BIN)/python .venv-backends torch==2.13.0 'glm4[transformers,openvino,qlora]'
+	@tools/layered_environment.sh $(BIN)/python .venv-backends torch==2.13.0 'glm4[transformers,openvino,qlora]' trl==1.16.0
 	@touch $@
 
 # vLLM for CPUs is a package of its own name. What it asks for beside it is built for CUDA, and then fails to import.
