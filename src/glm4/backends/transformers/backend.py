@@ -22,12 +22,13 @@ from glm4.backends.transformers.device import (
 from glm4.backends.transformers.loop import GenerationLoop
 from glm4.backends.transformers.lora import AdapterHooks, AdapterLayout, DeviceAdapter, DevicePrefix
 from glm4.backends.transformers.options import TransformersOptions
-from glm4.backends.transformers.weights import Progress, load_model, num_parameters
+from glm4.backends.transformers.weights import Progress, load_model
 from glm4.checkpoints.checkpoint import open_checkpoint
 from glm4.engine.adapters import AdapterTable
 from glm4.engine.protocol import AdapterInfo, EngineStats, GenerationOutput, GenerationRequest, check_request
 from glm4.errors import InvalidRequestError, ModelClosedError, OutOfMemoryError
 from glm4.model.config import ModelConfig
+from glm4.model.tensors import num_parameters
 
 # Of the memory that is free once the weights are there.
 _CACHE_SHARE = 0.6
@@ -97,7 +98,7 @@ class TransformersBackend:
         """
         device = choose_device(options.device)
         with open_checkpoint(files.path, variant=files.variant) as checkpoint:
-            dtype = choose_dtype(options.dtype, device, num_parameters(checkpoint))
+            dtype = choose_dtype(options.dtype, device, num_parameters(checkpoint.config))
             layout = AdapterLayout.of(checkpoint)
             if options.num_threads is not None:
                 torch.set_num_threads(options.num_threads)

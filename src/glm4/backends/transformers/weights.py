@@ -19,11 +19,6 @@ SLAB_NBYTES = 64 << 20
 """Of float32 rows that are held beside the weights while they are read."""
 
 
-def num_parameters(checkpoint: Checkpoint) -> int:
-    """Numbers in all tensors of the model."""
-    return sum(math.prod(tensor.shape) for tensor in hf_tensors(checkpoint))
-
-
 def store_parameter(model: Any, name: str, value: torch.Tensor) -> None:
     """Gives a model one of its parameters, by its full name."""
     owner, _, parameter = name.rpartition(".")
